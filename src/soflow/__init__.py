@@ -1,0 +1,72 @@
+"""soflow: generative models that draw a sample in one forward pass.
+
+An implementation of "SoFlow: Solution Flow Models for One-Step Generative Modeling" (arXiv 2512.15657). The names below are
+the public ones, in the order in which a newcomer should read them; each is imported when first used, so that importing
+soflow costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from soflow.config import Config as Config
+    from soflow.config import read_recipe as read_recipe
+    from soflow.guidance import Guidance as Guidance
+    from soflow.networks.dit import DiT as DiT
+    from soflow.networks.mlp import MLP as MLP
+    from soflow.networks.unet import UNet as UNet
+    from soflow.objectives.soflow import SoFlow as SoFlow
+    from soflow.path import LinearPath as LinearPath
+    from soflow.path import TrigPath as TrigPath
+    from soflow.pictures import save_picture as save_picture
+    from soflow.runs import load as load
+    from soflow.runs import train as train
+    from soflow.sampling import integrate_velocity as integrate_velocity
+    from soflow.sampling import ode as ode
+    from soflow.sampling import one_step as one_step
+    from soflow.sampling import renoise as renoise
+    from soflow.solution import EulerParameterization as EulerParameterization
+    from soflow.solution import FlowModel as FlowModel
+    from soflow.solution import TrigParameterization as TrigParameterization
+    from soflow.times import LogitNormal as LogitNormal
+    from soflow.times import MiddleTime as MiddleTime
+
+__version__ = "0.1.0"
+
+_HOME = {
+    # train and sample
+    "train": "runs",
+    "load": "runs",
+    "one_step": "sampling",
+    "renoise": "sampling",
+    "ode": "sampling",
+    "integrate_velocity": "sampling",
+    "save_picture": "pictures",
+    "read_recipe": "config",
+    "Config": "config",
+    # the method
+    "LinearPath": "path",
+    "TrigPath": "path",
+    "EulerParameterization": "solution",
+    "TrigParameterization": "solution",
+    "FlowModel": "solution",
+    "LogitNormal": "times",
+    "MiddleTime": "times",
+    "Guidance": "guidance",
+    "SoFlow": "objectives.soflow",
+    # networks
+    "DiT": "networks.dit",
+    "UNet": "networks.unet",
+    "MLP": "networks.mlp",
+}
+__all__ = list(_HOME)  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'soflow' has no attribute '{name}'")
+    return getattr(import_module(f"soflow.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

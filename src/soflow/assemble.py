@@ -1,0 +1,89 @@
+"""From a configuration to the objects it names. The only place, beside the commands, that knows them all."""
+
+from torch import nn
+
+from soflow.config.schema import Config, DataConfig, LogitNormalConfig
+from soflow.data import sources
+from soflow.data.augment import AugmentPipe
+from soflow.data.sources import Dataset
+from soflow.errors import InputError
+from soflow.guidance import Guidance
+from soflow.networks.dit import DiT
+from soflow.networks.mlp import MLP
+from soflow.networks.unet import UNet
+from soflow.objectives.base import Objective
+from soflow.objectives.soflow import SoFlow
+from soflow.path import LinearPath, Path, TrigPath
+from soflow.solution import EulerParameterization, FlowModel, Parameterization, TrigParameterization
+from soflow.times import LogitNormal, MiddleTime
+
+PATHS: dict[str, type[Path]] = {"linear": LinearPath, "trig": TrigPath}
+PARAMETERIZATIONS: dict[str, type[Parameterization]] = {"euler": EulerParameterization, "trig": TrigParameterization}
+
+
+def make_dataset(config: DataConfig, split: str = "train") -> Dataset:
+    """The data, checked against the shape and the classes that the configuration states."""
+    dataset = sources.load(config.source, split)
+    if dataset.shape != config.shape:
+        raise InputError(f"data.shape is {list(config.shape)}, but {config.source} has {list(dataset.shape)}")
+    if config.num_classes == 0:
+        return Dataset(dataset.name, dataset.split, dataset.data, labels=None)
+    if dataset.num_classes != config.num_classes:
+        raise InputError(
+            f"data.num_classes is {config.num_classes}, but {config.source} has {dataset.num_classes} classes; "
+            "0 trains without labels"
+        )
+    return dataset
+
+
+def make_augment(config: DataConfig) -> AugmentPipe | None:
+    return AugmentPipe(config.augment) if config.augment else None
+
+
+def make_network(config: Config) -> nn.Module:
+    """The network, freshly initialized from torch's current seed, on torch's current default device."""
+    data, network = config.data, config.network
+    settings = network.model_dump(exclude={"name"})
+    try:
+        if network.name == "mlp":
+            return MLP(data.shape[0], data.num_classes, **settings)
+        channels, height, width = data.shape
+        if height != width:
+            raise InputError(f"data.shape is {list(data.shape)}: images must be square, [C, H, H]")
+        if network.name == "unet":
+            labels = AugmentPipe.num_labels if data.augment else 0
+            return UNet(height, channels, **settings, augment_labels=labels)
+        return DiT(height, channels, data.num_classes, **settings)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def make_objective(config: Config) -> Objective:
+    objective, guidance = config.objective, config.objective.guidance
+    return SoFlow(
+        path=PATHS[config.path.name](),
+        parameterization=PARAMETERIZATIONS[config.path.parameterization](),
+        lambda_=objective.lambda_,
+        p=objective.p,
+        eps=objective.eps,
+        fm_times=logit_normal(objective.times.flow_matching),
+        t_times=logit_normal(objective.times.t),
+        s_times=logit_normal(objective.times.s),
+        middle=MiddleTime(**objective.middle.model_dump()),
+        guidance=Guidance(**guidance.model_dump(), null_label=config.data.num_classes) if guidance.scale > 1 else None,
+    )
+
+
+def logit_normal(config: LogitNormalConfig) -> LogitNormal:
+    return LogitNormal(config.mean, config.std)
+
+
+def make_model(config: Config, network: nn.Module) -> FlowModel:
+    """The network as samplers and diagnostics see it, in evaluation mode."""
+    return FlowModel(
+        net=network.eval(),
+        path=PATHS[config.path.name](),
+        parameterization=PARAMETERIZATIONS[config.path.parameterization](),
+        shape=config.data.shape,
+        num_classes=config.data.num_classes,
+    )

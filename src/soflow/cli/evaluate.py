@@ -1,0 +1,89 @@
+"""`soflow evaluate`: figures of a trained run, with what real data reaches beside them."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from soflow.cli.options import at_least, whole_numbers
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run folder, or a checkpoint inside it.")],
+    nfe: Annotated[str | None, typer.Option(help="Network evaluations a sample: 1,2,4.  [default: the recipe's]")] = None,
+    num: Annotated[int | None, typer.Option(help="Samples to draw.  [default: the recipe's]")] = None,
+    features: Annotated[str | None, typer.Option(help="digits or coordinates.  [default: the recipe's]")] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Data to compare with, NAME or NAME:SPLIT.  [default: the training data]")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
+) -> None:
+    """Evaluate a trained run: a table, and evaluation.json in the run folder."""
+    counts = None if nfe is None else [at_least(n, 1, "--nfe") for n in whole_numbers(nfe, "--nfe")]
+    if num is not None:
+        at_least(num, 2, "--num")
+    at_least(seed, 0, "--seed")
+
+    from soflow import runs
+    from soflow.cli.progress import counting
+    from soflow.data import sources
+    from soflow.evaluation.evaluate import Judge, samplers
+    from soflow.evaluation.evaluate import evaluate as evaluate_model
+    from soflow.evaluation.features import DigitClassifier, accuracy, load_features
+
+    loaded = runs.load(run)
+    for note in loaded.notes:
+        typer.echo(note, err=True)
+    config = loaded.config.evaluate
+    counts, num = counts or list(config.nfe), num or config.num
+    name, _, split = (reference or loaded.config.data.source).partition(":")
+    compared = sources.load(name, split or "train")
+    held_out = sources.load(name, "train" if split == "test" else "test")
+    judge = Judge(load_features(features or config.features, compared.shape), compared)
+    if compared.shape != loaded.model.shape:
+        raise runs.InputError(f"--reference {name} has samples of shape {list(compared.shape)}, the run {list(loaded.model.shape)}")
+    if isinstance(judge.features, DigitClassifier):
+        print(f"digit classifier: test accuracy {accuracy(judge.features):.4f} on held-out real digits")
+
+    order = [f"{method} {n}" for method, n in samplers(counts)]
+    with counting("evaluating", num * len(order)) as on_batch:
+        results = evaluate_model(
+            loaded.model, judge, held_out, counts, num, seed, loaded.device,
+            on_progress=lambda sampler, done: on_batch(order.index(sampler) * num + done),
+        )  # fmt: skip
+    if isinstance(judge.features, DigitClassifier):
+        results["classifier_test_accuracy"] = accuracy(judge.features)
+    results = {"checkpoint": loaded.checkpoint.path.name, "weights": "ema", **results}
+    loaded.folder.write_evaluation(results)
+    show(results)
+    print(f"written: {loaded.folder.evaluation}")
+
+
+def show(results: dict[str, Any]) -> None:
+    """The results as a table on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    real = results["real"]
+    table = Table(title=f"{results['metric']} of {results['num']} samples to {results['reference']['count']} real ones")
+    for column in ("sampler", "NFE", "distance", "real data's", "recognized", "real data's", "ms a sample"):
+        table.add_column(column, justify="left" if column == "sampler" else "right")
+
+    def share(value: float | None) -> str:
+        return "" if value is None else f"{value:.3f}"
+
+    for row in results["rows"]:
+        table.add_row(
+            row["sampler"],
+            str(row["nfe"]),
+            f"{row['distance']:.4g}",
+            f"{real['distance']:.4g}",
+            share(row["recognized"]),
+            share(real["recognized"]),
+            f"{row['milliseconds_per_sample']:.3f}",
+        )
+    console = Console()
+    console.print(table)
+    console.print(f"real data: {real['count']} held-out {real['dataset']} samples ({real['split']} split)")
+    for name, value in results["diagnostics"].items():
+        console.print(f"{name.replace('_', ' ')}: {value:.4f}", highlight=False)

@@ -1,0 +1,52 @@
+"""`soflow`: the commands together, and what their failures look like.
+
+Exit status: 0 done, 1 failed, 2 wrong use, 128 + signal after a signal (130 after Ctrl-C). Failures that a user can mend
+are one line on stderr; anything else is a bug and keeps its traceback.
+"""
+
+import sys
+from collections.abc import Sequence
+
+import click
+import typer
+
+from soflow.cli.evaluate import evaluate
+from soflow.cli.recipes import recipes
+from soflow.cli.report import report
+from soflow.cli.sample import sample
+from soflow.cli.train import train
+from soflow.errors import InputError, RunError
+
+app = typer.Typer(
+    name="soflow",
+    help="One-step generative models: train a solution flow model, sample it in a single forward pass.",
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (recipes, train, sample, evaluate, report):
+    app.command()(command)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command; returns the exit status."""
+    try:
+        status = app(list(arguments), prog_name="soflow", standalone_mode=False)
+        return status if isinstance(status, int) else 0
+    except click.ClickException as error:
+        return fail(error.format_message(), 2)
+    except InputError as error:
+        return fail(str(error), 2)
+    except RunError as error:
+        return fail(str(error), 1)
+    except (KeyboardInterrupt, click.Abort):
+        return fail("interrupted", 130)
+
+
+def fail(message: str, status: int) -> int:
+    print(f"soflow: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def main() -> None:
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,17 @@
+"""Options that several commands read in the same way."""
+
+from soflow.errors import InputError
+
+
+def whole_numbers(text: str, option: str) -> list[int]:
+    """'1,2,4' -> [1, 2, 4]."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"{option} is '{text}': it must be whole numbers with commas between, such as 1,2,4") from None
+
+
+def at_least(value: int, least: int, option: str) -> int:
+    if value < least:
+        raise InputError(f"{option} is {value}: it must be {least} or more")
+    return value

@@ -1,0 +1,39 @@
+"""`soflow recipes`: what ships, and what every key of a recipe means."""
+
+from collections.abc import Iterator
+from typing import Annotated
+
+import typer
+
+
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="A recipe to print with every key, its value and its meaning.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it.")] = None,
+) -> None:
+    """List the recipes, or print one in full."""
+    from soflow.config.reading import read_recipe, read_yaml, recipe_names
+
+    if name is None:
+        for recipe in recipe_names():
+            print(f"{recipe:18} {read_yaml(recipe).get('description', '')}")
+        return
+    for line in explained(read_recipe(name, overrides or [])):
+        print(line)
+
+
+def explained(section: object, indent: str = "") -> Iterator[str]:
+    """A configuration as YAML with the meaning of each key behind it."""
+    import yaml
+    from pydantic import BaseModel
+
+    assert isinstance(section, BaseModel)
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        comment = f"  # {field.description}" if field.description else ""
+        if isinstance(value, BaseModel):
+            yield f"{indent}{name}:{comment}"
+            yield from explained(value, indent + "  ")
+        else:
+            plain = list(value) if isinstance(value, tuple) else value
+            text = yaml.safe_dump(plain, default_flow_style=True, width=1000).removesuffix("...\n").strip()
+            yield f"{f'{indent}{name}: {text}':36}{comment}"

@@ -1,0 +1,50 @@
+"""`soflow report`: one HTML page about one or more runs."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from soflow.errors import InputError, RunError
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    out: Annotated[Path | None, typer.Option(help="The page.  [default: RUN/report.html, report.html for several]")] = None,
+) -> None:
+    """Write a self-contained HTML page with samples, figures and plots."""
+    from soflow.assemble import make_dataset
+    from soflow.cli.progress import counting
+    from soflow.evaluation.report import Subject, render
+    from soflow.runs import load
+
+    subjects = []
+    with counting("reporting", len(runs)) as on_done:
+        for i, path in enumerate(runs):
+            run = load(path)
+            for note in run.notes:
+                typer.echo(note, err=True)
+            try:
+                evaluation = json.loads(run.folder.evaluation.read_text()) if run.folder.evaluation.exists() else None
+            except ValueError:
+                raise RunError(f"{run.folder.evaluation} is damaged; run soflow evaluate {run.folder.path} again") from None
+            subjects.append(
+                Subject(
+                    name=str(run.folder.path),
+                    model=run.model,
+                    dataset=make_dataset(run.config.data),
+                    metrics=run.folder.read_metrics(),
+                    evaluation=evaluation,
+                    config=run.folder.config.read_text(),
+                    seconds=run.checkpoint.train_state().seconds,
+                    device=run.device,
+                )
+            )
+            on_done(i + 1)
+    file = out or (run.folder.report if len(runs) == 1 else Path("report.html"))
+    try:
+        file.write_text(render(subjects), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write {file}: {error.strerror}; choose another place with --out") from None
+    print(f"written: {file}")

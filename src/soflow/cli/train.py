@@ -1,0 +1,35 @@
+"""`soflow train`: a recipe into a run folder; the same command again goes on from the last checkpoint."""
+
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a YAML file.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it, e.g. train.steps=2000.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder.  [default: runs/RECIPE]")] = None,
+) -> int:
+    """Train a recipe. Running the same command again resumes."""
+    from soflow.config import read_recipe
+
+    config = read_recipe(recipe, overrides or [])  # a mistake here is reported before torch is loaded
+    folder = out or Path("runs") / Path(recipe).stem
+
+    from soflow import runs
+    from soflow.training.display import make_display
+    from soflow.training.signals import Stopped
+
+    display = make_display()
+    try:
+        runs.train(config, folder, display=display)
+    except Stopped as stopped:
+        name = signal.Signals(stopped.signum).name
+        display.note(f"stopped by {name}, checkpoint written; the same command goes on from it")
+        return 128 + stopped.signum
+    display.note(f"trained: {folder}; next: soflow evaluate {folder}")
+    return 0

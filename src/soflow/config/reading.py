@@ -1,0 +1,138 @@
+"""Reads recipes, YAML files and `key=value` overrides into a Config; every mistake becomes one InputError of one line."""
+
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from soflow.config.schema import Config
+from soflow.errors import InputError
+
+RECIPES = files("soflow") / "recipes"
+
+
+def recipe_names() -> list[str]:
+    """The recipes that ship with the package."""
+    return sorted(entry.name.removesuffix(".yaml") for entry in RECIPES.iterdir() if entry.name.endswith(".yaml"))
+
+
+def read_recipe(recipe: str, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a shipped recipe or a YAML file, with `key=value` overrides in dotted keys.
+
+    Raises InputError, naming the nearest known word, for an unknown recipe or key, and the range for a value outside it.
+    """
+    values = read_yaml(recipe)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise InputError(f"'{override}' is not of the form key=value, e.g. train.steps=2000")
+        put(values, key.strip(), parse_value(key, text))
+    return validate(values)
+
+
+def read_yaml(recipe: str) -> dict[str, Any]:
+    """The plain values of a recipe by name or of a file by path."""
+    path = Path(recipe)
+    if recipe in recipe_names():
+        text = (RECIPES / f"{recipe}.yaml").read_text()
+    elif path.suffix in (".yaml", ".yml") and path.is_file():
+        text = path.read_text()
+    elif path.suffix in (".yaml", ".yml"):
+        raise InputError(f"there is no file {recipe}")
+    else:
+        raise InputError(f"unknown recipe '{recipe}'{nearest(recipe, recipe_names())}; give one of these or a YAML file")
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{recipe} is not valid YAML: {one_line(str(error))}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{recipe} must hold a mapping of sections such as data and network, not {type(values).__name__}")
+    return values
+
+
+def parse_value(key: str, text: str) -> Any:
+    """An override's value as YAML reads it."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"the value of {key}, '{text}', is not valid YAML") from None
+
+
+def put(values: dict[str, Any], key: str, value: Any) -> None:
+    """Sets a dotted key, making the sections on the way."""
+    *sections, last = key.split(".")
+    for section in sections:
+        inner = values.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise InputError(f"unknown key '{key}'{nearest(key, known_keys())}")
+        values = inner
+    values[last] = value
+
+
+def validate(values: dict[str, Any]) -> Config:
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise InputError(explain(error)) from None
+
+
+def explain(error: ValidationError) -> str:
+    """The first mistake, in one line."""
+    first = error.errors()[0]
+    # The union's tag stands in the location of errors inside `network`; it is not part of the key.
+    place = [str(part) for part in first["loc"]]
+    if place[:1] == ["network"] and len(place) > 1:
+        place = [place[0], *place[2:]]
+    key = ".".join(place)
+    if first["type"] == "extra_forbidden":
+        return f"unknown key '{key}'{nearest(key, known_keys())}"
+    if first["type"] == "value_error":  # our own checks, already a sentence
+        return first["msg"].removeprefix("Value error, ")
+    if first["type"] == "union_tag_not_found":
+        return "network.name is missing: it must be dit, unet or mlp"
+    if first["type"] == "union_tag_invalid":
+        return f"network.name is {first['ctx']['tag']}: it must be dit, unet or mlp"
+    if first["type"] == "missing":
+        return f"{key} is missing"
+    message = first["msg"].replace("Input should be", "it must be")
+    return f"{key} is {first['input']!r}: {message}"
+
+
+def fields(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every dotted key with its field, sections flattened, all kinds of network included."""
+    for name, field in model.model_fields.items():
+        kinds = [kind for kind in (field.annotation, *get_args(field.annotation)) if is_section(kind)]
+        if not kinds:
+            yield prefix + name, field
+        for kind in kinds:
+            yield from fields(kind, f"{prefix}{name}.")
+
+
+def is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def known_keys() -> list[str]:
+    return sorted({key for key, _ in fields()})
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """': did you mean ...?', or all there is where nothing is near."""
+    close = get_close_matches(word, known, n=3, cutoff=0.5)
+    if not close:  # a right last word in a wrong section, or the other way round
+        close = [key for key in known if key.split(".")[-1] == word.split(".")[-1]][:3]
+    return f": did you mean {' or '.join(close)}?" if close else f": known are {', '.join(known)}"
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def dump(config: Config) -> str:
+    """The configuration as YAML, complete."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

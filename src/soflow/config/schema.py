@@ -1,0 +1,157 @@
+"""The typed configuration: every key, its default, its range and its meaning.
+
+`soflow recipes NAME` prints the descriptions below. Reading files and overrides: config/reading.py.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class DataConfig(Section):
+    source: str = Field("digits", description="digits, moons, checkerboard or eight_gaussians")
+    shape: tuple[PositiveInt, ...] = Field((1, 8, 8), description="one sample's shape: [C, H, W] for images, [D] for vectors")
+    num_classes: int = Field(10, ge=0, description="classes to train with; 0 ignores labels")
+    augment: Share = Field(0.0, description="probability of each change of EDM's augmentation pipe; 0 turns it off")
+
+
+class DiTConfig(Section):
+    name: Literal["dit"]
+    patch: PositiveInt = Field(2, description="side of a patch, in pixels")
+    width: PositiveInt = Field(128, description="channels of a token")
+    depth: PositiveInt = Field(6, description="number of blocks")
+    heads: PositiveInt = Field(4, description="attention heads")
+    mlp_ratio: PositiveFloat = Field(4.0, description="width of a block's MLP, in units of width")
+
+
+class UNetConfig(Section):
+    name: Literal["unet"]
+    model_channels: PositiveInt = Field(128, description="base width")
+    channel_mult: tuple[PositiveInt, ...] = Field((2, 2, 2), description="width of each level, in units of model_channels")
+    blocks: PositiveInt = Field(4, description="residual blocks a level")
+    attention: tuple[PositiveInt, ...] = Field((16,), description="resolutions with attention")
+    dropout: float = Field(0.3, ge=0, lt=1, description="dropout inside residual blocks")
+
+
+class MLPConfig(Section):
+    name: Literal["mlp"]
+    width: PositiveInt = Field(128, description="width of the residual stream")
+    depth: PositiveInt = Field(4, description="number of residual blocks")
+
+
+NetworkConfig = Annotated[DiTConfig | UNetConfig | MLPConfig, Field(discriminator="name")]
+
+
+class PathConfig(Section):
+    name: Literal["linear", "trig"] = Field("linear", description="noising path: linear or trig")
+    parameterization: Literal["euler", "trig"] = Field("euler", description="of the solution map: euler or trig")
+
+
+class LogitNormalConfig(Section):
+    mean: float = Field(description="mean of logit(time)")
+    std: PositiveFloat = Field(description="standard deviation of logit(time)")
+
+
+class TimesConfig(Section):
+    flow_matching: LogitNormalConfig = Field(LogitNormalConfig(mean=-0.2, std=1.0), description="t of flow matching")
+    t: LogitNormalConfig = Field(LogitNormalConfig(mean=0.2, std=0.8), description="where a jump starts")
+    s: LogitNormalConfig = Field(LogitNormalConfig(mean=-1.0, std=0.8), description="where a jump ends")
+
+
+class MiddleConfig(Section):
+    schedule: Literal["constant", "linear", "cosine", "exponential"] = Field("exponential", description="of r(k, K)")
+    init: float = Field(0.1, gt=0, le=1, description="r at the first step")
+    end: float = Field(0.002, gt=0, le=1, description="r at the last step")
+
+
+class GuidanceConfig(Section):
+    scale: float = Field(1.0, ge=1, description="omega; 1 trains without guidance and drops no label")
+    mix: Share = Field(0.25, description="weight of the guided velocity against the network's own")
+    label_dropout: Share = Field(0.1, description="share of samples trained without their label")
+    decay_time: Share = Field(0.8, description="above this t guidance fades towards noise; 1: never")
+
+
+class SoFlowConfig(Section):
+    name: Literal["soflow"] = Field("soflow", description="the training method: soflow")
+    lambda_: Share = Field(0.75, description="share of the batch that matches the flow; the rest is made consistent")
+    p: float = Field(1.0, ge=0, description="power of the adaptive weight; 0 is the plain square")
+    eps: PositiveFloat = Field(0.01, description="floor of the adaptive weight")
+    times: TimesConfig = Field(TimesConfig(), description="densities of the times, logit-normal")
+    middle: MiddleConfig = Field(MiddleConfig(), description="the middle time l = t + (s - t) r")
+    guidance: GuidanceConfig = Field(GuidanceConfig(), description="classifier-free guidance inside training")
+
+
+class OptimizerConfig(Section):
+    name: Literal["adamw", "radam"] = Field("adamw", description="adamw or radam")
+    lr: PositiveFloat = Field(1e-4, description="learning rate, constant after the warm-up")
+    betas: tuple[Share, Share] = Field((0.9, 0.99), description="decay of the two moments")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
+    warmup: int = Field(0, ge=0, description="steps over which the learning rate rises from 0")
+    clip: float = Field(0.0, ge=0, description="largest gradient norm; 0 does not clip")
+
+
+class EmaConfig(Section):
+    decay: float = Field(0.9999, ge=0, lt=1, description="of the average of the weights, a step")
+    every: PositiveInt = Field(1, description="steps between two updates, each by decay^every")
+    float64: bool = Field(False, description="keep the average in float64")
+
+
+class TrainConfig(Section):
+    steps: PositiveInt = Field(400_000, description="number of steps K; r(k, K) depends on it")
+    batch_size: PositiveInt = Field(256, description="samples a step, over all processes")
+    accumulate: PositiveInt = Field(1, description="parts that a step's batch is worked off in, to save memory")
+    seed: int = Field(0, ge=0, description="of weights, data order and draws")
+    log_every: PositiveInt = Field(100, description="steps between two lines of metrics.jsonl")
+    sample_every: int = Field(5000, ge=0, description="steps between two sample grids; 0: only at the end")
+    trackers: tuple[str, ...] = Field((), description="also log to these, e.g. [tensorboard]")
+
+
+class CheckpointConfig(Section):
+    every: PositiveInt = Field(5000, description="steps between two checkpoints; one is always written at the end")
+    keep_last: PositiveInt = Field(2, description="how many to keep")
+
+
+class EvaluateConfig(Section):
+    nfe: tuple[PositiveInt, ...] = Field((1, 2, 4), description="network evaluations a sample, one row of the table each")
+    num: int = Field(2000, ge=2, description="samples to draw")
+    features: str = Field("digits", description="digits (a classifier's features) or coordinates")
+
+
+class Config(Section):
+    """One experiment, complete: with the code's version it says how to repeat the run."""
+
+    description: str = Field("", description="what this recipe is for")
+    data: DataConfig = DataConfig()
+    network: NetworkConfig = DiTConfig(name="dit")
+    path: PathConfig = PathConfig()
+    objective: SoFlowConfig = SoFlowConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    ema: EmaConfig = EmaConfig()
+    train: TrainConfig = TrainConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the network's passes; the consistency pair stays in fp32")
+
+    @model_validator(mode="after")
+    def parts_fit_together(self) -> "Config":
+        """Rejects combinations that could only fail later, in the middle of a step."""
+        vectors = len(self.data.shape) == 1
+        if (self.network.name == "mlp") != vectors:
+            raise ValueError(f"network.name={self.network.name} does not fit data.shape={list(self.data.shape)}: "
+                             f"use {'mlp for vectors' if vectors else 'dit or unet for images'}")
+        if self.network.name == "unet" and self.data.num_classes:
+            raise ValueError("network.name=unet takes no labels: set data.num_classes=0")
+        if self.data.augment and self.network.name != "unet":
+            raise ValueError("data.augment needs a network that takes augmentation labels: set network.name=unet")
+        if self.objective.guidance.scale > 1 and not self.data.num_classes:
+            raise ValueError("objective.guidance.scale above 1 needs labels: set data.num_classes, or the scale to 1")
+        if self.train.batch_size % self.train.accumulate:
+            raise ValueError(f"train.batch_size={self.train.batch_size} cannot be split into train.accumulate="
+                             f"{self.train.accumulate} equal parts")
+        return self

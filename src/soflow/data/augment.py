@@ -1,0 +1,112 @@
+"""EDM's non-leaking augmentation pipe, as the CIFAR-10 recipe uses it.
+
+Each sample is flipped by a coin toss and, each with probability p, scaled, stretched along a random axis and shifted. The
+network is told what was done by six labels, all zero for an untouched image, so what it draws without labels is clean.
+
+Source: EDM (arXiv 2206.00364, appendix F.2); image warping after StyleGAN2-ADA (arXiv 2006.06676, appendix B).
+"""
+
+from dataclasses import dataclass
+from math import pi
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+SCALE_STD = 0.2  # of log2(scale)
+STRETCH_STD = 0.2  # of log2(stretch)
+STRETCH_ALONG_AXES = 0.5  # the share of stretches along the image's own axes
+SHIFT_STD = 0.125  # of the shift, in image widths
+
+#: The 12-tap symlet low-pass filter; orthonormal, so upsampling and downsampling with it undo each other.
+SYM6 = (
+    0.015404109327027373,
+    0.0034907120842174702,
+    -0.11799011114819057,
+    -0.048311742585633,
+    0.4910559419267466,
+    0.787641141030194,
+    0.3379294217276218,
+    -0.07263752278646252,
+    -0.021060292512300564,
+    0.04472490177066578,
+    0.0017677118642428036,
+    -0.007800708325034148,
+)
+
+
+@dataclass(frozen=True)
+class AugmentPipe:
+    """Draws what to do to each square image and does it. p: the probability of each geometric change."""
+
+    p: float
+
+    num_labels = 6
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """What to do, (count, 6): flip (0 or 1), scale, stretch w, its angle r, shift in x and in y.
+
+        Scale, stretch and shift are standard normal where they happen and zero where they do not.
+        """
+        device = generator.device
+
+        def happens(p: float) -> Tensor:
+            return (torch.rand(count, 1, generator=generator, device=device) < p).float()
+
+        def normal(columns: int) -> Tensor:
+            return torch.randn(count, columns, generator=generator, device=device)
+
+        flip = happens(0.5)
+        scale = normal(1) * happens(self.p)
+        stretch = normal(1) * happens(self.p)
+        angle = (torch.rand(count, 1, generator=generator, device=device) * 2 - 1) * pi * happens(1 - STRETCH_ALONG_AXES)
+        shift = normal(2) * happens(self.p)
+        return torch.cat([flip, scale, stretch, angle, shift], dim=1)
+
+    def labels(self, draws: Tensor) -> Tensor:
+        """What the network is told, (B, 6): flip, scale, (w cos r, w sin r), shift in x and in y."""
+        flip, scale, w, r, shift_x, shift_y = draws.unbind(1)
+        return torch.stack([flip, scale, w * r.cos(), w * r.sin(), shift_x, shift_y], dim=1)
+
+    def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
+        """The images (B, C, H, W), changed as the draws (B, 6) say; H = W."""
+        flip, geometry = draws[:, 0], draws[:, 1:]
+        images = torch.where(flip[:, None, None, None] > 0, images.flip(3), images)
+        changed = geometry[:, [0, 1, 3, 4]].any(dim=1)
+        return torch.where(changed[:, None, None, None], warp(images, inverse_map(geometry)), images)
+
+
+def inverse_map(geometry: Tensor) -> Tensor:
+    """From a position in the output to the one in the input that it shows, both in [-1, 1]^2: (B, 5) -> (B, 2, 3).
+
+    Forward, an image is shifted by 0.125 of its size times the draw, after it was stretched by 2^(0.2 w) along the angle r
+    (counterclockwise) and shrunk as much across it, after it was scaled by 2^(0.2 scale).
+    """
+    scale, w, r, shift = geometry[:, 0], geometry[:, 1], geometry[:, 2], geometry[:, 3:5]
+    cos, sin = r.cos(), r.sin()
+    turn = torch.stack([cos, sin, -sin, cos], dim=1).unflatten(1, (2, 2))  # the y axis points down
+    shrink = torch.exp2(torch.stack([-STRETCH_STD * w, STRETCH_STD * w], dim=1))
+    linear = torch.exp2(-SCALE_STD * scale)[:, None, None] * (turn @ torch.diag_embed(shrink) @ turn.mT)
+    offset = -linear @ (2 * SHIFT_STD * shift)[:, :, None]
+    return torch.cat([linear, offset], dim=2)
+
+
+def warp(images: Tensor, inverse: Tensor) -> Tensor:
+    """Resamples images (B, C, H, W) by affine maps (B, 2, 3), at twice the resolution and mirrored beyond the edges."""
+    channels, size = images.shape[1], images.shape[-1]
+    taps = torch.tensor(SYM6, dtype=images.dtype, device=images.device)
+    kernel = taps.outer(taps).expand(channels, 1, -1, -1)
+    reach, lead = len(SYM6) // 2, len(SYM6) // 2 - 1  # the filter's half length; its taps before a pixel's place
+
+    # Fine sample i = 2 n + k - lead gets tap k of pixel n, so fine samples 2 n and 2 n + 1 lie around pixel n.
+    padded = functional.pad(images, [reach] * 4, mode="reflect")
+    fine = functional.conv_transpose2d(padded, 2 * kernel, stride=2, groups=channels)
+    first = 2 * reach + lead
+    fine = fine[:, :, first : first + 2 * size, first : first + 2 * size]
+
+    # Fine samples of the output, from -lead to 2 size + lead, the margin that downsampling reaches into.
+    place = (torch.arange(-lead, 2 * size + lead, device=images.device, dtype=images.dtype) + 0.5) / size - 1
+    y, x = torch.meshgrid(place, place, indexing="ij")
+    grid = torch.stack([x, y, torch.ones_like(x)], dim=-1) @ inverse.mT[:, None]  # (B, rows, columns, 2)
+    fine = functional.grid_sample(fine, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    return functional.conv2d(fine, kernel / 2, stride=2, groups=channels)

@@ -1,0 +1,1 @@
+"""Evaluation: features, distances, diagnostics of the learned map, and the report."""

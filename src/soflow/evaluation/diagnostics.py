@@ -1,0 +1,65 @@
+"""Does the learned map solve the flow it claims to solve? Three numbers that need no reference and no features.
+
+Each is a root mean square over dimensions, averaged over samples, so that data of spread 1 makes 1 a large number.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from soflow.path import PathSample
+from soflow.sampling import integrate_velocity, one_step
+from soflow.solution import FlowModel
+from soflow.symbols import Labels, Sample, Times, mean_d
+
+#: Steps of the Heun integration that one-step samples are compared with.
+HEUN_STEPS = 64
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """solution_residual: |df/ds - v(f, s)|. composition_gap: |f(f(x, t, l), l, s) - f(x, t, s)|.
+    one_step_error: |f(noise, 1, 0) - Heun_64 of v|."""
+
+    solution_residual: float
+    composition_gap: float
+    one_step_error: float
+
+
+def rms(x: Sample) -> float:
+    """sqrt(mean_d(x^2)), averaged over the batch."""
+    return float(mean_d(x**2).sqrt().mean())
+
+
+def solution_residual(
+    model: FlowModel, x_t: Sample, t: Times, s: Times, labels: Labels | None = None, h: float = 1e-3
+) -> float:
+    """|| d f/ds (x_t, t, s) - v(f(x_t, t, s), s) ||, the derivative by a forward difference of step h in s."""
+    f = model.solution(x_t, t, s, labels)
+    f_next = model.solution(x_t, t, s + h, labels)
+    return rms((f_next - f) / h - model.velocity(f, s, labels))
+
+
+def composition_gap(
+    model: FlowModel, x_t: Sample, t: Times, l: Times, s: Times, labels: Labels | None = None
+) -> float:
+    """|| f(f(x_t, t, l), l, s) - f(x_t, t, s) ||: two jumps against one."""
+    halfway = model.solution(x_t, t, l, labels)
+    return rms(model.solution(halfway, l, s, labels) - model.solution(x_t, t, s, labels))
+
+
+def one_step_error(model: FlowModel, noise: Sample, labels: Labels | None = None, steps: int = HEUN_STEPS) -> float:
+    """|| f(noise, 1, 0) - Heun of v from the same noise ||: one jump against the model's own ODE."""
+    return rms(one_step(model, noise, labels) - integrate_velocity(model, noise, steps, labels, "heun"))
+
+
+@torch.no_grad()
+def diagnose(model: FlowModel, point: PathSample, labels: Labels | None, generator: torch.Generator) -> Diagnostics:
+    """All three, at points of the path with t = point.t; s and l are drawn evenly below t, with s < l < t."""
+    below = torch.rand(2, len(point.t), generator=generator).sort(dim=0).values.to(point.t.device)
+    s, l = 0.98 * point.t * below  # leaves room for the forward difference
+    return Diagnostics(
+        solution_residual=solution_residual(model, point.x_t, point.t, s, labels),
+        composition_gap=composition_gap(model, point.x_t, point.t, l, s, labels),
+        one_step_error=one_step_error(model, point.noise, labels),
+    )

@@ -1,0 +1,128 @@
+"""Evaluates a model: one row of figures a sampler, with what real data reaches beside it."""
+
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from soflow.data.batches import seeded_generator
+from soflow.data.sources import Dataset
+from soflow.errors import InputError
+from soflow.evaluation.diagnostics import diagnose
+from soflow.evaluation.features import DigitClassifier, Features
+from soflow.evaluation.metrics import Moments, energy_distance, frechet_distance, recognized
+from soflow.sampling import Method, sample_many
+from soflow.solution import FlowModel
+
+#: Heun steps of the model's own velocity, the yardstick for few-step samples; two network evaluations each.
+HEUN_STEPS = 32
+#: Points that the diagnostics look at, and that an energy distance is worked out on.
+DIAGNOSTIC_POINTS = 500
+ENERGY_POINTS = 4000
+
+
+@dataclass(frozen=True)
+class Row:
+    """The figures of one sampler. `recognized` is the share of samples recognized as their class, where there are any."""
+
+    sampler: str
+    nfe: int
+    distance: float
+    recognized: float | None
+    milliseconds_per_sample: float
+
+
+class Judge:
+    """Compares samples with a reference set by some features.
+
+    A classifier's features are compared by the Frechet distance of their Gaussians. Coordinates, whose distribution is
+    anything but Gaussian, by the energy distance.
+    """
+
+    def __init__(self, features: Features, reference: Dataset) -> None:
+        self.features = features
+        self.reference = reference
+        self.classifier = features if isinstance(features, DigitClassifier) else None
+        self.metric = f"Frechet distance ({features.name} features)" if self.classifier else "energy distance (coordinates)"
+        with torch.no_grad():
+            self.reference_features = features(reference.data)
+
+    @torch.no_grad()
+    def __call__(self, samples: Tensor, labels: Tensor | None) -> tuple[float, float | None]:
+        """The distance of samples (N, ...) to the reference, and the share of them recognized as their labels (N,)."""
+        features = self.features(samples)
+        if self.classifier is None:
+            return energy_distance(features[:ENERGY_POINTS], self.reference_features[:ENERGY_POINTS]), None
+        distance = frechet_distance(Moments.of(features), Moments.of(self.reference_features))
+        share = None if labels is None else recognized(self.classifier.logits(features), labels)
+        return distance, share
+
+
+def samplers(nfe: Sequence[int]) -> list[tuple[Method, int]]:
+    """What is evaluated: both few-step samplers at each number of evaluations, and the model's own ODE."""
+    few: list[tuple[Method, int]] = []
+    for n in nfe:
+        few += [("renoise", n)] if n == 1 else [("renoise", n), ("ode", n)]
+    return [*few, ("heun", 2 * HEUN_STEPS)]
+
+
+def evaluate(
+    model: FlowModel,
+    judge: Judge,
+    held_out: Dataset,
+    nfe: Sequence[int],
+    num: int,
+    seed: int,
+    device: torch.device,
+    on_progress: Callable[[str, int], None] = lambda sampler, done: None,
+) -> dict[str, Any]:
+    """Everything evaluation.json holds of the model's quality.
+
+    held_out: real samples, not in the judge's reference, that say what a distance of real data is. num: samples drawn for
+    each sampler, class by class in turn. Raises InputError for settings that cannot give a figure.
+    """
+    if num < 2:
+        raise InputError(f"the number of samples is {num}: a distance needs 2 or more")
+    labels = torch.arange(num) % model.num_classes if model.num_classes else None
+    rows = []
+    for method, n in samplers(nfe):
+        start = time.perf_counter()
+        name = f"{method} {n}"
+        samples = sample_many(
+            model, num, labels, method, n, seed, device=device, on_batch=lambda done, name=name: on_progress(name, done)
+        )
+        milliseconds = 1000 * (time.perf_counter() - start) / num
+        rows.append(Row(method, n, *judge(samples, labels), milliseconds))
+    real_distance, real_recognized = judge(held_out.data, held_out.labels)
+    return {
+        "metric": judge.metric,
+        "num": num,
+        "seed": seed,
+        "labels": "each class in turn" if labels is not None else "none",
+        "reference": describe(judge.reference),
+        "rows": [asdict(row) for row in rows],
+        "real": {**describe(held_out), "distance": real_distance, "recognized": real_recognized},
+        "diagnostics": asdict(diagnostics(model, held_out, seed, device)),
+        "versions": {name: version(name) for name in ("soflow", "torch", "numpy")} | {"python": platform.python_version()},
+        "machine": {"device": str(device), "processor": platform.machine(), "threads": torch.get_num_threads()},
+    }
+
+
+def diagnostics(model: FlowModel, dataset: Dataset, seed: int, device: torch.device) -> Any:
+    """The diagnostics at points of the path between held-out data and noise, t even on (0, 1)."""
+    generator = seeded_generator(seed, "diagnostics", 0, torch.device("cpu"))
+    data = dataset.data[:DIAGNOSTIC_POINTS]
+    labels = None if dataset.labels is None else dataset.labels[: len(data)].to(device)
+    noise = torch.randn(data.shape, generator=generator)
+    t = torch.rand(len(data), generator=generator)
+    point = model.path.sample(*(x.to(device) for x in (data, noise, t)))
+    return diagnose(model, point, labels, generator)
+
+
+def describe(dataset: Dataset) -> dict[str, Any]:
+    return {"dataset": dataset.name, "split": dataset.split, "count": len(dataset)}

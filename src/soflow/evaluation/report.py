@@ -1,0 +1,224 @@
+"""One self-contained HTML page about one or more runs: what they draw, how good it is, and what it cost."""
+
+import base64
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from soflow.data.sources import Dataset
+from soflow.evaluation import figures
+from soflow.pictures import grid
+from soflow.sampling import sample_many
+from soflow.solution import FlowModel
+from soflow.symbols import Sample
+
+COLUMNS = 10
+#: Times at which one noise is shown on its way along f(noise, 1, s).
+JOURNEY = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What the report needs of a run. `evaluation` is evaluation.json, or None where there was no evaluation yet."""
+
+    name: str
+    model: FlowModel
+    dataset: Dataset
+    metrics: list[dict[str, Any]]
+    evaluation: dict[str, Any] | None
+    config: str
+    seconds: float
+    device: torch.device
+
+
+def render(subjects: list[Subject]) -> str:
+    """The whole page."""
+    title = "soflow: " + ", ".join(subject.name for subject in subjects)
+    style = (files("soflow.evaluation") / "report.css").read_text()
+    body = "".join(section(subject) for subject in subjects)
+    if len(subjects) > 1:
+        body = comparison(subjects) + body
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{style}</style></head><body><main>{body}'
+        "<footer>Made by soflow. Distances here are not FID: that name belongs to one network's features under one "
+        "protocol.</footer></main></body></html>"
+    )
+
+
+def section(subject: Subject) -> str:
+    """One run: headline figures, samples, distances, the journey of a noise, losses, settings, cost."""
+    parts = [f"<h1>{escape(subject.name)}</h1>", headline(subject), samples(subject)]
+    if subject.evaluation is None:
+        parts.append(f"<p>No distances yet: run <code>soflow evaluate {escape(subject.name)}</code> and report again.</p>")
+    else:
+        parts.append(quality(subject.evaluation))
+    parts.append(journey(subject))
+    if subject.metrics:
+        parts.append(
+            "<h2>Training</h2><p>Means between two log lines. The consistency loss is a surrogate whose value means "
+            "nothing; what is drawn is the squared difference quotient that it pulls to zero.</p>"
+            + embed(figures.losses(subject.metrics))
+        )
+    parts.append(cost(subject))
+    parts.append(f"<h2>Settings</h2><details><summary>config.yaml</summary><pre>{escape(subject.config)}</pre></details>")
+    return "".join(parts)
+
+
+def headline(subject: Subject) -> str:
+    """The few figures to look at first."""
+    evaluation, tiles = subject.evaluation, []
+    if evaluation is not None:
+        one = next((row for row in evaluation["rows"] if row["nfe"] == 1), None)
+        heun = next(row for row in evaluation["rows"] if row["sampler"] == "heun")
+        if one is not None:
+            if one["recognized"] is not None:
+                tiles.append((f"{one['recognized']:.1%}", "of one-step samples recognized as their class"))
+            tiles.append((f"{one['distance']:.3g}", f"{evaluation['metric']}, one step"))
+        tiles.append((f"{heun['distance']:.3g}", f"the same model's ODE, {heun['nfe'] // 2} Heun steps"))
+        tiles.append((f"{evaluation['real']['distance']:.3g}", "held-out real data"))
+    tiles.append((minutes(subject.seconds), "of training"))
+    return "<div class=tiles>" + "".join(f"<div><b>{escape(a)}</b>{escape(b)}</div>" for a, b in tiles) + "</div>"
+
+
+def samples(subject: Subject) -> str:
+    """One-step samples beside real data: class by class for images, as clouds of points for vectors."""
+    if len(subject.model.shape) == 1:
+        drawn = draw(subject, 4000, None)
+        clouds = {"one-step samples": drawn, "real data": subject.dataset.data[:4000]}
+        return "<h2>Samples</h2>" + embed(figures.clouds(clouds))
+    classes = subject.model.num_classes
+    columns = min(classes or COLUMNS, COLUMNS)
+    labels = torch.arange(8 * columns) % columns if classes else None
+    drawn = draw(subject, 8 * columns, labels)
+    real = real_by_class(subject.dataset, columns, rows=8)
+    return (
+        "<h2>Samples</h2><div class=pair><figure>"
+        + picture(drawn, columns)
+        + "<figcaption>drawn in one forward pass, unselected"
+        + (", a class a column" if classes else "")
+        + "</figcaption></figure><figure>"
+        + picture(real, columns)
+        + "<figcaption>real data</figcaption></figure></div>"
+    )
+
+
+def real_by_class(dataset: Dataset, columns: int, rows: int) -> Tensor:
+    """Real images, a class a column where there are classes: (rows * columns, ...)."""
+    if dataset.labels is None:
+        return dataset.data[: rows * columns]
+    by_class = [dataset.data[dataset.labels == label][:rows] for label in range(columns)]
+    return torch.stack(by_class, dim=1).flatten(0, 1)
+
+
+def quality(evaluation: dict[str, Any]) -> str:
+    """Distance against network evaluations, the table of all figures, and the diagnostics."""
+    real = evaluation["real"]
+
+    def share(value: float | None) -> str:
+        return "" if value is None else f"{value:.3f}"
+
+    rows = "".join(
+        f"<tr><td>{row['sampler']}<td>{row['nfe']}<td>{row['distance']:.4g}<td>{real['distance']:.4g}"
+        f"<td>{share(row['recognized'])}<td>{share(real['recognized'])}<td>{row['milliseconds_per_sample']:.3f}"
+        for row in evaluation["rows"]
+    )
+    diagnostics = "".join(
+        f"<tr><td>{escape(name.replace('_', ' '))}<td>{value:.4f}" for name, value in evaluation["diagnostics"].items()
+    )
+    accuracy = evaluation.get("classifier_test_accuracy")
+    classifier = f" The features are those of a classifier that recognizes {accuracy:.2%} of held-out real digits." if accuracy else ""
+    return (
+        f"<h2>Quality</h2><p>{escape(evaluation['metric'])} of {evaluation['num']:,} samples to "
+        f"{evaluation['reference']['count']:,} real ones; smaller is better. Held-out real data "
+        f"({real['count']:,} samples) stands beside every figure: that is what good is.{classifier}</p>"
+        + embed(figures.distance_against_nfe(evaluation))
+        + "<table><tr><th>sampler<th>NFE<th>distance<th>real data's<th>recognized<th>real data's<th>ms a sample"
+        + rows
+        + "</table><p>Does the learned map solve the flow it claims to solve? Root mean squares a dimension: df/ds against "
+        "the velocity; two jumps against one; one jump against 64 Heun steps.</p><table>" + diagnostics + "</table>"
+    )
+
+
+def journey(subject: Subject) -> str:
+    """One noise carried along f(noise, 1, s) as s goes from 1 to 0: each picture is one network evaluation."""
+    text = "<h2>One noise on its way</h2><p>f(noise, 1, s) for s from 1 (noise) to 0 (data): each is one forward pass.</p>"
+    model, vectors = subject.model, len(subject.model.shape) == 1
+    count = 300 if vectors else min(subject.model.num_classes or 4, 5)
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(count, *model.shape, generator=generator).to(subject.device)
+    labels = torch.arange(count, device=subject.device) % model.num_classes if model.num_classes else None
+    with torch.no_grad():
+        one = noise.new_ones(count)
+        steps = torch.stack([model.solution(noise, one, s * one, labels).cpu() for s in JOURNEY], dim=1)
+    if vectors:
+        return text + embed(figures.journeys(steps))
+    captions = "".join(f"<span>{s:g}</span>" for s in JOURNEY)
+    return (
+        f"{text}<figure class=journey>{picture(steps.flatten(0, 1), len(JOURNEY))}"
+        f"<figcaption class=ticks>{captions}</figcaption></figure>"
+    )
+
+
+def cost(subject: Subject) -> str:
+    """What training and sampling took."""
+    parameters = sum(p.numel() for p in subject.model.net.parameters())  # type: ignore[attr-defined]
+    rows = [("parameters", f"{parameters:,}"), ("training", minutes(subject.seconds))]
+    if subject.metrics:
+        last = subject.metrics[-1]
+        rows.append(("steps", f"{last['step']:,}"))
+        rows.append(("training speed", f"{last['samples_per_second']:,.0f} samples/s"))
+    if subject.evaluation is not None:
+        one = next((row for row in subject.evaluation["rows"] if row["nfe"] == 1), None)
+        machine, versions = subject.evaluation["machine"], subject.evaluation["versions"]
+        if one is not None:
+            rows.append(("one-step sampling", f"{one['milliseconds_per_sample']:.3f} ms a sample"))
+        rows.append(("evaluated on", f"{machine['device']}, {machine['processor']}, {machine['threads']} threads"))
+        rows.append(("versions", ", ".join(f"{name} {number}" for name, number in versions.items())))
+    return "<h2>Cost</h2><table>" + "".join(f"<tr><td>{escape(a)}<td>{escape(b)}" for a, b in rows) + "</table>"
+
+
+def comparison(subjects: list[Subject]) -> str:
+    """The runs side by side, where they have been evaluated."""
+    rows = ""
+    for subject in subjects:
+        if subject.evaluation is not None:
+            for row in subject.evaluation["rows"]:
+                rows += (
+                    f"<tr><td>{escape(subject.name)}<td>{row['sampler']}<td>{row['nfe']}<td>{row['distance']:.4g}"
+                    f"<td>{escape(subject.evaluation['metric'])}"
+                )
+    return f"<h1>Side by side</h1><table><tr><th>run<th>sampler<th>NFE<th>distance<th>metric{rows}</table>"
+
+
+def draw(subject: Subject, num: int, labels: Tensor | None) -> Sample:
+    return sample_many(subject.model, num, labels, "renoise", nfe=1, seed=0, device=subject.device)
+
+
+def minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def picture(images: Tensor, columns: int) -> str:
+    """Images inline, as a grid."""
+    sheet = grid(images if images.shape[1] in (1, 3) else images[:, :3], columns)
+    return inline(lambda stream: sheet.save(stream, format="png"), f"{len(images)} images")
+
+
+def embed(figure: Figure) -> str:
+    """A plot inline."""
+    return f"<figure>{inline(lambda stream: figure.savefig(stream, format='png', dpi=160), 'plot')}</figure>"
+
+
+def inline(write: Callable[[io.BytesIO], None], text: str) -> str:
+    stream = io.BytesIO()
+    write(stream)
+    data = base64.b64encode(stream.getvalue()).decode()
+    return f'<img alt="{escape(text)}" src="data:image/png;base64,{data}">'

@@ -1,0 +1,1 @@
+"""Networks F(x, t, s, labels, augment), one contract for all (soflow/symbols.py: Net)."""

@@ -1,0 +1,162 @@
+"""The diffusion transformer with two times: F(x_t, t, s, y) from embeddings of t, t - s and y.
+
+Parameter names are those of the DiT family (arXiv 2212.09748), so its checkpoints load.
+Source: SoFlow (arXiv 2512.15657), section 5 and its table of sizes.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from soflow.networks.embeddings import LabelEmbedder, TimeEmbedder, grid_positions
+from soflow.symbols import Labels, Times
+
+#: The sizes of the paper: depth, width, heads.
+SIZES = {"B": (12, 768, 12), "M": (16, 1024, 16), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
+
+
+class PatchEmbedder(nn.Module):
+    """(B, C, H, W) -> (B, tokens, width), one token a patch."""
+
+    def __init__(self, channels: int, width: int, patch: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(channels, width, kernel_size=patch, stride=patch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x).flatten(2).transpose(1, 2)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention: (B, tokens, width) -> same."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, heads, tokens, d)
+        x = functional.scaled_dot_product_attention(q, k, v)
+        return self.proj(x.transpose(1, 2).flatten(2))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a tanh-GELU between."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(functional.gelu(self.fc1(x), approximate="tanh"))
+
+
+def modulation(width: int, parts: int) -> nn.Sequential:
+    """From the condition (B, width) to `parts` shifts, scales and gates; zero at the start (adaLN-Zero)."""
+    return nn.Sequential(nn.SiLU(), nn.Linear(width, parts * width))
+
+
+def layer_norm(width: int) -> nn.LayerNorm:
+    return nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x (B, tokens, width), shift and scale (B, width)."""
+    return x * (1 + scale[:, None]) + shift[:, None]
+
+
+class Block(nn.Module):
+    """A transformer block whose normalizations and residuals are steered by the condition."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.norm1 = layer_norm(width)
+        self.attn = Attention(width, heads)
+        self.norm2 = layer_norm(width)
+        self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.adaLN_modulation = modulation(width, 6)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(condition).chunk(6, dim=1)
+        x = x + gate1[:, None] * self.attn(modulate(self.norm1(x), shift1, scale1))
+        return x + gate2[:, None] * self.mlp(modulate(self.norm2(x), shift2, scale2))
+
+
+class FinalLayer(nn.Module):
+    """(B, tokens, width) -> (B, tokens, patch * patch * channels); zero at the start."""
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.norm_final = layer_norm(width)
+        self.linear = nn.Linear(width, out)
+        self.adaLN_modulation = modulation(width, 2)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        shift, scale = self.adaLN_modulation(condition).chunk(2, dim=1)
+        return self.linear(modulate(self.norm_final(x), shift, scale))
+
+
+class DiT(nn.Module):
+    """F(x, t, s, labels): images or latents (B, channels, size, size) -> same.
+
+    size: height and width of x, a multiple of `patch`. num_classes: 0 for a network without labels. The label
+    `num_classes`, or labels=None, means "no condition".
+    """
+
+    def __init__(
+        self,
+        size: int,
+        channels: int,
+        num_classes: int,
+        patch: int,
+        width: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+    ) -> None:
+        super().__init__()
+        if size % patch or width % heads or width % 4:
+            raise ValueError(
+                f"DiT: size {size} must be a multiple of patch {patch}, and width {width} of 4 and of heads {heads}"
+            )
+        self.size, self.channels, self.patch = size, channels, patch
+        self.x_embedder = PatchEmbedder(channels, width, patch)
+        self.t_embedder = TimeEmbedder(width)
+        self.s_embedder = TimeEmbedder(width)  # embeds t - s; named as in the reference checkpoints
+        self.y_embedder = LabelEmbedder(num_classes, width)
+        self.pos_embed = nn.Parameter(grid_positions(size // patch, width), requires_grad=False)
+        self.blocks = nn.ModuleList([Block(width, heads, mlp_ratio) for _ in range(depth)])
+        self.final_layer = FinalLayer(width, patch * patch * channels)
+        self.initialize()
+
+    def initialize(self) -> None:
+        """Xavier-uniform linears, normal(0.02) for the label table and the t MLP, zeros where the blocks begin as identity."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))
+        nn.init.zeros_(self.x_embedder.proj.bias)
+        for weight in (self.y_embedder.embedding_table.weight, *(self.t_embedder.mlp[i].weight for i in (0, 2))):
+            nn.init.normal_(weight, std=0.02)
+        for module in (*self.blocks, self.final_layer):
+            nn.init.zeros_(module.adaLN_modulation[1].weight)
+        nn.init.zeros_(self.final_layer.linear.weight)
+
+    def forward(
+        self, x: Tensor, t: Times, s: Times, labels: Labels | None = None, augment: Tensor | None = None
+    ) -> Tensor:
+        assert augment is None, "DiT takes no augmentation labels"
+        condition = self.t_embedder(t) + self.s_embedder(t - s) + self.y_embedder(labels, like=x)
+        x = self.x_embedder(x) + self.pos_embed
+        for block in self.blocks:
+            x = block(x, condition)
+        return self.unpatchify(self.final_layer(x, condition))
+
+    def unpatchify(self, x: Tensor) -> Tensor:
+        """(B, tokens, patch * patch * channels) -> (B, channels, size, size)."""
+        side = self.size // self.patch
+        x = x.unflatten(1, (side, side)).unflatten(-1, (self.patch, self.patch, self.channels))
+        return x.permute(0, 5, 1, 3, 2, 4).reshape(-1, self.channels, self.size, self.size)

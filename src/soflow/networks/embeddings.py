@@ -1,0 +1,61 @@
+"""Embeddings of times and positions. Times enter unscaled, in [0, 1]."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from soflow.symbols import Times
+
+MAX_PERIOD = 10_000
+
+
+def sinusoidal(t: Times, size: int) -> Tensor:
+    """[cos(w_i t), sin(w_i t)] with w_i = 10000^(-i / (size / 2)), i = 0 .. size / 2 - 1: (B,) -> (B, size)."""
+    half = size // 2
+    exponent = torch.arange(half, device=t.device, dtype=torch.float32) / half
+    angles = t[:, None] * torch.exp(-math.log(MAX_PERIOD) * exponent)
+    return torch.cat([torch.cos(angles), torch.sin(angles)], dim=1)
+
+
+def grid_positions(side: int, size: int) -> Tensor:
+    """Fixed sin-cos positions of a square grid of tokens, row by row: (1, side * side, size).
+
+    The first half of the channels encodes the column, the second the row, each as [sin, cos] of `size / 4` frequencies.
+    """
+    rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    exponent = torch.arange(size // 4, dtype=torch.float64) / (size // 4)
+    frequencies = torch.exp(-math.log(MAX_PERIOD) * exponent)
+    parts = []
+    for place in (columns, rows):
+        angles = place.reshape(-1, 1) * frequencies
+        parts += [torch.sin(angles), torch.cos(angles)]
+    return torch.cat(parts, dim=1).float()[None]
+
+
+class TimeEmbedder(nn.Module):
+    """A sinusoidal embedding and a two-layer MLP: (B,) -> (B, width)."""
+
+    frequency_size = 256
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(self.frequency_size, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t: Times) -> Tensor:
+        return self.mlp(sinusoidal(t, self.frequency_size))
+
+
+class LabelEmbedder(nn.Module):
+    """A table of num_classes + 1 rows, the last of them for the null label: (B,) -> (B, width)."""
+
+    def __init__(self, num_classes: int, width: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.embedding_table = nn.Embedding(num_classes + 1, width)
+
+    def forward(self, labels: Tensor | None, like: Tensor) -> Tensor:
+        """Rows of the table; `labels=None` means the null label for every row of `like`."""
+        if labels is None:
+            labels = torch.full((len(like),), self.num_classes, dtype=torch.long, device=like.device)
+        return self.embedding_table(labels)

@@ -1,0 +1,48 @@
+"""A small residual network for vectors: F(x, t, s, y) for data in the plane and other low dimensions."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from soflow.networks.embeddings import LabelEmbedder, TimeEmbedder
+from soflow.symbols import Labels, Times
+
+
+class ResidualBlock(nn.Module):
+    """x + linear(silu(linear(x) + condition)), the second linear zero at the start."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, width)
+        self.condition = nn.Linear(width, width)
+        self.fc2 = nn.Linear(width, width)
+        nn.init.zeros_(self.fc2.weight)
+        nn.init.zeros_(self.fc2.bias)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        return x + self.fc2(functional.silu(self.fc1(functional.silu(x)) + self.condition(condition)))
+
+
+class MLP(nn.Module):
+    """F(x, t, s, labels): vectors (B, dimensions) -> same. num_classes: 0 for a network without labels."""
+
+    def __init__(self, dimensions: int, num_classes: int = 0, width: int = 128, depth: int = 4) -> None:
+        super().__init__()
+        self.x_embedder = nn.Linear(dimensions, width)
+        self.t_embedder = TimeEmbedder(width)
+        self.s_embedder = TimeEmbedder(width)  # embeds t - s
+        self.y_embedder = LabelEmbedder(num_classes, width)
+        self.blocks = nn.ModuleList([ResidualBlock(width) for _ in range(depth)])
+        self.final_layer = nn.Linear(width, dimensions)
+        nn.init.zeros_(self.final_layer.weight)
+        nn.init.zeros_(self.final_layer.bias)
+
+    def forward(
+        self, x: Tensor, t: Times, s: Times, labels: Labels | None = None, augment: Tensor | None = None
+    ) -> Tensor:
+        assert augment is None, "MLP takes no augmentation labels"
+        condition = functional.silu(self.t_embedder(t) + self.s_embedder(t - s) + self.y_embedder(labels, like=x))
+        x = self.x_embedder(x)
+        for block in self.blocks:
+            x = block(x, condition)
+        return self.final_layer(functional.silu(x))

@@ -1,0 +1,195 @@
+"""EDM's DDPM++ UNet with two times: F(x_t, t, s) from embeddings of t, t - s and the augmentation labels.
+
+Layout, names and initialization follow EDM (arXiv 2206.00364, appendix F.2), so checkpoints in its layout load.
+Source: SoFlow (arXiv 2512.15657), section 5, CIFAR-10.
+"""
+
+from math import sqrt
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from soflow.networks.embeddings import MAX_PERIOD
+from soflow.symbols import Labels, Times
+
+
+def frequencies(t: Times, size: int) -> Tensor:
+    """[sin(w_i t), cos(w_i t)], w_i = 10000^(-i / (n/2 - 1)), i = 0 .. n/2 - 1, with n = size: (B,) -> (B, size)."""
+    half = size // 2
+    exponent = torch.arange(half, device=t.device, dtype=torch.float32) / (half - 1)
+    angles = t[:, None] * (1 / MAX_PERIOD) ** exponent
+    return torch.cat([torch.sin(angles), torch.cos(angles)], dim=1)
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(min(32, channels // 4), channels, eps=1e-6)
+
+
+class Conv(nn.Conv2d):
+    """A convolution that keeps the size, after resampling by `resample` ("up", "down" or None) with a smooth filter."""
+
+    resample_filter: Tensor
+
+    def __init__(
+        self, channels: int, out: int, kernel: int, resample: str | None = None, taps: tuple[int, ...] = (1, 3, 3, 1)
+    ) -> None:
+        super().__init__(channels, out, kernel, padding=kernel // 2)
+        self.resample = resample
+        if resample:
+            line = torch.tensor(taps, dtype=torch.float32)
+            self.register_buffer("resample_filter", (line.outer(line) / line.sum() ** 2)[None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.resample:
+            channels, pad = x.shape[1], (self.resample_filter.shape[-1] - 1) // 2
+            taps = self.resample_filter.to(x.dtype).expand(channels, 1, -1, -1)
+            if self.resample == "down":
+                x = functional.conv2d(x, taps, stride=2, padding=pad, groups=channels)
+            else:
+                x = functional.conv_transpose2d(x, 4 * taps, stride=2, padding=pad, groups=channels)
+        return super().forward(x)
+
+
+class UNetBlock(nn.Module):
+    """A residual block, steered by the embedding, with optional resampling before it and attention after it."""
+
+    def __init__(
+        self,
+        channels: int,
+        out: int,
+        embedding: int,
+        dropout: float,
+        taps: tuple[int, ...],
+        resample: str | None = None,
+        attention: bool = False,
+    ) -> None:
+        super().__init__()
+        self.norm0 = group_norm(channels)
+        self.conv0 = Conv(channels, out, 3, resample, taps)
+        self.affine = nn.Linear(embedding, out)
+        self.norm1 = group_norm(out)
+        self.dropout = nn.Dropout(dropout)
+        self.conv1 = Conv(out, out, 3)
+        self.skip = Conv(channels, out, 1, resample, taps) if resample or channels != out else nn.Identity()
+        self.attention = attention
+        if attention:
+            self.norm2 = group_norm(out)
+            self.qkv = Conv(out, 3 * out, 1)
+            self.proj = Conv(out, out, 1)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.conv0(functional.silu(self.norm0(x)))
+        h = functional.silu(self.norm1(h + self.affine(embedding)[:, :, None, None]))
+        h = self.conv1(self.dropout(h))
+        x = (self.skip(x) + h) / sqrt(2)
+        if self.attention:
+            x = (self.proj(self.attend(self.qkv(self.norm2(x)))) + x) / sqrt(2)
+        return x
+
+    def attend(self, qkv: Tensor) -> Tensor:
+        """One-head attention over all pixels, its softmax in float32; channel 3 i + j of `qkv` is part j of channel i."""
+        size = qkv.shape[2:]
+        q, k, v = qkv.flatten(2).unflatten(1, (-1, 3)).permute(2, 0, 3, 1)[:, :, None].float()  # (B, 1, pixels, C)
+        out = functional.scaled_dot_product_attention(q, k, v)
+        return out[:, 0].transpose(1, 2).unflatten(2, size).to(qkv.dtype)
+
+
+class UNet(nn.Module):
+    """F(x, t, s, augment): images (B, channels, size, size) -> same; unconditional.
+
+    size: height and width, a multiple of 2^(levels - 1). channel_mult: one width a level, in units of model_channels.
+    attention: resolutions with attention. augment_labels: how many augmentation labels a sample has (0: none).
+    """
+
+    def __init__(
+        self,
+        size: int,
+        channels: int,
+        model_channels: int = 128,
+        channel_mult: tuple[int, ...] = (2, 2, 2),
+        blocks: int = 4,
+        attention: tuple[int, ...] = (16,),
+        dropout: float = 0.3,
+        channel_mult_noise: int = 2,
+        channel_mult_emb: int = 4,
+        taps: tuple[int, ...] = (1, 3, 3, 1),
+        augment_labels: int = 0,
+    ) -> None:
+        super().__init__()
+        if size % 2 ** (len(channel_mult) - 1):
+            raise ValueError(f"UNet: size {size} cannot be halved {len(channel_mult) - 1} times")
+        self.frequency_size = model_channels * channel_mult_noise
+        embedding = model_channels * channel_mult_emb
+        self.map_augment = nn.Linear(augment_labels, 2 * self.frequency_size, bias=False) if augment_labels else None
+        self.map_layer0 = nn.Linear(2 * self.frequency_size, embedding)
+        self.map_layer1 = nn.Linear(embedding, embedding)
+
+        def block(inputs: int, out: int, resample: str | None = None, attend: bool = False) -> UNetBlock:
+            return UNetBlock(inputs, out, embedding, dropout, taps, resample, attend)
+
+        # Encoder, from the top: every module's output is kept for the decoder.
+        levels = [(size >> i, model_channels * mult) for i, mult in enumerate(channel_mult)]
+        self.enc = nn.ModuleDict({f"{size}x{size}_conv": Conv(channels, model_channels, 3)})
+        width, skips = model_channels, [model_channels]
+        for i, (r, out) in enumerate(levels):
+            if i > 0:
+                self.enc[f"{r}x{r}_down"] = block(width, width, resample="down")
+                skips.append(width)
+            for n in range(blocks):
+                self.enc[f"{r}x{r}_block{n}"] = block(width, out, attend=r in attention)
+                width = out
+                skips.append(width)
+
+        # Decoder, from the bottom: each numbered block takes the last unused encoder output beside x.
+        self.dec = nn.ModuleDict()
+        for i, (r, out) in reversed(list(enumerate(levels))):
+            if i == len(levels) - 1:
+                self.dec[f"{r}x{r}_in0"] = block(width, width, attend=True)
+                self.dec[f"{r}x{r}_in1"] = block(width, width)
+            else:
+                self.dec[f"{r}x{r}_up"] = block(width, width, resample="up")
+            for n in range(blocks + 1):
+                attend = r in attention and n == blocks
+                self.dec[f"{r}x{r}_block{n}"] = block(width + skips.pop(), out, attend=attend)
+                width = out
+        self.dec[f"{size}x{size}_aux_norm"] = group_norm(width)
+        self.dec[f"{size}x{size}_aux_conv"] = Conv(width, channels, 3)
+        self.initialize()
+
+    def initialize(self) -> None:
+        """Xavier-uniform weights and zero biases, scaled down where a residual branch or the output begins."""
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+                with torch.no_grad():
+                    if name.endswith(("conv1", "proj", "aux_conv")):
+                        module.weight *= 1e-5
+                    elif name.endswith("qkv"):
+                        module.weight *= sqrt(0.2)
+
+    def forward(
+        self, x: Tensor, t: Times, s: Times, labels: Labels | None = None, augment: Tensor | None = None
+    ) -> Tensor:
+        assert labels is None, "this UNet takes no class labels"
+        embedding = torch.cat([frequencies(t, self.frequency_size), frequencies(t - s, self.frequency_size)], dim=1)
+        if self.map_augment is not None and augment is not None:
+            embedding = embedding + self.map_augment(augment)
+        embedding = functional.silu(self.map_layer1(functional.silu(self.map_layer0(embedding))))
+
+        skips = []
+        for module in self.enc.values():
+            x = module(x, embedding) if isinstance(module, UNetBlock) else module(x)
+            skips.append(x)
+        for name, module in self.dec.items():
+            if "_block" in name:
+                x = torch.cat([x, skips.pop()], dim=1)
+            if isinstance(module, UNetBlock):
+                x = module(x, embedding)
+            elif name.endswith("aux_norm"):
+                x = functional.silu(module(x))
+            else:
+                x = module(x)
+        return x

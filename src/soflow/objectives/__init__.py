@@ -1,0 +1,1 @@
+"""Training methods: how times are drawn and what F is pulled towards."""

@@ -1,0 +1,86 @@
+"""What every training method has in common: it draws times, and it pulls F towards something.
+
+Randomness stands outside the mathematics: `draw` makes all random numbers of a step, and calling the objective is then a
+deterministic function of the network, the batch, the draws and the progress of training.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from soflow.data.batches import Batch
+from soflow.symbols import Net, PerSample
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of one training step, one row a sample.
+
+    The first `n_velocity` samples look at the velocity, s = t; the rest take a jump from t to s < t.
+    """
+
+    noise: Tensor  # (B, ...)
+    t: Tensor  # (B,)
+    s: Tensor  # (B,)
+    dropped: Tensor  # (B,) bool: trained without its label
+    n_velocity: int
+
+    def rows(self, which: slice) -> "Draws":
+        """The draws of the samples that a slice selects."""
+        noise, t, s, dropped = (x[which] for x in (self.noise, self.t, self.s, self.dropped))
+        return Draws(noise, t, s, dropped, n_velocity=len(range(self.n_velocity)[which]))
+
+
+class Losses(NamedTuple):
+    """`total` is what training descends; `parts` are named values a sample, without gradient, for the logs."""
+
+    total: Tensor  # ()
+    parts: dict[str, Tensor]  # each (number of samples it concerns,)
+
+
+class Objective(Protocol):
+    """A training method. Objectives do not inherit from one another; each reads like its paper."""
+
+    def draw(self, shape: Sequence[int], generator: torch.Generator) -> Draws: ...
+
+    def __call__(self, net: Net, batch: Batch, draws: Draws, progress: float) -> Losses: ...
+
+
+class LossModule(nn.Module):
+    """A network and its objective as one module whose forward is a whole loss.
+
+    Data-parallel wrappers thus see one forward and one backward a step, and synchronize every gradient.
+    """
+
+    def __init__(self, network: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.network = network
+        self.objective = objective
+
+    def forward(self, batch: Batch, draws: Draws, progress: float) -> Losses:
+        return self.objective(self.network, batch, draws, progress)
+
+
+def adaptive_weight(squared: PerSample, p: float, eps: float) -> PerSample:
+    """w = 1 / (squared + eps)^p, without gradient: from the plain square (p = 0) to nearly its logarithm (p = 1)."""
+    return (squared.detach() + eps) ** -p
+
+
+@contextmanager
+def float32(x: Tensor) -> Iterator[None]:
+    """Computes in float32 even under bfloat16 autocast: difference quotients multiply rounding errors by hundreds."""
+    with torch.autocast(x.device.type, enabled=False):
+        yield
+
+
+def same_dropout(device: torch.device) -> Callable[[], None]:
+    """Notes the state of the dropout masks; calling the result brings it back, so that a second pass draws the same."""
+    if device.type == "cuda":
+        state = torch.cuda.get_rng_state(device)
+        return lambda: torch.cuda.set_rng_state(state, device)
+    state = torch.get_rng_state()
+    return lambda: torch.set_rng_state(state)

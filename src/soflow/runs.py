@@ -1,0 +1,125 @@
+"""Runs as a whole: train a recipe into a folder, load what a folder holds."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from soflow.assemble import make_augment, make_dataset, make_model, make_network, make_objective
+from soflow.config import Config, read_recipe
+from soflow.config.reading import fields
+from soflow.errors import InputError
+from soflow.pictures import save_picture
+from soflow.sampling import sample_many
+from soflow.solution import FlowModel
+from soflow.training.checkpoint import Checkpoint
+from soflow.training.display import Display, SilentDisplay
+from soflow.training.run_folder import RunFolder, find_run
+from soflow.training.trainer import Trainer
+
+#: Keys that may change when a run is taken up again: they do not touch what is learned.
+FREE_KEYS = ("description", "checkpoint.", "evaluate.", "train.log_every", "train.sample_every", "train.trackers")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained run: its folder, its configuration, the checkpoint that was read, and the model in it."""
+
+    folder: RunFolder
+    config: Config
+    checkpoint: Checkpoint
+    model: FlowModel
+    device: torch.device
+    notes: list[str]
+
+
+def train(
+    recipe: str | Config, out: str | Path, overrides: Sequence[str] = (), display: Display | None = None
+) -> RunFolder:
+    """Trains a recipe (a shipped name, a YAML file or a Config) in the folder `out`, or goes on with what lies there.
+
+    Raises InputError for settings that cannot be used or that differ from those the folder was begun with.
+    """
+    config = recipe if isinstance(recipe, Config) else read_recipe(recipe, overrides)
+    folder = RunFolder(Path(out))
+    dataset = make_dataset(config.data)
+    if folder.config.exists():
+        require_same(folder.read_config(), config, folder)
+    torch.manual_seed(config.train.seed)
+    network = make_network(config)
+    folder.create()
+    trainer = Trainer(
+        network=network,
+        objective=make_objective(config),
+        dataset=dataset,
+        augment=make_augment(config.data),
+        config=config,
+        folder=folder,
+        display=display or SilentDisplay(),
+        draw_samples=lambda step, weights, device: draw_samples(config, folder, step, weights, device),
+    )
+    if trainer.accelerator.is_main_process:
+        folder.write_config(config)
+    trainer.run()
+    return folder
+
+
+def require_same(begun: Config, asked: Config, folder: RunFolder) -> None:
+    """Raises InputError naming the first setting in which a run to be taken up differs from what is asked now."""
+    for key in dict.fromkeys(key for key, _ in fields()):
+        old, new = lookup(begun, key), lookup(asked, key)
+        if old != new and not key.startswith(FREE_KEYS):
+            raise InputError(
+                f"{folder.path} was begun with {key}={old}, and this asks for {new}: "
+                "train with the same settings to go on, or choose another folder with --out"
+            )
+
+
+def lookup(config: Config, key: str) -> object:
+    """The value of a dotted key; None where this kind of network has no such key."""
+    value: object = config
+    for name in key.split("."):
+        value = getattr(value, name, None)
+    return value
+
+
+def load(path: str | Path, weights: Literal["ema", "raw"] = "ema", device: str | None = None) -> Run:
+    """A run folder, or one checkpoint inside it, ready to sample from. `device` defaults to a GPU where there is one.
+
+    Raises InputError where there is no run, RunError where its checkpoint is damaged.
+    """
+    folder, checkpoint, notes = find_run(Path(path))
+    config = folder.read_config()
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model = model_of(config, checkpoint.weights(weights), place)
+    return Run(folder, config, checkpoint, model, place, notes)
+
+
+def model_of(config: Config, weights: dict[str, Tensor], device: torch.device) -> FlowModel:
+    """A model with these weights, on `device`."""
+    with torch.device("meta"):
+        network = make_network(config)
+    network.load_state_dict(weights, assign=True)
+    return make_model(config, network.to(device, torch.float32))
+
+
+def class_by_class(num: int, num_classes: int) -> Tensor | None:
+    """Labels 0, 1, .. in turn, (num,): equally many of each; None without classes."""
+    return torch.arange(num) % num_classes if num_classes else None
+
+
+def draw_samples(config: Config, folder: RunFolder, step: int, weights: dict[str, Tensor], device: torch.device) -> None:
+    """One-step samples as a picture: images with a column for each class, points as a scatter plot."""
+    if len(config.data.shape) == 1:
+        num, columns = 2000, 1
+    else:
+        columns = min(config.data.num_classes or 8, 10)
+        num = columns * ceil(40 / columns)
+    labels = None if not config.data.num_classes else torch.arange(num) % columns
+    model = model_of(config, weights, device)
+    samples = sample_many(model, num, labels, "renoise", nfe=1, seed=0, batch_size=num, device=device)
+    save_picture(samples, folder.samples / f"step-{step:08d}.png", columns)

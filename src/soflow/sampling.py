@@ -1,0 +1,144 @@
+"""Samplers: pure functions of a model and its noise.
+
+All take noise (B, ...) and labels (B,) or None (no condition), and return samples (B, ...). A network evaluation ("NFE") is
+one call of the network on the batch. Source: SoFlow (arXiv 2512.15657), section 3.5.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from soflow.errors import InputError
+from soflow.solution import FlowModel
+from soflow.symbols import Labels, Sample
+
+Method = Literal["renoise", "ode", "euler", "heun"]
+METHODS: tuple[Method, ...] = ("renoise", "ode", "euler", "heun")
+
+
+def even_times(steps: int) -> list[float]:
+    """1 = t_0 > t_1 > ... > t_K = 0, evenly spaced."""
+    return [1 - i / steps for i in range(steps)] + [0.0]
+
+
+def filled(time: float, like: Tensor) -> Tensor:
+    """One time for every sample: (B,)."""
+    return torch.full((len(like),), time, dtype=like.dtype, device=like.device)
+
+
+def one_step(model: FlowModel, noise: Sample, labels: Labels | None = None) -> Sample:
+    """f(noise, 1, 0): one network evaluation."""
+    return model.solution(noise, filled(1.0, noise), filled(0.0, noise), labels)
+
+
+def renoise(model: FlowModel, noise: Sample, fresh: Sequence[Sample], labels: Labels | None = None) -> Sample:
+    """The paper's sampler of K steps: jump to data, go back to t_{i+1} with fresh noise, jump again.
+
+    fresh: K - 1 further noises, each (B, ...). With none this is `one_step`.
+    """
+    times = even_times(len(fresh) + 1)
+    x = model.solution(noise, filled(1.0, noise), filled(0.0, noise), labels)
+    for t, new_noise in zip(times[1:-1], fresh, strict=True):
+        x_t = model.path.add_noise(x, new_noise, filled(t, x))
+        x = model.solution(x_t, filled(t, x), filled(0.0, x), labels)
+    return x
+
+
+def ode(model: FlowModel, noise: Sample, steps: int, labels: Labels | None = None) -> Sample:
+    """Composes jumps along the model's own trajectories: x = f(x, t_i, t_{i+1}), i = 0 .. K - 1."""
+    x = noise
+    for t, s in pairwise(even_times(steps)):
+        x = model.solution(x, filled(t, x), filled(s, x), labels)
+    return x
+
+
+def integrate_velocity(
+    model: FlowModel,
+    x: Sample,
+    steps: int,
+    labels: Labels | None = None,
+    method: Literal["euler", "heun"] = "heun",
+    start: float = 1.0,
+    end: float = 0.0,
+) -> Sample:
+    """Integrates dx/dt = v(x, t) from `start` to `end` in even steps: the flow-matching sampler.
+
+    Euler (order 1) takes `steps` network evaluations, Heun (order 2) twice as many.
+    """
+    for i in range(steps):
+        t, s = (start + (end - start) * k / steps for k in (i, i + 1))
+        v = model.velocity(x, filled(t, x), labels)
+        euler = x + (s - t) * v
+        if method == "euler":
+            x = euler
+        else:
+            x = x + (s - t) / 2 * (v + model.velocity(euler, filled(s, x), labels))
+    return x
+
+
+def noise_count(method: Method, nfe: int) -> int:
+    """How many noises a sample needs: fresh ones between the steps of `renoise`, else the first alone."""
+    return nfe if method == "renoise" else 1
+
+
+def check_method(method: str, nfe: int) -> None:
+    """Raises InputError unless `method` is known and can be done in `nfe` network evaluations."""
+    if method not in METHODS:
+        raise InputError(f"unknown sampling method '{method}': choose one of {', '.join(METHODS)}")
+    if nfe < 1:
+        raise InputError(f"the number of network evaluations is {nfe}: it must be 1 or more")
+    if method == "heun" and nfe % 2:
+        raise InputError(f"heun takes two network evaluations a step: {nfe} is odd, use {nfe + 1}")
+
+
+def sample(model: FlowModel, noises: Tensor, labels: Labels | None, method: Method, nfe: int) -> Sample:
+    """Samples by any method in `nfe` network evaluations; noises: (noise_count(method, nfe), B, ...)."""
+    check_method(method, nfe)
+    samplers: dict[str, Callable[[], Tensor]] = {
+        "renoise": lambda: renoise(model, noises[0], list(noises[1:]), labels),
+        "ode": lambda: ode(model, noises[0], nfe, labels),
+        "euler": lambda: integrate_velocity(model, noises[0], nfe, labels, "euler"),
+        "heun": lambda: integrate_velocity(model, noises[0], nfe // 2, labels, "heun"),
+    }
+    return samplers[method]()
+
+
+def noise_of_samples(
+    seed: int, first: int, count: int, noises: int, shape: Sequence[int], device: torch.device
+) -> Tensor:
+    """The noise of samples `first` .. `first + count - 1`, (noises, count, *shape): that of sample i depends on (seed, i)
+    alone, so samples do not change with the batch size or with how they are shared out."""
+    draws = [
+        np.random.default_rng([seed, i]).standard_normal((noises, *shape), dtype=np.float32)
+        for i in range(first, first + count)
+    ]
+    return torch.from_numpy(np.stack(draws, axis=1)).to(device)
+
+
+@torch.no_grad()
+def sample_many(
+    model: FlowModel,
+    num: int,
+    labels: Labels | None,
+    method: Method,
+    nfe: int,
+    seed: int,
+    batch_size: int = 500,
+    device: torch.device | str = "cpu",
+    on_batch: Callable[[int], None] = lambda done: None,
+) -> Sample:
+    """`num` samples on the CPU, made batch by batch; `on_batch` hears how many are done."""
+    check_method(method, nfe)
+    device = torch.device(device)
+    parts = []
+    for first in range(0, num, batch_size):
+        count = min(batch_size, num - first)
+        noises = noise_of_samples(seed, first, count, noise_count(method, nfe), model.shape, device)
+        chosen = None if labels is None else labels[first : first + count].to(device)
+        parts.append(sample(model, noises, chosen, method, nfe).float().cpu())
+        on_batch(first + count)
+    return torch.cat(parts)

@@ -1,0 +1,84 @@
+"""From the network F to the solution map f(x_t, t, s) and the velocity field v(x_t, t).
+
+    f(x_t, t, s) = a(t, s) x_t + b(t, s) F(x_t, t, s)          with a(t, t) = 1 and b(t, t) = 0, so f(x, t, t) = x
+    v(x_t, t)    = (d/ds f)(x_t, t, s) at s = t
+
+Source: SoFlow (arXiv 2512.15657), section 3.2.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from math import pi
+
+import torch
+from torch import Tensor
+
+from soflow.path import Path
+from soflow.symbols import Labels, Net, Sample, Times, across
+
+
+class Parameterization(ABC):
+    """The coefficients a and b of the solution map, each (B,), (B,) -> (B,), and d_s b at s = t."""
+
+    #: (d/ds b)(t, t), the same for every t. (d/ds a)(t, t) is 0 in both parameterizations.
+    d_s_b: float
+
+    @abstractmethod
+    def a(self, t: Tensor, s: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def b(self, t: Tensor, s: Tensor) -> Tensor: ...
+
+    def solution(self, x: Sample, t: Times, s: Times, F: Sample) -> Sample:
+        """f(x, t, s) from F = F(x, t, s)."""
+        return across(self.a(t, s), x) * x + across(self.b(t, s), x) * F
+
+    def velocity(self, F: Sample) -> Sample:
+        """v(x, t) from F = F(x, t, t)."""
+        return self.d_s_b * F
+
+
+class EulerParameterization(Parameterization):
+    """a = 1, b = s - t: F is the mean velocity from t to s."""
+
+    d_s_b = 1.0
+
+    def a(self, t: Tensor, s: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def b(self, t: Tensor, s: Tensor) -> Tensor:
+        return s - t
+
+
+class TrigParameterization(Parameterization):
+    """a = cos(pi (s - t) / 2), b = sin(pi (s - t) / 2): f turns x towards F."""
+
+    d_s_b = pi / 2
+
+    def a(self, t: Tensor, s: Tensor) -> Tensor:
+        return torch.cos(pi / 2 * (s - t))
+
+    def b(self, t: Tensor, s: Tensor) -> Tensor:
+        return torch.sin(pi / 2 * (s - t))
+
+
+@dataclass(frozen=True)
+class FlowModel:
+    """A network together with what it takes to read it: the path it was trained on and its parameterization.
+
+    This is what samplers and diagnostics work on. `shape` is one sample's shape, `num_classes` is 0 without labels.
+    """
+
+    net: Net
+    path: Path
+    parameterization: Parameterization
+    shape: tuple[int, ...]
+    num_classes: int = 0
+
+    def solution(self, x: Sample, t: Times, s: Times, labels: Labels | None = None) -> Sample:
+        """f(x, t, s, y): carries x from time t to time s in one call of the network."""
+        return self.parameterization.solution(x, t, s, self.net(x, t, s, labels))
+
+    def velocity(self, x: Sample, t: Times, labels: Labels | None = None) -> Sample:
+        """v(x, t, y): the velocity field that the model implies, from one call of the network."""
+        return self.parameterization.velocity(self.net(x, t, t, labels))

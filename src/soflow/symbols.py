@@ -1,0 +1,45 @@
+"""The symbols of the paper, as they appear everywhere in the code.
+
+| symbol | in code    | meaning                                                             | shape     |
+|--------|------------|---------------------------------------------------------------------|-----------|
+| x_0    | `data`     | a clean sample                                                      | (B, ...)  |
+| x_1    | `noise`    | standard normal                                                     | (B, ...)  |
+| t, s   | `t`, `s`   | times in [0, 1]; t = 0 is data, t = 1 is noise; jumps go t -> s <= t | (B,)      |
+| l      | `l`        | a time between: s < l < t                                           | (B,)      |
+| x_t    | `x_t`      | alpha(t) data + beta(t) noise                                       | (B, ...)  |
+| v_t    | `v_t`      | alpha'(t) data + beta'(t) noise, the conditional velocity           | (B, ...)  |
+| F      | `net`      | the network F(x_t, t, s, y)                                         | (B, ...)  |
+| f      | `solution` | the solution map f(x_t, t, s) = a(t, s) x_t + b(t, s) F(x_t, t, s, y) | (B, ...)  |
+| y      | `labels`   | class labels; the value `num_classes` is the null label             | (B,)      |
+
+Source: SoFlow (arXiv 2512.15657), section 3.
+"""
+
+from typing import Protocol
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Sample = Float[Tensor, "batch *shape"]
+Times = Float[Tensor, "batch"]
+Labels = Int[Tensor, "batch"]
+Mask = Bool[Tensor, "batch"]
+PerSample = Float[Tensor, "batch"]
+
+
+class Net(Protocol):
+    """The one contract every network keeps: F(x, t, s, labels), shaped like x. `labels=None` is the null label."""
+
+    def __call__(
+        self, x: Tensor, t: Tensor, s: Tensor, labels: Tensor | None = None, augment: Tensor | None = None
+    ) -> Tensor: ...
+
+
+def across(t: Tensor, x: Tensor) -> Tensor:
+    """Views one number a sample, (B,), so that it multiplies x, (B, ...)."""
+    return t.view(-1, *[1] * (x.ndim - 1))
+
+
+def mean_d(x: Tensor) -> Tensor:
+    """The mean over all dimensions but the batch: (B, ...) -> (B,)."""
+    return x.flatten(1).mean(1)

@@ -1,0 +1,71 @@
+"""Where in time a training step looks: logit-normal draws of t and s, the schedule r(k, K), the middle time l.
+
+Source: SoFlow (arXiv 2512.15657), sections 3.3 and 4.
+"""
+
+from dataclasses import dataclass
+from math import cos, pi
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from soflow.symbols import Times
+
+#: The least distance between two times of a jump, and the least t.
+FLOOR = 1e-4
+
+Schedule = Literal["constant", "linear", "cosine", "exponential"]
+
+
+@dataclass(frozen=True)
+class LogitNormal:
+    """sigmoid(mean + std * normal), a density on (0, 1)."""
+
+    mean: float
+    std: float
+
+    def draw(self, count: int, generator: torch.Generator) -> Times:
+        """`count` independent times, (count,), on the generator's device."""
+        normal = torch.randn(count, generator=generator, device=generator.device)
+        return torch.sigmoid(self.mean + self.std * normal)
+
+
+@dataclass(frozen=True)
+class MiddleTime:
+    """The middle time l = t + (s - t) r, where r shrinks from `init` to `end` as training goes on."""
+
+    schedule: Schedule
+    init: float
+    end: float
+
+    def r(self, progress: float) -> float:
+        """r(k, K) at progress = k / K, with k steps done of K. A function of the step: nothing to save or restore."""
+        match self.schedule:
+            case "constant":
+                return self.end
+            case "linear":
+                return self.init + (self.end - self.init) * progress
+            case "cosine":
+                return self.end + (self.init - self.end) * (1 + cos(pi * progress)) / 2
+            case "exponential":
+                return self.init * (self.end / self.init) ** progress
+        raise AssertionError(self.schedule)
+
+    def __call__(self, t: Times, s: Times, progress: float) -> Times:
+        """l in (s, t), at least FLOOR below t so that the quotient over t - l stays finite."""
+        return middle_time(t, s, self.r(progress))
+
+
+def middle_time(t: Tensor, s: Tensor, r: float) -> Tensor:
+    """l = min(t + (s - t) r, t - 1e-4)."""
+    return torch.minimum(t + (s - t) * r, t - FLOOR)
+
+
+def draw_jumps(
+    count: int, t_density: LogitNormal, s_density: LogitNormal, generator: torch.Generator
+) -> tuple[Times, Times]:
+    """Starts t and ends s of `count` jumps, drawn independently and then kept in order: t >= 1e-4, s <= t - 1e-4."""
+    t = t_density.draw(count, generator).clamp(min=FLOOR)
+    s = torch.minimum(s_density.draw(count, generator), t - FLOOR)
+    return t, s

@@ -1,0 +1,1 @@
+"""Training: any objective, on any network, with one trainer and one checkpoint."""

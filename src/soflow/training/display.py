@@ -1,0 +1,90 @@
+"""What a training run shows: a progress bar on a terminal, one line a logging step elsewhere. Everything on stderr."""
+
+import sys
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+
+class Display(Protocol):
+    """What the trainer tells. `note` is for single remarks, `log` for a line of metrics, `step` comes every step."""
+
+    def start(self, done: int, steps: int) -> None: ...
+    def step(self, done: int, loss: float, samples_per_second: float) -> None: ...
+    def log(self, metrics: dict[str, Any]) -> None: ...
+    def note(self, text: str) -> None: ...
+    def stop(self) -> None: ...
+
+
+class BarDisplay:
+    """A bar with steps, loss, samples a second and the time left."""
+
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        self.bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:,.0f} samples/s"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            console=console,
+        )
+        self.task: TaskID | None = None
+
+    def start(self, done: int, steps: int) -> None:
+        self.task = self.bar.add_task("training", total=steps, completed=done, loss=float("nan"), speed=0.0)
+        self.bar.start()
+
+    def step(self, done: int, loss: float, samples_per_second: float) -> None:
+        assert self.task is not None
+        self.bar.update(self.task, completed=done, loss=loss, speed=samples_per_second)
+
+    def log(self, metrics: dict[str, Any]) -> None:
+        del metrics  # the bar already shows them
+
+    def note(self, text: str) -> None:
+        self.bar.console.print(text, highlight=False)
+
+    def stop(self) -> None:
+        self.bar.stop()
+
+
+class LineDisplay:
+    """One summary line a logging step, for logs and pipes."""
+
+    def start(self, done: int, steps: int) -> None:
+        self.steps = steps
+
+    def step(self, done: int, loss: float, samples_per_second: float) -> None:
+        del done, loss, samples_per_second
+
+    def log(self, metrics: dict[str, Any]) -> None:
+        left = (self.steps - metrics["step"]) / metrics["steps_per_second"]
+        losses = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name.endswith(("loss", "mse")))
+        self.note(
+            f"step {metrics['step']}/{self.steps}  {losses}  {metrics['samples_per_second']:,.0f} samples/s  "
+            f"{left:.0f} s left"
+        )
+
+    def note(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    def stop(self) -> None:
+        sys.stderr.flush()
+
+
+class SilentDisplay:
+    """Shows nothing: for processes other than the first, and for tests."""
+
+    def start(self, done: int, steps: int) -> None: ...
+    def step(self, done: int, loss: float, samples_per_second: float) -> None: ...
+    def log(self, metrics: dict[str, Any]) -> None: ...
+    def note(self, text: str) -> None: ...
+    def stop(self) -> None: ...
+
+
+def make_display() -> Display:
+    """A bar on a terminal, lines elsewhere."""
+    return BarDisplay() if sys.stderr.isatty() else LineDisplay()

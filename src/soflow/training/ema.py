@@ -1,0 +1,39 @@
+"""The exponential moving average of the weights, which is what gets sampled from."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from soflow.config.schema import EmaConfig
+
+
+class Ema:
+    """average <- d average + (1 - d) weights, with d = decay^every, after every `every` steps.
+
+    Averages what is trained; buffers and fixed parameters are taken as they are. Source: SoFlow, section 5; EDM for the
+    float64 form.
+    """
+
+    def __init__(self, network: nn.Module, config: EmaConfig) -> None:
+        self.network = network
+        self.config = config
+        self.dtype = torch.float64 if config.float64 else torch.float32
+        self.trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
+        self.average = {name: p.detach().to(self.dtype, copy=True) for name, p in self.trained.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Takes in the weights as they are after `step` (counted from 0)."""
+        if (step + 1) % self.config.every:
+            return
+        weights = [p.detach().to(self.dtype) for p in self.trained.values()]
+        torch._foreach_lerp_(list(self.average.values()), weights, 1 - self.config.decay**self.config.every)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The whole network's state with averaged weights, as kept in checkpoints."""
+        return {**self.network.state_dict(), **self.average}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        for name, average in self.average.items():
+            average.copy_(state[name])

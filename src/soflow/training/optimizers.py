@@ -1,0 +1,22 @@
+"""Optimizers and the learning rate as a function of the step."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from soflow.config.schema import OptimizerConfig
+
+
+def make_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW (fused) or RAdam (foreach) over the parameters that need a gradient, with decoupled weight decay."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    common = {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay}
+    if config.name == "adamw":
+        return torch.optim.AdamW(trained, **common, fused=True)
+    return torch.optim.RAdam(trained, **common, decoupled_weight_decay=True, foreach=True)
+
+
+def learning_rate(config: OptimizerConfig, step: int) -> float:
+    """Rises in a straight line over the first `warmup` steps, then stays. A function of the step: nothing to save."""
+    return config.lr * min(1.0, (step + 1) / max(1, config.warmup))

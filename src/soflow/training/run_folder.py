@@ -1,0 +1,121 @@
+"""The run folder: what lies where.
+
+    config.yaml  metrics.jsonl  checkpoints/step-NNNNNNNN/  samples/step-NNNNNNNN.png  evaluation.json  report.html
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from soflow.config import Config, dump
+from soflow.config.reading import validate
+from soflow.errors import InputError, RunError
+from soflow.training.checkpoint import VERSION, Checkpoint, newest_good, require_good
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of a run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.path / "evaluation.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    def create(self) -> None:
+        """Makes the folder. Raises InputError where it cannot be written."""
+        try:
+            self.samples.mkdir(parents=True, exist_ok=True)
+            self.checkpoints.mkdir(exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot write to {self.path}: {error.strerror}; choose another folder with --out") from None
+        if not os.access(self.path, os.W_OK):
+            raise InputError(f"cannot write to {self.path}: no permission; choose another folder with --out")
+
+    def write_config(self, config: Config) -> None:
+        self.config.write_text(f"# The whole configuration of this run.\nversion: {VERSION}\n{dump(config)}")
+
+    def read_config(self) -> Config:
+        """The run's configuration. Raises InputError for a folder that is no run, or a run of another version."""
+        if not self.config.is_file():
+            raise InputError(f"{self.path} is not a run folder: it has no config.yaml; make one with soflow train")
+        try:
+            values = yaml.safe_load(self.config.read_text())
+            version = values.pop("version")
+        except (yaml.YAMLError, AttributeError, KeyError, UnicodeDecodeError):
+            raise InputError(f"{self.config} is damaged: it is no longer the YAML that soflow train wrote") from None
+        if version != VERSION:
+            raise InputError(f"{self.path} is a run folder of version {version}; this soflow reads version {VERSION}: "
+                             "use the soflow that wrote it, or train anew")
+        try:
+            return validate(values)
+        except InputError as error:
+            raise InputError(f"{self.config}: {error}") from None
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; a last line cut short by a crash is left out."""
+        if not self.metrics.is_file():
+            return []
+        lines = []
+        for line in self.metrics.read_text().splitlines():
+            try:
+                lines.append(json.loads(line))
+            except ValueError:
+                break
+        return lines
+
+    def forget_metrics_after(self, step: int) -> None:
+        """Drops the lines that a resumed run will write again."""
+        kept = [line for line in self.read_metrics() if line["step"] <= step]
+        partial = self.metrics.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(partial, self.metrics)
+
+    def write_evaluation(self, results: dict[str, Any]) -> None:
+        self.evaluation.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def find_run(path: Path) -> tuple[RunFolder, Checkpoint, list[str]]:
+    """The run, a good checkpoint of it and notes on damaged ones, from a run folder or one checkpoint inside it.
+
+    Raises InputError where there is no such run, RunError where the checkpoint named, or every one, is damaged.
+    """
+    if path.name.startswith("step-") and path.parent.name == "checkpoints":
+        if not path.is_dir():
+            raise InputError(f"there is no checkpoint {path}")
+        run = RunFolder(path.parent.parent)
+        run.read_config()
+        return run, require_good(Checkpoint(path)), []
+    run = RunFolder(path)
+    run.read_config()
+    checkpoint, problems = newest_good(run.checkpoints)
+    if checkpoint is None:
+        if problems:
+            raise RunError(f"{problems[0]}; there is no good checkpoint in {run.checkpoints}: train again")
+        raise InputError(f"{path} has no checkpoint yet: train it with soflow train")
+    return run, checkpoint, [f"{problem}; using {checkpoint.path}" for problem in problems]

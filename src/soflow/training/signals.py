@@ -1,0 +1,43 @@
+"""Stopping a run from outside: the step in progress is finished and saved first."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+
+class Stopped(Exception):
+    """A signal asked the run to stop, and it did, with a checkpoint written."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
+@dataclass
+class StopRequest:
+    """Which signal came, if any."""
+
+    signum: int | None = None
+
+
+@contextmanager
+def stop_request() -> Iterator[StopRequest]:
+    """Turns the first Ctrl-C or SIGTERM into a request; a second Ctrl-C interrupts at once."""
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request  # signals reach the main thread alone
+        return
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        request.signum = signum
+        signal.signal(signum, before[signum])
+
+    before = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

@@ -1,0 +1,205 @@
+"""The trainer: one loop for every method. It knows networks, batches and objectives only by their contracts."""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from soflow.config import Config
+from soflow.data.augment import AugmentPipe
+from soflow.data.batches import Batches, seed_of, seeded_generator
+from soflow.data.sources import Dataset
+from soflow.errors import InputError, RunError
+from soflow.objectives.base import Losses, LossModule, Objective
+from soflow.training.checkpoint import TrainState, newest_good, save_checkpoint
+from soflow.training.display import Display, SilentDisplay
+from soflow.training.ema import Ema
+from soflow.training.optimizers import learning_rate, make_optimizer
+from soflow.training.run_folder import RunFolder
+from soflow.training.signals import Stopped, stop_request
+
+#: Called with the steps done and the averaged weights where a sample grid is due.
+DrawSamples = Callable[[int, dict[str, Tensor], torch.device], None]
+
+
+class Trainer:
+    """Trains `network` by `objective` on `dataset` as `config` says, in `folder`, going on from what lies there."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        objective: Objective,
+        dataset: Dataset,
+        augment: AugmentPipe | None,
+        config: Config,
+        folder: RunFolder,
+        display: Display,
+        draw_samples: DrawSamples,
+    ) -> None:
+        self.config = config
+        self.folder = folder
+        self.draw_samples = draw_samples
+        self.accelerator = Accelerator(
+            mixed_precision="bf16" if config.precision == "bf16" else "no",
+            gradient_accumulation_steps=config.train.accumulate,
+            log_with=list(require_trackers(config.train.trackers)) or None,
+            project_dir=str(folder.path),
+        )
+        self.device = self.accelerator.device
+        self.display = display if self.accelerator.is_main_process else SilentDisplay()
+        self.batches = Batches(dataset, config.train.batch_size, config.train.seed, augment, self.device)
+        self.objective = objective
+        self.network = network
+        self.state = TrainState()
+        optimizer = make_optimizer(config.optimizer, network.parameters())
+        self.module, self.optimizer = self.accelerator.prepare(LossModule(network, objective), optimizer)
+        self.ema = Ema(network, config.ema)
+        self.resume()
+
+    def resume(self) -> None:
+        """Takes up the newest good checkpoint, if there is one."""
+        checkpoint, problems = newest_good(self.folder.checkpoints)
+        for problem in problems:
+            self.display.note(f"{problem}; passing over it")
+        if checkpoint is None:
+            return
+        self.network.load_state_dict(checkpoint.weights("raw"))
+        self.ema.load_state_dict(checkpoint.weights("ema"))
+        self.optimizer.load_state_dict(checkpoint.optimizer_state())
+        self.state = checkpoint.train_state()
+        self.display.note(f"going on from {checkpoint.path}")
+
+    def run(self) -> None:
+        """Trains to the last step. Raises Stopped after a signal, RunError for a loss that is not a number."""
+        config, steps = self.config.train, self.config.train.steps
+        if self.state.step >= steps:
+            return
+        self.module.train()
+        if self.accelerator.is_main_process:
+            self.folder.forget_metrics_after(self.state.step)
+        self.accelerator.init_trackers("", init_kwargs={"tensorboard": {"purge_step": self.state.step + 1}})
+        self.display.start(self.state.step, steps)
+        try:
+            with stop_request() as request:
+                while self.state.step < steps and request.signum is None:
+                    self.timed_step()
+                    done = self.state.step
+                    if done % config.log_every == 0 or done == steps:
+                        self.log()
+                    if done % self.config.checkpoint.every == 0 or done == steps or request.signum:
+                        self.save()
+                    if done == steps or (config.sample_every and done % config.sample_every == 0):
+                        self.sample()
+            if request.signum is not None and self.state.step < steps:
+                raise Stopped(request.signum)
+        finally:
+            self.display.stop()
+            self.accelerator.end_training()
+
+    def timed_step(self) -> None:
+        start = time.perf_counter()
+        loss = self.step(self.state.step)
+        seconds = time.perf_counter() - start
+        self.state.step += 1
+        self.state.seconds += seconds
+        self.count("seconds", seconds, 1)
+        self.display.step(self.state.step, loss, self.config.train.batch_size / seconds)
+
+    def step(self, step: int) -> float:
+        """One optimizer step, counted from 0, on this process's shares of the global batch; returns the loss."""
+        config, accelerator = self.config, self.accelerator
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(config.optimizer, step)
+        torch.manual_seed(seed_of(config.train.seed, f"dropout of process {accelerator.process_index}", step))
+        shape = (config.train.batch_size, *config.data.shape)
+        draws = self.objective.draw(shape, seeded_generator(config.train.seed, "draws", step, self.device))
+
+        loss, shares = 0.0, accelerator.num_processes * config.train.accumulate
+        for part in range(config.train.accumulate):
+            index = part * accelerator.num_processes + accelerator.process_index
+            batch = self.batches.share(step, index, shares)
+            with accelerator.accumulate(self.module):
+                losses = self.module(batch, draws.rows(slice(index, None, shares)), step / config.train.steps)
+                loss += self.read(losses, step) / config.train.accumulate
+                accelerator.backward(losses.total)
+                if config.optimizer.clip and accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(self.network.parameters(), config.optimizer.clip)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+        self.ema.update(step)
+        return loss
+
+    def read(self, losses: Losses, step: int) -> float:
+        """Adds a loss and its parts, over all processes, to the running means. Raises RunError if it is not a number."""
+        parts = {"loss": losses.total.detach()[None], **losses.parts}
+        sums = torch.stack([part.sum() for part in parts.values()] + [losses.total.new_tensor(float(len(p))) for p in parts.values()])
+        numbers = self.accelerator.reduce(sums.double(), "sum").tolist()
+        for name, total, count in zip(parts, numbers, numbers[len(parts) :], strict=False):
+            self.count(name, total, count)
+        loss = numbers[0] / numbers[len(parts)]
+        if not math.isfinite(loss):
+            self.fail_of_loss(loss, step)
+        return loss
+
+    def fail_of_loss(self, loss: float, step: int) -> None:
+        good, _ = newest_good(self.folder.checkpoints)
+        last = f"the last good checkpoint is {good.path}" if good else "there is no checkpoint yet"
+        raise RunError(
+            f"the loss is {loss} at step {step + 1}; {last}; try a smaller optimizer.lr, a longer optimizer.warmup, "
+            "optimizer.clip=1, or precision=fp32"
+        )
+
+    def count(self, name: str, total: float, count: float) -> None:
+        """Adds to the running mean of a logged value."""
+        running = self.state.sums.setdefault(name, [0.0, 0.0])
+        running[0] += total
+        running[1] += count
+
+    def log(self) -> None:
+        """One line of metrics.jsonl: means since the line before."""
+        means = {name: total / count for name, (total, count) in self.state.sums.items() if count}
+        self.state.sums = {}
+        seconds_per_step = means.pop("seconds")
+        metrics: dict[str, Any] = {
+            "step": self.state.step,
+            **means,
+            "lr": learning_rate(self.config.optimizer, self.state.step - 1),
+            "seconds": self.state.seconds,
+            "steps_per_second": 1 / seconds_per_step,
+            "samples_per_second": self.config.train.batch_size / seconds_per_step,
+        }
+        if self.accelerator.is_main_process:
+            with self.folder.metrics.open("a") as stream:
+                stream.write(json.dumps(metrics) + "\n")
+        self.accelerator.log({name: value for name, value in metrics.items() if name != "step"}, step=self.state.step)
+        self.display.log(metrics)
+
+    def save(self) -> None:
+        if self.accelerator.is_main_process:
+            save_checkpoint(
+                self.folder.checkpoints,
+                self.state,
+                self.network.state_dict(),
+                self.ema.state_dict(),
+                self.optimizer.state_dict(),
+                self.config.checkpoint.keep_last,
+            )
+        self.accelerator.wait_for_everyone()
+
+    def sample(self) -> None:
+        if self.accelerator.is_main_process:
+            self.draw_samples(self.state.step, self.ema.state_dict(), self.device)
+
+
+def require_trackers(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names themselves. Raises InputError with the install line for one whose package is missing."""
+    for name in names:
+        if find_spec(name) is None:
+            raise InputError(f"train.trackers names {name}, which is not installed: pip install 'soflow[track]'")
+    return names
