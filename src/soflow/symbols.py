@@ -15,7 +15,7 @@
 Source: SoFlow (arXiv 2512.15657), section 3.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -27,6 +27,7 @@ Mask = Bool[Tensor, "batch"]
 PerSample = Float[Tensor, "batch"]
 
 
+@runtime_checkable
 class Net(Protocol):
     """The one contract every network keeps: F(x, t, s, labels), shaped like x. `labels=None` is the null label."""
 

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,9 +16,10 @@ from soflow.errors import InputError
 
 #: Changes whenever the classifier or its training does, so that figures of different ones are never mixed.
 DIGITS_VERSION = "digits-classifier-1"
-DIGITS_STEPS = 700
+DIGITS_STEPS = 500
 
 
+@runtime_checkable
 class Features(Protocol):
     """Features (B, d) of samples (B, ...), and class logits where the features come from a classifier."""
 

@@ -7,7 +7,7 @@ deterministic function of the network, the batch, the draws and the progress of 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,7 @@ class Losses(NamedTuple):
     parts: dict[str, Tensor]  # each (number of samples it concerns,)
 
 
+@runtime_checkable
 class Objective(Protocol):
     """A training method. Objectives do not inherit from one another; each reads like its paper."""
 

@@ -1,0 +1,40 @@
+"""Checks the shapes in annotations at run time, and gives every test a home of its own."""
+
+import os
+
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the tests are about the numbers, and those are a CPU's
+
+from jaxtyping import install_import_hook
+
+CHECKED = ["symbols", "path", "times", "solution", "guidance", "objectives", "networks", "sampling", "evaluation", "data"]
+install_import_hook([f"soflow.{name}" for name in CHECKED], "beartype.beartype")
+
+import pytest
+import torch
+
+TINY_DIT = ["network.width=32", "network.depth=1", "network.heads=2", "network.patch=4"]
+
+
+@pytest.fixture(autouse=True)
+def _steady(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setenv("COLUMNS", "120")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory):
+    """A cache folder of the test run's own, so that the classifier is trained once and nothing of the user's is used."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory):
+    """A run of a tiny network on digits, trained for 30 steps: its folder."""
+    from soflow import runs
+
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    overrides = [*TINY_DIT, "train.steps=30", "train.batch_size=32", "train.log_every=10", "checkpoint.every=15"]
+    runs.train("digits", out, overrides)
+    return out

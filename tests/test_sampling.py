@@ -1,0 +1,92 @@
+import math
+
+import pytest
+import torch
+from theory import Exact, exact_model
+
+from soflow.errors import InputError
+from soflow.path import LinearPath, TrigPath
+from soflow.sampling import check_method, even_times, integrate_velocity, ode, one_step, renoise, sample_many
+from soflow.solution import EulerParameterization, FlowModel, TrigParameterization
+
+EVERY = [(p, q) for p in (LinearPath(), TrigPath()) for q in (EulerParameterization(), TrigParameterization())]
+
+
+def noise(count=6):
+    return torch.randn(count, 3, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("path", "parameterization"), EVERY)
+def test_at_the_exact_map_of_a_gaussian_one_step_and_composed_steps_are_exact(path, parameterization):
+    model, x = exact_model(path, parameterization, (3,), c=0.6), noise()
+    torch.testing.assert_close(one_step(model, x), 0.6 * x)
+    torch.testing.assert_close(ode(model, x, 5), 0.6 * x)
+    assert model.net.calls == 6
+
+
+@pytest.mark.parametrize(("path", "parameterization"), EVERY)
+@pytest.mark.parametrize(("method", "order"), [("euler", 1), ("heun", 2)])
+def test_integrating_the_velocity_converges_at_the_methods_order(path, parameterization, method, order):
+    model, x = exact_model(path, parameterization, (3,), c=0.6), noise()
+
+    def error(steps):
+        return float((integrate_velocity(model, x, steps, method=method) - 0.6 * x).norm())
+
+    assert math.log2(error(64) / error(128)) == pytest.approx(order, abs=0.15)
+
+
+@pytest.mark.parametrize(("path", "parameterization"), EVERY)
+def test_renoise_finds_the_point_that_the_data_are(path, parameterization):
+    model, x = exact_model(path, parameterization, (3,), a=0.7), noise()
+    fresh = [noise(), noise()]
+    torch.testing.assert_close(renoise(model, x, fresh), torch.full_like(x, 0.7))
+    assert model.net.calls == 3
+
+
+def test_renoise_by_hand():
+    """Two steps with a network that doubles: f(x, t, s) = x + (s - t) 2 x."""
+    model = FlowModel(lambda x, t, s, labels=None: 2 * x, LinearPath(), EulerParameterization(), (3,))
+    first, second = noise(), noise()
+    x = -first  # f(noise, 1, 0) = noise - 2 noise
+    x = 0.5 * x + 0.5 * second
+    x = x - 0.5 * 2 * x
+    torch.testing.assert_close(renoise(model, first, [second]), x)
+
+
+def test_heun_takes_two_evaluations_a_step_and_euler_one():
+    for method, calls in (("euler", 4), ("heun", 8)):
+        model = exact_model(LinearPath(), EulerParameterization(), (3,), c=1.0)
+        integrate_velocity(model, noise(), 4, method=method)
+        assert model.net.calls == calls
+
+
+def test_times_are_even_from_one_to_zero():
+    assert even_times(4) == [1, 0.75, 0.5, 0.25, 0]
+
+
+@pytest.mark.parametrize("method", ["renoise", "ode", "euler", "heun"])
+def test_samples_do_not_change_with_the_batch_size(method):
+    exact = Exact(LinearPath(), EulerParameterization(), c=0.5)
+    model = FlowModel(
+        lambda x, t, s, labels: exact(x, t, s) + labels[:, None], LinearPath(), EulerParameterization(), (3,), 4
+    )
+    labels = torch.arange(10) % 4
+    whole = sample_many(model, 10, labels, method, 4, seed=1, batch_size=100)
+    torch.testing.assert_close(whole, sample_many(model, 10, labels, method, 4, seed=1, batch_size=3))
+    torch.testing.assert_close(whole[:7], sample_many(model, 7, labels[:7], method, 4, seed=1))
+    assert not torch.allclose(whole, sample_many(model, 10, labels, method, 4, seed=2))
+
+
+def test_the_noise_of_samples_is_standard_normal_and_independent():
+    model = FlowModel(lambda x, t, s, labels: torch.zeros_like(x), LinearPath(), EulerParameterization(), (4,))
+    x = sample_many(model, 5000, None, "ode", 1, seed=0)  # F = 0 leaves the noise as it is
+    assert float(x.mean()) == pytest.approx(0, abs=0.03)
+    assert float(x.std()) == pytest.approx(1, abs=0.03)
+    assert float(torch.corrcoef(x.T).triu(1).abs().max()) < 0.05
+    assert len(torch.unique(x, dim=0)) == len(x)
+
+
+def test_impossible_requests_are_refused():
+    for method, nfe, word in (("heun", 3, "odd"), ("renoise", 0, "1 or more"), ("magic", 1, "renoise, ode")):
+        with pytest.raises(InputError, match=word):
+            check_method(method, nfe)

@@ -1,0 +1,42 @@
+import pytest
+import torch
+from theory import exact_model
+
+from soflow.path import LinearPath, TrigPath
+from soflow.solution import EulerParameterization, FlowModel, TrigParameterization
+
+EVERY = [(p, q) for p in (LinearPath(), TrigPath()) for q in (EulerParameterization(), TrigParameterization())]
+
+
+@pytest.mark.parametrize("parameterization", [EulerParameterization(), TrigParameterization()])
+def test_a_jump_of_no_length_stays(parameterization):
+    x, F = torch.randn(2, 5, 3, dtype=torch.float64)
+    t = torch.rand(5, dtype=torch.float64)
+    torch.testing.assert_close(parameterization.solution(x, t, t, F), x)
+
+
+@pytest.mark.parametrize("parameterization", [EulerParameterization(), TrigParameterization()])
+def test_the_velocity_is_the_s_derivative_of_the_solution_at_s_equal_t(parameterization):
+    x = torch.randn(5, 3, dtype=torch.float64)
+    t = torch.rand(5, dtype=torch.float64) * 0.8 + 0.1
+
+    def net(x, t, s, labels=None, augment=None):
+        return torch.sin(x) + t[:, None] * x - (s**2)[:, None]
+
+    model = FlowModel(net, LinearPath(), parameterization, (3,))
+    h = 1e-6
+    slope = (model.solution(x, t, t + h) - model.solution(x, t, t - h)) / (2 * h)
+    torch.testing.assert_close(model.velocity(x, t), slope, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize(("path", "parameterization"), EVERY)
+def test_the_exact_map_of_a_gaussian_has_the_spread_of_the_path(path, parameterization):
+    """x_t of spread sigma(t) must become x_s of spread sigma(s), whatever the parameterization in between."""
+    c, count = 0.4, 200_000
+    model = exact_model(path, parameterization, (1,), c=c)
+    generator = torch.Generator().manual_seed(0)
+    data, noise = (torch.randn(count, 1, generator=generator, dtype=torch.float64) for _ in range(2))
+    t, s = torch.full((count,), 0.7, dtype=torch.float64), torch.full((count,), 0.2, dtype=torch.float64)
+    x_s = model.solution(path.add_noise(c * data, noise, t), t, s)
+    expected = ((path.alpha(s[:1]) * c) ** 2 + path.beta(s[:1]) ** 2).sqrt()
+    assert float(x_s.std() / expected) == pytest.approx(1, rel=5e-3)
