@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.core
@@ -22,6 +22,10 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit("soflow needs Python 3.10 or later, this is " + sys.version) if sys.version_info < (3, 10) else None'

@@ -2,15 +2,29 @@
 
 import os
 
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the tests are about the numbers, and those are a CPU's
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests are about the numbers, and those are a CPU's
+os.environ["OMP_NUM_THREADS"] = "1"  # networks this small gain nothing from a second thread, and lose to a busy machine
 
 from jaxtyping import install_import_hook
 
-CHECKED = ["symbols", "path", "times", "solution", "guidance", "objectives", "networks", "sampling", "evaluation", "data"]
+CHECKED = [
+    "symbols",
+    "path",
+    "times",
+    "solution",
+    "guidance",
+    "objectives",
+    "networks",
+    "sampling",
+    "evaluation",
+    "data",
+]
 install_import_hook([f"soflow.{name}" for name in CHECKED], "beartype.beartype")
 
 import pytest
 import torch
+
+torch.set_num_threads(1)
 
 TINY_DIT = ["network.width=32", "network.depth=1", "network.heads=2", "network.patch=4"]
 

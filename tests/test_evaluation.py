@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from theory import exact_model
 
 from soflow.data import sources
 from soflow.errors import InputError
@@ -13,6 +12,7 @@ from soflow.evaluation.features import accuracy, load_digit_classifier, load_fea
 from soflow.evaluation.metrics import Moments, energy_distance, frechet_distance, recognized
 from soflow.path import LinearPath, TrigPath
 from soflow.solution import EulerParameterization, FlowModel, TrigParameterization
+from theory import exact_model
 
 EVERY = [(p, q) for p in (LinearPath(), TrigPath()) for q in (EulerParameterization(), TrigParameterization())]
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
-from conftest import TINY_DIT
 
+from conftest import TINY_DIT
 from soflow.assemble import make_network
 from soflow.config import read_recipe
 from soflow.networks.dit import SIZES, DiT

@@ -2,12 +2,12 @@ import math
 
 import pytest
 import torch
-from theory import Exact, exact_model
 
 from soflow.errors import InputError
 from soflow.path import LinearPath, TrigPath
 from soflow.sampling import check_method, even_times, integrate_velocity, ode, one_step, renoise, sample_many
 from soflow.solution import EulerParameterization, FlowModel, TrigParameterization
+from theory import Exact, exact_model
 
 EVERY = [(p, q) for p in (LinearPath(), TrigPath()) for q in (EulerParameterization(), TrigParameterization())]
 

@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 import torch
-from theory import Exact
 from torch import nn
 
 from soflow.data.batches import Batch
@@ -15,6 +14,7 @@ from soflow.path import LinearPath, TrigPath
 from soflow.solution import EulerParameterization, TrigParameterization
 from soflow.symbols import across, mean_d
 from soflow.times import LogitNormal, MiddleTime, middle_time
+from theory import Exact
 
 EVERY = [(p, q) for p in (LinearPath(), TrigPath()) for q in (EulerParameterization(), TrigParameterization())]
 

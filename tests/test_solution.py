@@ -1,9 +1,9 @@
 import pytest
 import torch
-from theory import exact_model
 
 from soflow.path import LinearPath, TrigPath
 from soflow.solution import EulerParameterization, FlowModel, TrigParameterization
+from theory import exact_model
 
 EVERY = [(p, q) for p in (LinearPath(), TrigPath()) for q in (EulerParameterization(), TrigParameterization())]
 

@@ -37,9 +37,7 @@ class Run:
     notes: list[str]
 
 
-def train(
-    recipe: str | Config, out: str | Path, overrides: Sequence[str] = (), display: Display | None = None
-) -> RunFolder:
+def train(recipe: str | Config, out: str | Path, overrides: Sequence[str] = (), display: Display | None = None) -> RunFolder:
     """Trains a recipe (a shipped name, a YAML file or a Config) in the folder `out`, or goes on with what lies there.
 
     Raises InputError for settings that cannot be used or that differ from those the folder was begun with.

@@ -85,14 +85,16 @@ def noise_count(method: Method, nfe: int) -> int:
     return nfe if method == "renoise" else 1
 
 
-def check_method(method: str, nfe: int) -> None:
-    """Raises InputError unless `method` is known and can be done in `nfe` network evaluations."""
-    if method not in METHODS:
+def check_method(method: str, nfe: int) -> Method:
+    """The method itself. Raises InputError unless it is known and can be done in `nfe` network evaluations."""
+    known: Method | None = next((name for name in METHODS if name == method), None)
+    if known is None:
         raise InputError(f"unknown sampling method '{method}': choose one of {', '.join(METHODS)}")
     if nfe < 1:
         raise InputError(f"the number of network evaluations is {nfe}: it must be 1 or more")
     if method == "heun" and nfe % 2:
         raise InputError(f"heun takes two network evaluations a step: {nfe} is odd, use {nfe + 1}")
+    return known
 
 
 def sample(model: FlowModel, noises: Tensor, labels: Labels | None, method: Method, nfe: int) -> Sample:
@@ -107,9 +109,7 @@ def sample(model: FlowModel, noises: Tensor, labels: Labels | None, method: Meth
     return samplers[method]()
 
 
-def noise_of_samples(
-    seed: int, first: int, count: int, noises: int, shape: Sequence[int], device: torch.device
-) -> Tensor:
+def noise_of_samples(seed: int, first: int, count: int, noises: int, shape: Sequence[int], device: torch.device) -> Tensor:
     """The noise of samples `first` .. `first + count - 1`, (noises, count, *shape): that of sample i depends on (seed, i)
     alone, so samples do not change with the batch size or with how they are shared out."""
     draws = [

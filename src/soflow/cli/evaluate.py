@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from soflow.cli.options import at_least, whole_numbers
+from soflow.errors import InputError
 
 
 def evaluate(
@@ -41,16 +42,14 @@ def evaluate(
     held_out = sources.load(name, "train" if split == "test" else "test")
     judge = Judge(load_features(features or config.features, compared.shape), compared)
     if compared.shape != loaded.model.shape:
-        raise runs.InputError(f"--reference {name} has samples of shape {list(compared.shape)}, the run {list(loaded.model.shape)}")
+        raise InputError(
+            f"--reference {name} has samples of shape {list(compared.shape)}, the run {list(loaded.model.shape)}"
+        )
     if isinstance(judge.features, DigitClassifier):
         print(f"digit classifier: test accuracy {accuracy(judge.features):.4f} on held-out real digits")
 
-    order = [f"{method} {n}" for method, n in samplers(counts)]
-    with counting("evaluating", num * len(order)) as on_batch:
-        results = evaluate_model(
-            loaded.model, judge, held_out, counts, num, seed, loaded.device,
-            on_progress=lambda sampler, done: on_batch(order.index(sampler) * num + done),
-        )  # fmt: skip
+    with counting("evaluating", num * len(samplers(counts))) as on_batch:
+        results = evaluate_model(loaded.model, judge, held_out, counts, num, seed, loaded.device, on_batch)
     if isinstance(judge.features, DigitClassifier):
         results["classifier_test_accuracy"] = accuracy(judge.features)
     results = {"checkpoint": loaded.checkpoint.path.name, "weights": "ema", **results}

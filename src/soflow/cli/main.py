@@ -7,7 +7,6 @@ are one line on stderr; anything else is a bug and keeps its traceback.
 import sys
 from collections.abc import Sequence
 
-import click
 import typer
 
 from soflow.cli.evaluate import evaluate
@@ -20,26 +19,30 @@ from soflow.errors import InputError, RunError
 app = typer.Typer(
     name="soflow",
     help="One-step generative models: train a solution flow model, sample it in a single forward pass.",
-    no_args_is_help=True,
     add_completion=False,
+    pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (recipes, train, sample, evaluate, report):
     app.command()(command)
 
 
+#: Every mistake in options and arguments; click's own class, wherever this version of typer keeps click.
+UsageError: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
+
+
 def run(arguments: Sequence[str]) -> int:
     """Runs one command; returns the exit status."""
     try:
-        status = app(list(arguments), prog_name="soflow", standalone_mode=False)
+        status = app(list(arguments) or ["--help"], prog_name="soflow", standalone_mode=False)
         return status if isinstance(status, int) else 0
-    except click.ClickException as error:
-        return fail(error.format_message(), 2)
+    except UsageError as error:
+        return fail(f"{error.format_message()} See soflow --help.", 2)
     except InputError as error:
         return fail(str(error), 2)
     except RunError as error:
         return fail(str(error), 1)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         return fail("interrupted", 130)
 
 

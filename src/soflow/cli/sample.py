@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -37,7 +37,7 @@ def sample(
     from soflow.cli.progress import counting
     from soflow.sampling import check_method, sample_many
 
-    check_method(method, nfe)
+    sampler = check_method(method, nfe)
     loaded = runs.load(run, "raw" if weights == "raw" else "ema")
     for note in loaded.notes:
         typer.echo(note, err=True)
@@ -45,9 +45,7 @@ def sample(
     file = out or loaded.folder.samples / f"{method}-{nfe}-seed-{seed}.png"
     check_writable(file)
     with counting("sampling", num) as on_batch:
-        samples = sample_many(
-            loaded.model, num, chosen, method, nfe, seed, device=loaded.device, on_batch=on_batch
-        )
+        samples = sample_many(loaded.model, num, chosen, sampler, nfe, seed, device=loaded.device, on_batch=on_batch)
     write(samples, chosen, file)
     print(f"{num} samples, {method} in {nfe}: {file}")
 
@@ -89,7 +87,7 @@ def write(samples: Tensor, labels: Tensor | None, file: Path) -> None:
     if file.suffix == ".png":
         save_picture(samples, file, columns=max(1, min(10, len(samples))) if images else 1)
     elif file.suffix == ".npz":
-        arrays = {"arr_0": to_uint8(samples) if images else samples.numpy()}
+        arrays: dict[str, Any] = {"arr_0": to_uint8(samples) if images else samples.numpy()}
         if labels is not None:
             arrays["arr_1"] = labels.numpy()
         partial = file.with_name(f".{file.name}.partial.npz")

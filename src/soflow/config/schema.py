@@ -16,7 +16,9 @@ class Section(BaseModel):
 
 class DataConfig(Section):
     source: str = Field("digits", description="digits, moons, checkerboard or eight_gaussians")
-    shape: tuple[PositiveInt, ...] = Field((1, 8, 8), description="one sample's shape: [C, H, W] for images, [D] for vectors")
+    shape: tuple[PositiveInt, ...] = Field(
+        (1, 8, 8), description="one sample's shape: [C, H, W] for images, [D] for vectors"
+    )
     num_classes: int = Field(10, ge=0, description="classes to train with; 0 ignores labels")
     augment: Share = Field(0.0, description="probability of each change of EDM's augmentation pipe; 0 turns it off")
 
@@ -136,15 +138,19 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the network's passes; the consistency pair stays in fp32")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="of the network's passes; the consistency pair stays in fp32"
+    )
 
     @model_validator(mode="after")
     def parts_fit_together(self) -> "Config":
         """Rejects combinations that could only fail later, in the middle of a step."""
         vectors = len(self.data.shape) == 1
         if (self.network.name == "mlp") != vectors:
-            raise ValueError(f"network.name={self.network.name} does not fit data.shape={list(self.data.shape)}: "
-                             f"use {'mlp for vectors' if vectors else 'dit or unet for images'}")
+            raise ValueError(
+                f"network.name={self.network.name} does not fit data.shape={list(self.data.shape)}: "
+                f"use {'mlp for vectors' if vectors else 'dit or unet for images'}"
+            )
         if self.network.name == "unet" and self.data.num_classes:
             raise ValueError("network.name=unet takes no labels: set data.num_classes=0")
         if self.data.augment and self.network.name != "unet":
@@ -152,6 +158,8 @@ class Config(Section):
         if self.objective.guidance.scale > 1 and not self.data.num_classes:
             raise ValueError("objective.guidance.scale above 1 needs labels: set data.num_classes, or the scale to 1")
         if self.train.batch_size % self.train.accumulate:
-            raise ValueError(f"train.batch_size={self.train.batch_size} cannot be split into train.accumulate="
-                             f"{self.train.accumulate} equal parts")
+            raise ValueError(
+                f"train.batch_size={self.train.batch_size} cannot be split into train.accumulate="
+                f"{self.train.accumulate} equal parts"
+            )
         return self

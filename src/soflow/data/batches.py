@@ -28,7 +28,8 @@ class Batch:
 
     def rows(self, which: slice) -> "Batch":
         """The samples that a slice selects."""
-        return Batch(*(None if x is None else x[which] for x in (self.data, self.labels, self.augment)))
+        labels, augment = (None if x is None else x[which] for x in (self.labels, self.augment))
+        return Batch(self.data[which], labels, augment)
 
 
 def seed_of(seed: int, stream: str, step: int) -> int:

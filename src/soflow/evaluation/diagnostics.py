@@ -40,9 +40,7 @@ def solution_residual(
     return rms((f_next - f) / h - model.velocity(f, s, labels))
 
 
-def composition_gap(
-    model: FlowModel, x_t: Sample, t: Times, l: Times, s: Times, labels: Labels | None = None
-) -> float:
+def composition_gap(model: FlowModel, x_t: Sample, t: Times, l: Times, s: Times, labels: Labels | None = None) -> float:
     """|| f(f(x_t, t, l), l, s) - f(x_t, t, s) ||: two jumps against one."""
     halfway = model.solution(x_t, t, l, labels)
     return rms(model.solution(halfway, l, s, labels) - model.solution(x_t, t, s, labels))

@@ -79,25 +79,28 @@ def evaluate(
     num: int,
     seed: int,
     device: torch.device,
-    on_progress: Callable[[str, int], None] = lambda sampler, done: None,
+    on_progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Any]:
     """Everything evaluation.json holds of the model's quality.
 
     held_out: real samples, not in the judge's reference, that say what a distance of real data is. num: samples drawn for
-    each sampler, class by class in turn. Raises InputError for settings that cannot give a figure.
+    each sampler, class by class in turn. `on_progress` hears how many are drawn of those of all samplers. Raises InputError
+    for settings that cannot give a figure.
     """
     if num < 2:
         raise InputError(f"the number of samples is {num}: a distance needs 2 or more")
     labels = torch.arange(num) % model.num_classes if model.num_classes else None
-    rows = []
-    for method, n in samplers(nfe):
+
+    def row(index: int, method: Method, n: int) -> Row:
+        def on_batch(done: int) -> None:
+            on_progress(index * num + done)
+
         start = time.perf_counter()
-        name = f"{method} {n}"
-        samples = sample_many(
-            model, num, labels, method, n, seed, device=device, on_batch=lambda done, name=name: on_progress(name, done)
-        )
+        samples = sample_many(model, num, labels, method, n, seed, device=device, on_batch=on_batch)
         milliseconds = 1000 * (time.perf_counter() - start) / num
-        rows.append(Row(method, n, *judge(samples, labels), milliseconds))
+        return Row(method, n, *judge(samples, labels), milliseconds)
+
+    rows = [row(index, method, n) for index, (method, n) in enumerate(samplers(nfe))]
     real_distance, real_recognized = judge(held_out.data, held_out.labels)
     return {
         "metric": judge.metric,

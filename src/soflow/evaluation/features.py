@@ -13,6 +13,7 @@ from torch.nn import functional
 from soflow.data import sources
 from soflow.data.batches import Batches, seeded_generator
 from soflow.errors import InputError
+from soflow.evaluation.metrics import recognized
 
 #: Changes whenever the classifier or its training does, so that figures of different ones are never mixed.
 DIGITS_VERSION = "digits-classifier-1"
@@ -96,7 +97,8 @@ def train_digit_classifier(seed: int = 0) -> DigitClassifier:
 def accuracy(classifier: DigitClassifier, split: str = "test") -> float:
     """Share of the held-out real digits that the classifier recognizes."""
     dataset = sources.load("digits", split)
-    return float((classifier.logits(classifier(dataset.data)).argmax(1) == dataset.labels).double().mean())
+    assert dataset.labels is not None
+    return recognized(classifier.logits(classifier(dataset.data)), dataset.labels)
 
 
 def cache_folder() -> Path:

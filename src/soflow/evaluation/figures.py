@@ -28,7 +28,7 @@ def losses(metrics: list[dict[str, Any]]) -> Figure:
     for name, color in (("flow_matching_mse", BLUE), ("consistency_mse", ORANGE)):
         if name in metrics[0]:
             label = name.removesuffix("_mse").replace("_", " ")
-            errors.plot(steps, [line.get(name) for line in metrics], color=color, label=label)
+            errors.plot(steps, [line[name] for line in metrics], color=color, label=label)
     errors.set(xlabel="step", ylabel="mean squared error", yscale="log")
     errors.legend(frameon=False)
     total.plot(steps, [line["loss"] for line in metrics], color=GREY)

@@ -63,9 +63,9 @@ def section(subject: Subject) -> str:
     parts.append(journey(subject))
     if subject.metrics:
         parts.append(
-            "<h2>Training</h2><p>Means between two log lines. The consistency loss is a surrogate whose value means "
-            "nothing; what is drawn is the squared difference quotient that it pulls to zero.</p>"
-            + embed(figures.losses(subject.metrics))
+            "<h2>Training</h2><p>Means between two log lines. The consistency loss, a surrogate, has no meaning as a value; "
+            "what is drawn is the squared difference quotient. It does not go to zero: the direction of a single sample's "
+            "path varies even at the best of maps.</p>" + embed(figures.losses(subject.metrics))
         )
     parts.append(cost(subject))
     parts.append(f"<h2>Settings</h2><details><summary>config.yaml</summary><pre>{escape(subject.config)}</pre></details>")
@@ -134,7 +134,11 @@ def quality(evaluation: dict[str, Any]) -> str:
         f"<tr><td>{escape(name.replace('_', ' '))}<td>{value:.4f}" for name, value in evaluation["diagnostics"].items()
     )
     accuracy = evaluation.get("classifier_test_accuracy")
-    classifier = f" The features are those of a classifier that recognizes {accuracy:.2%} of held-out real digits." if accuracy else ""
+    classifier = (
+        f" The features are those of a classifier that recognizes {accuracy:.2%} of held-out real digits."
+        if accuracy
+        else ""
+    )
     return (
         f"<h2>Quality</h2><p>{escape(evaluation['metric'])} of {evaluation['num']:,} samples to "
         f"{evaluation['reference']['count']:,} real ones; smaller is better. Held-out real data "
@@ -203,7 +207,9 @@ def draw(subject: Subject, num: int, labels: Tensor | None) -> Sample:
 
 
 def minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    return (
+        f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    )
 
 
 def picture(images: Tensor, columns: int) -> str:
@@ -214,7 +220,7 @@ def picture(images: Tensor, columns: int) -> str:
 
 def embed(figure: Figure) -> str:
     """A plot inline."""
-    return f"<figure>{inline(lambda stream: figure.savefig(stream, format='png', dpi=160), 'plot')}</figure>"
+    return f"<figure class=plot>{inline(lambda stream: figure.savefig(stream, format='png', dpi=160), 'plot')}</figure>"
 
 
 def inline(write: Callable[[io.BytesIO], None], text: str) -> str:

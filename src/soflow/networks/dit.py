@@ -4,7 +4,6 @@ Parameter names are those of the DiT family (arXiv 2212.09748), so its checkpoin
 Source: SoFlow (arXiv 2512.15657), section 5 and its table of sizes.
 """
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -132,22 +131,20 @@ class DiT(nn.Module):
         self.initialize()
 
     def initialize(self) -> None:
-        """Xavier-uniform linears, normal(0.02) for the label table and the t MLP, zeros where the blocks begin as identity."""
+        """Xavier-uniform linears, normal(0.02) for the label table and the t MLP, zeros for modulations and output."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))
-        nn.init.zeros_(self.x_embedder.proj.bias)
-        for weight in (self.y_embedder.embedding_table.weight, *(self.t_embedder.mlp[i].weight for i in (0, 2))):
-            nn.init.normal_(weight, std=0.02)
+        nn.init.zeros_(self.x_embedder.get_parameter("proj.bias"))
+        for module in (self.y_embedder.embedding_table, self.t_embedder.mlp[0], self.t_embedder.mlp[2]):
+            nn.init.normal_(module.get_parameter("weight"), std=0.02)
         for module in (*self.blocks, self.final_layer):
-            nn.init.zeros_(module.adaLN_modulation[1].weight)
+            nn.init.zeros_(module.get_parameter("adaLN_modulation.1.weight"))
         nn.init.zeros_(self.final_layer.linear.weight)
 
-    def forward(
-        self, x: Tensor, t: Times, s: Times, labels: Labels | None = None, augment: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, t: Times, s: Times, labels: Labels | None = None, augment: Tensor | None = None) -> Tensor:
         assert augment is None, "DiT takes no augmentation labels"
         condition = self.t_embedder(t) + self.s_embedder(t - s) + self.y_embedder(labels, like=x)
         x = self.x_embedder(x) + self.pos_embed

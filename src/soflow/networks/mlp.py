@@ -1,6 +1,5 @@
 """A small residual network for vectors: F(x, t, s, y) for data in the plane and other low dimensions."""
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -37,9 +36,7 @@ class MLP(nn.Module):
         nn.init.zeros_(self.final_layer.weight)
         nn.init.zeros_(self.final_layer.bias)
 
-    def forward(
-        self, x: Tensor, t: Times, s: Times, labels: Labels | None = None, augment: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, t: Times, s: Times, labels: Labels | None = None, augment: Tensor | None = None) -> Tensor:
         assert augment is None, "MLP takes no augmentation labels"
         condition = functional.silu(self.t_embedder(t) + self.s_embedder(t - s) + self.y_embedder(labels, like=x))
         x = self.x_embedder(x)

@@ -170,9 +170,7 @@ class UNet(nn.Module):
                     elif name.endswith("qkv"):
                         module.weight *= sqrt(0.2)
 
-    def forward(
-        self, x: Tensor, t: Times, s: Times, labels: Labels | None = None, augment: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, t: Times, s: Times, labels: Labels | None = None, augment: Tensor | None = None) -> Tensor:
         assert labels is None, "this UNet takes no class labels"
         embedding = torch.cat([frequencies(t, self.frequency_size), frequencies(t - s, self.frequency_size)], dim=1)
         if self.map_augment is not None and augment is not None:

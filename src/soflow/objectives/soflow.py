@@ -133,7 +133,8 @@ class SoFlow:
 
     def _velocities(self, net: Net, x_t: Sample, t: Times, batch: Batch) -> tuple[Sample, Sample]:
         """v(x_t, t, y) and v(x_t, t, null), in one pass; y is the label before dropping."""
-        assert self.guidance is not None and batch.labels is not None
+        assert self.guidance is not None
+        assert batch.labels is not None
         labels = torch.cat([batch.labels, torch.full_like(batch.labels, self.guidance.null_label)])
         x, t = torch.cat([x_t, x_t]), torch.cat([t, t])
         augment = None if batch.augment is None else torch.cat([batch.augment, batch.augment])

@@ -85,7 +85,7 @@ def checkpoints(folder: Path) -> list[Checkpoint]:
 
 def newest_good(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that is whole, and what is wrong with each newer one."""
-    problems = []
+    problems: list[str] = []
     for checkpoint in reversed(checkpoints(folder)):
         problem = checkpoint.problem()
         if problem is None:

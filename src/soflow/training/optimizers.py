@@ -1,6 +1,7 @@
 """Optimizers and the learning rate as a function of the step."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from soflow.config.schema import OptimizerConfig
 def make_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """AdamW (fused) or RAdam (foreach) over the parameters that need a gradient, with decoupled weight decay."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    common = {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay}
+    common: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay}
     if config.name == "adamw":
         return torch.optim.AdamW(trained, **common, fused=True)
     return torch.optim.RAdam(trained, **common, decoupled_weight_decay=True, foreach=True)

@@ -1,6 +1,6 @@
 """The run folder: what lies where.
 
-    config.yaml  metrics.jsonl  checkpoints/step-NNNNNNNN/  samples/step-NNNNNNNN.png  evaluation.json  report.html
+config.yaml  metrics.jsonl  checkpoints/step-NNNNNNNN/  samples/step-NNNNNNNN.png  evaluation.json  report.html
 """
 
 import json
@@ -70,8 +70,10 @@ class RunFolder:
         except (yaml.YAMLError, AttributeError, KeyError, UnicodeDecodeError):
             raise InputError(f"{self.config} is damaged: it is no longer the YAML that soflow train wrote") from None
         if version != VERSION:
-            raise InputError(f"{self.path} is a run folder of version {version}; this soflow reads version {VERSION}: "
-                             "use the soflow that wrote it, or train anew")
+            raise InputError(
+                f"{self.path} is a run folder of version {version}; this soflow reads version {VERSION}: "
+                "use the soflow that wrote it, or train anew"
+            )
         try:
             return validate(values)
         except InputError as error:

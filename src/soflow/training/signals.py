@@ -35,7 +35,7 @@ def stop_request() -> Iterator[StopRequest]:
         request.signum = signum
         signal.signal(signum, before[signum])
 
-    before = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
+    before = {int(signum): signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield request
     finally:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from soflow.config import Config
@@ -45,6 +46,7 @@ class Trainer:
         self.config = config
         self.folder = folder
         self.draw_samples = draw_samples
+        AcceleratorState._reset_state()  # Accelerate keeps the precision of a process's first run; this may be another run
         self.accelerator = Accelerator(
             mixed_precision="bf16" if config.precision == "bf16" else "no",
             gradient_accumulation_steps=config.train.accumulate,
@@ -138,7 +140,9 @@ class Trainer:
     def read(self, losses: Losses, step: int) -> float:
         """Adds a loss and its parts, over all processes, to the running means. Raises RunError if it is not a number."""
         parts = {"loss": losses.total.detach()[None], **losses.parts}
-        sums = torch.stack([part.sum() for part in parts.values()] + [losses.total.new_tensor(float(len(p))) for p in parts.values()])
+        sums = torch.stack(
+            [part.sum() for part in parts.values()] + [losses.total.new_tensor(float(len(p))) for p in parts.values()]
+        )
         numbers = self.accelerator.reduce(sums.double(), "sum").tolist()
         for name, total, count in zip(parts, numbers, numbers[len(parts) :], strict=False):
             self.count(name, total, count)

@@ -1,0 +1,100 @@
+"""What training through the library costs over the bare loop of the same passes and optimizer step.
+
+    python benchmarks/overhead.py [RECIPE] [KEY=VALUE ...]
+
+Both loops train the same network by the same objective, block by block in turn, so that a machine whose speed drifts drifts
+for both. The bare loop has its batches and draws made beforehand, and no average, clipping, logging or checks.
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from soflow.assemble import make_augment, make_dataset, make_network, make_objective
+from soflow.config import Config, read_recipe
+from soflow.data.batches import Batches, seeded_generator
+from soflow.training.display import SilentDisplay
+from soflow.training.optimizers import make_optimizer
+from soflow.training.run_folder import RunFolder
+from soflow.training.trainer import Trainer
+
+BLOCKS, STEPS = 15, 10
+
+
+def bare_loop(config: Config, device: torch.device) -> Callable[[], None]:
+    """One block of the loop that anyone would write by hand."""
+    network = make_network(config).to(device)
+    objective = make_objective(config)
+    optimizer = make_optimizer(config.optimizer, network.parameters())
+    batches = Batches(make_dataset(config.data), config.train.batch_size, 0, make_augment(config.data), device)
+    shape = (config.train.batch_size, *config.data.shape)
+    made = [
+        (batches.share(step), objective.draw(shape, seeded_generator(0, "draws", step, device))) for step in range(STEPS)
+    ]
+
+    def block() -> None:
+        for step, (batch, draws) in enumerate(made):
+            objective(network, batch, draws, step / config.train.steps).total.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return block
+
+
+def library_loop(config: Config, folder: Path) -> tuple[Callable[[], None], torch.device]:
+    """One block of the trainer's loop, with a log line at its end."""
+    run = RunFolder(folder)
+    run.create()
+    trainer = Trainer(
+        network=make_network(config),
+        objective=make_objective(config),
+        dataset=make_dataset(config.data),
+        augment=make_augment(config.data),
+        config=config,
+        folder=run,
+        display=SilentDisplay(),
+        draw_samples=lambda step, weights, device: None,
+    )
+
+    def block() -> None:
+        for _ in range(STEPS):
+            trainer.timed_step()
+        trainer.log()
+
+    return block, trainer.device
+
+
+def seconds(block: Callable[[], None], device: torch.device) -> float:
+    start = time.perf_counter()
+    block()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return (time.perf_counter() - start) / STEPS
+
+
+def main() -> None:
+    recipe, *overrides = sys.argv[1:] or ["digits"]
+    config = read_recipe(recipe, overrides)
+    with tempfile.TemporaryDirectory() as folder:
+        library, device = library_loop(config, Path(folder))
+        bare = bare_loop(config, device)
+        bare(), library()  # warm up
+        pairs = []
+        for i in range(BLOCKS):
+            print(f"\rblock {i + 1} of {BLOCKS}", end="", file=sys.stderr, flush=True)
+            pairs.append((seconds(library, device), seconds(bare, device)))
+        print(file=sys.stderr)
+    ratios = sorted(one / other for one, other in pairs)
+    print(f"{recipe} on {device}, torch {torch.__version__}, {torch.get_num_threads()} threads")
+    print(f"library {1000 * median(one for one, _ in pairs):.1f} ms a step")
+    print(f"bare    {1000 * median(other for _, other in pairs):.1f} ms a step")
+    print(f"ratio   {median(ratios):.3f} (from {ratios[0]:.3f} to {ratios[-1]:.3f} over {BLOCKS} pairs of {STEPS} steps)")
+
+
+if __name__ == "__main__":
+    main()

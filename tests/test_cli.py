@@ -1,0 +1,272 @@
+"""The real commands, as a stranger runs them: exit status, what is printed where, and no traceback."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import TINY_DIT
+from soflow.cli import main
+
+TINY = [*TINY_DIT, "train.batch_size=32", "train.log_every=10"]
+
+
+def soflow(*arguments, cwd=None, **settings):
+    command = [sys.executable, "-m", "soflow", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120, check=False, **settings)
+
+
+@pytest.fixture
+def inside(capfd, monkeypatch):
+    """The same commands without the seconds that a new process takes to load torch."""
+
+    def call(*arguments, cwd=None):
+        if cwd is not None:
+            monkeypatch.chdir(cwd)
+        capfd.readouterr()
+        status = main.run([str(argument) for argument in arguments])
+        return subprocess.CompletedProcess(arguments, status, *capfd.readouterr())
+
+    return call
+
+
+def assert_fails(result, status, *words):
+    """The exit status, one line on stderr with those words in it, no traceback."""
+    assert result.returncode == status, result.stderr
+    assert "Traceback" not in result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    for word in words:
+        assert word in lines[0]
+
+
+@pytest.fixture
+def run(tiny_run, tmp_path):
+    """A copy of the tiny run that a test may spoil."""
+    return shutil.copytree(tiny_run, tmp_path / "run")
+
+
+def test_from_training_to_report(tmp_path):
+    """The whole way with a tiny network: every command, and what each leaves behind."""
+    run = tmp_path / "run"
+    trained = soflow("train", "digits", *TINY, "train.steps=20", "--out", run)
+    assert trained.returncode == 0, trained.stderr
+    assert "step 10/20" in trained.stderr
+    evaluated = soflow("evaluate", run, "--num", "200", "--nfe", "1,2")
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert "test accuracy" in evaluated.stdout
+    results = json.loads((run / "evaluation.json").read_text())
+    assert [(row["sampler"], row["nfe"]) for row in results["rows"]] == [
+        ("renoise", 1), ("renoise", 2), ("ode", 2), ("heun", 64)
+    ]  # fmt: skip
+    assert results["classifier_test_accuracy"] >= 0.98
+    assert results["real"]["distance"] < min(row["distance"] for row in results["rows"])
+    assert set(results["diagnostics"]) == {"solution_residual", "composition_gap", "one_step_error"}
+    reported = soflow("report", run)
+    assert reported.returncode == 0, reported.stderr
+    page = (run / "report.html").read_text()
+    for part in ("Samples", "Quality", "One noise on its way", "Training", "Cost", "Settings", "held-out real data"):
+        assert part in page
+    assert "http" not in page.replace("http-equiv", "")  # nothing is loaded from elsewhere
+    assert "not FID" in page
+    again = soflow("train", "digits", *TINY, "train.steps=20", "--out", run)
+    assert again.returncode == 0
+    assert "step 10/20" not in again.stderr
+
+
+def test_vectors_go_the_whole_way_too(tmp_path, inside):
+    run = tmp_path / "run"
+    small = ["network.width=16", "train.steps=20", "train.batch_size=64"]
+    assert inside("train", "moons", *small, "--out", run).returncode == 0
+    evaluated = inside("evaluate", run, "--num", "300", "--nfe", "1")
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert "energy distance" in evaluated.stdout
+    assert inside("report", run).returncode == 0
+    assert inside("sample", run, "--num", "10", "--out", tmp_path / "points.npz").returncode == 0
+    assert np.load(tmp_path / "points.npz")["arr_0"].shape == (10, 2)
+    assert_fails(inside("sample", run, "--labels", "0"), 2, "trained without classes")
+    assert_fails(inside("evaluate", run, "--features", "digits"), 2, "8x8 digits")
+
+
+def test_samples_as_picture_arrays_and_folder(run, tmp_path, inside):
+    assert soflow("sample", run, "--num", "12", "--nfe", "2", "--out", tmp_path / "grid.png").returncode == 0
+    assert Image.open(tmp_path / "grid.png").size == (10 * 34 + 2, 2 * 34 + 2)
+    for method in ("ode", "euler", "heun"):
+        assert inside("sample", run, "--num", "3", "--nfe", "2", "--method", method).returncode == 0
+    assert inside("sample", run, "--num", "6", "--labels", "3,7", "--out", tmp_path / "s.npz").returncode == 0
+    arrays = np.load(tmp_path / "s.npz")
+    assert (arrays["arr_0"].dtype, arrays["arr_0"].shape) == (np.uint8, (6, 8, 8, 1))
+    assert arrays["arr_1"].tolist() == [3, 7, 3, 7, 3, 7]
+    assert inside("sample", run, "--num", "6", "--labels", "3,7", "--out", tmp_path / "folder").returncode == 0
+    first = np.array(Image.open(tmp_path / "folder" / "000000.png"))
+    assert np.array_equal(first, arrays["arr_0"][0, :, :, 0])
+    checkpoint = run / "checkpoints" / "step-00000015"
+    assert inside("sample", checkpoint, "--num", "6", "--out", tmp_path / "old.npz").returncode == 0
+    assert not np.array_equal(np.load(tmp_path / "old.npz")["arr_0"], arrays["arr_0"])
+
+
+def test_several_runs_make_one_page(run, tiny_run, tmp_path, inside):
+    result = inside("report", run, tiny_run, "--out", tmp_path / "both.html")
+    assert result.returncode == 0, result.stderr
+    page = (tmp_path / "both.html").read_text()
+    assert page.count("<h2>Samples</h2>") == 2
+    assert "Side by side" in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "digitz"], ["unknown recipe 'digitz'", "did you mean digits"]),
+        (["train", "digits", "train.stepz=5"], ["unknown key 'train.stepz'", "train.steps"]),
+        (["train", "digits", "objective.lambda_=2"], ["objective.lambda_ is 2", "less than or equal to 1"]),
+        (["train", "cifar10"], ["'cifar10' cannot be read", "digits, moons"]),
+        (["train", "digits", "network.patch=3"], ["DiT: size 8 must be a multiple of patch 3"]),
+        (["recipes", "nothing"], ["unknown recipe"]),
+        (["sample", "nowhere"], ["nowhere is not a run folder"]),
+        (["report", "nowhere"], ["nowhere is not a run folder"]),
+        (["evaluate"], ["Missing"]),
+        (["fly"], ["No such command", "soflow --help"]),
+        (["train", "digits", "--fast"], ["No such option"]),
+        (["sample", "nowhere", "--num", "0"], ["--num is 0", "1 or more"]),
+        (["sample", "nowhere", "--nfe", "0"], ["--nfe is 0", "1 or more"]),
+        (["sample", "nowhere", "--num", "many"], ["--num", "many"]),
+        (["evaluate", "nowhere", "--nfe", "1,0"], ["--nfe is 0"]),
+        (["evaluate", "nowhere", "--nfe", "one"], ["--nfe is 'one'"]),
+        (["evaluate", "nowhere", "--num", "1"], ["--num is 1", "2 or more"]),
+    ],
+)
+def test_wrong_use_is_one_line_and_status_two(arguments, words, tmp_path):
+    assert_fails(soflow(*arguments, cwd=tmp_path), 2, *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--labels", "cat"], ["--labels is 'cat'"]),
+        (["--method", "magic"], ["unknown sampling method 'magic'", "renoise, ode"]),
+        (["--method", "heun", "--nfe", "3"], ["3 is odd, use 4"]),
+        (["--weights", "mean"], ["ema or raw"]),
+        (["--out", "samples.gif"], [".png or .npz"]),
+        (["--out", "config.yaml/samples.png"], ["cannot write to config.yaml"]),
+    ],
+)
+def test_wrong_samples_are_refused(arguments, words, run, inside):
+    before = sorted(run.rglob("*"))
+    assert_fails(inside("sample", run, *arguments, cwd=run), 2, *words)
+    assert sorted(run.rglob("*")) == before
+
+
+@pytest.mark.parametrize("label", ["-1", "10"])
+def test_a_label_that_is_no_class(label, run):
+    assert_fails(soflow("sample", run, "--labels", label), 2, f"--labels names {label}", "the classes are 0 to 9")
+
+
+def test_an_output_folder_that_cannot_be_written(tmp_path, run, inside):
+    (tmp_path / "file").write_text("in the way")
+    assert_fails(soflow("train", "digits", *TINY, "--out", tmp_path / "file" / "run"), 2, "cannot write", "--out")
+    assert_fails(inside("report", run, "--out", tmp_path / "file" / "page.html"), 2, "cannot write", "--out")
+
+
+@pytest.mark.parametrize("text", ["- one\n- two\n", "words\n", "data: {\n"])
+def test_a_recipe_that_is_no_mapping(text, tmp_path):
+    (tmp_path / "r.yaml").write_text(text)
+    assert_fails(soflow("train", tmp_path / "r.yaml", "--out", tmp_path / "run"), 2, "r.yaml")
+
+
+def test_a_run_folder_of_another_version(run, inside):
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("version: 1", "version: 7"))
+    assert_fails(soflow("sample", run), 2, "version 7", "reads version 1")
+    for command in ("evaluate", "report"):
+        assert_fails(inside(command, run), 2, "version 7", "reads version 1")
+
+
+def test_a_damaged_checkpoint(run, inside):
+    newest, older = (run / "checkpoints" / f"step-000000{step}" for step in (30, 15))
+    file = newest / "ema.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    assert_fails(soflow("sample", newest), 1, str(file), "damaged", f"last good checkpoint is {older}")
+    passed_over = soflow("sample", run, "--num", "4")  # the run as a whole still has a good one
+    assert passed_over.returncode == 0
+    assert str(file) in passed_over.stderr
+    assert f"using {older}" in passed_over.stderr
+    shutil.rmtree(older)
+    assert_fails(inside("sample", run), 1, str(file), "no good checkpoint")
+
+
+def test_a_loss_that_is_no_number(tmp_path):
+    settings = ["train.steps=50", "optimizer.lr=1e30", "optimizer.clip=0", "optimizer.warmup=0"]
+    result = soflow("train", "digits", *TINY, *settings, "--out", tmp_path / "run")
+    assert_fails(result, 1, "the loss is", "at step", "no checkpoint yet", "smaller optimizer.lr")
+
+
+def test_other_settings_for_a_run_that_is_there(run, inside):
+    assert_fails(inside("train", "digits", *TINY, "train.steps=99", "--out", run), 2, "train.steps=30", "asks for 99")
+
+
+def test_ctrl_c_saves_and_the_next_call_goes_on(tmp_path):
+    command = ["train", "digits", *TINY, "train.steps=400", "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "soflow", *command], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    for line in process.stderr:
+        if line.startswith("step 10/"):
+            break
+    os.kill(process.pid, signal.SIGINT)
+    started = time.monotonic()
+    rest = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert time.monotonic() - started < 30
+    assert "Traceback" not in rest
+    assert "checkpoint written" in rest
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
+    going_on = soflow(*command)
+    assert going_on.returncode == 0
+    assert f"going on from {checkpoint}" in going_on.stderr
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(10, 401, 10))
+
+
+def test_recipes_are_listed_and_explained(inside):
+    assert soflow().stdout == soflow("--help").stdout
+    listing = inside("recipes")
+    assert "digits" in listing.stdout
+    assert "imagenet256-xl2" in listing.stdout
+    printed = inside("recipes", "cifar10")
+    assert printed.returncode == 0
+    assert "lambda_: 0.0" in printed.stdout
+    assert "# share of the batch that matches the flow" in printed.stdout
+
+
+def test_a_printed_recipe_can_be_used_as_a_file(tmp_path):
+    (tmp_path / "mine.yaml").write_text(soflow("recipes", "digits", *TINY, "train.steps=3").stdout)
+    result = soflow("train", "mine.yaml", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "runs" / "mine" / "checkpoints" / "step-00000003").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("code", "absent"),
+    [
+        ("import soflow", ["torch", "numpy", "matplotlib", "sklearn", "accelerate", "pydantic"]),
+        ("import soflow; soflow.SoFlow, soflow.DiT, soflow.one_step", ["matplotlib", "sklearn", "accelerate"]),
+        (
+            "from soflow.cli.main import run; run(['--help'])",
+            ["torch", "pydantic", "matplotlib", "sklearn", "accelerate"],
+        ),
+        ("from soflow.cli.main import run; run(['recipes'])", ["torch", "matplotlib", "sklearn", "accelerate"]),
+        ("from soflow.cli.main import run; run(['train', 'digits', 'a.b=1'])", ["torch", "accelerate"]),
+    ],
+)
+def test_what_is_not_needed_is_not_imported(code, absent):
+    check = f"{code}; import sys; print('IMPORTED', [m for m in {absent} if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert result.stdout.strip().endswith("IMPORTED []")

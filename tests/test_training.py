@@ -1,0 +1,245 @@
+"""The trainer: that it repeats itself, goes on where it stopped, and says what is wrong."""
+
+import json
+import os
+import shutil
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from conftest import TINY_DIT
+from soflow import runs
+from soflow.config import read_recipe
+from soflow.config.schema import EmaConfig, OptimizerConfig
+from soflow.errors import InputError, RunError
+from soflow.training.checkpoint import checkpoints, newest_good, require_good
+from soflow.training.display import LineDisplay, SilentDisplay
+from soflow.training.ema import Ema
+from soflow.training.optimizers import learning_rate
+from soflow.training.run_folder import RunFolder
+from soflow.training.signals import Stopped
+
+SHORT = ["train.steps=8", "train.batch_size=16", "train.log_every=2", "checkpoint.every=4", "optimizer.warmup=5"]
+DIT = [*TINY_DIT, *SHORT]
+
+
+@pytest.fixture(scope="module")
+def unet_recipe(tmp_path_factory):
+    """Everything with state or chance at once: dropout, augmentation, RAdam, float64 averages every 3 steps."""
+    file = tmp_path_factory.mktemp("recipe") / "unet.yaml"
+    file.write_text(
+        "data: {source: digits, shape: [1, 8, 8], num_classes: 0, augment: 0.5}\n"
+        "network: {name: unet, model_channels: 16, channel_mult: [1, 2], blocks: 1, attention: [4], dropout: 0.3}\n"
+        "objective: {lambda_: 0.25}\n"
+        "optimizer: {name: radam, lr: 0.001, clip: 1.0}\n"
+        "ema: {decay: 0.9, every: 3, float64: true}\n"
+    )
+    return str(file)
+
+
+class StopAt(SilentDisplay):
+    """Sends this process a signal once a number of steps is done, as Ctrl-C would."""
+
+    def __init__(self, at, signum=signal.SIGINT):
+        self.at, self.signum = at, signum
+
+    def step(self, done, loss, samples_per_second):
+        if done == self.at:
+            os.kill(os.getpid(), self.signum)
+
+
+def last(out):
+    return checkpoints(RunFolder(out).checkpoints)[-1]
+
+
+def assert_equal_runs(a, b):
+    """Weights, average and optimizer bit for bit; log lines equal but for the clock."""
+    for name in ("model.safetensors", "ema.safetensors"):
+        one, two = load_file(last(a).path / name), load_file(last(b).path / name)
+        assert one.keys() == two.keys()
+        assert all(torch.equal(one[key], two[key]) for key in one)
+    one, two = last(a).optimizer_state()["state"], last(b).optimizer_state()["state"]
+    assert all(torch.equal(one[i][key], two[i][key]) for i in one for key in one[i])
+    clock = {"seconds", "steps_per_second", "samples_per_second"}
+    one, two = ([{k: v for k, v in line.items() if k not in clock} for line in RunFolder(x).read_metrics()] for x in (a, b))
+    assert [line["step"] for line in one] == [2, 4, 6, 8]
+    assert one == two
+
+
+@pytest.mark.parametrize("kind", ["dit", "unet"])
+def test_a_stopped_run_goes_on_bit_for_bit(kind, unet_recipe, tmp_path):
+    recipe, overrides = ("digits", DIT) if kind == "dit" else (unet_recipe, SHORT)
+    runs.train(recipe, tmp_path / "whole", overrides)
+    with pytest.raises(Stopped):
+        runs.train(recipe, tmp_path / "stopped", overrides, display=StopAt(3))
+    assert last(tmp_path / "stopped").step == 3
+    with pytest.raises(Stopped):
+        runs.train(recipe, tmp_path / "stopped", overrides, display=StopAt(5, signal.SIGTERM))
+    runs.train(recipe, tmp_path / "stopped", overrides)
+    assert_equal_runs(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_log_lines_written_after_the_last_checkpoint_are_not_repeated(tmp_path):
+    runs.train("digits", tmp_path / "whole", DIT)
+    runs.train("digits", tmp_path / "crashed", DIT)
+    shutil.rmtree(last(tmp_path / "crashed").path)  # as if it had died between step 8's log line and its checkpoint
+    with RunFolder(tmp_path / "crashed").metrics.open("a") as stream:
+        stream.write('{"step": 8, "lo')
+    runs.train("digits", tmp_path / "crashed", DIT)
+    assert_equal_runs(tmp_path / "whole", tmp_path / "crashed")
+
+
+def test_accumulation_gives_the_same_run_to_rounding(tmp_path):
+    runs.train("digits", tmp_path / "whole", DIT)
+    runs.train("digits", tmp_path / "parts", [*DIT, "train.accumulate=2"])
+    losses = [[line["loss"] for line in RunFolder(tmp_path / name).read_metrics()] for name in ("whole", "parts")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_training_lowers_the_loss(tmp_path):
+    runs.train(
+        "moons",
+        tmp_path / "run",
+        ["train.steps=300", "train.log_every=100", "train.batch_size=128", "network.width=32"],
+    )
+    first, *_, final = RunFolder(tmp_path / "run").read_metrics()
+    assert final["flow_matching_mse"] < first["flow_matching_mse"]
+
+
+def test_a_finished_run_is_left_alone(tiny_run):
+    before = {p: p.stat().st_mtime_ns for p in tiny_run.rglob("*") if p.is_file() and p.name != "config.yaml"}
+    overrides = [*TINY_DIT, "train.steps=30", "train.batch_size=32", "train.log_every=10", "checkpoint.every=15"]
+    runs.train("digits", tiny_run, overrides)
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+
+
+def test_a_run_holds_what_the_design_says(tiny_run):
+    assert {p.name for p in tiny_run.iterdir()} == {"config.yaml", "metrics.jsonl", "checkpoints", "samples"}
+    assert [c.path.name for c in checkpoints(tiny_run / "checkpoints")] == ["step-00000015", "step-00000030"]
+    assert {p.name for p in last(tiny_run).path.iterdir()} == {
+        "model.safetensors", "ema.safetensors", "optimizer.pt", "state.json"
+    }  # fmt: skip
+    assert [p.name for p in (tiny_run / "samples").iterdir()] == ["step-00000030.png"]
+    line = json.loads((tiny_run / "metrics.jsonl").read_text().splitlines()[0])
+    assert {"step", "loss", "flow_matching_mse", "consistency_mse", "lr", "samples_per_second", "seconds"} <= set(line)
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
+    runs.train("digits", tmp_path / "run", [*DIT, "checkpoint.every=2", "checkpoint.keep_last=3"])
+    assert [c.step for c in checkpoints(tmp_path / "run" / "checkpoints")] == [4, 6, 8]
+
+
+def test_a_run_cannot_be_taken_up_with_other_settings(tiny_run):
+    with pytest.raises(InputError, match=r"train\.steps=30, and this asks for 40"):
+        runs.train("digits", tiny_run, [*TINY_DIT, "train.steps=40", "train.batch_size=32", "train.log_every=10"])
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors", "optimizer.pt", "state.json"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+def test_a_damaged_checkpoint_is_found_named_and_passed_over(name, damage, tmp_path):
+    runs.train("digits", tmp_path / "run", DIT)
+    newest = last(tmp_path / "run")
+    file = newest.path / name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(content if damage == "flip" else content[:-1])
+    good, problems = newest_good(tmp_path / "run" / "checkpoints")
+    assert good.step == 4
+    assert str(file) in problems[0]
+    with pytest.raises(RunError, match=r"the last good checkpoint is .*step-00000004"):
+        require_good(newest)
+    runs.train("digits", tmp_path / "run", DIT)  # goes on from step 4 and replaces the damaged one
+    assert newest.problem() is None
+
+
+def test_a_loss_that_is_no_number_stops_the_run_before_the_weights_take_it_in(tmp_path):
+    with pytest.raises(RunError, match=r"loss is (nan|inf) at step \d+; there is no checkpoint yet; try"):
+        runs.train("digits", tmp_path / "run", [*DIT, "optimizer.lr=1e30", "optimizer.clip=0", "optimizer.warmup=0"])
+    assert checkpoints(tmp_path / "run" / "checkpoints") == []
+
+
+def test_the_average_is_the_weighted_sum_of_past_weights():
+    network = torch.nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        network.weight.fill_(1.0)
+    every_step, seldom = (Ema(network, EmaConfig(decay=0.9, every=n, float64=n > 1)) for n in (1, 3))
+    values = [2.0, -1.0, 5.0, 4.0, 0.5, 3.0]
+    expected_often, expected_seldom = 1.0, 1.0
+    for step, value in enumerate(values):
+        with torch.no_grad():
+            network.weight.fill_(value)
+        every_step.update(step)
+        seldom.update(step)
+        expected_often = 0.9 * expected_often + 0.1 * value
+    for value in (5.0, 3.0):  # steps 3 and 6
+        expected_seldom = 0.9**3 * expected_seldom + (1 - 0.9**3) * value
+    assert float(every_step.average["weight"]) == pytest.approx(expected_often, rel=1e-6)
+    assert float(seldom.average["weight"]) == pytest.approx(expected_seldom, rel=1e-12)
+    assert seldom.average["weight"].dtype == torch.float64
+
+
+def test_a_float64_average_keeps_steps_that_float32_would_lose():
+    network = torch.nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        network.weight.fill_(1.0)
+    ema = Ema(network, EmaConfig(decay=0.99999, float64=True))
+    with torch.no_grad():
+        network.weight.fill_(1.001)
+    ema.update(0)
+    assert float(ema.average["weight"] - 1) == pytest.approx(1e-8, rel=1e-3)  # below float32's grid of 6e-8 at 1
+
+
+def test_the_learning_rate_rises_over_the_warm_up_and_stays():
+    config = OptimizerConfig(lr=0.1, warmup=4)
+    assert [learning_rate(config, step) for step in range(6)] == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1])
+    assert learning_rate(OptimizerConfig(lr=0.1), 0) == 0.1
+
+
+def test_tensorboard_gets_every_log_line_once_even_after_a_stop(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    overrides = [*DIT, "train.trackers=[tensorboard]"]
+    with pytest.raises(Stopped):
+        runs.train("digits", tmp_path / "run", overrides, display=StopAt(5))
+    runs.train("digits", tmp_path / "run", overrides)
+    (folder,) = {p.parent for p in (tmp_path / "run").rglob("events.out.tfevents*")}
+    events = EventAccumulator(str(folder)).Reload().Scalars("loss")
+    assert [event.step for event in events] == [2, 4, 6, 8]
+    assert [event.value for event in events] == pytest.approx(
+        [m["loss"] for m in RunFolder(tmp_path / "run").read_metrics()]
+    )
+
+
+def test_a_missing_tracker_names_the_install_line(tmp_path):
+    with pytest.raises(InputError, match=r"pip install 'soflow\[track\]'"):
+        runs.train("digits", tmp_path / "run", [*DIT, "train.trackers=[nosuchtracker]"])
+
+
+def test_bfloat16_trains(tmp_path):
+    runs.train("digits", tmp_path / "run", [*DIT, "precision=bf16"])
+    losses = [line["loss"] for line in RunFolder(tmp_path / "run").read_metrics()]
+    assert all(loss == loss for loss in losses)
+    assert load_file(last(tmp_path / "run").path / "model.safetensors")["final_layer.linear.weight"].dtype == torch.float32
+
+
+def test_where_there_is_no_terminal_each_logging_step_is_one_line(tmp_path, capsys):
+    runs.train("digits", tmp_path / "run", DIT, display=LineDisplay())
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+    assert [line.split()[1] for line in lines] == ["2/8", "4/8", "6/8", "8/8"]
+    assert all("samples/s" in line and "s left" in line and "flow_matching_mse" in line for line in lines)
+
+
+def test_a_loaded_run_samples_with_averaged_weights_in_evaluation_mode(tiny_run):
+    run = runs.load(tiny_run)
+    raw = runs.load(tiny_run, "raw")
+    x, one = torch.randn(2, 1, 8, 8), torch.ones(2)
+    assert not torch.equal(run.model.solution(x, one, 0 * one), raw.model.solution(x, one, 0 * one))
+    assert not run.model.net.training
+    assert run.config == read_recipe(
+        "digits", [*TINY_DIT, "train.steps=30", "train.batch_size=32", "train.log_every=10", "checkpoint.every=15"]
+    )
