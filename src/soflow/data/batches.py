@@ -72,8 +72,7 @@ class Batches:
         """Which samples make up the global batch of `step`, (batch_size,)."""
         position = step * self.batch_size + np.arange(self.batch_size)
         epoch, place = np.divmod(position, len(self.data))
-        orders = {int(e): self._epoch_order(int(e)) for e in np.unique(epoch)}
-        return np.array([orders[int(e)][p] for e, p in zip(epoch, place, strict=True)])
+        return np.concatenate([self._epoch_order(int(e))[place[epoch == e]] for e in np.unique(epoch)])
 
     def share(self, step: int, index: int = 0, count: int = 1) -> Batch:
         """Share `index` of `count` of the batch of `step`: every count-th sample of it."""

@@ -41,26 +41,33 @@ class Judge:
     """Compares samples with a reference set by some features.
 
     A classifier's features are compared by the Frechet distance of their Gaussians. Coordinates, whose distribution is
-    anything but Gaussian, by the energy distance.
+    anything but Gaussian, by the energy distance of the first ENERGY_POINTS points.
     """
 
     def __init__(self, features: Features, reference: Dataset) -> None:
         self.features = features
         self.reference = reference
         self.classifier = features if isinstance(features, DigitClassifier) else None
-        self.metric = f"Frechet distance ({features.name} features)" if self.classifier else "energy distance (coordinates)"
+        if self.classifier is None:
+            self.metric, self.most = f"energy distance ({features.name})", ENERGY_POINTS
+        else:
+            self.metric, self.most = f"Frechet distance ({features.name} features)", None
         with torch.no_grad():
-            self.reference_features = features(reference.data)
+            self.reference_features = features(reference.data[: self.most])
 
     @torch.no_grad()
     def __call__(self, samples: Tensor, labels: Tensor | None) -> tuple[float, float | None]:
         """The distance of samples (N, ...) to the reference, and the share of them recognized as their labels (N,)."""
-        features = self.features(samples)
+        features = self.features(samples[: self.most])
         if self.classifier is None:
-            return energy_distance(features[:ENERGY_POINTS], self.reference_features[:ENERGY_POINTS]), None
+            return energy_distance(features, self.reference_features), None
         distance = frechet_distance(Moments.of(features), Moments.of(self.reference_features))
         share = None if labels is None else recognized(self.classifier.logits(features), labels)
         return distance, share
+
+    def describe(self, dataset: Dataset) -> dict[str, Any]:
+        """Which real samples, and how many of them are compared."""
+        return {"dataset": dataset.name, "split": dataset.split, "count": min(len(dataset), self.most or len(dataset))}
 
 
 def samplers(nfe: Sequence[int]) -> list[tuple[Method, int]]:
@@ -104,12 +111,12 @@ def evaluate(
     real_distance, real_recognized = judge(held_out.data, held_out.labels)
     return {
         "metric": judge.metric,
-        "num": num,
+        "num": min(num, judge.most or num),
         "seed": seed,
         "labels": "each class in turn" if labels is not None else "none",
-        "reference": describe(judge.reference),
+        "reference": judge.describe(judge.reference),
         "rows": [asdict(row) for row in rows],
-        "real": {**describe(held_out), "distance": real_distance, "recognized": real_recognized},
+        "real": {**judge.describe(held_out), "distance": real_distance, "recognized": real_recognized},
         "diagnostics": asdict(diagnostics(model, held_out, seed, device)),
         "versions": {name: version(name) for name in ("soflow", "torch", "numpy")} | {"python": platform.python_version()},
         "machine": {"device": str(device), "processor": platform.machine(), "threads": torch.get_num_threads()},
@@ -125,7 +132,3 @@ def diagnostics(model: FlowModel, dataset: Dataset, seed: int, device: torch.dev
     t = torch.rand(len(data), generator=generator)
     point = model.path.sample(*(x.to(device) for x in (data, noise, t)))
     return diagnose(model, point, labels, generator)
-
-
-def describe(dataset: Dataset) -> dict[str, Any]:
-    return {"dataset": dataset.name, "split": dataset.split, "count": len(dataset)}

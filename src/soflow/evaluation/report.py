@@ -111,11 +111,12 @@ def samples(subject: Subject) -> str:
 
 
 def real_by_class(dataset: Dataset, columns: int, rows: int) -> Tensor:
-    """Real images, a class a column where there are classes: (rows * columns, ...)."""
+    """Real images, a class a column where there are classes, up to `rows` of them: (rows * columns, ...)."""
     if dataset.labels is None:
         return dataset.data[: rows * columns]
     by_class = [dataset.data[dataset.labels == label][:rows] for label in range(columns)]
-    return torch.stack(by_class, dim=1).flatten(0, 1)
+    complete = min(len(images) for images in by_class)
+    return torch.stack([images[:complete] for images in by_class], dim=1).flatten(0, 1)
 
 
 def quality(evaluation: dict[str, Any]) -> str:

@@ -91,7 +91,8 @@ class UNetBlock(nn.Module):
         """One-head attention over all pixels, its softmax in float32; channel 3 i + j of `qkv` is part j of channel i."""
         size = qkv.shape[2:]
         q, k, v = qkv.flatten(2).unflatten(1, (-1, 3)).permute(2, 0, 3, 1)[:, :, None].float()  # (B, 1, pixels, C)
-        out = functional.scaled_dot_product_attention(q, k, v)
+        with torch.autocast(qkv.device.type, enabled=False):
+            out = functional.scaled_dot_product_attention(q, k, v)
         return out[:, 0].transpose(1, 2).unflatten(2, size).to(qkv.dtype)
 
 

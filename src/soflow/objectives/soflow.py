@@ -110,7 +110,7 @@ class SoFlow:
 
         with float32(x_t):
             replay_dropout = same_dropout(x_t.device)
-            with torch.no_grad():
+            with torch.no_grad():  # the target is the same network, not an averaged copy, under the same dropout mask
                 f_l = self.parameterization.solution(x_l, l, s, net(x_l, l, s, labels, batch.augment))
             replay_dropout()
             F_t = net(x_t, t, s, labels, batch.augment)

@@ -94,11 +94,12 @@ class Trainer:
                     done = self.state.step
                     if done % config.log_every == 0 or done == steps:
                         self.log()
-                    if done % self.config.checkpoint.every == 0 or done == steps or request.signum:
+                    if done % self.config.checkpoint.every == 0 or done == steps:
                         self.save()
                     if done == steps or (config.sample_every and done % config.sample_every == 0):
                         self.sample()
             if request.signum is not None and self.state.step < steps:
+                self.save()
                 raise Stopped(request.signum)
         finally:
             self.display.stop()
@@ -143,7 +144,7 @@ class Trainer:
         sums = torch.stack(
             [part.sum() for part in parts.values()] + [losses.total.new_tensor(float(len(p))) for p in parts.values()]
         )
-        numbers = self.accelerator.reduce(sums.double(), "sum").tolist()
+        numbers = self.accelerator.reduce(sums.float(), "sum").tolist()
         for name, total, count in zip(parts, numbers, numbers[len(parts) :], strict=False):
             self.count(name, total, count)
         loss = numbers[0] / numbers[len(parts)]
