@@ -44,12 +44,12 @@ def test_renoise_finds_the_point_that_the_data_are(path, parameterization):
 
 
 def test_renoise_by_hand():
-    """Two steps with a network that doubles: f(x, t, s) = x + (s - t) 2 x."""
-    model = FlowModel(lambda x, t, s, labels=None: 2 * x, LinearPath(), EulerParameterization(), (3,))
+    """Two steps with a network that triples: f(x, t, s) = x + (s - t) 3 x."""
+    model = FlowModel(lambda x, t, s, labels=None: 3 * x, LinearPath(), EulerParameterization(), (3,))
     first, second = noise(), noise()
-    x = -first  # f(noise, 1, 0) = noise - 2 noise
+    x = -2 * first  # f(noise, 1, 0) = noise - 3 noise
     x = 0.5 * x + 0.5 * second
-    x = x - 0.5 * 2 * x
+    x = x - 0.5 * 3 * x
     torch.testing.assert_close(renoise(model, first, [second]), x)
 
 

@@ -155,6 +155,14 @@ def test_adaptive_weights_go_from_the_square_to_its_logarithm():
     torch.testing.assert_close(gradient(weighted), gradient(torch.log(squared + 0.3).mean()))
 
 
+def test_the_flow_matching_weight_is_divided_by_the_slope_of_b():
+    """Without the adaptive part (p = 0) a trigonometric network's residual counts 2 / pi times, an Euler one's once."""
+    batch, draws = hand_made(8)
+    for parameterization, expected in ((EulerParameterization(), 1.0), (TrigParameterization(), 0.6366197723675814)):
+        branch = objective(parameterization=parameterization, p=0.0).flow_matching(Small(), batch, draws)
+        torch.testing.assert_close(branch.loss, expected * branch.squared)
+
+
 def test_the_total_is_the_mean_over_samples_of_both_branches():
     net = Small()
     batch, draws = hand_made(16)

@@ -1,5 +1,6 @@
 """The trainer: that it repeats itself, goes on where it stopped, and says what is wrong."""
 
+import io
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import signal
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
 from conftest import TINY_DIT
@@ -15,7 +17,7 @@ from soflow.config import read_recipe
 from soflow.config.schema import EmaConfig, OptimizerConfig
 from soflow.errors import InputError, RunError
 from soflow.training.checkpoint import checkpoints, newest_good, require_good
-from soflow.training.display import LineDisplay, SilentDisplay
+from soflow.training.display import BarDisplay, LineDisplay, SilentDisplay
 from soflow.training.ema import Ema
 from soflow.training.optimizers import learning_rate
 from soflow.training.run_folder import RunFolder
@@ -81,14 +83,22 @@ def test_a_stopped_run_goes_on_bit_for_bit(kind, unet_recipe, tmp_path):
     assert_equal_runs(tmp_path / "whole", tmp_path / "stopped")
 
 
-def test_log_lines_written_after_the_last_checkpoint_are_not_repeated(tmp_path):
+@pytest.mark.parametrize("end", ["", '{"step": 8, "lo'])
+def test_log_lines_written_after_the_last_checkpoint_are_not_repeated(end, tmp_path):
     runs.train("digits", tmp_path / "whole", DIT)
     runs.train("digits", tmp_path / "crashed", DIT)
     shutil.rmtree(last(tmp_path / "crashed").path)  # as if it had died between step 8's log line and its checkpoint
     with RunFolder(tmp_path / "crashed").metrics.open("a") as stream:
-        stream.write('{"step": 8, "lo')
+        stream.write(end)
     runs.train("digits", tmp_path / "crashed", DIT)
     assert_equal_runs(tmp_path / "whole", tmp_path / "crashed")
+
+
+def test_every_step_has_dropout_masks_of_its_own(tmp_path, monkeypatch):
+    seeds = []
+    monkeypatch.setattr(torch, "manual_seed", seeds.append)
+    runs.train("digits", tmp_path / "run", DIT)
+    assert len(set(seeds[-8:])) == 8
 
 
 def test_accumulation_gives_the_same_run_to_rounding(tmp_path):
@@ -232,6 +242,18 @@ def test_where_there_is_no_terminal_each_logging_step_is_one_line(tmp_path, caps
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
     assert [line.split()[1] for line in lines] == ["2/8", "4/8", "6/8", "8/8"]
     assert all("samples/s" in line and "s left" in line and "flow_matching_mse" in line for line in lines)
+
+
+def test_on_a_terminal_a_bar_shows_loss_speed_and_time_left(tmp_path):
+    display = BarDisplay()
+    screen = io.StringIO()
+    display.bar.live.console = Console(file=screen, force_terminal=True, width=110)
+    runs.train("digits", tmp_path / "run", DIT, display=display)
+    shown = screen.getvalue()
+    assert "8/8" in shown
+    assert "loss 0." in shown
+    assert "samples/s" in shown
+    assert "left" in shown
 
 
 def test_a_loaded_run_samples_with_averaged_weights_in_evaluation_mode(tiny_run):

@@ -1,5 +1,6 @@
 """What a training run shows: a progress bar on a terminal, one line a logging step elsewhere. Everything on stderr."""
 
+import os
 import sys
 from typing import Any, Protocol
 
@@ -86,5 +87,7 @@ class SilentDisplay:
 
 
 def make_display() -> Display:
-    """A bar on a terminal, lines elsewhere."""
+    """A bar on a terminal, lines elsewhere, nothing for processes other than the first."""
+    if int(os.environ.get("RANK", "0")) > 0:
+        return SilentDisplay()
     return BarDisplay() if sys.stderr.isatty() else LineDisplay()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -19,7 +20,7 @@ from soflow.data.sources import Dataset
 from soflow.errors import InputError, RunError
 from soflow.objectives.base import Losses, LossModule, Objective
 from soflow.training.checkpoint import TrainState, newest_good, save_checkpoint
-from soflow.training.display import Display, SilentDisplay
+from soflow.training.display import Display
 from soflow.training.ema import Ema
 from soflow.training.optimizers import learning_rate, make_optimizer
 from soflow.training.run_folder import RunFolder
@@ -48,13 +49,14 @@ class Trainer:
         self.draw_samples = draw_samples
         AcceleratorState._reset_state()  # Accelerate keeps the precision of a process's first run; this may be another run
         self.accelerator = Accelerator(
+            cpu=int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available(),  # else no process group there
             mixed_precision="bf16" if config.precision == "bf16" else "no",
             gradient_accumulation_steps=config.train.accumulate,
             log_with=list(require_trackers(config.train.trackers)) or None,
             project_dir=str(folder.path),
         )
         self.device = self.accelerator.device
-        self.display = display if self.accelerator.is_main_process else SilentDisplay()
+        self.display = display
         self.batches = Batches(dataset, config.train.batch_size, config.train.seed, augment, self.device)
         self.objective = objective
         self.network = network
