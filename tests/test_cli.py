@@ -87,7 +87,7 @@ def test_vectors_go_the_whole_way_too(tmp_path, inside):
     assert inside("train", "moons", *small, "--out", run).returncode == 0
     evaluated = inside("evaluate", run, "--num", "300", "--nfe", "1")
     assert evaluated.returncode == 0, evaluated.stderr
-    assert "energy distance" in evaluated.stdout
+    assert "Energy distance" in evaluated.stdout
     assert inside("report", run).returncode == 0
     assert inside("sample", run, "--num", "10", "--out", tmp_path / "points.npz").returncode == 0
     assert np.load(tmp_path / "points.npz")["arr_0"].shape == (10, 2)

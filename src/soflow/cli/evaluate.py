@@ -63,26 +63,18 @@ def show(results: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    real = results["real"]
-    table = Table(title=f"{results['metric']} of {results['num']} samples to {results['reference']['count']} real ones")
-    for column in ("sampler", "NFE", "distance", "real data's", "recognized", "real data's", "ms a sample"):
-        table.add_column(column, justify="left" if column == "sampler" else "right")
+    from soflow.evaluation.evaluate import table
 
-    def share(value: float | None) -> str:
-        return "" if value is None else f"{value:.3f}"
-
-    for row in results["rows"]:
-        table.add_row(
-            row["sampler"],
-            str(row["nfe"]),
-            f"{row['distance']:.4g}",
-            f"{real['distance']:.4g}",
-            share(row["recognized"]),
-            share(real["recognized"]),
-            f"{row['milliseconds_per_sample']:.3f}",
-        )
+    header, *rows = table(results)
+    title = f"{results['metric']} of {results['num']} samples to {results['reference']['count']} real ones"
+    shown = Table(title=title)
+    for i, column in enumerate(header):
+        shown.add_column(column, justify="right" if i else "left")
+    for row in rows:
+        shown.add_row(*row)
     console = Console()
-    console.print(table)
+    console.print(shown)
+    real = results["real"]
     console.print(f"real data: {real['count']} held-out {real['dataset']} samples ({real['split']} split)")
     for name, value in results["diagnostics"].items():
         console.print(f"{name.replace('_', ' ')}: {value:.4f}", highlight=False)

@@ -48,10 +48,11 @@ class Judge:
         self.features = features
         self.reference = reference
         self.classifier = features if isinstance(features, DigitClassifier) else None
+        self.most = ENERGY_POINTS if self.classifier is None else None
         if self.classifier is None:
-            self.metric, self.most = f"energy distance ({features.name})", ENERGY_POINTS
+            self.metric = f"Energy distance ({features.name})"
         else:
-            self.metric, self.most = f"Frechet distance ({features.name} features)", None
+            self.metric = f"Frechet distance ({features.name} features)"
         with torch.no_grad():
             self.reference_features = features(reference.data[: self.most])
 
@@ -132,3 +133,24 @@ def diagnostics(model: FlowModel, dataset: Dataset, seed: int, device: torch.dev
     t = torch.rand(len(data), generator=generator)
     point = model.path.sample(*(x.to(device) for x in (data, noise, t)))
     return diagnose(model, point, labels, generator)
+
+
+def table(results: dict[str, Any]) -> list[list[str]]:
+    """The figures for people, header first: each beside what real data reaches."""
+    real, recognizing = results["real"], results["real"]["recognized"] is not None
+    header = ["sampler", "NFE", "distance", "real data's", "ms a sample"]
+    rows = [
+        [
+            row["sampler"],
+            str(row["nfe"]),
+            f"{row['distance']:.4g}",
+            f"{real['distance']:.4g}",
+            f"{row['milliseconds_per_sample']:.3f}",
+        ]
+        for row in results["rows"]
+    ]
+    if recognizing:
+        header[4:4] = ["recognized", "real data's"]
+        for cells, row in zip(rows, results["rows"], strict=True):
+            cells[4:4] = [f"{row['recognized']:.3f}", f"{real['recognized']:.3f}"]
+    return [header, *rows]

@@ -52,7 +52,7 @@ def distance_against_nfe(evaluation: dict[str, Any]) -> Figure:
     axes.set_xticks(counts, [str(n) for n in counts])
     axes.minorticks_off()
     axes.set(xlabel="network evaluations a sample (NFE)", ylabel="distance to real data")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(bottom=min(0.0, 1.5 * evaluation["real"]["distance"]))
     axes.legend(frameon=False)
     return figure
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from soflow.data.sources import Dataset
 from soflow.evaluation import figures
+from soflow.evaluation.evaluate import table
 from soflow.pictures import grid
 from soflow.sampling import sample_many
 from soflow.solution import FlowModel
@@ -123,14 +124,9 @@ def quality(evaluation: dict[str, Any]) -> str:
     """Distance against network evaluations, the table of all figures, and the diagnostics."""
     real = evaluation["real"]
 
-    def share(value: float | None) -> str:
-        return "" if value is None else f"{value:.3f}"
-
-    rows = "".join(
-        f"<tr><td>{row['sampler']}<td>{row['nfe']}<td>{row['distance']:.4g}<td>{real['distance']:.4g}"
-        f"<td>{share(row['recognized'])}<td>{share(real['recognized'])}<td>{row['milliseconds_per_sample']:.3f}"
-        for row in evaluation["rows"]
-    )
+    header, *rows = table(evaluation)
+    head = "".join(f"<th>{escape(name)}" for name in header)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}" for cell in row) for row in rows)
     diagnostics = "".join(
         f"<tr><td>{escape(name.replace('_', ' '))}<td>{value:.4f}" for name, value in evaluation["diagnostics"].items()
     )
@@ -145,8 +141,7 @@ def quality(evaluation: dict[str, Any]) -> str:
         f"{evaluation['reference']['count']:,} real ones; smaller is better. Held-out real data "
         f"({real['count']:,} samples) stands beside every figure: that is what good is.{classifier}</p>"
         + embed(figures.distance_against_nfe(evaluation))
-        + "<table><tr><th>sampler<th>NFE<th>distance<th>real data's<th>recognized<th>real data's<th>ms a sample"
-        + rows
+        + f"<table><tr>{head}{body}"
         + "</table><p>Does the learned map solve the flow it claims to solve? Root mean squares a dimension: df/ds against "
         "the velocity; two jumps against one; one jump against 64 Heun steps.</p><table>" + diagnostics + "</table>"
     )
@@ -197,7 +192,7 @@ def comparison(subjects: list[Subject]) -> str:
         if subject.evaluation is not None:
             for row in subject.evaluation["rows"]:
                 rows += (
-                    f"<tr><td>{escape(subject.name)}<td>{row['sampler']}<td>{row['nfe']}<td>{row['distance']:.4g}"
+                    f"<tr><td>{escape(subject.name)}<td>{escape(row['sampler'])}<td>{row['nfe']}<td>{row['distance']:.4g}"
                     f"<td>{escape(subject.evaluation['metric'])}"
                 )
     return f"<h1>Side by side</h1><table><tr><th>run<th>sampler<th>NFE<th>distance<th>metric{rows}</table>"
