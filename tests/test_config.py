@@ -33,6 +33,18 @@ def test_the_papers_values():
     )
 
 
+def test_an_override_of_one_value_keeps_the_others_of_its_section():
+    times = read_recipe("digits", ["objective.times.t.std=2"]).objective.times
+    assert (times.t.mean, times.t.std, times.s.mean) == (0.2, 2, -1)
+
+
+def test_another_kind_of_network_starts_from_its_own_defaults():
+    config = read_recipe(
+        "digits", ["data.num_classes=0", "objective.guidance.scale=1", "network.name=unet", "network.blocks=1"]
+    )
+    assert (config.network.name, config.network.blocks) == ("unet", 1)
+
+
 def test_overrides_are_typed_and_dotted():
     config = read_recipe(
         "digits", ["objective.lambda_=0.5", "train.steps=7", "optimizer.lr=1e-4", "train.trackers=[tensorboard]"]
@@ -53,7 +65,12 @@ def test_overrides_are_typed_and_dotted():
         ("path.name=spiral", r"path.name is 'spiral': it must be 'linear' or 'trig'"),
         ("network.name=resnet", r"network.name is resnet: it must be dit, unet or mlp"),
         ("network.depht=3", r"unknown key 'network.depht': did you mean network.depth"),
-        ("network.name=mlp", r"network"),
+        ("network.name=mlp", r"network.name=mlp does not fit data.shape"),
+        ("network.name=unet", r"network.name=unet takes no labels"),
+        ("train.seed=99999999999999999999999", r"train.seed is 9"),
+        ("train.trackers=[numpy]", r"train.trackers.0 is 'numpy': it must be 'tensorboard'"),
+        ("optimizer.betas=[1, 1]", r"optimizer.betas.0 is 1"),
+        ("optimizer.lr=.inf", r"optimizer.lr is inf: it must be a finite number"),
         ("data.num_classes=0", r"guidance.scale above 1 needs labels"),
         ("train.accumulate=3", r"cannot be split"),
         ("nonsense", r"not of the form key=value"),

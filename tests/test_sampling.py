@@ -86,6 +86,25 @@ def test_the_noise_of_samples_is_standard_normal_and_independent():
     assert len(torch.unique(x, dim=0)) == len(x)
 
 
+def test_inputs_that_do_not_fit_the_model_are_named():
+    model = FlowModel(lambda x, t, s, labels: x, LinearPath(), EulerParameterization(), (3,), num_classes=4)
+    x = torch.zeros(2, 3)
+    for sampler in (one_step, lambda *inputs: ode(inputs[0], inputs[1], 2, *inputs[2:]), integrate_2):
+        for inputs, word in (
+            ((torch.zeros(2, 5),), r"shape \[3\]"),
+            ((x, torch.tensor([0, 5])), r"0 \.\. 3, or be 4"),
+            ((x, torch.tensor([-1, 0])), r"0 \.\. 3"),
+            ((x, torch.tensor([1])), r"shape \[2\]"),
+        ):
+            with pytest.raises(InputError, match=word):
+                sampler(model, *inputs)
+    one_step(model, x, torch.tensor([0, 4]))
+
+
+def integrate_2(model, x, labels=None):
+    return integrate_velocity(model, x, 2, labels)
+
+
 def test_impossible_requests_are_refused():
     for method, nfe, word in (("heun", 3, "odd"), ("renoise", 0, "1 or more"), ("magic", 1, "renoise, ode")):
         with pytest.raises(InputError, match=word):

@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -22,6 +24,7 @@ from soflow.training.ema import Ema
 from soflow.training.optimizers import learning_rate
 from soflow.training.run_folder import RunFolder
 from soflow.training.signals import Stopped
+from soflow.training.trainer import require_trackers
 
 SHORT = ["train.steps=8", "train.batch_size=16", "train.log_every=2", "checkpoint.every=4", "optimizer.warmup=5"]
 DIT = [*TINY_DIT, *SHORT]
@@ -225,9 +228,9 @@ def test_tensorboard_gets_every_log_line_once_even_after_a_stop(tmp_path):
     )
 
 
-def test_a_missing_tracker_names_the_install_line(tmp_path):
+def test_a_missing_tracker_names_the_install_line():
     with pytest.raises(InputError, match=r"pip install 'soflow\[track\]'"):
-        runs.train("digits", tmp_path / "run", [*DIT, "train.trackers=[nosuchtracker]"])
+        require_trackers(("nosuchtracker",))
 
 
 def test_bfloat16_trains(tmp_path):
@@ -265,3 +268,46 @@ def test_a_loaded_run_samples_with_averaged_weights_in_evaluation_mode(tiny_run)
     assert run.config == read_recipe(
         "digits", [*TINY_DIT, "train.steps=30", "train.batch_size=32", "train.log_every=10", "checkpoint.every=15"]
     )
+
+
+def test_two_processes_train_as_one(tmp_path):
+    command = ["train", "digits", *DIT, "--out"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "soflow"]
+    two = subprocess.run(
+        [*launch, *command, str(tmp_path / "two")], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert two.returncode == 0, two.stderr
+    assert two.stderr.count("step 8/8") == 1  # only the first process speaks
+    runs.train("digits", tmp_path / "one", DIT)
+    losses = [[line["loss"] for line in RunFolder(tmp_path / name).read_metrics()] for name in ("one", "two")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    weights = [load_file(last(tmp_path / name).path / "ema.safetensors") for name in ("one", "two")]
+    for key in weights[0]:
+        torch.testing.assert_close(weights[0][key], weights[1][key], rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_that_does_not_split_among_processes_is_refused(tmp_path, monkeypatch):
+    from accelerate import Accelerator
+
+    monkeypatch.setattr(Accelerator, "num_processes", property(lambda self: 3))
+    with pytest.raises(InputError, match=r"batch_size=16 cannot be split into equal parts for 3 processes"):
+        runs.train("digits", tmp_path / "run", DIT)
+
+
+def test_a_checkpoint_of_a_step_gone_back_to_replaces_damaged_later_ones(tmp_path):
+    """Otherwise the newest by number, which is damaged, would be kept and the good one removed."""
+    overrides = [*DIT, "checkpoint.keep_last=1"]
+    runs.train("digits", tmp_path / "run", overrides)
+    (last(tmp_path / "run").path / "ema.safetensors").write_bytes(b"damaged")
+    with pytest.raises(Stopped):
+        runs.train("digits", tmp_path / "run", overrides, display=StopAt(3))
+    assert [c.step for c in checkpoints(tmp_path / "run" / "checkpoints")] == [3]
+    assert last(tmp_path / "run").problem() is None
+
+
+def test_weights_that_are_no_numbers_are_never_saved(tmp_path):
+    overrides = [*DIT, "checkpoint.every=1", "optimizer.lr=1e38", "optimizer.clip=0", "optimizer.warmup=0"]
+    with pytest.raises(RunError, match=r"at step \d+; there is no checkpoint yet"):
+        runs.train("digits", tmp_path / "run", overrides)
+    assert checkpoints(tmp_path / "run" / "checkpoints") == []
+    runs.train("digits", tmp_path / "run", DIT)  # nothing was learned, so other settings may be tried in the same folder

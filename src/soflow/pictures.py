@@ -12,7 +12,7 @@ from soflow.symbols import Sample
 
 def to_uint8(images: Sample) -> np.ndarray:
     """Images in [-1, 1], (B, C, H, W), as bytes (B, H, W, C): clamp(127.5 x + 128, 0, 255)."""
-    pixels = (images.float() * 127.5 + 128).clamp(0, 255)
+    pixels = (images.detach().float() * 127.5 + 128).clamp(0, 255)
     return pixels.byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
@@ -47,6 +47,7 @@ def scatter(points: Tensor, title: str = "") -> Image.Image:
 
     figure = Figure(figsize=(5, 5))
     axes = figure.add_subplot()
+    points = points.detach().cpu()
     axes.scatter(points[:, 0], points[:, 1], s=3, alpha=0.5, linewidths=0)
     axes.set_aspect("equal")
     axes.set_title(title)

@@ -12,14 +12,14 @@ from torch import Tensor
 from soflow.assemble import make_augment, make_dataset, make_model, make_network, make_objective
 from soflow.config import Config, read_recipe
 from soflow.config.reading import fields
-from soflow.errors import InputError
+from soflow.errors import InputError, RunError
 from soflow.pictures import save_picture
 from soflow.sampling import sample_many
 from soflow.solution import FlowModel
-from soflow.training.checkpoint import Checkpoint
-from soflow.training.display import Display, SilentDisplay
+from soflow.training.checkpoint import Checkpoint, checkpoints
+from soflow.training.display import Display, make_display
 from soflow.training.run_folder import RunFolder, find_run
-from soflow.training.trainer import Trainer
+from soflow.training.trainer import Trainer, require_trackers
 
 #: Keys that may change when a run is taken up again: they do not touch what is learned.
 FREE_KEYS = ("description", "checkpoint.", "evaluate.", "train.log_every", "train.sample_every", "train.trackers")
@@ -40,12 +40,14 @@ class Run:
 def train(recipe: str | Config, out: str | Path, overrides: Sequence[str] = (), display: Display | None = None) -> RunFolder:
     """Trains a recipe (a shipped name, a YAML file or a Config) in the folder `out`, or goes on with what lies there.
 
-    Raises InputError for settings that cannot be used or that differ from those the folder was begun with.
+    Shows its progress on stderr, or on another `display`. Raises InputError for settings that cannot be used or that differ
+    from those the folder was begun with, RunError when a run's numbers go wrong.
     """
     config = recipe if isinstance(recipe, Config) else read_recipe(recipe, overrides)
     folder = RunFolder(Path(out))
     dataset = make_dataset(config.data)
-    if folder.config.exists():
+    require_trackers(config.train.trackers)
+    if folder.config.exists() and checkpoints(folder.checkpoints):
         require_same(folder.read_config(), config, folder)
     torch.manual_seed(config.train.seed)
     network = make_network(config)
@@ -57,7 +59,7 @@ def train(recipe: str | Config, out: str | Path, overrides: Sequence[str] = (), 
         augment=make_augment(config.data),
         config=config,
         folder=folder,
-        display=display or SilentDisplay(),
+        display=display or make_display(),
         draw_samples=lambda step, weights, device: draw_samples(config, folder, step, weights, device),
     )
     if trainer.accelerator.is_main_process:
@@ -93,7 +95,12 @@ def load(path: str | Path, weights: Literal["ema", "raw"] = "ema", device: str |
     folder, checkpoint, notes = find_run(Path(path))
     config = folder.read_config()
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    model = model_of(config, checkpoint.weights(weights), place)
+    try:
+        model = model_of(config, checkpoint.weights(weights), place)
+    except RuntimeError:  # names or shapes that load_state_dict cannot place
+        raise RunError(
+            f"the weights in {checkpoint.path} do not fit the network of {folder.config}: was it edited?"
+        ) from None
     return Run(folder, config, checkpoint, model, place, notes)
 
 
@@ -102,7 +109,7 @@ def model_of(config: Config, weights: dict[str, Tensor], device: torch.device) -
     with torch.device("meta"):
         network = make_network(config)
     network.load_state_dict(weights, assign=True)
-    return make_model(config, network.to(device, torch.float32))
+    return make_model(config, network.to(device, torch.float32).requires_grad_(False))
 
 
 def class_by_class(num: int, num_classes: int) -> Tensor | None:

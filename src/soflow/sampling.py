@@ -32,6 +32,7 @@ def filled(time: float, like: Tensor) -> Tensor:
 
 def one_step(model: FlowModel, noise: Sample, labels: Labels | None = None) -> Sample:
     """f(noise, 1, 0): one network evaluation."""
+    model.check(noise, labels)
     return model.solution(noise, filled(1.0, noise), filled(0.0, noise), labels)
 
 
@@ -40,6 +41,7 @@ def renoise(model: FlowModel, noise: Sample, fresh: Sequence[Sample], labels: La
 
     fresh: K - 1 further noises, each (B, ...). With none this is `one_step`.
     """
+    model.check(noise, labels)
     times = even_times(len(fresh) + 1)
     x = model.solution(noise, filled(1.0, noise), filled(0.0, noise), labels)
     for t, new_noise in zip(times[1:-1], fresh, strict=True):
@@ -50,6 +52,7 @@ def renoise(model: FlowModel, noise: Sample, fresh: Sequence[Sample], labels: La
 
 def ode(model: FlowModel, noise: Sample, steps: int, labels: Labels | None = None) -> Sample:
     """Composes jumps along the model's own trajectories: x = f(x, t_i, t_{i+1}), i = 0 .. K - 1."""
+    model.check(noise, labels)
     x = noise
     for t, s in pairwise(even_times(steps)):
         x = model.solution(x, filled(t, x), filled(s, x), labels)
@@ -69,6 +72,7 @@ def integrate_velocity(
 
     Euler (order 1) takes `steps` network evaluations, Heun (order 2) twice as many.
     """
+    model.check(x, labels)
     for i in range(steps):
         t, s = (start + (end - start) * k / steps for k in (i, i + 1))
         v = model.velocity(x, filled(t, x), labels)

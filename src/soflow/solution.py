@@ -13,6 +13,7 @@ from math import pi
 import torch
 from torch import Tensor
 
+from soflow.errors import InputError
 from soflow.path import Path
 from soflow.symbols import Labels, Net, Sample, Times, across
 
@@ -74,6 +75,17 @@ class FlowModel:
     parameterization: Parameterization
     shape: tuple[int, ...]
     num_classes: int = 0
+
+    def check(self, x: Tensor, labels: Tensor | None) -> None:
+        """Raises InputError unless x is a batch of samples and the labels, one each, are classes or null."""
+        if tuple(x.shape[1:]) != tuple(self.shape):
+            raise InputError(f"samples have shape {list(self.shape)}: a batch is [B, ...] of it, not {list(x.shape)}")
+        if labels is None:
+            return
+        if labels.shape != x.shape[:1]:
+            raise InputError(f"there are {len(x)} samples, so labels must have shape [{len(x)}], not {list(labels.shape)}")
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) <= self.num_classes:
+            raise InputError(f"labels must lie in 0 .. {self.num_classes - 1}, or be {self.num_classes} for no class")
 
     def solution(self, x: Sample, t: Times, s: Times, labels: Labels | None = None) -> Sample:
         """f(x, t, s, y): carries x from time t to time s in one call of the network."""

@@ -5,24 +5,26 @@ from typing import Annotated, Any
 
 import typer
 
-from soflow.cli.options import at_least, whole_numbers
+from soflow.cli.options import MOST_SAMPLES, at_least, between, whole_numbers
 from soflow.errors import InputError
 
 
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder, or a checkpoint inside it.")],
-    nfe: Annotated[str | None, typer.Option(help="Network evaluations a sample: 1,2,4.  [default: the recipe's]")] = None,
-    num: Annotated[int | None, typer.Option(help="Samples to draw.  [default: the recipe's]")] = None,
-    features: Annotated[str | None, typer.Option(help="digits or coordinates.  [default: the recipe's]")] = None,
+    nfe: Annotated[
+        str | None, typer.Option(help="Network evaluations a sample, e.g. 1,2,4 (default: the recipe's).")
+    ] = None,
+    num: Annotated[int | None, typer.Option(help="Samples to draw (default: the recipe's).")] = None,
+    features: Annotated[str | None, typer.Option(help="digits or coordinates (default: the recipe's).")] = None,
     reference: Annotated[
-        str | None, typer.Option(help="Data to compare with, NAME or NAME:SPLIT.  [default: the training data]")
+        str | None, typer.Option(help="Data to compare with, NAME or NAME:train or NAME:test (default: the training data).")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
 ) -> None:
     """Evaluate a trained run: a table, and evaluation.json in the run folder."""
     counts = None if nfe is None else [at_least(n, 1, "--nfe") for n in whole_numbers(nfe, "--nfe")]
     if num is not None:
-        at_least(num, 2, "--num")
+        between(num, 2, MOST_SAMPLES, "--num")
     at_least(seed, 0, "--seed")
 
     from soflow import runs
@@ -75,6 +77,9 @@ def show(results: dict[str, Any]) -> None:
     console = Console()
     console.print(shown)
     real = results["real"]
-    console.print(f"real data: {real['count']} held-out {real['dataset']} samples ({real['split']} split)")
+    console.print(
+        f"real data: {real['count']} held-out {real['dataset']} samples ({real['split']} split); a small set reads high, so "
+        f"hold it against the distance of the first {real['count']}"
+    )
     for name, value in results["diagnostics"].items():
         console.print(f"{name.replace('_', ' ')}: {value:.4f}", highlight=False)

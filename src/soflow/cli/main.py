@@ -6,6 +6,7 @@ are one line on stderr; anything else is a bug and keeps its traceback.
 
 import sys
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
@@ -18,11 +19,24 @@ from soflow.errors import InputError, RunError
 
 app = typer.Typer(
     name="soflow",
-    help="One-step generative models: train a solution flow model, sample it in a single forward pass.",
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+@app.callback(invoke_without_command=True)
+def version(
+    show: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    """One-step generative models: train a solution flow model, sample it in a single forward pass."""
+    if show:
+        from soflow import __version__
+
+        print(f"soflow {__version__}")
+        raise typer.Exit
+
+
 for command in (recipes, train, sample, evaluate, report):
     app.command()(command)
 
@@ -49,7 +63,3 @@ def run(arguments: Sequence[str]) -> int:
 def fail(message: str, status: int) -> int:
     print(f"soflow: {' '.join(message.split())}", file=sys.stderr)
     return status
-
-
-def main() -> None:
-    sys.exit(run(sys.argv[1:]))

@@ -15,3 +15,13 @@ def at_least(value: int, least: int, option: str) -> int:
     if value < least:
         raise InputError(f"{option} is {value}: it must be {least} or more")
     return value
+
+
+#: More than anyone draws into one file.
+MOST_SAMPLES = 10_000_000
+
+
+def between(value: int, least: int, most: int, option: str) -> int:
+    if value > most:
+        raise InputError(f"{option} is {value}: it must be {most} or less")
+    return at_least(value, least, option)

@@ -1,17 +1,18 @@
 """`soflow report`: one HTML page about one or more runs."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from soflow.errors import InputError, RunError
+from soflow.errors import InputError
 
 
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
-    out: Annotated[Path | None, typer.Option(help="The page.  [default: RUN/report.html, report.html for several]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The page (default: RUN/report.html; report.html for several runs).")
+    ] = None,
 ) -> None:
     """Write a self-contained HTML page with samples, figures and plots."""
     from soflow.assemble import make_dataset
@@ -25,10 +26,11 @@ def report(
             run = load(path)
             for note in run.notes:
                 typer.echo(note, err=True)
-            try:
-                evaluation = json.loads(run.folder.evaluation.read_text()) if run.folder.evaluation.exists() else None
-            except ValueError:
-                raise RunError(f"{run.folder.evaluation} is damaged; run soflow evaluate {run.folder.path} again") from None
+            evaluation = run.folder.read_evaluation()
+            if evaluation is not None and evaluation["checkpoint"] != run.checkpoint.path.name:
+                typer.echo(f"{run.folder.evaluation} is of {evaluation['checkpoint']}, not of {run.checkpoint.path.name}: "
+                           f"left out; run soflow evaluate {path} again", err=True)  # fmt: skip
+                evaluation = None
             subjects.append(
                 Subject(
                     name=str(run.folder.path),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from soflow.cli.options import at_least, whole_numbers
+from soflow.cli.options import MOST_SAMPLES, at_least, between, whole_numbers
 from soflow.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,13 +20,18 @@ def sample(
     num: Annotated[int, typer.Option(help="How many samples.")] = 64,
     nfe: Annotated[int, typer.Option(help="Network evaluations a sample.")] = 1,
     method: Annotated[str, typer.Option(help="renoise, ode, euler or heun.")] = "renoise",
-    labels: Annotated[str | None, typer.Option(help="Classes to draw, taken in turn: 0,1,2.  [default: all]")] = None,
+    labels: Annotated[str | None, typer.Option(help="Classes to draw, taken in turn: 0,1,2 (default: all).")] = None,
     seed: Annotated[int, typer.Option(help="Sample i depends on the seed and i alone.")] = 0,
     weights: Annotated[str, typer.Option(help="ema (averaged) or raw.")] = "ema",
-    out: Annotated[Path | None, typer.Option(help="FILE.png, FILE.npz, or a folder.  [default: RUN/samples]")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="FILE.png, FILE.npz (arr_0: uint8 images or points, arr_1: labels) or a folder (default: in RUN/samples)."
+        ),
+    ] = None,
 ) -> None:
     """Draw samples from a trained run."""
-    at_least(num, 1, "--num")
+    between(num, 1, MOST_SAMPLES, "--num")
     at_least(nfe, 1, "--nfe")
     at_least(seed, 0, "--seed")
     classes = None if labels is None else whole_numbers(labels, "--labels")
@@ -42,7 +47,9 @@ def sample(
     for note in loaded.notes:
         typer.echo(note, err=True)
     chosen = choose_labels(classes, num, loaded.model.num_classes)
-    file = out or loaded.folder.samples / f"{method}-{nfe}-seed-{seed}.png"
+    file = out or loaded.folder.samples / f"{loaded.checkpoint.path.name}-{method}-{nfe}-seed-{seed}.png"
+    if file.suffix == "" and (len(loaded.model.shape) != 3 or loaded.model.shape[0] not in (1, 3)):
+        raise InputError("a folder of images needs images: use --out FILE.npz for these samples")
     check_writable(file)
     with counting("sampling", num) as on_batch:
         samples = sample_many(loaded.model, num, chosen, sampler, nfe, seed, device=loaded.device, on_batch=on_batch)
@@ -93,8 +100,6 @@ def write(samples: Tensor, labels: Tensor | None, file: Path) -> None:
         partial = file.with_name(f".{file.name}.partial.npz")
         np.savez(partial, **arrays)
         os.replace(partial, file)
-    elif not images:
-        raise InputError("a folder of images needs images: use --out FILE.npz for these samples")
     else:
         for i, image in enumerate(to_uint8(samples)):
             to_pil(image).save(file / f"{i:06d}.png")

@@ -8,17 +8,17 @@ import typer
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a YAML file.")],
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, a YAML file, or a run folder to go on with.")],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it, e.g. train.steps=2000.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The run folder.  [default: runs/RECIPE]")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder (default: runs/RECIPE).")] = None,
 ) -> int:
     """Train a recipe. Running the same command again resumes."""
     from soflow.config import read_recipe
 
     config = read_recipe(recipe, overrides or [])  # a mistake here is reported before torch is loaded
-    folder = out or Path("runs") / Path(recipe).stem
+    folder = out or default_folder(Path(recipe))
 
     from soflow import runs
     from soflow.training.display import make_display
@@ -29,7 +29,16 @@ def train(
         runs.train(config, folder, display=display)
     except Stopped as stopped:
         name = signal.Signals(stopped.signum).name
-        display.note(f"stopped by {name}, checkpoint written; the same command goes on from it")
+        display.note(f"stopped by {name}, checkpoint written; go on with: soflow train {folder}")
         return 128 + stopped.signum
     display.note(f"trained: {folder}; next: soflow evaluate {folder}")
     return 0
+
+
+def default_folder(recipe: Path) -> Path:
+    """runs/NAME for a recipe; a run folder, or the config.yaml in one, is gone on with where it is."""
+    if (recipe / "config.yaml").is_file():
+        return recipe
+    if recipe.name == "config.yaml" and (recipe.parent / "checkpoints").is_dir():
+        return recipe.parent
+    return Path("runs") / recipe.stem

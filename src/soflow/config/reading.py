@@ -22,36 +22,50 @@ def recipe_names() -> list[str]:
 
 
 def read_recipe(recipe: str, overrides: Sequence[str] = ()) -> Config:
-    """The configuration of a shipped recipe or a YAML file, with `key=value` overrides in dotted keys.
+    """The configuration of a shipped recipe, a YAML file or a run folder, with `key=value` overrides in dotted keys.
 
     Raises InputError, naming the nearest known word, for an unknown recipe or key, and the range for a value outside it.
     """
-    values = read_yaml(recipe)
+    if isinstance(overrides, str):
+        raise InputError(f"overrides are a list, such as ['{overrides}'], not one text")
+    config = validate(read_yaml(recipe))
+    if not overrides:
+        return config
+    values = config.model_dump(mode="json")
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
             raise InputError(f"'{override}' is not of the form key=value, e.g. train.steps=2000")
-        put(values, key.strip(), parse_value(key, text))
+        key, value = key.strip(), parse_value(key, text)
+        if key == "network.name" and value != values["network"]["name"]:
+            values["network"] = {}  # another kind of network has keys of its own
+        put(values, key, value)
     return validate(values)
 
 
 def read_yaml(recipe: str) -> dict[str, Any]:
     """The plain values of a recipe by name or of a file by path."""
     path = Path(recipe)
+    if (path / "config.yaml").is_file():  # a run folder
+        path = path / "config.yaml"
     if recipe in recipe_names():
-        text = (RECIPES / f"{recipe}.yaml").read_text()
+        text = (RECIPES / f"{recipe}.yaml").read_text(encoding="utf-8")
     elif path.suffix in (".yaml", ".yml") and path.is_file():
-        text = path.read_text()
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{recipe} cannot be read as UTF-8 text: {one_line(str(error))}") from None
     elif path.suffix in (".yaml", ".yml"):
         raise InputError(f"there is no file {recipe}")
     else:
-        raise InputError(f"unknown recipe '{recipe}'{nearest(recipe, recipe_names())}; give one of these or a YAML file")
+        raise InputError(f"there is no recipe and no run folder '{recipe}'{nearest(recipe, recipe_names())}")
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise InputError(f"{recipe} is not valid YAML: {one_line(str(error))}") from None
     if not isinstance(values, dict):
         raise InputError(f"{recipe} must hold a mapping of sections such as data and network, not {type(values).__name__}")
+    values.pop("version", None)  # a run's own config.yaml is a recipe too
     return values
 
 

@@ -8,10 +8,11 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -29,7 +30,7 @@ class DiTConfig(Section):
     width: PositiveInt = Field(128, description="channels of a token")
     depth: PositiveInt = Field(6, description="number of blocks")
     heads: PositiveInt = Field(4, description="attention heads")
-    mlp_ratio: PositiveFloat = Field(4.0, description="width of a block's MLP, in units of width")
+    mlp_ratio: float = Field(4.0, ge=0.1, description="width of a block's MLP, in units of width")
 
 
 class UNetConfig(Section):
@@ -92,14 +93,14 @@ class SoFlowConfig(Section):
 class OptimizerConfig(Section):
     name: Literal["adamw", "radam"] = Field("adamw", description="adamw or radam")
     lr: PositiveFloat = Field(1e-4, description="learning rate, constant after the warm-up")
-    betas: tuple[Share, Share] = Field((0.9, 0.99), description="decay of the two moments")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.99), description="decay of the two moments")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
     warmup: int = Field(0, ge=0, description="steps over which the learning rate rises from 0")
     clip: float = Field(0.0, ge=0, description="largest gradient norm; 0 does not clip")
 
 
 class EmaConfig(Section):
-    decay: float = Field(0.9999, ge=0, lt=1, description="of the average of the weights, a step")
+    decay: Decay = Field(0.9999, description="of the average of the weights, a step")
     every: PositiveInt = Field(1, description="steps between two updates, each by decay^every")
     float64: bool = Field(False, description="keep the average in float64")
 
@@ -108,10 +109,10 @@ class TrainConfig(Section):
     steps: PositiveInt = Field(400_000, description="number of steps K; r(k, K) depends on it")
     batch_size: PositiveInt = Field(256, description="samples a step, over all processes")
     accumulate: PositiveInt = Field(1, description="parts that a step's batch is worked off in, to save memory")
-    seed: int = Field(0, ge=0, description="of weights, data order and draws")
+    seed: int = Field(0, ge=0, lt=2**63, description="of weights, data order and draws")
     log_every: PositiveInt = Field(100, description="steps between two lines of metrics.jsonl")
     sample_every: int = Field(5000, ge=0, description="steps between two sample grids; 0: only at the end")
-    trackers: tuple[str, ...] = Field((), description="also log to these, e.g. [tensorboard]")
+    trackers: tuple[Literal["tensorboard"], ...] = Field((), description="also log to these, e.g. [tensorboard]")
 
 
 class CheckpointConfig(Section):

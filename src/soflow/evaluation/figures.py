@@ -42,7 +42,7 @@ def distance_against_nfe(evaluation: dict[str, Any]) -> Figure:
     (axes,) = plain(figure)
     rows = evaluation["rows"]
     for sampler, color in COLORS.items():
-        points = [(row["nfe"], row["distance"]) for row in rows if row["sampler"] == sampler or row["nfe"] == 1]
+        points = sorted((row["nfe"], row["distance"]) for row in rows if row["sampler"] == sampler or row["nfe"] == 1)
         axes.plot(*zip(*points, strict=True), "o-", color=color, label=sampler)
     heun = next(row for row in rows if row["sampler"] == "heun")
     axes.axhline(heun["distance"], color=GREEN, linestyle="--", label=f"own ODE, {heun['nfe'] // 2} Heun steps")

@@ -139,10 +139,11 @@ def quality(evaluation: dict[str, Any]) -> str:
     return (
         f"<h2>Quality</h2><p>{escape(evaluation['metric'])} of {evaluation['num']:,} samples to "
         f"{evaluation['reference']['count']:,} real ones; smaller is better. Held-out real data "
-        f"({real['count']:,} samples) stands beside every figure: that is what good is.{classifier}</p>"
+        f"({real['count']:,} samples) stands beside every figure: that is what good is. A small set reads high, so hold it "
+        f"against the distance of the first {real['count']:,} samples.{classifier}</p>"
         + embed(figures.distance_against_nfe(evaluation))
         + f"<table><tr>{head}{body}"
-        + "</table><p>Does the learned map solve the flow it claims to solve? Root mean squares a dimension: df/ds against "
+        + "</table><p>Does the learned map solve the flow it claims to solve? Root mean square differences: df/ds against "
         "the velocity; two jumps against one; one jump against 64 Heun steps.</p><table>" + diagnostics + "</table>"
     )
 
@@ -174,7 +175,7 @@ def cost(subject: Subject) -> str:
     if subject.metrics:
         last = subject.metrics[-1]
         rows.append(("steps", f"{last['step']:,}"))
-        rows.append(("training speed", f"{last['samples_per_second']:,.0f} samples/s"))
+        rows.append(("training speed", f"{last['step'] / subject.seconds:,.1f} steps/s"))
     if subject.evaluation is not None:
         one = next((row for row in subject.evaluation["rows"] if row["nfe"] == 1), None)
         machine, versions = subject.evaluation["machine"], subject.evaluation["versions"]
@@ -186,16 +187,24 @@ def cost(subject: Subject) -> str:
 
 
 def comparison(subjects: list[Subject]) -> str:
-    """The runs side by side, where they have been evaluated."""
-    rows = ""
-    for subject in subjects:
-        if subject.evaluation is not None:
-            for row in subject.evaluation["rows"]:
-                rows += (
-                    f"<tr><td>{escape(subject.name)}<td>{escape(row['sampler'])}<td>{row['nfe']}<td>{row['distance']:.4g}"
-                    f"<td>{escape(subject.evaluation['metric'])}"
-                )
-    return f"<h1>Side by side</h1><table><tr><th>run<th>sampler<th>NFE<th>distance<th>metric{rows}</table>"
+    """The runs side by side: a table for each metric, since distances of different metrics cannot be compared."""
+    evaluated = [(subject.name, subject.evaluation) for subject in subjects if subject.evaluation is not None]
+    parts = ["<h1>Side by side</h1>"]
+    for metric in dict.fromkeys(evaluation["metric"] for _, evaluation in evaluated):
+        columns = [(name, evaluation) for name, evaluation in evaluated if evaluation["metric"] == metric]
+        samplers = dict.fromkeys((row["sampler"], row["nfe"]) for _, evaluation in columns for row in evaluation["rows"])
+        head = "".join(f"<th>{escape(name)}" for name, _ in columns)
+        body = ""
+        for sampler, nfe in samplers:
+            body += f"<tr><td>{escape(sampler)}<td>{nfe}"
+            for _, evaluation in columns:
+                row = next((row for row in evaluation["rows"] if (row["sampler"], row["nfe"]) == (sampler, nfe)), None)
+                body += "<td>" if row is None else f"<td>{row['distance']:.4g}"
+        real = "".join(f"<td>{evaluation['real']['distance']:.4g}" for _, evaluation in columns)
+        parts.append(
+            f"<h2>{escape(metric)}</h2><table><tr><th>sampler<th>NFE{head}{body}<tr><td>real data<td>{real}</table>"
+        )
+    return "".join(parts)
 
 
 def draw(subject: Subject, num: int, labels: Tensor | None) -> Sample:

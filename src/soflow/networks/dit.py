@@ -116,10 +116,11 @@ class DiT(nn.Module):
         mlp_ratio: float = 4.0,
     ) -> None:
         super().__init__()
-        if size % patch or width % heads or width % 4:
-            raise ValueError(
-                f"DiT: size {size} must be a multiple of patch {patch}, and width {width} of 4 and of heads {heads}"
-            )
+        if size % patch:
+            raise ValueError(f"DiT: size {size} must be a multiple of patch {patch}")
+        for name, divisor in (("heads", heads), ("the four parts of a position", 4)):
+            if width % divisor:
+                raise ValueError(f"DiT: width {width} must be a multiple of {divisor}, for {name}")
         self.size, self.channels, self.patch = size, channels, patch
         self.x_embedder = PatchEmbedder(channels, width, patch)
         self.t_embedder = TimeEmbedder(width)

@@ -23,7 +23,11 @@ def frequencies(t: Times, size: int) -> Tensor:
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(min(32, channels // 4), channels, eps=1e-6)
+    """min(32, C / 4) groups. Raises ValueError for a width that they do not divide."""
+    groups = max(1, min(32, channels // 4))
+    if channels % groups:
+        raise ValueError(f"UNet: a width of {channels} channels cannot be split into {groups} groups; use multiples of 32")
+    return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
 class Conv(nn.Conv2d):

@@ -73,9 +73,16 @@ def adaptive_weight(squared: PerSample, p: float, eps: float) -> PerSample:
 
 @contextmanager
 def float32(x: Tensor) -> Iterator[None]:
-    """Computes in float32 even under bfloat16 autocast: difference quotients multiply rounding errors by hundreds."""
-    with torch.autocast(x.device.type, enabled=False):
-        yield
+    """Computes in float32, under bfloat16 autocast too and without TF32 in convolutions (where it is torch's default):
+    difference quotients multiply rounding errors by hundreds.
+    """
+    tf32 = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        with torch.autocast(x.device.type, enabled=False):
+            yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = tf32
 
 
 def same_dropout(device: torch.device) -> Callable[[], None]:

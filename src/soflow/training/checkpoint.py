@@ -52,16 +52,16 @@ class Checkpoint:
         """The first file that is missing or is not what was written, with what is wrong; None if all are good."""
         try:
             recorded = json.loads((self.path / "state.json").read_text())
-            checksums = recorded["checksums"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            checksums = dict(recorded["checksums"])
+        except (OSError, ValueError, LookupError, TypeError) as error:
             return f"{self.path / 'state.json'} is damaged ({type(error).__name__})"
         if recorded.get("version") != VERSION:
             return f"{self.path} is of run-folder version {recorded.get('version')}, this soflow reads {VERSION}"
-        for name, expected in checksums.items():
+        for name in (*WEIGHTS.values(), OPTIMIZER):
             file = self.path / name
             if not file.is_file():
                 return f"{file} is missing"
-            if checksum(file) != expected:
+            if checksum(file) != checksums.get(name):
                 return f"{file} is damaged (its checksum is not the one recorded)"
         return None
 
@@ -112,7 +112,9 @@ def save_checkpoint(
     optimizer: Mapping[str, Any],
     keep_last: int,
 ) -> Checkpoint:
-    """Writes `folder`/step-NNNNNNNN and removes all but the newest `keep_last`."""
+    """Writes `folder`/step-NNNNNNNN, keeps `keep_last` with it, and removes older ones and any of later steps: those are
+    from before the run went back to an earlier checkpoint.
+    """
     final = folder / f"step-{state.step:08d}"
     partial = folder / f".{final.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -125,7 +127,9 @@ def save_checkpoint(
     (partial / "state.json").write_text(json.dumps(record, indent=1))
     shutil.rmtree(final, ignore_errors=True)  # a damaged one of the same step
     os.replace(partial, final)
-    for old in checkpoints(folder)[:-keep_last]:
+    earlier = [checkpoint for checkpoint in checkpoints(folder) if checkpoint.step < state.step]
+    later = [checkpoint for checkpoint in checkpoints(folder) if checkpoint.step > state.step]  # damaged, or passed over
+    for old in earlier[: len(earlier) + 1 - keep_last] + later:
         shutil.rmtree(old.path)
     return Checkpoint(final)
 

@@ -27,20 +27,24 @@ class BarDisplay:
             TextColumn("training"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:,.0f} samples/s"),
+            TextColumn("{task.fields[text]}"),
             TimeRemainingColumn(),
             TextColumn("left"),
             console=console,
         )
         self.task: TaskID | None = None
+        self.loss = self.speed = 0.0
 
     def start(self, done: int, steps: int) -> None:
-        self.task = self.bar.add_task("training", total=steps, completed=done, loss=float("nan"), speed=0.0)
+        self.task = self.bar.add_task("training", total=steps, completed=done, text="")
         self.bar.start()
 
     def step(self, done: int, loss: float, samples_per_second: float) -> None:
         assert self.task is not None
-        self.bar.update(self.task, completed=done, loss=loss, speed=samples_per_second)
+        weight = 0.1 if self.speed else 1.0  # running means, so that both can be read
+        self.loss += weight * (loss - self.loss)
+        self.speed += weight * (samples_per_second - self.speed)
+        self.bar.update(self.task, completed=done, text=f"loss {self.loss:.4f}  {self.speed:,.0f} samples/s")
 
     def log(self, metrics: dict[str, Any]) -> None:
         del metrics  # the bar already shows them

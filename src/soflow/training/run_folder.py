@@ -84,11 +84,14 @@ class RunFolder:
         if not self.metrics.is_file():
             return []
         lines = []
-        for line in self.metrics.read_text().splitlines():
+        for line in self.metrics.read_text(errors="replace").splitlines():
             try:
-                lines.append(json.loads(line))
+                values = json.loads(line)
             except ValueError:
                 break
+            if not isinstance(values, dict) or "step" not in values:
+                break
+            lines.append(values)
         return lines
 
     def forget_metrics_after(self, step: int) -> None:
@@ -99,7 +102,22 @@ class RunFolder:
         os.replace(partial, self.metrics)
 
     def write_evaluation(self, results: dict[str, Any]) -> None:
-        self.evaluation.write_text(json.dumps(results, indent=1) + "\n")
+        partial = self.evaluation.with_suffix(".partial")
+        partial.write_text(json.dumps(results, indent=1) + "\n")
+        os.replace(partial, self.evaluation)
+
+    def read_evaluation(self) -> dict[str, Any] | None:
+        """What soflow evaluate wrote, or None where it has not run. Raises RunError for a damaged file."""
+        if not self.evaluation.is_file():
+            return None
+        try:
+            results = json.loads(self.evaluation.read_text())
+            missing = {"checkpoint", "metric", "rows", "real", "reference", "diagnostics"} - results.keys()
+        except (ValueError, AttributeError):
+            missing = {"valid JSON"}
+        if missing:
+            raise RunError(f"{self.evaluation} is damaged, it lacks {min(missing)}: run soflow evaluate {self.path} again")
+        return results
 
 
 def find_run(path: Path) -> tuple[RunFolder, Checkpoint, list[str]]:
@@ -107,9 +125,10 @@ def find_run(path: Path) -> tuple[RunFolder, Checkpoint, list[str]]:
 
     Raises InputError where there is no such run, RunError where the checkpoint named, or every one, is damaged.
     """
-    if path.name.startswith("step-") and path.parent.name == "checkpoints":
+    if path.resolve().name.startswith("step-") and path.resolve().parent.name == "checkpoints":
         if not path.is_dir():
             raise InputError(f"there is no checkpoint {path}")
+        path = path if path.parent.name == "checkpoints" else path.resolve()
         run = RunFolder(path.parent.parent)
         run.read_config()
         return run, require_good(Checkpoint(path)), []

@@ -24,7 +24,7 @@ from soflow.training.display import Display
 from soflow.training.ema import Ema
 from soflow.training.optimizers import learning_rate, make_optimizer
 from soflow.training.run_folder import RunFolder
-from soflow.training.signals import Stopped, stop_request
+from soflow.training.signals import Stopped, StopRequest, stop_request
 
 #: Called with the steps done and the averaged weights where a sample grid is due.
 DrawSamples = Callable[[int, dict[str, Tensor], torch.device], None]
@@ -52,10 +52,16 @@ class Trainer:
             cpu=int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available(),  # else no process group there
             mixed_precision="bf16" if config.precision == "bf16" else "no",
             gradient_accumulation_steps=config.train.accumulate,
-            log_with=list(require_trackers(config.train.trackers)) or None,
+            log_with=list(config.train.trackers) or None,
             project_dir=str(folder.path),
         )
         self.device = self.accelerator.device
+        shares = self.accelerator.num_processes * config.train.accumulate
+        if config.train.batch_size % shares:
+            raise InputError(
+                f"train.batch_size={config.train.batch_size} cannot be split into equal parts for "
+                f"{self.accelerator.num_processes} processes with train.accumulate={config.train.accumulate}"
+            )
         self.display = display
         self.batches = Batches(dataset, config.train.batch_size, config.train.seed, augment, self.device)
         self.objective = objective
@@ -100,12 +106,19 @@ class Trainer:
                         self.save()
                     if done == steps or (config.sample_every and done % config.sample_every == 0):
                         self.sample()
+                    self.agree_to_stop(request)
             if request.signum is not None and self.state.step < steps:
                 self.save()
                 raise Stopped(request.signum)
         finally:
             self.display.stop()
             self.accelerator.end_training()
+
+    def agree_to_stop(self, request: StopRequest) -> None:
+        """A signal that reached any process stops all of them after the same step."""
+        if self.accelerator.num_processes > 1:
+            signums = self.accelerator.gather(torch.tensor([request.signum or 0], device=self.device))
+            request.signum = int(signums.max()) or None
 
     def timed_step(self) -> None:
         start = time.perf_counter()
@@ -131,7 +144,7 @@ class Trainer:
             batch = self.batches.share(step, index, shares)
             with accelerator.accumulate(self.module):
                 losses = self.module(batch, draws.rows(slice(index, None, shares)), step / config.train.steps)
-                loss += self.read(losses, step) / config.train.accumulate
+                loss += self.read(losses) / config.train.accumulate
                 accelerator.backward(losses.total)
                 if config.optimizer.clip and accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(self.network.parameters(), config.optimizer.clip)
@@ -140,7 +153,7 @@ class Trainer:
         self.ema.update(step)
         return loss
 
-    def read(self, losses: Losses, step: int) -> float:
+    def read(self, losses: Losses) -> float:
         """Adds a loss and its parts, over all processes, to the running means. Raises RunError if it is not a number."""
         parts = {"loss": losses.total.detach()[None], **losses.parts}
         sums = torch.stack(
@@ -151,15 +164,16 @@ class Trainer:
             self.count(name, total, count)
         loss = numbers[0] / numbers[len(parts)]
         if not math.isfinite(loss):
-            self.fail_of_loss(loss, step)
+            self.fail(f"loss is {loss}")
         return loss
 
-    def fail_of_loss(self, loss: float, step: int) -> None:
+    def fail(self, what: str) -> None:
+        """Ends a run whose numbers went wrong."""
         good, _ = newest_good(self.folder.checkpoints)
         last = f"the last good checkpoint is {good.path}" if good else "there is no checkpoint yet"
         raise RunError(
-            f"the loss is {loss} at step {step + 1}; {last}; try a smaller optimizer.lr, a longer optimizer.warmup, "
-            "optimizer.clip=1, or precision=fp32"
+            f"the {what} at step {self.state.step + 1}; {last}; try a smaller optimizer.lr, a longer optimizer.warmup, "
+            "optimizer.clip=1, or precision=fp32, in a new folder"
         )
 
     def count(self, name: str, total: float, count: float) -> None:
@@ -188,6 +202,8 @@ class Trainer:
         self.display.log(metrics)
 
     def save(self) -> None:
+        if not all(bool(p.isfinite().all()) for p in self.network.parameters()):
+            self.fail("weights are no longer finite numbers")
         if self.accelerator.is_main_process:
             save_checkpoint(
                 self.folder.checkpoints,
@@ -204,9 +220,8 @@ class Trainer:
             self.draw_samples(self.state.step, self.ema.state_dict(), self.device)
 
 
-def require_trackers(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The names themselves. Raises InputError with the install line for one whose package is missing."""
+def require_trackers(names: tuple[str, ...]) -> None:
+    """Raises InputError with the install line for a tracker whose package is missing."""
     for name in names:
         if find_spec(name) is None:
             raise InputError(f"train.trackers names {name}, which is not installed: pip install 'soflow[track]'")
-    return names
