@@ -8,7 +8,7 @@ import typer
 
 def recipes(
     name: Annotated[str | None, typer.Argument(help="A recipe to print with every key, its value and its meaning.")] = None,
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to it.")] = None,
 ) -> None:
     """List the recipes, or print one in full."""
     from soflow.config.reading import read_recipe, read_yaml, recipe_names

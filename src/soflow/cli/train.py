@@ -10,7 +10,7 @@ import typer
 def train(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, a YAML file, or a run folder to go on with.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it, e.g. train.steps=2000.")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to it, e.g. train.steps=2000.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder (default: runs/RECIPE).")] = None,
 ) -> int:
