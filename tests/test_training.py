@@ -305,6 +305,22 @@ def test_a_checkpoint_of_a_step_gone_back_to_replaces_damaged_later_ones(tmp_pat
     assert last(tmp_path / "run").problem() is None
 
 
+def test_a_checkpoint_that_cannot_be_written_costs_no_earlier_one(tmp_path, monkeypatch):
+    from soflow.training import checkpoint
+
+    with pytest.raises(Stopped):
+        runs.train("digits", tmp_path / "run", DIT, display=StopAt(3))
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.torch, "save", full)
+    with pytest.raises(RunError, match=r"step 4 to .*: No space left on device; earlier ones are untouched"):
+        runs.train("digits", tmp_path / "run", DIT)
+    assert [c.step for c in checkpoints(tmp_path / "run" / "checkpoints")] == [3]
+    assert last(tmp_path / "run").problem() is None
+
+
 def test_weights_that_are_no_numbers_are_never_saved(tmp_path):
     overrides = [*DIT, "checkpoint.every=1", "optimizer.lr=1e38", "optimizer.clip=0", "optimizer.warmup=0"]
     with pytest.raises(RunError, match=r"at step \d+; there is no checkpoint yet"):

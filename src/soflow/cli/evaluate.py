@@ -79,7 +79,7 @@ def show(results: dict[str, Any]) -> None:
     real = results["real"]
     console.print(
         f"real data: {real['count']} held-out {real['dataset']} samples ({real['split']} split); a small set reads high, so "
-        f"hold it against the distance of the first {real['count']}"
+        f"hold it against the distance of the first {real['count']}; ms are milliseconds a sample"
     )
     for name, value in results["diagnostics"].items():
         console.print(f"{name.replace('_', ' ')}: {value:.4f}", highlight=False)

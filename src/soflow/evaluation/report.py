@@ -140,7 +140,7 @@ def quality(evaluation: dict[str, Any]) -> str:
         f"<h2>Quality</h2><p>{escape(evaluation['metric'])} of {evaluation['num']:,} samples to "
         f"{evaluation['reference']['count']:,} real ones; smaller is better. Held-out real data "
         f"({real['count']:,} samples) stands beside every figure: that is what good is. A small set reads high, so hold it "
-        f"against the distance of the first {real['count']:,} samples.{classifier}</p>"
+        f"against the distance of the first {real['count']:,} samples; ms are milliseconds a sample.{classifier}</p>"
         + embed(figures.distance_against_nfe(evaluation))
         + f"<table><tr>{head}{body}"
         + "</table><p>Does the learned map solve the flow it claims to solve? Root mean square differences: df/ds against "

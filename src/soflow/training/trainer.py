@@ -205,14 +205,20 @@ class Trainer:
         if not all(bool(p.isfinite().all()) for p in self.network.parameters()):
             self.fail("weights are no longer finite numbers")
         if self.accelerator.is_main_process:
-            save_checkpoint(
-                self.folder.checkpoints,
-                self.state,
-                self.network.state_dict(),
-                self.ema.state_dict(),
-                self.optimizer.state_dict(),
-                self.config.checkpoint.keep_last,
-            )
+            try:
+                save_checkpoint(
+                    self.folder.checkpoints,
+                    self.state,
+                    self.network.state_dict(),
+                    self.ema.state_dict(),
+                    self.optimizer.state_dict(),
+                    self.config.checkpoint.keep_last,
+                )
+            except OSError as error:
+                raise RunError(
+                    f"cannot write the checkpoint of step {self.state.step} to {self.folder.checkpoints}: {error.strerror}; "
+                    "earlier ones are untouched; make room, then run the same command again"
+                ) from None
         self.accelerator.wait_for_everyone()
 
     def sample(self) -> None:

@@ -1,0 +1,149 @@
+"""The same numbers as the paper's reference implementation, on cases it was run on.
+
+Each case is NAME.json (settings, expected scalars) beside NAME.safetensors (the draws, expected tensors). An environment
+variable names their folder:  SOFLOW_REFERENCE_CASES=DIR pytest tests/test_reference_cases.py
+"""
+
+import json
+import os
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from soflow.assemble import PARAMETERIZATIONS, PATHS
+from soflow.data.batches import Batch
+from soflow.guidance import Guidance
+from soflow.networks.dit import DiT
+from soflow.networks.unet import UNet
+from soflow.objectives.base import Draws
+from soflow.objectives.soflow import SoFlow
+from soflow.sampling import one_step, renoise
+from soflow.solution import FlowModel
+from soflow.times import LogitNormal, MiddleTime
+
+FOLDER = Path(os.environ.get("SOFLOW_REFERENCE_CASES", Path(__file__).parents[2] / "shared" / "reference_cases"))
+OTHERS = {"networks", "schedules"}
+CASES = sorted(file.stem for file in FOLDER.glob("*.json") if file.stem not in OTHERS)
+if not CASES:
+    pytest.skip(f"no reference cases in {FOLDER}: set SOFLOW_REFERENCE_CASES", allow_module_level=True)
+
+#: Relative to the scalar, or to a tensor's largest magnitude. The quotient over a tiny t - l multiplies float32's rounding.
+USUAL, TINY_STEP = 1e-4, 1e-2
+
+
+def make_network(kind):
+    """The network of networks.json with the reference's weights, loaded strictly: every name must be ours."""
+    s = json.loads((FOLDER / "networks.json").read_text())[kind]
+    if kind == "dit":
+        network = DiT(s["input_size"], s["in_channels"], s["num_classes"], s["patch_size"], s["hidden_size"], s["depth"],
+                      s["num_heads"], s["mlp_ratio"])  # fmt: skip
+    else:
+        network = UNet(s["img_resolution"], s["in_channels"], s["model_channels"], tuple(s["channel_mult"]), s["num_blocks"],
+                       tuple(s["attn_resolutions"]), s["dropout"], s["channel_mult_noise"], s["channel_mult_emb"],
+                       tuple(s["resample_filter"]), s["augment_dim"])  # fmt: skip
+    network.load_state_dict(load_file(FOLDER / f"{kind}_weights.safetensors"))
+    return network, s
+
+
+class Case:
+    """One case, read and assembled from the library's public parts."""
+
+    def __init__(self, name):
+        case = json.loads((FOLDER / f"{name}.json").read_text())
+        self.settings, self.expected = case["settings"], case["expected"]
+        self.tensors = load_file(FOLDER / f"{name}.safetensors")
+        self.network, shape = make_network(self.settings["network"])
+        s, tensors = self.settings, self.tensors
+        self.path, self.parameterization = PATHS[s["path"]](), PARAMETERIZATIONS[s["parameterization"]]()
+        self.labels, self.augment = tensors.get("labels"), tensors.get("augment_labels")
+        self.guidance = None
+        if s["cfg_scale"] > 1 and self.labels is not None:
+            self.guidance = Guidance(s["cfg_scale"], s["mix"], 0.1, s["cfg_decay_time"], shape["null_label"])
+        anything = LogitNormal(0.0, 1.0)
+        self.objective = SoFlow(
+            self.path, self.parameterization, 0.75, s["p"], s["eps"], anything, anything, anything,
+            MiddleTime("constant", 1.0, 1.0), self.guidance,
+        )  # fmt: skip
+        count = len(tensors["data"])
+        dropped = tensors.get("label_dropped", torch.zeros(count, dtype=torch.bool))
+        self.batch = Batch(tensors["data"], self.labels, self.augment)
+        self.draws = Draws(tensors["noise"], tensors["t"], tensors["s"], dropped, n_velocity=0)
+        tiny = float((tensors["t"] - tensors["l"]).min()) < 1e-3
+        self.tolerance = {"velocity": USUAL, "consistency": TINY_STEP if tiny else USUAL}
+
+    @cache  # noqa: B019
+    def branch(self, name):
+        """The loss of one branch over the whole batch, and its gradients by parameter name."""
+        if name == "velocity":
+            branch = self.objective.flow_matching(self.network, self.batch, self.draws)
+        else:
+            branch = self.objective.consistency(self.network, self.batch, self.draws, self.tensors["l"])
+        self.network.zero_grad()
+        branch.loss.mean().backward()
+        return branch, {n: p.grad.clone() for n, p in self.network.named_parameters() if p.grad is not None}
+
+    def model(self):
+        return FlowModel(self.network.eval(), self.path, self.parameterization, self.tensors["data"].shape[1:], 10)
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request):
+    return Case(request.param)
+
+
+def assert_near(ours, theirs, tolerance=USUAL):
+    ours, theirs = torch.as_tensor(ours).detach().double(), torch.as_tensor(theirs).double()
+    assert ours.shape == theirs.shape
+    assert float((ours - theirs).abs().max()) <= tolerance * max(float(theirs.abs().max()), 1e-12)
+
+
+@pytest.mark.parametrize("name", ["velocity", "consistency"])
+def test_losses_errors_and_weights(case, name):
+    branch, _ = case.branch(name)
+    for value, key in ((branch.loss, "loss"), (branch.squared, "mse"), (branch.weight, "weight")):
+        assert_near(value.mean(), case.expected[f"{name}_{key}"], case.tolerance[name])
+
+
+@pytest.mark.parametrize("name", ["velocity", "consistency"])
+def test_gradients(case, name):
+    _, gradients = case.branch(name)
+    norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
+    assert_near(norm, case.expected[f"{name}_grad_norm"], case.tolerance[name])
+    stored = {key.split("/", 1)[1]: value for key, value in case.tensors.items() if key.startswith(f"{name}_grad/")}
+    for parameter, theirs in stored.items():
+        assert_near(gradients[parameter], theirs, case.tolerance[name])
+
+
+@torch.no_grad()
+def test_noised_input_velocity_and_solution(case):
+    tensors = case.tensors
+    x_t, t, s = tensors["x_t"], tensors["t"], tensors["s"]
+    assert_near(case.path.sample(tensors["data"], tensors["noise"], t).x_t, x_t)
+    F_t, F_s = (case.network(x_t, t, end, case.labels, case.augment) for end in (t, s))
+    assert_near(case.parameterization.velocity(F_t), tensors["velocity"])
+    assert_near(case.parameterization.solution(x_t, t, s, F_s), tensors["solution"])
+
+
+@torch.no_grad()
+def test_samples_in_one_and_two_steps(case):
+    tensors = case.tensors
+    assert_near(one_step(case.model(), tensors["noise"], case.labels), tensors["one_step"])
+    two = renoise(case.model(), tensors["noise"], [tensors["renoise_noise"]], case.labels)
+    assert_near(two, tensors["two_step"])
+
+
+def test_the_guidance_decay(case):
+    if case.guidance is not None and "guidance_decay" in case.expected:
+        assert_near(case.guidance.decay(case.tensors["t"]), torch.tensor(case.expected["guidance_decay"]))
+    else:
+        assert case.guidance is None or "guidance_decay" not in case.expected
+
+
+def test_the_schedules_of_the_middle_time():
+    for row in json.loads((FOLDER / "schedules.json").read_text()):
+        middle = MiddleTime(row["schedule"], row["r_init"], row["r_end"])
+        t, s = (torch.tensor([row[key]], dtype=torch.float64) for key in "ts")
+        assert_near(middle(t, s, row["step"] / row["total"]), torch.tensor([row["l"]]))
