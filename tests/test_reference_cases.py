@@ -39,7 +39,7 @@ def make_network(kind):
     s = json.loads((FOLDER / "networks.json").read_text())[kind]
     if kind == "dit":
         network = DiT(s["input_size"], s["in_channels"], s["num_classes"], s["patch_size"], s["hidden_size"], s["depth"],
-                      s["num_heads"], s["mlp_ratio"])  # fmt: skip
+                      s["num_heads"], float(s["mlp_ratio"]))  # fmt: skip
     else:
         network = UNet(s["img_resolution"], s["in_channels"], s["model_channels"], tuple(s["channel_mult"]), s["num_blocks"],
                        tuple(s["attn_resolutions"]), s["dropout"], s["channel_mult_noise"], s["channel_mult_emb"],
@@ -61,10 +61,12 @@ class Case:
         self.labels, self.augment = tensors.get("labels"), tensors.get("augment_labels")
         self.guidance = None
         if s["cfg_scale"] > 1 and self.labels is not None:
-            self.guidance = Guidance(s["cfg_scale"], s["mix"], 0.1, s["cfg_decay_time"], shape["null_label"])
+            self.guidance = Guidance(
+                float(s["cfg_scale"]), float(s["mix"]), 0.1, float(s["cfg_decay_time"]), shape["null_label"]
+            )
         anything = LogitNormal(0.0, 1.0)
         self.objective = SoFlow(
-            self.path, self.parameterization, 0.75, s["p"], s["eps"], anything, anything, anything,
+            self.path, self.parameterization, 0.75, float(s["p"]), float(s["eps"]), anything, anything, anything,
             MiddleTime("constant", 1.0, 1.0), self.guidance,
         )  # fmt: skip
         count = len(tensors["data"])
