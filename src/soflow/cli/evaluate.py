@@ -65,7 +65,7 @@ def show(results: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from soflow.evaluation.evaluate import table
+    from soflow.evaluation.evaluate import reading_aid, table
 
     header, *rows = table(results)
     title = f"{results['metric']} of {results['num']} samples to {results['reference']['count']} real ones"
@@ -76,10 +76,6 @@ def show(results: dict[str, Any]) -> None:
         shown.add_row(*row)
     console = Console()
     console.print(shown)
-    real = results["real"]
-    console.print(
-        f"real data: {real['count']} held-out {real['dataset']} samples ({real['split']} split); a small set reads high, so "
-        f"hold it against the distance of the first {real['count']}; ms are milliseconds a sample"
-    )
+    console.print(reading_aid(results), highlight=False)
     for name, value in results["diagnostics"].items():
         console.print(f"{name.replace('_', ' ')}: {value:.4f}", highlight=False)

@@ -157,22 +157,25 @@ def diagnostics(model: FlowModel, dataset: Dataset, seed: int, device: torch.dev
 
 
 def table(results: dict[str, Any]) -> list[list[str]]:
-    """The figures for people, header first: each beside what held-out real data reaches; ms are milliseconds a sample."""
-    real, recognizing = results["real"], results["real"]["recognized"] is not None
-    header = ["sampler", "NFE", "distance", f"first {real['count']}", f"real {real['count']}", "ms"]
-    rows = [
-        [
-            row["sampler"],
-            str(row["nfe"]),
-            f"{row['distance']:.4g}",
-            f"{row['distance_at_real_count']:.4g}",
-            f"{real['distance']:.4g}",
-            f"{row['milliseconds_per_sample']:.3f}",
-        ]
-        for row in results["rows"]
-    ]
-    if recognizing:
-        header[5:5] = ["recognized", "real"]
-        for cells, row in zip(rows, results["rows"], strict=True):
-            cells[5:5] = [f"{row['recognized']:.3f}", f"{real['recognized']:.3f}"]
-    return [header, *rows]
+    """The figures for people, header first: each beside what held-out real data reaches; ms are milliseconds a sample.
+
+    Where there are fewer real samples than drawn ones, the distance of as few drawn ones stands there, too.
+    """
+    real = results["real"]
+    rows = [["sampler", "NFE", "distance", f"first {real['count']}", f"real {real['count']}", "recognized", "real", "ms"]]
+    for row in results["rows"]:
+        distances = [f"{x:.4g}" for x in (row["distance"], row["distance_at_real_count"], real["distance"])]
+        shares = ["" if x is None else f"{x:.3f}" for x in (row["recognized"], real["recognized"])]
+        rows.append([row["sampler"], str(row["nfe"]), *distances, *shares, f"{row['milliseconds_per_sample']:.3f}"])
+    silent = {3} if real["count"] >= results["num"] else set()
+    silent |= {5, 6} if real["recognized"] is None else set()
+    return [[cell for i, cell in enumerate(row) if i not in silent] for row in rows]
+
+
+def reading_aid(results: dict[str, Any]) -> str:
+    """What stands beside the figures, in a sentence or two."""
+    real = results["real"]
+    text = f"Beside each figure: {real['count']:,} held-out real samples of {real['dataset']} ({real['split']} split). "
+    if real["count"] < results["num"]:
+        text += f"So small a set reads high: hold it against the distance of the first {real['count']:,} drawn. "
+    return text + "ms: milliseconds a sample."

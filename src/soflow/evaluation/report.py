@@ -14,7 +14,7 @@ from torch import Tensor
 
 from soflow.data.sources import Dataset
 from soflow.evaluation import figures
-from soflow.evaluation.evaluate import table
+from soflow.evaluation.evaluate import reading_aid, table
 from soflow.pictures import grid
 from soflow.sampling import sample_many
 from soflow.solution import FlowModel
@@ -122,8 +122,6 @@ def real_by_class(dataset: Dataset, columns: int, rows: int) -> Tensor:
 
 def quality(evaluation: dict[str, Any]) -> str:
     """Distance against network evaluations, the table of all figures, and the diagnostics."""
-    real = evaluation["real"]
-
     header, *rows = table(evaluation)
     head = "".join(f"<th>{escape(name)}" for name in header)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}" for cell in row) for row in rows)
@@ -138,9 +136,8 @@ def quality(evaluation: dict[str, Any]) -> str:
     )
     return (
         f"<h2>Quality</h2><p>{escape(evaluation['metric'])} of {evaluation['num']:,} samples to "
-        f"{evaluation['reference']['count']:,} real ones; smaller is better. Held-out real data "
-        f"({real['count']:,} samples) stands beside every figure: that is what good is. A small set reads high, so hold it "
-        f"against the distance of the first {real['count']:,} samples; ms are milliseconds a sample.{classifier}</p>"
+        f"{evaluation['reference']['count']:,} real ones; smaller is better. "
+        f"{escape(reading_aid(evaluation))}{classifier}</p>"
         + embed(figures.distance_against_nfe(evaluation))
         + f"<table><tr>{head}{body}"
         + "</table><p>Does the learned map solve the flow it claims to solve? Root mean square differences: df/ds against "
