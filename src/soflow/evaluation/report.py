@@ -146,13 +146,20 @@ def quality(evaluation: dict[str, Any]) -> str:
 
 
 def journey(subject: Subject) -> str:
-    """One noise carried along f(noise, 1, s) as s goes from 1 to 0: each picture is one network evaluation."""
-    text = "<h2>One noise on its way</h2><p>f(noise, 1, s) for s from 1 (noise) to 0 (data): each is one forward pass.</p>"
+    """Noise carried along f(noise, 1, s) as s goes from 1 to 0: each picture is one network evaluation.
+
+    With classes it is one noise, on its way to several of them; vectors show many at once.
+    """
+    text = "<h2>One noise on its way</h2><p>f(noise, 1, s) for s from 1 (noise) to 0 (data): each is one forward pass"
     model, vectors = subject.model, len(subject.model.shape) == 1
     count = 300 if vectors else min(subject.model.num_classes or 4, 5)
-    generator = torch.Generator().manual_seed(1)
-    noise = torch.randn(count, *model.shape, generator=generator).to(subject.device)
-    labels = torch.arange(count, device=subject.device) % model.num_classes if model.num_classes else None
+    noise = torch.randn(count, *model.shape, generator=torch.Generator().manual_seed(1))
+    labels = None
+    if model.num_classes:
+        labels = torch.arange(count, device=subject.device) % model.num_classes
+        noise = noise[:1].expand_as(noise)
+        text += ". The rows start from the same noise and differ in the class alone"
+    text, noise = f"{text}.</p>", noise.to(subject.device)
     with torch.no_grad():
         one = noise.new_ones(count)
         steps = torch.stack([model.solution(noise, one, s * one, labels).cpu() for s in JOURNEY], dim=1)
