@@ -30,7 +30,7 @@ TINY_DIT = ["network.width=32", "network.depth=1", "network.heads=2", "network.p
 
 
 @pytest.fixture(autouse=True)
-def _steady(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+def _steady(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     monkeypatch.setenv("COLUMNS", "120")
 

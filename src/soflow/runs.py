@@ -112,11 +112,6 @@ def model_of(config: Config, weights: dict[str, Tensor], device: torch.device) -
     return make_model(config, network.to(device, torch.float32).requires_grad_(False))
 
 
-def class_by_class(num: int, num_classes: int) -> Tensor | None:
-    """Labels 0, 1, .. in turn, (num,): equally many of each; None without classes."""
-    return torch.arange(num) % num_classes if num_classes else None
-
-
 def draw_samples(config: Config, folder: RunFolder, step: int, weights: dict[str, Tensor], device: torch.device) -> None:
     """One-step samples as a picture: images with a column for each class, points as a scatter plot."""
     if len(config.data.shape) == 1:

@@ -84,6 +84,11 @@ def integrate_velocity(
     return x
 
 
+def class_by_class(num: int, num_classes: int) -> Tensor | None:
+    """Labels 0, 1, .. in turn, (num,): equally many of each; None without classes."""
+    return torch.arange(num) % num_classes if num_classes else None
+
+
 def noise_count(method: Method, nfe: int) -> int:
     """How many noises a sample needs: fresh ones between the steps of `renoise`, else the first alone."""
     return nfe if method == "renoise" else 1

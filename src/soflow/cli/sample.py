@@ -61,8 +61,10 @@ def choose_labels(classes: list[int] | None, num: int, num_classes: int) -> Tens
     """One label a sample, the chosen classes in turn. Raises InputError for a label that is no class."""
     import torch
 
+    from soflow.sampling import class_by_class
+
     if classes is None:
-        return torch.arange(num) % num_classes if num_classes else None
+        return class_by_class(num, num_classes)
     if not num_classes:
         raise InputError("--labels was given, but this run was trained without classes: leave it out")
     for label in classes:

@@ -16,7 +16,7 @@ from soflow.errors import InputError
 from soflow.evaluation.diagnostics import diagnose
 from soflow.evaluation.features import DigitClassifier, Features
 from soflow.evaluation.metrics import Moments, energy_distance, frechet_distance, recognized
-from soflow.sampling import Method, noise_count, sample, sample_many
+from soflow.sampling import Method, class_by_class, noise_count, sample, sample_many
 from soflow.solution import FlowModel
 
 #: Heun steps of the model's own velocity, the yardstick for few-step samples; two network evaluations each.
@@ -105,7 +105,7 @@ def evaluate(
     """
     if num < 2:
         raise InputError(f"the number of samples is {num}: a distance needs 2 or more")
-    labels = torch.arange(num) % model.num_classes if model.num_classes else None
+    labels = class_by_class(num, model.num_classes)
 
     def row(index: int, method: Method, n: int) -> Row:
         def on_batch(done: int) -> None:
