@@ -1,6 +1,7 @@
 """Samples as pictures: images as a grid, vectors in the plane as a scatter plot."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,9 @@ def to_uint8(images: Sample) -> np.ndarray:
     return pixels.byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
-def are_images(samples: Tensor) -> bool:
-    """Whether these are images of one or three channels (not vectors or latents)."""
-    return samples.ndim == 4 and samples.shape[1] in (1, 3)
+def is_image(shape: Sequence[int]) -> bool:
+    """Whether a sample of this shape is an image of one or three channels, not a vector or a latent."""
+    return len(shape) == 3 and shape[0] in (1, 3)
 
 
 def to_pil(image: np.ndarray) -> Image.Image:
@@ -41,7 +42,7 @@ def grid(images: Sample, columns: int, scale: int | None = None) -> Image.Image:
     return to_pil(sheet)
 
 
-def scatter(points: Tensor, title: str = "") -> Image.Image:
+def scatter(points: Tensor) -> Image.Image:
     """Points in the plane (first two coordinates)."""
     from matplotlib.figure import Figure
 
@@ -50,7 +51,6 @@ def scatter(points: Tensor, title: str = "") -> Image.Image:
     points = points.detach().cpu()
     axes.scatter(points[:, 0], points[:, 1], s=3, alpha=0.5, linewidths=0)
     axes.set_aspect("equal")
-    axes.set_title(title)
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=110)
     return Image.open(stream)
@@ -60,7 +60,7 @@ def picture(samples: Tensor, columns: int) -> Image.Image:
     """Samples as people would look at them. Latents (more than three channels) show their first three."""
     if samples.ndim == 2:
         return scatter(samples)
-    return grid(samples if are_images(samples) else samples[:, :3], columns)
+    return grid(samples if is_image(samples.shape[1:]) else samples[:, :3], columns)
 
 
 def save_picture(samples: Tensor, file: Path, columns: int) -> None:

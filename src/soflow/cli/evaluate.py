@@ -42,11 +42,12 @@ def evaluate(
     name, _, split = (reference or loaded.config.data.source).partition(":")
     compared = sources.load(name, split or "train")
     held_out = sources.load(name, "train" if split == "test" else "test")
-    judge = Judge(load_features(features or config.features, compared.shape), compared)
     if compared.shape != loaded.model.shape:
         raise InputError(
             f"--reference {name} has samples of shape {list(compared.shape)}, the run {list(loaded.model.shape)}"
         )
+    chosen = load_features(features or config.features, compared.shape, note=lambda text: typer.echo(text, err=True))
+    judge = Judge(chosen, compared)
     if isinstance(judge.features, DigitClassifier):
         print(f"digit classifier: test accuracy {accuracy(judge.features):.4f} on held-out real digits")
 

@@ -40,6 +40,7 @@ def sample(
 
     from soflow import runs
     from soflow.cli.progress import counting
+    from soflow.pictures import is_image
     from soflow.sampling import check_method, sample_many
 
     sampler = check_method(method, nfe)
@@ -48,7 +49,7 @@ def sample(
         typer.echo(note, err=True)
     chosen = choose_labels(classes, num, loaded.model.num_classes)
     file = out or loaded.folder.samples / f"{loaded.checkpoint.path.name}-{method}-{nfe}-seed-{seed}.png"
-    if file.suffix == "" and (len(loaded.model.shape) != 3 or loaded.model.shape[0] not in (1, 3)):
+    if file.suffix == "" and not is_image(loaded.model.shape):
         raise InputError("a folder of images needs images: use --out FILE.npz for these samples")
     check_writable(file)
     with counting("sampling", num) as on_batch:
@@ -90,9 +91,9 @@ def write(samples: Tensor, labels: Tensor | None, file: Path) -> None:
     """A grid or scatter (.png), the arrays in ADM's layout (.npz: arr_0, arr_1), or one PNG a sample (folder)."""
     import numpy as np
 
-    from soflow.pictures import are_images, save_picture, to_pil, to_uint8
+    from soflow.pictures import is_image, save_picture, to_pil, to_uint8
 
-    images = are_images(samples)
+    images = is_image(samples.shape[1:])
     if file.suffix == ".png":
         save_picture(samples, file, columns=max(1, min(10, len(samples))) if images else 1)
     elif file.suffix == ".npz":

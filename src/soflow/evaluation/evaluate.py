@@ -137,7 +137,8 @@ def evaluate(
 def milliseconds_per_sample(model: FlowModel, method: Method, nfe: int, device: torch.device) -> float:
     """What a sampler takes once its noise is there, in batches of TIMED_BATCH; the second of two, so warmed up."""
     noises = torch.randn(noise_count(method, nfe), TIMED_BATCH, *model.shape, device=device)
-    labels = torch.arange(TIMED_BATCH, device=device) % model.num_classes if model.num_classes else None
+    labels = class_by_class(TIMED_BATCH, model.num_classes)
+    labels = None if labels is None else labels.to(device)
     for _ in range(2):
         start = time.perf_counter()
         sample(model, noises, labels, method, nfe).sum().item()  # waits for the device

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -106,18 +107,15 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "soflow"
 
 
-def load_digit_classifier() -> DigitClassifier:
-    """The classifier, from the cache or trained now and put there."""
+def load_digit_classifier(note: Callable[[str], None] = lambda text: None) -> DigitClassifier:
+    """The classifier, from the cache or trained now and put there; `note` hears why that takes a while."""
     file = cache_folder() / f"{DIGITS_VERSION}.safetensors"
     classifier = DigitClassifier()
     try:
         classifier.load_state_dict(load_file(file))
         return classifier.eval()
-    except (OSError, RuntimeError, ValueError):  # not there, or not whole
-        classifier = train_digit_classifier()
-    except Exception as error:  # safetensors has its own class for a damaged file
-        if type(error).__name__ != "SafetensorError":
-            raise
+    except (OSError, RuntimeError, SafetensorError):  # not there, or not whole
+        note("training the digit classifier, once, about ten seconds")
         classifier = train_digit_classifier()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -129,13 +127,13 @@ def load_digit_classifier() -> DigitClassifier:
     return classifier
 
 
-FEATURES: dict[str, Callable[[], Features]] = {"digits": load_digit_classifier, "coordinates": Coordinates}
+FEATURES = ("digits", "coordinates")
 
 
-def load_features(name: str, shape: tuple[int, ...]) -> Features:
+def load_features(name: str, shape: tuple[int, ...], note: Callable[[str], None] = lambda text: None) -> Features:
     """Features by name, for samples of that shape. Raises InputError for an unknown name or samples they cannot take."""
     if name not in FEATURES:
         raise InputError(f"unknown features '{name}': choose one of {', '.join(FEATURES)}")
     if name == "digits" and shape != (1, 8, 8):
         raise InputError(f"the features 'digits' are for 8x8 digits, [1, 8, 8], not for samples of shape {list(shape)}")
-    return FEATURES[name]()
+    return load_digit_classifier(note) if name == "digits" else Coordinates()

@@ -12,10 +12,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from soflow import pictures
 from soflow.data.sources import Dataset
 from soflow.evaluation import figures
 from soflow.evaluation.evaluate import reading_aid, table
-from soflow.pictures import grid
 from soflow.sampling import sample_many
 from soflow.solution import FlowModel
 from soflow.symbols import Sample
@@ -223,7 +223,7 @@ def minutes(seconds: float) -> str:
 
 def picture(images: Tensor, columns: int) -> str:
     """Images inline, as a grid."""
-    sheet = grid(images if images.shape[1] in (1, 3) else images[:, :3], columns)
+    sheet = pictures.picture(images, columns)
     return inline(lambda stream: sheet.save(stream, format="png"), f"{len(images)} images")
 
 
