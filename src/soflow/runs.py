@@ -62,9 +62,12 @@ def train(recipe: str | Config, out: str | Path, overrides: Sequence[str] = (), 
         display=display or make_display(),
         draw_samples=lambda step, weights, device: draw_samples(config, folder, step, weights, device),
     )
-    if trainer.accelerator.is_main_process:
-        folder.write_config(config)
-    trainer.run()
+    try:
+        if trainer.accelerator.is_main_process:
+            folder.write_config(config)
+        trainer.run()
+    finally:
+        trainer.close()
     return folder
 
 

@@ -1,5 +1,6 @@
 """The trainer: one loop for every method. It knows networks, batches and objectives only by their contracts."""
 
+import gc
 import json
 import math
 import os
@@ -112,7 +113,15 @@ class Trainer:
                 raise Stopped(request.signum)
         finally:
             self.display.stop()
-            self.accelerator.end_training()
+
+    def close(self) -> None:
+        """Ends trackers and the process group. The data-parallel wrapper holds on to the group, so it must go first: a
+        group that outlives its end aborts the process as it exits.
+        """
+        self.accelerator.free_memory()
+        del self.module, self.optimizer
+        gc.collect()
+        self.accelerator.end_training()
 
     def agree_to_stop(self, request: StopRequest) -> None:
         """A signal that reached any process stops all of them after the same step."""
