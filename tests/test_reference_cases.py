@@ -11,18 +11,21 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from soflow.assemble import PARAMETERIZATIONS, PATHS
 from soflow.data.batches import Batch
 from soflow.guidance import Guidance
+from soflow.interop.reference import import_checkpoint
 from soflow.networks.dit import DiT
 from soflow.networks.unet import UNet
 from soflow.objectives.base import Draws
 from soflow.objectives.soflow import SoFlow
+from soflow.runs import load
 from soflow.sampling import one_step, renoise
 from soflow.solution import FlowModel
-from soflow.times import LogitNormal, MiddleTime
+from soflow.times import LogitNormal, MiddleTime, middle_time
 
 FOLDER = Path(os.environ.get("SOFLOW_REFERENCE_CASES", Path(__file__).parents[2] / "shared" / "reference_cases"))
 OTHERS = {"networks", "schedules"}
@@ -48,6 +51,17 @@ def make_network(kind):
     return network, s
 
 
+class StoredMiddleTime(MiddleTime):
+    """The middle time that a case was computed with, which nothing in the case need tell how to make."""
+
+    def __init__(self, l):
+        super().__init__("constant", 1.0, 1.0)
+        object.__setattr__(self, "l", l)
+
+    def __call__(self, t, s, progress):
+        return self.l
+
+
 class Case:
     """One case, read and assembled from the library's public parts."""
 
@@ -55,40 +69,36 @@ class Case:
         case = json.loads((FOLDER / f"{name}.json").read_text())
         self.settings, self.expected = case["settings"], case["expected"]
         self.tensors = load_file(FOLDER / f"{name}.safetensors")
-        self.network, shape = make_network(self.settings["network"])
+        self.network, self.sizes = make_network(self.settings["network"])
         s, tensors = self.settings, self.tensors
         self.path, self.parameterization = PATHS[s["path"]](), PARAMETERIZATIONS[s["parameterization"]]()
         self.labels, self.augment = tensors.get("labels"), tensors.get("augment_labels")
-        self.guidance = None
-        if s["cfg_scale"] > 1 and self.labels is not None:
-            self.guidance = Guidance(
-                float(s["cfg_scale"]), float(s["mix"]), 0.1, float(s["cfg_decay_time"]), shape["null_label"]
-            )
-        anything = LogitNormal(0.0, 1.0)
+        null_label = self.sizes.get("null_label", 0)
+        self.guidance = Guidance(float(s["cfg_scale"]), float(s["mix"]), 0.1, float(s["cfg_decay_time"]), null_label)
+        guided = s["cfg_scale"] > 1 and self.labels is not None
+        unused = LogitNormal(0.0, 1.0)  # the draws are made by hand
         self.objective = SoFlow(
-            self.path, self.parameterization, 0.75, float(s["p"]), float(s["eps"]), anything, anything, anything,
-            MiddleTime("constant", 1.0, 1.0), self.guidance,
+            self.path, self.parameterization, 0.75, float(s["p"]), float(s["eps"]), unused, unused, unused,
+            StoredMiddleTime(tensors["l"]), self.guidance if guided else None,
         )  # fmt: skip
-        count = len(tensors["data"])
-        dropped = tensors.get("label_dropped", torch.zeros(count, dtype=torch.bool))
-        self.batch = Batch(tensors["data"], self.labels, self.augment)
-        self.draws = Draws(tensors["noise"], tensors["t"], tensors["s"], dropped, n_velocity=0)
         tiny = float((tensors["t"] - tensors["l"]).min()) < 1e-3
         self.tolerance = {"velocity": USUAL, "consistency": TINY_STEP if tiny else USUAL}
 
     @cache  # noqa: B019
     def branch(self, name):
-        """The loss of one branch over the whole batch, and its gradients by parameter name."""
-        if name == "velocity":
-            branch = self.objective.flow_matching(self.network, self.batch, self.draws)
-        else:
-            branch = self.objective.consistency(self.network, self.batch, self.draws, self.tensors["l"])
+        """The objective on the whole batch as one branch: its losses, and its gradients by parameter name."""
+        tensors, count = self.tensors, len(self.tensors["data"])
+        dropped = tensors.get("label_dropped", torch.zeros(count)).bool()
+        n_velocity = count if name == "velocity" else 0
+        draws = Draws(tensors["noise"], tensors["t"], tensors["s"], dropped, n_velocity)
+        losses = self.objective(self.network, Batch(tensors["data"], self.labels, self.augment), draws, 0.5)
         self.network.zero_grad()
-        branch.loss.mean().backward()
-        return branch, {n: p.grad.clone() for n, p in self.network.named_parameters() if p.grad is not None}
+        losses.total.backward()
+        return losses, {n: p.grad.clone() for n, p in self.network.named_parameters() if p.grad is not None}
 
     def model(self):
-        return FlowModel(self.network.eval(), self.path, self.parameterization, self.tensors["data"].shape[1:], 10)
+        shape, classes = self.tensors["data"].shape[1:], self.sizes.get("num_classes", 0)
+        return FlowModel(self.network.eval(), self.path, self.parameterization, shape, classes)
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -104,9 +114,12 @@ def assert_near(ours, theirs, tolerance=USUAL):
 
 @pytest.mark.parametrize("name", ["velocity", "consistency"])
 def test_losses_errors_and_weights(case, name):
-    branch, _ = case.branch(name)
-    for value, key in ((branch.loss, "loss"), (branch.squared, "mse"), (branch.weight, "weight")):
-        assert_near(value.mean(), case.expected[f"{name}_{key}"], case.tolerance[name])
+    losses, _ = case.branch(name)
+    ours = {"velocity": "flow_matching"}.get(name, name)
+    assert losses.parts.keys() == {f"{ours}_mse", f"{ours}_weight"}
+    assert_near(losses.total, case.expected[f"{name}_loss"], case.tolerance[name])
+    for key in ("mse", "weight"):
+        assert_near(losses.parts[f"{ours}_{key}"].mean(), case.expected[f"{name}_{key}"], case.tolerance[name])
 
 
 @pytest.mark.parametrize("name", ["velocity", "consistency"])
@@ -138,10 +151,12 @@ def test_samples_in_one_and_two_steps(case):
 
 
 def test_the_guidance_decay(case):
-    if case.guidance is not None and "guidance_decay" in case.expected:
-        assert_near(case.guidance.decay(case.tensors["t"]), torch.tensor(case.expected["guidance_decay"]))
-    else:
-        assert case.guidance is None or "guidance_decay" not in case.expected
+    assert_near(case.guidance.decay(case.tensors["t"]), torch.tensor(case.expected["guidance_decay"]))
+
+
+def test_the_middle_time(case):
+    if "r" in case.settings:
+        assert_near(middle_time(case.tensors["t"], case.tensors["s"], float(case.settings["r"])), case.tensors["l"])
 
 
 def test_the_schedules_of_the_middle_time():
@@ -149,3 +164,29 @@ def test_the_schedules_of_the_middle_time():
         middle = MiddleTime(row["schedule"], row["r_init"], row["r_end"])
         t, s = (torch.tensor([row[key]], dtype=torch.float64) for key in "ts")
         assert_near(middle(t, s, row["step"] / row["total"]), torch.tensor([row["l"]]))
+
+
+@pytest.mark.parametrize("kind", ["dit", "unet"])
+@torch.no_grad()
+def test_an_imported_checkpoint_draws_the_references_samples(kind, tmp_path):
+    """From the reference's weights through `soflow import`'s function, a run folder and `load` to its own samples."""
+    cases = [case for case in map(Case, CASES) if case.settings["network"] == kind]
+    if not cases:
+        pytest.skip(f"no case of the {kind}")
+    case = cases[0]
+    weights = {f"network.{name}": tensor for name, tensor in load_file(FOLDER / f"{kind}_weights.safetensors").items()}
+    content = {"model": weights, "ema_model": weights, "finished_steps": 7, "finished_epochs": 0}
+    torch.save(content, tmp_path / "reference.pt")
+    words = {"linear": "Linear", "trig": "Trig", "euler": "Euler"}
+    settings = {
+        "noising_type": words[case.settings["path"]],
+        "coefficient_type": words[case.settings["parameterization"]],
+        "model_type": "UNet" if kind == "unet" else "DiT-B-2",
+    }
+    (tmp_path / "reference.yaml").write_text(yaml.safe_dump(settings))
+    heads = case.sizes.get("num_heads")
+    import_checkpoint(tmp_path / "reference.pt", tmp_path / "reference.yaml", tmp_path / "run", heads=heads)
+    model = load(tmp_path / "run", device="cpu").model
+    assert_near(one_step(model, case.tensors["noise"], case.labels), case.tensors["one_step"])
+    two = renoise(model, case.tensors["noise"], [case.tensors["renoise_noise"]], case.labels)
+    assert_near(two, case.tensors["two_step"])

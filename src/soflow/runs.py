@@ -11,8 +11,9 @@ from torch import Tensor
 
 from soflow.assemble import make_augment, make_dataset, make_model, make_network, make_objective
 from soflow.config import Config, read_recipe
-from soflow.config.reading import fields
+from soflow.config.reading import fields, lookup
 from soflow.errors import InputError, RunError
+from soflow.interop.pretrained import load_pretrained
 from soflow.pictures import save_picture
 from soflow.sampling import sample_many
 from soflow.solution import FlowModel
@@ -47,10 +48,15 @@ def train(recipe: str | Config, out: str | Path, overrides: Sequence[str] = (), 
     folder = RunFolder(Path(out))
     dataset = make_dataset(config.data)
     require_trackers(config.train.trackers)
-    if folder.config.exists() and checkpoints(folder.checkpoints):
+    begun = folder.config.exists() and bool(checkpoints(folder.checkpoints))
+    if begun:
         require_same(folder.read_config(), config, folder)
+    display = display or make_display()
     torch.manual_seed(config.train.seed)
     network = make_network(config)
+    if config.init_from and not begun:
+        for note in load_pretrained(network, Path(config.init_from), config.init_time):
+            display.note(note)
     folder.create()
     trainer = Trainer(
         network=network,
@@ -59,7 +65,7 @@ def train(recipe: str | Config, out: str | Path, overrides: Sequence[str] = (), 
         augment=make_augment(config.data),
         config=config,
         folder=folder,
-        display=display or make_display(),
+        display=display,
         draw_samples=lambda step, weights, device: draw_samples(config, folder, step, weights, device),
     )
     try:
@@ -80,14 +86,6 @@ def require_same(begun: Config, asked: Config, folder: RunFolder) -> None:
                 f"{folder.path} was begun with {key}={old}, and this asks for {new}: "
                 "train with the same settings to go on, or choose another folder with --out"
             )
-
-
-def lookup(config: Config, key: str) -> object:
-    """The value of a dotted key; None where this kind of network has no such key."""
-    value: object = config
-    for name in key.split("."):
-        value = getattr(value, name, None)
-    return value
 
 
 def load(path: str | Path, weights: Literal["ema", "raw"] = "ema", device: str | None = None) -> Run:

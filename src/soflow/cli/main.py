@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from soflow.cli.evaluate import evaluate
+from soflow.cli.import_ import import_
 from soflow.cli.recipes import recipes
 from soflow.cli.report import report
 from soflow.cli.sample import sample
@@ -39,6 +40,7 @@ def version(
 
 for command in (recipes, train, sample, evaluate, report):
     app.command()(command)
+app.command("import")(import_)
 
 
 #: Every mistake in options and arguments; click's own class, wherever this version of typer keeps click.

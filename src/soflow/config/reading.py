@@ -32,15 +32,21 @@ def read_recipe(recipe: str, overrides: Sequence[str] = ()) -> Config:
     if not overrides:
         return config
     values = config.model_dump(mode="json")
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals:
-            raise InputError(f"'{override}' is not of the form key=value, e.g. train.steps=2000")
-        key, value = key.strip(), parse_value(key, text)
-        if key == "network.name" and value != values["network"]["name"]:
-            values["network"] = {}  # another kind of network has keys of its own
-        put(values, key, value)
+    override(values, overrides)
     return validate(values)
+
+
+def override(values: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Puts `key=value` texts into the plain values of a configuration."""
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"'{text}' is not of the form key=value, e.g. train.steps=2000")
+        key = key.strip()
+        parsed = parse_value(key, value)
+        if key == "network.name" and parsed != values["network"]["name"]:
+            values["network"] = {}  # another kind of network has keys of its own
+        put(values, key, parsed)
 
 
 def read_yaml(recipe: str) -> dict[str, Any]:
@@ -125,6 +131,14 @@ def fields(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[
             yield prefix + name, field
         for kind in kinds:
             yield from fields(kind, f"{prefix}{name}.")
+
+
+def lookup(config: Config, key: str) -> Any:
+    """The value of a dotted key; None where this kind of network has no such key."""
+    value: Any = config
+    for name in key.split("."):
+        value = getattr(value, name, None)
+    return value
 
 
 def is_section(annotation: Any) -> bool:

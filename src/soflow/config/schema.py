@@ -40,6 +40,8 @@ class UNetConfig(Section):
     blocks: PositiveInt = Field(4, description="residual blocks a level")
     attention: tuple[PositiveInt, ...] = Field((16,), description="resolutions with attention")
     dropout: float = Field(0.3, ge=0, lt=1, description="dropout inside residual blocks")
+    channel_mult_noise: PositiveInt = Field(2, description="frequencies of t and of t - s, in units of model_channels")
+    channel_mult_emb: PositiveInt = Field(4, description="width of the embedding, in units of model_channels")
 
 
 class MLPConfig(Section):
@@ -130,6 +132,10 @@ class Config(Section):
     """One experiment, complete: with the code's version it says how to repeat the run."""
 
     description: str = Field("", description="what this recipe is for")
+    init_from: str = Field("", description="file of weights to begin with: a DiT's, a SiT's, or this network's own")
+    init_time: Literal["same", "reversed"] = Field(
+        "same", description="of that file: reversed where t = 0 is noise and t = 1 is data, as for SiT's velocity"
+    )
     data: DataConfig = DataConfig()
     network: NetworkConfig = DiTConfig(name="dit")
     path: PathConfig = PathConfig()

@@ -10,11 +10,16 @@ from soflow.symbols import Times
 MAX_PERIOD = 10_000
 
 
-def sinusoidal(t: Times, size: int) -> Tensor:
-    """[cos(w_i t), sin(w_i t)] with w_i = 10000^(-i / (size / 2)), i = 0 .. size / 2 - 1: (B,) -> (B, size)."""
+def frequencies(size: int, device: torch.device | None = None) -> Tensor:
+    """w_i = 10000^(-i / (size / 2)), i = 0 .. size / 2 - 1: (size / 2,)."""
     half = size // 2
-    exponent = torch.arange(half, device=t.device, dtype=torch.float32) / half
-    angles = t[:, None] * torch.exp(-math.log(MAX_PERIOD) * exponent)
+    exponent = torch.arange(half, device=device, dtype=torch.float32) / half
+    return torch.exp(-math.log(MAX_PERIOD) * exponent)
+
+
+def sinusoidal(t: Times, size: int) -> Tensor:
+    """[cos(w_i t), sin(w_i t)] with w_i of `frequencies`: (B,) -> (B, size)."""
+    angles = t[:, None] * frequencies(size, t.device)
     return torch.cat([torch.cos(angles), torch.sin(angles)], dim=1)
 
 

@@ -1,0 +1,43 @@
+"""`soflow import`: a checkpoint of the paper's reference implementation becomes a run folder."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from soflow.cli.options import at_least
+
+
+def import_(
+    checkpoint: Annotated[Path, typer.Argument(help="The reference implementation's checkpoint.")],
+    config: Annotated[Path, typer.Option(help="The YAML file that it was trained with.")],
+    out: Annotated[Path, typer.Option(help="The run folder to make.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to the configuration, e.g. data.source=digits.")
+    ] = None,
+    heads: Annotated[
+        int | None, typer.Option(help="Attention heads of a DiT (default: those of the YAML's model_type).")
+    ] = None,
+) -> None:
+    """Turn a checkpoint of the reference implementation into a run folder: sample it, evaluate it, train it on."""
+    if heads is not None:
+        at_least(heads, 1, "--heads")
+
+    from soflow.cli.progress import stages
+    from soflow.interop.reference import import_checkpoint
+
+    with stages() as on_stage:
+        imported = import_checkpoint(checkpoint, config, out, heads, overrides or [], on_stage)
+    translation, network, data = imported.translation, imported.config.network.model_dump(), imported.config.data
+    print("network, read off the weights:", *(f"{key}={value}" for key, value in network.items()), sep="\n  ")
+    print(f"  data.shape={list(data.shape)}\n  data.num_classes={data.num_classes}")
+    for title, lines in (
+        ("settings", translation.used),
+        ("not in the YAML, so as in the paper's recipe", translation.assumed),
+        ("not used, nothing here answers to them", translation.unused),
+    ):
+        if lines:
+            print(f"{title}:", *lines, sep="\n  ")
+    for note in imported.notes:
+        typer.echo(f"note: {note}", err=True)
+    print(f"written: {out}, {imported.step} of {imported.config.train.steps} steps done; next: soflow sample {out}")

@@ -1,0 +1,94 @@
+"""Weights to begin with: of a DiT or a SiT, which know one time, or of the very network that is trained.
+
+A DiT has no embedding of t - s. Here it starts at zero, so that the network is the pretrained one at every s:
+
+    F(x, t, s, y) = DiT(x, t, y)                       init_time "same"
+    F(x, t, s, y) = -DiT(x, 1 - t, y)                  init_time "reversed": SiT's velocity leads from noise to data
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from soflow.errors import InputError
+from soflow.interop.files import named_tensors, read_file, require_fit
+from soflow.networks.dit import DiT
+from soflow.networks.embeddings import frequencies
+
+#: Where training scripts put the weights among other things, the averaged ones first.
+PLACES = ("ema_model", "ema", "model", "state_dict")
+
+TABLE = "y_embedder.embedding_table.weight"
+
+
+def load_pretrained(network: nn.Module, file: Path, time: Literal["same", "reversed"] = "same") -> list[str]:
+    """Gives `network` the weights that the file holds; returns a note on each that could not be taken as it is.
+
+    Raises InputError for a file that cannot be read, and for weights of another network.
+    """
+    content = read_file(file)
+    place = next((name for name in PLACES if isinstance(content, Mapping) and isinstance(content.get(name), Mapping)), None)
+    weights = named_tensors(content[place] if place else content, f"{file}, at '{place}'," if place else str(file))
+    notes: list[str] = []
+    if isinstance(network, DiT):
+        weights, notes = as_ours(weights, network, time)
+    elif time == "reversed":
+        raise InputError("init_time=reversed is for a DiT or SiT: leave it out")
+    require_fit(weights, network.state_dict(), f"init_from={file}")
+    network.load_state_dict(weights)
+    return [f"beginning with {file}{f', its {place}' if place else ''}", *notes]
+
+
+def as_ours(weights: dict[str, Tensor], network: DiT, time: str) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights of a DiT or SiT as ours; what does not answer to ours is left for the comparison with the network."""
+    weights, notes = dict(weights), []
+    expected = network.state_dict()
+
+    if not any(name.startswith("s_embedder.") for name in weights):
+        weights |= {name: tensor.clone() for name, tensor in expected.items() if name.startswith("s_embedder.")}
+        for name in ("s_embedder.mlp.2.weight", "s_embedder.mlp.2.bias"):
+            weights[name].zero_()  # the embedding of t - s; its first layer stays random, so that it can learn
+
+    # learn_sigma: a DiT's last layer also puts out a variance, as further channels of every pixel
+    for name in ("final_layer.linear.weight", "final_layer.linear.bias"):
+        if name in weights and len(weights[name]) == 2 * len(expected[name]):
+            pixels = network.patch**2
+            weights[name] = weights[name].unflatten(0, (pixels, -1))[:, : network.channels].flatten(0, 1)
+            notes.append(f"{name}: without the rows of the learned variance")
+
+    if TABLE in weights and weights[TABLE].shape[1:] == expected[TABLE].shape[1:]:
+        rows, wanted = len(weights[TABLE]), len(expected[TABLE])
+        if rows == wanted - 1:
+            weights[TABLE] = torch.cat([weights[TABLE], weights[TABLE].mean(0, keepdim=True)])
+            notes.append(f"the file has {rows} classes and no null label: it begins as their mean")
+        elif rows != wanted:
+            weights[TABLE] = weights[TABLE][-1:].expand(wanted, -1).clone()
+            notes.append(f"the file has {rows - 1} classes, data.num_classes is {wanted - 1}: each begins as its null label")
+
+    if "pos_embed" in weights and weights["pos_embed"].shape != expected["pos_embed"].shape:
+        weights["pos_embed"] = expected["pos_embed"]
+        notes.append("the file is of another image size: positions are those of data.shape")
+
+    if time == "reversed":
+        reverse_time(weights)
+    return weights, notes
+
+
+def reverse_time(weights: dict[str, Tensor]) -> None:
+    """From G to -G(x, 1 - t), in place.
+
+    The embedding of time is linear in cos(w t) and sin(w t) up to the first activation, and so is that of 1 - t:
+
+        cos(w - w t) = cos(w) cos(w t) + sin(w) sin(w t)
+        sin(w - w t) = sin(w) cos(w t) - cos(w) sin(w t)
+    """
+    first = weights["t_embedder.mlp.0.weight"]
+    w = frequencies(first.shape[1]).double()
+    cosines, sines = first.double().chunk(2, dim=1)
+    turned = [cosines * w.cos() + sines * w.sin(), cosines * w.sin() - sines * w.cos()]
+    weights["t_embedder.mlp.0.weight"] = torch.cat(turned, dim=1).to(first.dtype)
+    for name in ("final_layer.linear.weight", "final_layer.linear.bias"):
+        weights[name] = -weights[name]

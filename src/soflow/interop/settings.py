@@ -1,0 +1,166 @@
+"""The flat YAML of the reference implementation, in our words; nothing in it is dropped in silence."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from soflow.config import Config, read_recipe, recipe_names
+from soflow.config.reading import lookup, override, put, validate
+from soflow.data.sources import SOURCES
+from soflow.errors import InputError
+from soflow.interop.sizes import Sizes
+from soflow.networks.dit import SIZES
+
+#: Its keys, and ours with the same meaning.
+KEYS = {
+    "noising_type": "path.name",
+    "coefficient_type": "path.parameterization",
+    "velocity_loss_ratio": "objective.lambda_",
+    "p": "objective.p",
+    "eps": "objective.eps",
+    "l_schedule": "objective.middle.schedule",
+    "l_init_ratio": "objective.middle.init",
+    "l_end_ratio": "objective.middle.end",
+    "cfg_scale": "objective.guidance.scale",
+    "mix_ratio": "objective.guidance.mix",
+    "cfg_drop_rate": "objective.guidance.label_dropout",
+    "cfg_decay_time": "objective.guidance.decay_time",
+    "total_steps": "train.steps",
+    "batch_size": "train.batch_size",
+    "ema_decay_rate": "ema.decay",
+    "learning_rate": "optimizer.lr",
+    "betas": "optimizer.betas",
+    "weight_decay": "optimizer.weight_decay",
+    "dataset_type": "data.source",
+}
+
+#: Its keys whose three entries are of flow matching, s and t.
+TIMES = {
+    name: [f"objective.times.{density}.{part}" for density in ("flow_matching", "s", "t")]
+    for name, part in (("time_mean", "mean"), ("time_std", "std"))
+}
+
+#: Its words, where ours are others.
+WORDS = {
+    "noising_type": {"Linear": "linear", "Trig": "trig"},
+    "coefficient_type": {"Euler": "euler", "Trig": "trig"},
+    "l_schedule": {"Const": "constant", "Linear": "linear", "Cosine": "cosine", "Exponent": "exponential"},
+}
+
+#: What the weights tell better.
+READ_OFF = ("model_type", "data_size")
+
+#: What no known key tells of a UNet's training.
+UNTOLD = ("network.dropout", "ema.every", "data.augment")
+
+
+@dataclass(frozen=True)
+class Translation:
+    """Our configuration, and for people a line on each setting: what it became, or that nothing here answers to it."""
+
+    config: Config
+    used: list[str]
+    unused: list[str]
+    assumed: list[str]  # what the file does not tell, as the paper's recipe has it
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """The flat mapping that the file holds. Raises InputError for anything else."""
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{file} cannot be read as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise InputError(f"{file} must map names to values, one a line, such as noising_type: Linear")
+    return values
+
+
+def translate(
+    settings: Mapping[str, Any], sizes: Sizes, heads: int | None = None, overrides: Sequence[str] = ()
+) -> Translation:
+    """Our configuration of a run with these flat settings and a network of these sizes.
+
+    heads: attention heads of a DiT; None takes them from the setting model_type. overrides: `key=value` in our dotted keys,
+    which go before the file. Raises InputError for values that cannot be, and for a DiT whose heads are not known.
+    """
+    recipe = recipe_for(settings, sizes)
+    values = read_recipe(recipe).model_dump(mode="json")
+    told = list(in_our_words(settings))
+    for _, key, value in told:
+        put(values, key, value)
+    values["description"] = "imported from a checkpoint of the reference implementation"
+    values["data"] |= {"shape": list(sizes.shape), "num_classes": sizes.num_classes}
+    values["network"] |= sizes.network
+    if sizes.network["name"] == "dit":
+        values["network"]["heads"] = heads_of(settings) if heads is None else heads
+    if not sizes.augment_labels:
+        values["data"]["augment"] = 0.0
+    if not sizes.num_classes:
+        values["objective"]["guidance"]["scale"] = 1.0
+    override(values, overrides)
+    config = validate(values)
+
+    used = [f"{name}: {settings[name]} -> {key}={lookup(config, key)}" for name, key, _ in told]
+    used += [f"{name}: {settings[name]} (the sizes are those of the weights)" for name in READ_OFF if name in settings]
+    unused = [f"{name}: {value}" for name, value in settings.items() if name not in {*KEYS, *TIMES, *READ_OFF}]
+    known = {key for _, key, _ in told}
+    expected = [*KEYS.values(), *TIMES["time_mean"], *TIMES["time_std"], *(UNTOLD if recipe == "cifar10" else ())]
+    assumed = [f"{key}={lookup(config, key)}" for key in expected if key not in known]
+    return Translation(config, used, unused, assumed)
+
+
+def in_our_words(settings: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """(its key, our key, our value) of every setting that has a value and a place here."""
+    for name, value in settings.items():
+        if value is None:
+            continue
+        if name in TIMES:
+            if not isinstance(value, list) or len(value) != 3:
+                raise InputError(f"{name} is {value}: it must list three numbers, of flow matching, s and t")
+            yield from ((name, key, number) for key, number in zip(TIMES[name], value, strict=True))
+        elif name in WORDS:
+            if value not in WORDS[name]:
+                raise InputError(f"{name} is {value}: known are {', '.join(WORDS[name])}")
+            yield name, KEYS[name], WORDS[name][value]
+        elif name == "cfg_scale" and isinstance(value, int | float):
+            yield name, KEYS[name], max(1.0, value)  # it guides above 1 only
+        elif name == "dataset_type":
+            yield name, KEYS[name], source_of(str(value))
+        elif name in KEYS:
+            yield name, KEYS[name], value
+
+
+def source_of(dataset_type: str) -> str:
+    """Our name of its data, or its own where we know none."""
+    known = {**{name: name for name in SOURCES}, "cifar": "cifar10", "imagenet": "imagenet256-latents"}
+    return next((ours for name, ours in known.items() if name in dataset_type.lower()), dataset_type)
+
+
+def model_type(settings: Mapping[str, Any]) -> tuple[str, str]:
+    """Size and patch that model_type names, such as ("XL", "2") for DiT-XL-2; ("", "") for any other."""
+    match str(settings.get("model_type")).split("-"):
+        case ["DiT", size, patch] if size in SIZES:
+            return size, patch
+    return "", ""
+
+
+def heads_of(settings: Mapping[str, Any]) -> int:
+    """The attention heads of the size that model_type names; weights do not tell them."""
+    size, _ = model_type(settings)
+    if not size:
+        raise InputError(
+            f"the number of attention heads cannot be read off the weights, and model_type, {settings.get('model_type')}, "
+            f"is none of DiT-{{{','.join(SIZES)}}}-PATCH: give --heads N"
+        )
+    return SIZES[size][2]
+
+
+def recipe_for(settings: Mapping[str, Any], sizes: Sizes) -> str:
+    """The shipped recipe of the paper's run that this one is most like."""
+    if sizes.network["name"] == "unet":
+        return "cifar10"
+    recipe = "imagenet256-" + "".join(model_type(settings)).lower()
+    return recipe if recipe in recipe_names() else "imagenet256-b2"
