@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from soflow.config import Config as Config
     from soflow.config import read_recipe as read_recipe
     from soflow.guidance import Guidance as Guidance
+    from soflow.interop.reference import import_checkpoint as import_checkpoint
     from soflow.networks.dit import DiT as DiT
     from soflow.networks.mlp import MLP as MLP
     from soflow.networks.unet import UNet as UNet
@@ -37,6 +38,7 @@ _HOME = {
     # train and sample
     "train": "runs",
     "load": "runs",
+    "import_checkpoint": "interop.reference",
     "one_step": "sampling",
     "renoise": "sampling",
     "ode": "sampling",

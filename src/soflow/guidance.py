@@ -6,7 +6,7 @@
     target   = m guided + (1 - m) v(x_t, t, y)           for samples that keep their label
                v_t                                       for samples whose label was dropped
 
-Source: SoFlow (arXiv 2512.15657), section 3.4.
+Source: SoFlow (arXiv 2512.15657), guidance inside training.
 """
 
 from dataclasses import dataclass

@@ -2,7 +2,7 @@
 
     x_t = alpha(t) data + beta(t) noise            v_t = alpha'(t) data + beta'(t) noise
 
-Source: SoFlow (arXiv 2512.15657), section 3.1. Symbols: soflow/symbols.py.
+Source: SoFlow (arXiv 2512.15657), the noising process. Symbols: soflow/symbols.py.
 """
 
 from abc import ABC, abstractmethod

@@ -1,7 +1,7 @@
 """Samplers: pure functions of a model and its noise.
 
 All take noise (B, ...) and labels (B,) or None (no condition), and return samples (B, ...). A network evaluation ("NFE") is
-one call of the network on the batch. Source: SoFlow (arXiv 2512.15657), section 3.5.
+one call of the network on the batch. Source: SoFlow (arXiv 2512.15657), sampling.
 """
 
 from collections.abc import Callable, Sequence

@@ -3,7 +3,7 @@
     f(x_t, t, s) = a(t, s) x_t + b(t, s) F(x_t, t, s)          with a(t, t) = 1 and b(t, t) = 0, so f(x, t, t) = x
     v(x_t, t)    = (d/ds f)(x_t, t, s) at s = t
 
-Source: SoFlow (arXiv 2512.15657), section 3.2.
+Source: SoFlow (arXiv 2512.15657), parameterization of the solution function.
 """
 
 from abc import ABC, abstractmethod

@@ -12,7 +12,7 @@
 | f      | `solution` | the solution map f(x_t, t, s) = a(t, s) x_t + b(t, s) F(x_t, t, s, y) | (B, ...)  |
 | y      | `labels`   | class labels; the value `num_classes` is the null label             | (B,)      |
 
-Source: SoFlow (arXiv 2512.15657), section 3.
+Source: SoFlow (arXiv 2512.15657). From its equations to the code: docs/paper_map.md.
 """
 
 from typing import Protocol, runtime_checkable

@@ -1,6 +1,6 @@
 """Where in time a training step looks: logit-normal draws of t and s, the schedule r(k, K), the middle time l.
 
-Source: SoFlow (arXiv 2512.15657), sections 3.3 and 4.
+Source: SoFlow (arXiv 2512.15657), sampling of times and the schedule of l.
 """
 
 from dataclasses import dataclass

@@ -3,7 +3,7 @@
 Each sample is flipped by a coin toss and, each with probability p, scaled, stretched along a random axis and shifted. The
 network is told what was done by six labels, all zero for an untouched image, so what it draws without labels is clean.
 
-Source: EDM (arXiv 2206.00364, appendix F.2); image warping after StyleGAN2-ADA (arXiv 2006.06676, appendix B).
+Source: EDM (arXiv 2206.00364); image warping after StyleGAN2-ADA (arXiv 2006.06676).
 """
 
 from dataclasses import dataclass

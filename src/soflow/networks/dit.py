@@ -1,7 +1,7 @@
 """The diffusion transformer with two times: F(x_t, t, s, y) from embeddings of t, t - s and y.
 
 Parameter names are those of the DiT family (arXiv 2212.09748), so its checkpoints load.
-Source: SoFlow (arXiv 2512.15657), section 5 and its table of sizes.
+Source: SoFlow (arXiv 2512.15657), the networks on ImageNet and their sizes.
 """
 
 from torch import Tensor, nn

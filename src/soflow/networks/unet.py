@@ -1,7 +1,7 @@
 """EDM's DDPM++ UNet with two times: F(x_t, t, s) from embeddings of t, t - s and the augmentation labels.
 
-Layout, names and initialization follow EDM (arXiv 2206.00364, appendix F.2), so checkpoints in its layout load.
-Source: SoFlow (arXiv 2512.15657), section 5, CIFAR-10.
+Layout, names and initialization follow EDM (arXiv 2206.00364, DDPM++), so checkpoints in its layout load.
+Source: SoFlow (arXiv 2512.15657), the network on CIFAR-10.
 """
 
 from math import sqrt

@@ -1,6 +1,6 @@
 """SoFlow: flow matching and solution consistency, with no Jacobian-vector product.
 
-Source: SoFlow (arXiv 2512.15657), sections 3.3 and 3.4 and its appendix on implementation.
+Source: SoFlow (arXiv 2512.15657), its two losses and guidance; where its code differs from its text: docs/paper_map.md.
 """
 
 from collections.abc import Sequence
