@@ -10,10 +10,13 @@ import time
 
 import numpy as np
 import pytest
+import torch
+import yaml
 from PIL import Image
 
 from conftest import TINY_DIT
 from soflow.cli import main
+from test_interop import DIT_YAML, reference_content
 
 TINY = [*TINY_DIT, "train.batch_size=32", "train.log_every=10"]
 
@@ -110,6 +113,32 @@ def test_samples_as_picture_arrays_and_folder(run, tmp_path, inside):
     checkpoint = run / "checkpoints" / "step-00000015"
     assert inside("sample", checkpoint, "--num", "6", "--out", tmp_path / "old.npz").returncode == 0
     assert not np.array_equal(np.load(tmp_path / "old.npz")["arr_0"], arrays["arr_0"])
+
+
+def test_from_a_checkpoint_of_the_reference_implementation_to_a_report(tmp_path, inside):
+    """Import, sample, train on, evaluate and report, and what is said of the settings."""
+    torch.save(reference_content(), tmp_path / "reference.pt")
+    (tmp_path / "reference.yaml").write_text(yaml.safe_dump({**DIT_YAML, "total_steps": 3, "num_workers": 8}))
+    run = tmp_path / "run"
+    arguments = ["import", tmp_path / "reference.pt", "--config", tmp_path / "reference.yaml", "--out", run]
+    imported = inside(*arguments, "--heads", "4", "evaluate.num=40")
+    assert imported.returncode == 0, imported.stderr
+    for line in ("cfg_scale: 1.7 -> objective.guidance.scale=1.7", "num_workers: 8", "1 of 3 steps done", "depth=1"):
+        assert line in imported.stdout
+    assert (run / "reference.yaml").read_text() == (tmp_path / "reference.yaml").read_text()
+    assert inside("sample", run, "--num", "3").returncode == 0
+    trained = inside("train", run)
+    assert trained.returncode == 0, trained.stderr
+    assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [3]
+    assert inside("evaluate", run, "--nfe", "1").returncode == 0
+    assert inside("report", run).returncode == 0
+
+    assert_fails(inside(*arguments), 2, str(run), "--out")
+    assert_fails(inside("import", tmp_path / "reference.yaml", "--config", tmp_path / "reference.yaml", "--out", "x"), 2)
+    assert_fails(inside("import", tmp_path / "reference.pt", "--out", "x"), 2, "--config")
+    assert_fails(inside("import", tmp_path / "reference.pt", "--config", "nowhere.yaml", "--out", "x"), 2, "nowhere.yaml")
+    assert_fails(inside("train", "digits", f"init_from={tmp_path / 'no.pt'}", "--out", tmp_path / "y"), 2, "no.pt")
+    assert not (tmp_path / "y").exists()
 
 
 def test_several_runs_make_one_page(run, tiny_run, tmp_path, inside):
