@@ -141,6 +141,24 @@ def test_from_a_checkpoint_of_the_reference_implementation_to_a_report(tmp_path,
     assert not (tmp_path / "y").exists()
 
 
+@pytest.mark.parametrize(
+    "network", [TINY_DIT, ["network.name=unet", "network.model_channels=32", "network.channel_mult=[1]", "network.blocks=1"]]
+)
+def test_a_run_without_labels_is_evaluated(network, tmp_path, inside):
+    without = ["data.num_classes=0", "objective.guidance.scale=1", "train.steps=2", "train.batch_size=8", "evaluate.num=20"]
+    assert inside("train", "digits", *network, *without, "--out", tmp_path / "run").returncode == 0
+    evaluated = inside("evaluate", tmp_path / "run", "--nfe", "1")
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["rows"][0]["recognized"] is None
+
+
+def test_settings_of_a_run_begin_another_anew_and_say_so(run, tmp_path, inside):
+    again = inside("train", run, "train.steps=2", "--out", tmp_path / "new")
+    assert again.returncode == 0
+    assert f"beginning anew in {tmp_path / 'new'}" in again.stderr
+    assert f"init_from={run}" in again.stderr
+
+
 def test_several_runs_make_one_page(run, tiny_run, tmp_path, inside):
     result = inside("report", run, tiny_run, "--out", tmp_path / "both.html")
     assert result.returncode == 0, result.stderr
@@ -160,12 +178,13 @@ def test_several_runs_make_one_page(run, tiny_run, tmp_path, inside):
         (["recipes", "nothing"], ["no recipe"]),
         (["sample", "nowhere"], ["nowhere is not a run folder"]),
         (["report", "nowhere"], ["nowhere is not a run folder"]),
+        (["sample", __file__], ["is a file, not a run folder", "soflow import"]),
         (["evaluate"], ["Missing"]),
         (["fly"], ["No such command"]),
         (["train", "digits", "--fast"], ["No such option"]),
         (["sample", "nowhere", "--num", "0"], ["--num is 0", "1 or more"]),
         (["sample", "nowhere", "--nfe", "0"], ["--nfe is 0", "1 or more"]),
-        (["sample", "nowhere", "--num", "many"], ["--num", "integer", "soflow --help"]),
+        (["sample", "nowhere", "--num", "many"], ["--num", "integer", "soflow sample --help"]),
         (["evaluate", "nowhere", "--nfe", "1,0"], ["--nfe is 0"]),
         (["evaluate", "nowhere", "--nfe", "one"], ["--nfe is 'one'"]),
         (["evaluate", "nowhere", "--num", "1"], ["--num is 1", "2 or more"]),

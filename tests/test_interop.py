@@ -1,6 +1,7 @@
 """Checkpoints of others: the reference implementation's become run folders, DiT's and SiT's begin runs."""
 
 import argparse
+import errno
 import os
 import pickle
 
@@ -17,9 +18,10 @@ from soflow.errors import InputError
 from soflow.interop.files import read_file
 from soflow.interop.pretrained import load_pretrained
 from soflow.interop.reference import import_checkpoint
-from soflow.interop.settings import translate
+from soflow.interop.settings import read_settings, translate
 from soflow.interop.sizes import Sizes, read_sizes
 from soflow.networks.dit import DiT, FinalLayer
+from soflow.networks.mlp import MLP
 from soflow.networks.unet import UNet
 from soflow.sampling import one_step
 from soflow.training.checkpoint import Checkpoint, newest_good
@@ -217,6 +219,25 @@ def test_sizes_of_a_unet_are_read_off_its_weights(settings):
     assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in network.state_dict().items()}
 
 
+def test_heads_that_cannot_be_ask_for_the_right_ones():
+    sizes = read_sizes(DiT(8, 1, 10, 4, 40, 1, 4).state_dict(), "it")
+    with pytest.raises(InputError, match=r"12 attention heads of model_type DiT-B-4 .* width, 40: give --heads N"):
+        translate(DIT_YAML, sizes)
+    assert translate(DIT_YAML, sizes, heads=4).config.network.heads == 4
+    with pytest.raises(InputError, match="leave it out"):
+        translate(UNET_YAML, read_sizes(UNet(8, 3, 16, (1, 2), 1, (4,)).state_dict(), "it"), heads=4)
+
+
+def test_a_file_that_is_no_flat_yaml_is_refused(tmp_path):
+    for text in ("data: {source: digits}\ntrain: {steps: 3}\n", "- 1\n", "a: [\n", ""):
+        (tmp_path / "other.yaml").write_text(text)
+        with pytest.raises(InputError, match=r"other\.yaml"):
+            read_settings(tmp_path / "other.yaml")
+    (tmp_path / "other.yaml").write_bytes(b"\x80\x02")
+    with pytest.raises(InputError, match="the checkpoint stands before it"):
+        read_settings(tmp_path / "other.yaml")
+
+
 # What cannot be used
 
 
@@ -275,6 +296,7 @@ BAD_CHECKPOINTS = {
     "'model' in .* holds no weights": lambda: reference_content(model=[1, 2]),
     "'finished_steps' in .* is -3": lambda: reference_content(finished_steps=-3),
     "neither a DiT": lambda: reference_content(model={"network.layer.weight": torch.zeros(3)}),
+    "its weights can start a run: soflow train RECIPE init_from": lambda: {"model": {}, "ema": {}, "opt": {}},
     "lacks pos_embed": lambda: changed("model", lambda part: part.pop("network.pos_embed")),
     "has no place in the network": lambda: changed("model", lambda part: part.update({"network.extra": torch.zeros(1)})),
     "'ema_model' .* it lacks blocks.0.attn.qkv.bias": lambda: changed(
@@ -306,6 +328,7 @@ def test_a_checkpoint_that_cannot_be_used_says_why_and_leaves_nothing(message, t
 
 
 BAD_SETTINGS = {
+    "model_type is UNet, but the weights are a dit's": {"model_type": "UNet"},
     "l_schedule is Square: known are Const, Linear, Cosine, Exponent": {"l_schedule": "Square"},
     "time_mean is .* it must list three numbers": {"time_mean": [1.0]},
     "objective.lambda_ is 3": {"velocity_loss_ratio": 3},
@@ -320,6 +343,19 @@ def test_settings_that_cannot_be_used_say_why(message, tmp_path):
     (tmp_path / "reference.yaml").write_text(yaml.safe_dump({**DIT_YAML, **BAD_SETTINGS[message]}))
     with pytest.raises(InputError, match=message):
         import_checkpoint(tmp_path / "reference.pt", tmp_path / "reference.yaml", tmp_path / "run")
+
+
+def test_a_disk_that_fills_up_leaves_nothing(tmp_path, monkeypatch):
+    def full(*arguments, **settings):
+        (tmp_path / ".run.partial" / "begun").touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("soflow.interop.reference.save_checkpoint", full)
+    torch.save(reference_content(), tmp_path / "reference.pt")
+    (tmp_path / "reference.yaml").write_text(yaml.safe_dump(DIT_YAML))
+    with pytest.raises(InputError, match="run: No space left"):
+        import_checkpoint(tmp_path / "reference.pt", tmp_path / "reference.yaml", tmp_path / "run", heads=4)
+    assert {path.name for path in tmp_path.iterdir()} == {"reference.pt", "reference.yaml"}
 
 
 def test_damaged_files_are_named(tmp_path):
@@ -442,15 +478,40 @@ def test_other_classes_and_other_sizes_begin_where_they_can(tmp_path):
     torch.save(pretrained.state_dict(), tmp_path / "dit.pt")
     fewer = ours(classes=3)
     notes = load_pretrained(fewer, tmp_path / "dit.pt")
-    assert "10 classes" in notes[1]
+    assert any("10 classes" in note for note in notes)
     unlabelled = pretrained(X, T, torch.full((6,), 10))
     torch.testing.assert_close(fewer(X, T, T, torch.tensor([0, 1, 2, 3, 0, 1])), unlabelled, rtol=1e-5, atol=1e-5)
     larger = ours(size=16)
-    assert "size" in load_pretrained(larger, tmp_path / "dit.pt")[1]
+    assert any("size" in note for note in load_pretrained(larger, tmp_path / "dit.pt"))
     assert torch.equal(larger.pos_embed, ours(size=16).pos_embed)
-    for settings in ({"depth": 3}, {"width": 96}, {"patch": 2}):
-        with pytest.raises(InputError, match="does not fit the network"):
+    for settings, remedy in (
+        ({"depth": 3}, "network.depth=2"),
+        ({"width": 96}, "network.width=48"),
+        ({"patch": 2}, "network.patch=4"),
+        ({"channels": 1}, "for 2 channels, data.shape has 1"),
+    ):
+        with pytest.raises(InputError, match=remedy):
             load_pretrained(ours(**settings), tmp_path / "dit.pt")
+
+
+def test_weights_that_are_no_whole_dit_are_refused(tmp_path):
+    whole = Pretrained(learn_sigma=False).state_dict()
+    spoiled = {
+        "blocks.1.attn.qkv.bias": whole | {"blocks.1.attn.qkv.bias": torch.zeros(3)},
+        "t_embedder.mlp.0.weight": {name: tensor for name, tensor in whole.items() if name != "t_embedder.mlp.0.weight"},
+        "projectors.0.weight": whole | {"projectors.0.weight": torch.zeros(3, 3)},  # of a training method of its own
+        "final_layer.linear.bias": whole | {"final_layer.linear.bias": torch.tensor(1.0)},
+        "holds no weights": {"epoch": 3},
+    }
+    for word, weights in spoiled.items():
+        torch.save(weights, tmp_path / "bad.pt")
+        for time in ("same", "reversed"):
+            with pytest.raises(InputError, match=word):
+                load_pretrained(ours(), tmp_path / "bad.pt", time)
+    torch.save(whole, tmp_path / "dit.pt")
+    for time in ("same", "reversed"):
+        with pytest.raises(InputError, match=r"does not fit|is for a DiT"):
+            load_pretrained(MLP(2), tmp_path / "dit.pt", time)
 
 
 def test_a_run_begins_with_the_weights_and_goes_on_without_their_file(tmp_path):
@@ -462,6 +523,10 @@ def test_a_run_begins_with_the_weights_and_goes_on_without_their_file(tmp_path):
     model, noise = runs.load(tmp_path / "run", device="cpu").model, X[:, :1]
     velocity = pretrained(noise, torch.ones(6), LABELS).detach()
     torch.testing.assert_close(one_step(model, noise, LABELS), noise - velocity, rtol=1e-4, atol=1e-4)
+
+    runs.train("digits", tmp_path / "next", [*settings, f"init_from={tmp_path / 'run'}", "train.steps=1"])  # from a run
+    second = runs.load(tmp_path / "next", device="cpu").model
+    torch.testing.assert_close(one_step(second, noise, LABELS), one_step(model, noise, LABELS), rtol=1e-4, atol=1e-4)
 
     (tmp_path / "dit.pt").unlink()
     with pytest.raises(InputError, match="there is no file"):

@@ -84,7 +84,7 @@ def require_same(begun: Config, asked: Config, folder: RunFolder) -> None:
         if old != new and not key.startswith(FREE_KEYS):
             raise InputError(
                 f"{folder.path} was begun with {key}={old}, and this asks for {new}: "
-                "train with the same settings to go on, or choose another folder with --out"
+                "train with the same settings to go on, or begin anew in another folder with --out"
             )
 
 

@@ -28,16 +28,19 @@ def import_(
 
     with stages() as on_stage:
         imported = import_checkpoint(checkpoint, config, out, heads, overrides or [], on_stage)
-    translation, network, data = imported.translation, imported.config.network.model_dump(), imported.config.data
-    print("network, read off the weights:", *(f"{key}={value}" for key, value in network.items()), sep="\n  ")
-    print(f"  data.shape={list(data.shape)}\n  data.num_classes={data.num_classes}")
+    sizes, translation = imported.sizes, imported.translation
+    network = [f"network.{key}={value}" for key, value in sizes.network.items()]
     for title, lines in (
+        ("read off the weights", [*network, f"data.shape={list(sizes.shape)}", f"data.num_classes={sizes.num_classes}"]),
         ("settings", translation.used),
         ("not in the YAML, so as in the paper's recipe", translation.assumed),
-        ("not used, nothing here answers to them", translation.unused),
+        ("changed by you", overrides or []),
+        ("not taken over, their names have no known meaning", translation.unused),
     ):
         if lines:
             print(f"{title}:", *lines, sep="\n  ")
     for note in imported.notes:
         typer.echo(f"note: {note}", err=True)
     print(f"written: {out}, {imported.step} of {imported.config.train.steps} steps done; next: soflow sample {out}")
+    if imported.step >= imported.config.train.steps:
+        print("nothing is left to train; to go on, import with train.steps=N (r(k, K) depends on it)")

@@ -53,7 +53,8 @@ def run(arguments: Sequence[str]) -> int:
         status = app(list(arguments) or ["--help"], prog_name="soflow", standalone_mode=False)
         return status if isinstance(status, int) else 0
     except UsageError as error:
-        return fail(f"{error.format_message().rstrip('.')}; see soflow --help", 2)
+        command = getattr(getattr(error, "ctx", None), "command_path", "soflow")
+        return fail(f"{error.format_message().rstrip('.')}; see {command} --help", 2)
     except InputError as error:
         return fail(str(error), 2)
     except RunError as error:

@@ -25,6 +25,10 @@ def train(
     from soflow.training.signals import Stopped
 
     display = make_display()
+    if (Path(recipe) / "config.yaml").is_file() and folder != Path(recipe):
+        display.note(
+            f"beginning anew in {folder}, with the settings of {recipe}; for its weights, too, add init_from={recipe}"
+        )
     try:
         runs.train(config, folder, display=display)
     except Stopped as stopped:

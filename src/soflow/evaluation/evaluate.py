@@ -150,7 +150,7 @@ def diagnostics(model: FlowModel, dataset: Dataset, seed: int, device: torch.dev
     """The diagnostics at points of the path between held-out data and noise, t even on (0, 1)."""
     generator = seeded_generator(seed, "diagnostics", 0, torch.device("cpu"))
     data = dataset.data[:DIAGNOSTIC_POINTS]
-    labels = None if dataset.labels is None else dataset.labels[: len(data)].to(device)
+    labels = dataset.labels[: len(data)].to(device) if dataset.labels is not None and model.num_classes else None
     noise = torch.randn(data.shape, generator=generator)
     t = torch.rand(len(data), generator=generator)
     point = model.path.sample(*(x.to(device) for x in (data, noise, t)))

@@ -26,7 +26,7 @@ def read_file(file: Path) -> Any:
     Raises InputError for a file that is damaged, and for one that would have to run code to be read.
     """
     if not file.is_file():
-        raise InputError(f"there is no file {file}")
+        raise InputError(f"{file} is a folder, not a file of weights" if file.is_dir() else f"there is no file {file}")
     if file.suffix == ".safetensors":
         try:
             return load_file(file)

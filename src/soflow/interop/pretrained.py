@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from soflow.errors import InputError
 from soflow.interop.files import named_tensors, read_file, require_fit
+from soflow.interop.sizes import read_sizes
 from soflow.networks.dit import DiT
 from soflow.networks.embeddings import frequencies
+from soflow.training.run_folder import find_run
 
 #: Where training scripts put the weights among other things, the averaged ones first.
 PLACES = ("ema_model", "ema", "model", "state_dict")
@@ -24,28 +26,54 @@ PLACES = ("ema_model", "ema", "model", "state_dict")
 TABLE = "y_embedder.embedding_table.weight"
 
 
-def load_pretrained(network: nn.Module, file: Path, time: Literal["same", "reversed"] = "same") -> list[str]:
-    """Gives `network` the weights that the file holds; returns a note on each that could not be taken as it is.
+def load_pretrained(network: nn.Module, source: Path, time: Literal["same", "reversed"] = "same") -> list[str]:
+    """Gives `network` the weights that `source` holds: a file, or a run of ours, whose averaged weights are taken.
 
-    Raises InputError for a file that cannot be read, and for weights of another network.
+    Returns notes for people: what was taken, and what could not be as it is. Raises InputError for what cannot be read, and
+    for weights of another network.
     """
-    content = read_file(file)
-    place = next((name for name in PLACES if isinstance(content, Mapping) and isinstance(content.get(name), Mapping)), None)
-    weights = named_tensors(content[place] if place else content, f"{file}, at '{place}'," if place else str(file))
-    notes: list[str] = []
-    if isinstance(network, DiT):
-        weights, notes = as_ours(weights, network, time)
+    weights, notes = find_weights(source)
+    if isinstance(network, DiT) and "x_embedder.proj.weight" in weights:
+        require_same_size(weights, network, source)
+        weights, remarks = as_ours(weights, network)
+        notes += remarks
     elif time == "reversed":
         raise InputError("init_time=reversed is for a DiT or SiT: leave it out")
-    require_fit(weights, network.state_dict(), f"init_from={file}")
+    require_fit(weights, network.state_dict(), f"init_from={source}")
+    if time == "reversed":
+        reverse_time(weights)
     network.load_state_dict(weights)
-    return [f"beginning with {file}{f', its {place}' if place else ''}", *notes]
+    return notes
 
 
-def as_ours(weights: dict[str, Tensor], network: DiT, time: str) -> tuple[dict[str, Tensor], list[str]]:
+def find_weights(source: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights in a file or a run, and a note that says which they are."""
+    if source.is_dir():
+        _, checkpoint, notes = find_run(source)
+        return checkpoint.weights("ema"), [*notes, f"beginning with the averaged weights of {checkpoint.path}"]
+    content = read_file(source)
+    places = [name for name in PLACES if isinstance(content, Mapping) and isinstance(content.get(name), Mapping)]
+    if not places:
+        return named_tensors(content, str(source)), [f"beginning with {source}"]
+    return named_tensors(content[places[0]], f"'{places[0]}' in {source}"), [f"beginning with '{places[0]}' of {source}"]
+
+
+def require_same_size(weights: Mapping[str, Tensor], network: DiT, source: Path) -> None:
+    """Raises InputError, naming the settings to change, unless the weights are of a DiT as large as `network`."""
+    ours, theirs = (
+        read_sizes({**state, "pos_embed": network.pos_embed}, str(source)) for state in (network.state_dict(), weights)
+    )
+    other = [f"network.{key}={value}" for key, value in theirs.network.items() if value != ours.network[key]]
+    if other:
+        raise InputError(f"{source} holds a network of another size: set {' '.join(other)}")
+    if theirs.shape[0] != ours.shape[0]:
+        raise InputError(f"{source} holds a network for {theirs.shape[0]} channels, data.shape has {ours.shape[0]}")
+
+
+def as_ours(weights: dict[str, Tensor], network: DiT) -> tuple[dict[str, Tensor], list[str]]:
     """The weights of a DiT or SiT as ours; what does not answer to ours is left for the comparison with the network."""
-    weights, notes = dict(weights), []
-    expected = network.state_dict()
+    weights, expected = dict(weights), network.state_dict()
+    notes = [f"no file tells the number of attention heads: network.heads={network.heads} it is"]
 
     if not any(name.startswith("s_embedder.") for name in weights):
         weights |= {name: tensor.clone() for name, tensor in expected.items() if name.startswith("s_embedder.")}
@@ -54,26 +82,25 @@ def as_ours(weights: dict[str, Tensor], network: DiT, time: str) -> tuple[dict[s
 
     # learn_sigma: a DiT's last layer also puts out a variance, as further channels of every pixel
     for name in ("final_layer.linear.weight", "final_layer.linear.bias"):
-        if name in weights and len(weights[name]) == 2 * len(expected[name]):
+        if name in weights and list(weights[name].shape[:1]) == [2 * len(expected[name])]:
             pixels = network.patch**2
             weights[name] = weights[name].unflatten(0, (pixels, -1))[:, : network.channels].flatten(0, 1)
-            notes.append(f"{name}: without the rows of the learned variance")
+            if name.endswith("weight"):
+                notes.append("its learned variance is left out")
 
     if TABLE in weights and weights[TABLE].shape[1:] == expected[TABLE].shape[1:]:
         rows, wanted = len(weights[TABLE]), len(expected[TABLE])
         if rows == wanted - 1:
             weights[TABLE] = torch.cat([weights[TABLE], weights[TABLE].mean(0, keepdim=True)])
-            notes.append(f"the file has {rows} classes and no null label: it begins as their mean")
+            notes.append(f"it has {rows} classes and no null label: it begins as their mean")
         elif rows != wanted:
             weights[TABLE] = weights[TABLE][-1:].expand(wanted, -1).clone()
-            notes.append(f"the file has {rows - 1} classes, data.num_classes is {wanted - 1}: each begins as its null label")
+            notes.append(f"it has {rows - 1} classes, data.num_classes is {wanted - 1}: each begins as its null label")
 
-    if "pos_embed" in weights and weights["pos_embed"].shape != expected["pos_embed"].shape:
+    if "pos_embed" not in weights or weights["pos_embed"].shape != expected["pos_embed"].shape:
         weights["pos_embed"] = expected["pos_embed"]
-        notes.append("the file is of another image size: positions are those of data.shape")
+        notes.append("it is of another image size: positions are those of data.shape")
 
-    if time == "reversed":
-        reverse_time(weights)
     return weights, notes
 
 

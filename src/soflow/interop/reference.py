@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from soflow.assemble import make_network
 from soflow.config import Config
+from soflow.config.reading import override, validate
+from soflow.data.sources import SOURCES
 from soflow.errors import InputError
 from soflow.interop.files import named_tensors, read_file, require_fit
 from soflow.interop.optimizer import our_optimizer_state, parameter_groups
@@ -34,6 +36,7 @@ class Imported:
 
     folder: RunFolder
     config: Config
+    sizes: Sizes
     step: int
     translation: Translation
     notes: list[str]
@@ -72,10 +75,12 @@ def import_checkpoint(
     parts = read_parts(checkpoint)
     sizes = read_sizes(parts.weights, str(checkpoint))
     try:
-        translation = translate(flat, sizes, heads, [*facts(parts), *overrides])
+        translation = translate(flat, sizes, heads)
     except InputError as error:
         raise InputError(f"{settings}: {error}") from None
-    config = translation.config
+    values = translation.config.model_dump(mode="json")
+    override(values, [*facts(parts), *overrides])
+    config = validate(values)
 
     with torch.device("meta"):
         network = make_network(config)
@@ -86,7 +91,11 @@ def import_checkpoint(
     on_stage(f"writing {out}")
     write_run(out, config, network, parts, optimizer, settings)
     notes = [*parts.notes, *doubts(flat, sizes, heads), *remarks]
-    return Imported(RunFolder(out), config, parts.step, translation, notes)
+    if config.data.source not in SOURCES:
+        notes.append(
+            f"this version does not read {config.data.source}: to train on or evaluate, import with data.source=NAME"
+        )
+    return Imported(RunFolder(out), config, sizes, parts.step, translation, notes)
 
 
 def read_parts(checkpoint: Path) -> Parts:
@@ -97,7 +106,12 @@ def read_parts(checkpoint: Path) -> Parts:
             f"{checkpoint} is no checkpoint of the reference implementation, a dict of {', '.join(KNOWN)}; "
             "weights alone can start a run: soflow train RECIPE init_from=FILE"
         )
-    step = content.get("finished_steps")
+    if "finished_steps" not in content:
+        raise InputError(
+            f"{checkpoint} has no 'finished_steps', so it is no checkpoint of the reference implementation; "
+            "its weights can start a run: soflow train RECIPE init_from=FILE"
+        )
+    step = content["finished_steps"]
     if not isinstance(step, int) or isinstance(step, bool) or step < 0:
         raise InputError(f"'finished_steps' in {checkpoint} is {step}: it must be the number of steps done")
     found = [name for name in ("model", "ema_model") if name in content]

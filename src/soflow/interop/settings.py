@@ -1,6 +1,6 @@
 """The flat YAML of the reference implementation, in our words; nothing in it is dropped in silence."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from soflow.config import Config, read_recipe, recipe_names
-from soflow.config.reading import lookup, override, put, validate
+from soflow.config.reading import lookup, put, validate
 from soflow.data.sources import SOURCES
 from soflow.errors import InputError
 from soflow.interop.sizes import Sizes
@@ -63,29 +63,32 @@ class Translation:
 
     config: Config
     used: list[str]
-    unused: list[str]
+    unused: list[str]  # what no name is known here for
     assumed: list[str]  # what the file does not tell, as the paper's recipe has it
 
 
 def read_settings(file: Path) -> dict[str, Any]:
     """The flat mapping that the file holds. Raises InputError for anything else."""
+    if not file.is_file():
+        raise InputError(f"there is no file {file}")
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except UnicodeDecodeError:
+        raise InputError(f"{file} is no text: --config takes the YAML file, the checkpoint stands before it") from None
+    except (OSError, yaml.YAMLError) as error:
         raise InputError(f"{file} cannot be read as YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise InputError(f"{file} must map names to values, one a line, such as noising_type: Linear")
-    return values
+    if not isinstance(values, dict) or not values.keys() & {*KEYS, *TIMES, *READ_OFF}:
+        raise InputError(f"{file} is no YAML of the reference implementation: it sets none of {', '.join(KEYS)}")
+    return {str(name): value for name, value in values.items()}
 
 
-def translate(
-    settings: Mapping[str, Any], sizes: Sizes, heads: int | None = None, overrides: Sequence[str] = ()
-) -> Translation:
+def translate(settings: Mapping[str, Any], sizes: Sizes, heads: int | None = None) -> Translation:
     """Our configuration of a run with these flat settings and a network of these sizes.
 
-    heads: attention heads of a DiT; None takes them from the setting model_type. overrides: `key=value` in our dotted keys,
-    which go before the file. Raises InputError for values that cannot be, and for a DiT whose heads are not known.
+    heads: attention heads of a DiT; None takes them from the setting model_type. Raises InputError for values that cannot
+    be, for a model_type that the weights are not of, and for a DiT whose heads are not known.
     """
+    require_kind(settings, sizes)
     recipe = recipe_for(settings, sizes)
     values = read_recipe(recipe).model_dump(mode="json")
     told = list(in_our_words(settings))
@@ -95,12 +98,13 @@ def translate(
     values["data"] |= {"shape": list(sizes.shape), "num_classes": sizes.num_classes}
     values["network"] |= sizes.network
     if sizes.network["name"] == "dit":
-        values["network"]["heads"] = heads_of(settings) if heads is None else heads
+        values["network"]["heads"] = heads_of(settings, sizes) if heads is None else heads
+    elif heads is not None:
+        raise InputError("--heads is for a DiT, and the weights are a UNet's: leave it out")
     if not sizes.augment_labels:
         values["data"]["augment"] = 0.0
     if not sizes.num_classes:
         values["objective"]["guidance"]["scale"] = 1.0
-    override(values, overrides)
     config = validate(values)
 
     used = [f"{name}: {settings[name]} -> {key}={lookup(config, key)}" for name, key, _ in told]
@@ -147,7 +151,14 @@ def model_type(settings: Mapping[str, Any]) -> tuple[str, str]:
     return "", ""
 
 
-def heads_of(settings: Mapping[str, Any]) -> int:
+def require_kind(settings: Mapping[str, Any], sizes: Sizes) -> None:
+    """Raises InputError where model_type names one kind of network and the weights are the other."""
+    kind = str(settings.get("model_type")).lower()
+    if kind.startswith(("dit", "unet")) and not kind.startswith(sizes.network["name"]):
+        raise InputError(f"model_type is {settings['model_type']}, but the weights are a {sizes.network['name']}'s")
+
+
+def heads_of(settings: Mapping[str, Any], sizes: Sizes) -> int:
     """The attention heads of the size that model_type names; weights do not tell them."""
     size, _ = model_type(settings)
     if not size:
@@ -155,7 +166,13 @@ def heads_of(settings: Mapping[str, Any]) -> int:
             f"the number of attention heads cannot be read off the weights, and model_type, {settings.get('model_type')}, "
             f"is none of DiT-{{{','.join(SIZES)}}}-PATCH: give --heads N"
         )
-    return SIZES[size][2]
+    heads = SIZES[size][2]
+    if sizes.network["width"] % heads:
+        raise InputError(
+            f"the {heads} attention heads of model_type {settings['model_type']} do not divide the weights' width, "
+            f"{sizes.network['width']}: give --heads N"
+        )
+    return heads
 
 
 def recipe_for(settings: Mapping[str, Any], sizes: Sizes) -> str:

@@ -121,7 +121,7 @@ class DiT(nn.Module):
         for name, divisor in (("heads", heads), ("the four parts of a position", 4)):
             if width % divisor:
                 raise ValueError(f"DiT: width {width} must be a multiple of {divisor}, for {name}")
-        self.size, self.channels, self.patch = size, channels, patch
+        self.size, self.channels, self.patch, self.heads = size, channels, patch, heads
         self.x_embedder = PatchEmbedder(channels, width, patch)
         self.t_embedder = TimeEmbedder(width)
         self.s_embedder = TimeEmbedder(width)  # embeds t - s; named as in the reference checkpoints

@@ -62,6 +62,8 @@ class RunFolder:
 
     def read_config(self) -> Config:
         """The run's configuration. Raises InputError for a folder that is no run, or a run of another version."""
+        if self.path.is_file():
+            raise InputError(f"{self.path} is a file, not a run folder; soflow import makes one of a reference checkpoint")
         if not self.config.is_file():
             raise InputError(f"{self.path} is not a run folder: it has no config.yaml; make one with soflow train")
         try:
