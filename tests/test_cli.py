@@ -16,7 +16,7 @@ from PIL import Image
 
 from conftest import TINY_DIT
 from soflow.cli import main
-from test_interop import DIT_YAML, reference_content
+from test_import import DIT_YAML, reference_content
 
 TINY = [*TINY_DIT, "train.batch_size=32", "train.log_every=10"]
 

@@ -17,7 +17,7 @@ from soflow.interop.pretrained import load_pretrained
 from soflow.pictures import save_picture
 from soflow.sampling import sample_many
 from soflow.solution import FlowModel
-from soflow.training.checkpoint import Checkpoint, checkpoints
+from soflow.training.checkpoint import Checkpoint, checkpoints, newest_good
 from soflow.training.display import Display, make_display
 from soflow.training.run_folder import RunFolder, find_run
 from soflow.training.trainer import Trainer, require_trackers
@@ -48,13 +48,12 @@ def train(recipe: str | Config, out: str | Path, overrides: Sequence[str] = (), 
     folder = RunFolder(Path(out))
     dataset = make_dataset(config.data)
     require_trackers(config.train.trackers)
-    begun = folder.config.exists() and bool(checkpoints(folder.checkpoints))
-    if begun:
+    if folder.config.exists() and checkpoints(folder.checkpoints):
         require_same(folder.read_config(), config, folder)
     display = display or make_display()
     torch.manual_seed(config.train.seed)
     network = make_network(config)
-    if config.init_from and not begun:
+    if config.init_from and newest_good(folder.checkpoints)[0] is None:
         for note in load_pretrained(network, Path(config.init_from), config.init_time):
             display.note(note)
     folder.create()

@@ -53,7 +53,7 @@ class MiddleTime:
         raise AssertionError(self.schedule)
 
     def __call__(self, t: Times, s: Times, progress: float) -> Times:
-        """l in (s, t), at least FLOOR below t so that the quotient over t - l stays finite."""
+        """l in [s, t), at least FLOOR below t so that the quotient over t - l stays finite."""
         return middle_time(t, s, self.r(progress))
 
 

@@ -30,10 +30,11 @@ def import_(
         imported = import_checkpoint(checkpoint, config, out, heads, overrides or [], on_stage)
     sizes, translation = imported.sizes, imported.translation
     network = [f"network.{key}={value}" for key, value in sizes.network.items()]
+    data = [f"data.shape={list(sizes.shape)}", f"data.num_classes={sizes.num_classes}"]
     for title, lines in (
-        ("read off the weights", [*network, f"data.shape={list(sizes.shape)}", f"data.num_classes={sizes.num_classes}"]),
+        ("read off the checkpoint", [*network, *data, *imported.told]),
         ("settings", translation.used),
-        ("not in the YAML, so as in the paper's recipe", translation.assumed),
+        (f"not told by the YAML, so as in the recipe {translation.recipe}", translation.assumed),
         ("changed by you", overrides or []),
         ("not taken over, their names have no known meaning", translation.unused),
     ):

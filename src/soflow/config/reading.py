@@ -65,10 +65,7 @@ def read_yaml(recipe: str) -> dict[str, Any]:
         raise InputError(f"there is no file {recipe}")
     else:
         raise InputError(f"there is no recipe and no run folder '{recipe}'{nearest(recipe, recipe_names())}")
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{recipe} is not valid YAML: {one_line(str(error))}") from None
+    values = parse_yaml(text, recipe)
     if not isinstance(values, dict):
         raise InputError(f"{recipe} must hold a mapping of sections such as data and network, not {type(values).__name__}")
     values.pop("version", None)  # a run's own config.yaml is a recipe too
@@ -77,10 +74,17 @@ def read_yaml(recipe: str) -> dict[str, Any]:
 
 def parse_value(key: str, text: str) -> Any:
     """An override's value as YAML reads it."""
+    return parse_yaml(text, f"the value of {key}, '{text}',")
+
+
+def parse_yaml(text: str, what: str) -> Any:
+    """What the text says, as plain values. Raises InputError, calling it `what`, where it is no YAML."""
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise InputError(f"the value of {key}, '{text}', is not valid YAML") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{what} is not valid YAML: {one_line(str(error))}") from None
+    except (ValueError, RecursionError) as error:  # dates and numbers that cannot be, brackets without end
+        raise InputError(f"{what} is not valid YAML ({type(error).__name__})") from None
 
 
 def put(values: dict[str, Any], key: str, value: Any) -> None:

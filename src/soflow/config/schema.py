@@ -162,6 +162,8 @@ class Config(Section):
             raise ValueError("network.name=unet takes no labels: set data.num_classes=0")
         if self.data.augment and self.network.name != "unet":
             raise ValueError("data.augment needs a network that takes augmentation labels: set network.name=unet")
+        if self.init_time == "reversed" and not self.init_from:
+            raise ValueError("init_time=reversed says how to read init_from: set that, too")
         if self.objective.guidance.scale > 1 and not self.data.num_classes:
             raise ValueError("objective.guidance.scale above 1 needs labels: set data.num_classes, or the scale to 1")
         if self.train.batch_size % self.train.accumulate:

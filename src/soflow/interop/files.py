@@ -32,29 +32,59 @@ def read_file(file: Path) -> Any:
             return load_file(file)
         except SafetensorError as error:
             raise InputError(f"{file} cannot be read as safetensors: {error}") from None
+    zipped = zipfile.is_zipfile(file)
     try:
+        if zipped and zipfile.ZipFile(file).testzip() is not None:  # torch.load does not look at checksums
+            raise InputError(f"{file} is damaged: its content does not have the checksum recorded with it")
         # A Namespace is only its attributes; checkpoints of DiT and SiT keep their command line in one.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old pickle protocols
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         code = re.search(r"GLOBAL (\S+)", str(error))
+        if not code and not is_pickle(file):
+            raise InputError(f"{file} is no file of torch.save, nor of safetensors") from None
         raise InputError(
             f"{file} asks for more than tensors, numbers and texts{f': {code[1]}' if code else ''}; that could run code, so "
-            "it was not read: get a file that holds weights alone"
+            "it was not read: get a file that holds weights alone, or save them alone where you trust this one"
         ) from None
+    except InputError:
+        raise
     except Exception as error:  # whatever a damaged file makes the reader stumble over
         raise InputError(f"{file} is damaged, or is no file of torch.save ({type(error).__name__})") from None
+
+
+def is_pickle(file: Path) -> bool:
+    """Whether a file is one of torch.save, or begins as a pickle does: with a protocol from 2 to 5."""
+    with file.open("rb") as stream:
+        return zipfile.is_zipfile(file) or stream.read(2) in {b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"}
+
+
+def is_plain(value: object) -> bool:
+    """Whether this is a tensor of finite floating-point numbers that lies in memory as usual."""
+    return (
+        isinstance(value, Tensor)
+        and value.is_floating_point()
+        and value.layout == torch.strided
+        and not value.is_meta
+        and bool(value.isfinite().all())
+    )
 
 
 def named_tensors(value: object, what: str) -> dict[str, Tensor]:
     """A state dict under the network's own names, without what wrappers put before them.
 
-    Raises InputError where `value`, called `what` in the message, is none.
+    Raises InputError where `value`, called `what` in the message, is none, or holds numbers that are not finite.
     """
     if not isinstance(value, Mapping) or not all(isinstance(x, Tensor) for x in value.values()):
         raise InputError(f"{what} holds no weights: it should map parameter names to tensors")
-    return {WRAPPERS.sub("", str(name)): tensor for name, tensor in value.items()}
+    tensors = {WRAPPERS.sub("", str(name)): tensor for name, tensor in value.items()}
+    if len(tensors) < len(value):
+        raise InputError(f"{what} holds the same parameter under two names, such as module.NAME and NAME")
+    strange = [name for name, tensor in tensors.items() if not is_plain(tensor)]
+    if strange:
+        raise InputError(f"{what} cannot be used: {strange[0]} is not a tensor of finite floating-point numbers")
+    return tensors
 
 
 def require_fit(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:

@@ -8,22 +8,35 @@ from torch import Tensor, nn
 
 from soflow.config.schema import OptimizerConfig
 from soflow.errors import InputError
+from soflow.interop.files import is_plain
 from soflow.training.optimizers import make_optimizer
 
 #: What AdamW and RAdam keep of a parameter: the number of its updates, and averages of its gradient and of the square.
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
-#: Options of a parameter group that change what is learned; the learning rate is a function of the step here.
+#: Options of a parameter group that change what is learned.
 OPTIONS = ("lr", "betas", "eps", "weight_decay")
+
+ANEW = "training would go on with its averages of gradients empty"
 
 
 def parameter_groups(state: object) -> list[dict[str, Any]]:
     """The parameter groups of an optimizer's state. Raises InputError for what is none."""
     if isinstance(state, Mapping) and isinstance(state.get("state"), Mapping):
         groups = state.get("param_groups")
-        if isinstance(groups, list) and groups and all(isinstance(group, dict) and "params" in group for group in groups):
+        if isinstance(groups, list) and groups and all(is_group(group) for group in groups):
             return groups
     raise InputError("'optimizer' is no state of a torch optimizer: it should hold 'state' and 'param_groups'")
+
+
+def is_group(group: object) -> bool:
+    numbers = group.get("params") if isinstance(group, dict) else None
+    return isinstance(numbers, list) and all(isinstance(number, int) for number in numbers)
+
+
+def optimizer_name(groups: list[dict[str, Any]]) -> str:
+    """Which of our optimizers the groups are of: AdamW has the option amsgrad, RAdam has not."""
+    return "adamw" if "amsgrad" in groups[0] else "radam"
 
 
 def our_optimizer_state(
@@ -32,51 +45,63 @@ def our_optimizer_state(
     """The state in our order of parameters and with the options of `config`, and notes on what that changes.
 
     names: the reference's parameters in the order of its state dict, in which its optimizer numbers them, with or without
-    those that are not trained. None for `state` gives a fresh one. Raises InputError for moments of another network.
+    those that are not trained. A state that cannot go on here gives a fresh one and a note; so does None, without.
+    Raises InputError for a state that is of another network, or of none.
     """
-    ours = make_optimizer(config, network.parameters()).state_dict()
+    fresh = make_optimizer(config, network.parameters()).state_dict()
     if state is None:
-        return ours, []
+        return fresh, []
     groups = parameter_groups(state)
+    if len(groups) > 1:
+        return fresh, [f"'optimizer' has {len(groups)} groups of parameters, in an order that nothing tells: {ANEW}"]
+    if optimizer_name(groups) != config.name:
+        return fresh, [f"'optimizer' is of {optimizer_name(groups)}, and optimizer.name is {config.name}: {ANEW}"]
+
     parameters = dict(network.named_parameters())
     trained = [name for name, parameter in parameters.items() if parameter.requires_grad]
-    numbers = [number for group in groups for number in group["params"]]
+    numbers = groups[0]["params"]
     orders = [name for name in names if name in trained], [name for name in names if name in parameters]
     order = next((order for order in orders if len(order) == len(numbers)), None)
     if order is None:
         raise InputError(f"'optimizer' is of {len(numbers)} parameters, the network has {len(trained)} that are trained")
-    number_of = dict(zip(order, numbers, strict=True))
+    entries = {name: state["state"].get(number) for name, number in zip(order, numbers, strict=True)}
+    kept = {name: entry for name in trained if (entry := entries[name]) is not None}
+    other = [name for name, entry in kept.items() if not isinstance(entry, Mapping) or entry.keys() != {"step", *MOMENTS}]
+    if other:
+        return fresh, [f"'optimizer' is not AdamW or RAdam as torch has them by default (see {other[0]}): {ANEW}"]
 
-    fresh = []
-    for index, name in enumerate(trained):
-        entry = state["state"].get(number_of[name]) if isinstance(number_of[name], int) else None
-        if entry is None:
-            fresh.append(name)
-        else:
-            ours["state"][index] = moments(entry, name, parameters[name])
-    notes = [f"'optimizer' keeps nothing of {len(fresh)} parameters, such as {fresh[0]}: they start anew"] if fresh else []
-    for option in OPTIONS:
-        value = plain(ours["param_groups"][0][option])
-        others = [plain(group[option]) for group in groups if plain(group.get(option, value)) != value]
-        notes += [f"'optimizer' went by {option} {other}; training goes on with {value}" for other in others[:1]]
+    ours = {**fresh, "state": {trained.index(name): moments(kept[name], name, parameters[name]) for name in kept}}
+    notes = changed_options(groups[0], fresh["param_groups"][0])
+    if len(kept) < len(trained):
+        missing = next(name for name in trained if name not in kept)
+        notes.append(
+            f"'optimizer' keeps nothing of {len(trained) - len(kept)} parameters, such as {missing}: they start anew"
+        )
     return ours, notes
 
 
-def moments(entry: object, name: str, parameter: Tensor) -> dict[str, Tensor]:
-    """What the optimizer keeps of one parameter. Raises InputError unless it is what AdamW or RAdam would."""
-    if not isinstance(entry, Mapping) or entry.keys() != {"step", *MOMENTS}:
-        raise InputError(
-            f"'optimizer' does not hold step, exp_avg and exp_avg_sq of {name}: only AdamW and RAdam go on here"
-        )
+def moments(entry: Mapping[str, Any], name: str, parameter: Tensor) -> dict[str, Tensor]:
+    """What the optimizer keeps of one parameter. Raises InputError where it cannot be of this one."""
     for moment in MOMENTS:
-        if not isinstance(entry[moment], Tensor) or entry[moment].shape != parameter.shape:
-            raise InputError(f"{moment} in 'optimizer' does not have the shape of {name}, {list(parameter.shape)}")
-    step = torch.as_tensor(entry["step"], dtype=torch.float32)
-    if step.shape != ():
-        raise InputError(f"step in 'optimizer' is not one number for {name}")
-    return {"step": step, **{moment: entry[moment].float() for moment in MOMENTS}}
+        if not is_plain(entry[moment]) or entry[moment].shape != parameter.shape:
+            raise InputError(f"{moment} in 'optimizer' is not {list(parameter.shape)} finite numbers, the shape of {name}")
+    step = entry["step"]
+    if not isinstance(step, int | float) and not (is_plain(step) and step.shape == ()):
+        raise InputError(f"step in 'optimizer' is not a number for {name}")
+    return {"step": torch.as_tensor(step, dtype=torch.float32), **{moment: entry[moment].float() for moment in MOMENTS}}
 
 
-def plain(value: object) -> object:
-    """A list for a tuple: to an optimizer they are the same."""
-    return list(value) if isinstance(value, tuple) else value
+def changed_options(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """A note on each option with which training goes on otherwise than it went so far."""
+
+    def plain(value: object) -> object:
+        return list(value) if isinstance(value, tuple) else value  # to an optimizer they are the same
+
+    notes = [
+        f"'optimizer' went by {option} {plain(theirs[option])}; training goes on with {plain(ours[option])}"
+        for option in OPTIONS
+        if option in theirs and plain(theirs[option]) != plain(ours[option])
+    ]
+    if theirs.get("weight_decay") and theirs.get("decoupled_weight_decay") is False:
+        notes.append("'optimizer' added its weight decay to the gradient; training goes on with decoupled weight decay")
+    return notes

@@ -33,6 +33,8 @@ def load_pretrained(network: nn.Module, source: Path, time: Literal["same", "rev
     for weights of another network.
     """
     weights, notes = find_weights(source)
+    if time == "reversed" and any(name.startswith("s_embedder.") for name in weights):
+        raise InputError(f"init_time=reversed is for networks of one time; {source} knows t and t - s: leave it out")
     if isinstance(network, DiT) and "x_embedder.proj.weight" in weights:
         require_same_size(weights, network, source)
         weights, remarks = as_ours(weights, network)
@@ -53,6 +55,7 @@ def find_weights(source: Path) -> tuple[dict[str, Tensor], list[str]]:
         return checkpoint.weights("ema"), [*notes, f"beginning with the averaged weights of {checkpoint.path}"]
     content = read_file(source)
     places = [name for name in PLACES if isinstance(content, Mapping) and isinstance(content.get(name), Mapping)]
+    places = [name for name in places if content[name]]  # some scripts leave an empty one
     if not places:
         return named_tensors(content, str(source)), [f"beginning with {source}"]
     return named_tensors(content[places[0]], f"'{places[0]}' in {source}"), [f"beginning with '{places[0]}' of {source}"]
@@ -88,19 +91,20 @@ def as_ours(weights: dict[str, Tensor], network: DiT) -> tuple[dict[str, Tensor]
             if name.endswith("weight"):
                 notes.append("its learned variance is left out")
 
-    if TABLE in weights and weights[TABLE].shape[1:] == expected[TABLE].shape[1:]:
+    if TABLE in weights and weights[TABLE].ndim == 2 and weights[TABLE].shape[0] > 0:
         rows, wanted = len(weights[TABLE]), len(expected[TABLE])
         if rows == wanted - 1:
-            weights[TABLE] = torch.cat([weights[TABLE], weights[TABLE].mean(0, keepdim=True)])
-            notes.append(f"it has {rows} classes and no null label: it begins as their mean")
-        elif rows != wanted:
+            raise InputError(f"its label table has {rows} rows, the last one for no label: set data.num_classes={rows - 1}")
+        if rows != wanted:
             weights[TABLE] = weights[TABLE][-1:].expand(wanted, -1).clone()
             notes.append(f"it has {rows - 1} classes, data.num_classes is {wanted - 1}: each begins as its null label")
 
-    if "pos_embed" not in weights or weights["pos_embed"].shape != expected["pos_embed"].shape:
-        weights["pos_embed"] = expected["pos_embed"]
+    positions = weights.get("pos_embed", expected["pos_embed"])
+    like = expected["pos_embed"].shape
+    if positions.ndim == 3 and positions.shape[1] != like[1] and positions.shape[2] == like[2]:
         notes.append("it is of another image size: positions are those of data.shape")
-
+        positions = expected["pos_embed"]
+    weights["pos_embed"] = positions
     return weights, notes
 
 

@@ -20,7 +20,7 @@ from soflow.config.reading import override, validate
 from soflow.data.sources import SOURCES
 from soflow.errors import InputError
 from soflow.interop.files import named_tensors, read_file, require_fit
-from soflow.interop.optimizer import our_optimizer_state, parameter_groups
+from soflow.interop.optimizer import ANEW, optimizer_name, our_optimizer_state, parameter_groups
 from soflow.interop.settings import Translation, model_type, read_settings, translate
 from soflow.interop.sizes import Sizes, read_sizes
 from soflow.networks.dit import SIZES
@@ -37,6 +37,7 @@ class Imported:
     folder: RunFolder
     config: Config
     sizes: Sizes
+    told: list[str]  # settings that the checkpoint tells, beside the sizes
     step: int
     translation: Translation
     notes: list[str]
@@ -67,9 +68,8 @@ def import_checkpoint(
     data.source=digits. `on_stage` hears what is being done. The folder is there whole or not at all; the YAML lies in it as
     reference.yaml. Raises InputError for files that cannot be used, and for a folder that is there already.
     """
-    checkpoint, settings, out = Path(checkpoint), Path(settings), Path(out)
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise InputError(f"{out} is there already: choose another run folder with --out")
+    checkpoint, settings, out = Path(checkpoint), Path(settings), Path(out).absolute()
+    require_new(out)
     flat = read_settings(settings)
     on_stage(f"reading {checkpoint}")
     parts = read_parts(checkpoint)
@@ -78,8 +78,8 @@ def import_checkpoint(
         translation = translate(flat, sizes, heads)
     except InputError as error:
         raise InputError(f"{settings}: {error}") from None
-    values = translation.config.model_dump(mode="json")
-    override(values, [*facts(parts), *overrides])
+    values, told = translation.config.model_dump(mode="json"), facts(parts)
+    override(values, [*told, *overrides])
     config = validate(values)
 
     with torch.device("meta"):
@@ -95,61 +95,72 @@ def import_checkpoint(
         notes.append(
             f"this version does not read {config.data.source}: to train on or evaluate, import with data.source=NAME"
         )
-    return Imported(RunFolder(out), config, sizes, parts.step, translation, notes)
+    return Imported(RunFolder(out), config, sizes, told, parts.step, translation, notes)
+
+
+def require_new(out: Path) -> None:
+    """Raises InputError unless a run folder can be made at `out`: nothing is there, or an empty folder."""
+    try:
+        taken = out.exists() and not (out.is_dir() and not any(out.iterdir()) and out != Path.cwd())
+    except OSError as error:
+        raise InputError(f"cannot write {out}: {error.strerror}; choose another run folder with --out") from None
+    if taken:
+        raise InputError(f"{out} is there already: choose another run folder with --out")
 
 
 def read_parts(checkpoint: Path) -> Parts:
     """A checkpoint's parts. Raises InputError for a file that is none, or lacks what nothing can stand in for."""
     content = read_file(checkpoint)
-    if not isinstance(content, Mapping) or not {"model", "ema_model"} & content.keys():
+    content = {name: part for name, part in content.items() if part is not None} if isinstance(content, Mapping) else {}
+    found = [name for name in ("model", "ema_model") if name in content]
+    if not found or "finished_steps" not in content:
         raise InputError(
             f"{checkpoint} is no checkpoint of the reference implementation, a dict of {', '.join(KNOWN)}; "
             "weights alone can start a run: soflow train RECIPE init_from=FILE"
         )
-    if "finished_steps" not in content:
-        raise InputError(
-            f"{checkpoint} has no 'finished_steps', so it is no checkpoint of the reference implementation; "
-            "its weights can start a run: soflow train RECIPE init_from=FILE"
-        )
-    step = content["finished_steps"]
-    if not isinstance(step, int) or isinstance(step, bool) or step < 0:
-        raise InputError(f"'finished_steps' in {checkpoint} is {step}: it must be the number of steps done")
-    found = [name for name in ("model", "ema_model") if name in content]
-    weights, average = (
-        named_tensors(content[name], f"'{name}' in {checkpoint}")
-        for name in (found[0], found[-1])  # one stands in for both
-    )
+    weights, average = (named_tensors(content[name], f"'{name}' in {checkpoint}") for name in (found[0], found[-1]))
     notes = [f"{checkpoint} holds only '{found[0]}': it stands for the averaged weights and the raw ones"] * (
         len(found) == 1
     )
     if "optimizer" not in content:
-        notes.append(f"{checkpoint} has no 'optimizer': training would go on with its averages of gradients empty")
+        notes.append(f"{checkpoint} has no 'optimizer': {ANEW}")
     notes += [f"{checkpoint} also holds '{name}', which is left out" for name in content if name not in KNOWN]
-    return Parts(weights, average, content.get("optimizer"), step, notes)
+    return Parts(weights, average, content.get("optimizer"), whole_number(content["finished_steps"], checkpoint), notes)
+
+
+def whole_number(step: object, checkpoint: Path) -> int:
+    """The number of steps done, also from 3.0 or tensor(3). Raises InputError for anything else."""
+    if isinstance(step, Tensor) and step.numel() == 1:
+        step = step.item()
+    if isinstance(step, bool) or not isinstance(step, int | float) or not 0 <= step < 10**9 or step != int(step):
+        raise InputError(f"'finished_steps' in {checkpoint} is {step}: it must be the number of steps done")
+    return int(step)
 
 
 def facts(parts: Parts) -> list[str]:
-    """Settings that the checkpoint tells and no YAML needs to."""
+    """Settings that the checkpoint tells and no YAML needs to, as `key=value`."""
     float64 = any(tensor.dtype == torch.float64 for tensor in parts.average.values())
     told = [f"ema.float64={str(float64).lower()}"]
-    if parts.optimizer is not None:  # AdamW has the option amsgrad, RAdam has not
-        told.append(f"optimizer.name={'adamw' if 'amsgrad' in parameter_groups(parts.optimizer)[0] else 'radam'}")
+    if parts.optimizer is not None:
+        told.append(f"optimizer.name={optimizer_name(parameter_groups(parts.optimizer))}")
     return told
 
 
 def doubts(settings: Mapping[str, Any], sizes: Sizes, heads: int | None) -> list[str]:
-    """What the weights make doubtful about the number of heads, which only the settings tell."""
-    size, _ = model_type(settings)
-    if not size or heads is not None or sizes.network["name"] != "dit":
-        return []
-    depth, width, count = SIZES[size]
-    found = sizes.network["depth"], sizes.network["width"]
-    if found == (depth, width):
-        return []
-    return [
-        f"model_type {settings['model_type']} has {depth} blocks of width {width}, the weights have {found[0]} of "
-        f"{found[1]}; its number of heads, {count}, was taken all the same: give --heads N if it is another"
-    ]
+    """What in the settings the weights contradict."""
+    notes = []
+    size, patch = model_type(settings)
+    found = [str(sizes.network.get(key)) for key in ("depth", "width", "patch")]
+    if size and found != [str(SIZES[size][0]), str(SIZES[size][1]), patch]:
+        notes.append(
+            f"model_type is {settings['model_type']}, but the weights have depth {found[0]}, width {found[1]}, "
+            f"patch {found[2]}"
+            + ("" if heads else f"; its number of heads, {SIZES[size][2]}, was taken: give --heads N if it is another")
+        )
+    side, data_size = sizes.shape[-1], settings.get("data_size")
+    if isinstance(data_size, int) and data_size not in (side, 8 * side):  # pixels, eight of them to a latent one
+        notes.append(f"data_size is {data_size}, the weights are for samples of {side} x {side}")
+    return notes
 
 
 def write_run(
@@ -161,7 +172,7 @@ def write_run(
     partial = RunFolder(out.with_name(f".{out.name}.partial"))
     shutil.rmtree(partial.path, ignore_errors=True)
     try:
-        partial.create()
+        partial.samples.mkdir(parents=True)
         save_checkpoint(partial.checkpoints, TrainState(parts.step), network.state_dict(), average, optimizer, keep_last=1)
         partial.write_config(config)
         shutil.copyfile(settings, partial.path / "reference.yaml")

@@ -5,10 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from soflow.config import Config, read_recipe, recipe_names
-from soflow.config.reading import lookup, put, validate
+from soflow.config.reading import lookup, parse_yaml, put, validate
 from soflow.data.sources import SOURCES
 from soflow.errors import InputError
 from soflow.interop.sizes import Sizes
@@ -53,18 +51,16 @@ WORDS = {
 #: What the weights tell better.
 READ_OFF = ("model_type", "data_size")
 
-#: What no known key tells of a UNet's training.
-UNTOLD = ("network.dropout", "ema.every", "data.augment")
-
 
 @dataclass(frozen=True)
 class Translation:
     """Our configuration, and for people a line on each setting: what it became, or that nothing here answers to it."""
 
     config: Config
+    recipe: str  # the shipped one that has the rest
     used: list[str]
-    unused: list[str]  # what no name is known here for
-    assumed: list[str]  # what the file does not tell, as the paper's recipe has it
+    unused: list[str]  # names that are not known here
+    assumed: list[str]  # what the file does not tell, as the recipe has it
 
 
 def read_settings(file: Path) -> dict[str, Any]:
@@ -72,11 +68,12 @@ def read_settings(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise InputError(f"there is no file {file}")
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise InputError(f"{file} is no text: --config takes the YAML file, the checkpoint stands before it") from None
-    except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"{file} cannot be read as YAML: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}") from None
+    values = parse_yaml(text, str(file))
     if not isinstance(values, dict) or not values.keys() & {*KEYS, *TIMES, *READ_OFF}:
         raise InputError(f"{file} is no YAML of the reference implementation: it sets none of {', '.join(KEYS)}")
     return {str(name): value for name, value in values.items()}
@@ -111,26 +108,38 @@ def translate(settings: Mapping[str, Any], sizes: Sizes, heads: int | None = Non
     used += [f"{name}: {settings[name]} (the sizes are those of the weights)" for name in READ_OFF if name in settings]
     unused = [f"{name}: {value}" for name, value in settings.items() if name not in {*KEYS, *TIMES, *READ_OFF}]
     known = {key for _, key, _ in told}
-    expected = [*KEYS.values(), *TIMES["time_mean"], *TIMES["time_std"], *(UNTOLD if recipe == "cifar10" else ())]
-    assumed = [f"{key}={lookup(config, key)}" for key in expected if key not in known]
-    return Translation(config, used, unused, assumed)
+    places = {key: name for name in KEYS.keys() | TIMES.keys() for key in (TIMES.get(name) or [KEYS[name]])}
+    assumed = [
+        f"{key}={lookup(config, key)}" + (f" (the YAML has {name}: null)" if name in settings else "")
+        for key, name in sorted(places.items())
+        if key not in known
+    ]
+    assumed += [f"{key}={lookup(config, key)}" for key in untold(sizes)]
+    return Translation(config, recipe, used, unused, assumed)
+
+
+def untold(sizes: Sizes) -> list[str]:
+    """Keys that no known setting tells, nor the weights."""
+    if sizes.network["name"] == "dit":
+        return ["ema.every"]
+    return ["ema.every", "network.dropout", *(["data.augment"] if sizes.augment_labels else [])]
 
 
 def in_our_words(settings: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
     """(its key, our key, our value) of every setting that has a value and a place here."""
     for name, value in settings.items():
-        if value is None:
+        if name == "cfg_scale" and (value is None or (isinstance(value, int | float) and value <= 1)):
+            yield name, KEYS[name], 1.0  # it guides above 1 only
+        elif value is None:
             continue
-        if name in TIMES:
+        elif name in TIMES:
             if not isinstance(value, list) or len(value) != 3:
                 raise InputError(f"{name} is {value}: it must list three numbers, of flow matching, s and t")
             yield from ((name, key, number) for key, number in zip(TIMES[name], value, strict=True))
         elif name in WORDS:
-            if value not in WORDS[name]:
+            if not isinstance(value, str) or value not in WORDS[name]:
                 raise InputError(f"{name} is {value}: known are {', '.join(WORDS[name])}")
             yield name, KEYS[name], WORDS[name][value]
-        elif name == "cfg_scale" and isinstance(value, int | float):
-            yield name, KEYS[name], max(1.0, value)  # it guides above 1 only
         elif name == "dataset_type":
             yield name, KEYS[name], source_of(str(value))
         elif name in KEYS:
@@ -177,7 +186,11 @@ def heads_of(settings: Mapping[str, Any], sizes: Sizes) -> int:
 
 def recipe_for(settings: Mapping[str, Any], sizes: Sizes) -> str:
     """The shipped recipe of the paper's run that this one is most like."""
-    if sizes.network["name"] == "unet":
+    network = sizes.network
+    if network["name"] == "unet":
         return "cifar10"
-    recipe = "imagenet256-" + "".join(model_type(settings)).lower()
-    return recipe if recipe in recipe_names() else "imagenet256-b2"
+    same = [size for size, (depth, width, _) in SIZES.items() if (depth, width) == (network["depth"], network["width"])]
+    for size, patch in ((same[0] if same else "", network["patch"]), model_type(settings)):
+        if f"imagenet256-{size}{patch}".lower() in recipe_names():
+            return f"imagenet256-{size}{patch}".lower()
+    return "imagenet256-b2"

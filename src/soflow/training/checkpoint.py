@@ -9,6 +9,7 @@
 The folder is written beside its place and renamed, so a checkpoint either is there whole or is not there.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -113,15 +115,18 @@ def save_checkpoint(
     keep_last: int,
 ) -> Checkpoint:
     """Writes `folder`/step-NNNNNNNN, keeps `keep_last` with it, and removes older ones and any of later steps: those are
-    from before the run went back to an earlier checkpoint.
+    from before the run went back to an earlier checkpoint. Raises OSError where it cannot be written.
     """
     final = folder / f"step-{state.step:08d}"
     partial = folder / f".{final.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, partial / WEIGHTS["raw"])
-    save_file({name: tensor.contiguous() for name, tensor in ema.items()}, partial / WEIGHTS["ema"])
-    torch.save(optimizer, partial / OPTIMIZER)
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, partial / WEIGHTS["raw"])
+        save_file({name: tensor.contiguous() for name, tensor in ema.items()}, partial / WEIGHTS["ema"])
+        torch.save(optimizer, partial / OPTIMIZER)
+    except (SafetensorError, RuntimeError) as error:  # how both libraries report a disk that takes no more
+        raise OSError(errno.EIO, " ".join(str(error).split())) from None
     sums = {name: checksum(partial / name) for name in (*WEIGHTS.values(), OPTIMIZER)}
     record = {"version": VERSION, "state": asdict(state), "checksums": sums}
     (partial / "state.json").write_text(json.dumps(record, indent=1))

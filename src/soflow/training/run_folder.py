@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from soflow.config import Config, dump
-from soflow.config.reading import validate
+from soflow.config.reading import parse_yaml, validate
 from soflow.errors import InputError, RunError
 from soflow.training.checkpoint import VERSION, Checkpoint, newest_good, require_good
 
@@ -67,9 +65,9 @@ class RunFolder:
         if not self.config.is_file():
             raise InputError(f"{self.path} is not a run folder: it has no config.yaml; make one with soflow train")
         try:
-            values = yaml.safe_load(self.config.read_text())
+            values = parse_yaml(self.config.read_text(), str(self.config))
             version = values.pop("version")
-        except (yaml.YAMLError, AttributeError, KeyError, UnicodeDecodeError):
+        except (InputError, AttributeError, KeyError, UnicodeDecodeError):
             raise InputError(f"{self.config} is damaged: it is no longer the YAML that soflow train wrote") from None
         if version != VERSION:
             raise InputError(
