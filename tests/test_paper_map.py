@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from soflow.config import recipe_names
+from soflow.config import read_recipe, recipe_names
 from soflow.config.reading import known_keys
 from soflow.interop.settings import KEYS, READ_OFF, TIMES
+from soflow.times import FLOOR
 
-TEXT = (Path(__file__).parents[1] / "docs" / "paper_map.md").read_text()
+FOLDER = Path(__file__).parents[1] / "docs"
+TEXT = (FOLDER / "paper_map.md").read_text()
 QUOTED = re.findall(r"`([^`\s]+)`", TEXT)
 TARGETS = sorted({word for word in QUOTED if ".py:" in word})
 PLACES = sorted({word for word in QUOTED if re.fullmatch(r"[a-z_]+(\.[a-z_0-9]+)+", word) and not word.endswith(".py")})
@@ -31,8 +33,8 @@ def test_every_key_exists():
 
 
 def test_every_number_of_the_method_has_its_place():
-    """Whatever the sections of the paper set: the path, the objective, the optimizer, the average."""
-    told = [key for key in known_keys() if key.startswith(("path.", "objective.", "optimizer.", "ema."))]
+    """Whatever the sections of the paper set: path, objective, optimizer, average, network."""
+    told = [key for key in known_keys() if key.startswith(("path.", "objective.", "optimizer.", "ema.", "network."))]
     beyond_the_paper = {"objective.name", "optimizer.warmup", "optimizer.clip"}
     assert set(told) - set(PLACES) == beyond_the_paper
 
@@ -42,24 +44,52 @@ def test_every_setting_of_the_reference_is_in_the_table():
     assert [name for name in (*KEYS, *TIMES, *READ_OFF) if not re.search(rf"\b{name}\b", table)] == []
 
 
-def test_the_recipes_have_the_numbers_of_the_table():
-    """The table's numbers, read from its text, against the recipes that ship."""
-    from soflow.config import read_recipe
+def cells(beginning):
+    """The two cells of numbers, of ImageNet and of CIFAR-10, in the row that begins so."""
+    row = next(row for row in TEXT.splitlines() if row.startswith(beginning))
+    return [cell.strip() for cell in row.split(" | ")[1:3]]
 
-    row = next(line for line in TEXT.splitlines() if line.startswith("| guidance scale"))
-    scales = dict(re.findall(r"(\w+/\d) ([\d.]+)", row))
-    assert len(scales) == 5
-    for size, scale in scales.items():
+
+IMAGENET = [read_recipe(name) for name in recipe_names() if name.startswith("imagenet256")]
+ROWS = {
+    "| share of flow matching": lambda c: [c.objective.lambda_],
+    "| adaptive weight": lambda c: [c.objective.p, c.objective.eps],
+    "| t of flow matching": lambda c: [c.objective.times.flow_matching.mean, c.objective.times.flow_matching.std],
+    "| s (mean": lambda c: [c.objective.times.s.mean, c.objective.times.s.std],
+    "| t (mean": lambda c: [c.objective.times.t.mean, c.objective.times.t.std],
+    "| r(k, K)": lambda c: [c.objective.middle.init, c.objective.middle.end],
+    "| learning rate, betas": lambda c: [c.optimizer.lr, *c.optimizer.betas, c.optimizer.weight_decay],
+}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_the_recipes_have_the_numbers_of_the_table(row):
+    """The table's numbers, read from its text, against the recipes that ship."""
+    for configs, cell in zip((IMAGENET, [read_recipe("cifar10")]), cells(row), strict=True):
+        numbers = [float(number) for number in re.findall(r"-?\d[\d.]*(?:e-\d)?", cell)]
+        assert all(ROWS[row](config) == numbers for config in configs)
+
+
+def test_the_recipes_have_what_the_table_says_in_words():
+    cifar = read_recipe("cifar10")
+    for size, scale in re.findall(r"(\w+/\d) ([\d.]+)", cells("| guidance scale")[0]):
         assert read_recipe(f"imagenet256-{size.replace('/', '').lower()}").objective.guidance.scale == float(scale)
-    imagenet = [read_recipe(name) for name in recipe_names() if name.startswith("imagenet256")]
-    for line, read in (
-        ("| share of flow matching", lambda c: [c.objective.lambda_]),
-        ("| adaptive weight", lambda c: [c.objective.p, c.objective.eps]),
-        ("| t of flow matching", lambda c: [c.objective.times.flow_matching.mean, c.objective.times.flow_matching.std]),
-        ("| s (mean", lambda c: [c.objective.times.s.mean, c.objective.times.s.std]),
-        ("| t (mean", lambda c: [c.objective.times.t.mean, c.objective.times.t.std]),
-    ):
-        _, _, of_imagenet, of_cifar, *_ = next(row for row in TEXT.splitlines() if row.startswith(line)).split("|")
-        for configs, cell in ((imagenet, of_imagenet), ([read_recipe("cifar10")], of_cifar)):
-            numbers = [float(number) for number in re.findall(r"-?[\d.]+", cell)]
-            assert all(read(config) == numbers for config in configs), line
+    for config in IMAGENET:
+        guidance, name = config.objective.guidance, config.optimizer.name
+        assert cells("| mix m")[0] == f"{guidance.mix}, {guidance.label_dropout}, {guidance.decay_time}"
+        assert cells("| optimizer")[0].lower() == name
+        assert cells("| average")[0] == f"{config.ema.decay}, {config.ema.every}, {'yes' if config.ema.float64 else 'no'}"
+        assert cells("| batch")[0].startswith(f"{config.train.batch_size};")
+        assert str(config.train.steps) in cells("| batch")[0]
+        assert config.objective.middle.schedule in cells("| r(k, K)")[0]
+    assert cells("| optimizer")[1].lower() == cifar.optimizer.name
+    assert cells("| average")[1] == f"{cifar.ema.decay}, {cifar.ema.every}, {'yes' if cifar.ema.float64 else 'no'}"
+    assert cells("| batch")[1] == f"{cifar.train.batch_size}; {cifar.train.steps}"
+    assert str(cifar.data.augment) in cells("| augmentation")[1]
+    assert str(cifar.network.dropout) == cells("| dropout")[1]
+    assert cells("| the least t")[0] == f"{FLOOR:g}".replace("0.0001", "1e-4").replace("1e-04", "1e-4")
+
+
+def test_its_links_lead_somewhere():
+    for link in re.findall(r"\]\((?!http)([^)]+)\)", TEXT):
+        assert (FOLDER / link).exists(), link

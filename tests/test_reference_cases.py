@@ -33,8 +33,16 @@ CASES = sorted(file.stem for file in FOLDER.glob("*.json") if file.stem not in O
 if not CASES:
     pytest.skip(f"no reference cases in {FOLDER}: set SOFLOW_REFERENCE_CASES", allow_module_level=True)
 
-#: Relative to the scalar, or to a tensor's largest magnitude. The quotient over a tiny t - l multiplies float32's rounding.
+#: Relative to the scalar, or to a tensor's largest magnitude; for the consistency branch where some t - l is below 1e-3.
 USUAL, TINY_STEP = 1e-4, 1e-2
+
+
+def consistency_tolerance(smallest):
+    """What float32 leaves of a quotient over t - l: eight roundings of numbers of size 1, divided by the smallest t - l.
+
+    That is USUAL from t - l = 1e-2 on; below 1e-3 TINY_STEP holds.
+    """
+    return TINY_STEP if smallest < 1e-3 else max(USUAL, 8 * torch.finfo(torch.float32).eps / smallest)
 
 
 def make_network(kind):
@@ -81,8 +89,8 @@ class Case:
             self.path, self.parameterization, 0.75, float(s["p"]), float(s["eps"]), unused, unused, unused,
             StoredMiddleTime(tensors["l"]), self.guidance if guided else None,
         )  # fmt: skip
-        tiny = float((tensors["t"] - tensors["l"]).min()) < 1e-3
-        self.tolerance = {"velocity": USUAL, "consistency": TINY_STEP if tiny else USUAL}
+        smallest = float((tensors["t"] - tensors["l"]).min())
+        self.tolerance = {"velocity": USUAL, "consistency": consistency_tolerance(smallest)}
 
     @cache  # noqa: B019
     def branch(self, name):
@@ -106,10 +114,11 @@ def case(request):
     return Case(request.param)
 
 
-def assert_near(ours, theirs, tolerance=USUAL):
+def assert_near(ours, theirs, tolerance=USUAL, size=None):
+    """Equal but for `tolerance` of theirs, or of `size` where that is larger."""
     ours, theirs = torch.as_tensor(ours).detach().double(), torch.as_tensor(theirs).double()
     assert ours.shape == theirs.shape
-    assert float((ours - theirs).abs().max()) <= tolerance * max(float(theirs.abs().max()), 1e-12)
+    assert float((ours - theirs).abs().max()) <= tolerance * max(float(theirs.abs().max()), size or 0.0, 1e-12)
 
 
 @pytest.mark.parametrize("name", ["velocity", "consistency"])
@@ -117,7 +126,9 @@ def test_losses_errors_and_weights(case, name):
     losses, _ = case.branch(name)
     ours = {"velocity": "flow_matching"}.get(name, name)
     assert losses.parts.keys() == {f"{ours}_mse", f"{ours}_weight"}
-    assert_near(losses.total, case.expected[f"{name}_loss"], case.tolerance[name])
+    # The surrogate sums terms of both signs, so it is held against the size of the terms, w |q| |F|, not of their sum.
+    size = case.expected["consistency_weight"] * case.expected["consistency_mse"] ** 0.5 if name == "consistency" else None
+    assert_near(losses.total, case.expected[f"{name}_loss"], case.tolerance[name], size)
     for key in ("mse", "weight"):
         assert_near(losses.parts[f"{ours}_{key}"].mean(), case.expected[f"{name}_{key}"], case.tolerance[name])
 
@@ -162,23 +173,21 @@ def test_the_middle_time(case):
 
 
 def test_the_schedules_of_the_middle_time():
+    if not (FOLDER / "schedules.json").is_file():
+        pytest.skip(f"no schedules.json in {FOLDER}")
     for row in json.loads((FOLDER / "schedules.json").read_text()):
         middle = MiddleTime(row["schedule"], row["r_init"], row["r_end"])
         t, s = (torch.tensor([row[key]], dtype=torch.float64) for key in "ts")
         assert_near(middle(t, s, row["step"] / row["total"]), torch.tensor([row["l"]]))
 
 
-@pytest.mark.parametrize("kind", ["dit", "unet"])
 @torch.no_grad()
-def test_an_imported_checkpoint_draws_the_references_samples(kind, tmp_path):
-    """From the reference's weights through `soflow import`'s function, a run folder and `load` to its own samples."""
-    cases = [case for case in map(Case, CASES) if case.settings["network"] == kind]
-    if not cases:
-        pytest.skip(f"no case of the {kind}")
-    case = cases[0]
-    weights = {f"network.{name}": tensor for name, tensor in load_file(FOLDER / f"{kind}_weights.safetensors").items()}
-    content = {"model": weights, "ema_model": weights, "finished_steps": 7, "finished_epochs": 0}
-    torch.save(content, tmp_path / "reference.pt")
+def test_an_imported_checkpoint_draws_the_references_samples(case, tmp_path):
+    """From the reference's weights, as its averaged ones, through import, a run folder and `load` to its own samples."""
+    kind, tensors = case.settings["network"], case.tensors
+    average = {f"network.{name}": x for name, x in load_file(FOLDER / f"{kind}_weights.safetensors").items()}
+    raw = {name: x if "resample_filter" in name or "pos_embed" in name else x + 1 for name, x in average.items()}
+    torch.save({"model": raw, "ema_model": average, "finished_steps": 7}, tmp_path / "reference.pt")
     words = {"linear": "Linear", "trig": "Trig", "euler": "Euler"}
     settings = {
         "noising_type": words[case.settings["path"]],
@@ -189,6 +198,7 @@ def test_an_imported_checkpoint_draws_the_references_samples(kind, tmp_path):
     heads = case.sizes.get("num_heads")
     import_checkpoint(tmp_path / "reference.pt", tmp_path / "reference.yaml", tmp_path / "run", heads=heads)
     model = load(tmp_path / "run", device="cpu").model
-    assert_near(one_step(model, case.tensors["noise"], case.labels), case.tensors["one_step"])
-    two = renoise(model, case.tensors["noise"], [case.tensors["renoise_noise"]], case.labels)
-    assert_near(two, case.tensors["two_step"])
+    assert_near(one_step(model, tensors["noise"], case.labels), tensors["one_step"])
+    assert_near(renoise(model, tensors["noise"], [tensors["renoise_noise"]], case.labels), tensors["two_step"])
+    with pytest.raises(AssertionError):  # with the weights that are not averaged
+        assert_near(one_step(load(tmp_path / "run", "raw").model, tensors["noise"], case.labels), tensors["one_step"])
