@@ -15,7 +15,7 @@ demo: $(VENV)/.core
 	@echo "Look at  runs/digits/report.html  in a browser: digits drawn in a single forward pass, and how good they are."
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check
