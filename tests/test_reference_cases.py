@@ -80,7 +80,8 @@ class Case:
         self.network, self.sizes = make_network(self.settings["network"])
         s, tensors = self.settings, self.tensors
         self.path, self.parameterization = PATHS[s["path"]](), PARAMETERIZATIONS[s["parameterization"]]()
-        self.labels, self.augment = tensors.get("labels"), tensors.get("augment_labels")
+        self.labels = tensors.get("labels") if s.get("conditional", True) else None
+        self.augment = tensors.get("augment_labels")
         null_label = self.sizes.get("null_label", 0)
         self.guidance = Guidance(float(s["cfg_scale"]), float(s["mix"]), 0.1, float(s["cfg_decay_time"]), null_label)
         guided = s["cfg_scale"] > 1 and self.labels is not None

@@ -95,7 +95,7 @@ def write(samples: Tensor, labels: Tensor | None, file: Path) -> None:
 
     images = is_image(samples.shape[1:])
     if file.suffix == ".png":
-        save_picture(samples, file, columns=max(1, min(10, len(samples))) if images else 1)
+        save_picture(samples, file, columns=max(1, min(10, len(samples))))
     elif file.suffix == ".npz":
         arrays: dict[str, Any] = {"arr_0": to_uint8(samples) if images else samples.numpy()}
         if labels is not None:
