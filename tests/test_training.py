@@ -270,15 +270,17 @@ def test_a_loaded_run_samples_with_averaged_weights_in_evaluation_mode(tiny_run)
     )
 
 
-def test_two_processes_train_as_one(tmp_path):
-    command = ["train", "digits", *DIT, "--out"]
+@pytest.mark.parametrize("objective", ["soflow", "flow_matching", "mean_flow", "shortcut", "consistency"])
+def test_two_processes_train_as_one(objective, tmp_path):
+    settings = [f"objective.name={objective}", *DIT]
+    command = ["train", "digits", *settings, "--out"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "soflow"]
     two = subprocess.run(
         [*launch, *command, str(tmp_path / "two")], capture_output=True, text=True, timeout=120, check=False
     )
     assert two.returncode == 0, two.stderr
     assert two.stderr.count("step 8/8") == 1  # only the first process speaks
-    runs.train("digits", tmp_path / "one", DIT)
+    runs.train("digits", tmp_path / "one", settings)
     losses = [[line["loss"] for line in RunFolder(tmp_path / name).read_metrics()] for name in ("one", "two")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     weights = [load_file(last(tmp_path / name).path / "ema.safetensors") for name in ("one", "two")]

@@ -2,7 +2,16 @@
 
 from torch import nn
 
-from soflow.config.schema import Config, DataConfig, LogitNormalConfig
+from soflow.config.schema import (
+    Config,
+    ConsistencyConfig,
+    DataConfig,
+    FlowMatchingConfig,
+    LogitNormalConfig,
+    MeanFlowConfig,
+    ShortcutConfig,
+    SoFlowConfig,
+)
 from soflow.data import sources
 from soflow.data.augment import AugmentPipe
 from soflow.data.sources import Dataset
@@ -12,6 +21,10 @@ from soflow.networks.dit import DiT
 from soflow.networks.mlp import MLP
 from soflow.networks.unet import UNet
 from soflow.objectives.base import Objective
+from soflow.objectives.consistency import Consistency
+from soflow.objectives.flow_matching import FlowMatching
+from soflow.objectives.mean_flow import MeanFlow
+from soflow.objectives.shortcut import Shortcut
 from soflow.objectives.soflow import SoFlow
 from soflow.path import LinearPath, Path, TrigPath
 from soflow.solution import EulerParameterization, FlowModel, Parameterization, TrigParameterization
@@ -59,19 +72,39 @@ def make_network(config: Config) -> nn.Module:
 
 
 def make_objective(config: Config) -> Objective:
-    objective, guidance = config.objective, config.objective.guidance
-    return SoFlow(
-        path=PATHS[config.path.name](),
-        parameterization=PARAMETERIZATIONS[config.path.parameterization](),
-        lambda_=objective.lambda_,
-        p=objective.p,
-        eps=objective.eps,
-        fm_times=logit_normal(objective.times.flow_matching),
-        t_times=logit_normal(objective.times.t),
-        s_times=logit_normal(objective.times.s),
-        middle=MiddleTime(**objective.middle.model_dump()),
-        guidance=Guidance(**guidance.model_dump(), null_label=config.data.num_classes) if guidance.scale > 1 else None,
-    )
+    objective = config.objective
+    path, parameterization = PATHS[config.path.name](), PARAMETERIZATIONS[config.path.parameterization]()
+    weight: dict[str, float] = {"p": objective.p, "eps": objective.eps}
+    match objective:
+        case SoFlowConfig(times=times):
+            return SoFlow(
+                path,
+                parameterization,
+                objective.lambda_,
+                **weight,
+                fm_times=logit_normal(times.flow_matching),
+                t_times=logit_normal(times.t),
+                s_times=logit_normal(times.s),
+                middle=MiddleTime(**objective.middle.model_dump()),
+                guidance=make_guidance(config),
+            )
+        case FlowMatchingConfig(times=times):
+            return FlowMatching(path, parameterization, **weight, times=logit_normal(times), guidance=make_guidance(config))
+        case MeanFlowConfig(times=times, velocity_share=share):
+            return MeanFlow(path, share, **weight, times=logit_normal(times), guidance=make_guidance(config))
+        case ShortcutConfig(times=times, step_share=share):
+            return Shortcut(path, share, **weight, times=logit_normal(times), guidance=make_guidance(config))
+        case ConsistencyConfig(times=times, middle=middle):
+            return Consistency(
+                path, parameterization, **weight, times=logit_normal(times), middle=MiddleTime(**middle.model_dump())
+            )
+
+
+def make_guidance(config: Config) -> Guidance | None:
+    """None for a method, or a scale, that does not guide."""
+    if config.guidance_scale <= 1 or isinstance(config.objective, ConsistencyConfig):
+        return None
+    return Guidance(**config.objective.guidance.model_dump(), null_label=config.data.num_classes)
 
 
 def logit_normal(config: LogitNormalConfig) -> LogitNormal:

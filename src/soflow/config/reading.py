@@ -46,7 +46,15 @@ def override(values: dict[str, Any], overrides: Sequence[str]) -> None:
         parsed = parse_value(key, value)
         if key == "network.name" and parsed != values["network"]["name"]:
             values["network"] = {}  # another kind of network has keys of its own
+        if key == "objective.name" and parsed != values["objective"]["name"]:
+            values["objective"] = common(values["objective"], parsed)
         put(values, key, parsed)
+
+
+def common(objective: dict[str, Any], name: object) -> dict[str, Any]:
+    """What another method takes over of a section `objective`: how strongly to guide. All else is its own default."""
+    guided = name != "consistency" and "guidance" in objective
+    return {"guidance": {key: objective["guidance"][key] for key in ("scale", "label_dropout")}} if guided else {}
 
 
 def read_yaml(recipe: str) -> dict[str, Any]:
@@ -108,9 +116,9 @@ def validate(values: dict[str, Any]) -> Config:
 def explain(error: ValidationError) -> str:
     """The first mistake, in one line."""
     first = error.errors()[0]
-    # The union's tag stands in the location of errors inside `network`; it is not part of the key.
+    # The union's tag stands in the location of errors inside `network` and `objective`; it is not part of the key.
     place = [str(part) for part in first["loc"]]
-    if place[:1] == ["network"] and len(place) > 1:
+    if len(place) > 1 and place[0] in ("network", "objective"):
         place = [place[0], *place[2:]]
     key = ".".join(place)
     if first["type"] == "extra_forbidden":
@@ -120,7 +128,8 @@ def explain(error: ValidationError) -> str:
     if first["type"] == "union_tag_not_found":
         return "network.name is missing: it must be dit, unet or mlp"
     if first["type"] == "union_tag_invalid":
-        return f"network.name is {first['ctx']['tag']}: it must be dit, unet or mlp"
+        *others, last = first["ctx"]["expected_tags"].replace("'", "").split(", ")
+        return f"{key}.name is {first['ctx']['tag']}: it must be {', '.join(others)} or {last}"
     if first["type"] == "missing":
         return f"{key} is missing"
     message = first["msg"].replace("Input should be", "it must be")

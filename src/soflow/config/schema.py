@@ -3,9 +3,9 @@
 `soflow recipes NAME` prints the descriptions below. Reading files and overrides: config/reading.py.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -82,14 +82,58 @@ class GuidanceConfig(Section):
     decay_time: Share = Field(0.8, description="above this t guidance fades towards noise; 1: never")
 
 
+class UndecayedGuidanceConfig(GuidanceConfig):
+    mix: Share = Field(1.0, description="weight of the guided velocity against the network's own, 1 - kappa")
+    decay_time: float = Field(1.0, ge=1, le=1, description="MeanFlow's guidance does not fade")
+
+
 class SoFlowConfig(Section):
-    name: Literal["soflow"] = Field("soflow", description="the training method: soflow")
+    name: Literal["soflow"] = Field("soflow", description="the training method")
     lambda_: Share = Field(0.75, description="share of the batch that matches the flow; the rest is made consistent")
     p: float = Field(1.0, ge=0, description="power of the adaptive weight; 0 is the plain square")
     eps: PositiveFloat = Field(0.01, description="floor of the adaptive weight")
     times: TimesConfig = Field(TimesConfig(), description="densities of the times, logit-normal")
     middle: MiddleConfig = Field(MiddleConfig(), description="the middle time l = t + (s - t) r")
     guidance: GuidanceConfig = Field(GuidanceConfig(), description="classifier-free guidance inside training")
+
+
+class FlowMatchingConfig(Section):
+    name: Literal["flow_matching"]
+    p: float = Field(0.0, ge=0, description="power of the adaptive weight; 0 is the plain square")
+    eps: PositiveFloat = Field(0.01, description="floor of the adaptive weight")
+    times: LogitNormalConfig = Field(LogitNormalConfig(mean=-0.2, std=1.0), description="density of t")
+    guidance: GuidanceConfig = Field(GuidanceConfig(), description="classifier-free guidance inside training")
+
+
+class MeanFlowConfig(Section):
+    name: Literal["mean_flow"]
+    velocity_share: Share = Field(0.75, description="share of the batch with s = t")
+    p: float = Field(1.0, ge=0, description="power of the adaptive weight; 0 is the plain square")
+    eps: PositiveFloat = Field(0.01, description="floor of the adaptive weight")
+    times: LogitNormalConfig = Field(LogitNormalConfig(mean=-0.4, std=1.0), description="of the two draws that t and s are")
+    guidance: UndecayedGuidanceConfig = Field(UndecayedGuidanceConfig(), description="classifier-free guidance in training")
+
+
+class ShortcutConfig(Section):
+    name: Literal["shortcut"]
+    step_share: Share = Field(0.25, description="share of the batch that learns steps from half steps")
+    p: float = Field(0.0, ge=0, description="power of the adaptive weight; 0 is the plain square")
+    eps: PositiveFloat = Field(0.01, description="floor of the adaptive weight")
+    times: LogitNormalConfig = Field(LogitNormalConfig(mean=-0.2, std=1.0), description="density of t of flow matching")
+    guidance: GuidanceConfig = Field(GuidanceConfig(), description="classifier-free guidance inside training")
+
+
+class ConsistencyConfig(Section):
+    name: Literal["consistency"]
+    p: float = Field(1.0, ge=0, description="power of the adaptive weight; 0 is the plain square")
+    eps: PositiveFloat = Field(0.01, description="floor of the adaptive weight")
+    times: LogitNormalConfig = Field(LogitNormalConfig(mean=0.2, std=0.8), description="density of t")
+    middle: MiddleConfig = Field(MiddleConfig(), description="the middle time l = (1 - r) t")
+
+
+ObjectiveConfig = Annotated[
+    SoFlowConfig | FlowMatchingConfig | MeanFlowConfig | ShortcutConfig | ConsistencyConfig, Field(discriminator="name")
+]
 
 
 class OptimizerConfig(Section):
@@ -139,7 +183,7 @@ class Config(Section):
     data: DataConfig = DataConfig()
     network: NetworkConfig = DiTConfig(name="dit")
     path: PathConfig = PathConfig()
-    objective: SoFlowConfig = SoFlowConfig()
+    objective: ObjectiveConfig = SoFlowConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     ema: EmaConfig = EmaConfig()
     train: TrainConfig = TrainConfig()
@@ -148,6 +192,16 @@ class Config(Section):
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="of the network's passes; the consistency pair stays in fp32"
     )
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def soflow_by_default(cls, section: Any) -> Any:
+        return {"name": "soflow", **section} if isinstance(section, dict) else section
+
+    @property
+    def guidance_scale(self) -> float:
+        """omega; 1 where nothing is guided, and for a method that has no guidance."""
+        return 1.0 if isinstance(self.objective, ConsistencyConfig) else self.objective.guidance.scale
 
     @model_validator(mode="after")
     def parts_fit_together(self) -> "Config":
@@ -164,7 +218,9 @@ class Config(Section):
             raise ValueError("data.augment needs a network that takes augmentation labels: set network.name=unet")
         if self.init_time == "reversed" and not self.init_from:
             raise ValueError("init_time=reversed says how to read init_from: set that, too")
-        if self.objective.guidance.scale > 1 and not self.data.num_classes:
+        if self.objective.name in ("mean_flow", "shortcut") and self.path.parameterization != "euler":
+            raise ValueError(f"objective.name={self.objective.name} learns mean velocities: set path.parameterization=euler")
+        if self.guidance_scale > 1 and not self.data.num_classes:
             raise ValueError("objective.guidance.scale above 1 needs labels: set data.num_classes, or the scale to 1")
         if self.train.batch_size % self.train.accumulate:
             raise ValueError(

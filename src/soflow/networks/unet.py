@@ -97,7 +97,7 @@ class UNetBlock(nn.Module):
         q, k, v = qkv.flatten(2).unflatten(1, (-1, 3)).permute(2, 0, 3, 1)[:, :, None].float()  # (B, 1, pixels, C)
         with torch.autocast(qkv.device.type, enabled=False):
             out = functional.scaled_dot_product_attention(q, k, v)
-        return out[:, 0].transpose(1, 2).unflatten(2, size).to(qkv.dtype)
+        return out[:, 0].transpose(1, 2).unflatten(2, size).to(qkv.dtype).contiguous()
 
 
 class UNet(nn.Module):

@@ -48,7 +48,9 @@ class Objective(Protocol):
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> Draws: ...
 
-    def __call__(self, net: Net, batch: Batch, draws: Draws, progress: float) -> Losses: ...
+    def __call__(
+        self, net: Net, batch: Batch, draws: Draws, progress: float, average: Net | None = None
+    ) -> Losses: ...  # `average`: the network with averaged weights, for methods whose targets come from it
 
 
 class LossModule(nn.Module):
@@ -57,13 +59,31 @@ class LossModule(nn.Module):
     Data-parallel wrappers thus see one forward and one backward a step, and synchronize every gradient.
     """
 
-    def __init__(self, network: nn.Module, objective: Objective) -> None:
+    def __init__(self, network: nn.Module, objective: Objective, average: Net | None = None) -> None:
         super().__init__()
         self.network = network
         self.objective = objective
+        self.average = average
 
     def forward(self, batch: Batch, draws: Draws, progress: float) -> Losses:
-        return self.objective(self.network, batch, draws, progress)
+        return self.objective(self.network, batch, draws, progress, self.average)
+
+
+@dataclass(frozen=True)
+class BranchLoss:
+    """One branch's numbers for each of its samples: its share of the loss, mean_d of the squared error, the weight w."""
+
+    loss: PerSample
+    squared: PerSample
+    weight: PerSample
+
+
+def losses(**branches: BranchLoss) -> Losses:
+    """The mean of one loss a sample over all branches, with each branch's errors and weights for the logs."""
+    total = torch.cat([branch.loss for branch in branches.values()]).mean()
+    mse = {f"{name}_mse": branch.squared for name, branch in branches.items()}
+    weight = {f"{name}_weight": branch.weight for name, branch in branches.items()}
+    return Losses(total, mse | weight)
 
 
 def adaptive_weight(squared: PerSample, p: float, eps: float) -> PerSample:

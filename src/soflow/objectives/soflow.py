@@ -1,5 +1,8 @@
 """SoFlow: flow matching and solution consistency, with no Jacobian-vector product.
 
+    L_FM  = mean of sg(w) mean_d( (v(x_t, t, y) - target)^2 )                      objectives/flow_matching.py
+    L_SCM = mean of sign(b(t, s)) mean_d( F(x_t, t, s, y) sg(q w) )                below
+
 Source: SoFlow (arXiv 2512.15657), its two losses and guidance; where its code differs from its text: docs/paper_map.md.
 """
 
@@ -8,23 +11,17 @@ from dataclasses import dataclass
 from math import floor
 
 import torch
+from torch import Tensor
 
 from soflow.data.batches import Batch
 from soflow.guidance import Guidance
-from soflow.objectives.base import Draws, Losses, adaptive_weight, float32, same_dropout
+from soflow.objectives.base import BranchLoss, Draws, Losses, adaptive_weight, float32, losses, same_dropout
+from soflow.objectives.flow_matching import FlowMatching
+from soflow.objectives.guided import draw_dropped, guided_velocity, shown_labels
 from soflow.path import Path
 from soflow.solution import Parameterization
-from soflow.symbols import Labels, Net, PerSample, Sample, Times, across, mean_d
+from soflow.symbols import Labels, Net, Sample, Times, across, mean_d
 from soflow.times import LogitNormal, MiddleTime, draw_jumps
-
-
-@dataclass(frozen=True)
-class BranchLoss:
-    """One branch's numbers for each of its samples: its share of the loss, mean_d of the squared error, the weight w."""
-
-    loss: PerSample
-    squared: PerSample
-    weight: PerSample
 
 
 @dataclass(frozen=True)
@@ -49,17 +46,15 @@ class SoFlow:
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> Draws:
         """Noise, times and label drops for a batch of that shape, (B, ...), on the generator's device."""
-        count, device = shape[0], generator.device
-        noise = torch.randn(*shape, generator=generator, device=device)
+        count = shape[0]
+        noise = torch.randn(*shape, generator=generator, device=generator.device)
         n_fm = floor(self.lambda_ * count)
         t_fm = self.fm_times.draw(n_fm, generator)
         t_jump, s_jump = draw_jumps(count - n_fm, self.t_times, self.s_times, generator)
         t, s = torch.cat([t_fm, t_jump]), torch.cat([t_fm, s_jump])
-        label_dropout = self.guidance.label_dropout if self.guidance else 0.0
-        dropped = torch.rand(count, generator=generator, device=device) < label_dropout
-        return Draws(noise, t, s, dropped, n_velocity=n_fm)
+        return Draws(noise, t, s, draw_dropped(count, self.guidance, generator), n_velocity=n_fm)
 
-    def __call__(self, net: Net, batch: Batch, draws: Draws, progress: float) -> Losses:
+    def __call__(self, net: Net, batch: Batch, draws: Draws, progress: float, average: Net | None = None) -> Losses:
         """The loss at `progress` = k / K of training."""
         fm, scm = slice(draws.n_velocity), slice(draws.n_velocity, None)
         branches = {}
@@ -68,75 +63,54 @@ class SoFlow:
         if draws.n_velocity < len(batch):
             l = self.middle(draws.t[scm], draws.s[scm], progress)
             branches["consistency"] = self.consistency(net, batch.rows(scm), draws.rows(scm), l)
-        total = torch.cat([branch.loss for branch in branches.values()]).mean()
-        mse = {f"{name}_mse": branch.squared for name, branch in branches.items()}
-        weight = {f"{name}_weight": branch.weight for name, branch in branches.items()}
-        return Losses(total, mse | weight)
+        return losses(**branches)
 
     def flow_matching(self, net: Net, batch: Batch, draws: Draws) -> BranchLoss:
         """L_FM: v(x_t, t, y) -> the (guided) conditional velocity."""
-        point = self.path.sample(batch.data, draws.noise, draws.t)
-        x_t, t = point.x_t, point.t
-        v = self.parameterization.velocity(net(x_t, t, t, self._labels(batch, draws), batch.augment))
-
-        target = point.v_t
-        if self.guidance is not None:  # the prediction that is mixed in is this very pass, so it costs nothing
-            with torch.no_grad():
-                v_null = self.parameterization.velocity(net(x_t, t, t, None, batch.augment))
-                target = self.guidance.target(point.v_t, v_null, v.detach(), t, draws.dropped)
-
-        # L_FM = mean of sg(w) mean_d(delta^2),   w = 1 / (|d_s b(t, t)| (mean_d(delta^2) + eps)^p)
-        delta = v - target
-        squared = mean_d(delta**2)
-        weight = adaptive_weight(squared, self.p, self.eps) / abs(self.parameterization.d_s_b)
-        return BranchLoss(weight * squared, squared.detach(), weight)
+        flow = FlowMatching(self.path, self.parameterization, self.p, self.eps, self.fm_times, self.guidance)
+        return flow.branch(net, batch, draws)
 
     def consistency(self, net: Net, batch: Batch, draws: Draws, l: Times) -> BranchLoss:
-        """L_SCM: f(x_t, t, s) -> f(x_l, l, s), where one Euler step along the (guided) velocity leads from x_t to x_l.
-
-        The loss is a surrogate: its gradient is sign(b) w q / D, its value means nothing. Read `squared` instead.
-        """
+        """L_SCM: f(x_t, t, s) -> f(x_l, l, s), where one Euler step along the (guided) velocity leads from x_t to x_l."""
         point = self.path.sample(batch.data, draws.noise, draws.t)
+        target = guided_velocity(net, point, batch, draws, self.parameterization, self.guidance)
+        # x_l = x_t + target (l - t)
         x_t, t, s = point.x_t, point.t, draws.s
-        labels = self._labels(batch, draws)
+        x_l = x_t + target * across(l - t, x_t)
+        labels = shown_labels(batch, draws, self.guidance)
+        return consistency_loss(net, self.parameterization, x_t, t, x_l, l, s, labels, batch.augment, self.p, self.eps)
 
-        with torch.no_grad():
-            target = point.v_t
-            if self.guidance is not None:
-                v_label, v_null = self._velocities(net, x_t, t, batch)
-                target = self.guidance.target(point.v_t, v_null, v_label, t, draws.dropped)
-            # x_l = x_t + target (l - t)
-            x_l = x_t + target * across(l - t, x_t)
 
-        with float32(x_t):
-            replay_dropout = same_dropout(x_t.device)
-            with torch.no_grad():  # the target is the same network, not an averaged copy, under the same dropout mask
-                f_l = self.parameterization.solution(x_l, l, s, net(x_l, l, s, labels, batch.augment))
-            replay_dropout()
-            F_t = net(x_t, t, s, labels, batch.augment)
-            f_t = self.parameterization.solution(x_t, t, s, F_t.detach())
+def consistency_loss(
+    net: Net,
+    parameterization: Parameterization,
+    x_t: Sample,
+    t: Times,
+    x_l: Sample,
+    l: Times,
+    s: Times,
+    labels: Labels | None,
+    augment: Tensor | None,
+    p: float,
+    eps: float,
+) -> BranchLoss:
+    """f(x_t, t, s, y) -> sg f(x_l, l, s, y), at times s <= l < t.
 
-            # q = (f(x_t, t, s) - f(x_l, l, s)) / (t - l),   w = 1 / (mean_d(q^2) + eps)^p
-            q = (f_t - f_l) / across(t - l, x_t)
-            squared = mean_d(q**2)
-            weight = adaptive_weight(squared, self.p, self.eps)
-            # L_SCM = mean of sign(b(t, s)) mean_d(F(x_t, t, s) sg(q w))
-            sign = torch.sign(self.parameterization.b(t, s))
-            loss = sign * mean_d(F_t * q * across(weight, q))
-        return BranchLoss(loss, squared, weight)
+    The loss is a surrogate: its gradient is sign(b) w q / D, its value means nothing. Read `squared` instead.
+    """
+    with float32(x_t):
+        replay_dropout = same_dropout(x_t.device)
+        with torch.no_grad():  # the target is the same network, not an averaged copy, under the same dropout mask
+            f_l = parameterization.solution(x_l, l, s, net(x_l, l, s, labels, augment))
+        replay_dropout()
+        F_t = net(x_t, t, s, labels, augment)
+        f_t = parameterization.solution(x_t, t, s, F_t.detach())
 
-    def _labels(self, batch: Batch, draws: Draws) -> Labels | None:
-        """The labels the network is shown: some of them dropped where guidance is trained."""
-        if self.guidance is None or batch.labels is None:
-            return batch.labels
-        return self.guidance.drop(batch.labels, draws.dropped)
-
-    def _velocities(self, net: Net, x_t: Sample, t: Times, batch: Batch) -> tuple[Sample, Sample]:
-        """v(x_t, t, y) and v(x_t, t, null), in one pass; y is the label before dropping."""
-        assert self.guidance is not None
-        assert batch.labels is not None
-        labels = torch.cat([batch.labels, torch.full_like(batch.labels, self.guidance.null_label)])
-        x, t = torch.cat([x_t, x_t]), torch.cat([t, t])
-        augment = None if batch.augment is None else torch.cat([batch.augment, batch.augment])
-        v_label, v_null = self.parameterization.velocity(net(x, t, t, labels, augment)).chunk(2)
-        return v_label, v_null
+        # q = (f(x_t, t, s) - f(x_l, l, s)) / (t - l),   w = 1 / (mean_d(q^2) + eps)^p
+        q = (f_t - f_l) / across(t - l, x_t)
+        squared = mean_d(q**2)
+        weight = adaptive_weight(squared, p, eps)
+        # L_SCM = mean of sign(b(t, s)) mean_d(F(x_t, t, s) sg(q w))
+        sign = torch.sign(parameterization.b(t, s))
+        loss = sign * mean_d(F_t * q * across(weight, q))
+    return BranchLoss(loss, squared, weight)

@@ -30,6 +30,12 @@ class Ema:
         weights = [p.detach().to(self.dtype) for p in self.trained.values()]
         torch._foreach_lerp_(list(self.average.values()), weights, 1 - self.config.decay**self.config.every)
 
+    @torch.no_grad()
+    def net(self, x: Tensor, t: Tensor, s: Tensor, labels: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
+        """F(x, t, s, labels) with the averaged weights, without gradient."""
+        weights = {name: average.to(self.trained[name].dtype) for name, average in self.average.items()}
+        return torch.func.functional_call(self.network, weights, (x, t, s, labels, augment))
+
     def state_dict(self) -> dict[str, Tensor]:
         """The whole network's state with averaged weights, as kept in checkpoints."""
         return {**self.network.state_dict(), **self.average}

@@ -68,9 +68,9 @@ class Trainer:
         self.objective = objective
         self.network = network
         self.state = TrainState()
+        self.ema = Ema(network.to(self.device), config.ema)
         optimizer = make_optimizer(config.optimizer, network.parameters())
-        self.module, self.optimizer = self.accelerator.prepare(LossModule(network, objective), optimizer)
-        self.ema = Ema(network, config.ema)
+        self.module, self.optimizer = self.accelerator.prepare(LossModule(network, objective, self.ema.net), optimizer)
         self.resume()
 
     def resume(self) -> None:
