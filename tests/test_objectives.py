@@ -171,29 +171,27 @@ def test_mean_flow_trains_a_network_whose_attention_is_fused():
 
 
 @pytest.mark.parametrize("mix", [1.0, 0.25])
-def test_mean_flows_guided_velocity_is_its_papers(mix):
-    """omega v_t + (1 - omega - kappa) F(null) + kappa F(y) with kappa = 1 - mix and omega = mix * scale."""
-    scale, values = 2.5, {0: 0.3, 1: -0.8, 2: 0.1}  # F(x, t, t, y) is a constant of the label, 2 is null
-    seen = []
+def test_mean_flow_is_guided_as_in_its_paper(mix):
+    """v = omega v_t + (1 - omega - kappa) F(null) + kappa F(y), with kappa = 1 - mix and omega = mix * scale, for
+    F(x, t, s, y) = k_y x, whose derivative along the trajectory is k_y v."""
+    scale, k = 2.5, torch.tensor([0.3, -0.8, 0.1], dtype=torch.float64)  # 2 is the null label
 
     def net(x, t, s, labels, augment):
-        out = torch.stack([torch.full((3,), values[int(label)], dtype=x.dtype) for label in labels])
-        seen.append(labels)
-        return out + 0 * x
+        return k[labels][:, None] * x
 
-    objective = MeanFlow(LinearPath(), 1.0, 0.0, 0.01, TIMES, Guidance(scale, mix, 0.5, 1.0, null_label=2))
-    labels = torch.tensor([0, 1, 0, 1])
+    objective = MeanFlow(LinearPath(), 0.5, 0.0, 0.01, TIMES, Guidance(scale, mix, 0.5, 1.0, null_label=2))
+    labels, dropped = torch.tensor([0, 1, 0, 1]), torch.tensor([False, False, True, False])
     data = torch.randn(4, 3, dtype=torch.float64)
     draws = float64(objective.draw((4, 3), torch.Generator()))
-    draws = type(draws)(draws.noise, draws.t, draws.s, torch.tensor([False, False, True, True]), 4)
-    v_t = draws.noise - data
+    draws = type(draws)(draws.noise, draws.t, draws.s, dropped, draws.n_velocity)
+    x_t, v_t = objective.path.add_noise(data, draws.noise, draws.t), draws.noise - data
     kappa, omega = 1 - mix, mix * scale
-    label_value = torch.tensor([[values[int(y)]] for y in labels], dtype=torch.float64)
-    paper = omega * v_t + (1 - omega - kappa) * values[2] + kappa * label_value
-    target = torch.where(draws.dropped[:, None], v_t, paper)
-    shown = torch.where(draws.dropped[:, None], values[2], label_value)
+    paper = omega * v_t + (1 - omega - kappa) * k[2] * x_t + kappa * k[labels][:, None] * x_t
+    v = torch.where(dropped[:, None], v_t, paper)
+    shown = k[torch.where(dropped, 2, labels)][:, None]
+    target = v - (draws.t - draws.s)[:, None] * shown * v
     found = objective(net, Batch(data, labels), draws, 0.0).parts["mean_flow_mse"]
-    torch.testing.assert_close(found, ((shown - target) ** 2).mean(1))
+    torch.testing.assert_close(found, ((shown * x_t - target) ** 2).mean(1))
 
 
 def test_shortcut_steps_start_at_multiples_of_their_length_and_use_the_average():
@@ -243,6 +241,13 @@ def test_each_trains_each_network_and_goes_on_bit_for_bit(name, network, tmp_pat
     last.write_bytes(b"damaged")
     runs.train("digits", tmp_path / "run", settings)
     assert last.read_bytes() == whole
+
+
+def test_training_gives_shortcut_models_the_averaged_network(tmp_path, monkeypatch):
+    asked, net = [], Ema.net
+    monkeypatch.setattr(Ema, "net", lambda self, *inputs: asked.append(len(inputs[0])) or net(self, *inputs))
+    runs.train("digits", tmp_path / "run", [*TINY_DIT, "objective.name=shortcut", *SHORT, "train.steps=3"])
+    assert asked == [2] * 6  # two half steps a step of training, for a quarter of a batch of 8
 
 
 @pytest.mark.parametrize("name", PEERS)
