@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from soflow.cli.bench import bench
 from soflow.cli.evaluate import evaluate
 from soflow.cli.import_ import import_
 from soflow.cli.recipes import recipes
@@ -38,7 +39,7 @@ def version(
         raise typer.Exit
 
 
-for command in (recipes, train, sample, evaluate, report):
+for command in (recipes, train, sample, evaluate, report, bench):
     app.command()(command)
 app.command("import")(import_)
 

@@ -1,0 +1,192 @@
+"""What a training step and a sample cost: each method in a fresh process, in turn, on random data of the recipe's shape.
+
+python -m soflow.bench          one measurement: reads a configuration from stdin, writes its figures to stdout (JSON)
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from soflow.assemble import make_model, make_network, make_objective
+from soflow.config import Config
+from soflow.data.augment import AugmentPipe
+from soflow.data.batches import Batch, seeded_generator
+from soflow.data.sources import Dataset
+from soflow.errors import RunError
+from soflow.objectives.base import LossModule
+from soflow.sampling import class_by_class, one_step
+from soflow.training.display import SilentDisplay
+from soflow.training.run_folder import RunFolder
+from soflow.training.trainer import Trainer
+
+#: Seconds of training steps in one measurement, after WARM_UP steps; at least LEAST_STEPS.
+SECONDS, WARM_UP, LEAST_STEPS = 4.0, 2, 3
+#: Samples in the step whose operations are counted, and side of the matrices whose product is the machine's peak.
+COUNTED, MATRIX = 64, 2048
+#: Pairs of a sampling step and a bare forward pass, and samples in each.
+PAIRS, SAMPLED = 15, 256
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One process's figures of one method."""
+
+    seconds_per_step: float  # median
+    peak_bytes: int  # of the whole process on a CPU, of the allocator on a GPU, while training
+    flops_per_sample: float  # of a training step, forward and backward
+    forward_flops_per_sample: float  # of one call of the network
+    parameters: int
+    peak_flops_per_second: float  # of a large matrix product in this process
+    one_step_samples_per_second: float
+    bare_forward_ratio: float  # one-step sampling's throughput over that of the network alone, median of pairs
+    device: str
+
+
+def random_dataset(config: Config, count: int) -> Dataset:
+    """Normal data of the configuration's shape; labels in turn."""
+    labels = class_by_class(count, config.data.num_classes)
+    names = tuple(str(label) for label in range(config.data.num_classes))
+    return Dataset("random", "train", torch.randn(count, *config.data.shape), labels, names)
+
+
+def measure(config: Config) -> Measurement:
+    """Trains by the trainer itself, then counts, then samples."""
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        run = RunFolder(Path(folder))
+        run.create()
+        trainer = Trainer(
+            network=make_network(config),
+            objective=make_objective(config),
+            dataset=random_dataset(config, 2 * config.train.batch_size),
+            augment=None,
+            config=config,
+            folder=run,
+            display=SilentDisplay(),
+            draw_samples=lambda step, weights, device: None,
+        )
+        trainer.module.train()
+        times: list[float] = []
+        while len(times) < WARM_UP + LEAST_STEPS or sum(times[WARM_UP:]) < SECONDS:
+            start = time.perf_counter()
+            trainer.timed_step()  # reads the loss, and so waits for the device
+            times.append(time.perf_counter() - start)
+        device, network = trainer.device, trainer.network
+        peak = peak_bytes(device)
+        flops, forward = count_flops(config, device)
+        rate, ratio = sampling_rate(config, network, device)
+        trainer.close()
+    return Measurement(
+        seconds_per_step=median(times[WARM_UP:]),
+        peak_bytes=peak,
+        flops_per_sample=flops,
+        forward_flops_per_sample=forward,
+        parameters=sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad),
+        peak_flops_per_second=peak_rate(device),
+        one_step_samples_per_second=rate,
+        bare_forward_ratio=ratio,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+    )
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory so far: of the allocator on a GPU, resident of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def count_flops(config: Config, device: torch.device) -> tuple[float, float]:
+    """Operations a sample, of the loss and its gradient and of one forward pass; attention as the matrix products it is."""
+    network = make_network(config).to(device)
+    dataset = random_dataset(config, COUNTED)
+    labels = None if dataset.labels is None else dataset.labels.to(device)
+    augment = torch.zeros(COUNTED, AugmentPipe.num_labels, device=device) if config.data.augment else None
+    batch = Batch(dataset.data.to(device), labels, augment)
+    objective = make_objective(config)
+    draws = objective.draw(batch.data.shape, seeded_generator(0, "draws", 0, device))
+    module = LossModule(network, objective, network)
+    with sdpa_kernel(SDPBackend.MATH):
+        with FlopCounterMode(display=False) as whole:
+            module(batch, draws, 0.5).total.backward()
+        with torch.no_grad(), FlopCounterMode(display=False) as forward:
+            network(batch.data, draws.t, draws.s, labels, augment)
+    return whole.get_total_flops() / COUNTED, forward.get_total_flops() / COUNTED
+
+
+def peak_rate(device: torch.device) -> float:
+    """Operations a second of a large float32 matrix product, the best of five."""
+    matrix = torch.randn(MATRIX, MATRIX, device=device)
+    return 2 * MATRIX**3 / min(seconds(lambda: matrix @ matrix, device) for _ in range(5))
+
+
+@torch.no_grad()
+def sampling_rate(config: Config, network: torch.nn.Module, device: torch.device) -> tuple[float, float]:
+    """Samples a second of one-step sampling, and its ratio to the network's own forward pass on the same batch."""
+    model = make_model(config, network)
+    noise = torch.randn(SAMPLED, *config.data.shape, device=device)
+    labels = class_by_class(SAMPLED, config.data.num_classes)
+    labels = None if labels is None else labels.to(device)
+    t, s = torch.ones(SAMPLED, device=device), torch.zeros(SAMPLED, device=device)
+    pairs = []
+    for _ in range(PAIRS + 1):
+        bare = seconds(lambda: network(noise, t, s, labels), device)
+        pairs.append((seconds(lambda: one_step(model, noise, labels), device), bare))
+    pairs = pairs[1:]  # the first warms up
+    return SAMPLED / median(sampled for sampled, _ in pairs), median(bare / sampled for sampled, bare in pairs)
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """How long the work takes, with all that it has started."""
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def bench(
+    configs: Mapping[str, Config], rounds: int, on_done: Callable[[int], None] = lambda done: None
+) -> dict[str, list[Measurement]]:
+    """`rounds` measurements of each configuration, in turn, so that a machine whose speed drifts drifts for all of them.
+
+    `on_done` hears how many are done of rounds * len(configs). Raises InputError for a network that cannot be, RunError
+    where a measurement fails.
+    """
+    with torch.device("meta"):
+        for config in configs.values():
+            make_network(config)  # a network that cannot be is said before any process starts
+    measured: dict[str, list[Measurement]] = {name: [] for name in configs}
+    for done in range(rounds * len(configs)):
+        name = list(configs)[done % len(configs)]
+        process = subprocess.run(
+            [sys.executable, "-m", "soflow.bench"],
+            input=configs[name].model_dump_json(),
+            capture_output=True,
+            text=True,
+            check=False,
+            env=dict(os.environ),
+        )
+        if process.returncode:
+            reason = (process.stderr.strip().splitlines() or ["killed, perhaps for memory"])[-1]
+            raise RunError(f"the measurement of {name} failed: {reason}")
+        measured[name].append(Measurement(**json.loads(process.stdout.splitlines()[-1])))
+        on_done(done + 1)
+    return measured
+
+
+if __name__ == "__main__":
+    print(json.dumps(asdict(measure(Config.model_validate_json(sys.stdin.read())))))
