@@ -3,14 +3,11 @@
 import json
 
 import pytest
-import torch
 
 from conftest import TINY_DIT
 from soflow.bench import count_flops
 from soflow.cli import main
 from soflow.config import read_recipe
-
-CPU = torch.device("cpu")
 
 
 def forward_by_hand(tokens, patch_values, width, depth):
@@ -27,7 +24,7 @@ def test_the_operations_of_a_forward_pass_and_of_methods():
     by_hand = forward_by_hand(tokens=4, patch_values=16, width=32, depth=1)
     counted = {}
     for name in ("flow_matching", "consistency", "soflow", "mean_flow"):
-        counted[name], forward = count_flops(read_recipe("digits", [*tiny, f"objective.name={name}"]), CPU)
+        counted[name], forward = count_flops(read_recipe("digits", [*tiny, f"objective.name={name}"]))
         assert forward == pytest.approx(by_hand, rel=1e-6)
     assert counted["flow_matching"] == pytest.approx(3 * by_hand, rel=0.1)
     assert counted["consistency"] - counted["flow_matching"] == pytest.approx(by_hand)  # one pass without gradient more

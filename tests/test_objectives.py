@@ -252,7 +252,10 @@ def test_training_gives_shortcut_models_the_averaged_network(tmp_path, monkeypat
 
 @pytest.mark.parametrize("name", PEERS)
 def test_each_trains_the_mlp(name, tmp_path):
-    runs.train("moons", tmp_path / "run", [f"objective.name={name}", *SHORT, "train.steps=3"])
+    run = runs.train("moons", tmp_path / "run", [f"objective.name={name}", *SHORT, "train.steps=3"])
+    assert [line["step"] for line in run.read_metrics()] == [2, 3]
+    weights = runs.load(run.path, "raw", device="cpu").model.net.state_dict()
+    assert float(weights["final_layer.weight"].abs().min()) > 0  # it was all zeros
 
 
 @pytest.mark.parametrize("name", PEERS)

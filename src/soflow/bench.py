@@ -4,7 +4,6 @@ python -m soflow.bench          one measurement: reads a configuration from stdi
 """
 
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -25,18 +25,15 @@ from soflow.data.augment import AugmentPipe
 from soflow.data.batches import Batch, seeded_generator
 from soflow.data.sources import Dataset
 from soflow.errors import RunError
-from soflow.objectives.base import LossModule
 from soflow.sampling import class_by_class, one_step
 from soflow.training.display import SilentDisplay
 from soflow.training.run_folder import RunFolder
 from soflow.training.trainer import Trainer
 
-#: Seconds of training steps in one measurement, after WARM_UP steps; at least LEAST_STEPS.
+#: Seconds of training steps in one measurement, and of sampling, after WARM_UP of them; at least LEAST_STEPS.
 SECONDS, WARM_UP, LEAST_STEPS = 4.0, 2, 3
 #: Samples in the step whose operations are counted, and side of the matrices whose product is the machine's peak.
 COUNTED, MATRIX = 64, 2048
-#: Pairs of a sampling step and a bare forward pass, and samples in each.
-PAIRS, SAMPLED = 15, 256
 
 
 @dataclass(frozen=True)
@@ -80,12 +77,12 @@ def measure(config: Config) -> Measurement:
         trainer.module.train()
         times: list[float] = []
         while len(times) < WARM_UP + LEAST_STEPS or sum(times[WARM_UP:]) < SECONDS:
-            start = time.perf_counter()
+            before = trainer.state.seconds
             trainer.timed_step()  # reads the loss, and so waits for the device
-            times.append(time.perf_counter() - start)
+            times.append(trainer.state.seconds - before)
         device, network = trainer.device, trainer.network
         peak = peak_bytes(device)
-        flops, forward = count_flops(config, device)
+        flops, forward = count_flops(config)
         rate, ratio = sampling_rate(config, network, device)
         trainer.close()
     return Measurement(
@@ -109,21 +106,20 @@ def peak_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def count_flops(config: Config, device: torch.device) -> tuple[float, float]:
-    """Operations a sample, of the loss and its gradient and of one forward pass; attention as the matrix products it is."""
-    network = make_network(config).to(device)
-    dataset = random_dataset(config, COUNTED)
-    labels = None if dataset.labels is None else dataset.labels.to(device)
-    augment = torch.zeros(COUNTED, AugmentPipe.num_labels, device=device) if config.data.augment else None
-    batch = Batch(dataset.data.to(device), labels, augment)
-    objective = make_objective(config)
-    draws = objective.draw(batch.data.shape, seeded_generator(0, "draws", 0, device))
-    module = LossModule(network, objective, network)
-    with sdpa_kernel(SDPBackend.MATH):
+def count_flops(config: Config) -> tuple[float, float]:
+    """Operations a sample, of the loss and its gradient and of one forward pass; attention as the matrix products it is.
+
+    Counted on tensors that have shapes and no content, so that it costs nothing whatever the network's size.
+    """
+    objective, dataset = make_objective(config), random_dataset(config, COUNTED)
+    draws = objective.draw(dataset.data.shape, seeded_generator(0, "draws", 0, torch.device("cpu")))
+    augment = torch.zeros(COUNTED, AugmentPipe.num_labels) if config.data.augment else None
+    with FakeTensorMode(allow_non_fake_inputs=True), sdpa_kernel(SDPBackend.MATH):
+        network = make_network(config)
         with FlopCounterMode(display=False) as whole:
-            module(batch, draws, 0.5).total.backward()
+            objective(network, Batch(dataset.data, dataset.labels, augment), draws, 0.5, network).total.backward()
         with torch.no_grad(), FlopCounterMode(display=False) as forward:
-            network(batch.data, draws.t, draws.s, labels, augment)
+            network(dataset.data, draws.t, draws.s, dataset.labels, augment)
     return whole.get_total_flops() / COUNTED, forward.get_total_flops() / COUNTED
 
 
@@ -136,17 +132,17 @@ def peak_rate(device: torch.device) -> float:
 @torch.no_grad()
 def sampling_rate(config: Config, network: torch.nn.Module, device: torch.device) -> tuple[float, float]:
     """Samples a second of one-step sampling, and its ratio to the network's own forward pass on the same batch."""
-    model = make_model(config, network)
-    noise = torch.randn(SAMPLED, *config.data.shape, device=device)
-    labels = class_by_class(SAMPLED, config.data.num_classes)
+    model, count = make_model(config, network), config.train.batch_size
+    noise = torch.randn(count, *config.data.shape, device=device)
+    labels = class_by_class(count, config.data.num_classes)
     labels = None if labels is None else labels.to(device)
-    t, s = torch.ones(SAMPLED, device=device), torch.zeros(SAMPLED, device=device)
-    pairs = []
-    for _ in range(PAIRS + 1):
+    t, s = torch.ones(count, device=device), torch.zeros(count, device=device)
+    pairs: list[tuple[float, float]] = []
+    while len(pairs) < WARM_UP + LEAST_STEPS or sum(map(sum, pairs[WARM_UP:])) < SECONDS:
         bare = seconds(lambda: network(noise, t, s, labels), device)
         pairs.append((seconds(lambda: one_step(model, noise, labels), device), bare))
-    pairs = pairs[1:]  # the first warms up
-    return SAMPLED / median(sampled for sampled, _ in pairs), median(bare / sampled for sampled, bare in pairs)
+    timed = pairs[WARM_UP:]
+    return count / median(sampled for sampled, _ in timed), median(bare / sampled for sampled, bare in timed)
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
@@ -178,7 +174,6 @@ def bench(
             capture_output=True,
             text=True,
             check=False,
-            env=dict(os.environ),
         )
         if process.returncode:
             reason = (process.stderr.strip().splitlines() or ["killed, perhaps for memory"])[-1]

@@ -119,9 +119,9 @@ def read_parts(checkpoint: Path) -> Parts:
             "weights alone can start a run: soflow train RECIPE init_from=FILE"
         )
     weights, average = (named_tensors(content[name], f"'{name}' in {checkpoint}") for name in (found[0], found[-1]))
-    notes = [f"{checkpoint} holds only '{found[0]}': it stands for the averaged weights and the raw ones"] * (
-        len(found) == 1
-    )
+    notes = []
+    if len(found) == 1:
+        notes.append(f"{checkpoint} holds only '{found[0]}': it stands for the averaged weights and the raw ones")
     if "optimizer" not in content:
         notes.append(f"{checkpoint} has no 'optimizer': {ANEW}")
     notes += [f"{checkpoint} also holds '{name}', which is left out" for name in content if name not in KNOWN]

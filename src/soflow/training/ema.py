@@ -11,8 +11,7 @@ from soflow.config.schema import EmaConfig
 class Ema:
     """average <- d average + (1 - d) weights, with d = decay^every, after every `every` steps.
 
-    Averages what is trained; buffers and fixed parameters are taken as they are. Source: SoFlow; EDM for the
-    float64 form.
+    Averages what is trained; buffers and fixed parameters are taken as they are. Source: SoFlow; EDM for the float64 form.
     """
 
     def __init__(self, network: nn.Module, config: EmaConfig) -> None:
