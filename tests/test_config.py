@@ -132,3 +132,11 @@ def test_any_values_give_a_configuration_or_one_clear_line(changes):
 
 def test_every_key_has_a_meaning():
     assert [key for key, field in fields() if not field.description and not key.endswith(".name")] == []
+
+
+def test_names_of_kinds_come_first_wherever_they_stand():
+    """What was set for the new kind is kept, and what it does not know is said, whatever the order."""
+    config = read_recipe("moons", ["objective.velocity_share=0.5", "objective.name=mean_flow"])
+    assert config.objective.velocity_share == 0.5
+    with pytest.raises(InputError, match=r"unknown key 'objective\.lambda_'"):
+        read_recipe("digits", ["objective.lambda_=0.5", "objective.name=mean_flow"])

@@ -37,8 +37,8 @@ def read_recipe(recipe: str, overrides: Sequence[str] = ()) -> Config:
 
 
 def override(values: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Puts `key=value` texts into the plain values of a configuration."""
-    for text in overrides:
+    """Puts `key=value` texts into the plain values of a configuration, names of kinds first: they decide about the keys."""
+    for text in sorted(overrides, key=lambda text: not text.strip().startswith(("network.name=", "objective.name="))):
         key, equals, value = text.partition("=")
         if not equals:
             raise InputError(f"'{text}' is not of the form key=value, e.g. train.steps=2000")
