@@ -88,7 +88,7 @@ class UndecayedGuidanceConfig(GuidanceConfig):
 
 
 class SoFlowConfig(Section):
-    name: Literal["soflow"] = Field("soflow", description="the training method")
+    name: Literal["soflow"] = Field("soflow", description="soflow, flow_matching, mean_flow, shortcut or consistency")
     lambda_: Share = Field(0.75, description="share of the batch that matches the flow; the rest is made consistent")
     p: float = Field(1.0, ge=0, description="power of the adaptive weight; 0 is the plain square")
     eps: PositiveFloat = Field(0.01, description="floor of the adaptive weight")
@@ -176,7 +176,7 @@ class Config(Section):
     """One experiment, complete: with the code's version it says how to repeat the run."""
 
     description: str = Field("", description="what this recipe is for")
-    init_from: str = Field("", description="file of weights to begin with: a DiT's, a SiT's, or this network's own")
+    init_from: str = Field("", description="weights to begin with: a file of a DiT or SiT, or a run of this network")
     init_time: Literal["same", "reversed"] = Field(
         "same", description="of that file: reversed where t = 0 is noise and t = 1 is data, as for SiT's velocity"
     )
