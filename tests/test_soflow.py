@@ -59,6 +59,16 @@ class Small(nn.Module):
         return self.outer(torch.tanh(hidden))
 
 
+def flow_matching(method, net, batch, draws):
+    """The branch that matches the flow, of all samples."""
+    return method.branches(net, batch, dataclasses.replace(draws, n_velocity=len(batch)), draws.t[:0])["flow_matching"]
+
+
+def consistency(method, net, batch, draws, l):
+    """The branch that is made consistent, of all samples."""
+    return method.branches(net, batch, dataclasses.replace(draws, n_velocity=0), l)["consistency"]
+
+
 @pytest.mark.parametrize("parameterization", [EulerParameterization(), TrigParameterization()])
 def test_both_losses_vanish_at_the_exact_map_of_a_point_and_not_near_it(parameterization):
     path, a = LinearPath(), 0.7
@@ -79,7 +89,7 @@ def test_on_a_curved_path_the_quotient_at_the_exact_map_vanishes_in_proportion_t
     exact = Exact(path, parameterization, a=0.7)
 
     def quotient(r):
-        branch = objective(path, parameterization).consistency(exact, batch, draws, middle_time(draws.t, draws.s, r))
+        branch = consistency(objective(path, parameterization), exact, batch, draws, middle_time(draws.t, draws.s, r))
         return float(branch.squared.mean().sqrt())
 
     assert quotient(0.02) / quotient(0.01) == pytest.approx(2, rel=0.05)
@@ -108,7 +118,7 @@ def test_the_mean_consistency_gradient_of_a_gaussian_vanishes_as_r_does(c):
             outputs.append(exact(x, t, s).requires_grad_())
             return outputs[-1]
 
-        loss = objective(path, parameterization, p=0.0).consistency(net, batch, draws, middle_time(t, s, r)).loss
+        loss = consistency(objective(path, parameterization, p=0.0), net, batch, draws, middle_time(t, s, r)).loss
         (gradient,) = torch.autograd.grad(loss.sum(), outputs[-1])
         weight = point.x_t[:half].repeat(2, 1)  # project on a function of x_t
         return abs(float((gradient * weight).mean()))
@@ -123,7 +133,7 @@ def test_the_surrogate_has_half_the_gradient_of_the_papers_squared_form(path, pa
     batch, draws = hand_made(16)
     l = middle_time(draws.t, draws.s, 0.05)
     method = objective(path, parameterization)
-    branch = method.consistency(net, batch, draws, l)
+    branch = consistency(method, net, batch, draws, l)
     ours = torch.autograd.grad(branch.loss.mean(), list(net.inner.parameters()))
 
     # The paper: w / ((t - l) |b(t, s)|) mean_d (f(x_t, t, s) - sg f(x_l, l, s))^2, w held fixed.
@@ -148,10 +158,10 @@ def test_adaptive_weights_go_from_the_square_to_its_logarithm():
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
 
     squared = mean_d((net(point.x_t, draws.t, draws.t) - point.v_t) ** 2)
-    plain = objective(p=0.0).flow_matching(net, batch, draws).loss.mean()
+    plain = flow_matching(objective(p=0.0), net, batch, draws).loss.mean()
     torch.testing.assert_close(gradient(plain), gradient(squared.mean()))
     squared = mean_d((net(point.x_t, draws.t, draws.t) - point.v_t) ** 2)
-    weighted = objective(p=1.0, eps=0.3).flow_matching(net, batch, draws).loss.mean()
+    weighted = flow_matching(objective(p=1.0, eps=0.3), net, batch, draws).loss.mean()
     torch.testing.assert_close(gradient(weighted), gradient(torch.log(squared + 0.3).mean()))
 
 
@@ -159,7 +169,7 @@ def test_the_flow_matching_weight_is_divided_by_the_slope_of_b():
     """Without the adaptive part (p = 0) a trigonometric network's residual counts 2 / pi times, an Euler one's once."""
     batch, draws = hand_made(8)
     for parameterization, expected in ((EulerParameterization(), 1.0), (TrigParameterization(), 0.6366197723675814)):
-        branch = objective(parameterization=parameterization, p=0.0).flow_matching(Small(), batch, draws)
+        branch = flow_matching(objective(parameterization=parameterization, p=0.0), Small(), batch, draws)
         torch.testing.assert_close(branch.loss, expected * branch.squared)
 
 
@@ -170,8 +180,8 @@ def test_the_total_is_the_mean_over_samples_of_both_branches():
     method, fm, scm = objective(), slice(12), slice(12, None)
     l = method.middle(draws.t[scm], draws.s[scm], 0.3)
     expected = (
-        12 / 16 * method.flow_matching(net, batch.rows(fm), draws.rows(fm)).loss.mean()
-        + 4 / 16 * method.consistency(net, batch.rows(scm), draws.rows(scm), l).loss.mean()
+        12 / 16 * flow_matching(method, net, batch.rows(fm), draws.rows(fm)).loss.mean()
+        + 4 / 16 * consistency(method, net, batch.rows(scm), draws.rows(scm), l).loss.mean()
     )
     torch.testing.assert_close(method(net, batch, draws, 0.3).total, expected)
 
@@ -189,7 +199,7 @@ def test_guided_flow_matching_has_the_residual_m_times_prediction_minus_guided(m
     batch, draws = hand_made(16)
     labels, dropped = torch.arange(16) % 4, torch.arange(16) % 3 == 0
     batch, draws = dataclasses.replace(batch, labels=labels), dataclasses.replace(draws, dropped=dropped)
-    squared = objective(guidance=guidance).flow_matching(net, batch, draws).squared
+    squared = flow_matching(objective(guidance=guidance), net, batch, draws).squared
     for i in range(16):  # sample by sample, from section 3 of the method, in words
         x0, x1, t = batch.data[i], draws.noise[i], draws.t[i]
         x, v = ((1 - t) * x0 + t * x1)[None], x1 - x0
@@ -209,7 +219,7 @@ def test_guided_consistency_steps_along_the_mixed_velocity(mix):
     labels, dropped = torch.arange(16) % 4, torch.arange(16) % 3 == 0
     batch, draws = dataclasses.replace(batch, labels=labels), dataclasses.replace(draws, dropped=dropped)
     l = middle_time(draws.t, draws.s, 0.1)
-    squared = objective(guidance=guidance).consistency(net, batch, draws, l).squared
+    squared = consistency(objective(guidance=guidance), net, batch, draws, l).squared
     for i in range(16):
         t, s, m = draws.t[i], draws.s[i], l[i]
         x, v = ((1 - t) * batch.data[i] + t * draws.noise[i])[None], draws.noise[i] - batch.data[i]
@@ -232,7 +242,7 @@ def test_both_passes_of_the_consistency_pair_share_their_dropout_mask():
         return outputs[-1]
 
     batch, draws = hand_made(32, shape=(50,))
-    branch = objective().consistency(net, batch, draws, middle_time(draws.t, draws.s, 0.002))
+    branch = consistency(objective(), net, batch, draws, middle_time(draws.t, draws.s, 0.002))
     assert torch.equal(*outputs)
     v_t = draws.noise - batch.data
     torch.testing.assert_close(branch.squared, mean_d((v_t - outputs[0].detach()) ** 2))
@@ -288,4 +298,42 @@ def test_bfloat16_autocast_leaves_the_consistency_pair_in_float32():
     method = objective()
     with torch.autocast("cpu", torch.bfloat16):
         method(Linear(3, 3), Batch(torch.randn(8, 3)), method.draw((8, 3), generator), 0.5)
-    assert seen == [torch.bfloat16, torch.float32, torch.float32]
+    assert seen == [torch.float32, torch.float32, torch.bfloat16]
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_one_pass_for_both_branches_gives_what_two_give(guided):
+    """The network as a module has its rows together, as a plain function apart: the same losses and gradients."""
+    net = Small()
+    batch, draws = hand_made(16)
+    batch, draws = dataclasses.replace(batch, labels=torch.arange(16) % 4), dataclasses.replace(draws, n_velocity=11)
+    method = objective(guidance=Guidance(2.5, 0.25, 0.1, 0.8, null_label=4) if guided else None)
+    apart = method(lambda *inputs: net(*inputs), batch, draws, 0.3)
+    as_one = method(net, batch, draws, 0.3)
+    for name, value in apart.parts.items():
+        torch.testing.assert_close(as_one.parts[name], value)
+    parameters = list(net.parameters())
+    for one, other in zip(
+        *(torch.autograd.grad(x.total, parameters, allow_unused=True) for x in (as_one, apart)), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(("dropout", "rows"), [(0.0, [20, 4, 16]), (0.3, [20, 4, 4, 12])])
+def test_passes_are_shared_unless_dropout_would_draw_other_masks(dropout, rows):
+    """Guiding velocities (16 null, 4 with label), the target of 4 jumps, then jumps and velocities with gradient."""
+    seen = []
+
+    class Dropping(Small):
+        def __init__(self):
+            super().__init__()
+            self.dropout = nn.Dropout(dropout)
+
+        def forward(self, x, t, s, labels=None, augment=None):
+            seen.append(len(x))
+            return self.dropout(super().forward(x, t, s, labels))
+
+    batch, draws = hand_made(16)
+    batch, draws = dataclasses.replace(batch, labels=torch.arange(16) % 4), dataclasses.replace(draws, n_velocity=12)
+    objective(guidance=Guidance(2.5, 0.25, 0.1, 0.8, null_label=4))(Dropping(), batch, draws, 0.3)
+    assert seen == rows

@@ -91,15 +91,47 @@ def adaptive_weight(squared: PerSample, p: float, eps: float) -> PerSample:
     return (squared.detach() + eps) ** -p
 
 
+class Inputs(NamedTuple):
+    """The network's arguments, one row a sample."""
+
+    x: Tensor  # (B, ...)
+    t: Tensor  # (B,)
+    s: Tensor  # (B,)
+    labels: Tensor | None  # (B,)
+    augment: Tensor | None  # (B, A)
+
+    def rows(self, which: slice) -> "Inputs":
+        return Inputs(*(None if column is None else column[which] for column in self))  # type: ignore[arg-type]
+
+
+def together(net: Net, *groups: Inputs) -> list[Tensor]:
+    """F of each group of rows, worked out in one pass over all of them; groups may be empty."""
+    counts = [len(group.x) for group in groups]
+    if not any(counts):
+        return [group.x for group in groups]
+    columns = (None if parts[0] is None else torch.cat(parts) for parts in zip(*groups, strict=True))
+    rows = Inputs(*columns)  # type: ignore[arg-type]  # only labels and augment are ever None
+    return list(net(*rows).split(counts))
+
+
+def may_share_a_pass(net: Net, device: torch.device) -> bool:
+    """Whether velocities and the pair of a difference quotient may go through the network together: not where autocast is
+    to give them different precisions, nor where dropout might be at work, whose masks depend on what shares the pass.
+    """
+    if torch.is_autocast_enabled(device.type) or not isinstance(net, nn.Module):
+        return False
+    return not any(isinstance(module, nn.Dropout) and module.training and module.p > 0 for module in net.modules())
+
+
 @contextmanager
-def float32(x: Tensor) -> Iterator[None]:
+def float32(device: torch.device) -> Iterator[None]:
     """Computes in float32, under bfloat16 autocast too and without TF32 in convolutions (where it is torch's default):
     difference quotients multiply rounding errors by hundreds.
     """
     tf32 = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(device.type, enabled=False):
             yield
     finally:
         torch.backends.cudnn.allow_tf32 = tf32

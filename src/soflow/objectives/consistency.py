@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 
 from soflow.data.batches import Batch
-from soflow.objectives.base import Draws, Losses, losses
+from soflow.objectives.base import Draws, Inputs, Losses, losses
 from soflow.objectives.guided import draw_dropped
-from soflow.objectives.soflow import consistency_loss
+from soflow.objectives.soflow import consistency_loss, passes
 from soflow.path import Path
 from soflow.solution import Parameterization
 from soflow.symbols import Net
@@ -41,10 +41,9 @@ class Consistency:
         return Draws(noise, t, torch.zeros_like(t), draw_dropped(shape[0], None, generator), n_velocity=0)
 
     def __call__(self, net: Net, batch: Batch, draws: Draws, progress: float, average: Net | None = None) -> Losses:
-        t, s = draws.t, draws.s
-        l = self.middle(t, s, progress)
-        x_t, x_l = (self.path.add_noise(batch.data, draws.noise, time) for time in (t, l))
-        branch = consistency_loss(
-            net, self.parameterization, x_t, t, x_l, l, s, batch.labels, batch.augment, self.p, self.eps
-        )
+        l = self.middle(draws.t, draws.s, progress)
+        x_t, x_l = (self.path.add_noise(batch.data, draws.noise, time) for time in (draws.t, l))
+        jumps = Inputs(x_t, draws.t, draws.s, batch.labels, batch.augment)
+        _, F_t, F_l = passes(net, jumps.rows(slice(0)), jumps, jumps._replace(x=x_l, t=l))
+        branch = consistency_loss(self.parameterization, jumps, F_t, x_l, l, F_l, self.p, self.eps)
         return losses(consistency=branch)

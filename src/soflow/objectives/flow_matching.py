@@ -11,10 +11,10 @@ import torch
 from soflow.data.batches import Batch
 from soflow.guidance import Guidance
 from soflow.objectives.base import BranchLoss, Draws, Losses, adaptive_weight, losses
-from soflow.objectives.guided import draw_dropped, shown_labels
+from soflow.objectives.guided import draw_dropped, guiding_velocities, shown_labels
 from soflow.path import Path
 from soflow.solution import Parameterization
-from soflow.symbols import Net, mean_d
+from soflow.symbols import Net, Sample, mean_d
 from soflow.times import LogitNormal
 
 
@@ -39,22 +39,20 @@ class FlowMatching:
         return Draws(noise, t, t, draw_dropped(shape[0], self.guidance, generator), n_velocity=shape[0])
 
     def __call__(self, net: Net, batch: Batch, draws: Draws, progress: float, average: Net | None = None) -> Losses:
-        return losses(flow_matching=self.branch(net, batch, draws))
-
-    def branch(self, net: Net, batch: Batch, draws: Draws) -> BranchLoss:
-        """v(x_t, t, y) -> the (guided) conditional velocity. Also a part of other methods."""
         point = self.path.sample(batch.data, draws.noise, draws.t)
         x_t, t = point.x_t, point.t
         v = self.parameterization.velocity(net(x_t, t, t, shown_labels(batch, draws, self.guidance), batch.augment))
-
         target = point.v_t
         if self.guidance is not None:  # the prediction that is mixed in is this very pass, so it costs nothing
-            with torch.no_grad():
-                v_null = self.parameterization.velocity(net(x_t, t, t, None, batch.augment))
-                target = self.guidance.target(point.v_t, v_null, v.detach(), t, draws.dropped)
+            v_null, _ = guiding_velocities(net, x_t, t, batch, self.parameterization, self.guidance, slice(0))
+            target = self.guidance.target(point.v_t, v_null, v.detach(), t, draws.dropped)
+        return losses(flow_matching=velocity_loss(self.parameterization, v, target, self.p, self.eps))
 
-        # L_FM = mean of sg(w) mean_d(delta^2),   w = 1 / (|d_s b(t, t)| (mean_d(delta^2) + eps)^p)
-        delta = v - target
-        squared = mean_d(delta**2)
-        weight = adaptive_weight(squared, self.p, self.eps) / abs(self.parameterization.d_s_b)
-        return BranchLoss(weight * squared, squared.detach(), weight)
+
+def velocity_loss(parameterization: Parameterization, v: Sample, target: Sample, p: float, eps: float) -> BranchLoss:
+    """v(x_t, t, y) -> the (guided) conditional velocity. Also a part of other methods."""
+    # L_FM = mean of sg(w) mean_d(delta^2),   w = 1 / (|d_s b(t, t)| (mean_d(delta^2) + eps)^p)
+    delta = v - target
+    squared = mean_d(delta**2)
+    weight = adaptive_weight(squared, p, eps) / abs(parameterization.d_s_b)
+    return BranchLoss(weight * squared, squared.detach(), weight)

@@ -1,13 +1,13 @@
 """Guidance inside training, for every method that has it: which labels are dropped, and the velocity to learn."""
 
 import torch
+from torch import Tensor
 
 from soflow.data.batches import Batch
 from soflow.guidance import Guidance
-from soflow.objectives.base import Draws
-from soflow.path import PathSample
+from soflow.objectives.base import Draws, Inputs, together
 from soflow.solution import Parameterization
-from soflow.symbols import Labels, Mask, Net, Sample
+from soflow.symbols import Labels, Mask, Net, Sample, Times
 
 
 def draw_dropped(count: int, guidance: Guidance | None, generator: torch.Generator) -> Mask:
@@ -24,25 +24,19 @@ def shown_labels(batch: Batch, draws: Draws, guidance: Guidance | None) -> Label
 
 
 @torch.no_grad()
-def guided_velocity(
-    net: Net,
-    point: PathSample,
-    batch: Batch,
-    draws: Draws,
-    parameterization: Parameterization,
-    guidance: Guidance | None,
-) -> Sample:
-    """v_t, or with guidance m guided + (1 - m) v(x_t, t, y), from v(x_t, t, y) and v(x_t, t, null) in one pass.
+def guiding_velocities(
+    net: Net, x_t: Sample, t: Times, batch: Batch, parameterization: Parameterization, guidance: Guidance, labelled: slice
+) -> tuple[Tensor, Tensor]:
+    """v(x_t, t, null) of all samples, and v(x_t, t, y) of the samples `labelled`, y the label before dropping, in one pass.
 
-    y is the label before dropping; m = 1 needs no v(x_t, t, y).
+    At m = 1 the second has no weight, and the first stands in for it.
     """
-    if guidance is None:
-        return point.v_t
     assert batch.labels is not None
-    copies = 1 if guidance.mix == 1 else 2
-    null = torch.full_like(batch.labels, guidance.null_label)
-    x, t = torch.cat([point.x_t] * copies), torch.cat([point.t] * copies)
-    labels = torch.cat([null, batch.labels][:copies])
-    augment = None if batch.augment is None else torch.cat([batch.augment] * copies)
-    v = parameterization.velocity(net(x, t, t, labels, augment)).chunk(copies)
-    return guidance.target(point.v_t, v[0], v[-1], point.t, draws.dropped)
+    null = Inputs(x_t, t, t, torch.full_like(batch.labels, guidance.null_label), batch.augment)
+    own = Inputs(x_t, t, t, batch.labels, batch.augment).rows(labelled)
+    if guidance.mix == 1:
+        (F_null,) = together(net, null)
+        F_own = F_null[labelled]
+    else:
+        F_null, F_own = together(net, null, own)
+    return parameterization.velocity(F_null), parameterization.velocity(F_own)

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from soflow.data.batches import Batch
 from soflow.guidance import Guidance
 from soflow.objectives.base import BranchLoss, Draws, Losses, adaptive_weight, losses
-from soflow.objectives.guided import draw_dropped, guided_velocity, shown_labels
+from soflow.objectives.guided import draw_dropped, guiding_velocities, shown_labels
 from soflow.path import Path
 from soflow.solution import EulerParameterization
 from soflow.symbols import Net, across
@@ -57,7 +57,10 @@ class MeanFlow:
     def __call__(self, net: Net, batch: Batch, draws: Draws, progress: float, average: Net | None = None) -> Losses:
         point = self.path.sample(batch.data, draws.noise, draws.t)
         x_t, t, s = point.x_t, draws.t, draws.s
-        v = guided_velocity(net, point, batch, draws, EulerParameterization(), self.guidance)
+        v = point.v_t
+        if self.guidance is not None:
+            v_null, v_label = guiding_velocities(net, x_t, t, batch, EulerParameterization(), self.guidance, slice(None))
+            v = self.guidance.target(v, v_null, v_label, t, draws.dropped)
         labels = shown_labels(batch, draws, self.guidance)
 
         def F(x: Tensor, t: Tensor, s: Tensor) -> Tensor:

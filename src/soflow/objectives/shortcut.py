@@ -13,16 +13,17 @@ import torch
 
 from soflow.data.batches import Batch
 from soflow.guidance import Guidance
-from soflow.objectives.base import BranchLoss, Draws, Losses, adaptive_weight, losses
-from soflow.objectives.flow_matching import FlowMatching
-from soflow.objectives.guided import draw_dropped, shown_labels
+from soflow.objectives.base import BranchLoss, Draws, Inputs, Losses, adaptive_weight, losses, together
+from soflow.objectives.flow_matching import velocity_loss
+from soflow.objectives.guided import draw_dropped, guiding_velocities, shown_labels
 from soflow.path import Path
 from soflow.solution import EulerParameterization
-from soflow.symbols import Net, across, mean_d
+from soflow.symbols import Net, Sample, across, mean_d
 from soflow.times import LogitNormal
 
 #: Lengths 2d of the steps: 1, 1/2, ... 2^-HALVINGS. Steps start at multiples of their length.
 HALVINGS = 6
+EULER = EulerParameterization()
 
 
 @dataclass(frozen=True)
@@ -53,24 +54,30 @@ class Shortcut:
 
     def __call__(self, net: Net, batch: Batch, draws: Draws, progress: float, average: Net | None = None) -> Losses:
         fm, steps = slice(draws.n_velocity), slice(draws.n_velocity, None)
-        branches = {}
-        if draws.n_velocity > 0:
-            flow = FlowMatching(self.path, EulerParameterization(), self.p, self.eps, self.times, self.guidance)
-            branches["flow_matching"] = flow.branch(net, batch.rows(fm), draws.rows(fm))
-        if draws.n_velocity < len(batch):
-            branches["shortcut"] = self.steps(net, batch.rows(steps), draws.rows(steps), average or net)
-        return losses(**branches)
+        point, labels = self.path.sample(batch.data, draws.noise, draws.t), shown_labels(batch, draws, self.guidance)
+        x_t, t, v_t = point.x_t, point.t, point.v_t
+        velocities = Inputs(x_t, t, t, labels, batch.augment).rows(fm)
+        jumps = Inputs(x_t, t, draws.s, labels, batch.augment).rows(steps)
+        F_fm, F_steps = together(net, velocities, jumps)
 
-    def steps(self, net: Net, batch: Batch, draws: Draws, average: Net) -> BranchLoss:
-        """One step from t to s -> two steps of half its length, by the averaged network."""
-        x_t, t, s = self.path.add_noise(batch.data, draws.noise, draws.t), draws.t, draws.s
-        labels = shown_labels(batch, draws, self.guidance)
-        d = (t - s) / 2
-        with torch.no_grad():
-            first = average(x_t, t, t - d, labels, batch.augment)
-            x = x_t - across(d, x_t) * first
-            second = average(x, t - d, s, labels, batch.augment)
-            target = (first + second) / 2
-        squared = mean_d((net(x_t, t, s, labels, batch.augment) - target) ** 2)
+        target = v_t[fm]
+        if self.guidance is not None:
+            v_null, _ = guiding_velocities(net, x_t[fm], t[fm], batch.rows(fm), EULER, self.guidance, slice(0))
+            target = self.guidance.target(v_t[fm], v_null, F_fm.detach(), t[fm], draws.dropped[fm])
+        squared = mean_d((F_steps - two_half_steps(average or net, jumps)) ** 2)
         weight = adaptive_weight(squared, self.p, self.eps)
-        return BranchLoss(weight * squared, squared.detach(), weight)
+        branches = {
+            "flow_matching": velocity_loss(EULER, F_fm, target, self.p, self.eps),
+            "shortcut": BranchLoss(weight * squared, squared.detach(), weight),
+        }
+        return losses(**{name: branch for name, branch in branches.items() if len(branch.loss)})
+
+
+@torch.no_grad()
+def two_half_steps(average: Net, jumps: Inputs) -> Sample:
+    """The mean velocity over two steps of half the length each, by the averaged network."""
+    d = (jumps.t - jumps.s) / 2
+    (first,) = together(average, jumps._replace(s=jumps.t - d))
+    x = jumps.x - across(d, jumps.x) * first
+    (second,) = together(average, jumps._replace(x=x, t=jumps.t - d))
+    return (first + second) / 2

@@ -15,12 +15,23 @@ from torch import Tensor
 
 from soflow.data.batches import Batch
 from soflow.guidance import Guidance
-from soflow.objectives.base import BranchLoss, Draws, Losses, adaptive_weight, float32, losses, same_dropout
-from soflow.objectives.flow_matching import FlowMatching
-from soflow.objectives.guided import draw_dropped, guided_velocity, shown_labels
+from soflow.objectives.base import (
+    BranchLoss,
+    Draws,
+    Inputs,
+    Losses,
+    adaptive_weight,
+    float32,
+    losses,
+    may_share_a_pass,
+    same_dropout,
+    together,
+)
+from soflow.objectives.flow_matching import velocity_loss
+from soflow.objectives.guided import draw_dropped, guiding_velocities, shown_labels
 from soflow.path import Path
 from soflow.solution import Parameterization
-from soflow.symbols import Labels, Net, Sample, Times, across, mean_d
+from soflow.symbols import Net, Sample, Times, across, mean_d
 from soflow.times import LogitNormal, MiddleTime, draw_jumps
 
 
@@ -56,61 +67,80 @@ class SoFlow:
 
     def __call__(self, net: Net, batch: Batch, draws: Draws, progress: float, average: Net | None = None) -> Losses:
         """The loss at `progress` = k / K of training."""
+        scm = slice(draws.n_velocity, None)
+        l = self.middle(draws.t[scm], draws.s[scm], progress)
+        return losses(**self.branches(net, batch, draws, l))
+
+    def branches(self, net: Net, batch: Batch, draws: Draws, l: Times) -> dict[str, BranchLoss]:
+        """The losses of both branches, or of the one that has samples; l: the middle times of the second."""
         fm, scm = slice(draws.n_velocity), slice(draws.n_velocity, None)
-        branches = {}
-        if draws.n_velocity > 0:
-            branches["flow_matching"] = self.flow_matching(net, batch.rows(fm), draws.rows(fm))
-        if draws.n_velocity < len(batch):
-            l = self.middle(draws.t[scm], draws.s[scm], progress)
-            branches["consistency"] = self.consistency(net, batch.rows(scm), draws.rows(scm), l)
-        return losses(**branches)
-
-    def flow_matching(self, net: Net, batch: Batch, draws: Draws) -> BranchLoss:
-        """L_FM: v(x_t, t, y) -> the (guided) conditional velocity."""
-        flow = FlowMatching(self.path, self.parameterization, self.p, self.eps, self.fm_times, self.guidance)
-        return flow.branch(net, batch, draws)
-
-    def consistency(self, net: Net, batch: Batch, draws: Draws, l: Times) -> BranchLoss:
-        """L_SCM: f(x_t, t, s) -> f(x_l, l, s), where one Euler step along the (guided) velocity leads from x_t to x_l."""
         point = self.path.sample(batch.data, draws.noise, draws.t)
-        target = guided_velocity(net, point, batch, draws, self.parameterization, self.guidance)
-        # x_l = x_t + target (l - t)
-        x_t, t, s = point.x_t, point.t, draws.s
-        x_l = x_t + target * across(l - t, x_t)
+        x_t, t, v_t, dropped = point.x_t, point.t, point.v_t, draws.dropped
+        target_fm, target_scm = v_t[fm], v_t[scm]
+        if self.guidance is not None:
+            v_null, v_label = guiding_velocities(net, x_t, t, batch, self.parameterization, self.guidance, scm)
+            target_scm = self.guidance.target(v_t[scm], v_null[scm], v_label, t[scm], dropped[scm])
+
+        # One Euler step along the (guided) velocity leads from x_t to x_l:   x_l = x_t + target (l - t)
+        x_l = x_t[scm] + target_scm * across(l - t[scm], x_t)
         labels = shown_labels(batch, draws, self.guidance)
-        return consistency_loss(net, self.parameterization, x_t, t, x_l, l, s, labels, batch.augment, self.p, self.eps)
+        velocities = Inputs(x_t, t, t, labels, batch.augment).rows(fm)
+        jumps = Inputs(x_t, t, draws.s, labels, batch.augment).rows(scm)
+        F_fm, F_t, F_l = passes(net, velocities, jumps, jumps._replace(x=x_l, t=l))
+
+        v = self.parameterization.velocity(F_fm)
+        if self.guidance is not None:  # what is mixed in here is the very prediction that learns, so it costs nothing
+            target_fm = self.guidance.target(v_t[fm], v_null[fm], v.detach(), t[fm], dropped[fm])
+        branches = {
+            "flow_matching": velocity_loss(self.parameterization, v, target_fm, self.p, self.eps),
+            "consistency": consistency_loss(self.parameterization, jumps, F_t, x_l, l, F_l, self.p, self.eps),
+        }
+        return {name: branch for name, branch in branches.items() if len(branch.loss)}
+
+
+def passes(net: Net, velocities: Inputs, jumps: Inputs, nearer: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    """F of the velocities and F of the jumps from x_t, both with gradient, and F of the jumps from x_l, without.
+
+    The jumps are computed in float32 and under one dropout mask, for their difference is divided by t - l. The velocities
+    go with them in one pass where that changes neither.
+    """
+    device = jumps.x.device
+    share = may_share_a_pass(net, device)
+    with float32(device):
+        replay_dropout = same_dropout(device)
+        with torch.no_grad():  # the target is the same network, not an averaged copy
+            (F_l,) = together(net, nearer)
+        replay_dropout()
+        if share:
+            F_fm, F_t = together(net, velocities, jumps)
+            return F_fm, F_t, F_l
+        (F_t,) = together(net, jumps)
+    (F_fm,) = together(net, velocities)
+    return F_fm, F_t, F_l
 
 
 def consistency_loss(
-    net: Net,
     parameterization: Parameterization,
-    x_t: Sample,
-    t: Times,
+    jumps: Inputs,
+    F_t: Sample,
     x_l: Sample,
     l: Times,
-    s: Times,
-    labels: Labels | None,
-    augment: Tensor | None,
+    F_l: Sample,
     p: float,
     eps: float,
 ) -> BranchLoss:
-    """f(x_t, t, s, y) -> sg f(x_l, l, s, y), at times s <= l < t.
+    """f(x_t, t, s, y) -> sg f(x_l, l, s, y), at times s <= l < t; F_t = F(x_t, t, s, y), F_l = F(x_l, l, s, y).
 
     The loss is a surrogate: its gradient is sign(b) w q / D, its value means nothing. Read `squared` instead.
     """
-    with float32(x_t):
-        replay_dropout = same_dropout(x_t.device)
-        with torch.no_grad():  # the target is the same network, not an averaged copy, under the same dropout mask
-            f_l = parameterization.solution(x_l, l, s, net(x_l, l, s, labels, augment))
-        replay_dropout()
-        F_t = net(x_t, t, s, labels, augment)
-        f_t = parameterization.solution(x_t, t, s, F_t.detach())
-
-        # q = (f(x_t, t, s) - f(x_l, l, s)) / (t - l),   w = 1 / (mean_d(q^2) + eps)^p
-        q = (f_t - f_l) / across(t - l, x_t)
-        squared = mean_d(q**2)
-        weight = adaptive_weight(squared, p, eps)
-        # L_SCM = mean of sign(b(t, s)) mean_d(F(x_t, t, s) sg(q w))
-        sign = torch.sign(parameterization.b(t, s))
-        loss = sign * mean_d(F_t * q * across(weight, q))
+    x_t, t, s, *_ = jumps
+    f_t = parameterization.solution(x_t, t, s, F_t.detach())
+    f_l = parameterization.solution(x_l, l, s, F_l)
+    # q = (f(x_t, t, s) - f(x_l, l, s)) / (t - l),   w = 1 / (mean_d(q^2) + eps)^p
+    q = (f_t - f_l) / across(t - l, x_t)
+    squared = mean_d(q**2)
+    weight = adaptive_weight(squared, p, eps)
+    # L_SCM = mean of sign(b(t, s)) mean_d(F(x_t, t, s) sg(q w))
+    sign = torch.sign(parameterization.b(t, s))
+    loss = sign * mean_d(F_t * q * across(weight, q))
     return BranchLoss(loss, squared, weight)
