@@ -58,7 +58,7 @@ def library_loop(config: Config, folder: Path) -> tuple[Callable[[], None], torc
         config=config,
         folder=run,
         display=SilentDisplay(),
-        draw_samples=lambda step, weights, device: None,
+        watch=lambda state, weights, device: None,
     )
 
     def block() -> None:

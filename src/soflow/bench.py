@@ -72,7 +72,7 @@ def measure(config: Config) -> Measurement:
             config=config,
             folder=run,
             display=SilentDisplay(),
-            draw_samples=lambda step, weights, device: None,
+            watch=lambda state, weights, device: None,
         )
         trainer.module.train()
         times: list[float] = []

@@ -1,6 +1,6 @@
 """Runs as a whole: train a recipe into a folder, load what a folder holds."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -17,7 +17,7 @@ from soflow.interop.pretrained import load_pretrained
 from soflow.pictures import save_picture
 from soflow.sampling import sample_many
 from soflow.solution import FlowModel
-from soflow.training.checkpoint import Checkpoint, checkpoints, newest_good
+from soflow.training.checkpoint import Checkpoint, TrainState, checkpoints, newest_good
 from soflow.training.display import Display, make_display
 from soflow.training.run_folder import RunFolder, find_run
 from soflow.training.trainer import Trainer, require_trackers
@@ -38,11 +38,18 @@ class Run:
     notes: list[str]
 
 
-def train(recipe: str | Config, out: str | Path, overrides: Sequence[str] = (), display: Display | None = None) -> RunFolder:
+def train(
+    recipe: str | Config,
+    out: str | Path,
+    overrides: Sequence[str] = (),
+    display: Display | None = None,
+    watch: Callable[[TrainState, FlowModel, torch.device], None] = lambda state, model, device: None,
+) -> RunFolder:
     """Trains a recipe (a shipped name, a YAML file or a Config) in the folder `out`, or goes on with what lies there.
 
-    Shows its progress on stderr, or on another `display`. Raises InputError for settings that cannot be used or that differ
-    from those the folder was begun with, RunError when a run's numbers go wrong.
+    Shows its progress on stderr, or on another `display`. `watch` is called, with the averaged weights, where a sample grid
+    is drawn. Raises InputError for settings that cannot be used or that differ from those the folder was begun with,
+    RunError when a run's numbers go wrong.
     """
     config = recipe if isinstance(recipe, Config) else read_recipe(recipe, overrides)
     folder = RunFolder(Path(out))
@@ -57,6 +64,12 @@ def train(recipe: str | Config, out: str | Path, overrides: Sequence[str] = (), 
         for note in load_pretrained(network, Path(config.init_from), config.init_time):
             display.note(note)
     folder.create()
+
+    def draw_and_watch(state: TrainState, weights: dict[str, Tensor], device: torch.device) -> None:
+        model = model_of(config, weights, device)
+        draw_samples(config, folder, state.step, model, device)
+        watch(state, model, device)
+
     trainer = Trainer(
         network=network,
         objective=make_objective(config),
@@ -65,7 +78,7 @@ def train(recipe: str | Config, out: str | Path, overrides: Sequence[str] = (), 
         config=config,
         folder=folder,
         display=display,
-        draw_samples=lambda step, weights, device: draw_samples(config, folder, step, weights, device),
+        watch=draw_and_watch,
     )
     try:
         if trainer.accelerator.is_main_process:
@@ -112,14 +125,13 @@ def model_of(config: Config, weights: dict[str, Tensor], device: torch.device) -
     return make_model(config, network.to(device, torch.float32).requires_grad_(False))
 
 
-def draw_samples(config: Config, folder: RunFolder, step: int, weights: dict[str, Tensor], device: torch.device) -> None:
-    """One-step samples as a picture: images with a column for each class, points as a scatter plot."""
+def draw_samples(config: Config, folder: RunFolder, step: int, model: FlowModel, device: torch.device) -> None:
+    """Samples as a picture: images with a column for each class, points as a scatter plot."""
     if len(config.data.shape) == 1:
         num, columns = 2000, 1
     else:
         columns = min(config.data.num_classes or 8, 10)
         num = columns * ceil(40 / columns)
     labels = None if not config.data.num_classes else torch.arange(num) % columns
-    model = model_of(config, weights, device)
-    samples = sample_many(model, num, labels, "renoise", nfe=1, seed=0, batch_size=num, device=device)
+    samples = sample_many(model, num, labels, *config.drawing, seed=0, batch_size=num, device=device)
     save_picture(samples, folder.samples / f"step-{step:08d}.png", columns)

@@ -22,7 +22,9 @@ ALL = "soflow,mean_flow,shortcut,consistency,flow_matching"
 
 def bench(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, a YAML file, or a run folder.")] = "digits",
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to it.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to it; METHOD:KEY=VALUE for one method alone.")
+    ] = None,
     objectives: Annotated[str, typer.Option(help="Methods; the others are held against the first.")] = ALL,
     rounds: Annotated[int, typer.Option(help="Measurements of each, in turn.")] = 3,
     out: Annotated[Path | None, typer.Option(help="FILE.json for all figures.")] = None,
@@ -33,16 +35,15 @@ def bench(
         raise InputError(f"--out is {out}: it must be a .json file in a folder that is there")
 
     from soflow.cli.progress import counting
-    from soflow.config import read_recipe
+    from soflow.config import read_methods
 
-    names = objectives.split(",")
-    configs = {name: read_recipe(recipe, [*(overrides or []), f"objective.name={name}"]) for name in names}
+    configs = read_methods(recipe, objectives.split(","), overrides or [])
 
     from soflow.bench import bench as run
 
     with counting("measuring", rounds * len(configs)) as on_done:
         measured = run(configs, rounds, on_done)
-    show(recipe, measured, configs[names[0]].train.batch_size)
+    show(recipe, measured, next(iter(configs.values())).train.batch_size)
     if out is not None:
         figures = {name: [asdict(one) for one in ones] for name, ones in measured.items()}
         out.write_text(json.dumps(figures, indent=1) + "\n")

@@ -30,7 +30,7 @@ def evaluate(
     from soflow import runs
     from soflow.cli.progress import counting
     from soflow.data import sources
-    from soflow.evaluation.evaluate import Judge, samplers
+    from soflow.evaluation.evaluate import Judge, rows_of
     from soflow.evaluation.evaluate import evaluate as evaluate_model
     from soflow.evaluation.features import DigitClassifier, accuracy, load_features
 
@@ -51,8 +51,9 @@ def evaluate(
     if isinstance(judge.features, DigitClassifier):
         print(f"digit classifier: test accuracy {accuracy(judge.features):.4f} on held-out real digits")
 
-    with counting("evaluating", num * len(samplers(counts))) as on_batch:
-        results = evaluate_model(loaded.model, judge, held_out, counts, num, seed, loaded.device, on_batch)
+    samplers = loaded.config.objective.samplers
+    with counting("evaluating", num * len(rows_of(samplers, counts))) as on_batch:
+        results = evaluate_model(loaded.model, samplers, judge, held_out, counts, num, seed, loaded.device, on_batch)
     if isinstance(judge.features, DigitClassifier):
         results["classifier_test_accuracy"] = accuracy(judge.features)
     results = {"checkpoint": loaded.checkpoint.path.name, "weights": "ema", **results}

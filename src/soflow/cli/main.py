@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from soflow.cli.bench import bench
+from soflow.cli.compare import compare
 from soflow.cli.evaluate import evaluate
 from soflow.cli.import_ import import_
 from soflow.cli.recipes import recipes
@@ -39,7 +40,7 @@ def version(
         raise typer.Exit
 
 
-for command in (recipes, train, sample, evaluate, report, bench):
+for command in (recipes, train, sample, evaluate, report, compare, bench):
     app.command()(command)
 app.command("import")(import_)
 

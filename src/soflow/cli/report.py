@@ -41,6 +41,8 @@ def report(
                     config=run.folder.config.read_text(),
                     seconds=run.checkpoint.train_state().seconds,
                     device=run.device,
+                    samplers=run.config.objective.samplers,
+                    drawing=run.config.drawing,
                 )
             )
             on_done(i + 1)

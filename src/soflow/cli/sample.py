@@ -19,7 +19,9 @@ def sample(
     run: Annotated[Path, typer.Argument(help="A run folder, or a checkpoint inside it.")],
     num: Annotated[int, typer.Option(help="How many samples.")] = 64,
     nfe: Annotated[int, typer.Option(help="Network evaluations a sample.")] = 1,
-    method: Annotated[str, typer.Option(help="renoise, ode, euler or heun.")] = "renoise",
+    method: Annotated[
+        str | None, typer.Option(help="renoise, ode, euler or heun (default: that of the method it was trained by).")
+    ] = None,
     labels: Annotated[str | None, typer.Option(help="Classes to draw, taken in turn: 0,1,2 (default: all).")] = None,
     seed: Annotated[int, typer.Option(help="Sample i depends on the seed and i alone.")] = 0,
     weights: Annotated[str, typer.Option(help="ema (averaged) or raw.")] = "ema",
@@ -43,19 +45,21 @@ def sample(
     from soflow.pictures import is_image
     from soflow.sampling import check_method, sample_many
 
-    sampler = check_method(method, nfe)
+    if method is not None:
+        check_method(method, nfe)
     loaded = runs.load(run, "raw" if weights == "raw" else "ema")
+    sampler = check_method(method or loaded.config.objective.samplers[0], nfe)
     for note in loaded.notes:
         typer.echo(note, err=True)
     chosen = choose_labels(classes, num, loaded.model.num_classes)
-    file = out or loaded.folder.samples / f"{loaded.checkpoint.path.name}-{method}-{nfe}-seed-{seed}.png"
+    file = out or loaded.folder.samples / f"{loaded.checkpoint.path.name}-{sampler}-{nfe}-seed-{seed}.png"
     if file.suffix == "" and not is_image(loaded.model.shape):
         raise InputError("a folder of images needs images: use --out FILE.npz for these samples")
     check_writable(file)
     with counting("sampling", num) as on_batch:
         samples = sample_many(loaded.model, num, chosen, sampler, nfe, seed, device=loaded.device, on_batch=on_batch)
     write(samples, chosen, file)
-    print(f"{num} samples, {method} in {nfe}: {file}")
+    print(f"{num} samples, {sampler} in {nfe}: {file}")
 
 
 def choose_labels(classes: list[int] | None, num: int, num_classes: int) -> Tensor | None:

@@ -14,6 +14,9 @@ from soflow.config.schema import Config
 from soflow.errors import InputError
 
 RECIPES = files("soflow") / "recipes"
+#: What methods take over from one another, where they have it.
+COMMON = ("scale", "label_dropout")
+COMMON_KEYS = tuple(f"objective.guidance.{key}=" for key in COMMON)
 
 
 def recipe_names() -> list[str]:
@@ -36,6 +39,35 @@ def read_recipe(recipe: str, overrides: Sequence[str] = ()) -> Config:
     return validate(values)
 
 
+def read_methods(recipe: str, names: Sequence[str], overrides: Sequence[str] = ()) -> dict[str, Config]:
+    """The recipe once for each training method: all the same but for the section `objective`.
+
+    An override `METHOD:key=value` is for that method alone, one without a method for all of them. Of the recipe's objective
+    the others take over how strongly to guide; all else is their own default. Raises InputError as `read_recipe` does, and
+    for methods named twice or overrides of methods that are not asked for.
+    """
+    if len(set(names)) < len(names):
+        raise InputError(f"the methods are {', '.join(names)}: name each once")
+    shared: list[str] = []
+    own: dict[str, list[str]] = {name: [] for name in names}
+    for text in overrides:
+        method, colon, rest = text.partition(":")
+        if colon and "=" not in method:
+            if method not in own:
+                raise InputError(f"'{text}' is for {method or 'no method'}, but the methods are {', '.join(names)}")
+            own[method].append(rest)
+        elif text.startswith("objective.") and not text.startswith(COMMON_KEYS):
+            raise InputError(f"'{text}' is a setting of one method: write METHOD:{text}, such as {names[0]}:{text}")
+        else:
+            shared.append(text)
+    return {name: read_recipe(recipe, [*of_method(shared, name), f"objective.name={name}", *own[name]]) for name in names}
+
+
+def of_method(shared: list[str], name: str) -> list[str]:
+    """The overrides for all methods that are for this one, too: consistency training knows no guidance."""
+    return [text for text in shared if name != "consistency" or not text.startswith(COMMON_KEYS)]
+
+
 def override(values: dict[str, Any], overrides: Sequence[str]) -> None:
     """Puts `key=value` texts into the plain values of a configuration, names of kinds first: they decide about the keys."""
     for text in sorted(overrides, key=lambda text: not text.strip().startswith(("network.name=", "objective.name="))):
@@ -54,7 +86,7 @@ def override(values: dict[str, Any], overrides: Sequence[str]) -> None:
 def common(objective: dict[str, Any], name: object) -> dict[str, Any]:
     """What another method takes over of a section `objective`: how strongly to guide. All else is its own default."""
     guided = name != "consistency" and "guidance" in objective
-    return {"guidance": {key: objective["guidance"][key] for key in ("scale", "label_dropout")}} if guided else {}
+    return {"guidance": {key: objective["guidance"][key] for key in COMMON}} if guided else {}
 
 
 def read_yaml(recipe: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 `soflow recipes NAME` prints the descriptions below. Reading files and overrides: config/reading.py.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
@@ -87,7 +87,12 @@ class UndecayedGuidanceConfig(GuidanceConfig):
     decay_time: float = Field(1.0, ge=1, le=1, description="MeanFlow's guidance does not fade")
 
 
+#: How samples are drawn from what a method learns, its own way first: see sampling.py.
+Samplers = tuple[Literal["renoise", "ode", "euler", "heun"], ...]
+
+
 class SoFlowConfig(Section):
+    samplers: ClassVar[Samplers] = ("renoise", "ode", "heun")
     name: Literal["soflow"] = Field("soflow", description="soflow, flow_matching, mean_flow, shortcut or consistency")
     lambda_: Share = Field(0.75, description="share of the batch that matches the flow; the rest is made consistent")
     p: float = Field(1.0, ge=0, description="power of the adaptive weight; 0 is the plain square")
@@ -98,6 +103,7 @@ class SoFlowConfig(Section):
 
 
 class FlowMatchingConfig(Section):
+    samplers: ClassVar[Samplers] = ("euler", "heun")  # a velocity, no jumps
     name: Literal["flow_matching"]
     p: float = Field(0.0, ge=0, description="power of the adaptive weight; 0 is the plain square")
     eps: PositiveFloat = Field(0.01, description="floor of the adaptive weight")
@@ -106,6 +112,7 @@ class FlowMatchingConfig(Section):
 
 
 class MeanFlowConfig(Section):
+    samplers: ClassVar[Samplers] = ("ode", "renoise", "heun")
     name: Literal["mean_flow"]
     velocity_share: Share = Field(0.75, description="share of the batch with s = t")
     p: float = Field(1.0, ge=0, description="power of the adaptive weight; 0 is the plain square")
@@ -115,6 +122,7 @@ class MeanFlowConfig(Section):
 
 
 class ShortcutConfig(Section):
+    samplers: ClassVar[Samplers] = ("ode", "heun")  # its jumps are of lengths 1, 1/2, 1/4, ... and no others
     name: Literal["shortcut"]
     step_share: Share = Field(0.25, description="share of the batch that learns steps from half steps")
     p: float = Field(0.0, ge=0, description="power of the adaptive weight; 0 is the plain square")
@@ -124,6 +132,7 @@ class ShortcutConfig(Section):
 
 
 class ConsistencyConfig(Section):
+    samplers: ClassVar[Samplers] = ("renoise",)  # jumps to data alone, no velocity
     name: Literal["consistency"]
     p: float = Field(1.0, ge=0, description="power of the adaptive weight; 0 is the plain square")
     eps: PositiveFloat = Field(0.01, description="floor of the adaptive weight")
@@ -202,6 +211,12 @@ class Config(Section):
     def guidance_scale(self) -> float:
         """omega; 1 where nothing is guided, and for a method that has no guidance."""
         return 1.0 if isinstance(self.objective, ConsistencyConfig) else self.objective.guidance.scale
+
+    @property
+    def drawing(self) -> tuple[Literal["renoise", "ode", "euler", "heun"], int]:
+        """The sampler, and its network evaluations, for a first look: one jump, or 32 Heun steps where none were learned."""
+        first = self.objective.samplers[0]
+        return ("heun", 64) if first == "euler" else (first, 1)
 
     @model_validator(mode="after")
     def parts_fit_together(self) -> "Config":

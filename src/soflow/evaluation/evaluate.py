@@ -79,16 +79,19 @@ class Judge:
         return {"dataset": dataset.name, "split": dataset.split, "count": min(len(dataset), self.most or len(dataset))}
 
 
-def samplers(nfe: Sequence[int]) -> list[tuple[Method, int]]:
-    """What is evaluated: both few-step samplers at each number of evaluations, and the model's own ODE."""
-    few: list[tuple[Method, int]] = []
-    for n in nfe:
-        few += [("renoise", n)] if n == 1 else [("renoise", n), ("ode", n)]
-    return [*few, ("heun", 2 * HEUN_STEPS)]
+def rows_of(samplers: Sequence[Method], nfe: Sequence[int]) -> list[tuple[Method, int]]:
+    """What is evaluated: each few-step sampler at each number of evaluations, and the model's own ODE if it has one.
+
+    In one step renoise and ode are the same.
+    """
+    few: list[Method] = [sampler for sampler in samplers if sampler != "heun"]
+    own: list[tuple[Method, int]] = [("heun", 2 * HEUN_STEPS)] if "heun" in samplers else []
+    return [(sampler, n) for n in nfe for sampler in (few[:1] if n == 1 else few)] + own
 
 
 def evaluate(
     model: FlowModel,
+    samplers: Sequence[Method],
     judge: Judge,
     held_out: Dataset,
     nfe: Sequence[int],
@@ -99,9 +102,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Everything evaluation.json holds of the model's quality.
 
-    held_out: real samples, not in the judge's reference, that say what a distance of real data is. num: samples drawn for
-    each sampler, class by class in turn. `on_progress` hears how many are drawn of those of all samplers. Raises InputError
-    for settings that cannot give a figure.
+    samplers: those that mean something for what the model learned. held_out: real samples, not in the judge's reference,
+    that say what a distance of real data is. num: samples drawn for each sampler, class by class in turn. `on_progress`
+    hears how many are drawn of those of all samplers. Raises InputError for settings that cannot give a figure.
     """
     if num < 2:
         raise InputError(f"the number of samples is {num}: a distance needs 2 or more")
@@ -117,7 +120,7 @@ def evaluate(
         distance_of_few, _ = judge(samples[few], None if labels is None else labels[few])
         return Row(method, n, distance, distance_of_few, share, milliseconds_per_sample(model, method, n, device))
 
-    rows = [row(index, method, n) for index, (method, n) in enumerate(samplers(nfe))]
+    rows = [row(index, method, n) for index, (method, n) in enumerate(rows_of(samplers, nfe))]
     real_distance, real_recognized = judge(held_out.data, held_out.labels)
     return {
         "metric": judge.metric,
@@ -127,7 +130,7 @@ def evaluate(
         "reference": judge.describe(judge.reference),
         "rows": [asdict(row) for row in rows],
         "real": {**judge.describe(held_out), "distance": real_distance, "recognized": real_recognized},
-        "diagnostics": asdict(diagnostics(model, held_out, seed, device)),
+        "diagnostics": diagnostics(model, held_out, seed, device) if {"ode", "heun"} <= set(samplers) else {},
         "versions": {name: version(name) for name in ("soflow", "torch", "numpy")} | {"python": platform.python_version()},
         "machine": {"device": str(device), "processor": platform.machine(), "threads": torch.get_num_threads()},
     }
@@ -146,15 +149,15 @@ def milliseconds_per_sample(model: FlowModel, method: Method, nfe: int, device: 
     return 1000 * seconds / TIMED_BATCH
 
 
-def diagnostics(model: FlowModel, dataset: Dataset, seed: int, device: torch.device) -> Any:
-    """The diagnostics at points of the path between held-out data and noise, t even on (0, 1)."""
+def diagnostics(model: FlowModel, dataset: Dataset, seed: int, device: torch.device) -> dict[str, float]:
+    """Jumps against velocities, at points of the path between held-out data and noise, t even on (0, 1)."""
     generator = seeded_generator(seed, "diagnostics", 0, torch.device("cpu"))
     data = dataset.data[:DIAGNOSTIC_POINTS]
     labels = dataset.labels[: len(data)].to(device) if dataset.labels is not None and model.num_classes else None
     noise = torch.randn(data.shape, generator=generator)
     t = torch.rand(len(data), generator=generator)
     point = model.path.sample(*(x.to(device) for x in (data, noise, t)))
-    return diagnose(model, point, labels, generator)
+    return asdict(diagnose(model, point, labels, generator))
 
 
 def table(results: dict[str, Any]) -> list[list[str]]:

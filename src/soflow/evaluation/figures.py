@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 BLUE, ORANGE, GREEN, GREY = "#3056d3", "#e07b39", "#2f9e6e", "#98a2b3"
-COLORS = {"renoise": BLUE, "ode": ORANGE}
+COLORS = {"renoise": BLUE, "ode": ORANGE, "euler": "#8250c4"}
 
 
 def plain(figure: Figure, *, columns: int = 1) -> list[Axes]:
@@ -21,14 +21,14 @@ def plain(figure: Figure, *, columns: int = 1) -> list[Axes]:
 
 
 def losses(metrics: list[dict[str, Any]]) -> Figure:
-    """Mean squared errors of both terms, and the total loss, against the step."""
+    """Mean squared errors of the loss's terms, and the total loss, against the step."""
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     errors, total = plain(figure, columns=2)
     steps = [line["step"] for line in metrics]
-    for name, color in (("flow_matching_mse", BLUE), ("consistency_mse", ORANGE)):
-        if name in metrics[0]:
-            label = name.removesuffix("_mse").replace("_", " ")
-            errors.plot(steps, [line[name] for line in metrics], color=color, label=label)
+    names = [name for name in metrics[0] if name.endswith("_mse")]
+    for name, color in zip(names, (BLUE, ORANGE), strict=False):
+        label = name.removesuffix("_mse").replace("_", " ")
+        errors.plot(steps, [line[name] for line in metrics], color=color, label=label)
     errors.set(xlabel="step", ylabel="mean squared error", yscale="log")
     errors.legend(frameon=False)
     total.plot(steps, [line["loss"] for line in metrics], color=GREY)
@@ -43,9 +43,10 @@ def distance_against_nfe(evaluation: dict[str, Any]) -> Figure:
     rows = evaluation["rows"]
     for sampler, color in COLORS.items():
         points = sorted((row["nfe"], row["distance"]) for row in rows if row["sampler"] == sampler or row["nfe"] == 1)
-        axes.plot(*zip(*points, strict=True), "o-", color=color, label=sampler)
-    heun = next(row for row in rows if row["sampler"] == "heun")
-    axes.axhline(heun["distance"], color=GREEN, linestyle="--", label=f"own ODE, {heun['nfe'] // 2} Heun steps")
+        if any(row["sampler"] == sampler for row in rows):
+            axes.plot(*zip(*points, strict=True), "o-", color=color, label=sampler)
+    for heun in (row for row in rows if row["sampler"] == "heun"):
+        axes.axhline(heun["distance"], color=GREEN, linestyle="--", label=f"own ODE, {heun['nfe'] // 2} Heun steps")
     axes.axhline(evaluation["real"]["distance"], color=GREY, linestyle=":", label="held-out real data")
     counts = sorted({row["nfe"] for row in rows if row["sampler"] != "heun"})
     axes.set_xscale("log", base=2)

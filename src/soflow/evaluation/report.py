@@ -16,18 +16,28 @@ from soflow import pictures
 from soflow.data.sources import Dataset
 from soflow.evaluation import figures
 from soflow.evaluation.evaluate import reading_aid, table
-from soflow.sampling import sample_many
+from soflow.sampling import Method, sample_many
 from soflow.solution import FlowModel
 from soflow.symbols import Sample
 
 COLUMNS = 10
+CONSISTENCY = (
+    "The consistency loss, a surrogate, has no meaning as a value; what is drawn is the squared difference quotient. It "
+    "does not go to zero: the direction of a single sample's path varies even at the best of maps."
+)
+DIAGNOSTICS = (
+    "<p>Does the learned map solve the flow it claims to solve? Root mean square differences: df/ds against the velocity; "
+    "two jumps against one; one jump against 64 Heun steps.</p>"
+)
 #: Times at which one noise is shown on its way along f(noise, 1, s).
 JOURNEY = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0]
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What the report needs of a run. `evaluation` is evaluation.json, or None where there was no evaluation yet."""
+    """What the report needs of a run. `evaluation` is evaluation.json, or None where there was no evaluation yet;
+    `samplers` are those of the method, `drawing` the sampler and its network evaluations for pictures.
+    """
 
     name: str
     model: FlowModel
@@ -37,6 +47,8 @@ class Subject:
     config: str
     seconds: float
     device: torch.device
+    samplers: tuple[Method, ...]
+    drawing: tuple[Method, int]
 
 
 def render(subjects: list[Subject]) -> str:
@@ -61,13 +73,11 @@ def section(subject: Subject) -> str:
         parts.append(f"<p>No distances yet: run <code>soflow evaluate {escape(subject.name)}</code> and report again.</p>")
     else:
         parts.append(quality(subject.evaluation))
-    parts.append(journey(subject))
+    if {"renoise", "ode"} <= set(subject.samplers):  # a map to every s
+        parts.append(journey(subject))
     if subject.metrics:
-        parts.append(
-            "<h2>Training</h2><p>Means between two log lines. The consistency loss, a surrogate, has no meaning as a value; "
-            "what is drawn is the squared difference quotient. It does not go to zero: the direction of a single sample's "
-            "path varies even at the best of maps.</p>" + embed(figures.losses(subject.metrics))
-        )
+        note = CONSISTENCY if "consistency_mse" in subject.metrics[0] else ""
+        parts.append(f"<h2>Training</h2><p>Means between two log lines. {note}</p>" + embed(figures.losses(subject.metrics)))
     parts.append(cost(subject))
     parts.append(f"<h2>Settings</h2><details><summary>config.yaml</summary><pre>{escape(subject.config)}</pre></details>")
     return "".join(parts)
@@ -78,12 +88,13 @@ def headline(subject: Subject) -> str:
     evaluation, tiles = subject.evaluation, []
     if evaluation is not None:
         one = next((row for row in evaluation["rows"] if row["nfe"] == 1), None)
-        heun = next(row for row in evaluation["rows"] if row["sampler"] == "heun")
+        heun = next((row for row in evaluation["rows"] if row["sampler"] == "heun"), None)
         if one is not None:
             if one["recognized"] is not None:
                 tiles.append((f"{one['recognized']:.1%}", "of one-step samples recognized as their class"))
             tiles.append((f"{one['distance']:.3g}", f"{evaluation['metric']}, one step"))
-        tiles.append((f"{heun['distance']:.3g}", f"the same model's ODE, {heun['nfe'] // 2} Heun steps"))
+        if heun is not None:
+            tiles.append((f"{heun['distance']:.3g}", f"the same model's ODE, {heun['nfe'] // 2} Heun steps"))
         tiles.append((f"{evaluation['real']['distance']:.3g}", "held-out real data"))
     tiles.append((minutes(subject.seconds), "of training"))
     return "<div class=tiles>" + "".join(f"<div><b>{escape(a)}</b>{escape(b)}</div>" for a, b in tiles) + "</div>"
@@ -93,7 +104,7 @@ def samples(subject: Subject) -> str:
     """One-step samples beside real data: class by class for images, as clouds of points for vectors."""
     if len(subject.model.shape) == 1:
         drawn = draw(subject, 4000, None)
-        clouds = {"one-step samples": drawn, "real data": subject.dataset.data[:4000]}
+        clouds = {f"samples drawn {in_words(subject)}": drawn, "real data": subject.dataset.data[:4000]}
         return "<h2>Samples</h2>" + embed(figures.clouds(clouds))
     classes = subject.model.num_classes
     columns = min(classes or COLUMNS, COLUMNS)
@@ -103,7 +114,7 @@ def samples(subject: Subject) -> str:
     return (
         "<h2>Samples</h2><div class=pair><figure>"
         + picture(drawn, columns)
-        + "<figcaption>drawn in one forward pass, unselected"
+        + f"<figcaption>drawn {in_words(subject)}, unselected"
         + (", a class a column" if classes else "")
         + "</figcaption></figure><figure>"
         + picture(real, columns)
@@ -140,8 +151,8 @@ def quality(evaluation: dict[str, Any]) -> str:
         f"{escape(reading_aid(evaluation))}{classifier}</p>"
         + embed(figures.distance_against_nfe(evaluation))
         + f"<table><tr>{head}{body}"
-        + "</table><p>Does the learned map solve the flow it claims to solve? Root mean square differences: df/ds against "
-        "the velocity; two jumps against one; one jump against 64 Heun steps.</p><table>" + diagnostics + "</table>"
+        + "</table>"
+        + (DIAGNOSTICS + f"<table>{diagnostics}</table>" if diagnostics else "")
     )
 
 
@@ -212,7 +223,13 @@ def comparison(subjects: list[Subject]) -> str:
 
 
 def draw(subject: Subject, num: int, labels: Tensor | None) -> Sample:
-    return sample_many(subject.model, num, labels, "renoise", nfe=1, seed=0, device=subject.device)
+    return sample_many(subject.model, num, labels, *subject.drawing, seed=0, device=subject.device)
+
+
+def in_words(subject: Subject) -> str:
+    """How its pictures were drawn."""
+    sampler, nfe = subject.drawing
+    return "in one forward pass" if nfe == 1 else f"by {sampler} in {nfe} network evaluations"
 
 
 def minutes(seconds: float) -> str:

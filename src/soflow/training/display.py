@@ -21,10 +21,10 @@ class Display(Protocol):
 class BarDisplay:
     """A bar with steps, loss, samples a second and the time left."""
 
-    def __init__(self) -> None:
+    def __init__(self, title: str = "training") -> None:
         console = Console(stderr=True)
         self.bar = Progress(
-            TextColumn("training"),
+            TextColumn(title),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[text]}"),

@@ -27,8 +27,8 @@ from soflow.training.optimizers import learning_rate, make_optimizer
 from soflow.training.run_folder import RunFolder
 from soflow.training.signals import Stopped, StopRequest, stop_request
 
-#: Called with the steps done and the averaged weights where a sample grid is due.
-DrawSamples = Callable[[int, dict[str, Tensor], torch.device], None]
+#: Called where a sample grid is due, with how far training is, the averaged weights and the device.
+Watch = Callable[[TrainState, dict[str, Tensor], torch.device], None]
 
 
 class Trainer:
@@ -43,11 +43,11 @@ class Trainer:
         config: Config,
         folder: RunFolder,
         display: Display,
-        draw_samples: DrawSamples,
+        watch: Watch,
     ) -> None:
         self.config = config
         self.folder = folder
-        self.draw_samples = draw_samples
+        self.watch = watch
         AcceleratorState._reset_state()  # Accelerate keeps the precision of a process's first run; this may be another run
         self.accelerator = Accelerator(
             cpu=int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available(),  # else no process group there
@@ -232,7 +232,7 @@ class Trainer:
 
     def sample(self) -> None:
         if self.accelerator.is_main_process:
-            self.draw_samples(self.state.step, self.ema.state_dict(), self.device)
+            self.watch(self.state, self.ema.state_dict(), self.device)
 
 
 def require_trackers(names: tuple[str, ...]) -> None:
