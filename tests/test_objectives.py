@@ -32,7 +32,7 @@ def peer(name, path=None, parameterization=EULER, guidance=None, middle=None, p=
     path, middle = path or LinearPath(), middle or MiddleTime("constant", 0.01, 0.01)
     return {
         "flow_matching": lambda: FlowMatching(path, parameterization, p, 0.01, TIMES, guidance),
-        "mean_flow": lambda: MeanFlow(path, 0.5, p, 0.01, TIMES, guidance),
+        "mean_flow": lambda: MeanFlow(path, 0.5, "all", p, 0.01, TIMES, guidance),
         "shortcut": lambda: Shortcut(path, 0.5, p, 0.01, TIMES, guidance),
         "consistency": lambda: Consistency(path, parameterization, p, 0.01, TIMES, middle),
     }[name]()
@@ -138,13 +138,33 @@ def test_the_pull_of_consistency_training_on_a_gaussian_vanishes_with_r():
     assert pull(0.003) < 0.02 * pull(0.3)
 
 
+@pytest.mark.parametrize("velocity_share", [0.0, 0.6, 1.0])
+def test_mean_flow_needs_no_derivative_where_s_is_t(velocity_share):
+    """Leaving it out there changes neither the loss nor its gradient, and spares those rows the pass that makes it."""
+    network = make_network(read_recipe("digits", TINY_DIT)).double()
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter, std=0.2)
+    generator = torch.Generator().manual_seed(0)
+    batch = Batch(torch.randn(10, 1, 8, 8, generator=generator, dtype=torch.float64), torch.arange(10))
+    totals, gradients = [], []
+    for derivative in ("all", "jumps"):
+        objective = MeanFlow(LinearPath(), velocity_share, derivative, 1.0, 0.01, TIMES, Guidance(2.0, 0.5, 0.2, 1.0, 10))
+        draws = float64(objective.draw(batch.data.shape, torch.Generator().manual_seed(1)))
+        totals.append(objective(network, batch, draws, 0.5).total)
+        gradients.append(torch.autograd.grad(totals[-1], [p for p in network.parameters() if p.requires_grad]))
+    torch.testing.assert_close(*totals)
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_mean_flows_derivative_is_the_one_along_the_trajectory():
     """Against a central difference of F along (x + h v, t + h, s), for a network with attention."""
     network = make_network(read_recipe("digits", TINY_DIT)).double()
     for parameter in network.parameters():
         if parameter.requires_grad:
             nn.init.normal_(parameter, std=0.2)
-    objective = MeanFlow(LinearPath(), 0.0, 0.0, 0.01, TIMES)
+    objective = MeanFlow(LinearPath(), 0.0, "all", 0.0, 0.01, TIMES)
     generator = torch.Generator().manual_seed(0)
     data = torch.randn(8, 1, 8, 8, generator=generator, dtype=torch.float64)
     draws = float64(objective.draw(data.shape, generator))
@@ -164,7 +184,7 @@ def test_mean_flow_trains_a_network_whose_attention_is_fused():
     for parameter in network.parameters():
         if parameter.requires_grad:
             nn.init.normal_(parameter, std=0.2)
-    objective = MeanFlow(LinearPath(), 0.5, 1.0, 0.01, TIMES, Guidance(2.0, 0.5, 0.3, 1.0, null_label=10))
+    objective = MeanFlow(LinearPath(), 0.5, "all", 1.0, 0.01, TIMES, Guidance(2.0, 0.5, 0.3, 1.0, null_label=10))
     batch = Batch(torch.randn(8, 1, 8, 8), torch.arange(8))
     objective(network, batch, objective.draw((8, 1, 8, 8), torch.Generator().manual_seed(0)), 0.0).total.backward()
     assert all(parameter.grad is not None for parameter in network.parameters() if parameter.requires_grad)
@@ -179,7 +199,7 @@ def test_mean_flow_is_guided_as_in_its_paper(mix):
     def net(x, t, s, labels, augment):
         return k[labels][:, None] * x
 
-    objective = MeanFlow(LinearPath(), 0.5, 0.0, 0.01, TIMES, Guidance(scale, mix, 0.5, 1.0, null_label=2))
+    objective = MeanFlow(LinearPath(), 0.5, "all", 0.0, 0.01, TIMES, Guidance(scale, mix, 0.5, 1.0, null_label=2))
     labels, dropped = torch.tensor([0, 1, 0, 1]), torch.tensor([False, False, True, False])
     data = torch.randn(4, 3, dtype=torch.float64)
     draws = float64(objective.draw((4, 3), torch.Generator()))

@@ -90,8 +90,8 @@ def make_objective(config: Config) -> Objective:
             )
         case FlowMatchingConfig(times=times):
             return FlowMatching(path, parameterization, **weight, times=logit_normal(times), guidance=make_guidance(config))
-        case MeanFlowConfig(times=times, velocity_share=share):
-            return MeanFlow(path, share, **weight, times=logit_normal(times), guidance=make_guidance(config))
+        case MeanFlowConfig(times=times, velocity_share=share, derivative=which):
+            return MeanFlow(path, share, which, **weight, times=logit_normal(times), guidance=make_guidance(config))
         case ShortcutConfig(times=times, step_share=share):
             return Shortcut(path, share, **weight, times=logit_normal(times), guidance=make_guidance(config))
         case ConsistencyConfig(times=times, middle=middle):

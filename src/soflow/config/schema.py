@@ -115,6 +115,9 @@ class MeanFlowConfig(Section):
     samplers: ClassVar[Samplers] = ("ode", "renoise", "heun")
     name: Literal["mean_flow"]
     velocity_share: Share = Field(0.75, description="share of the batch with s = t")
+    derivative: Literal["all", "jumps"] = Field(
+        "all", description="of all samples, as published, or where s < t, which gives the same at less cost"
+    )
     p: float = Field(1.0, ge=0, description="power of the adaptive weight; 0 is the plain square")
     eps: PositiveFloat = Field(0.01, description="floor of the adaptive weight")
     times: LogitNormalConfig = Field(LogitNormalConfig(mean=-0.4, std=1.0), description="of the two draws that t and s are")

@@ -5,9 +5,10 @@
 Source: Mean Flows for One-step Generative Modeling (arXiv 2505.13447).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import floor
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from soflow.data.batches import Batch
 from soflow.guidance import Guidance
-from soflow.objectives.base import BranchLoss, Draws, Losses, adaptive_weight, losses
+from soflow.objectives.base import BranchLoss, Draws, Inputs, Losses, adaptive_weight, losses, together
 from soflow.objectives.guided import draw_dropped, guiding_velocities, shown_labels
 from soflow.path import Path
 from soflow.solution import EulerParameterization
@@ -23,9 +24,17 @@ from soflow.symbols import Net, across
 from soflow.times import LogitNormal
 
 
-def jvp(function: Callable[..., Tensor], at: tuple[Tensor, ...], along: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    """The function's value and its derivative along a direction."""
-    value, derivative = torch.func.jvp(function, at, along)  # type: ignore[misc]  # three with has_aux
+def with_derivative(net: Net, inputs: Inputs, v: Tensor) -> tuple[Tensor, Tensor]:
+    """F and its derivative dF/dt along the trajectory: the direction (v, 1, 0) in (x, t, s)."""
+    x, t, s, labels, augment = inputs
+    if len(x) == 0:
+        return x, x
+
+    def F(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        return net(x, t, s, labels, augment)
+
+    with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no forward-mode derivative
+        value, derivative = torch.func.jvp(F, (x, t, s), (v, torch.ones_like(t), torch.zeros_like(s)))  # type: ignore[misc]
     return value, derivative
 
 
@@ -33,12 +42,14 @@ def jvp(function: Callable[..., Tensor], at: tuple[Tensor, ...], along: tuple[Te
 class MeanFlow:
     """F(x_t, t, s, y) -> the mean of the (guided) velocity from t to s.
 
-    velocity_share: the share of samples with s = t. p, eps: the adaptive weight. times: t and s are the larger and the
-    smaller of two draws from it. guidance: its mix m is the paper's 1 - kappa, m times its scale the paper's omega.
+    velocity_share: the share of samples with s = t. derivative: of which samples it is taken: of "all", as published, or of
+    "jumps" alone, since nothing depends on it where s = t. p, eps: the adaptive weight. times: t and s are the larger and
+    the smaller of two draws from it. guidance: its mix m is the paper's 1 - kappa, m times its scale the paper's omega.
     """
 
     path: Path
     velocity_share: float
+    derivative: Literal["all", "jumps"]
     p: float
     eps: float
     times: LogitNormal
@@ -61,13 +72,11 @@ class MeanFlow:
         if self.guidance is not None:
             v_null, v_label = guiding_velocities(net, x_t, t, batch, EulerParameterization(), self.guidance, slice(None))
             v = self.guidance.target(v, v_null, v_label, t, draws.dropped)
-        labels = shown_labels(batch, draws, self.guidance)
-
-        def F(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-            return net(x, t, s, labels, batch.augment)
-
-        with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no forward-mode derivative
-            F_t, dF_dt = jvp(F, (x_t, t, s), (v, torch.ones_like(t), torch.zeros_like(s)))
+        inputs = Inputs(x_t, t, s, shown_labels(batch, draws, self.guidance), batch.augment)
+        plain = draws.n_velocity if self.derivative == "jumps" else 0
+        (F_plain,) = together(net, inputs.rows(slice(plain)))
+        F_jumps, dF_dt = with_derivative(net, inputs.rows(slice(plain, None)), v[plain:])
+        F_t, dF_dt = torch.cat([F_plain, F_jumps]), torch.cat([torch.zeros_like(F_plain), dF_dt])
         target = v - across(t - s, v) * dF_dt.detach()
 
         # loss = sum_d(delta^2) / sg(sum_d(delta^2) + eps)^p
