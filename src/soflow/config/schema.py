@@ -201,8 +201,9 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
-    precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="of the network's passes; the consistency pair stays in fp32"
+    precision: Literal["fp32", "tf32", "bf16", "bf16-tf32"] = Field(
+        "fp32",
+        description="of the passes: fp32, tf32 on a GPU, bf16 with the consistency pair in fp32, bf16-tf32 with it in tf32",
     )
 
     @field_validator("objective", mode="before")

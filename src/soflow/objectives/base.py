@@ -125,11 +125,12 @@ def may_share_a_pass(net: Net, device: torch.device) -> bool:
 
 @contextmanager
 def float32(device: torch.device) -> Iterator[None]:
-    """Computes in float32, under bfloat16 autocast too and without TF32 in convolutions (where it is torch's default):
-    difference quotients multiply rounding errors by hundreds.
+    """Computes in float32, under bfloat16 autocast too: difference quotients multiply rounding errors by hundreds.
+
+    Where matrix products may not use TF32 convolutions may not, either; for them it is torch's default.
     """
     tf32 = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = tf32 and torch.get_float32_matmul_precision() != "highest"
     try:
         with torch.autocast(device.type, enabled=False):
             yield

@@ -24,6 +24,7 @@ from soflow.training.checkpoint import TrainState, newest_good, save_checkpoint
 from soflow.training.display import Display
 from soflow.training.ema import Ema
 from soflow.training.optimizers import learning_rate, make_optimizer
+from soflow.training.precision import float32_products
 from soflow.training.run_folder import RunFolder
 from soflow.training.signals import Stopped, StopRequest, stop_request
 
@@ -51,7 +52,7 @@ class Trainer:
         AcceleratorState._reset_state()  # Accelerate keeps the precision of a process's first run; this may be another run
         self.accelerator = Accelerator(
             cpu=int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available(),  # else no process group there
-            mixed_precision="bf16" if config.precision == "bf16" else "no",
+            mixed_precision="bf16" if config.precision.startswith("bf16") else "no",
             gradient_accumulation_steps=config.train.accumulate,
             log_with=list(config.train.trackers) or None,
             project_dir=str(folder.path),
@@ -131,7 +132,8 @@ class Trainer:
 
     def timed_step(self) -> None:
         start = time.perf_counter()
-        loss = self.step(self.state.step)
+        with float32_products("tf32" in self.config.precision, self.device):
+            loss = self.step(self.state.step)
         seconds = time.perf_counter() - start
         self.state.step += 1
         self.state.seconds += seconds

@@ -1,0 +1,84 @@
+"""What rounding does to the difference quotient, which divides it by t - l, and that bfloat16 training spares it that."""
+
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from conftest import TINY_DIT
+from soflow.assemble import make_network, make_objective
+from soflow.config import read_recipe
+from soflow.data.batches import Batch
+from soflow.objectives import soflow as method
+from soflow.training.precision import float32_products
+
+COUNT = 64
+
+
+def setting():
+    """A network with all its weights at work, and jumps at r = 0.002, the end of the recipe's schedule, without guidance."""
+    config = read_recipe("digits", [*TINY_DIT, "objective.guidance.scale=1"])
+    torch.manual_seed(0)
+    network = make_network(config)
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter, std=0.1)
+    objective = make_objective(config)
+    generator = torch.Generator().manual_seed(0)
+    draws = replace(objective.draw((COUNT, 1, 8, 8), generator), n_velocity=0)
+    draws = replace(draws, s=torch.minimum(draws.s, draws.t / 2), t=draws.t.clamp(min=0.2))
+    return network, objective, Batch(torch.randn(COUNT, 1, 8, 8, generator=generator), torch.arange(COUNT) % 10), draws
+
+
+def quotient_mse(network, objective, batch, draws):
+    """mean_d(q^2) a sample, (B,)."""
+    return objective(network, batch, draws, 1.0).parts["consistency_mse"].double()
+
+
+def exact():
+    """The same in double precision, from the same float32 inputs."""
+    network, objective, batch, draws = setting()
+    draws = replace(draws, noise=draws.noise.double(), t=draws.t.double(), s=draws.s.double())
+    return quotient_mse(network.double(), objective, replace(batch, data=batch.data.double()), draws)
+
+
+def error(of):
+    """Its relative error, root mean square over samples."""
+    true = exact()
+    return float(((of - true) / true).square().mean().sqrt())
+
+
+def test_the_quotients_error_in_float32_is_small():
+    assert error(quotient_mse(*setting())) < 1e-3
+
+
+def test_bfloat16_training_leaves_the_quotient_as_exact_as_float32(monkeypatch):
+    with torch.autocast("cpu", torch.bfloat16):
+        kept = error(quotient_mse(*setting()))
+        monkeypatch.setattr(method, "float32", lambda device: nullcontext())
+        rounded = error(quotient_mse(*setting()))
+    assert kept < 1e-3
+    assert rounded > 100 * kept  # which is what keeping it spares
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "bf16-tf32"])
+def test_every_precision_trains_and_leaves_the_processs_settings_alone(precision, tmp_path):
+    from soflow import runs
+
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    overrides = [*TINY_DIT, "train.steps=2", "train.batch_size=16", "train.log_every=1", f"precision={precision}"]
+    folder = runs.train("digits", tmp_path / "run", overrides)
+    assert [line["step"] for line in folder.read_metrics()] == [1, 2]
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_on_a_gpu_products_and_convolutions_use_tf32_or_not_while_it_lasts(tf32):
+    """The switches are those of the process; they can be thrown without a GPU."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    with float32_products(tf32, torch.device("cuda")):
+        assert torch.get_float32_matmul_precision() == ("high" if tf32 else "highest")
+        assert torch.backends.cudnn.allow_tf32 == tf32
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
