@@ -112,10 +112,10 @@ def test_the_distance_tells_real_digits_from_noise_and_from_one_class(classifier
 
 
 def test_features_that_do_not_fit_are_refused():
-    with pytest.raises(InputError, match="digits, coordinates"):
-        load_features("inception", (1, 8, 8))
+    with pytest.raises(InputError, match="digits, classifier, coordinates"):
+        load_features("inception", sources.load("digits"))
     with pytest.raises(InputError, match="8x8"):
-        load_features("digits", (2,))
+        load_features("digits", sources.load("moons"))
 
 
 @pytest.mark.parametrize(("path", "parameterization"), EVERY)

@@ -36,7 +36,7 @@ PARAMETERIZATIONS: dict[str, type[Parameterization]] = {"euler": EulerParameteri
 
 def make_dataset(config: DataConfig, split: str = "train") -> Dataset:
     """The data, checked against the shape and the classes that the configuration states."""
-    dataset = sources.load(config.source, split)
+    dataset = sources.load(config.source, split, config.path, config.shape[0])
     if dataset.shape != config.shape:
         raise InputError(f"data.shape is {list(config.shape)}, but {config.source} has {list(dataset.shape)}")
     if config.num_classes == 0:

@@ -105,7 +105,7 @@ def compare(
         raise InputError("the budget 'time' is the time that soflow takes: name soflow among the methods")
     shared = next(iter(configs.values()))
     reference, held_out = make_dataset(shared.data), make_dataset(shared.data, "test")
-    judge = Judge(load_features(shared.evaluate.features, reference.shape, progress.note), reference)
+    judge = Judge(load_features(shared.evaluate.features, reference, progress.note), reference)
     costs = measure(configs, out, rounds, progress)
     planned = plan(configs, costs, seeds, budget, out)
 

@@ -15,7 +15,7 @@ def evaluate(
         str | None, typer.Option(help="Network evaluations a sample, e.g. 1,2,4 (default: the recipe's).")
     ] = None,
     num: Annotated[int | None, typer.Option(help="Samples to draw (default: the recipe's).")] = None,
-    features: Annotated[str | None, typer.Option(help="digits or coordinates (default: the recipe's).")] = None,
+    features: Annotated[str | None, typer.Option(help="digits, classifier or coordinates (default: the recipe's).")] = None,
     reference: Annotated[
         str | None, typer.Option(help="Data to compare with, NAME or NAME:train or NAME:test (default: the training data).")
     ] = None,
@@ -39,14 +39,21 @@ def evaluate(
         typer.echo(note, err=True)
     config = loaded.config.evaluate
     counts, num = counts or list(config.nfe), num or config.num
-    name, _, split = (reference or loaded.config.data.source).partition(":")
-    compared = sources.load(name, split or "train")
-    held_out = sources.load(name, "train" if split == "test" else "test")
+    data = loaded.config.data
+    name, _, split = (reference or data.source).partition(":")
+    path, channels = (data.path, data.shape[0]) if name == data.source else ("", 0)
+    compared, held_out = (
+        sources.load(name, one, path, channels) for one in (split or "train", "train" if split == "test" else "test")
+    )
     if compared.shape != loaded.model.shape:
         raise InputError(
             f"--reference {name} has samples of shape {list(compared.shape)}, the run {list(loaded.model.shape)}"
         )
-    chosen = load_features(features or config.features, compared.shape, note=lambda text: typer.echo(text, err=True))
+    chosen = load_features(
+        features or config.features,
+        held_out if split == "test" else compared,
+        note=lambda text: typer.echo(text, err=True),
+    )
     judge = Judge(chosen, compared)
     if isinstance(judge.features, DigitClassifier):
         print(f"digit classifier: test accuracy {accuracy(judge.features):.4f} on held-out real digits")

@@ -16,7 +16,8 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    source: str = Field("digits", description="digits, moons, checkerboard or eight_gaussians")
+    source: str = Field("digits", description="digits, moons, checkerboard, eight_gaussians or huggingface")
+    path: str = Field("", description="of huggingface: a name on the Hub, or a local folder of parquet files")
     shape: tuple[PositiveInt, ...] = Field(
         (1, 8, 8), description="one sample's shape: [C, H, W] for images, [D] for vectors"
     )
@@ -181,7 +182,7 @@ class CheckpointConfig(Section):
 class EvaluateConfig(Section):
     nfe: tuple[PositiveInt, ...] = Field((1, 2, 4), description="network evaluations a sample, one row of the table each")
     num: int = Field(2000, ge=2, description="samples to draw")
-    features: str = Field("digits", description="digits (a classifier's features) or coordinates")
+    features: str = Field("digits", description="digits or classifier (features of a classifier of the data), coordinates")
 
 
 class Config(Section):

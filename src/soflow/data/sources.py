@@ -92,10 +92,16 @@ SOURCES: dict[str, Callable[[str], Dataset]] = {
 SPLITS = ("train", "test")
 
 
-def load(name: str, split: str = "train") -> Dataset:
-    """The dataset of that name. Raises InputError for a name or split that there is none of."""
+def load(name: str, split: str = "train", path: str = "", channels: int = 0) -> Dataset:
+    """The dataset of that name; path, channels: of what `huggingface` reads. Raises InputError for a name or split that
+    there is none of.
+    """
+    if name == "huggingface":
+        from soflow.data.huggingface import load_images
+
+        return load_images(path, split, channels)
     if name not in SOURCES:
-        raise InputError(f"data source '{name}' cannot be read: this version reads {', '.join(SOURCES)}")
+        raise InputError(f"data source '{name}' cannot be read: this version reads {', '.join(SOURCES)} and huggingface")
     if split not in SPLITS:
         raise InputError(f"{name} has no split '{split}': its splits are {' and '.join(SPLITS)}")
     return SOURCES[name](split)

@@ -14,7 +14,7 @@ from soflow.data.batches import seeded_generator
 from soflow.data.sources import Dataset
 from soflow.errors import InputError
 from soflow.evaluation.diagnostics import diagnose
-from soflow.evaluation.features import DigitClassifier, Features
+from soflow.evaluation.features import Classifier, Features
 from soflow.evaluation.metrics import Moments, energy_distance, frechet_distance, recognized
 from soflow.sampling import Method, class_by_class, noise_count, sample, sample_many
 from soflow.solution import FlowModel
@@ -55,7 +55,7 @@ class Judge:
     def __init__(self, features: Features, reference: Dataset) -> None:
         self.features = features
         self.reference = reference
-        self.classifier = features if isinstance(features, DigitClassifier) else None
+        self.classifier = features if isinstance(features, Classifier) else None
         self.most = ENERGY_POINTS if self.classifier is None else None
         if self.classifier is None:
             self.metric = f"Energy distance ({features.name}, unbiased)"

@@ -1,10 +1,10 @@
-"""What samples are compared by: the features of a small digit classifier, or the coordinates themselves."""
+"""What samples are compared by: the features of a small classifier, or the coordinates themselves."""
 
 import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
@@ -16,6 +16,7 @@ from soflow.data import sources
 from soflow.data.batches import Batches
 from soflow.data.sources import Dataset
 from soflow.errors import InputError
+from soflow.evaluation.classifier import ImageClassifier, cache_file, train_classifier
 from soflow.evaluation.metrics import recognized
 
 #: Changes whenever the classifier or its training does, so that figures of different ones are never mixed.
@@ -30,6 +31,13 @@ class Features(Protocol):
     name: str
 
     def __call__(self, samples: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class Classifier(Features, Protocol):
+    """Features that come from a classifier."""
+
+    def logits(self, features: Tensor) -> Tensor: ...
 
 
 class Coordinates:
@@ -107,16 +115,40 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "soflow"
 
 
-def load_digit_classifier(note: Callable[[str], None] = lambda text: None) -> DigitClassifier:
-    """The classifier, from the cache or trained now and put there; `note` hears why that takes a while."""
-    file = cache_folder() / f"{DIGITS_VERSION}.safetensors"
-    classifier = DigitClassifier()
+Note = Callable[[str], None]
+Trained = TypeVar("Trained", DigitClassifier, ImageClassifier)
+
+
+def load_digit_classifier(note: Note = lambda text: None) -> DigitClassifier:
+    """The digit classifier, from the cache or trained now and put there; `note` hears why that takes a while."""
+
+    def train() -> DigitClassifier:
+        note("training the digit classifier, once, about ten seconds")
+        return train_digit_classifier()
+
+    return cached(DigitClassifier(), cache_folder() / f"{DIGITS_VERSION}.safetensors", train)
+
+
+def load_classifier(dataset: Dataset, note: Note = lambda text: None) -> ImageClassifier:
+    """The classifier of a training split, from the cache or trained now and put there."""
+
+    def train() -> ImageClassifier:
+        note(f"training a classifier of {dataset.name}, once, a minute or two")
+        return train_classifier(dataset, lambda done: None if done % 200 else note(f"  step {done}"))
+
+    if dataset.labels is None or len(dataset.shape) != 3:
+        return train()  # which says what is wrong
+    classifier = ImageClassifier(dataset.name, dataset.shape, dataset.num_classes)
+    return cached(classifier, cache_file(dataset, cache_folder()), train)
+
+
+def cached(classifier: Trained, file: Path, train: Callable[[], Trained]) -> Trained:
+    """The classifier with the weights in the file, or else trained now and written there."""
     try:
         classifier.load_state_dict(load_file(file))
         return classifier.eval()
     except (OSError, RuntimeError, SafetensorError):  # not there, or not whole
-        note("training the digit classifier, once, about ten seconds")
-        classifier = train_digit_classifier()
+        classifier = train()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(f".{os.getpid()}.partial")
@@ -127,13 +159,19 @@ def load_digit_classifier(note: Callable[[str], None] = lambda text: None) -> Di
     return classifier
 
 
-FEATURES = ("digits", "coordinates")
+FEATURES = ("digits", "classifier", "coordinates")
 
 
-def load_features(name: str, shape: tuple[int, ...], note: Callable[[str], None] = lambda text: None) -> Features:
-    """Features by name, for samples of that shape. Raises InputError for an unknown name or samples they cannot take."""
+def load_features(name: str, dataset: Dataset, note: Note = lambda text: None) -> Features:
+    """Features by name; dataset: the training split of the data. Raises InputError for an unknown name or data they
+    cannot take.
+    """
     if name not in FEATURES:
         raise InputError(f"unknown features '{name}': choose one of {', '.join(FEATURES)}")
-    if name == "digits" and shape != (1, 8, 8):
-        raise InputError(f"the features 'digits' are for 8x8 digits, [1, 8, 8], not for samples of shape {list(shape)}")
+    if name == "digits" and dataset.shape != (1, 8, 8):
+        raise InputError(
+            f"the features 'digits' are for 8x8 digits, [1, 8, 8], not for samples of shape {list(dataset.shape)}"
+        )
+    if name == "classifier":
+        return load_classifier(dataset, note)
     return load_digit_classifier(note) if name == "digits" else Coordinates()

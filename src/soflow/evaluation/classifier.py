@@ -1,0 +1,81 @@
+"""A small classifier of a labelled data set, trained once on its training split: its last hidden layer gives features."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from soflow.data.batches import Batches
+from soflow.data.sources import Dataset
+from soflow.errors import InputError
+
+#: Changes whenever the classifier or its training does, so that figures of different ones are never mixed.
+VERSION = 1
+STEPS, BATCH = 800, 128
+#: Images looked at together.
+CHUNK = 1000
+
+
+class ImageClassifier(nn.Module):
+    """Three convolutions and a hidden layer of 64 that gives the features; for square images of 8 pixels or more."""
+
+    def __init__(self, name: str, shape: tuple[int, ...], classes: int) -> None:
+        super().__init__()
+        channels, height, width = shape
+        self.name = f"{name} classifier"
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(64, 128, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(128 * -(-height // 4) * -(-width // 4), 64),
+            nn.ReLU(),
+        )
+        self.head = nn.Linear(64, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features (B, 64) of images (B, C, H, W) in [-1, 1]."""
+        return torch.cat([self.body(part) for part in images.split(CHUNK)])
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Class logits (B, classes) from features (B, 64)."""
+        return self.head(features)
+
+
+def train_classifier(dataset: Dataset, on_step: Callable[[int], None] = lambda done: None, seed: int = 0) -> ImageClassifier:
+    """Trains one on a training split; seeded, a minute or two on a CPU. Raises InputError for data without classes."""
+    if dataset.labels is None or len(dataset.shape) != 3 or min(dataset.shape[1:]) < 8:
+        raise InputError(
+            "the features 'classifier' need labelled images of 8 pixels or more: use evaluate.features=coordinates"
+        )
+    batches = Batches(dataset, BATCH, seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        classifier = ImageClassifier(dataset.name, dataset.shape, dataset.num_classes)
+        optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3, weight_decay=1e-2)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=STEPS)
+        for step in range(STEPS):
+            batch = batches.share(step)
+            assert batch.labels is not None
+            features = functional.dropout(classifier(batch.data), 0.2)
+            loss = functional.cross_entropy(classifier.logits(features), batch.labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            on_step(step + 1)
+    return classifier.eval()
+
+
+def cache_file(dataset: Dataset, folder: Path) -> Path:
+    """Where the classifier of these very data is kept."""
+    digest = hashlib.blake2b(dataset.data.numpy().tobytes(), digest_size=8)
+    if dataset.labels is not None:
+        digest.update(dataset.labels.numpy().tobytes())
+    return folder / f"classifier-{VERSION}-{digest.hexdigest()}.safetensors"
