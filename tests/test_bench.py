@@ -47,6 +47,15 @@ def test_the_command_measures_each_method_in_turn(tmp_path, capfd, monkeypatch):
         assert 0 < one["flops_per_sample"] * 16 / one["seconds_per_step"] < one["peak_flops_per_second"]
 
 
+def test_on_a_gpu_soflow_is_measured_with_plain_attention_too(capfd, monkeypatch):
+    """This process believes in a GPU; the processes that measure have none, and measure all the same."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    arguments = ["bench", "digits", *TINY_DIT, "train.batch_size=16", "--objectives", "soflow", "--rounds", "1"]
+    assert main.run(arguments) == 0
+    assert "soflow, plain attention" in capfd.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [

@@ -1,6 +1,7 @@
 """What a training step and a sample cost: each method in a fresh process, in turn, on random data of the recipe's shape.
 
-python -m soflow.bench          one measurement: reads a configuration from stdin, writes its figures to stdout (JSON)
+python -m soflow.bench [math]   one measurement: reads a configuration from stdin, writes its figures to stdout (JSON);
+                                math: with plain attention, as a method that needs its derivative must have it
 """
 
 import json
@@ -9,10 +10,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from types import MappingProxyType
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -32,6 +35,8 @@ from soflow.training.trainer import Trainer
 
 #: Seconds of training steps in one measurement, and of sampling, after WARM_UP of them; at least LEAST_STEPS.
 SECONDS, WARM_UP, LEAST_STEPS = 4.0, 2, 3
+#: What Python runs for a measurement; and with plain attention.
+PROGRAM, PLAIN_ATTENTION = ("-m", "soflow.bench"), ("-m", "soflow.bench", "math")
 #: Samples in the step whose operations are counted, and side of the matrices whose product is the machine's peak.
 COUNTED, MATRIX = 64, 2048
 
@@ -58,7 +63,7 @@ def random_dataset(config: Config, count: int) -> Dataset:
     return Dataset("random", "train", torch.randn(count, *config.data.shape), labels, names)
 
 
-def measure(config: Config) -> Measurement:
+def measure(config: Config, plain_attention: bool = False) -> Measurement:
     """Trains by the trainer itself, then counts, then samples."""
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -76,10 +81,11 @@ def measure(config: Config) -> Measurement:
         )
         trainer.module.train()
         times: list[float] = []
-        while len(times) < WARM_UP + LEAST_STEPS or sum(times[WARM_UP:]) < SECONDS:
-            before = trainer.state.seconds
-            trainer.timed_step()  # reads the loss, and so waits for the device
-            times.append(trainer.state.seconds - before)
+        with sdpa_kernel(SDPBackend.MATH) if plain_attention else nullcontext():
+            while len(times) < WARM_UP + LEAST_STEPS or sum(times[WARM_UP:]) < SECONDS:
+                before = trainer.state.seconds
+                trainer.timed_step()  # reads the loss, and so waits for the device
+                times.append(trainer.state.seconds - before)
         device, network = trainer.device, trainer.network
         peak = peak_bytes(device)
         flops, forward = count_flops(config)
@@ -155,11 +161,15 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 def bench(
-    configs: Mapping[str, Config], rounds: int, on_done: Callable[[int], None] = lambda done: None
+    configs: Mapping[str, Config],
+    rounds: int,
+    on_done: Callable[[int], None] = lambda done: None,
+    programs: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> dict[str, list[Measurement]]:
     """`rounds` measurements of each configuration, in turn, so that a machine whose speed drifts drifts for all of them.
 
-    `on_done` hears how many are done of rounds * len(configs). Raises InputError for a network that cannot be, RunError
+    `on_done` hears how many are done of rounds * len(configs). programs: what Python is to run for some of them in place of
+    PROGRAM. Raises InputError for a network that cannot be, RunError
     where a measurement fails.
     """
     with torch.device("meta"):
@@ -169,7 +179,7 @@ def bench(
     for done in range(rounds * len(configs)):
         name = list(configs)[done % len(configs)]
         process = subprocess.run(
-            [sys.executable, "-m", "soflow.bench"],
+            [sys.executable, *programs.get(name, PROGRAM)],
             input=configs[name].model_dump_json(),
             capture_output=True,
             text=True,
@@ -184,4 +194,6 @@ def bench(
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(measure(Config.model_validate_json(sys.stdin.read())))))
+    print(
+        json.dumps(asdict(measure(Config.model_validate_json(sys.stdin.read()), plain_attention=sys.argv[1:] == ["math"])))
+    )

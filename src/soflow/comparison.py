@@ -103,6 +103,7 @@ def compare(
     configs = read_methods(recipe, methods, overrides)
     if budget == "time" and "soflow" not in configs:
         raise InputError("the budget 'time' is the time that soflow takes: name soflow among the methods")
+    require_writable(out)
     shared = next(iter(configs.values()))
     reference, held_out = make_dataset(shared.data), make_dataset(shared.data, "test")
     judge = Judge(load_features(shared.evaluate.features, reference, progress.note), reference)
@@ -295,6 +296,16 @@ class Left:
         return f"about {seconds:.0f} s" if seconds < 120 else f"about {seconds / 60:.0f} min"
 
 
+def require_writable(out: Path) -> None:
+    """Makes the folder. Raises InputError where it cannot be written."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write to {out}: {error.strerror}; choose another folder with --out") from None
+    if not os.access(out, os.W_OK):
+        raise InputError(f"cannot write to {out}: no permission; choose another folder with --out")
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """What the file holds, {} where there is none. Raises RunError for a damaged one."""
     if not file.is_file():
@@ -314,10 +325,9 @@ def write_json(file: Path, values: dict[str, Any]) -> None:
 
 def write_text(file: Path, text: str) -> None:
     """Written beside and renamed, so that the file is always a whole one."""
+    partial = file.with_suffix(".partial")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
         partial.write_text(text, encoding="utf-8")
         os.replace(partial, file)
     except OSError as error:
-        raise InputError(f"cannot write {file}: {error.strerror}; choose another folder with --out") from None
+        raise RunError(f"cannot write {file}: {error.strerror}; make room, then run the same command again") from None

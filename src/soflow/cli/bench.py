@@ -29,7 +29,10 @@ def bench(
     rounds: Annotated[int, typer.Option(help="Measurements of each, in turn.")] = 3,
     out: Annotated[Path | None, typer.Option(help="FILE.json for all figures.")] = None,
 ) -> None:
-    """Measure training steps and one-step sampling, each method in fresh processes, on random data."""
+    """Measure training steps and one-step sampling, each method in fresh processes, on random data.
+
+    On a GPU also SoFlow with the plain attention that MeanFlow must have, beside its own, fused one.
+    """
     at_least(rounds, 1, "--rounds")
     if out is not None and (out.suffix != ".json" or not out.absolute().parent.is_dir()):
         raise InputError(f"--out is {out}: it must be a .json file in a folder that is there")
@@ -39,10 +42,17 @@ def bench(
 
     configs = read_methods(recipe, objectives.split(","), overrides or [])
 
+    import torch
+
+    from soflow.bench import PLAIN_ATTENTION
     from soflow.bench import bench as run
 
+    programs = {}
+    if torch.cuda.is_available() and "soflow" in configs:  # what fused attention, which MeanFlow cannot have, is worth
+        configs["soflow, plain attention"] = configs["soflow"]
+        programs["soflow, plain attention"] = PLAIN_ATTENTION
     with counting("measuring", rounds * len(configs)) as on_done:
-        measured = run(configs, rounds, on_done)
+        measured = run(configs, rounds, on_done, programs)
     show(recipe, measured, next(iter(configs.values())).train.batch_size)
     if out is not None:
         figures = {name: [asdict(one) for one in ones] for name, ones in measured.items()}

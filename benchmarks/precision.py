@@ -1,0 +1,123 @@
+"""What a coarser precision costs in quality: recipes trained under each, over several seeds, side by side.
+
+    python benchmarks/precision.py [SEEDS] [KEY=VALUE ...]        the recipe digits; writes results/precision.md
+
+TF32 is a GPU's. Here it is made on any machine: the inputs of every matrix product, and the gradients that come back to it,
+are rounded to TF32's ten bits of mantissa. "tf32" does so in all passes; "bf16 everywhere" is what this library does not do,
+the consistency pair in bfloat16 like all the rest. Runs that are there are not trained again.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from soflow import runs
+from soflow.assemble import make_dataset
+from soflow.config import Config, read_recipe
+from soflow.evaluation.evaluate import Judge
+from soflow.evaluation.features import load_features
+from soflow.objectives import soflow as method
+from soflow.sampling import class_by_class, sample_many
+from soflow.training.display import SilentDisplay
+
+HERE = Path(__file__).parent
+PRODUCTS = (functional.linear, functional.conv2d, functional.scaled_dot_product_attention)
+
+
+def rounded(x: Tensor) -> Tensor:
+    """The nearest float32 with ten bits of mantissa."""
+    return (x.contiguous().view(torch.int32) + 0x1000).bitwise_and(~0x1FFF).view(torch.float32)
+
+
+class Rounded(torch.autograd.Function):
+    """Rounds what goes forward, or what comes back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, forward: bool) -> Tensor:
+        ctx.forward = forward
+        return rounded(x) if forward else x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = gradients
+        return gradient if ctx.forward else rounded(gradient), None
+
+
+class Tf32(TorchFunctionMode):
+    """Matrix products as a GPU makes them under TF32, but for the softmax inside attention's."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func not in PRODUCTS:
+            return func(*args, **(kwargs or {}))
+        last = 3 if func is functional.scaled_dot_product_attention else 2
+        factors = [Rounded.apply(x, True) if i < last else x for i, x in enumerate(args)]
+        return Rounded.apply(func(*factors, **(kwargs or {})), False)
+
+
+@contextmanager
+def everywhere() -> Iterator[None]:
+    """Takes away what keeps the consistency pair in float32."""
+    with mock.patch.object(method, "float32", return_value=nullcontext()):
+        yield
+
+
+VARIANTS: dict[str, tuple[str, Callable[[], Any]]] = {
+    "fp32": ("fp32", nullcontext),
+    "tf32": ("fp32", Tf32),
+    "bf16": ("bf16", nullcontext),
+    "bf16 everywhere": ("bf16", everywhere),
+}
+
+
+def one_run(config: Config, folder: Path, context: Callable[[], Any], judge: Judge) -> tuple[float, float, float]:
+    """One-step distance, mean_d(q^2) and the flow-matching error at the end of a run."""
+    with context():
+        out = runs.train(config, folder, display=SilentDisplay())
+    model, num = runs.load(folder).model, config.evaluate.num
+    labels = class_by_class(num, model.num_classes)
+    last = out.read_metrics()[-1]
+    return (
+        judge(sample_many(model, num, labels, "renoise", 1, seed=0), labels)[0],
+        last["consistency_mse"],
+        last["flow_matching_mse"],
+    )
+
+
+def main() -> None:
+    seeds = int(sys.argv[1]) if sys.argv[1:] else 3
+    overrides = sys.argv[2:]
+    config = read_recipe("digits", overrides)
+    data = make_dataset(config.data)
+    judge = Judge(load_features(config.evaluate.features, data, print), data)
+    lines = [
+        f"Recipe digits{' with ' + ' '.join(overrides) if overrides else ''}, {config.train.steps:,} steps, {seeds} seeds, "
+        f"on the CPU, torch {torch.__version__}; ± is the standard deviation over seeds.",
+        "",
+        "| precision | one-step distance | mean_d(q^2) at the end | flow-matching error |",
+        "|---|---|---|---|",
+    ]
+    for name, (precision, context) in VARIANTS.items():
+        results = []
+        for seed in range(seeds):
+            print(f"{name}, seed {seed}", file=sys.stderr, flush=True)
+            this = read_recipe("digits", [*overrides, f"precision={precision}", f"train.seed={seed}"])
+            folder = Path("runs") / "precision" / f"{name.replace(' ', '-')}-{seed}"
+            results.append(one_run(this, folder, context, judge))
+            print(f"  distance {results[-1][0]:.3g}, q^2 {results[-1][1]:.3g}", file=sys.stderr, flush=True)
+        cells = (f"{mean(x):.3g}" + (f" ± {stdev(x):.2g}" if seeds > 1 else "") for x in zip(*results, strict=True))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    (HERE / "results" / "precision.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

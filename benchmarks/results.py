@@ -1,0 +1,113 @@
+"""The comparisons that ship: docs/results.md, whole, with its pictures.
+
+    python benchmarks/results.py --fashion-mnist FOLDER     trains what is not yet trained (hours on a CPU), then writes
+    python benchmarks/results.py --write                    writes the page again from benchmarks/results/*.json
+
+Every section is one `soflow compare` in runs/; what is there is not trained again.
+"""
+
+import argparse
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from soflow.evaluation.side_by_side import few_step_samplers, markdown, name_of, values
+
+HERE = Path(__file__).parent
+PAGE, PICTURES = HERE.parent / "docs" / "results.md", HERE.parent / "docs" / "results"
+
+
+@dataclass(frozen=True)
+class Section:
+    """One comparison: its title, its command and what is to be said of it beside its figures."""
+
+    name: str
+    title: str
+    arguments: str
+
+    @property
+    def figures(self) -> Path:
+        return HERE / "results" / f"{self.name}.json"
+
+
+SECTIONS = [
+    Section("digits-steps", "Digits, equal steps", "digits --out runs/compare-digits"),
+    Section("digits-time", "Digits, equal time", "digits --budget time --out runs/compare-digits-time"),
+    Section(
+        "digits-jumps",
+        "Digits, equal time, MeanFlow without needless derivatives",
+        "digits mean_flow:objective.derivative=jumps --objectives soflow,mean_flow --budget time "
+        "--out runs/compare-digits-jumps",
+    ),
+    Section(
+        "fashion-mnist",
+        "Fashion-MNIST",
+        "fashion_mnist --objectives soflow,mean_flow --seeds 1 --out runs/compare-fashion",
+    ),
+]
+
+
+def run(section: Section, extra: list[str]) -> None:
+    """Runs the comparison, and keeps its figures and pictures."""
+    arguments = shlex.split(section.arguments)
+    subprocess.run([sys.executable, "-m", "soflow", "compare", *arguments, *extra], check=True)
+    out = Path(arguments[arguments.index("--out") + 1])
+    results = json.loads((out / "results.json").read_text())
+    results["overrides"] = [text for text in results["overrides"] if not text.startswith("data.path=")]
+    section.figures.parent.mkdir(exist_ok=True)
+    section.figures.write_text(json.dumps(results, indent=1) + "\n")
+    PICTURES.mkdir(exist_ok=True)
+    for picture in ("plots", "samples"):
+        shutil.copyfile(out / f"{picture}.png", PICTURES / f"{section.name}-{picture}.png")
+
+
+def verdict(results: dict[str, Any]) -> str:
+    """SoFlow's one-step distance against each other method's, in units of the spread over seeds."""
+    one = {name: values(method, few_step_samplers(method)[0], 1) for name, method in results["methods"].items()}
+    ours = one.pop("soflow")
+    told = []
+    for name, theirs in one.items():
+        gap = mean(theirs) - mean(ours)
+        text = f"{'below' if gap > 0 else 'above'} {name_of(name)}'s by {abs(gap):.2g}"
+        if len(ours) > 1:
+            spread = max(stdev(ours), stdev(theirs))
+            text += f" ({abs(gap) / spread:.1f} times the larger standard deviation)"
+        told.append(text)
+    return f"SoFlow's one-step distance, {mean(ours):.3g}, is {'; '.join(told)}."
+
+
+def text_of(section: Section) -> str:
+    results = json.loads(section.figures.read_text())
+    note = HERE / "results" / f"{section.name}.md"
+    return (
+        f"## {section.title}\n\n    soflow compare {section.arguments}\n\n**{verdict(results)}**\n\n"
+        + (note.read_text().strip() + "\n\n" if note.is_file() else "")
+        + f"![distances](results/{section.name}-plots.png)\n\n{markdown(results)}\n"
+        f"![samples](results/{section.name}-samples.png)\n"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fashion-mnist", help="a local folder of its parquet files (default: from the Hub)")
+    parser.add_argument("--write", action="store_true", help="train nothing")
+    parser.add_argument("--only", help="only this section")
+    asked = parser.parse_args()
+    for section in SECTIONS:
+        if not asked.write and asked.only in (None, section.name):
+            local = section.name == "fashion-mnist" and asked.fashion_mnist
+            run(section, [f"data.path={asked.fashion_mnist}"] if local else [])
+    there = [section for section in SECTIONS if section.figures.is_file()]
+    head = (HERE / "results" / "head.md").read_text().strip()
+    PAGE.write_text("\n".join([head, "", *map(text_of, there)]))
+    print(f"written: {PAGE}")
+
+
+if __name__ == "__main__":
+    main()
