@@ -13,10 +13,10 @@ from soflow import comparison
 from soflow.bench import Measurement
 from soflow.cli import main
 from soflow.config import read_methods
-from soflow.evaluation import side_by_side
+from soflow.evaluation import evaluate, side_by_side
 from soflow.training.display import SilentDisplay
 
-SETTINGS = [*TINY_DIT, "train.steps=8", "train.batch_size=16", "train.log_every=2", "evaluate.num=40", "checkpoint.every=2"]
+SETTINGS = [*TINY_DIT, "train.steps=4", "train.batch_size=16", "train.log_every=2", "evaluate.num=40", "checkpoint.every=2"]
 SECONDS = {"soflow": 3.0, "mean_flow": 6.0, "shortcut": 4.0, "consistency": 1.5, "flow_matching": 2.0}
 
 
@@ -34,6 +34,13 @@ def known_costs(monkeypatch):
     asked: list[list[str]] = []
     monkeypatch.setattr(comparison, "bench", bench)
     return asked
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    """Timing and diagnostics on a handful of samples: they are not what is tested here."""
+    monkeypatch.setattr(evaluate, "TIMED_BATCH", 5)
+    monkeypatch.setattr(evaluate, "DIAGNOSTIC_POINTS", 10)
 
 
 class Told(comparison.Progress):
@@ -74,12 +81,12 @@ def test_every_method_every_seed_and_nothing_twice(tmp_path, known_costs):
     assert samplers["shortcut"] == {"ode", "heun"}
     for method in results["methods"].values():
         assert [run["seed"] for run in method["runs"]] == [0, 1]
-        assert method["steps"] == 8
+        assert method["steps"] == 4
         for run in method["runs"]:
             few = sorted({row["nfe"] for row in run["rows"]} - {64})
             assert few == [1, 2, 4]
             for curve in run["curve"].values():
-                assert [point[0] for point in curve] == list(range(1, 9))
+                assert [point[0] for point in curve] == [1, 2, 3, 4]
                 assert all(point[1] <= later[1] for point, later in pairwise(curve))
             one_step = next(row["distance"] for row in run["rows"] if row["nfe"] == 1)
             assert run["curve"][next(iter(run["curve"]))][-1][2] == pytest.approx(one_step)
@@ -99,7 +106,7 @@ def test_it_goes_on_where_it_stopped_and_gets_what_it_would_have_got(tmp_path, k
 
     class Stopping(Told):
         def training(self, title):
-            stop_at = 5 if "run 2" in title else math.inf
+            stop_at = 3 if "run 2" in title else math.inf
 
             class Display(SilentDisplay):
                 def step(self, done, loss, samples_per_second):
@@ -135,9 +142,9 @@ def test_methods_and_seeds_can_be_added(tmp_path, known_costs):
 def test_the_time_budget_gives_as_many_steps_as_soflows_seconds_have_room_for(tmp_path, known_costs):
     results = compare(tmp_path, ["mean_flow", "soflow", "consistency"], seeds=1, budget="time")
     assert {name: method["steps"] for name, method in results["methods"].items()} == {
-        "mean_flow": 4,
-        "soflow": 8,
-        "consistency": 16,
+        "mean_flow": 2,
+        "soflow": 4,
+        "consistency": 8,
     }
 
 
@@ -171,7 +178,7 @@ def test_the_command_measures_trains_and_shows(tmp_path, capfd, monkeypatch):
     arguments = ["compare", "digits", *SETTINGS, "--objectives", "soflow,flow_matching", "--seeds", "1", "--rounds", "1"]
     assert main.run([*arguments, "--out", str(out)]) == 0
     shown = capfd.readouterr()
-    assert "run 2 of 2: flow_matching, seed 0, 8 steps" in shown.err
+    assert "run 2 of 2: flow_matching, seed 0, 4 steps" in shown.err
     assert "left in all" in shown.err
     assert "32 Heun steps" in shown.out
     results = json.loads((out / "results.json").read_text())
