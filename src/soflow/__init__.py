@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from soflow.comparison import compare as compare
     from soflow.config import Config as Config
     from soflow.config import read_recipe as read_recipe
     from soflow.guidance import Guidance as Guidance
@@ -38,6 +39,7 @@ _HOME = {
     # train and sample
     "train": "runs",
     "load": "runs",
+    "compare": "comparison",
     "import_checkpoint": "interop.reference",
     "one_step": "sampling",
     "renoise": "sampling",
