@@ -23,12 +23,13 @@ from soflow.networks.unet import UNet
 from soflow.objectives.base import Objective
 from soflow.objectives.consistency import Consistency
 from soflow.objectives.flow_matching import FlowMatching
-from soflow.objectives.mean_flow import MeanFlow
+from soflow.objectives.mean_flow import MeanFlow, with_derivative
 from soflow.objectives.shortcut import Shortcut
 from soflow.objectives.soflow import SoFlow
 from soflow.path import LinearPath, Path, TrigPath
 from soflow.solution import EulerParameterization, FlowModel, Parameterization, TrigParameterization
 from soflow.times import LogitNormal, MiddleTime
+from soflow.training.compile import compiled
 
 PATHS: dict[str, type[Path]] = {"linear": LinearPath, "trig": TrigPath}
 PARAMETERIZATIONS: dict[str, type[Parameterization]] = {"euler": EulerParameterization, "trig": TrigParameterization}
@@ -91,7 +92,15 @@ def make_objective(config: Config) -> Objective:
         case FlowMatchingConfig(times=times):
             return FlowMatching(path, parameterization, **weight, times=logit_normal(times), guidance=make_guidance(config))
         case MeanFlowConfig(times=times, velocity_share=share, derivative=which):
-            return MeanFlow(path, share, which, **weight, times=logit_normal(times), guidance=make_guidance(config))
+            return MeanFlow(
+                path,
+                share,
+                which,
+                **weight,
+                times=logit_normal(times),
+                guidance=make_guidance(config),
+                with_derivative=compiled(with_derivative) if config.compile else with_derivative,
+            )
         case ShortcutConfig(times=times, step_share=share):
             return Shortcut(path, share, **weight, times=logit_normal(times), guidance=make_guidance(config))
         case ConsistencyConfig(times=times, middle=middle):

@@ -117,6 +117,7 @@ def count_flops(config: Config) -> tuple[float, float]:
 
     Counted on tensors that have shapes and no content, so that it costs nothing whatever the network's size.
     """
+    config = config.model_copy(update={"compile": False})  # operations are counted where torch works off one by one
     objective, dataset = make_objective(config), random_dataset(config, COUNTED)
     draws = objective.draw(dataset.data.shape, seeded_generator(0, "draws", 0, torch.device("cpu")))
     augment = torch.zeros(COUNTED, AugmentPipe.num_labels) if config.data.augment else None

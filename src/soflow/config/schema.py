@@ -206,6 +206,7 @@ class Config(Section):
         "fp32",
         description="of the passes: fp32, tf32 on a GPU, bf16 with the consistency pair in fp32, bf16-tf32 with it in tf32",
     )
+    compile: bool = Field(False, description="compile the network's blocks: a slow first step, faster ones after it")
 
     @field_validator("objective", mode="before")
     @classmethod

@@ -69,6 +69,8 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 class Block(nn.Module):
     """A transformer block whose normalizations and residuals are steered by the condition."""
 
+    repeated = True  # one of many alike: what compiling a network compiles
+
     def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
         super().__init__()
         self.norm1 = layer_norm(width)

@@ -10,6 +10,8 @@ from soflow.symbols import Labels, Times
 class ResidualBlock(nn.Module):
     """x + linear(silu(linear(x) + condition)), the second linear zero at the start."""
 
+    repeated = True  # one of many alike: what compiling a network compiles
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, width)

@@ -22,12 +22,24 @@ def frequencies(t: Times, size: int) -> Tensor:
     return torch.cat([torch.sin(angles), torch.cos(angles)], dim=1)
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
+class GroupNorm(nn.GroupNorm):
+    """torch's, written out where it is compiled: the fused one cannot be differentiated along a direction there."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling():
+            return super().forward(x)
+        groups = x.float().unflatten(1, (self.num_groups, -1)).flatten(2)
+        variance, mean = torch.var_mean(groups, dim=2, correction=0, keepdim=True)
+        normal = ((groups - mean) * torch.rsqrt(variance + self.eps)).view_as(x)
+        return normal * self.weight[:, None, None] + self.bias[:, None, None]
+
+
+def group_norm(channels: int) -> GroupNorm:
     """min(32, C / 4) groups. Raises ValueError for a width that they do not divide."""
     groups = max(1, min(32, channels // 4))
     if channels % groups:
         raise ValueError(f"UNet: a width of {channels} channels cannot be split into {groups} groups; use multiples of 32")
-    return nn.GroupNorm(groups, channels, eps=1e-6)
+    return GroupNorm(groups, channels, eps=1e-6)
 
 
 class Conv(nn.Conv2d):
@@ -57,6 +69,8 @@ class Conv(nn.Conv2d):
 
 class UNetBlock(nn.Module):
     """A residual block, steered by the embedding, with optional resampling before it and attention after it."""
+
+    repeated = True  # one of many alike: what compiling a network compiles
 
     def __init__(
         self,

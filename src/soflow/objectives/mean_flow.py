@@ -5,7 +5,7 @@
 Source: Mean Flows for One-step Generative Modeling (arXiv 2505.13447).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import floor
 from typing import Literal
@@ -25,17 +25,16 @@ from soflow.times import LogitNormal
 
 
 def with_derivative(net: Net, inputs: Inputs, v: Tensor) -> tuple[Tensor, Tensor]:
-    """F and its derivative dF/dt along the trajectory: the direction (v, 1, 0) in (x, t, s)."""
+    """F, and without gradient its derivative dF/dt along the trajectory: the direction (v, 1, 0) in (x, t, s)."""
     x, t, s, labels, augment = inputs
     if len(x) == 0:
         return x, x
 
-    def F(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        return net(x, t, s, labels, augment)
-
+    at = (x.clone(), t.clone(), s.clone())  # compiled code takes no derivative at views, such as one share of a batch is
+    along = (v, torch.ones_like(t), torch.zeros_like(s))
     with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no forward-mode derivative
-        value, derivative = torch.func.jvp(F, (x, t, s), (v, torch.ones_like(t), torch.zeros_like(s)))  # type: ignore[misc]
-    return value, derivative
+        value, derivative = torch.func.jvp(lambda x, t, s: net(x, t, s, labels, augment), at, along)  # type: ignore[misc]
+    return value, derivative.detach()
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,7 @@ class MeanFlow:
     velocity_share: the share of samples with s = t. derivative: of which samples it is taken: of "all", as published, or of
     "jumps" alone, since nothing depends on it where s = t. p, eps: the adaptive weight. times: t and s are the larger and
     the smaller of two draws from it. guidance: its mix m is the paper's 1 - kappa, m times its scale the paper's omega.
+    with_derivative: the function above, or as compiled: compiled blocks can be differentiated only as a part of it.
     """
 
     path: Path
@@ -54,6 +54,7 @@ class MeanFlow:
     eps: float
     times: LogitNormal
     guidance: Guidance | None = None
+    with_derivative: Callable[[Net, Inputs, Tensor], tuple[Tensor, Tensor]] = with_derivative
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> Draws:
         """Noise, times and label drops for a batch of that shape, (B, ...), on the generator's device."""
@@ -75,9 +76,9 @@ class MeanFlow:
         inputs = Inputs(x_t, t, s, shown_labels(batch, draws, self.guidance), batch.augment)
         plain = draws.n_velocity if self.derivative == "jumps" else 0
         (F_plain,) = together(net, inputs.rows(slice(plain)))
-        F_jumps, dF_dt = with_derivative(net, inputs.rows(slice(plain, None)), v[plain:])
+        F_jumps, dF_dt = self.with_derivative(net, inputs.rows(slice(plain, None)), v[plain:])
         F_t, dF_dt = torch.cat([F_plain, F_jumps]), torch.cat([torch.zeros_like(F_plain), dF_dt])
-        target = v - across(t - s, v) * dF_dt.detach()
+        target = v - across(t - s, v) * dF_dt
 
         # loss = sum_d(delta^2) / sg(sum_d(delta^2) + eps)^p
         squared = ((F_t - target) ** 2).flatten(1).sum(1)

@@ -21,6 +21,7 @@ from soflow.data.sources import Dataset
 from soflow.errors import InputError, RunError
 from soflow.objectives.base import Losses, LossModule, Objective
 from soflow.training.checkpoint import TrainState, newest_good, save_checkpoint
+from soflow.training.compile import compile_blocks, compile_errors_explained
 from soflow.training.display import Display
 from soflow.training.ema import Ema
 from soflow.training.optimizers import learning_rate, make_optimizer
@@ -69,6 +70,8 @@ class Trainer:
         self.objective = objective
         self.network = network
         self.state = TrainState()
+        if config.compile:
+            compile_blocks(network)
         self.ema = Ema(network.to(self.device), config.ema)
         optimizer = make_optimizer(config.optimizer, network.parameters())
         self.module, self.optimizer = self.accelerator.prepare(LossModule(network, objective, self.ema.net), optimizer)
@@ -132,7 +135,7 @@ class Trainer:
 
     def timed_step(self) -> None:
         start = time.perf_counter()
-        with float32_products("tf32" in self.config.precision, self.device):
+        with compile_errors_explained(), float32_products("tf32" in self.config.precision, self.device):
             loss = self.step(self.state.step)
         seconds = time.perf_counter() - start
         self.state.step += 1
