@@ -49,7 +49,7 @@ def apart(net: Net, *groups: Inputs) -> list[Tensor]:
 def patch(name: str) -> None:
     """Makes this process's steps the slow way."""
     if name == "apart":
-        for module in ("guided", "soflow", "shortcut", "mean_flow"):
+        for module in ("base", "soflow", "shortcut", "mean_flow"):
             import_module(f"soflow.objectives.{module}").together = apart  # type: ignore[attr-defined]
     elif name == "loops":
         adamw = torch.optim.AdamW

@@ -114,6 +114,14 @@ def together(net: Net, *groups: Inputs) -> list[Tensor]:
     return list(net(*rows).split(counts))
 
 
+@torch.no_grad()
+def without_gradient(net: Net, *groups: Inputs) -> list[Tensor]:
+    """As `together`, for values that nothing is to flow back through."""
+    outputs = together(net, *groups)
+    torch.clear_autocast_cache()  # torch 2.6 lends this pass's weights, cut off, to the next
+    return outputs
+
+
 def may_share_a_pass(net: Net, device: torch.device) -> bool:
     """Whether velocities and the pair of a difference quotient may go through the network together: not where autocast is
     to give them different precisions, nor where dropout might be at work, whose masks depend on what shares the pass.

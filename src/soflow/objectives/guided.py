@@ -5,7 +5,7 @@ from torch import Tensor
 
 from soflow.data.batches import Batch
 from soflow.guidance import Guidance
-from soflow.objectives.base import Draws, Inputs, together
+from soflow.objectives.base import Draws, Inputs, without_gradient
 from soflow.solution import Parameterization
 from soflow.symbols import Labels, Mask, Net, Sample, Times
 
@@ -23,7 +23,6 @@ def shown_labels(batch: Batch, draws: Draws, guidance: Guidance | None) -> Label
     return guidance.drop(batch.labels, draws.dropped)
 
 
-@torch.no_grad()
 def guiding_velocities(
     net: Net, x_t: Sample, t: Times, batch: Batch, parameterization: Parameterization, guidance: Guidance, labelled: slice
 ) -> tuple[Tensor, Tensor]:
@@ -35,8 +34,8 @@ def guiding_velocities(
     null = Inputs(x_t, t, t, torch.full_like(batch.labels, guidance.null_label), batch.augment)
     own = Inputs(x_t, t, t, batch.labels, batch.augment).rows(labelled)
     if guidance.mix == 1:
-        (F_null,) = together(net, null)
+        (F_null,) = without_gradient(net, null)
         F_own = F_null[labelled]
     else:
-        F_null, F_own = together(net, null, own)
+        F_null, F_own = without_gradient(net, null, own)
     return parameterization.velocity(F_null), parameterization.velocity(F_own)

@@ -13,7 +13,7 @@ import torch
 
 from soflow.data.batches import Batch
 from soflow.guidance import Guidance
-from soflow.objectives.base import BranchLoss, Draws, Inputs, Losses, adaptive_weight, losses, together
+from soflow.objectives.base import BranchLoss, Draws, Inputs, Losses, adaptive_weight, losses, together, without_gradient
 from soflow.objectives.flow_matching import velocity_loss
 from soflow.objectives.guided import draw_dropped, guiding_velocities, shown_labels
 from soflow.path import Path
@@ -73,11 +73,10 @@ class Shortcut:
         return losses(**{name: branch for name, branch in branches.items() if len(branch.loss)})
 
 
-@torch.no_grad()
 def two_half_steps(average: Net, jumps: Inputs) -> Sample:
     """The mean velocity over two steps of half the length each, by the averaged network."""
     d = (jumps.t - jumps.s) / 2
-    (first,) = together(average, jumps._replace(s=jumps.t - d))
+    (first,) = without_gradient(average, jumps._replace(s=jumps.t - d))
     x = jumps.x - across(d, jumps.x) * first
-    (second,) = together(average, jumps._replace(x=x, t=jumps.t - d))
+    (second,) = without_gradient(average, jumps._replace(x=x, t=jumps.t - d))
     return (first + second) / 2

@@ -26,6 +26,7 @@ from soflow.objectives.base import (
     may_share_a_pass,
     same_dropout,
     together,
+    without_gradient,
 )
 from soflow.objectives.flow_matching import velocity_loss
 from soflow.objectives.guided import draw_dropped, guiding_velocities, shown_labels
@@ -108,8 +109,7 @@ def passes(net: Net, velocities: Inputs, jumps: Inputs, nearer: Inputs) -> tuple
     share = may_share_a_pass(net, device)
     with float32(device):
         replay_dropout = same_dropout(device)
-        with torch.no_grad():  # the target is the same network, not an averaged copy
-            (F_l,) = together(net, nearer)
+        (F_l,) = without_gradient(net, nearer)  # the same network, not an averaged copy
         replay_dropout()
         if share:
             F_fm, F_t = together(net, velocities, jumps)
