@@ -90,8 +90,12 @@ def passes(config, steps):
 
 
 CASES = [(DIT, method, "fp32") for method in METHODS]
-CASES += [(MLP, "soflow", "fp32"), (UNET, "soflow", "fp32"), (UNET, "mean_flow", "fp32")]
-CASES += [(DIT, "soflow", "bf16"), (DIT, "mean_flow", "bf16")]
+CASES += [(MLP, "soflow", "fp32"), (UNET, "soflow", "fp32"), pytest.param(UNET, "mean_flow", "fp32", marks=pytest.mark.slow)]
+CASES += [
+    (DIT, "soflow", "bf16"),
+    (DIT, "mean_flow", "bf16"),
+    pytest.param(UNET, "mean_flow", "bf16", marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize(("network", "objective", "precision"), CASES)
@@ -202,6 +206,7 @@ def test_a_compiled_run_keeps_all_names_and_goes_on_bit_for_bit(tmp_path):
         runs.train("digits", tmp_path / "whole", settings)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     settings = [*MLP[1], *RUN, "objective.name=mean_flow", "compile=true"]
     program = tmp_path / "program.py"

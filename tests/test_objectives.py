@@ -320,3 +320,30 @@ def test_each_draws_as_a_function_of_its_generator():
         assert all(torch.equal(getattr(first, x), getattr(again, x)) for x in ("noise", "t", "s", "dropped"))
         assert bool((first.s <= first.t).all())
         assert torch.equal(first.t[: first.n_velocity], first.s[: first.n_velocity])
+
+
+@pytest.mark.parametrize("network", ["dit", "unet"])
+@pytest.mark.parametrize("name", ["soflow", *PEERS])
+def test_each_learns_in_bfloat16_too(name, network, tmp_path):
+    """Its gradient points where float32's does, for networks of attention and of convolutions."""
+    if network == "unet":
+        (tmp_path / "unet.yaml").write_text(
+            "data: {source: digits, shape: [1, 8, 8], num_classes: 0}\n"
+            "network: {name: unet, model_channels: 16, channel_mult: [1], blocks: 1, attention: [8], dropout: 0.0}\n"
+        )
+    recipe = str(tmp_path / "unet.yaml") if network == "unet" else "digits"
+    config = read_recipe(recipe, [*(TINY_DIT if network == "dit" else []), f"objective.name={name}"])
+    net, objective = make_network(config), make_objective(config)
+    for parameter in net.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.05 * torch.randn_like(parameter)
+    batch = Batch(torch.randn(32, 1, 8, 8), torch.arange(32) % 10 if config.data.num_classes else None)
+    draws = objective.draw(batch.data.shape, torch.Generator().manual_seed(0))
+    gradients = []
+    for rounded in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=rounded):
+            total = objective(net, batch, draws, 0.0, net).total
+        trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
+        parts = torch.autograd.grad(total, trained, allow_unused=True)
+        gradients.append(torch.cat([part.flatten().float() for part in parts if part is not None]))
+    assert float(torch.cosine_similarity(*gradients, dim=0)) > 0.98

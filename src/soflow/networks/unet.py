@@ -23,10 +23,10 @@ def frequencies(t: Times, size: int) -> Tensor:
 
 
 class GroupNorm(nn.GroupNorm):
-    """torch's, written out where it is compiled: the fused one cannot be differentiated along a direction there."""
+    """torch's, written out where it is compiled or in bfloat16: the fused one has no derivative along a direction there."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and x.dtype == torch.float32:
             return super().forward(x)
         groups = x.float().unflatten(1, (self.num_groups, -1)).flatten(2)
         variance, mean = torch.var_mean(groups, dim=2, correction=0, keepdim=True)
