@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image
 
 from soflow.evaluation.figures import plain
@@ -147,6 +148,9 @@ def plots(results: dict[str, Any]) -> Figure:
     against_samples.set(xlabel="thousands of samples seen")
     for axes, title in ((against_nfe, "at the end"), (against_time, "in one step"), (against_samples, "in one step")):
         axes.set(yscale="log", title=title)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.grid(axis="y", which="both", color="#eceef2", linewidth=0.6)
     for axes in (against_nfe, against_samples):
         axes.legend(frameon=False, fontsize=7.5)
