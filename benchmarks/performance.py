@@ -25,8 +25,8 @@ from soflow.symbols import Net
 
 HERE = Path(__file__).parent
 FIGURES, PAGE = HERE / "results" / "performance.json", HERE.parent / "docs" / "performance.md"
-ROUNDS = 3
-RECIPES = {"digits": ["digits"], "DiT-B/4, batches of 8": ["imagenet256-b4", "train.batch_size=8"]}
+#: Recipes with their overrides, and rounds of each.
+RECIPES = {"digits": (["digits"], 3), "DiT-B/4, batches of 8": (["imagenet256-b4", "train.batch_size=8"], 2)}
 #: Variants of a step: overrides, and the patch or the program that makes it.
 VARIANTS: dict[str, tuple[list[str], list[str]]] = {
     "SoFlow as it is": ([], []),
@@ -70,19 +70,19 @@ def patch(name: str) -> None:
 def measure_all() -> dict[str, Any]:
     """All variants of all recipes: plain figures by recipe and variant."""
     figures: dict[str, Any] = {"torch": torch.__version__, "threads": torch.get_num_threads(), "recipes": {}}
-    for title, (recipe, *overrides) in RECIPES.items():
+    for title, ((recipe, *overrides), rounds) in RECIPES.items():
         configs: dict[str, Config] = {}
         programs: dict[str, list[str]] = {}
         for name, (settings, program) in VARIANTS.items():
             configs[name] = read_recipe(recipe, [*overrides, *settings])
             if program:
                 programs[name] = program
-        total = ROUNDS * len(configs)
+        total = rounds * len(configs)
 
         def told(done: int, title: str = title, total: int = total) -> None:
             print(f"\r{title}: {done} of {total} measurements", end="", file=sys.stderr, flush=True)
 
-        measured = bench.bench(configs, ROUNDS, told, programs)
+        measured = bench.bench(configs, rounds, told, programs)
         print(file=sys.stderr)
         figures["recipes"][title] = {name: [asdict(one) for one in ones] for name, ones in measured.items()}
     return figures
@@ -109,8 +109,11 @@ def page(figures: dict[str, Any]) -> str:
     """docs/performance.md."""
     text = (HERE / "performance.md.in").read_text()
     device = next(iter(figures["recipes"]["digits"].values()))[0]["device"]
-    machine = f"{device}, {figures['threads']} threads, torch {figures['torch']}; medians of {ROUNDS} rounds"
-    tables = "\n\n".join(f"**{title}** ({machine})\n\n{table(one)}" for title, one in figures["recipes"].items())
+    machine = f"{device}, {figures['threads']} threads, torch {figures['torch']}"
+    tables = "\n\n".join(
+        f"**{title}** ({machine}; medians of {len(one['MeanFlow'])} rounds)\n\n{table(one)}"
+        for title, one in figures["recipes"].items()
+    )
     precision = HERE / "results" / "precision.md"
     return text.replace("@TABLES@", tables).replace("@PRECISION@", precision.read_text().strip())
 

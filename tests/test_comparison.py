@@ -13,6 +13,7 @@ from soflow import comparison
 from soflow.bench import Measurement
 from soflow.cli import main
 from soflow.config import read_methods
+from soflow.errors import InputError
 from soflow.evaluation import evaluate, side_by_side
 from soflow.training.display import SilentDisplay
 
@@ -146,6 +147,12 @@ def test_the_time_budget_gives_as_many_steps_as_soflows_seconds_have_room_for(tm
         "soflow": 4,
         "consistency": 8,
     }
+
+
+def test_it_is_not_for_several_processes(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="one process"):
+        compare(tmp_path)
 
 
 def test_means_and_spreads():

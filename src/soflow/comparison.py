@@ -101,6 +101,8 @@ def compare(
     """
     progress, out = progress or Progress(), Path(out)
     configs = read_methods(recipe, methods, overrides)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("a comparison runs in one process: start soflow compare without torchrun")
     if budget == "time" and "soflow" not in configs:
         raise InputError("the budget 'time' is the time that soflow takes: name soflow among the methods")
     require_writable(out)
