@@ -43,8 +43,11 @@ def plan() -> Iterator[tuple[str, str, str, bool]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=9.5)
+    parser.add_argument("--on-cpu", action="store_true")
     parser.add_argument("overrides", nargs="*")
     asked = parser.parse_args()
+    if not torch.cuda.is_available() and not asked.on_cpu:
+        parser.error("there is no GPU here; --on-cpu tries the script on a CPU, with small networks by KEY=VALUE")
     end = time.monotonic() + 60 * asked.minutes
     rows, missing, device = [], [], ""
     for recipe, precision, method, plain in plan():
@@ -73,7 +76,8 @@ def main() -> None:
     lines = [
         "# What a step costs on a GPU",
         "",
-        f"{device}, torch {torch.__version__}; made by `sh benchmarks/gpu.sh`. A fresh process each, one round.",
+        f"{device}, torch {torch.__version__}; made by `sh benchmarks/gpu.sh {' '.join(asked.overrides)}`. A fresh process "
+        "each, one round.",
         "",
         "| network | batch | precision | method | ms/step | samples/s | GiB | TFLOP/s | one-step samples/s |",
         "|---|---|---|---|---|---|---|---|---|",

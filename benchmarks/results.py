@@ -103,6 +103,8 @@ def main() -> None:
         if not asked.write and asked.only in (None, section.name):
             local = section.name == "fashion-mnist" and asked.fashion_mnist
             run(section, [f"data.path={asked.fashion_mnist}"] if local else [])
+    if asked.only and asked.only not in {section.name for section in SECTIONS}:
+        parser.error(f"--only {asked.only}: the sections are {', '.join(section.name for section in SECTIONS)}")
     there = [section for section in SECTIONS if section.figures.is_file()]
     head = (HERE / "results" / "head.md").read_text().strip()
     PAGE.write_text("\n".join([head, "", *map(text_of, there)]))

@@ -1,8 +1,11 @@
 """Counted operations against a count by hand, and the command as a stranger runs it."""
 
 import json
+import subprocess
+import sys
 
 import pytest
+import torch
 
 from conftest import TINY_DIT
 from soflow.bench import count_flops
@@ -45,6 +48,15 @@ def test_the_command_measures_each_method_in_turn(tmp_path, capfd, monkeypatch):
         assert 0 < one["seconds_per_step"] < 10
         assert one["peak_bytes"] > 50 * 2**20
         assert 0 < one["flops_per_sample"] * 16 / one["seconds_per_step"] < one["peak_flops_per_second"]
+
+
+def test_the_peak_is_that_of_the_measuring_process_whatever_started_it():
+    """Linux hands the largest size of a process down to what it starts."""
+    ballast = torch.ones(200 * 2**20)  # 800 MiB
+    code = "import torch; from soflow.bench import peak_bytes; print(peak_bytes(torch.device('cpu')))"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 50 * 2**20 < int(told.stdout) < 700 * 2**20
+    del ballast
 
 
 def test_on_a_gpu_soflow_is_measured_with_plain_attention_too(capfd, monkeypatch):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from conftest import TINY_DIT
-from soflow import comparison
+from soflow import comparison, costs
 from soflow.bench import Measurement
 from soflow.cli import main
 from soflow.config import read_methods
@@ -19,6 +19,7 @@ from soflow.training.display import SilentDisplay
 
 SETTINGS = [*TINY_DIT, "train.steps=4", "train.batch_size=16", "train.log_every=2", "evaluate.num=40", "checkpoint.every=2"]
 SECONDS = {"soflow": 3.0, "mean_flow": 6.0, "shortcut": 4.0, "consistency": 1.5, "flow_matching": 2.0}
+BYTES = {"soflow": 2**28, "mean_flow": 2**29, "shortcut": 2**28, "consistency": 2**27, "flow_matching": 2**28}
 
 
 @pytest.fixture
@@ -28,12 +29,17 @@ def known_costs(monkeypatch):
     def bench(configs, rounds, on_done):
         asked.append(list(configs))
         return {
-            name: [Measurement(SECONDS[config.objective.name], 2**28, 1e6, 1e5, 100, 1e9, 1e3, 1.0, "cpu")] * rounds
+            name: [
+                Measurement(
+                    SECONDS[config.objective.name], BYTES[config.objective.name], 1e6, 1e5, 100, 1e9, 1e3, 1.0, "cpu"
+                )
+            ]
+            * rounds
             for name, config in configs.items()
         }
 
     asked: list[list[str]] = []
-    monkeypatch.setattr(comparison, "bench", bench)
+    monkeypatch.setattr(costs, "bench", bench)
     return asked
 
 
@@ -140,6 +146,52 @@ def test_methods_and_seeds_can_be_added(tmp_path, known_costs):
     assert known_costs == [["soflow"], ["soflow", "consistency"]]  # the new one beside SoFlow
 
 
+def test_costs_are_always_held_against_soflow(tmp_path, known_costs):
+    """Whatever stands first, and also where SoFlow comes in later."""
+    results = compare(tmp_path, ["mean_flow", "consistency"], seeds=1)
+    assert results["base"] == "mean_flow"
+    assert results["methods"]["consistency"]["cost"]["step_ratio"] == [0.25] * 3
+    results = compare(tmp_path, ["mean_flow", "consistency", "soflow"], seeds=1)
+    assert results["base"] == "soflow"
+    assert results["methods"]["mean_flow"]["cost"]["step_ratio"] == [2] * 3
+    assert results["methods"]["consistency"]["cost"]["memory_ratio"] == [0.5] * 3
+    assert "ratios to SoFlow's" in side_by_side.markdown(results)
+
+
+def test_a_mistaken_command_leaves_what_is_there_as_it_was(tmp_path, known_costs):
+    """Another measurement of the costs would give other steps; runs that were begun keep theirs."""
+    methods = ["soflow", "mean_flow"]
+    whole = compare(tmp_path, methods, seeds=1, budget="time")
+    for override in ("optimizer.lr=0.5", "evaluate.num=50", "evaluate.nfe=[1]"):
+        with pytest.raises(InputError, match="was begun with"):
+            compare(tmp_path, methods, seeds=1, budget="time", overrides=[override])
+    assert len(known_costs) == 1
+    SECONDS["mean_flow"], before = 12.0, SECONDS["mean_flow"]
+    try:
+        (tmp_path / "cost.json").unlink()
+        again = compare(tmp_path, methods, seeds=1, budget="time")
+    finally:
+        SECONDS["mean_flow"] = before
+    assert again["methods"]["mean_flow"]["steps"] == whole["methods"]["mean_flow"]["steps"] == 2
+
+
+def test_what_soflow_evaluate_writes_does_not_change_a_comparison(tmp_path, known_costs):
+    results = compare(tmp_path, ["soflow"], seeds=1)
+    folder = tmp_path / "soflow-seed-0"
+    assert main.run(["evaluate", str(folder), "--features", "coordinates", "--num", "20", "--nfe", "2"]) == 0
+    assert compare(tmp_path, ["soflow"], seeds=1) == results
+
+
+def test_one_step_is_always_among_what_is_evaluated(tmp_path, known_costs):
+    results = compare(tmp_path, ["soflow"], seeds=1, overrides=["evaluate.nfe=[2]"])
+    assert {row["nfe"] for row in results["methods"]["soflow"]["runs"][0]["rows"]} == {1, 2, 64}
+    comparison.write_page(results, tmp_path)
+
+
+def test_curves_with_points_missing_are_drawn_where_they_meet():
+    assert side_by_side.common([[[1, 0.1, 5.0], [2, 0.2, 4.0]], [[2, 0.3, 3.0]]]) == [[[2, 0.2, 4.0]], [[2, 0.3, 3.0]]]
+
+
 def test_the_time_budget_gives_as_many_steps_as_soflows_seconds_have_room_for(tmp_path, known_costs):
     results = compare(tmp_path, ["mean_flow", "soflow", "consistency"], seeds=1, budget="time")
     assert {name: method["steps"] for name, method in results["methods"].items()} == {
@@ -204,12 +256,15 @@ def test_the_command_measures_trains_and_shows(tmp_path, capfd, monkeypatch):
         (["objective.p=0.5"], "write METHOD:objective.p=0.5, such as soflow:objective.p=0.5"),
         (["mean_flow:objective.p=0.5", "--objectives", "soflow"], "is for mean_flow, but the methods are soflow"),
         (["soflow:objective.q=0.5"], "unknown key 'objective.q'"),
+        (["soflow:train.batch_size=8"], "so write train.batch_size=8 for all of them"),
+        (["--objectives", "soflow, soflow"], "name each once"),
+        (["evaluate.nfe=[]"], "evaluate.nfe"),
         (["train.stepz=5"], "train.steps"),
         (["--out", "/proc/nowhere"], "cannot write"),
     ],
 )
 def test_wrong_use_is_one_line_before_any_work(arguments, word, capfd, monkeypatch):
-    monkeypatch.setattr(comparison, "bench", lambda configs, rounds, on_done: pytest.fail("it began to measure"))
+    monkeypatch.setattr(costs, "bench", lambda configs, rounds, on_done: pytest.fail("it began to measure"))
     assert main.run(["compare", "digits", *SETTINGS, *arguments]) == 2
     lines = [line for line in capfd.readouterr().err.strip().splitlines() if "classifier" not in line]
     assert len(lines) == 1
@@ -221,6 +276,17 @@ def test_a_damaged_file_and_runs_of_other_settings_are_named(tmp_path, known_cos
     arguments = ["compare", "digits", *SETTINGS, "--objectives", "soflow", "--seeds", "1", "--out", str(tmp_path)]
     assert main.run([*arguments, "optimizer.lr=0.5"]) == 2
     assert "was begun with optimizer.lr=0.001" in capfd.readouterr().err
-    (tmp_path / "cost.json").write_text("{")
-    assert main.run(arguments) == 1
-    assert "cost.json is damaged" in capfd.readouterr().err
+    for content in ("{", '{"soflow": 3}', '{"soflow": {"asked": 1, "measured": []}}'):
+        before = (tmp_path / "cost.json").read_text()
+        known = json.loads(before)["soflow"]
+        (tmp_path / "cost.json").write_text(content.replace('"asked": 1', f'"asked": {json.dumps(known["asked"])}'))
+        assert main.run(arguments) == 1
+        assert "cost.json is damaged" in capfd.readouterr().err
+        (tmp_path / "cost.json").write_text(before)
+    for file in ("compared.json", "curve.json"):
+        before = (tmp_path / "soflow-seed-0" / file).read_text()
+        (tmp_path / "soflow-seed-0" / file).write_text('{"renoise 1": 7}')
+        assert main.run(arguments) == 1
+        assert f"{file} is damaged" in capfd.readouterr().err
+        (tmp_path / "soflow-seed-0" / file).write_text(before)
+    assert main.run(arguments) == 0

@@ -1,6 +1,8 @@
 """Images from Hugging Face datasets, from small ones made here: local parquet as the Hub's own copies are."""
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, Value
@@ -77,7 +79,7 @@ def test_a_run_trains_on_it(tmp_path):
         ("images", 1, "validation", "its splits are train"),
         ("images", 4, "train", "1 .grey. or 3"),
         ("sizes", 1, "train", "several sizes, such as 8x8 and 9x8"),
-        ("text", 1, "train", "one column of images; its columns are caption"),
+        ("text", 1, "train", "one column of images and at most one of classes; its columns are caption"),
         ("", 1, "train", "needs data.path"),
     ],
 )
@@ -93,6 +95,40 @@ def test_what_cannot_be_read_is_said_in_one_line(made, channels, split, word, tm
     with pytest.raises(InputError, match=word) as raised:
         load_images(path, split, channels)
     assert "\n" not in str(raised.value)
+
+
+def rewritten(folder, **columns):
+    """The same file with some columns replaced, as no library would write them."""
+    table = pyarrow.parquet.read_table(folder / "train-00000-of-00001.parquet")
+    for name, values in columns.items():
+        place = table.schema.get_field_index(name)
+        field = table.schema.field(place)
+        table = table.set_column(place, field, pyarrow.array(values, field.type))
+    pyarrow.parquet.write_table(table, folder / "train-00000-of-00001.parquet")
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("columns", "word"),
+    [
+        ({"kind": [0, 1, -1, 0]}, "row 2 has -1, its classes are 0 to 1"),
+        ({"kind": [0, None, 1, 0]}, "row 1 has None"),
+        ({"picture": [{"bytes": b"not a picture", "path": None}] * 4}, "rows 0 to 3 that cannot be decoded"),
+        ({"picture": [None] * 4}, "cannot be decoded"),
+    ],
+)
+def test_damaged_rows_are_named(columns, word, tmp_path):
+    path = rewritten(write(tmp_path / "set", pixels(4, (8, 8), 0)), **columns)
+    with pytest.raises(InputError, match=word):
+        load_images(path, "train", 1)
+
+
+def test_what_would_lose_something_is_refused(tmp_path):
+    with pytest.raises(InputError, match="images of mode RGBA"):
+        load_images(str(write(tmp_path / "rgba", pixels(3, (8, 8, 4), 0))), "train", 3)
+    deep = [array.astype(np.uint16) * 200 for array in pixels(3, (8, 8), 0)]
+    with pytest.raises(InputError, match="images of mode I;16"):
+        load_images(str(write(tmp_path / "deep", deep)), "train", 1)
 
 
 def test_images_without_classes_cannot_be_trained_with_classes(tmp_path):
@@ -129,6 +165,8 @@ def test_a_classifier_is_trained_once_on_the_data_and_kept(tmp_path, monkeypatch
         assert torch.equal(again(dataset.data), features)
     other = type(dataset)(dataset.name, "train", -dataset.data, dataset.labels, dataset.class_names)
     assert cache_file(dataset, tmp_path) != cache_file(other, tmp_path)  # other data, another classifier
+    swapped = type(dataset)(dataset.name, "train", dataset.data, 1 - dataset.labels, dataset.class_names)
+    assert cache_file(dataset, tmp_path) != cache_file(swapped, tmp_path)
 
 
 def test_features_do_not_depend_on_how_many_are_looked_at_together(monkeypatch):

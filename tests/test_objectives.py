@@ -1,6 +1,7 @@
 """The peers against closed forms: each is at rest at the true map of a point and of a Gaussian, and not near it."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -320,6 +321,66 @@ def test_each_draws_as_a_function_of_its_generator():
         assert all(torch.equal(getattr(first, x), getattr(again, x)) for x in ("noise", "t", "s", "dropped"))
         assert bool((first.s <= first.t).all())
         assert torch.equal(first.t[: first.n_velocity], first.s[: first.n_velocity])
+
+
+@pytest.mark.parametrize("name", ["soflow", "flow_matching", "shortcut"])
+def test_the_gradient_of_guided_flow_matching_flows_through_the_prediction_alone(name):
+    """Once, not m times: what is mixed into the target is held fixed, and so are the guiding velocities."""
+    mix, scale, count = 0.25, 2.5, 12
+    config = read_recipe("digits", [*TINY_DIT, f"objective.name={name}", f"objective.guidance.scale={scale}"])
+    network = make_network(config).double()
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter, std=0.2)
+    guidance = Guidance(scale, mix, 0.3, 1.0, null_label=10)
+    objective = dataclasses.replace(make_objective(config), guidance=guidance, p=1.0, eps=0.01)
+    generator = torch.Generator().manual_seed(0)
+    batch = Batch(torch.randn(count, 1, 8, 8, generator=generator, dtype=torch.float64), torch.arange(count) % 10)
+    draws = float64(objective.draw(batch.data.shape, generator))
+    draws = dataclasses.replace(draws, n_velocity=count, s=draws.t, dropped=torch.arange(count) % 3 == 0)
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    ours = torch.autograd.grad(objective(network, batch, draws, 0.5, network).total, trained, allow_unused=True)
+
+    t, keep = draws.t[:, None, None, None], (~draws.dropped)[:, None, None, None]
+    x_t, v_t = (1 - t) * batch.data + t * draws.noise, draws.noise - batch.data
+    labels = torch.where(draws.dropped, 10, batch.labels)
+    v = network(x_t, draws.t, draws.t, labels)
+    with torch.no_grad():
+        null = network(x_t, draws.t, draws.t, torch.full_like(labels, 10))
+        target = torch.where(keep, mix * (v_t + (scale - 1) * (v_t - null)) + (1 - mix) * v, v_t)
+    squared = (v - target).square().flatten(1).mean(1)
+    expected = torch.autograd.grad((squared / (squared.detach() + 0.01)).mean(), trained, allow_unused=True)
+    for one, other in zip(ours, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("name", ["shortcut", "mean_flow", "consistency", "flow_matching"])
+def test_one_pass_learns_and_the_others_are_without_gradient(name):
+    """Rows of each pass, and whether anything flows back: of 16 samples, a quarter, or half for MeanFlow, take jumps."""
+    seen = []
+
+    class Recording(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, x, t, s, labels=None, augment=None):
+            seen.append((len(x), torch.is_grad_enabled()))
+            return self.scale * x
+
+    net = Recording()
+    objective = peer(name, guidance=None if name == "consistency" else Guidance(2.0, 0.5, 0.1, 1.0, null_label=4))
+    draws = objective.draw((16, 3), torch.Generator().manual_seed(0))
+    objective(net, Batch(torch.randn(16, 3), torch.arange(16) % 4), draws, 0.5, net)
+    assert (
+        seen
+        == {
+            "flow_matching": [(16, True), (16, False)],
+            "shortcut": [(16, True), (8, False), (8, False), (8, False)],
+            "mean_flow": [(32, False), (16, True)],
+            "consistency": [(16, False), (16, True)],
+        }[name]
+    )
 
 
 @pytest.mark.parametrize("network", ["dit", "unet"])

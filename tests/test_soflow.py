@@ -322,7 +322,7 @@ def test_one_pass_for_both_branches_gives_what_two_give(guided):
 @pytest.mark.parametrize(("dropout", "rows"), [(0.0, [20, 4, 16]), (0.3, [20, 4, 4, 12])])
 def test_passes_are_shared_unless_dropout_would_draw_other_masks(dropout, rows):
     """Guiding velocities (16 null, 4 with label), the target of 4 jumps, then jumps and velocities with gradient."""
-    seen = []
+    seen, learning = [], []
 
     class Dropping(Small):
         def __init__(self):
@@ -331,9 +331,11 @@ def test_passes_are_shared_unless_dropout_would_draw_other_masks(dropout, rows):
 
         def forward(self, x, t, s, labels=None, augment=None):
             seen.append(len(x))
+            learning.append(torch.is_grad_enabled())
             return self.dropout(super().forward(x, t, s, labels))
 
     batch, draws = hand_made(16)
     batch, draws = dataclasses.replace(batch, labels=torch.arange(16) % 4), dataclasses.replace(draws, n_velocity=12)
     objective(guidance=Guidance(2.5, 0.25, 0.1, 0.8, null_label=4))(Dropping(), batch, draws, 0.3)
     assert seen == rows
+    assert learning == [False, False, *[True] * (len(rows) - 2)]

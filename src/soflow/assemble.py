@@ -35,9 +35,14 @@ PATHS: dict[str, type[Path]] = {"linear": LinearPath, "trig": TrigPath}
 PARAMETERIZATIONS: dict[str, type[Parameterization]] = {"euler": EulerParameterization, "trig": TrigParameterization}
 
 
+def load_data(config: DataConfig, split: str = "train") -> Dataset:
+    """The data as they are, with their classes whether or not these are trained with."""
+    return sources.load(config.source, split, config.path, config.shape[0])
+
+
 def make_dataset(config: DataConfig, split: str = "train") -> Dataset:
-    """The data, checked against the shape and the classes that the configuration states."""
-    dataset = sources.load(config.source, split, config.path, config.shape[0])
+    """The data to train on, checked against the shape and the classes that the configuration states."""
+    dataset = load_data(config, split)
     if dataset.shape != config.shape:
         raise InputError(f"data.shape is {list(config.shape)}, but {config.source} has {list(dataset.shape)}")
     if config.num_classes == 0:

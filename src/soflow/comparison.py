@@ -4,12 +4,11 @@ All have the same network and initial weights, data in the same order, batch and
 with the budget "time", as many steps as SoFlow's training time has room for.
 """
 
-import json
 import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 from statistics import median
@@ -19,18 +18,20 @@ import torch
 from PIL import Image
 
 from soflow import runs
-from soflow.assemble import make_dataset
-from soflow.bench import Measurement, bench
+from soflow.assemble import load_data, make_dataset
 from soflow.config import Config, read_methods
-from soflow.errors import InputError, RunError
+from soflow.costs import Cost, base_of, measure
+from soflow.data.sources import Dataset
+from soflow.errors import InputError
 from soflow.evaluation.evaluate import Judge, evaluate, rows_of
 from soflow.evaluation.features import load_features
 from soflow.evaluation.report import real_by_class
 from soflow.evaluation.side_by_side import markdown, name_of, page, plots, sheets
+from soflow.files import damaged, read_json, require_writable, write_json, write_text
 from soflow.pictures import picture
 from soflow.sampling import Method, class_by_class, sample_many
 from soflow.solution import FlowModel
-from soflow.training.checkpoint import TrainState
+from soflow.training.checkpoint import TrainState, checkpoints
 from soflow.training.display import Display, SilentDisplay
 from soflow.training.run_folder import RunFolder
 
@@ -55,30 +56,24 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What a method costs, and what SoFlow (or the first method) cost in the same rounds."""
-
-    measured: list[Measurement]
-    beside: list[Measurement]
-
-    @property
-    def step(self) -> float:
-        """Seconds a step, the median."""
-        return median(one.seconds_per_step for one in self.measured)
-
-    def ratios(self, key: str = "seconds_per_step") -> list[float]:
-        """What it cost in units of the other, a round each."""
-        return [getattr(one, key) / getattr(other, key) for one, other in zip(self.measured, self.beside, strict=True)]
-
-
-@dataclass(frozen=True)
 class Planned:
-    """One run of the comparison."""
+    """One run of the comparison. Its figures are in compared.json, the distances on the way in curve.json."""
 
     name: str
-    seed: int
     config: Config
     folder: RunFolder
+
+    @property
+    def seed(self) -> int:
+        return self.config.train.seed
+
+    @property
+    def figures(self) -> Path:
+        return self.folder.path / "compared.json"
+
+    @property
+    def curve(self) -> Path:
+        return self.folder.path / "curve.json"
 
 
 def compare(
@@ -100,17 +95,21 @@ def compare(
     that fails.
     """
     progress, out = progress or Progress(), Path(out)
-    configs = read_methods(recipe, methods, overrides)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("a comparison runs in one process: start soflow compare without torchrun")
+    if min(seeds, rounds, len(methods)) < 1:
+        raise InputError("a comparison needs one method, one seed and one round of measuring, or more of them")
+    configs = read_methods(recipe, methods, overrides)
     if budget == "time" and "soflow" not in configs:
         raise InputError("the budget 'time' is the time that soflow takes: name soflow among the methods")
-    require_writable(out)
     shared = next(iter(configs.values()))
-    reference, held_out = make_dataset(shared.data), make_dataset(shared.data, "test")
+    make_dataset(shared.data)  # which says what cannot be trained on
+    reference, held_out = load_data(shared.data), load_data(shared.data, "test")
+    require_writable(out)
+    require_same_as_begun(configs, seeds, budget, out)
     judge = Judge(load_features(shared.evaluate.features, reference, progress.note), reference)
-    costs = measure(configs, out, rounds, progress)
-    planned = plan(configs, costs, seeds, budget, out)
+    costs = measure(configs, out / "cost.json", rounds, progress.counting)
+    planned = plan(configs, seeds, budget, out, costs)
 
     left = Left({run.folder.path: run.config.train.steps * costs[run.name].step for run in planned})
     for number, run in enumerate(planned):
@@ -127,64 +126,63 @@ def compare(
     return results
 
 
-def measure(configs: dict[str, Config], out: Path, rounds: int, progress: Progress) -> dict[str, Cost]:
-    """What a step of each method costs, side by side with SoFlow (or the first method); kept in cost.json."""
-    file = out / "cost.json"
-    kept = read_json(file)
-    told = {name: config.model_dump(mode="json") for name, config in configs.items()}
-    missing = {name: config for name, config in configs.items() if kept.get(name, {}).get("config") != told[name]}
-    if missing:
-        base = "soflow" if "soflow" in configs else next(iter(configs))
-        asked = {base: configs[base], **missing}
-        with progress.counting("measuring steps", rounds * len(asked)) as on_done:
-            measured = bench(asked, rounds, on_done)
-        for name in missing:
-            ones, others = ([asdict(one) for one in measured[which]] for which in (name, base))
-            kept[name] = {"config": told[name], "measured": ones, "beside": others}
-        write_json(file, kept)
-    return {
-        name: Cost(*([Measurement(**one) for one in kept[name][which]] for which in ("measured", "beside")))
-        for name in configs
-    }
+def plan(
+    configs: dict[str, Config], seeds: int, budget: Budget, out: Path, costs: dict[str, Cost] | None = None
+) -> list[Planned]:
+    """All runs, seed by seed, so that what is there after a stop is a comparison, too.
 
-
-def plan(configs: dict[str, Config], costs: dict[str, Cost], seeds: int, budget: Budget, out: Path) -> list[Planned]:
-    """All runs, seed by seed, so that what is there after a stop is a comparison, too."""
+    Within SoFlow's time a method has as many steps as its ratio of costs says; a run that was begun keeps those it has.
+    Without costs only the runs whose steps are known are told.
+    """
     planned = []
-    for k in range(seeds):
+    for seed in range(seeds):
         for name, config in configs.items():
-            steps = config.train.steps
-            if budget == "time":  # as many as SoFlow's seconds have room for
-                steps = max(1, round(steps / median(costs[name].ratios())))
-            train = {"steps": steps, "seed": config.train.seed + k, "sample_every": ceil(steps / POINTS)}
-            config_k = config.model_copy(update={"train": config.train.model_copy(update=train)})
-            planned.append(
-                Planned(name, config_k.train.seed, config_k, RunFolder(out / f"{name}-seed-{config_k.train.seed}"))
-            )
+            seed_of_run = config.train.seed + seed
+            folder, steps = RunFolder(out / f"{name}-seed-{seed_of_run}"), config.train.steps
+            if budget == "time" and name != "soflow":
+                if folder.config.is_file():
+                    steps = folder.read_config().train.steps
+                elif costs is not None:
+                    steps = max(1, round(steps / median(costs[name].ratios())))
+                else:
+                    continue
+            train = {"steps": steps, "seed": seed_of_run, "sample_every": ceil(steps / POINTS)}
+            nfe = {"nfe": tuple(sorted({1, *config.evaluate.nfe}))}
+            changed = {"train": config.train.model_copy(update=train), "evaluate": config.evaluate.model_copy(update=nfe)}
+            planned.append(Planned(name, config.model_copy(update=changed), folder))
     return planned
+
+
+def require_same_as_begun(configs: dict[str, Config], seeds: int, budget: Budget, out: Path) -> None:
+    """Raises InputError where a run is there that was trained or evaluated with other settings."""
+    for run in plan(configs, seeds, budget, out):
+        if run.folder.config.is_file() and checkpoints(run.folder.checkpoints):
+            begun = run.folder.read_config()
+            runs.require_same(begun, run.config, run.folder)
+            if begun.evaluate != run.config.evaluate:
+                raise InputError(
+                    f"{run.folder.path} was begun with other settings in evaluate: figures of both would be mixed; "
+                    "compare anew in another folder with --out"
+                )
 
 
 def finished(run: Planned) -> bool:
     """Whether this very run is trained to its end and evaluated."""
-    if not run.folder.config.is_file() or run.folder.read_config() != run.config:
-        return False
-    evaluation = run.folder.read_evaluation()
-    return evaluation is not None and evaluation["checkpoint"] == f"step-{run.config.train.steps:08d}"
+    return run.folder.config.is_file() and bool(read_json(run.figures))
 
 
-def train_and_evaluate(run: Planned, judge: Judge, held_out: Any, title: str, progress: Progress) -> None:
-    """Trains one run, with distances on the way in curve.json, and evaluates it into its evaluation.json."""
-    config, curve = run.config, run.folder.path / "curve.json"
-    objective, settings = config.objective, config.evaluate
+def train_and_evaluate(run: Planned, judge: Judge, held_out: Dataset, title: str, progress: Progress) -> None:
+    """Trains one run, with distances on the way, and evaluates it."""
+    config, objective, settings = run.config, run.config.objective, run.config.evaluate
     looks: list[tuple[Method, int]] = list(dict.fromkeys([(objective.samplers[0], 1), config.drawing]))
 
     def watch(state: TrainState, model: FlowModel, device: torch.device) -> None:
         labels = class_by_class(settings.num, model.num_classes)
-        points = read_json(curve)
+        points = read_json(run.curve)
         for sampler, nfe in looks:
             samples = sample_many(model, settings.num, labels, sampler, nfe, seed=0, device=device)
             points.setdefault(f"{sampler} {nfe}", {})[str(state.step)] = [state.seconds, judge(samples, labels)[0]]
-        write_json(curve, points)
+        write_json(run.curve, points)
 
     runs.train(config, run.folder.path, display=progress.training(title), watch=watch)
     loaded = runs.load(run.folder.path)
@@ -193,9 +191,11 @@ def train_and_evaluate(run: Planned, judge: Judge, held_out: Any, title: str, pr
         results = evaluate(
             loaded.model, objective.samplers, judge, held_out, settings.nfe, settings.num, 0, loaded.device, on_batch
         )
-    run.folder.write_evaluation({"checkpoint": loaded.checkpoint.path.name, "weights": "ema", **results})
-    one = results["rows"][0]
+    results = {"checkpoint": loaded.checkpoint.path.name, "weights": "ema", **results}
+    run.folder.write_evaluation(results)  # for soflow report
     seconds = loaded.checkpoint.train_state().seconds
+    write_json(run.figures, {**results, "seconds": seconds})
+    one = results["rows"][0]
     progress.note(f"  {one['sampler']} in {one['nfe']}: distance {one['distance']:.4g} after {seconds:.0f} s of training")
 
 
@@ -205,33 +205,33 @@ def gather(
     """Everything results.json holds."""
     methods: dict[str, Any] = {}
     for run in planned:
-        evaluation = run.folder.read_evaluation()
-        assert evaluation is not None
-        *_, last = run.folder.read_metrics()
+        figures, curve = read_json(run.figures), read_json(run.curve)
         method = methods.setdefault(
-            run.name, {"steps": run.config.train.steps, "cost": figures(costs[run.name]), "runs": []}
+            run.name, {"steps": run.config.train.steps, "cost": costs[run.name].figures(), "runs": []}
         )
-        curve = read_json(run.folder.path / "curve.json")
-        method["runs"].append(
-            {
-                "folder": run.folder.path.name,
-                "seed": run.seed,
-                "seconds": last["seconds"],
-                "rows": evaluation["rows"],
-                "curve": {look: [[int(step), *point] for step, point in points.items()] for look, points in curve.items()},
-            }
-        )
-    first = planned[0]
-    evaluation = first.folder.read_evaluation()
-    assert evaluation is not None
+        try:
+            method["runs"].append(
+                {
+                    "folder": run.folder.path.name,
+                    "seed": run.seed,
+                    **{key: figures[key] for key in ("seconds", "rows", "diagnostics")},
+                    "curve": {
+                        look: [[int(step), *point] for step, point in points.items()] for look, points in curve.items()
+                    },
+                }
+            )
+            told = {key: figures[key] for key in ("metric", "num", "reference", "real", "versions", "machine")}
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise damaged(run.figures if "rows" not in figures else run.curve) from None
     return {
         "recipe": recipe,
         "overrides": list(overrides),
         "budget": budget,
+        "base": base_of(methods),
         "seeds": sorted({run.seed for run in planned}),
-        "batch_size": first.config.train.batch_size,
-        **{key: evaluation[key] for key in ("metric", "num", "reference", "real", "versions")},
-        "machine": {**evaluation["machine"], "cores": os.cpu_count(), "device": costs[first.name].measured[0].device},
+        "batch_size": planned[0].config.train.batch_size,
+        **told,
+        "machine": {**told["machine"], "cores": os.cpu_count(), "device": costs[planned[0].name].measured[0].device},
         "methods": methods,
     }
 
@@ -256,28 +256,6 @@ def write_page(results: dict[str, Any], out: Path) -> None:
     sheets(drawn).savefig(out / "samples.png", dpi=110)
 
 
-def figures(cost: Cost) -> dict[str, Any]:
-    """A method's cost in plain numbers; ratios to SoFlow's (or the first method's) as least, median, most."""
-
-    def middle(key: str) -> float:
-        return median(getattr(one, key) for one in cost.measured)
-
-    def spread(key: str) -> list[float]:
-        ratios = cost.ratios(key)
-        return [min(ratios), median(ratios), max(ratios)]
-
-    return {
-        "seconds_per_step": cost.step,
-        "step_ratio": spread("seconds_per_step"),
-        "peak_bytes": middle("peak_bytes"),
-        "memory_ratio": spread("peak_bytes"),
-        "flops_per_sample": middle("flops_per_sample"),
-        "parameters": cost.measured[0].parameters,
-        "one_step_samples_per_second": middle("one_step_samples_per_second"),
-        "rounds": len(cost.measured),
-    }
-
-
 class Left:
     """The time left: what was expected of the runs to come, in units of how the finished ones kept to it."""
 
@@ -296,40 +274,3 @@ class Left:
     def in_words(self) -> str:
         seconds = sum(self.expected.values()) * (self.taken / self.done if self.done else 1.0)
         return f"about {seconds:.0f} s" if seconds < 120 else f"about {seconds / 60:.0f} min"
-
-
-def require_writable(out: Path) -> None:
-    """Makes the folder. Raises InputError where it cannot be written."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write to {out}: {error.strerror}; choose another folder with --out") from None
-    if not os.access(out, os.W_OK):
-        raise InputError(f"cannot write to {out}: no permission; choose another folder with --out")
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """What the file holds, {} where there is none. Raises RunError for a damaged one."""
-    if not file.is_file():
-        return {}
-    try:
-        values = json.loads(file.read_text())
-    except ValueError:
-        values = None
-    if not isinstance(values, dict):
-        raise RunError(f"{file} is damaged: delete it and run the same command again")
-    return values
-
-
-def write_json(file: Path, values: dict[str, Any]) -> None:
-    write_text(file, json.dumps(values, indent=1) + "\n")
-
-
-def write_text(file: Path, text: str) -> None:
-    """Written beside and renamed, so that the file is always a whole one."""
-    partial = file.with_suffix(".partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, file)
-    except OSError as error:
-        raise RunError(f"cannot write {file}: {error.strerror}; make room, then run the same command again") from None

@@ -37,11 +37,12 @@ def compare(
     if budget not in ("steps", "time"):
         raise InputError(f"--budget is '{budget}': choose steps or time")
     within: Literal["steps", "time"] = "time" if budget == "time" else "steps"
-    folder = out or Path("runs") / f"compare-{Path(recipe).stem}{'-time' if budget == 'time' else ''}"
+    name = Path(recipe).name.removesuffix(".yaml").removesuffix(".yml")
+    folder = out or Path("runs") / f"compare-{name}{'-time' if budget == 'time' else ''}"
 
     from soflow.config import read_methods
 
-    names = objectives.split(",")
+    names = [name.strip() for name in objectives.split(",")]
     read_methods(recipe, names, overrides or [])  # a mistake here is reported before torch is loaded
 
     from soflow.comparison import compare as run

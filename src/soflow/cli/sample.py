@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 def sample(
     run: Annotated[Path, typer.Argument(help="A run folder, or a checkpoint inside it.")],
     num: Annotated[int, typer.Option(help="How many samples.")] = 64,
-    nfe: Annotated[int, typer.Option(help="Network evaluations a sample.")] = 1,
+    nfe: Annotated[
+        int | None, typer.Option(help="Network evaluations a sample (default: 1; 64 after flow matching).")
+    ] = None,
     method: Annotated[
         str | None, typer.Option(help="renoise, ode, euler or heun (default: that of the method it was trained by).")
     ] = None,
@@ -34,7 +36,7 @@ def sample(
 ) -> None:
     """Draw samples from a trained run."""
     between(num, 1, MOST_SAMPLES, "--num")
-    at_least(nfe, 1, "--nfe")
+    at_least(1 if nfe is None else nfe, 1, "--nfe")
     at_least(seed, 0, "--seed")
     classes = None if labels is None else whole_numbers(labels, "--labels")
     if weights not in ("ema", "raw"):
@@ -46,9 +48,13 @@ def sample(
     from soflow.sampling import check_method, sample_many
 
     if method is not None:
-        check_method(method, nfe)
+        check_method(method, nfe or (2 if method == "heun" else 1))
     loaded = runs.load(run, "raw" if weights == "raw" else "ema")
-    sampler = check_method(method or loaded.config.objective.samplers[0], nfe)
+    if method is None and nfe is None:
+        sampler, nfe = loaded.config.drawing
+    else:
+        nfe = nfe or (2 if method == "heun" else 1)
+        sampler = check_method(method or loaded.config.objective.samplers[0], nfe)
     for note in loaded.notes:
         typer.echo(note, err=True)
     chosen = choose_labels(classes, num, loaded.model.num_classes)

@@ -46,6 +46,7 @@ def read_methods(recipe: str, names: Sequence[str], overrides: Sequence[str] = (
     the others take over how strongly to guide; all else is their own default. Raises InputError as `read_recipe` does, and
     for methods named twice or overrides of methods that are not asked for.
     """
+    names = [name.strip() for name in names]
     if len(set(names)) < len(names):
         raise InputError(f"the methods are {', '.join(names)}: name each once")
     shared: list[str] = []
@@ -55,6 +56,8 @@ def read_methods(recipe: str, names: Sequence[str], overrides: Sequence[str] = (
         if colon and "=" not in method:
             if method not in own:
                 raise InputError(f"'{text}' is for {method or 'no method'}, but the methods are {', '.join(names)}")
+            if not rest.startswith("objective."):
+                raise InputError(f"'{text}' is no setting of a method: all else is equal, so write {rest} for all of them")
             own[method].append(rest)
         elif text.startswith("objective.") and not text.startswith(COMMON_KEYS):
             raise InputError(f"'{text}' is a setting of one method: write METHOD:{text}, such as {names[0]}:{text}")

@@ -180,7 +180,9 @@ class CheckpointConfig(Section):
 
 
 class EvaluateConfig(Section):
-    nfe: tuple[PositiveInt, ...] = Field((1, 2, 4), description="network evaluations a sample, one row of the table each")
+    nfe: tuple[PositiveInt, ...] = Field(
+        (1, 2, 4), min_length=1, description="network evaluations a sample, one row of the table each"
+    )
     num: int = Field(2000, ge=2, description="samples to draw")
     features: str = Field("digits", description="digits or classifier (features of a classifier of the data), coordinates")
 

@@ -1,5 +1,6 @@
 """What a comparison of methods looks like: tables in Markdown, plots, and one self-contained page of both."""
 
+from collections.abc import Iterable
 from html import escape
 from importlib.resources import files
 from statistics import mean, stdev
@@ -89,7 +90,6 @@ def in_words(results: dict[str, Any]) -> list[str]:
     """What the tables show, in paragraphs."""
     machine, real, seeds = results["machine"], results["real"], results["seeds"]
     equal = "the same steps" if results["budget"] == "steps" else "as many steps as SoFlow's training time has room for"
-    first = name_of(next(iter(results["methods"])))
     versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
     return [
         f"Recipe {results['recipe']}{' with ' + ' '.join(results['overrides']) if results['overrides'] else ''}: the same "
@@ -102,7 +102,7 @@ def in_words(results: dict[str, Any]) -> list[str]:
         + (f", recognized {real['recognized']:.3f}." if real["recognized"] is not None else "."),
         f"Machine: {machine['device']}, {machine['processor']}, {machine['cores']} cores, {machine['threads']} threads; "
         f"{versions}. Costs are medians of {next(iter(results['methods'].values()))['cost']['rounds']} rounds, ratios to "
-        f"{first}'s (least to most); MiB is the process's peak, ms/sample one-step sampling in batches.",
+        f"{name_of(results['base'])}'s (least to most); MiB is the process's peak, ms/sample one-step sampling in batches.",
     ]
 
 
@@ -131,7 +131,7 @@ def plots(results: dict[str, Any]) -> Figure:
         if own := values(method, *HEUN):
             against_nfe.plot([HEUN[1]], [mean(own)], "s", color=color)
         for look in method["runs"][0]["curve"]:
-            curves = [sorted(run["curve"][look]) for run in method["runs"]]
+            curves = common(run["curve"].get(look, []) for run in method["runs"])
             style = "--" if look == "heun 64" else "-"
             one = label + (", 32 Heun steps" if look == "heun 64" else "")
             steps, distances = (
@@ -142,7 +142,9 @@ def plots(results: dict[str, Any]) -> Figure:
             shaded(against_time, seconds, distances, style, color, one)
             shaded(against_samples, np.array(steps) * results["batch_size"] / 1000, distances, style, color, one)
     against_nfe.set_xscale("log", base=2)
-    against_nfe.set_xticks([1, 2, 4, 64], ["1", "2", "4", "64"])
+    ticks = sorted({row["nfe"] for method in results["methods"].values() for row in method["runs"][0]["rows"]})
+    against_nfe.set_xticks(ticks, [str(n) for n in ticks])
+    against_nfe.minorticks_off()
     against_nfe.set(xlabel="network evaluations a sample (squares: 32 Heun steps)", ylabel="distance to real data")
     against_time.set(xlabel="seconds of training")
     against_samples.set(xlabel="thousands of samples seen")
@@ -155,6 +157,13 @@ def plots(results: dict[str, Any]) -> Figure:
     for axes in (against_nfe, against_samples):
         axes.legend(frameon=False, fontsize=7.5)
     return figure
+
+
+def common(curves: Iterable[Any]) -> list[list[Any]]:
+    """The points that all of the curves have, by step: (step, seconds, distance) each."""
+    by_step = [{point[0]: point for point in curve} for curve in curves]
+    steps = sorted(set.intersection(*(set(curve) for curve in by_step)))
+    return [[curve[step] for step in steps] for curve in by_step]
 
 
 def shaded(axes: Axes, x: Any, distances: Any, style: str, color: str, label: str) -> None:

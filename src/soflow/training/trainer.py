@@ -107,10 +107,11 @@ class Trainer:
                     done = self.state.step
                     if done % config.log_every == 0 or done == steps:
                         self.log()
-                    if done % self.config.checkpoint.every == 0 or done == steps:
-                        self.save()
+                    # before the checkpoint: whatever ends the process in between, going on from the last one does both
                     if done == steps or (config.sample_every and done % config.sample_every == 0):
                         self.sample()
+                    if done % self.config.checkpoint.every == 0 or done == steps:
+                        self.save()
                     self.agree_to_stop(request)
             if request.signum is not None and self.state.step < steps:
                 self.save()
