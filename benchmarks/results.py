@@ -38,12 +38,10 @@ class Section:
 
 SECTIONS = [
     Section("digits-steps", "Digits, equal steps", "digits --out runs/compare-digits"),
-    Section("digits-time", "Digits, equal time", "digits --budget time --out runs/compare-digits-time"),
     Section(
-        "digits-jumps",
-        "Digits, equal time, MeanFlow without needless derivatives",
-        "digits mean_flow:objective.derivative=jumps --objectives soflow,mean_flow --budget time "
-        "--out runs/compare-digits-jumps",
+        "digits-time",
+        "Digits, equal time",
+        "digits --objectives soflow,mean_flow,shortcut,consistency --budget time --out runs/compare-digits-time",
     ),
     Section(
         "fashion-mnist",
