@@ -25,8 +25,6 @@ from soflow.symbols import Net
 
 HERE = Path(__file__).parent
 FIGURES, PAGE = HERE / "results" / "performance.json", HERE.parent / "docs" / "performance.md"
-#: Recipes with their overrides, and rounds of each.
-RECIPES = {"digits": (["digits"], 3), "DiT-B/4, batches of 8": (["imagenet256-b4", "train.batch_size=8"], 2)}
 #: Variants of a step: overrides, and the patch or the program that makes it.
 VARIANTS: dict[str, tuple[list[str], list[str]]] = {
     "SoFlow as it is": ([], []),
@@ -38,6 +36,13 @@ VARIANTS: dict[str, tuple[list[str], list[str]]] = {
     "flow matching": (["objective.name=flow_matching"], []),
     "MeanFlow": (["objective.name=mean_flow"], []),
     "MeanFlow, derivative=jumps": (["objective.name=mean_flow", "objective.derivative=jumps"], []),
+}
+LARGE = [name for name in VARIANTS if "loops" not in name and "compile" not in name]
+#: Recipes with their overrides, rounds, and the variants that are measured of each.
+RECIPES = {
+    "digits": (["digits"], 2, list(VARIANTS)),
+    "DiT-B/4, batches of 8": (["imagenet256-b4", "train.batch_size=8"], 2, LARGE),
+    "DiT-B/4, batches of 32": (["imagenet256-b4", "train.batch_size=32"], 1, ["SoFlow as it is", "MeanFlow"]),
 }
 
 
@@ -70,10 +75,11 @@ def patch(name: str) -> None:
 def measure_all() -> dict[str, Any]:
     """All variants of all recipes: plain figures by recipe and variant."""
     figures: dict[str, Any] = {"torch": torch.__version__, "threads": torch.get_num_threads(), "recipes": {}}
-    for title, ((recipe, *overrides), rounds) in RECIPES.items():
+    for title, ((recipe, *overrides), rounds, variants) in RECIPES.items():
         configs: dict[str, Config] = {}
         programs: dict[str, list[str]] = {}
-        for name, (settings, program) in VARIANTS.items():
+        for name in variants:
+            settings, program = VARIANTS[name]
             configs[name] = read_recipe(recipe, [*overrides, *settings])
             if program:
                 programs[name] = program
@@ -111,7 +117,7 @@ def page(figures: dict[str, Any]) -> str:
     device = next(iter(figures["recipes"]["digits"].values()))[0]["device"]
     machine = f"{device}, {figures['threads']} threads, torch {figures['torch']}"
     tables = "\n\n".join(
-        f"**{title}** ({machine}; medians of {len(one['MeanFlow'])} rounds)\n\n{table(one)}"
+        f"**{title}** ({machine}; rounds: {len(one['MeanFlow'])})\n\n{table(one)}"
         for title, one in figures["recipes"].items()
     )
     precision = HERE / "results" / "precision.md"

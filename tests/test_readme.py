@@ -4,6 +4,7 @@ import re
 import shutil
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
@@ -31,6 +32,12 @@ def test_the_map_names_every_source_file_and_none_that_is_not_there():
     assert sources - named == {"embeddings.py"}  # "dit.py, unet.py, mlp.py and their embeddings"
     elsewhere = {file.name for folder in ("tests", "benchmarks") for file in (ROOT / folder).glob("*.py")}
     assert named <= sources | elsewhere
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md"))])
+def test_links_and_pictures_of_the_project_are_there(page):
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / page).read_text())
+    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
 
 
 def test_nothing_in_it_waits_to_be_filled_in():

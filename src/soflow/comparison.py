@@ -111,12 +111,12 @@ def compare(
     costs = measure(configs, out / "cost.json", rounds, progress.counting)
     planned = plan(configs, seeds, budget, out, costs)
 
-    left = Left({run.folder.path: run.config.train.steps * costs[run.name].step for run in planned})
+    to_come = [run for run in planned if not finished(run)]
+    left = Left({run.folder.path: run.config.train.steps * costs[run.name].step for run in to_come})
     for number, run in enumerate(planned):
         title = f"run {number + 1} of {len(planned)}: {run.name}, seed {run.seed}"
-        if finished(run):
+        if run not in to_come:
             progress.note(f"{title}: done before")
-            left.skip(run.folder.path)
             continue
         progress.note(f"{title}, {run.config.train.steps:,} steps; {left.in_words()} left in all")
         train_and_evaluate(run, judge, held_out, title, progress)
@@ -263,9 +263,6 @@ class Left:
         self.expected = expected
         self.done = self.taken = 0.0
         self.start = time.perf_counter()
-
-    def skip(self, path: Path) -> None:
-        del self.expected[path]
 
     def finish(self, path: Path) -> None:
         self.done += self.expected.pop(path)
