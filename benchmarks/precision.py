@@ -72,8 +72,8 @@ def everywhere() -> Iterator[None]:
 
 VARIANTS: dict[str, tuple[str, Callable[[], Any]]] = {
     "fp32": ("fp32", nullcontext),
-    "tf32": ("fp32", Tf32),
     "bf16": ("bf16", nullcontext),
+    "tf32": ("fp32", Tf32),
     "bf16 everywhere": ("bf16", everywhere),
 }
 
@@ -115,7 +115,7 @@ def main() -> None:
             print(f"  distance {results[-1][0]:.3g}, q^2 {results[-1][1]:.3g}", file=sys.stderr, flush=True)
         cells = (f"{mean(x):.3g}" + (f" ± {stdev(x):.2g}" if seeds > 1 else "") for x in zip(*results, strict=True))
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    (HERE / "results" / "precision.md").write_text("\n".join(lines) + "\n")
+        (HERE / "results" / "precision.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 
 
