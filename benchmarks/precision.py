@@ -72,8 +72,8 @@ def everywhere() -> Iterator[None]:
 
 VARIANTS: dict[str, tuple[str, Callable[[], Any]]] = {
     "fp32": ("fp32", nullcontext),
-    "bf16": ("bf16", nullcontext),
     "tf32": ("fp32", Tf32),
+    "bf16": ("bf16", nullcontext),
     "bf16 everywhere": ("bf16", everywhere),
 }
 
