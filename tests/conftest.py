@@ -1,6 +1,7 @@
 """Checks the shapes in annotations at run time, and gives every test a home of its own."""
 
 import os
+import subprocess
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests are about the numbers, and those are a CPU's
 os.environ["OMP_NUM_THREADS"] = "1"  # networks this small gain nothing from a second thread, and lose to a busy machine
@@ -52,3 +53,29 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory):
     overrides = [*TINY_DIT, "train.steps=30", "train.batch_size=32", "train.log_every=10", "checkpoint.every=15"]
     runs.train("digits", out, overrides)
     return out
+
+
+@pytest.fixture
+def inside(capfd, monkeypatch):
+    """The same commands without the seconds that a new process takes to load torch."""
+
+    from soflow.cli import main
+
+    def call(*arguments, cwd=None):
+        if cwd is not None:
+            monkeypatch.chdir(cwd)
+        capfd.readouterr()
+        status = main.run([str(argument) for argument in arguments])
+        return subprocess.CompletedProcess(arguments, status, *capfd.readouterr())
+
+    return call
+
+
+def assert_fails(result, status, *words):
+    """The exit status, one line on stderr with those words in it, no traceback."""
+    assert result.returncode == status, result.stderr
+    assert "Traceback" not in result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    for word in words:
+        assert word in lines[0]

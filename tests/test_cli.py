@@ -14,8 +14,7 @@ import torch
 import yaml
 from PIL import Image
 
-from conftest import TINY_DIT
-from soflow.cli import main
+from conftest import TINY_DIT, assert_fails
 from test_import import DIT_YAML, reference_content
 
 TINY = [*TINY_DIT, "train.batch_size=32", "train.log_every=10"]
@@ -24,30 +23,6 @@ TINY = [*TINY_DIT, "train.batch_size=32", "train.log_every=10"]
 def soflow(*arguments, cwd=None, **settings):
     command = [sys.executable, "-m", "soflow", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120, check=False, **settings)
-
-
-@pytest.fixture
-def inside(capfd, monkeypatch):
-    """The same commands without the seconds that a new process takes to load torch."""
-
-    def call(*arguments, cwd=None):
-        if cwd is not None:
-            monkeypatch.chdir(cwd)
-        capfd.readouterr()
-        status = main.run([str(argument) for argument in arguments])
-        return subprocess.CompletedProcess(arguments, status, *capfd.readouterr())
-
-    return call
-
-
-def assert_fails(result, status, *words):
-    """The exit status, one line on stderr with those words in it, no traceback."""
-    assert result.returncode == status, result.stderr
-    assert "Traceback" not in result.stderr
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1, result.stderr
-    for word in words:
-        assert word in lines[0]
 
 
 @pytest.fixture
@@ -173,7 +148,8 @@ def test_several_runs_make_one_page(run, tiny_run, tmp_path, inside):
         (["train", "digitz"], ["no recipe and no run folder 'digitz'", "did you mean digits"]),
         (["train", "digits", "train.stepz=5"], ["unknown key 'train.stepz'", "train.steps"]),
         (["train", "digits", "objective.lambda_=2"], ["objective.lambda_ is 2", "less than or equal to 1"]),
-        (["train", "cifar10"], ["'cifar10' cannot be read", "digits, moons"]),
+        (["train", "digits", "data.source=imagenet"], ["'imagenet'", "digits, moons", "soflow encode"]),
+        (["train", "images"], ["data.source=folder needs data.path"]),
         (["train", "digits", "network.patch=3"], ["DiT: size 8 must be a multiple of patch 3"]),
         (["recipes", "nothing"], ["no recipe"]),
         (["sample", "nowhere"], ["nowhere is not a run folder"]),

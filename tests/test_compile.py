@@ -75,9 +75,9 @@ def passes(config, steps):
         compiling.compile_blocks(network)
     average = Ema(network, EmaConfig()).net
     dataset = random_dataset(config, 16)
-    draws = objective.draw(dataset.data.shape, seeded_generator(0, "draws", 0, torch.device("cpu")))
+    draws = objective.draw(dataset.rows.shape, seeded_generator(0, "draws", 0, torch.device("cpu")))
     augment = torch.zeros(16, AugmentPipe.num_labels) if config.data.augment else None
-    batch, counted = Batch(dataset.data, dataset.labels, augment), []
+    batch, counted = Batch(dataset.samples(), dataset.labels, augment), []
     for _ in range(steps):
         network.zero_grad()
         torch.manual_seed(1)  # dropout

@@ -2,21 +2,26 @@ import numpy as np
 import pytest
 import torch
 
+from soflow.config.schema import DataConfig
 from soflow.data import sources
 from soflow.data.augment import AugmentPipe, inverse_map, warp
 from soflow.data.batches import Batches, seed_of
-from soflow.data.sources import Dataset
+from soflow.data.dataset import Dataset
 from soflow.errors import InputError
 
 
+def load(source, split="train"):
+    return sources.load(DataConfig(source=source), split)
+
+
 def test_digits_are_split_class_by_class_and_nothing_is_lost():
-    train, test = sources.load("digits", "train"), sources.load("digits", "test")
+    train, test = sources.digits("train"), sources.digits("test")
     assert len(train) + len(test) == 1797
     assert train.shape == (1, 8, 8)
-    assert (float(train.data.min()), float(train.data.max())) == (-1, 1)
+    assert (float(train.rows.min()), float(train.rows.max())) == (-1, 1)
     shares = torch.bincount(test.labels) / (torch.bincount(train.labels) + torch.bincount(test.labels))
     assert float((shares - 0.2).abs().max()) < 0.01
-    together = torch.cat([train.data, test.data]).flatten(1)
+    together = torch.cat([train.rows, test.rows]).flatten(1)
     assert len(torch.unique(together, dim=0)) == len(torch.unique(torch.from_numpy(digits_array()), dim=0))
 
 
@@ -28,30 +33,30 @@ def digits_array():
 
 @pytest.mark.parametrize("name", ["moons", "checkerboard", "eight_gaussians"])
 def test_toy_sets_are_seeded_points_in_the_plane(name):
-    first, again, test = sources.load(name), sources.load(name), sources.load(name, "test")
-    assert torch.equal(first.data, again.data)
+    first, again, test = load(name), load(name), load(name, "test")
+    assert torch.equal(first.rows, again.rows)
     assert first.shape == (2,)
     assert first.labels is None
-    assert not torch.equal(first.data[:100], test.data[:100])
-    assert float(first.data.mean(0).abs().max()) < 0.05
+    assert not torch.equal(first.rows[:100], test.rows[:100])
+    assert float(first.rows.mean(0).abs().max()) < 0.05
 
 
 def test_eight_gaussians_lie_where_they_should():
-    points = sources.load("eight_gaussians").data
+    points = load("eight_gaussians").rows
     assert float((points.norm(dim=1) - 2).std()) == pytest.approx(0.1, rel=0.05)
 
 
 def test_the_checkerboard_has_only_every_other_square():
-    square = (sources.load("checkerboard").data + 2).floor().long()
+    square = (load("checkerboard").rows + 2).floor().long()
     assert set(((square[:, 0] + square[:, 1]) % 2).tolist()) == {0}
     assert len(torch.unique(square, dim=0)) == 8
 
 
 def test_unknown_sources_and_splits_are_named():
     with pytest.raises(InputError, match="digits, moons"):
-        sources.load("imagenet")
+        load("imagenet")
     with pytest.raises(InputError, match="train and test"):
-        sources.load("digits", "validation")
+        load("digits", "validation")
 
 
 def numbered(count):

@@ -101,10 +101,10 @@ def test_a_damaged_cache_is_made_anew(classifier, monkeypatch, tmp_path):
 
 def test_the_distance_tells_real_digits_from_noise_and_from_one_class(classifier):
     with torch.no_grad():
-        reference = Moments.of(classifier(sources.load("digits").data))
-        test = sources.load("digits", "test")
-        real = frechet_distance(Moments.of(classifier(test.data)), reference)
-        one_class = frechet_distance(Moments.of(classifier(test.data[test.labels == 3])), reference)
+        reference = Moments.of(classifier(sources.digits("train").rows))
+        test = sources.digits("test")
+        real = frechet_distance(Moments.of(classifier(test.rows)), reference)
+        one_class = frechet_distance(Moments.of(classifier(test.rows[test.labels == 3])), reference)
         noise = frechet_distance(Moments.of(classifier(torch.randn(360, 1, 8, 8))), reference)
     assert real < 1.5
     assert noise > 20 * real
@@ -113,9 +113,9 @@ def test_the_distance_tells_real_digits_from_noise_and_from_one_class(classifier
 
 def test_features_that_do_not_fit_are_refused():
     with pytest.raises(InputError, match="digits, classifier, coordinates"):
-        load_features("inception", sources.load("digits"))
+        load_features("inception", sources.digits("train"))
     with pytest.raises(InputError, match="8x8"):
-        load_features("digits", sources.load("moons"))
+        load_features("digits", sources.SOURCES["moons"]("train"))
 
 
 @pytest.mark.parametrize(("path", "parameterization"), EVERY)

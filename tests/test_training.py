@@ -129,7 +129,7 @@ def test_a_finished_run_is_left_alone(tiny_run):
 
 
 def test_a_run_holds_what_the_design_says(tiny_run):
-    assert {p.name for p in tiny_run.iterdir()} == {"config.yaml", "metrics.jsonl", "checkpoints", "samples"}
+    assert {p.name for p in tiny_run.iterdir()} == {"config.yaml", "data.json", "metrics.jsonl", "checkpoints", "samples"}
     assert [c.path.name for c in checkpoints(tiny_run / "checkpoints")] == ["step-00000015", "step-00000030"]
     assert {p.name for p in last(tiny_run).path.iterdir()} == {
         "model.safetensors", "ema.safetensors", "optimizer.pt", "state.json"

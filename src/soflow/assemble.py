@@ -1,7 +1,12 @@
 """From a configuration to the objects it names. The only place, beside the commands, that knows them all."""
 
-from torch import nn
+from collections.abc import Callable
+from dataclasses import replace
 
+import torch
+from torch import Tensor, nn
+
+from soflow.config.reading import validate
 from soflow.config.schema import (
     Config,
     ConsistencyConfig,
@@ -14,7 +19,8 @@ from soflow.config.schema import (
 )
 from soflow.data import sources
 from soflow.data.augment import AugmentPipe
-from soflow.data.sources import Dataset
+from soflow.data.cache import Note
+from soflow.data.dataset import Dataset
 from soflow.errors import InputError
 from soflow.guidance import Guidance
 from soflow.networks.dit import DiT
@@ -35,24 +41,45 @@ PATHS: dict[str, type[Path]] = {"linear": LinearPath, "trig": TrigPath}
 PARAMETERIZATIONS: dict[str, type[Parameterization]] = {"euler": EulerParameterization, "trig": TrigParameterization}
 
 
-def load_data(config: DataConfig, split: str = "train") -> Dataset:
-    """The data as they are, with their classes whether or not these are trained with."""
-    return sources.load(config.source, split, config.path, config.shape[0])
-
-
-def make_dataset(config: DataConfig, split: str = "train") -> Dataset:
+def make_dataset(config: DataConfig, note: Note = lambda text: None) -> Dataset:
     """The data to train on, checked against the shape and the classes that the configuration states."""
-    dataset = load_data(config, split)
+    dataset = sources.load(config, config.split, note)
     if dataset.shape != config.shape:
-        raise InputError(f"data.shape is {list(config.shape)}, but {config.source} has {list(dataset.shape)}")
+        raise InputError(f"data.shape is {list(config.shape)}, but {config.path or config.source} has {list(dataset.shape)}")
     if config.num_classes == 0:
-        return Dataset(dataset.name, dataset.split, dataset.data, labels=None)
-    if dataset.num_classes != config.num_classes:
+        return replace(dataset, labels=None, class_names=())
+    named = bool(dataset.class_names) or dataset.labels is None  # else the largest classes may just not be among the data
+    fits = dataset.num_classes == config.num_classes if named else dataset.num_classes <= config.num_classes
+    if config.num_classes > 0 and not fits:
+        why = f" ({dataset.unlabelled})" if dataset.unlabelled and dataset.labels is None else ""
         raise InputError(
-            f"data.num_classes is {config.num_classes}, but {config.source} has {dataset.num_classes} classes; "
-            "0 trains without labels"
+            f"data.num_classes is {config.num_classes}, but {config.path or config.source} has {dataset.num_classes} "
+            f"classes{why}; 0 trains without labels"
         )
     return dataset
+
+
+def with_classes(config: Config, dataset: Dataset) -> Config:
+    """The configuration with as many classes as the data have, where it leaves that to them (-1)."""
+    if config.data.num_classes >= 0:
+        return config
+    values = config.model_dump()
+    values["data"]["num_classes"] = dataset.num_classes
+    return validate(values)
+
+
+def held_out_of(config: DataConfig, split: str, note: Note = lambda text: None) -> tuple[Dataset, Dataset]:
+    """The data of a split, and others of the same kind that say what real data reach.
+
+    The others are another split, test first. Where there is none, every tenth sample is taken out of the first for it.
+    """
+    first = sources.load(config, split, note)
+    for other in ("test", "validation", "valid", "val", "train"):
+        if other != split and other in sources.splits(config):
+            return first, sources.load(config, other, note)
+    tenth = torch.arange(len(first)) % 10 == 0
+    rest = first.part(~tenth, f"{split} without every tenth")
+    return rest, first.part(tenth, f"{split}, every tenth")
 
 
 def make_augment(config: DataConfig) -> AugmentPipe | None:
@@ -125,7 +152,7 @@ def logit_normal(config: LogitNormalConfig) -> LogitNormal:
     return LogitNormal(config.mean, config.std)
 
 
-def make_model(config: Config, network: nn.Module) -> FlowModel:
+def make_model(config: Config, network: nn.Module, decode: Callable[[Tensor], Tensor] = lambda x: x) -> FlowModel:
     """The network as samplers and diagnostics see it, in evaluation mode."""
     return FlowModel(
         net=network.eval(),
@@ -133,4 +160,5 @@ def make_model(config: Config, network: nn.Module) -> FlowModel:
         parameterization=PARAMETERIZATIONS[config.path.parameterization](),
         shape=config.data.shape,
         num_classes=config.data.num_classes,
+        decode=decode,
     )

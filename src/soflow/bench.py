@@ -26,7 +26,7 @@ from soflow.assemble import make_model, make_network, make_objective
 from soflow.config import Config
 from soflow.data.augment import AugmentPipe
 from soflow.data.batches import Batch, seeded_generator
-from soflow.data.sources import Dataset
+from soflow.data.dataset import Dataset
 from soflow.errors import RunError
 from soflow.sampling import class_by_class, one_step
 from soflow.training.display import SilentDisplay
@@ -123,14 +123,15 @@ def count_flops(config: Config) -> tuple[float, float]:
     """
     config = config.model_copy(update={"compile": False})  # operations are counted where torch works off one by one
     objective, dataset = make_objective(config), random_dataset(config, COUNTED)
-    draws = objective.draw(dataset.data.shape, seeded_generator(0, "draws", 0, torch.device("cpu")))
+    data = dataset.samples()
+    draws = objective.draw(data.shape, seeded_generator(0, "draws", 0, torch.device("cpu")))
     augment = torch.zeros(COUNTED, AugmentPipe.num_labels) if config.data.augment else None
     with FakeTensorMode(allow_non_fake_inputs=True), sdpa_kernel(SDPBackend.MATH):
         network = make_network(config)
         with FlopCounterMode(display=False) as whole:
-            objective(network, Batch(dataset.data, dataset.labels, augment), draws, 0.5, network).total.backward()
+            objective(network, Batch(data, dataset.labels, augment), draws, 0.5, network).total.backward()
         with torch.no_grad(), FlopCounterMode(display=False) as forward:
-            network(dataset.data, draws.t, draws.s, dataset.labels, augment)
+            network(data, draws.t, draws.s, dataset.labels, augment)
     return whole.get_total_flops() / COUNTED, forward.get_total_flops() / COUNTED
 
 

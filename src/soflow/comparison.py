@@ -18,10 +18,10 @@ import torch
 from PIL import Image
 
 from soflow import runs
-from soflow.assemble import load_data, make_dataset
+from soflow.assemble import make_dataset, with_classes
 from soflow.config import Config, read_methods
 from soflow.costs import Cost, base_of, measure
-from soflow.data.sources import Dataset
+from soflow.data.dataset import Dataset
 from soflow.errors import InputError
 from soflow.evaluation.evaluate import Judge, evaluate, rows_of
 from soflow.evaluation.features import load_features
@@ -103,8 +103,10 @@ def compare(
     if budget == "time" and "soflow" not in configs:
         raise InputError("the budget 'time' is the time that soflow takes: name soflow among the methods")
     shared = next(iter(configs.values()))
-    make_dataset(shared.data)  # which says what cannot be trained on
-    reference, held_out = load_data(shared.data), load_data(shared.data, "test")
+    data = make_dataset(shared.data, progress.note)  # which says what cannot be trained on
+    configs = {name: with_classes(config, data) for name, config in configs.items()}
+    decode = runs.decoder(data.encoder, runs.default_device())
+    reference, held_out, points = runs.real_data(shared, data.encoder, decode, progress.note)
     require_writable(out)
     require_same_as_begun(configs, seeds, budget, out)
     judge = Judge(load_features(shared.evaluate.features, reference, progress.note), reference)
@@ -119,7 +121,7 @@ def compare(
             progress.note(f"{title}: done before")
             continue
         progress.note(f"{title}, {run.config.train.steps:,} steps; {left.in_words()} left in all")
-        train_and_evaluate(run, judge, held_out, title, progress)
+        train_and_evaluate(run, judge, held_out, points, title, progress)
         left.finish(run.folder.path)
     results = gather(recipe, budget, planned, costs, overrides)
     write_json(out / "results.json", results)
@@ -171,7 +173,9 @@ def finished(run: Planned) -> bool:
     return run.folder.config.is_file() and bool(read_json(run.figures))
 
 
-def train_and_evaluate(run: Planned, judge: Judge, held_out: Dataset, title: str, progress: Progress) -> None:
+def train_and_evaluate(
+    run: Planned, judge: Judge, held_out: Dataset, points: Dataset | None, title: str, progress: Progress
+) -> None:
     """Trains one run, with distances on the way, and evaluates it."""
     config, objective, settings = run.config, run.config.objective, run.config.evaluate
     looks: list[tuple[Method, int]] = list(dict.fromkeys([(objective.samplers[0], 1), config.drawing]))
@@ -189,7 +193,7 @@ def train_and_evaluate(run: Planned, judge: Judge, held_out: Dataset, title: str
     rows = rows_of(objective.samplers, settings.nfe)
     with progress.counting(f"evaluating {run.name}, seed {run.seed}", settings.num * len(rows)) as on_batch:
         results = evaluate(
-            loaded.model, objective.samplers, judge, held_out, settings.nfe, settings.num, 0, loaded.device, on_batch
+            loaded.model, objective.samplers, judge, held_out, settings.nfe, settings.num, 0, loaded.device, on_batch, points
         )
     results = {"checkpoint": loaded.checkpoint.path.name, "weights": "ema", **results}
     run.folder.write_evaluation(results)  # for soflow report
@@ -247,9 +251,8 @@ def write_page(results: dict[str, Any], out: Path) -> None:
         samples = sample_many(run.model, num, class_by_class(num, classes), sampler, nfe, seed=0, device=run.device)
         drawn[f"{name_of(name)}, {'one step' if nfe == 1 else f'{nfe // 2} Heun steps'}"] = picture(samples, columns)
     real = make_dataset(run.config.data)
-    drawn["real data"] = picture(
-        real_by_class(real, columns, num // columns) if len(shape) > 1 else real.data[:num], columns
-    )
+    shown = real_by_class(real, columns, num // columns) if len(shape) > 1 else real.samples(slice(num))
+    drawn["real data"] = picture(run.model.decode(shown.to(run.device)).cpu(), columns)
     write_text(out / "report.html", page(results, drawn))
     write_text(out / "table.md", markdown(results))
     plots(results).savefig(out / "plots.png", dpi=110)

@@ -1,7 +1,10 @@
-"""Small files that are always whole: written beside and renamed."""
+"""Files that are always whole: written beside and renamed. Checksums; the cache folder."""
 
+import hashlib
 import json
 import os
+import secrets
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +44,42 @@ def write_json(file: Path, values: dict[str, Any]) -> None:
 
 def write_text(file: Path, text: str) -> None:
     """Raises RunError where it cannot be written."""
-    partial = file.with_suffix(".partial")
+    partial = beside(file)
     try:
         partial.write_text(text, encoding="utf-8")
         os.replace(partial, file)
     except OSError as error:
-        raise RunError(f"cannot write {file}: {error.strerror}; make room, then run the same command again") from None
+        partial.unlink(missing_ok=True)
+        raise cannot_write(file, error) from None
+
+
+def beside(file: Path) -> Path:
+    """Where a file is written before it is renamed to its place; no two processes, on any machine, get the same."""
+    return file.with_name(f".{file.name}.{secrets.token_hex(4)}.partial")
+
+
+def is_partial(file: Path) -> bool:
+    return file.name.startswith(".") and file.suffix == ".partial"
+
+
+def cannot_write(place: Path, error: OSError) -> RunError:
+    return RunError(f"cannot write {place}: {error.strerror or error}; make room, then run the same command again")
+
+
+def checksum(file: Path) -> str:
+    """CRC-32 of a file, in hexadecimal: finds damage, proves no origin."""
+    value = 0
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            value = zlib.crc32(block, value)
+    return f"{value:08x}"
+
+
+def digest(text: str) -> str:
+    """16 hexadecimal digits that stand for a text."""
+    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
+
+
+def cache_folder() -> Path:
+    """$XDG_CACHE_HOME/soflow, by default ~/.cache/soflow: what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "soflow"

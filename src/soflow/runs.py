@@ -1,20 +1,25 @@
 """Runs as a whole: train a recipe into a folder, load what a folder holds."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from soflow.assemble import make_augment, make_dataset, make_model, make_network, make_objective
+from soflow.assemble import held_out_of, make_augment, make_dataset, make_model, make_network, make_objective, with_classes
 from soflow.config import Config, read_recipe
 from soflow.config.reading import fields, lookup
+from soflow.data import sources
+from soflow.data.dataset import Dataset, Encoder
 from soflow.errors import InputError, RunError
+from soflow.interop.autoencoder import Decoder
 from soflow.interop.pretrained import load_pretrained
 from soflow.pictures import save_picture
+from soflow.progress import counting
 from soflow.sampling import sample_many
 from soflow.solution import FlowModel
 from soflow.training.checkpoint import Checkpoint, TrainState, checkpoints, newest_good
@@ -22,8 +27,18 @@ from soflow.training.display import Display, make_display
 from soflow.training.run_folder import RunFolder, find_run
 from soflow.training.trainer import Trainer, require_trackers
 
+Decode = Callable[[Tensor], Tensor]
+
 #: Keys that may change when a run is taken up again: they do not touch what is learned.
-FREE_KEYS = ("description", "checkpoint.", "evaluate.", "train.log_every", "train.sample_every", "train.trackers")
+FREE_KEYS = (
+    "description",
+    "data.path",
+    "checkpoint.",
+    "evaluate.",
+    "train.log_every",
+    "train.sample_every",
+    "train.trackers",
+)
 
 
 @dataclass(frozen=True)
@@ -36,6 +51,9 @@ class Run:
     model: FlowModel
     device: torch.device
     notes: list[str]
+    weights: Literal["ema", "raw"] = "ema"
+    class_names: tuple[str, ...] = ()
+    encoder: Encoder | None = None
 
 
 def train(
@@ -53,11 +71,18 @@ def train(
     """
     config = recipe if isinstance(recipe, Config) else read_recipe(recipe, overrides)
     folder = RunFolder(Path(out))
-    dataset = make_dataset(config.data)
+    display = display or make_display()
     require_trackers(config.train.trackers)
+    dataset = make_dataset(config.data, display.note)
+    config = with_classes(config, dataset)
+    if config.train.batch_size > len(dataset):
+        raise InputError(
+            f"train.batch_size={config.train.batch_size} is larger than the data, {len(dataset)} samples: "
+            "a batch would hold some twice; make it smaller"
+        )
     if folder.config.exists() and checkpoints(folder.checkpoints):
         require_same(folder.read_config(), config, folder)
-    display = display or make_display()
+        require_same_data(folder.read_data(), dataset.describe(), folder)
     torch.manual_seed(config.train.seed)
     network = make_network(config)
     if config.init_from and newest_good(folder.checkpoints)[0] is None:
@@ -65,8 +90,10 @@ def train(
             display.note(note)
     folder.create()
 
+    decode = decoder_if_any(dataset.encoder, display.note)
+
     def draw_and_watch(state: TrainState, weights: dict[str, Tensor], device: torch.device) -> None:
-        model = model_of(config, weights, device)
+        model = model_of(config, weights, device, decode)
         draw_samples(config, folder, state.step, model, device)
         watch(state, model, device)
 
@@ -83,6 +110,8 @@ def train(
     try:
         if trainer.accelerator.is_main_process:
             folder.write_config(config)
+            if not folder.data.is_file():
+                folder.write_data(dataset.describe())
         trainer.run()
     finally:
         trainer.close()
@@ -100,29 +129,121 @@ def require_same(begun: Config, asked: Config, folder: RunFolder) -> None:
             )
 
 
-def load(path: str | Path, weights: Literal["ema", "raw"] = "ema", device: str | None = None) -> Run:
+def require_same_data(begun: dict[str, Any], now: dict[str, Any], folder: RunFolder) -> None:
+    """Raises InputError where a run to be taken up saw other data: their order, and what latents mean, would change."""
+    for key in ("count", "class_names", "encoder"):
+        if key in begun and begun[key] != now[key]:
+            what = f"whose {key.replace('_', ' ')} was {shortened(begun[key])}, and now is {shortened(now[key])}"
+            raise InputError(
+                f"{folder.path} was begun on data {what}: give back the data it began with, or begin anew with --out and "
+                f"init_from={folder.path}"
+            )
+
+
+def shortened(value: Any) -> str:
+    text = ", ".join(f"{key} {one}" for key, one in value.items()) if isinstance(value, dict) else str(value)
+    return text if len(text) < 80 else f"{text[:76]} ..."
+
+
+def load(path: str | Path, weights: Literal["ema", "raw"] = "ema", device: str | None = None, vae: str = "") -> Run:
     """A run folder, or one checkpoint inside it, ready to sample from. `device` defaults to a GPU where there is one.
 
+    Samples of a run on latents are decoded by the autoencoder that made them, or by `vae`, such as a local copy of it.
     Raises InputError where there is no run, RunError where its checkpoint is damaged.
     """
     folder, checkpoint, notes = find_run(Path(path))
     config = folder.read_config()
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = torch.device(device) if device else default_device()
+    data = folder.read_data()
+    encoder = Encoder(**data["encoder"]) if data.get("encoder") else None
     try:
-        model = model_of(config, checkpoint.weights(weights), place)
+        model = model_of(config, checkpoint.weights(weights), place, decoder(encoder, place, vae))
     except RuntimeError:  # names or shapes that load_state_dict cannot place
         raise RunError(
             f"the weights in {checkpoint.path} do not fit the network of {folder.config}: was it edited?"
         ) from None
-    return Run(folder, config, checkpoint, model, place, notes)
+    names = tuple(data.get("class_names") or map(str, range(config.data.num_classes)))
+    return Run(folder, config, checkpoint, model, place, notes, weights, names[: config.data.num_classes], encoder)
 
 
-def model_of(config: Config, weights: dict[str, Tensor], device: torch.device) -> FlowModel:
+def default_device() -> torch.device:
+    """A GPU where there is one: of several processes on a machine, each its own."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+
+def decoder(encoder: Encoder | None, device: torch.device, vae: str = "") -> Decode:
+    """From samples to what people look at: the autoencoder's images of latents, all else as it is."""
+    if encoder is None:
+        if vae:
+            raise InputError(f"{vae} was given to decode latents, but this run was not trained on latents: leave it out")
+        return lambda samples: samples
+    return Decoder(encoder, device, vae)
+
+
+def decoder_if_any(encoder: Encoder | None, note: Callable[[str], None]) -> Decode:
+    """As `decoder`, for pictures while training: where the autoencoder cannot be loaded, that is said once, and they show
+    the latents themselves.
+    """
+    decode = decoder(encoder, default_device())
+    try:
+        if isinstance(decode, Decoder):
+            decode.loaded  # noqa: B018  # loads it
+    except InputError as error:
+        note(f"{error}; until then pictures in samples/ show the first three channels of latents")
+        return lambda samples: samples
+    return decode
+
+
+def real_data(
+    config: Config, encoder: Encoder | None, decode: Decode, note: Callable[[str], None], source: str = ""
+) -> tuple[Dataset, Dataset, Dataset | None]:
+    """What samples are compared with: a reference, held-out data beside it, and data as the model sees them, if there are.
+
+    By default the training data; latents are decoded, evaluate.num of them. `source` names other data, SOURCE[:SPLIT], which
+    then are images of the size that the run draws.
+    """
+    like = config.data
+    if encoder is not None:
+        like = like.model_copy(update={"shape": (encoder.channels, encoder.size, encoder.size)})
+    data, split = sources.find(source, like) if source else (config.data, config.data.split)
+    reference, held_out = held_out_of(data, split or data.split, note)
+    if encoder is None:
+        return reference, held_out, held_out
+    if data.source != "latents":
+        return reference, held_out, own_data(config, note)
+    num = config.evaluate.num
+    return decoded(reference, decode, num), decoded(held_out, decode, num), held_out
+
+
+def own_data(config: Config, note: Callable[[str], None]) -> Dataset | None:
+    """What a run was trained on; None, with a remark, where it is not there any more."""
+    try:
+        return make_dataset(config.data)
+    except (InputError, RunError) as error:
+        note(f"{error}; so there are no diagnostics")
+        return None
+
+
+def decoded(latents: Dataset, decode: Decode, num: int) -> Dataset:
+    """`num` latents from all over a data set, or all of them, as images."""
+    which = torch.linspace(0, len(latents) - 1, min(num, len(latents))).long()
+    with counting("decoding", len(which)) as on_done:
+        parts = []
+        for chosen in which.split(64):
+            parts.append(decode(latents.samples(chosen)))
+            on_done(64 * len(parts))
+    labels = None if latents.labels is None else latents.labels[which]
+    return Dataset(f"{latents.name}, decoded", latents.split, torch.cat(parts), labels, latents.class_names)
+
+
+def model_of(config: Config, weights: dict[str, Tensor], device: torch.device, decode: Decode = lambda x: x) -> FlowModel:
     """A model with these weights, on `device`."""
     with torch.device("meta"):
         network = make_network(config)
     network.load_state_dict(weights, assign=True)
-    return make_model(config, network.to(device, torch.float32).requires_grad_(False))
+    return make_model(config, network.to(device, torch.float32).requires_grad_(False), decode)
 
 
 def draw_samples(config: Config, folder: RunFolder, step: int, model: FlowModel, device: torch.device) -> None:

@@ -139,15 +139,16 @@ def sample_many(
     batch_size: int = 500,
     device: torch.device | str = "cpu",
     on_batch: Callable[[int], None] = lambda done: None,
+    start: int = 0,
 ) -> Sample:
-    """`num` samples on the CPU, made batch by batch; `on_batch` hears how many are done."""
+    """Samples `start` .. `start + num - 1` on the CPU, drawn and decoded in batches; `on_batch` hears how many are done."""
     check_method(method, nfe)
     device = torch.device(device)
     parts = []
     for first in range(0, num, batch_size):
         count = min(batch_size, num - first)
-        noises = noise_of_samples(seed, first, count, noise_count(method, nfe), model.shape, device)
+        noises = noise_of_samples(seed, start + first, count, noise_count(method, nfe), model.shape, device)
         chosen = None if labels is None else labels[first : first + count].to(device)
-        parts.append(sample(model, noises, chosen, method, nfe).float().cpu())
+        parts.append(model.decode(sample(model, noises, chosen, method, nfe).float()).cpu())
         on_batch(first + count)
     return torch.cat(parts)

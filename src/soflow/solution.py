@@ -7,6 +7,7 @@ Source: SoFlow (arXiv 2512.15657), parameterization of the solution function.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import pi
 
@@ -67,7 +68,8 @@ class TrigParameterization(Parameterization):
 class FlowModel:
     """A network together with what it takes to read it: the path it was trained on and its parameterization.
 
-    This is what samplers and diagnostics work on. `shape` is one sample's shape, `num_classes` is 0 without labels.
+    This is what samplers and diagnostics work on. `shape` is one sample's shape, `num_classes` is 0 without labels, `decode`
+    turns samples (B, ...) into what people look at: latents into images.
     """
 
     net: Net
@@ -75,6 +77,7 @@ class FlowModel:
     parameterization: Parameterization
     shape: tuple[int, ...]
     num_classes: int = 0
+    decode: Callable[[Tensor], Tensor] = lambda samples: samples
 
     def check(self, x: Tensor, labels: Tensor | None) -> None:
         """Raises InputError unless x is a batch of samples and the labels, one each, are classes or null."""

@@ -37,8 +37,8 @@ def bench(
     if out is not None and (out.suffix != ".json" or not out.absolute().parent.is_dir()):
         raise InputError(f"--out is {out}: it must be a .json file in a folder that is there")
 
-    from soflow.cli.progress import counting
     from soflow.config import read_methods
+    from soflow.progress import counting
 
     configs = read_methods(recipe, objectives.split(","), overrides or [])
 

@@ -61,8 +61,8 @@ def compare(
 
 def make_progress() -> Progress:
     """What is told on stderr: a bar a run on a terminal, a line a run elsewhere."""
-    from soflow.cli.progress import counting
     from soflow.comparison import Progress
+    from soflow.progress import counting
     from soflow.training.display import BarDisplay, Display
 
     class Told(Progress):

@@ -17,9 +17,11 @@ def evaluate(
     num: Annotated[int | None, typer.Option(help="Samples to draw (default: the recipe's).")] = None,
     features: Annotated[str | None, typer.Option(help="digits, classifier or coordinates (default: the recipe's).")] = None,
     reference: Annotated[
-        str | None, typer.Option(help="Data to compare with, NAME or NAME:train or NAME:test (default: the training data).")
+        str | None,
+        typer.Option(help="Data to compare with, a path or a name, and :SPLIT (default: the training data)."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
+    vae: Annotated[str, typer.Option(help="The autoencoder that decodes latents (default: the one that made them).")] = "",
 ) -> None:
     """Evaluate a trained run: a table, and evaluation.json in the run folder."""
     counts = None if nfe is None else [at_least(n, 1, "--nfe") for n in whole_numbers(nfe, "--nfe")]
@@ -28,39 +30,32 @@ def evaluate(
     at_least(seed, 0, "--seed")
 
     from soflow import runs
-    from soflow.cli.progress import counting
-    from soflow.data import sources
     from soflow.evaluation.evaluate import Judge, rows_of
     from soflow.evaluation.evaluate import evaluate as evaluate_model
     from soflow.evaluation.features import DigitClassifier, accuracy, load_features
+    from soflow.progress import counting
 
-    loaded = runs.load(run)
-    for note in loaded.notes:
-        typer.echo(note, err=True)
+    def note(text: str) -> None:
+        typer.echo(text, err=True)
+
+    loaded = runs.load(run, vae=vae)
+    for remark in loaded.notes:
+        note(remark)
     config = loaded.config.evaluate
     counts, num = counts or list(config.nfe), num or config.num
-    data = loaded.config.data
-    name, _, split = (reference or data.source).partition(":")
-    path, channels = (data.path, data.shape[0]) if name == data.source else ("", 0)
-    compared, held_out = (
-        sources.load(name, one, path, channels) for one in (split or "train", "train" if split == "test" else "test")
-    )
-    if compared.shape != loaded.model.shape:
+    compared, held_out, points = runs.real_data(loaded.config, loaded.encoder, loaded.model.decode, note, reference or "")
+    if loaded.encoder is None and compared.shape != loaded.model.shape:
         raise InputError(
-            f"--reference {name} has samples of shape {list(compared.shape)}, the run {list(loaded.model.shape)}"
+            f"--reference {reference} has samples of shape {list(compared.shape)}, the run {list(loaded.model.shape)}"
         )
-    chosen = load_features(
-        features or config.features,
-        held_out if split == "test" else compared,
-        note=lambda text: typer.echo(text, err=True),
-    )
+    chosen = load_features(features or config.features, held_out if held_out.split == "train" else compared, note)
     judge = Judge(chosen, compared)
     if isinstance(judge.features, DigitClassifier):
         print(f"digit classifier: test accuracy {accuracy(judge.features):.4f} on held-out real digits")
 
     samplers = loaded.config.objective.samplers
     with counting("evaluating", num * len(rows_of(samplers, counts))) as on_batch:
-        results = evaluate_model(loaded.model, samplers, judge, held_out, counts, num, seed, loaded.device, on_batch)
+        results = evaluate_model(loaded.model, samplers, judge, held_out, counts, num, seed, loaded.device, on_batch, points)
     if isinstance(judge.features, DigitClassifier):
         results["classifier_test_accuracy"] = accuracy(judge.features)
     results = {"checkpoint": loaded.checkpoint.path.name, "weights": "ema", **results}

@@ -23,8 +23,8 @@ def import_(
     if heads is not None:
         at_least(heads, 1, "--heads")
 
-    from soflow.cli.progress import stages
     from soflow.interop.reference import import_checkpoint
+    from soflow.progress import stages
 
     with stages() as on_stage:
         imported = import_checkpoint(checkpoint, config, out, heads, overrides or [], on_stage)

@@ -12,6 +12,7 @@ import typer
 
 from soflow.cli.bench import bench
 from soflow.cli.compare import compare
+from soflow.cli.encode import encode
 from soflow.cli.evaluate import evaluate
 from soflow.cli.import_ import import_
 from soflow.cli.recipes import recipes
@@ -40,7 +41,7 @@ def version(
         raise typer.Exit
 
 
-for command in (recipes, train, sample, evaluate, report, compare, bench):
+for command in (recipes, train, sample, evaluate, report, compare, bench, encode):
     app.command()(command)
 app.command("import")(import_)
 

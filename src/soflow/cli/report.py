@@ -16,8 +16,8 @@ def report(
 ) -> None:
     """Write a self-contained HTML page with samples, figures and plots."""
     from soflow.assemble import make_dataset
-    from soflow.cli.progress import counting
     from soflow.evaluation.report import Subject, render
+    from soflow.progress import counting
     from soflow.runs import load
 
     subjects = []

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from soflow.cli.options import MOST_SAMPLES, at_least, between, whole_numbers
+from soflow.cli.options import MOST_SAMPLES, at_least, between
 from soflow.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,9 +26,12 @@ def sample(
     method: Annotated[
         str | None, typer.Option(help="renoise, ode, euler or heun (default: that of the method it was trained by).")
     ] = None,
-    labels: Annotated[str | None, typer.Option(help="Classes to draw, taken in turn: 0,1,2 (default: all).")] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Classes to draw in turn, by number or name: 0,1,2 (default: all).")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Sample i depends on the seed and i alone.")] = 0,
     weights: Annotated[str, typer.Option(help="ema (averaged) or raw.")] = "ema",
+    vae: Annotated[str, typer.Option(help="The autoencoder that decodes latents (default: the one that made them).")] = "",
     out: Annotated[
         Path | None,
         typer.Option(
@@ -38,18 +43,18 @@ def sample(
     between(num, 1, MOST_SAMPLES, "--num")
     at_least(1 if nfe is None else nfe, 1, "--nfe")
     at_least(seed, 0, "--seed")
-    classes = None if labels is None else whole_numbers(labels, "--labels")
     if weights not in ("ema", "raw"):
         raise InputError(f"--weights is '{weights}': choose ema or raw")
 
     from soflow import runs
-    from soflow.cli.progress import counting
     from soflow.pictures import is_image
-    from soflow.sampling import check_method, sample_many
+    from soflow.progress import counting
+    from soflow.sample_files import sample_to_file
+    from soflow.sampling import check_method
 
     if method is not None:
         check_method(method, nfe or (2 if method == "heun" else 1))
-    loaded = runs.load(run, "raw" if weights == "raw" else "ema")
+    loaded = runs.load(run, "raw" if weights == "raw" else "ema", vae=vae)
     if method is None and nfe is None:
         sampler, nfe = loaded.config.drawing
     else:
@@ -57,31 +62,53 @@ def sample(
         sampler = check_method(method or loaded.config.objective.samplers[0], nfe)
     for note in loaded.notes:
         typer.echo(note, err=True)
-    chosen = choose_labels(classes, num, loaded.model.num_classes)
+    chosen = choose_labels(labels, num, loaded.class_names)
     file = out or loaded.folder.samples / f"{loaded.checkpoint.path.name}-{sampler}-{nfe}-seed-{seed}.png"
-    if file.suffix == "" and not is_image(loaded.model.shape):
+    if file.suffix == "" and loaded.encoder is None and not is_image(loaded.model.shape):
         raise InputError("a folder of images needs images: use --out FILE.npz for these samples")
     check_writable(file)
-    with counting("sampling", num) as on_batch:
-        samples = sample_many(loaded.model, num, chosen, sampler, nfe, seed, device=loaded.device, on_batch=on_batch)
-    write(samples, chosen, file)
-    print(f"{num} samples, {sampler} in {nfe}: {file}")
+    with counting("sampling", num) as on_done:
+        whole = sample_to_file(loaded, file, num, chosen, sampler, nfe, seed, on_done)
+    if whole:
+        print(f"{num} samples, {sampler} in {nfe}: {file}")
 
 
-def choose_labels(classes: list[int] | None, num: int, num_classes: int) -> Tensor | None:
-    """One label a sample, the chosen classes in turn. Raises InputError for a label that is no class."""
+def choose_labels(text: str | None, num: int, names: Sequence[str]) -> Tensor | None:
+    """One label a sample, the chosen classes in turn: their names or numbers, with commas between.
+
+    Raises InputError for one that is no class.
+    """
     import torch
 
     from soflow.sampling import class_by_class
 
-    if classes is None:
-        return class_by_class(num, num_classes)
-    if not num_classes:
+    if text is None:
+        return class_by_class(num, len(names))
+    if not names:
         raise InputError("--labels was given, but this run was trained without classes: leave it out")
-    for label in classes:
-        if not 0 <= label < num_classes:
-            raise InputError(f"--labels names {label}: the classes are 0 to {num_classes - 1}")
-    return torch.tensor(classes).repeat(-(-num // len(classes)))[:num]
+    chosen = [text] if text in names else [part.strip() for part in text.split(",")]
+    labels = torch.tensor([class_number(one, names) for one in chosen])
+    return labels.repeat(-(-num // len(labels)))[:num]
+
+
+def class_number(text: str, names: Sequence[str]) -> int:
+    """The number of a class by its name, in whatever case, or by its number."""
+    folded = [name.casefold() for name in names]
+    if text.casefold() in folded:
+        return folded.index(text.casefold())
+    if text.isdigit() and int(text) < len(names):
+        return int(text)
+    close = get_close_matches(text.casefold(), folded, n=3)
+    told = f"did you mean {' or '.join(names[folded.index(one)] for one in close)}?" if close else known(names)
+    raise InputError(f"--labels names {text}: {told}")
+
+
+def known(names: Sequence[str]) -> str:
+    """The classes, in a line."""
+    numbered = f"the classes are 0 to {len(names) - 1}"
+    if all(name == str(number) for number, name in enumerate(names)):
+        return numbered
+    return f"{numbered}: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
 
 
 def check_writable(file: Path) -> None:
@@ -95,24 +122,3 @@ def check_writable(file: Path) -> None:
         raise InputError(f"cannot write to {folder}: {error.strerror}; choose another place with --out") from None
     if not os.access(folder, os.W_OK) or file.is_dir() != (file.suffix == ""):
         raise InputError(f"cannot write {file}: no permission, or a folder of that name; choose another place with --out")
-
-
-def write(samples: Tensor, labels: Tensor | None, file: Path) -> None:
-    """A grid or scatter (.png), the arrays in ADM's layout (.npz: arr_0, arr_1), or one PNG a sample (folder)."""
-    import numpy as np
-
-    from soflow.pictures import is_image, save_picture, to_pil, to_uint8
-
-    images = is_image(samples.shape[1:])
-    if file.suffix == ".png":
-        save_picture(samples, file, columns=max(1, min(10, len(samples))))
-    elif file.suffix == ".npz":
-        arrays: dict[str, Any] = {"arr_0": to_uint8(samples) if images else samples.numpy()}
-        if labels is not None:
-            arrays["arr_1"] = labels.numpy()
-        partial = file.with_name(f".{file.name}.partial.npz")
-        np.savez(partial, **arrays)
-        os.replace(partial, file)
-    else:
-        for i, image in enumerate(to_uint8(samples)):
-            to_pil(image).save(file / f"{i:06d}.png")

@@ -16,13 +16,29 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    source: str = Field("digits", description="digits, moons, checkerboard, eight_gaussians or huggingface")
-    path: str = Field("", description="of huggingface: a name on the Hub, or a local folder of parquet files")
-    shape: tuple[PositiveInt, ...] = Field(
-        (1, 8, 8), description="one sample's shape: [C, H, W] for images, [D] for vectors"
+    source: str = Field(
+        "digits", description="digits, moons, checkerboard, eight_gaussians, folder, huggingface, arrays or latents"
     )
-    num_classes: int = Field(10, ge=0, description="classes to train with; 0 ignores labels")
+    path: str = Field("", description="a folder of images, a Hub name, parquet, .npz, or what soflow encode made")
+    split: str = Field("train", min_length=1, description="which split to train on")
+    image_column: str = Field("", description="column or array of images, where it is not clear")
+    label_column: str = Field("", description="column or array of classes, where it is not clear")
+    shape: tuple[PositiveInt, ...] = Field(
+        (1, 8, 8), description="one sample's shape: [C, H, W] for images and latents, [D] for vectors"
+    )
+    size: PositiveInt | None = Field(None, description="short for the shape [C, size, size], images being cropped to it")
+    num_classes: int = Field(10, ge=-1, description="classes to train with; 0 ignores labels; -1: as many as there are")
+    flip: bool = Field(False, description="mirror each image by a coin toss at every visit")
     augment: Share = Field(0.0, description="probability of each change of EDM's augmentation pipe; 0 turns it off")
+
+    @model_validator(mode="before")
+    @classmethod
+    def size_is_short_for_shape(cls, section: Any) -> Any:
+        if not isinstance(section, dict) or not isinstance(section.get("size"), int) or section["size"] < 1:
+            return section
+        shape = section.get("shape", (3,))
+        channels = shape[0] if isinstance(shape, list | tuple) and shape else 3
+        return {**section, "shape": [channels, section["size"], section["size"]], "size": None}
 
 
 class DiTConfig(Section):
@@ -239,6 +255,11 @@ class Config(Section):
             raise ValueError("network.name=unet takes no labels: set data.num_classes=0")
         if self.data.augment and self.network.name != "unet":
             raise ValueError("data.augment needs a network that takes augmentation labels: set network.name=unet")
+        if self.data.flip and (vectors or self.data.source == "latents" or self.data.augment):
+            raise ValueError(
+                "data.flip mirrors images: vectors have no mirror image, latents are mirrored by soflow encode --flip, "
+                "and data.augment mirrors already: set data.flip=false"
+            )
         if self.init_time == "reversed" and not self.init_from:
             raise ValueError("init_time=reversed says how to read init_from: set that, too")
         if self.objective.name in ("mean_flow", "shortcut") and self.path.parameterization != "euler":

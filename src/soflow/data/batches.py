@@ -4,15 +4,17 @@ Every process works out the same global batch and takes its share of it, so a re
 saw, and two processes see what one would.
 """
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from soflow.data.augment import AugmentPipe
-from soflow.data.sources import Dataset
+from soflow.data.dataset import Dataset, Rows
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,15 @@ def seeded_generator(seed: int, stream: str, step: int, device: torch.device) ->
     return torch.Generator(device).manual_seed(seed_of(seed, stream, step))
 
 
-class Batches:
-    """The batches of a run over a dataset that lies on the device as one tensor.
+#: Stored rows of up to so many bytes are kept in the memory of the device.
+RESIDENT = 2**31
 
-    Samples come in a fresh random order each epoch; a batch may reach over the end of one epoch into the next.
+
+class Batches:
+    """The batches of a run over a data set.
+
+    Samples come in a fresh random order each epoch; a batch may reach over the end of one epoch into the next. Small data
+    lie on the device; of others a thread reads the rows of the next step while this one is worked on.
     """
 
     def __init__(
@@ -56,31 +63,74 @@ class Batches:
         seed: int,
         augment: AugmentPipe | None = None,
         device: torch.device | str = "cpu",
+        flip: bool = False,
     ) -> None:
+        self.dataset = dataset
         self.batch_size = batch_size
         self.seed = seed
         self.augment = augment
         self.device = torch.device(device)
-        self.data = dataset.data.to(self.device)
+        self.flip = flip
         self.labels = None if dataset.labels is None else dataset.labels.to(self.device)
         self._epoch_order = lru_cache(maxsize=2)(self._make_epoch_order)
+        self.resident = dataset.rows.dtype.itemsize * prod(dataset.rows.shape) <= RESIDENT
+        if self.resident:
+            self.rows: Rows = whole(dataset.rows).to(self.device)
+        else:
+            self.rows = dataset.rows
+            self.reader = ThreadPoolExecutor(1, "rows of the next step")
+            self.ahead: dict[tuple[int, int, int], Future[Tensor]] = {}
 
     def _make_epoch_order(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, epoch]).permutation(len(self.data))
+        return np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset))
 
     def indices(self, step: int) -> np.ndarray:
         """Which samples make up the global batch of `step`, (batch_size,)."""
         position = step * self.batch_size + np.arange(self.batch_size)
-        epoch, place = np.divmod(position, len(self.data))
+        epoch, place = np.divmod(position, len(self.dataset))
         return np.concatenate([self._epoch_order(int(e))[place[epoch == e]] for e in np.unique(epoch)])
 
     def share(self, step: int, index: int = 0, count: int = 1) -> Batch:
         """Share `index` of `count` of the batch of `step`: every count-th sample of it."""
-        chosen = torch.from_numpy(self.indices(step)[index::count]).to(self.device)
-        data = self.data[chosen]
-        labels = None if self.labels is None else self.labels[chosen]
+        mine = slice(index, None, count)
+        labels = None if self.labels is None else self.labels[self.chosen(step, index, count).to(self.device)]
+        data = self.dataset.read(self.stored(step, index, count), self.visit_noise(step, mine))
+        if self.flip:
+            tosses = torch.rand(self.batch_size, generator=self.generator("flip", step), device=self.device)[mine]
+            data = torch.where(tosses[:, None, None, None] < 0.5, data.flip(3), data)
         if self.augment is None:
             return Batch(data, labels)
-        generator = seeded_generator(self.seed, "augment", step, self.device)
-        draws = self.augment.draw(self.batch_size, generator)[index::count]
+        draws = self.augment.draw(self.batch_size, self.generator("augment", step))[mine]
         return Batch(self.augment(data, draws), labels, self.augment.labels(draws))
+
+    def chosen(self, step: int, index: int, count: int) -> Tensor:
+        return torch.from_numpy(self.indices(step)[index::count])
+
+    def visit_noise(self, step: int, mine: slice) -> Tensor | None:
+        """The noise by which latents are drawn from their posteriors, (B, C, h, w); drawn for the whole batch."""
+        if self.dataset.encoder is None:
+            return None
+        shape = (self.batch_size, *self.dataset.shape)
+        return torch.randn(shape, generator=self.generator("latents", step), device=self.device)[mine]
+
+    def generator(self, stream: str, step: int) -> torch.Generator:
+        return seeded_generator(self.seed, stream, step, self.device)
+
+    def stored(self, step: int, index: int, count: int) -> Tensor:
+        """The rows of a share, on the device."""
+        if self.resident:
+            return self.rows[self.chosen(step, index, count).to(self.device)]
+        future = self.ahead.pop((step, index, count), None) or self.reader.submit(self.fetch, step, index, count)
+        stored = future.result()
+        self.ahead[step + 1, index, count] = self.reader.submit(self.fetch, step + 1, index, count)
+        return stored.to(self.device, non_blocking=True)
+
+    def fetch(self, step: int, index: int, count: int) -> Tensor:
+        """The rows of a share, read from their files into memory that a GPU can fetch from."""
+        rows = self.rows[self.chosen(step, index, count)]
+        return rows.pin_memory() if self.device.type == "cuda" else rows
+
+
+def whole(rows: Rows) -> Tensor:
+    """All rows in memory."""
+    return rows if isinstance(rows, Tensor) else rows[torch.arange(len(rows))]

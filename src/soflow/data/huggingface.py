@@ -1,46 +1,60 @@
-"""Images from Hugging Face datasets: by name from the Hub, or from a local folder of parquet files.
+"""Images from Hugging Face datasets: by name from the Hub, or from local parquet or arrow files.
 
-Columns are found by their types: the image column, and the class column if there is one.
+Columns are found by their types, or named: the image column, and the class column if there is one.
 """
 
+import io
 import sys
-from functools import lru_cache
+from collections.abc import Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
+from PIL import Image
 
-from soflow.data.sources import Dataset
-from soflow.errors import InputError
+from soflow.data.images import Opener
+from soflow.errors import InputError, first_line
 
-#: Rows decoded at once.
-ROWS = 1000
-#: Pillow's names of what is read.
-MODES = ("1", "L", "P", "RGB")
+#: Local files that the package `datasets` reads, by their endings.
+BUILDERS = {".parquet": "parquet", ".arrow": "arrow"}
 
 
-@lru_cache(maxsize=2)
-def load_images(path: str, split: str, channels: int) -> Dataset:
-    """The images of a split with their classes, as grey (1 channel) or RGB (3) in [-1, 1].
+class HuggingFaceImages:
+    """The images of one split, with their classes if it has any."""
 
-    Raises InputError where there is no such dataset or split, where it has no images or images of several sizes, and where
-    the package `datasets` is missing.
-    """
-    table = open_split(path, split)
-    image, label = columns(table, path)
-    mode = {1: "L", 3: "RGB"}.get(channels)
-    if mode is None:
-        raise InputError(f"data.shape asks for {channels} channels: images have 1 (grey) or 3 (RGB)")
-    name = Path(path).name
-    names = () if label is None else tuple(str(one) for one in table.features[label].names)
-    labels = None if label is None else classes(table[label][:], len(names), name)
-    return Dataset(name, split, decode(table, image, mode, name), labels, names)
+    def __init__(self, path: str, split: str, image_column: str = "", label_column: str = "") -> None:
+        table = open_split(path, split)
+        self.name = Path(path).stem
+        self.split = split
+        image = image_column_of(table, path, image_column)
+        label = label_column_of(table, path, label_column)
+        self.labels, self.class_names, self.unlabelled = classes(table, label, self.name)
+        self.fingerprint = f"{table._fingerprint} {image} {label}"
+        self.column = image
+        self.images = undecoded(table, image)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def where(self, row: int) -> str:
+        return f"row {row}"
+
+    def openers(self, rows: range) -> Sequence[Opener]:
+        stored = self.images[rows.start : rows.stop][self.column]
+        return [partial(open_stored, one) for one in stored]
 
 
-def open_split(path: str, split: str) -> Any:
-    """The split as `datasets` holds it, memory-mapped and not yet decoded."""
+def open_stored(stored: dict[str, Any] | None) -> Image.Image:
+    """An image as `datasets` stores it: bytes, or the path of a file."""
+    if stored is None:
+        raise ValueError("there is no image")
+    data = stored["bytes"]
+    return Image.open(stored["path"] if data is None else io.BytesIO(data))
+
+
+@lru_cache(maxsize=8)
+def open_splits(path: str) -> Any:
+    """All splits as `datasets` holds them, memory-mapped and not yet decoded."""
     try:
         import datasets
     except ImportError:
@@ -49,62 +63,82 @@ def open_split(path: str, split: str) -> Any:
         raise InputError("data.source=huggingface needs data.path: a name on the Hub, or a folder of parquet files")
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
+    builder = BUILDERS.get(Path(path).suffix)
+    if builder and not Path(path).is_file():
+        raise InputError(f"data.path={path} cannot be read: there is no such file")
     try:
-        splits = datasets.load_dataset(path)
+        if (Path(path) / "dataset_dict.json").is_file() or (Path(path) / "state.json").is_file():
+            saved = datasets.load_from_disk(path)
+            return saved if isinstance(saved, dict) else {"train": saved}
+        return datasets.load_dataset(builder, data_files=path) if builder else datasets.load_dataset(path)
     except Exception as error:  # whatever its readers, the file system and the network raise
-        raise InputError(f"data.path={path} cannot be read: {str(error).splitlines()[0]}") from None
+        raise InputError(f"data.path={path} cannot be read: {first_line(error)}") from None
+
+
+def open_split(path: str, split: str) -> Any:
+    splits = open_splits(path)
     if split not in splits:
         raise InputError(f"{path} has no split '{split}': its splits are {' and '.join(splits)}")
     return splits[split]
 
 
-def columns(table: Any, path: str) -> tuple[str, str | None]:
-    """The names of the image column and of the class column. Raises InputError where there is not one image column."""
+def image_column_of(table: Any, path: str, named: str) -> str:
+    """The column of images. Raises InputError where the one that is named is none, or where there is not just one."""
     import datasets
 
     images = [name for name, kind in table.features.items() if isinstance(kind, datasets.Image)]
-    labels = [name for name, kind in table.features.items() if isinstance(kind, datasets.ClassLabel)]
-    if len(images) != 1 or len(labels) > 1:
-        told = f"one column of images and at most one of classes; its columns are {', '.join(table.features)}"
-        raise InputError(f"{path} must have {told}")
-    return images[0], labels[0] if labels else None
+    there = f"its columns are {', '.join(table.features)}"
+    if named and named not in table.features:
+        raise InputError(f"{path} has no column '{named}', which data.image_column names; {there}")
+    if named and named not in images:
+        raise InputError(f"the column '{named}' of {path}, which data.image_column names, has no images; {there}")
+    if not images:
+        raise InputError(f"{path} has no column of images; {there}")
+    if not named and len(images) > 1:
+        raise InputError(f"{path} has several columns of images: choose one with data.image_column={images[0]}; {there}")
+    return named or images[0]
 
 
-def classes(labels: list[int | None], count: int, name: str) -> Tensor:
-    """The labels, (N,). Raises InputError for one that is no class, as in splits that are not labelled."""
-    for i, label in enumerate(labels):
-        if label is None or not 0 <= label < count:
-            raise InputError(f"{name} is not labelled throughout: row {i} has {label}, its classes are 0 to {count - 1}")
-    return torch.tensor(labels, dtype=torch.int64)
+def label_column_of(table: Any, path: str, named: str) -> str | None:
+    """The column of classes, None where there is none. Raises InputError where that is not clear."""
+    import datasets
+
+    found = [name for name, kind in table.features.items() if isinstance(kind, datasets.ClassLabel)]
+    if named and named not in table.features:
+        there = f"its columns are {', '.join(table.features)}"
+        raise InputError(f"{path} has no column '{named}', which data.label_column names; {there}")
+    if not named and len(found) > 1:
+        choice = f"choose one with data.label_column={found[0]}"
+        raise InputError(f"{path} has several columns of classes, {' and '.join(found)}: {choice}")
+    return named or (found[0] if found else None)
 
 
-def pixels(table: Any, rows: slice, column: str, mode: str, name: str) -> list[np.ndarray]:
-    """Some images as bytes. Raises InputError for one that cannot be decoded or that would lose something."""
-    try:
-        images = table[rows][column]
-        unread = next((image.mode for image in images if image.mode not in MODES), None)
-        if unread is None:
-            return [np.asarray(image.convert(mode)) for image in images]
-    except Exception as error:  # whatever decoders raise
-        where = f"rows {rows.start} to {rows.stop - 1}"
-        raise InputError(f"{name} has an image in {where} that cannot be decoded: {str(error).splitlines()[0]}") from None
-    raise InputError(f"{name} has images of mode {unread}: grey and RGB of 8 bits are read ({', '.join(MODES)})")
+def classes(table: Any, column: str | None, name: str) -> tuple[list[int] | None, tuple[str, ...], str]:
+    """The class of each row, the classes' names, and why there are none where a row is not labelled."""
+    if column is None:
+        return None, (), f"{name} has no column of classes"
+    import datasets
+
+    kind, values = table.features[column], list(table[column])
+    if isinstance(kind, datasets.ClassLabel):
+        names = tuple(str(one) for one in kind.names)
+    elif all(isinstance(value, int) and value >= 0 for value in values):
+        return values, (), ""
+    elif all(isinstance(value, str) for value in values):
+        names = tuple(sorted(set(values)))
+        numbers = {one: number for number, one in enumerate(names)}
+        values = [numbers[value] for value in values]
+    else:
+        return None, (), f"the column '{column}' of {name} holds neither classes nor numbers from 0 nor names throughout"
+    for row, value in enumerate(values):
+        if value is None or not 0 <= value < len(names):
+            known = f"its classes are 0 to {len(names) - 1}"
+            return None, (), f"{name} is not labelled throughout: row {row} has {value}, {known}"
+    return values, names, ""
 
 
-def decode(table: Any, column: str, mode: str, name: str) -> Tensor:
-    """All images of a column, (N, C, H, W) in [-1, 1]."""
-    from tqdm import tqdm
+def undecoded(table: Any, column: str) -> Any:
+    """The image column alone, as it is stored."""
+    import datasets
 
-    parts: list[Tensor] = []
-    bar = tqdm(total=len(table), desc=f"reading {name}", unit=" images", leave=False, disable=not sys.stderr.isatty())
-    with bar:
-        for first in range(0, len(table), ROWS):
-            images = pixels(table, slice(first, min(first + ROWS, len(table))), column, mode, name)
-            sizes = {image.shape[1::-1] for image in images} | {tuple(part.shape[:1:-1]) for part in parts[:1]}
-            if len(sizes) > 1:
-                told = " and ".join(f"{width}x{height}" for width, height in sorted(sizes)[:2])
-                raise InputError(f"{name} has images of several sizes, such as {told}: they must be of one")
-            stack = np.stack(images)
-            parts.append(torch.from_numpy(stack).view(*stack.shape[:3], -1).permute(0, 3, 1, 2))
-            bar.update(len(images))
-    return torch.cat(parts).float() / 127.5 - 1
+    return table.select_columns([column]).cast_column(column, datasets.Image(decode=False))

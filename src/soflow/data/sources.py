@@ -1,40 +1,27 @@
-"""Data sets that need no download: scikit-learn's 8x8 digits, and two-dimensional toy sets as vectors."""
+"""Where data come from: every source behind one function, `load`.
+
+Bundled are scikit-learn's 8x8 digits and two-dimensional toy sets as vectors.
+"""
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from soflow.config.schema import DataConfig
+from soflow.data.arrays import ArrayImages, splits_of_file
+from soflow.data.cache import Note, cached
+from soflow.data.dataset import Dataset
+from soflow.data.folder import FolderImages, splits_of
+from soflow.data.huggingface import BUILDERS, HuggingFaceImages, open_splits
+from soflow.data.images import ENDINGS, MODES, Images
+from soflow.data.latents import HDF5, load_latents
 from soflow.errors import InputError
 
 #: Points in a toy set's training split; its test split has a quarter as many.
 TOY_POINTS = 65_536
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Samples as one float32 tensor (N, ...), images in [-1, 1]; labels (N,) or None."""
-
-    name: str
-    split: str
-    data: Tensor
-    labels: Tensor | None
-    class_names: tuple[str, ...] = ()
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """One sample's shape: (C, H, W) for images, (D,) for vectors."""
-        return tuple(self.data.shape[1:])
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
-
-    def __len__(self) -> int:
-        return len(self.data)
 
 
 def digits(split: str) -> Dataset:
@@ -90,18 +77,104 @@ SOURCES: dict[str, Callable[[str], Dataset]] = {
     "eight_gaussians": toy("eight_gaussians", eight_gaussians),
 }
 SPLITS = ("train", "test")
+#: Sources whose data lie at `data.path`.
+IMAGES = ("folder", "huggingface", "arrays")
+KINDS = (*SOURCES, *IMAGES, "latents")
 
 
-def load(name: str, split: str = "train", path: str = "", channels: int = 0) -> Dataset:
-    """The dataset of that name; path, channels: of what `huggingface` reads. Raises InputError for a name or split that
-    there is none of.
+def load(config: DataConfig, split: str = "train", note: Note = lambda text: None) -> Dataset:
+    """The data that a configuration names, with their classes whether or not these are trained with.
+
+    `note` hears what was done to images that could not be taken as they are. Raises InputError for data that are not there
+    or cannot be used.
     """
-    if name == "huggingface":
-        from soflow.data.huggingface import load_images
+    if config.source in SOURCES:
+        if split not in SPLITS:
+            raise InputError(f"{config.source} has no split '{split}': its splits are {' and '.join(SPLITS)}")
+        return SOURCES[config.source](split)
+    if config.source == "latents":
+        return load_latents(config.path, split, note)
+    channels, size = channels_and_size(config.shape)
+    return cached(open_images(config, split), size, channels, note)
 
-        return load_images(path, split, channels)
-    if name not in SOURCES:
-        raise InputError(f"data source '{name}' cannot be read: this version reads {', '.join(SOURCES)} and huggingface")
-    if split not in SPLITS:
-        raise InputError(f"{name} has no split '{split}': its splits are {' and '.join(SPLITS)}")
-    return SOURCES[name](split)
+
+def splits(config: DataConfig) -> tuple[str, ...]:
+    """The splits that a source has."""
+    if config.source in SOURCES:
+        return SPLITS
+    if config.source == "folder":
+        return tuple(splits_of(Path(config.path)))
+    if config.source == "arrays":
+        return splits_of_file(config.path)
+    return tuple(open_splits(config.path)) if config.source == "huggingface" else ("train",)
+
+
+def open_images(config: DataConfig, split: str) -> Images:
+    """The images that a configuration names, not decoded yet."""
+    if config.source not in IMAGES:
+        near = "; ImageNet is trained on as latents: see soflow encode" if "imagenet" in config.source else ""
+        raise InputError(f"data.source is '{config.source}': it must be one of {', '.join(KINDS)}{near}")
+    kind = kind_of(config.path)
+    if config.path and kind != config.source and Path(config.path).exists():
+        raise InputError(f"data.path={config.path} is {LOOKS_LIKE[kind]}: use data.source={kind}")
+    if config.source == "folder":
+        return FolderImages(config.path, split)
+    if config.source == "arrays":
+        return ArrayImages(config.path, split, config.image_column, config.label_column)
+    return HuggingFaceImages(config.path, split, config.image_column, config.label_column)
+
+
+def channels_and_size(shape: tuple[int, ...]) -> tuple[int, int]:
+    """C and H of [C, H, H]. Raises InputError for a shape that images cannot have."""
+    if len(shape) != 3 or shape[0] not in MODES or shape[1] != shape[2]:
+        raise InputError(f"data.shape is {list(shape)}: images are [1, H, H] (grey) or [3, H, H] (RGB); or set data.size=H")
+    return shape[0], shape[1]
+
+
+FILES = (".npz", ".npy", *BUILDERS, *HDF5)
+LOOKS_LIKE = {
+    "folder": "a folder of images",
+    "huggingface": "parquet or arrow",
+    "arrays": "a file of arrays",
+    "latents": "latents",
+}
+
+
+def kind_of(path: str) -> str:
+    """Which source reads what lies at a path; a path where nothing lies is taken for a name on the Hub."""
+    place = Path(path)
+    if place.suffix in (".npz", ".npy"):
+        return "arrays"
+    if place.suffix in HDF5:
+        return "latents"
+    if place.suffix in BUILDERS or not place.is_dir():
+        return "huggingface"
+    if (place / "plan.json").is_file():
+        return "latents"
+    if (place / "dataset_dict.json").is_file() or (place / "state.json").is_file():
+        return "huggingface"
+    stored = next((True for file in place.rglob("*") if file.suffix in BUILDERS), False)
+    return "huggingface" if stored and not has_images(place) else "folder"
+
+
+def has_images(place: Path) -> bool:
+    return any(file.name.lower().endswith(ENDINGS) for file in place.rglob("*"))
+
+
+def find(text: str, like: DataConfig) -> tuple[DataConfig, str]:
+    """SOURCE[:SPLIT] of a command line as a configuration and a split, "" where none is named.
+
+    SOURCE is a bundled set, a path (folder, .npz, .npy, parquet, latents) or a name on the Hub. like: says the shape and the
+    columns.
+    """
+    source, split = text, ""
+    head, colon, tail = text.rpartition(":")
+    if colon and head and "/" not in tail and not Path(text).exists():
+        source, split = head, tail
+    if source in SOURCES:
+        return like.model_copy(update={"source": source, "path": ""}), split
+    path = str(Path(source).expanduser()) if source.startswith("~") else source
+    local = source.startswith((".", "/", "~")) or source.count("/") > 1 or Path(source).suffix in FILES
+    if local and not Path(path).exists():
+        raise InputError(f"there is no {source}")
+    return like.model_copy(update={"source": kind_of(path), "path": path}), split

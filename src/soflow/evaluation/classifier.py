@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from soflow.data.batches import Batches
-from soflow.data.sources import Dataset
+from soflow.data.batches import Batches, whole
+from soflow.data.dataset import Dataset
 from soflow.errors import InputError
 
 #: Changes whenever the classifier or its training does, so that figures of different ones are never mixed.
@@ -75,7 +75,7 @@ def train_classifier(dataset: Dataset, on_step: Callable[[int], None] = lambda d
 
 def cache_file(dataset: Dataset, folder: Path) -> Path:
     """Where the classifier of these very data is kept."""
-    digest = hashlib.blake2b(dataset.data.numpy().tobytes(), digest_size=8)
+    digest = hashlib.blake2b(whole(dataset.rows).numpy().tobytes(), digest_size=8)
     if dataset.labels is not None:
         digest.update(dataset.labels.numpy().tobytes())
     return folder / f"classifier-{VERSION}-{digest.hexdigest()}.safetensors"

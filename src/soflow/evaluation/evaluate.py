@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from soflow.data.batches import seeded_generator
-from soflow.data.sources import Dataset
+from soflow.data.dataset import Dataset
 from soflow.errors import InputError
 from soflow.evaluation.diagnostics import diagnose
 from soflow.evaluation.features import Classifier, Features
@@ -62,7 +62,7 @@ class Judge:
         else:
             self.metric = f"Frechet distance ({features.name} features)"
         with torch.no_grad():
-            self.reference_features = features(reference.data[: self.most])
+            self.reference_features = features(reference.samples(slice(self.most)))
 
     @torch.no_grad()
     def __call__(self, samples: Tensor, labels: Tensor | None) -> tuple[float, float | None]:
@@ -99,11 +99,13 @@ def evaluate(
     seed: int,
     device: torch.device,
     on_progress: Callable[[int], None] = lambda done: None,
+    points: Dataset | None = None,
 ) -> dict[str, Any]:
     """Everything evaluation.json holds of the model's quality.
 
     samplers: those that mean something for what the model learned. held_out: real samples, not in the judge's reference,
-    that say what a distance of real data is. num: samples drawn for each sampler, class by class in turn. `on_progress`
+    that say what a distance of real data is. points: data as the model sees them, which may be latents, for the
+    diagnostics; None leaves those out. num: samples drawn for each sampler, class by class in turn. `on_progress`
     hears how many are drawn of those of all samplers. Raises InputError for settings that cannot give a figure.
     """
     if num < 2:
@@ -121,7 +123,7 @@ def evaluate(
         return Row(method, n, distance, distance_of_few, share, milliseconds_per_sample(model, method, n, device))
 
     rows = [row(index, method, n) for index, (method, n) in enumerate(rows_of(samplers, nfe))]
-    real_distance, real_recognized = judge(held_out.data, held_out.labels)
+    real_distance, real_recognized = judge(held_out.samples(), held_out.labels)
     return {
         "metric": judge.metric,
         "num": min(num, judge.most or num),
@@ -130,7 +132,9 @@ def evaluate(
         "reference": judge.describe(judge.reference),
         "rows": [asdict(row) for row in rows],
         "real": {**judge.describe(held_out), "distance": real_distance, "recognized": real_recognized},
-        "diagnostics": diagnostics(model, held_out, seed, device) if {"ode", "heun"} <= set(samplers) else {},
+        "diagnostics": diagnostics(model, points, seed, device)
+        if points is not None and {"ode", "heun"} <= set(samplers)
+        else {},
         "versions": {name: version(name) for name in ("soflow", "torch", "numpy")} | {"python": platform.python_version()},
         "machine": {"device": str(device), "processor": platform.machine(), "threads": torch.get_num_threads()},
     }
@@ -152,7 +156,7 @@ def milliseconds_per_sample(model: FlowModel, method: Method, nfe: int, device: 
 def diagnostics(model: FlowModel, dataset: Dataset, seed: int, device: torch.device) -> dict[str, float]:
     """Jumps against velocities, at points of the path between held-out data and noise, t even on (0, 1)."""
     generator = seeded_generator(seed, "diagnostics", 0, torch.device("cpu"))
-    data = dataset.data[:DIAGNOSTIC_POINTS]
+    data = dataset.samples(slice(DIAGNOSTIC_POINTS))
     labels = dataset.labels[: len(data)].to(device) if dataset.labels is not None and model.num_classes else None
     noise = torch.randn(data.shape, generator=generator)
     t = torch.rand(len(data), generator=generator)

@@ -14,10 +14,11 @@ from torch.nn import functional
 
 from soflow.data import sources
 from soflow.data.batches import Batches
-from soflow.data.sources import Dataset
+from soflow.data.dataset import Dataset
 from soflow.errors import InputError
 from soflow.evaluation.classifier import ImageClassifier, cache_file, train_classifier
 from soflow.evaluation.metrics import recognized
+from soflow.files import cache_folder
 
 #: Changes whenever the classifier or its training does, so that figures of different ones are never mixed.
 DIGITS_VERSION = "digits-classifier-2"
@@ -77,14 +78,14 @@ class DigitClassifier(nn.Module):
 def with_shifts(dataset: Dataset) -> Dataset:
     """Every image nine times: as it is and moved by a pixel in each direction, since digits are not always centred."""
     assert dataset.labels is not None
-    padded = functional.pad(dataset.data, (1, 1, 1, 1), value=-1.0)
+    padded = functional.pad(dataset.samples(), (1, 1, 1, 1), value=-1.0)
     moved = [padded[:, :, y : y + 8, x : x + 8] for y in range(3) for x in range(3)]
-    return replace(dataset, data=torch.cat(moved), labels=dataset.labels.repeat(9))
+    return replace(dataset, rows=torch.cat(moved), labels=dataset.labels.repeat(9))
 
 
 def train_digit_classifier(seed: int = 0) -> DigitClassifier:
     """Trains the classifier on the training split; seeded, some seconds."""
-    batches = Batches(with_shifts(sources.load("digits", "train")), batch_size=128, seed=seed)
+    batches = Batches(with_shifts(sources.digits("train")), batch_size=128, seed=seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         classifier = DigitClassifier()
@@ -105,14 +106,9 @@ def train_digit_classifier(seed: int = 0) -> DigitClassifier:
 @torch.no_grad()
 def accuracy(classifier: DigitClassifier, split: str = "test") -> float:
     """Share of the held-out real digits that the classifier recognizes."""
-    dataset = sources.load("digits", split)
+    dataset = sources.digits(split)
     assert dataset.labels is not None
-    return recognized(classifier.logits(classifier(dataset.data)), dataset.labels)
-
-
-def cache_folder() -> Path:
-    """$XDG_CACHE_HOME/soflow, by default ~/.cache/soflow."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "soflow"
+    return recognized(classifier.logits(classifier(dataset.samples())), dataset.labels)
 
 
 Note = Callable[[str], None]

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from soflow import pictures
-from soflow.data.sources import Dataset
+from soflow.data.dataset import Dataset
 from soflow.evaluation import figures
 from soflow.evaluation.evaluate import reading_aid, table
 from soflow.sampling import Method, sample_many
@@ -104,13 +104,13 @@ def samples(subject: Subject) -> str:
     """One-step samples beside real data: class by class for images, as clouds of points for vectors."""
     if len(subject.model.shape) == 1:
         drawn = draw(subject, 4000, None)
-        clouds = {f"samples drawn {in_words(subject)}": drawn, "real data": subject.dataset.data[:4000]}
+        clouds = {f"samples drawn {in_words(subject)}": drawn, "real data": subject.dataset.samples(slice(4000))}
         return "<h2>Samples</h2>" + embed(figures.clouds(clouds))
     classes = subject.model.num_classes
     columns = min(classes or COLUMNS, COLUMNS)
     labels = torch.arange(8 * columns) % columns if classes else None
     drawn = draw(subject, 8 * columns, labels)
-    real = real_by_class(subject.dataset, columns, rows=8)
+    real = subject.model.decode(real_by_class(subject.dataset, columns, rows=8).to(subject.device)).cpu()
     return (
         "<h2>Samples</h2><div class=pair><figure>"
         + picture(drawn, columns)
@@ -125,8 +125,8 @@ def samples(subject: Subject) -> str:
 def real_by_class(dataset: Dataset, columns: int, rows: int) -> Tensor:
     """Real images, a class a column where there are classes, up to `rows` of them: (rows * columns, ...)."""
     if dataset.labels is None:
-        return dataset.data[: rows * columns]
-    by_class = [dataset.data[dataset.labels == label][:rows] for label in range(columns)]
+        return dataset.samples(slice(rows * columns))
+    by_class = [dataset.samples((dataset.labels == label).nonzero()[:rows, 0]) for label in range(columns)]
     complete = min(len(images) for images in by_class)
     return torch.stack([images[:complete] for images in by_class], dim=1).flatten(0, 1)
 
@@ -173,7 +173,8 @@ def journey(subject: Subject) -> str:
     text, noise = f"{text}.</p>", noise.to(subject.device)
     with torch.no_grad():
         one = noise.new_ones(count)
-        steps = torch.stack([model.solution(noise, one, s * one, labels).cpu() for s in JOURNEY], dim=1)
+        way = [model.decode(model.solution(noise, one, s * one, labels)).cpu() for s in JOURNEY]
+        steps = torch.stack(way, dim=1)
     if vectors:
         return text + embed(figures.journeys(steps))
     captions = "".join(f"<span>{s:g}</span>" for s in JOURNEY)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from soflow.assemble import make_network
 from soflow.config import Config
 from soflow.config.reading import override, validate
-from soflow.data.sources import SOURCES
+from soflow.data.sources import KINDS, SOURCES
 from soflow.errors import InputError
 from soflow.interop.files import named_tensors, read_file, require_fit
 from soflow.interop.optimizer import ANEW, optimizer_name, our_optimizer_state, parameter_groups
@@ -91,10 +91,10 @@ def import_checkpoint(
     on_stage(f"writing {out}")
     write_run(out, config, network, parts, optimizer, settings)
     notes = [*parts.notes, *doubts(flat, sizes, heads), *remarks]
-    if config.data.source not in SOURCES:
-        notes.append(
-            f"this version does not read {config.data.source}: to train on or evaluate, import with data.source=NAME"
-        )
+    if config.data.source not in KINDS:
+        notes.append(f"{config.data.source} is no known source: to train on or evaluate, import with data.source=NAME")
+    elif config.data.source not in SOURCES:
+        notes.append(f"its data are looked for at {config.data.path}: to train on others, import with data.path=PLACE")
     return Imported(RunFolder(out), config, sizes, told, parts.step, translation, notes)
 
 

@@ -141,15 +141,18 @@ def in_our_words(settings: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
                 raise InputError(f"{name} is {value}: known are {', '.join(WORDS[name])}")
             yield name, KEYS[name], WORDS[name][value]
         elif name == "dataset_type":
-            yield name, KEYS[name], source_of(str(value))
+            yield from ((name, key, ours) for key, ours in source_of(str(value)).items())
         elif name in KEYS:
             yield name, KEYS[name], value
 
 
-def source_of(dataset_type: str) -> str:
-    """Our name of its data, or its own where we know none."""
-    known = {**{name: name for name in SOURCES}, "cifar": "cifar10", "imagenet": "imagenet256-latents"}
-    return next((ours for name, ours in known.items() if name in dataset_type.lower()), dataset_type)
+def source_of(dataset_type: str) -> dict[str, str]:
+    """Where its data are to be found, in our keys; under its own name where we know none."""
+    for name, recipe in (("cifar", "cifar10"), ("imagenet", "imagenet256-b2")):
+        if name in dataset_type.lower():
+            data = read_recipe(recipe).data
+            return {"data.source": data.source, "data.path": data.path}
+    return {"data.source": next((name for name in SOURCES if name in dataset_type.lower()), dataset_type)}
 
 
 def model_type(settings: Mapping[str, Any]) -> tuple[str, str]:

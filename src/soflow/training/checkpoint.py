@@ -13,7 +13,6 @@ import errno
 import json
 import os
 import shutil
-import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from soflow.errors import RunError
+from soflow.files import checksum
 
 VERSION = 1
 WEIGHTS = {"raw": "model.safetensors", "ema": "ema.safetensors"}
@@ -66,6 +66,10 @@ class Checkpoint:
             if checksum(file) != checksums.get(name):
                 return f"{file} is damaged (its checksum is not the one recorded)"
         return None
+
+    def checksum_of(self, which: str) -> str:
+        """The recorded checksum of its weights, "raw" or "ema"."""
+        return str(json.loads((self.path / "state.json").read_text())["checksums"][WEIGHTS[which]])
 
     def weights(self, which: str) -> dict[str, Tensor]:
         """The network's state: "raw" or "ema"."""
@@ -137,12 +141,3 @@ def save_checkpoint(
     for old in earlier[: len(earlier) + 1 - keep_last] + later:
         shutil.rmtree(old.path)
     return Checkpoint(final)
-
-
-def checksum(file: Path) -> str:
-    """CRC-32 of a file, in hexadecimal: finds damage, proves no origin."""
-    value = 0
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            value = zlib.crc32(block, value)
-    return f"{value:08x}"

@@ -1,6 +1,6 @@
 """The run folder: what lies where.
 
-config.yaml  metrics.jsonl  checkpoints/step-NNNNNNNN/  samples/step-NNNNNNNN.png  evaluation.json  report.html
+config.yaml  data.json  metrics.jsonl  checkpoints/step-NNNNNNNN/  samples/step-NNNNNNNN.png  evaluation.json  report.html
 """
 
 import json
@@ -12,6 +12,7 @@ from typing import Any
 from soflow.config import Config, dump
 from soflow.config.reading import parse_yaml, validate
 from soflow.errors import InputError, RunError
+from soflow.files import read_json, write_json
 from soflow.training.checkpoint import VERSION, Checkpoint, newest_good, require_good
 
 
@@ -38,6 +39,10 @@ class RunFolder:
         return self.path / "samples"
 
     @property
+    def data(self) -> Path:
+        return self.path / "data.json"
+
+    @property
     def evaluation(self) -> Path:
         return self.path / "evaluation.json"
 
@@ -57,6 +62,13 @@ class RunFolder:
 
     def write_config(self, config: Config) -> None:
         self.config.write_text(f"# The whole configuration of this run.\nversion: {VERSION}\n{dump(config)}")
+
+    def write_data(self, described: dict[str, Any]) -> None:
+        write_json(self.data, described)
+
+    def read_data(self) -> dict[str, Any]:
+        """What the run was trained on: classes' names, encoder, count; {} of a run that did not note it."""
+        return read_json(self.data)
 
     def read_config(self) -> Config:
         """The run's configuration. Raises InputError for a folder that is no run, or a run of another version."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from soflow.config import Config
 from soflow.data.augment import AugmentPipe
 from soflow.data.batches import Batches, seed_of, seeded_generator
-from soflow.data.sources import Dataset
+from soflow.data.dataset import Dataset
 from soflow.errors import InputError, RunError
 from soflow.objectives.base import Losses, LossModule, Objective
 from soflow.training.checkpoint import TrainState, newest_good, save_checkpoint
@@ -66,7 +66,7 @@ class Trainer:
                 f"{self.accelerator.num_processes} processes with train.accumulate={config.train.accumulate}"
             )
         self.display = display
-        self.batches = Batches(dataset, config.train.batch_size, config.train.seed, augment, self.device)
+        self.batches = Batches(dataset, config.train.batch_size, config.train.seed, augment, self.device, config.data.flip)
         self.objective = objective
         self.network = network
         self.state = TrainState()

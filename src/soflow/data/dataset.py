@@ -1,0 +1,96 @@
+"""A data set: N samples as they are stored, and what they are once they are read."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """Stored samples, (N, ...), in memory or in files: a Tensor, or what data/store.py memory-maps."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, which: Tensor, /) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """The autoencoder that latents come from: z = (latent - shift) * scale, for images (channels, size, size).
+
+    name: on the Hub, or of a folder.
+    """
+
+    name: str
+    scale: float
+    shift: float = 0.0
+    size: int = 0
+    channels: int = 3
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """N stored samples; `samples` reads some of them.
+
+    rows: float32 (N, ...), samples as they are; uint8 (N, H, W, C), images whose bytes become [-1, 1]; or, with an encoder,
+    (N, 2 C, h, w), the mean and the standard deviation of latents, of which every visit draws one.
+    labels: (N,) or None; unlabelled: why there are none, where there might have been. Classes without names are counted by
+    the largest label.
+    """
+
+    name: str
+    split: str
+    rows: Rows
+    labels: Tensor | None
+    class_names: tuple[str, ...] = ()
+    encoder: Encoder | None = None
+    unlabelled: str = ""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """One sample's shape: (C, H, W) for images, (C, h, w) for latents, (D,) for vectors."""
+        stored = tuple(int(n) for n in self.rows.shape[1:])
+        if self.encoder is not None:
+            return (stored[0] // 2, *stored[1:])
+        return (stored[2], *stored[:2]) if self.rows.dtype == torch.uint8 else stored
+
+    @property
+    def num_classes(self) -> int:
+        if self.labels is None or self.class_names:
+            return len(self.class_names)
+        return int(self.labels.max()) + 1
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, stored: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Stored rows (B, ...) as float32 samples. noise (B, C, h, w): of the visit to latents; None gives their mean."""
+        if self.encoder is not None:
+            mean, std = stored.float().chunk(2, dim=1)  # (B, C, h, w) each
+            latent = mean if noise is None else mean + std * noise
+            return (latent - self.encoder.shift) * self.encoder.scale
+        if stored.dtype == torch.uint8:
+            return stored.permute(0, 3, 1, 2).float().contiguous() / 127.5 - 1  # (B, H, W, C) -> (B, C, H, W)
+        return stored
+
+    def samples(self, which: slice | Tensor = slice(None)) -> Tensor:
+        """Samples (n, ...) on the CPU: all of them, a slice, or those at some indices (n,). Of latents the mean."""
+        indices = torch.arange(len(self))[which] if isinstance(which, slice) else which
+        return self.read(self.rows[indices])
+
+    def describe(self) -> dict[str, Any]:
+        """What a run keeps of its data: enough to name classes, to decode latents, and to notice other data."""
+        encoder = None if self.encoder is None else asdict(self.encoder)
+        return {"name": self.name, "count": len(self), "class_names": list(self.class_names), "encoder": encoder}
+
+    def part(self, which: Tensor, split: str) -> "Dataset":
+        """The samples that a mask (N,) or indices (n,) select, as a data set of their own."""
+        indices = torch.arange(len(self))[which]
+        labels = None if self.labels is None else self.labels[indices]
+        return replace(self, rows=self.rows[indices], labels=labels, split=split)

@@ -1,0 +1,109 @@
+"""A folder of images, with or without a subfolder for each class.
+
+FOLDER/*.png                    no classes
+FOLDER/cat/*.png  FOLDER/dog/   classes cat and dog
+FOLDER/train/...  FOLDER/test/  splits, each as above
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from PIL import Image
+
+from soflow.data.images import ENDINGS, Opener
+from soflow.errors import InputError
+from soflow.files import digest
+
+#: Subfolders that are splits, where there is one called train.
+SPLITS = ("train", "test", "val", "validation")
+
+
+class FolderImages:
+    """The images of one split of a folder."""
+
+    def __init__(self, path: str, split: str) -> None:
+        root = Path(path)
+        if not path:
+            raise InputError("data.source=folder needs data.path: a folder of images")
+        if not root.is_dir():
+            raise InputError(f"data.path={path} is no folder: give one that holds images ({', '.join(ENDINGS)})")
+        there = splits_of(root)
+        if split not in there:
+            hint = "" if len(there) > 1 else ", all that lies in it; others are made by subfolders train and test"
+            raise InputError(f"{path} has no split '{split}': its splits are {' and '.join(there)}{hint}")
+        self.root = there[split]
+        self.name, self.split = root.resolve().name, split
+        listed = sorted(files(self.root))
+        if not listed:
+            raise InputError(f"{self.root} has no images: files that end in {', '.join(ENDINGS)} are read")
+        self.files = [file for file, _, _ in listed]
+        self.fingerprint = digest("\n".join(f"{file} {size} {changed}" for file, size, changed in listed))
+        self.labels, self.class_names, self.unlabelled = self.classes(class_folders(there["train"]))
+
+    def classes(self, names: tuple[str, ...]) -> tuple[list[int] | None, tuple[str, ...], str]:
+        """The class of each image, the names, and why there are no classes where there might be.
+
+        The names are those of the split train, so that a class has the same number in every split.
+        """
+        if not names:
+            return None, (), f"{self.root} has no subfolders, one for each class"
+        numbers = {name: number for number, name in enumerate(names)}
+        tops = [file.split(os.sep)[0] if os.sep in file else "" for file in self.files]
+        if "" in tops:
+            lost = self.files[tops.index("")]
+            return None, (), f"{self.root} has images beside its class folders, such as {lost}"
+        strange = sorted(set(tops) - set(names))
+        if strange:
+            return None, (), f"{self.root} has a class folder '{strange[0]}', which the split train has not"
+        empty = sorted(set(names) - set(tops))
+        if empty:
+            return None, (), f"the class folder {self.root / empty[0]} has no images: fill it or delete it"
+        return [numbers[top] for top in tops], names, ""
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def where(self, row: int) -> str:
+        return str(self.root / self.files[row])
+
+    def openers(self, rows: range) -> Sequence[Opener]:
+        return [partial(Image.open, self.root / self.files[row]) for row in rows]
+
+
+def splits_of(root: Path) -> dict[str, Path]:
+    """Split -> its folder."""
+    if not (root / "train").is_dir():
+        return {"train": root}
+    return {name: root / name for name in SPLITS if (root / name).is_dir()}
+
+
+def class_folders(root: Path) -> tuple[str, ...]:
+    return tuple(sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not hidden(entry.name)))
+
+
+def hidden(name: str) -> bool:
+    """Such as .git or the __MACOSX of archives."""
+    return name.startswith((".", "__"))
+
+
+def files(root: Path) -> Iterator[tuple[str, int, int]]:
+    """Every image below a folder: its path from there, its size and when it was changed last. Follows links, once each."""
+    seen: set[str] = set()
+
+    def walk(folder: str) -> Iterator[tuple[str, int, int]]:
+        real = os.path.realpath(folder)
+        if real in seen:
+            return
+        seen.add(real)
+        for entry in os.scandir(folder):
+            if hidden(entry.name):
+                continue
+            if entry.is_dir():
+                yield from walk(entry.path)
+            elif entry.name.lower().endswith(ENDINGS):
+                stat = entry.stat() if entry.is_file() else os.lstat(entry.path)  # a link to nothing is a broken image
+                yield os.path.relpath(entry.path, root), stat.st_size, stat.st_mtime_ns
+
+    yield from walk(str(root))

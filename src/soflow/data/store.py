@@ -1,0 +1,245 @@
+"""Stored rows: a folder of memory-mapped shards, made piece by piece, that is either whole or says what it lacks.
+
+    plan.json                what is being made; work of another plan is never mixed in
+    shard-00000.npy          rows (n, ...)
+    shard-00000.json         how many rows, their checksum and labels, which items of the source were skipped and why
+    index.json               written when all shards are there
+    skipped.txt              what was left out and why, a line each
+
+Every file is written beside its place and renamed. Shards do not depend on one another, so several processes, each with its
+share of them, need not know of each other: whichever finds all shards there writes the index. Interrupted work goes on
+with the first shard that is missing.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from soflow.errors import InputError, RunError
+from soflow.files import beside, cache_folder, cannot_write, checksum, digest, is_partial, read_json, write_json, write_text
+
+VERSION = 1
+#: Bytes of a shard, at most; and shards of a store, at least, so that several processes have something to share.
+SHARD_BYTES, LEAST_SHARDS = 2**26, 16
+#: The share of a source's items that may be unreadable.
+MAY_BE_BAD = 0.01
+
+
+@dataclass
+class Piece:
+    """What a range of a source's items became: rows (n, ...), the label of each row, reasons for the items left out, and
+    how often what was done to items beyond reading them.
+    """
+
+    rows: np.ndarray
+    labels: list[int] | None
+    skipped: list[str] = field(default_factory=list)
+    done: dict[str, int] = field(default_factory=dict)
+
+
+def make_store(
+    folder: Path,
+    plan: dict[str, Any],
+    count: int,
+    per_shard: int,
+    make: Callable[[range], Piece],
+    process: int = 0,
+    processes: int = 1,
+    on_done: Callable[[int], None] = lambda done: None,
+) -> bool:
+    """Makes this process's share of a store of a source's `count` items, `per_shard` in each; True once it is whole.
+
+    `make` turns a range of items into rows. `on_done` hears how many items this process is through with. Raises InputError
+    where the folder holds other work or more than 1 % of the items cannot be read, RunError where it cannot be written.
+    """
+    plan = {"version": VERSION, **plan, "count": count, "per_shard": per_shard}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        keep_to_plan(folder, plan)
+        ranges = [range(first, min(first + per_shard, count)) for first in range(0, count, per_shard)]
+        bad = done = 0
+        for number in range(process, len(ranges), processes):
+            record = good_shard(folder, number)
+            if record is None:
+                record = write_shard(folder, number, make(ranges[number]))
+            bad += len(record["skipped"])
+            if bad > MAY_BE_BAD * count:
+                raise too_many_bad(record["skipped"], bad, count)
+            done += len(ranges[number])
+            on_done(done)
+        return finish(folder, plan, len(ranges))
+    except OSError as error:
+        raise cannot_write(folder, error) from None
+
+
+def items_of_a_shard(count: int, item_bytes: int) -> int:
+    """How many of `count` items to put into a shard: neither large files nor so few that there is nothing to share."""
+    return max(1, min(SHARD_BYTES // item_bytes, -(-count // LEAST_SHARDS)))
+
+
+def keep_to_plan(folder: Path, plan: dict[str, Any]) -> None:
+    """Notes the plan, or raises InputError where the folder was begun with another."""
+    file = folder / "plan.json"
+    if not file.is_file():
+        if any(not is_partial(entry) for entry in folder.iterdir()):
+            raise InputError(f"{folder} holds something else already: choose a new folder with --out")
+        write_json(file, plan)
+    begun = read_json(file)
+    for key, before, now in differences(begun, plan):
+        raise InputError(f"{folder} was begun with {key}={before}, this is {now}: choose another folder with --out")
+
+
+def differences(begun: dict[str, Any], plan: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Each key whose value is another now, with both values; those of inner mappings one by one."""
+    for key, now in plan.items():
+        before = begun.get(key)
+        if isinstance(before, dict) and isinstance(now, dict):
+            yield from differences(before, now)
+        elif before != now:
+            yield key, before, now
+
+
+def shard_file(folder: Path, number: int) -> Path:
+    return folder / f"shard-{number:05d}.npy"
+
+
+def good_shard(folder: Path, number: int) -> dict[str, Any] | None:
+    """The record of a shard that was written before, if its rows are still those."""
+    file = shard_file(folder, number)
+    try:
+        record = json.loads(file.with_suffix(".json").read_text())
+        return record if checksum(file) == record["checksum"] else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def write_shard(folder: Path, number: int, piece: Piece) -> dict[str, Any]:
+    """Writes rows, then the record that makes them count."""
+    file = shard_file(folder, number)
+    partial = beside(file)
+    try:
+        with partial.open("wb") as stream:
+            np.save(stream, piece.rows)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)
+    record = {
+        "rows": len(piece.rows),
+        "checksum": checksum(file),
+        "labels": piece.labels,
+        "skipped": piece.skipped,
+        "done": piece.done,
+    }
+    write_json(file.with_suffix(".json"), record)
+    return record
+
+
+def too_many_bad(skipped: Sequence[str], bad: int, count: int) -> InputError:
+    return InputError(
+        f"{bad:,} or more of {count:,} images cannot be read, such as {skipped[-1]}: more than {MAY_BE_BAD:.0%} is not "
+        f"training data; mend or remove them"
+    )
+
+
+def finish(folder: Path, plan: dict[str, Any], shards: int) -> bool:
+    """Writes the index if every shard is there; says whether it is."""
+    records = [shard_file(folder, number).with_suffix(".json") for number in range(shards)]
+    if not all(record.is_file() for record in records):
+        return False
+    read = [json.loads(record.read_text()) for record in records]
+    skipped = [reason for one in read for reason in one["skipped"]]
+    if len(skipped) > MAY_BE_BAD * plan["count"]:
+        raise too_many_bad(skipped, len(skipped), plan["count"])
+    if skipped:
+        write_text(folder / "skipped.txt", "".join(f"{reason}\n" for reason in skipped))
+    labels = None if any(one["labels"] is None for one in read) else [label for one in read for label in one["labels"]]
+    done: dict[str, int] = {}
+    for one in read:
+        for what, times in one["done"].items():
+            done[what] = done.get(what, 0) + times
+    index = {
+        **plan,
+        "rows": [one["rows"] for one in read],
+        "checksums": [one["checksum"] for one in read],
+        "labels": labels,
+        "skipped": len(skipped),
+        "done": done,
+    }
+    write_json(folder / "index.json", index)
+    return True
+
+
+class Shards:
+    """The rows of a store, (N, ...), memory-mapped: what is not looked at costs no memory."""
+
+    def __init__(self, folder: Path, index: dict[str, Any]) -> None:
+        files = [shard_file(folder, number) for number, rows in enumerate(index["rows"]) if rows]
+        self.parts = [np.load(file, mmap_mode="r") for file in files]
+        self.ends = np.cumsum([len(part) for part in self.parts])
+        self.shape = (int(self.ends[-1]), *self.parts[0].shape[1:])
+        self.dtype = torch.from_numpy(np.empty(0, self.parts[0].dtype)).dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, which: Tensor) -> Tensor:
+        """The rows at these indices (n,), as (n, ...) in memory."""
+        indices = which.numpy()
+        numbers = np.searchsorted(self.ends, indices, side="right")
+        rows = np.empty((len(indices), *self.shape[1:]), self.parts[0].dtype)
+        for number in np.unique(numbers):
+            here = numbers == number
+            first = self.ends[number] - len(self.parts[number])
+            rows[here] = self.parts[number][indices[here] - first]
+        return torch.from_numpy(rows)
+
+
+def open_store(folder: Path) -> tuple[Shards, dict[str, Any]]:
+    """The rows and the index of a whole store. Raises RunError that names what is missing or damaged.
+
+    Checksums are compared when a file is first seen, or seen changed.
+    """
+    index = read_json(folder / "index.json")
+    if index.get("version") != VERSION:
+        raise RunError(f"{folder} is not whole, or of another version of soflow: make it again with the same command")
+    verify(folder, index["checksums"])
+    if not any(index["rows"]):
+        raise RunError(f"{folder} has no rows")
+    return Shards(folder, index), index
+
+
+def verify(folder: Path, checksums: Sequence[str]) -> None:
+    """Raises RunError naming the first shard that is missing or damaged."""
+    seen_file = cache_folder() / "seen" / f"{digest(str(folder.resolve()))}.json"
+    try:
+        seen = read_json(seen_file)
+    except RunError:
+        seen = {}  # only spares time
+    files = [shard_file(folder, number) for number in range(len(checksums))]
+    stamps: dict[str, Any] = {}
+    for file, expected in zip(files, checksums, strict=True):
+        if not file.is_file():
+            raise RunError(f"{file} is missing: make it again with the command that made {folder}")
+        stat = file.stat()
+        stamps[file.name] = [expected, stat.st_size, stat.st_mtime_ns]
+    new = [file for file in files if seen.get(file.name) != stamps[file.name]]
+    with ThreadPoolExecutor() as pool:
+        for file, found in zip(new, pool.map(checksum, new), strict=True):
+            if found != stamps[file.name][0]:
+                told = "its checksum is not the one recorded"
+                raise RunError(f"{file} is damaged ({told}): run the command that made it again, which mends it")
+    if new:
+        with suppress(RunError, OSError):  # a cache that cannot be written only costs time
+            seen_file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(seen_file, stamps)

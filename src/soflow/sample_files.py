@@ -1,0 +1,95 @@
+"""Samples into a file: drawn in pieces that several processes share, and that an interrupted call goes on from."""
+
+import os
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from soflow import processes
+from soflow.data.dataset import Dataset
+from soflow.data.store import Piece, Shards, make_store, open_store
+from soflow.files import beside, digest
+from soflow.pictures import is_image, save_picture, to_pil, to_uint8
+from soflow.runs import Run
+from soflow.sampling import Method, sample_many
+
+#: Samples of a piece, and rows of an array written at once.
+PIECE, ROWS = 500, 1000
+
+
+def sample_to_file(
+    run: Run,
+    file: Path,
+    num: int,
+    labels: Tensor | None,
+    method: Method,
+    nfe: int,
+    seed: int,
+    on_done: Callable[[int], None] = lambda done: None,
+) -> bool:
+    """`num` samples as a picture (.png), as arrays in ADM's layout (.npz: arr_0 samples, arr_1 labels) or as one PNG each (a
+    folder). True when the file is there, False while other processes still draw their pieces.
+
+    Sample i is a function of (seed, i), so the file is the same however many processes draw it.
+    """
+    plan = {
+        "kind": "samples",
+        "weights": run.checkpoint.checksum_of(run.weights),
+        "labels": None if labels is None else digest(str(labels.tolist())),
+        "sampler": [method, nfe],
+        "seed": seed,
+    }
+
+    def make(rows: range) -> Piece:
+        chosen = None if labels is None else labels[rows.start : rows.stop]
+        samples = sample_many(
+            run.model, len(rows), chosen, method, nfe, seed, device=run.device, start=rows.start,
+            on_batch=lambda done: on_done(min(num, processes.count() * rows.start + done)),
+        )  # fmt: skip
+        pixels = to_uint8(samples) if is_image(samples.shape[1:]) else samples.numpy()
+        return Piece(pixels, None if chosen is None else chosen.tolist())
+
+    pieces = file.absolute().parent / f".{file.name}.{digest(f'{plan} {num}')}.pieces"
+    if not make_store(pieces, plan, num, PIECE, make, processes.index(), processes.count()):
+        return False
+    with FileLock(pieces.with_suffix(".lock")):
+        if pieces.is_dir():  # else another process, which saw the last piece at the same time, was first
+            rows, _ = open_store(pieces)
+            write(rows, labels, file)
+            shutil.rmtree(pieces)
+    pieces.with_suffix(".lock").unlink(missing_ok=True)
+    return True
+
+
+def write(rows: Shards, labels: Tensor | None, file: Path) -> None:
+    """All rows into their file, or into a file each."""
+    if file.suffix == ".png":
+        samples = Dataset("samples", "", rows, None).samples()
+        save_picture(samples, file, columns=max(1, min(10, len(samples))))
+    elif file.suffix == ".npz":
+        write_npz(rows, labels, file)
+    else:
+        for i in range(len(rows)):
+            to_pil(rows[torch.tensor([i])][0].numpy()).save(file / f"{i:06d}.png")
+
+
+def write_npz(rows: Shards, labels: Tensor | None, file: Path) -> None:
+    """ADM's layout: arr_0, the samples, and arr_1, their labels. Never more than some rows are in memory."""
+    partial = beside(file)
+    with zipfile.ZipFile(partial, "w") as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as stream:
+            first = rows[torch.tensor([0])].numpy()
+            header = {"descr": first.dtype.str, "fortran_order": False, "shape": tuple(rows.shape)}
+            np.lib.format.write_array_header_1_0(stream, header)
+            for part in torch.arange(len(rows)).split(ROWS):
+                stream.write(rows[part].numpy().tobytes())
+        if labels is not None:
+            with archive.open("arr_1.npy", "w", force_zip64=True) as stream:
+                np.lib.format.write_array(stream, labels.numpy())
+    os.replace(partial, file)

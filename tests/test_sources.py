@@ -1,0 +1,185 @@
+"""Folders, arrays and what a text on the command line names."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from making import pixels, write_folder, write_parquet
+from soflow.config.schema import DataConfig
+from soflow.data import sources
+from soflow.data.arrays import ArrayImages
+from soflow.data.folder import FolderImages
+from soflow.errors import InputError
+
+
+def content(images):
+    """All images of a collection as arrays."""
+    return [np.asarray(opener()) for opener in images.openers(range(len(images)))]
+
+
+def test_class_folders_give_labels_and_names(tmp_path):
+    arrays = pixels(6)
+    images = FolderImages(str(write_folder(tmp_path / "pets", arrays)), "train")
+    assert (images.name, len(images), images.class_names) == ("pets", 6, ("cat", "dog"))
+    assert images.labels == [0, 0, 0, 1, 1, 1]  # sorted by path
+    assert np.array_equal(np.stack(content(images)), arrays[[0, 2, 4, 1, 3, 5]])
+    assert images.where(3).endswith("dog/0001.png")
+
+
+def test_images_without_classes_lie_in_one_folder(tmp_path):
+    images = FolderImages(str(write_folder(tmp_path, pixels(3), names=())), "train")
+    assert (len(images), images.labels, images.class_names) == (3, None, ())
+
+
+def test_every_ending_is_read_and_the_rest_is_left_alone(tmp_path):
+    for number, ending in enumerate(["png", "JPG", "jpeg", "webp", "bmp"]):
+        Image.fromarray(pixels(1)[0]).save(tmp_path / f"{number}.{ending}")
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / ".hidden").mkdir()
+    Image.fromarray(pixels(1)[0]).save(tmp_path / ".hidden" / "x.png")
+    assert len(FolderImages(str(tmp_path), "train")) == 5
+
+
+def test_images_deeper_down_belong_to_the_class_above_and_links_are_followed_once(tmp_path):
+    write_folder(tmp_path / "set", pixels(4))
+    write_folder(tmp_path / "set" / "dog" / "small", pixels(2), names=())
+    write_folder(tmp_path / "elsewhere", pixels(3), names=())
+    os.symlink(tmp_path / "elsewhere", tmp_path / "set" / "fox")
+    os.symlink(tmp_path / "set", tmp_path / "set" / "dog" / "loop")
+    images = FolderImages(str(tmp_path / "set"), "train")
+    assert images.class_names == ("cat", "dog", "fox")
+    assert np.bincount(images.labels).tolist() == [2, 4, 3]
+
+
+def test_splits_are_subfolders_and_share_the_numbers_of_classes(tmp_path):
+    write_folder(tmp_path / "train", pixels(4), names=("a", "b", "c"))
+    write_folder(tmp_path / "test", pixels(3), names=("b", "c", "a"))
+    config = DataConfig(source="folder", path=str(tmp_path), size=12)
+    assert sources.splits(config) == ("train", "test")
+    test = FolderImages(str(tmp_path), "test")
+    assert test.class_names == ("a", "b", "c")
+    assert test.labels == [0, 1, 2]
+    with pytest.raises(InputError, match="its splits are train and test"):
+        FolderImages(str(tmp_path), "val")
+
+
+def test_why_there_are_no_labels_is_known(tmp_path):
+    write_folder(tmp_path / "empty", pixels(4))
+    (tmp_path / "empty" / "cow").mkdir()
+    assert "cow has no images: fill it or delete it" in FolderImages(str(tmp_path / "empty"), "train").unlabelled
+    write_folder(tmp_path / "beside", pixels(4))
+    write_folder(tmp_path / "beside", pixels(1), names=())
+    mixed = FolderImages(str(tmp_path / "beside"), "train")
+    assert (len(mixed), mixed.labels) == (5, None)
+    assert "beside its class folders, such as 0000.png" in mixed.unlabelled
+    write_folder(tmp_path / "more" / "train", pixels(2))
+    write_folder(tmp_path / "more" / "test", pixels(3), names=("cat", "dog", "owl"))
+    assert "'owl', which the split train has not" in FolderImages(str(tmp_path / "more"), "test").unlabelled
+
+
+def test_a_folder_is_known_by_its_content(tmp_path):
+    before = FolderImages(str(write_folder(tmp_path, pixels(4))), "train").fingerprint
+    assert FolderImages(str(tmp_path), "train").fingerprint == before
+    Image.fromarray(pixels(1, seed=5)[0]).save(tmp_path / "cat" / "0000.png")
+    assert FolderImages(str(tmp_path), "train").fingerprint != before
+
+
+@pytest.mark.parametrize(
+    ("shape", "seen"),
+    [((5, 12, 12), (12, 12)), ((5, 12, 10, 3), (12, 10, 3)), ((5, 3, 12, 10), (12, 10, 3)), ((5, 12, 12, 1), (12, 12))],,
+)
+def test_arrays_of_every_layout(shape, seen, tmp_path):
+    array = pixels(1, shape)[0]
+    np.savez(tmp_path / "set.npz", arr_0=array, arr_1=np.arange(5))
+    np.save(tmp_path / "set.npy", array)
+    images = ArrayImages(str(tmp_path / "set.npz"), "train")
+    assert images.labels == [0, 1, 2, 3, 4]
+    assert content(images)[3].shape == seen
+    expected = array[3].transpose(1, 2, 0) if shape[1] == 3 else array[3].squeeze()
+    assert np.array_equal(content(images)[3], expected)
+    bare = ArrayImages(str(tmp_path / "set.npy"), "train")
+    assert np.array_equal(content(bare)[3], expected)
+    assert "no array of labels" in bare.unlabelled
+
+
+def test_arrays_called_by_their_split(tmp_path):
+    train, test = pixels(4), pixels(2, seed=1)
+    arrays = {"train_images": train, "train_labels": np.arange(4)[:, None], "x_test": test, "y_test": np.array([1, 0])}
+    np.savez(tmp_path / "m.npz", **arrays)
+    path = str(tmp_path / "m.npz")
+    assert np.array_equal(ArrayImages(path, "train").images, train)
+    assert ArrayImages(path, "train").labels == [0, 1, 2, 3]
+    assert ArrayImages(path, "test").labels == [1, 0]
+    assert sources.splits(DataConfig(source="arrays", path=path)) == ("train", "test")
+
+
+def test_arrays_that_cannot_be_told_apart_are_named(tmp_path):
+    path = str(tmp_path / "two.npz")
+    np.savez(path, a=pixels(3), b=pixels(3, seed=1))
+    with pytest.raises(InputError, match="several arrays of images"):
+        ArrayImages(path, "train")
+    assert np.array_equal(ArrayImages(path, "train", "b").images, pixels(3, seed=1))
+    np.savez(path, a=pixels(3).astype(float))
+    with pytest.raises(InputError, match=r"no images, uint8 .* a float64\[3, 12, 12, 3\]"):
+        ArrayImages(path, "train")
+    (tmp_path / "bad.npz").write_bytes(b"nothing")
+    with pytest.raises(InputError, match="cannot be read"):
+        ArrayImages(str(tmp_path / "bad.npz"), "train")
+    np.savez(path, a=pixels(3), b=np.array([0, -1, 1]))
+    assert "below 0" in ArrayImages(path, "train").unlabelled
+
+
+def test_a_text_names_a_source_and_a_split(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / "photos", pixels(2))
+    write_parquet(tmp_path / "stored", pixels(2))
+    np.savez(tmp_path / "a.npz", pixels(2))
+    like = DataConfig(shape=(3, 12, 12))
+    for text, source, path, split in (
+        ("digits", "digits", "", ""),
+        ("digits:test", "digits", "", "test"),
+        ("photos", "folder", "photos", ""),
+        ("photos:test", "folder", "photos", "test"),
+        ("stored:train", "huggingface", "stored", "train"),
+        ("stored/train-00000-of-00001.parquet", "huggingface", "stored/train-00000-of-00001.parquet", ""),
+        ("a.npz:val", "arrays", "a.npz", "val"),
+        ("uoft-cs/cifar10:test", "huggingface", "uoft-cs/cifar10", "test"),
+    ):
+        found, named = sources.find(text, like)
+        assert (found.source, found.path, named) == (source, path, split)
+        assert found.shape == (3, 12, 12)
+    for text in ("./nowhere", "/no/such/place", "b.npz", "a/b/c"):
+        with pytest.raises(InputError, match="there is no"):
+            sources.find(text, like)
+
+
+def test_a_path_that_another_source_reads_says_which(tmp_path):
+    write_parquet(tmp_path / "stored", pixels(2))
+    with pytest.raises(InputError, match=r"parquet or arrow: use data\.source=huggingface"):
+        sources.load(DataConfig(source="folder", path=str(tmp_path / "stored"), size=12))
+    write_folder(tmp_path / "photos", pixels(2))
+    with pytest.raises(InputError, match=r"a folder of images: use data\.source=folder"):
+        sources.load(DataConfig(source="huggingface", path=str(tmp_path / "photos"), size=12))
+
+
+def test_every_source_gives_the_same_data(tmp_path):
+    """The same eight pictures by three ways, cropped, made smaller and made grey alike."""
+    arrays = pixels(8, (12, 16, 3))
+    write_folder(tmp_path / "folder", arrays)
+    write_parquet(tmp_path / "parquet", arrays)
+    np.savez(tmp_path / "arrays.npz", arr_0=arrays, arr_1=np.arange(8) % 2)
+    by_class = torch.tensor([0, 2, 4, 6, 1, 3, 5, 7])  # the order of a folder
+    for shape in ((3, 12, 12), (1, 6, 6)):
+        folder, parquet, from_arrays = (
+            sources.load(DataConfig(source=source, path=str(tmp_path / path), shape=shape))
+            for source, path in (("folder", "folder"), ("huggingface", "parquet"), ("arrays", "arrays.npz"))
+        )
+        assert folder.shape == parquet.shape == from_arrays.shape == shape
+        assert torch.equal(parquet.samples(), from_arrays.samples())
+        assert torch.equal(folder.samples(), parquet.samples(by_class))
+        assert float(parquet.samples().abs().max()) <= 1
+        assert torch.equal(parquet.labels, from_arrays.labels)
+        assert torch.equal(folder.labels, parquet.labels[by_class])
