@@ -32,7 +32,8 @@ def test_what_fits_is_left_as_it_is():
 
 def test_the_short_side_is_halved_by_boxes_while_it_is_twice_the_target():
     array = pixels(1, (64, 64, 3))[0]
-    assert np.array_equal(np.asarray(crop_square(Image.fromarray(array), 16)), halved(halved(array)))
+    found = np.asarray(crop_square(Image.fromarray(array), 16))
+    assert np.abs(found - halved(halved(array))).max() <= 2  # Pillow rounds after each direction
 
 
 def test_between_one_and_two_times_the_target_it_is_bicubic():

@@ -89,7 +89,7 @@ def test_a_folder_is_known_by_its_content(tmp_path):
 
 @pytest.mark.parametrize(
     ("shape", "seen"),
-    [((5, 12, 12), (12, 12)), ((5, 12, 10, 3), (12, 10, 3)), ((5, 3, 12, 10), (12, 10, 3)), ((5, 12, 12, 1), (12, 12))],,
+    [((5, 12, 12), (12, 12)), ((5, 12, 10, 3), (12, 10, 3)), ((5, 3, 12, 10), (12, 10, 3)), ((5, 12, 12, 1), (12, 12))],
 )
 def test_arrays_of_every_layout(shape, seen, tmp_path):
     array = pixels(1, shape)[0]

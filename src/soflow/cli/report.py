@@ -43,6 +43,7 @@ def report(
                     device=run.device,
                     samplers=run.config.objective.samplers,
                     drawing=run.config.drawing,
+                    class_names=run.class_names,
                 )
             )
             on_done(i + 1)

@@ -49,6 +49,7 @@ class Subject:
     device: torch.device
     samplers: tuple[Method, ...]
     drawing: tuple[Method, int]
+    class_names: tuple[str, ...] = ()
 
 
 def render(subjects: list[Subject]) -> str:
@@ -115,11 +116,17 @@ def samples(subject: Subject) -> str:
         "<h2>Samples</h2><div class=pair><figure>"
         + picture(drawn, columns)
         + f"<figcaption>drawn {in_words(subject)}, unselected"
-        + (", a class a column" if classes else "")
+        + (f", a class a column{escape(named(subject, columns))}" if classes else "")
         + "</figcaption></figure><figure>"
         + picture(real, columns)
         + "<figcaption>real data</figcaption></figure></div>"
     )
+
+
+def named(subject: Subject, count: int) -> str:
+    """': cat, dog' of the first classes; nothing where their names are but their numbers."""
+    names = subject.class_names[:count]
+    return "" if all(name == str(number) for number, name in enumerate(names)) else f": {', '.join(names)}"
 
 
 def real_by_class(dataset: Dataset, columns: int, rows: int) -> Tensor:
@@ -169,7 +176,7 @@ def journey(subject: Subject) -> str:
     if model.num_classes:
         labels = torch.arange(count, device=subject.device) % model.num_classes
         noise = noise[:1].expand_as(noise)
-        text += ". The rows start from the same noise and differ in the class alone"
+        text += f". The rows start from the same noise and differ in the class alone{escape(named(subject, count))}"
     text, noise = f"{text}.</p>", noise.to(subject.device)
     with torch.no_grad():
         one = noise.new_ones(count)
