@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from soflow import processes
@@ -55,15 +54,20 @@ def sample_to_file(
         pixels = to_uint8(samples) if is_image(samples.shape[1:]) else samples.numpy()
         return Piece(pixels, None if chosen is None else chosen.tolist())
 
-    pieces = file.absolute().parent / f".{file.name}.{digest(f'{plan} {num}')}.pieces"
-    if not make_store(pieces, plan, num, PIECE, make, processes.index(), processes.count()):
+    name = f".{file.name}.{digest(f'{plan} {num}')}"
+    pieces, whole = (file.absolute().parent / f"{name}.{state}" for state in ("pieces", "whole"))
+    if not whole.is_dir():
+        if not make_store(pieces, plan, num, PIECE, make, processes.index(), processes.count()):
+            return False
+        try:
+            os.rename(pieces, whole)
+        except FileNotFoundError:
+            return False  # another process saw the last piece at the same time, and is writing the file
+    elif processes.index() > 0:
         return False
-    with FileLock(pieces.with_suffix(".lock")):
-        if pieces.is_dir():  # else another process, which saw the last piece at the same time, was first
-            rows, _ = open_store(pieces)
-            write(rows, labels, file)
-            shutil.rmtree(pieces)
-    pieces.with_suffix(".lock").unlink(missing_ok=True)
+    rows, _ = open_store(whole)
+    write(rows, labels, file)
+    shutil.rmtree(whole)
     return True
 
 

@@ -11,8 +11,10 @@ share of them, need not know of each other: whichever finds all shards there wri
 with the first shard that is missing.
 """
 
+import io
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -62,10 +64,12 @@ def make_store(
     where the folder holds other work or more than 1 % of the items cannot be read, RunError where it cannot be written.
     """
     plan = {"version": VERSION, **plan, "count": count, "per_shard": per_shard}
+    ranges = [range(first, min(first + per_shard, count)) for first in range(0, count, per_shard)]
+    if process >= len(ranges):
+        return False  # nothing is left for this one
     try:
         folder.mkdir(parents=True, exist_ok=True)
         keep_to_plan(folder, plan)
-        ranges = [range(first, min(first + per_shard, count)) for first in range(0, count, per_shard)]
         bad = done = 0
         for number in range(process, len(ranges), processes):
             record = good_shard(folder, number)
@@ -78,6 +82,8 @@ def make_store(
             on_done(done)
         return finish(folder, plan, len(ranges))
     except OSError as error:
+        if not folder.is_dir():
+            return False  # another process saw it whole first, and has taken it
         raise cannot_write(folder, error) from None
 
 
@@ -127,8 +133,10 @@ def write_shard(folder: Path, number: int, piece: Piece) -> dict[str, Any]:
     file = shard_file(folder, number)
     partial = beside(file)
     try:
+        content = io.BytesIO()
+        np.save(content, piece.rows)  # not into the file: numpy does not notice a disk that takes no more
         with partial.open("wb") as stream:
-            np.save(stream, piece.rows)
+            stream.write(content.getbuffer())
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(partial, file)
@@ -136,7 +144,7 @@ def write_shard(folder: Path, number: int, piece: Piece) -> dict[str, Any]:
         partial.unlink(missing_ok=True)
     record = {
         "rows": len(piece.rows),
-        "checksum": checksum(file),
+        "checksum": f"{zlib.crc32(content.getbuffer()):08x}",
         "labels": piece.labels,
         "skipped": piece.skipped,
         "done": piece.done,
