@@ -28,6 +28,7 @@ from soflow.data.augment import AugmentPipe
 from soflow.data.batches import Batch, seeded_generator
 from soflow.data.dataset import Dataset
 from soflow.errors import RunError
+from soflow.objectives.base import Draws, Objective
 from soflow.sampling import class_by_class, one_step
 from soflow.training.display import SilentDisplay
 from soflow.training.run_folder import RunFolder
@@ -61,6 +62,15 @@ def random_dataset(config: Config, count: int) -> Dataset:
     labels = class_by_class(count, config.data.num_classes)
     names = tuple(str(label) for label in range(config.data.num_classes))
     return Dataset("random", "train", torch.randn(count, *config.data.shape), labels, names)
+
+
+def random_step(config: Config, count: int) -> tuple[Objective, Batch, Draws]:
+    """The objective, random data of the configuration's shape, and the draws of a step of so many samples."""
+    objective, dataset = make_objective(config), random_dataset(config, count)
+    data = dataset.samples()
+    draws = objective.draw(data.shape, seeded_generator(0, "draws", 0, torch.device("cpu")))
+    augment = torch.zeros(count, AugmentPipe.num_labels) if config.data.augment else None
+    return objective, Batch(data, dataset.labels, augment), draws
 
 
 def measure(config: Config, plain_attention: bool = False) -> Measurement:
@@ -122,16 +132,13 @@ def count_flops(config: Config) -> tuple[float, float]:
     Counted on tensors that have shapes and no content, so that it costs nothing whatever the network's size.
     """
     config = config.model_copy(update={"compile": False})  # operations are counted where torch works off one by one
-    objective, dataset = make_objective(config), random_dataset(config, COUNTED)
-    data = dataset.samples()
-    draws = objective.draw(data.shape, seeded_generator(0, "draws", 0, torch.device("cpu")))
-    augment = torch.zeros(COUNTED, AugmentPipe.num_labels) if config.data.augment else None
+    objective, batch, draws = random_step(config, COUNTED)
     with FakeTensorMode(allow_non_fake_inputs=True), sdpa_kernel(SDPBackend.MATH):
         network = make_network(config)
         with FlopCounterMode(display=False) as whole:
-            objective(network, Batch(data, dataset.labels, augment), draws, 0.5, network).total.backward()
+            objective(network, batch, draws, 0.5, network).total.backward()
         with torch.no_grad(), FlopCounterMode(display=False) as forward:
-            network(data, draws.t, draws.s, dataset.labels, augment)
+            network(batch.data, draws.t, draws.s, batch.labels, batch.augment)
     return whole.get_total_flops() / COUNTED, forward.get_total_flops() / COUNTED
 
 

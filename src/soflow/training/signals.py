@@ -25,7 +25,10 @@ class StopRequest:
 
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Turns the first Ctrl-C or SIGTERM into a request; a second Ctrl-C interrupts at once."""
+    """Turns Ctrl-C or SIGTERM into a request; a second Ctrl-C interrupts at once.
+
+    SIGTERM may come more than once: a cluster sends it to every process, and launchers pass on their own.
+    """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request  # signals reach the main thread alone
@@ -33,7 +36,8 @@ def stop_request() -> Iterator[StopRequest]:
 
     def note(signum: int, frame: FrameType | None) -> None:
         request.signum = signum
-        signal.signal(signum, before[signum])
+        if signum == signal.SIGINT:
+            signal.signal(signum, before[signum])
 
     before = {int(signum): signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:

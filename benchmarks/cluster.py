@@ -1,0 +1,112 @@
+"""What each of the paper's sizes needs, estimated, and how far estimates are from measurements: docs/cluster.md, whole.
+
+    python benchmarks/cluster.py
+
+Nothing is measured here; the measurements that estimates are held against are those in benchmarks/results/.
+"""
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from soflow.config import read_recipe
+from soflow.estimate import COLUMNS, Estimate, assumption, cells, estimate
+
+HERE = Path(__file__).parent
+FIGURES, PAGE = HERE / "results" / "performance.json", HERE.parent / "docs" / "cluster.md"
+RECIPES = ["imagenet256-b4", "imagenet256-b2", "imagenet256-m2", "imagenet256-l2", "imagenet256-xl2", "cifar10"]
+#: Settings and GPUs of each table.
+TABLES = [
+    (("precision=tf32",), 8),
+    (("precision=bf16-tf32",), 8),
+    (("precision=bf16-tf32", "train.accumulate=8"), 1),
+]
+#: What was measured, with the settings that made it.
+MEASURED = {
+    "DiT-B/4, batches of 8": ["imagenet256-b4", "train.batch_size=8"],
+    "DiT-B/4, batches of 32": ["imagenet256-b4", "train.batch_size=32"],
+}
+VARIANTS = {
+    "SoFlow as it is": [],
+    "plain attention": [],
+    "precision=bf16": ["precision=bf16"],
+    "flow matching": ["objective.name=flow_matching"],
+    "MeanFlow": ["objective.name=mean_flow"],
+    "MeanFlow, derivative=jumps": ["objective.name=mean_flow", "objective.derivative=jumps"],
+}
+
+
+def command(settings: tuple[str, ...], gpus: int) -> str:
+    return f"soflow bench {' '.join(RECIPES)} {' '.join(settings)} --estimate --gpus {gpus}"
+
+
+def row(recipe: str, settings: tuple[str, ...], gpus: int) -> str:
+    return f"| {' | '.join(cells(recipe, estimate(read_recipe(recipe, settings), gpus)))} |"
+
+
+def table(settings: tuple[str, ...], gpus: int) -> str:
+    """The command, and what it prints."""
+    head = [f"| {' | '.join(COLUMNS)} |", "|---|---|" + "---:|" * (len(COLUMNS) - 2)]
+    rows = [row(recipe, settings, gpus) for recipe in RECIPES]
+    return "\n".join([f"    {command(settings, gpus)}", "", *head, *rows])
+
+
+def of(recipe: list[str], plain_attention: bool = False) -> Estimate:
+    with sdpa_kernel(SDPBackend.MATH) if plain_attention else nullcontext():
+        return estimate(read_recipe(recipe[0], recipe[1:]))
+
+
+def against_measured() -> str:
+    """A row a measurement: memory less that of the process itself, and the share of the machine's peak that was reached."""
+    figures = json.loads(FIGURES.read_text())["recipes"]
+    small = of(["digits"]).memory.total
+    process = middle(figures["digits"]["SoFlow as it is"], "peak_bytes") - small
+    lines = ["| step | variant | MiB measured | MiB estimated | off | of peak |", "|---|---|---:|---:|---:|---:|"]
+    for title, recipe in MEASURED.items():
+        for name, settings in VARIANTS.items():
+            if name not in figures[title]:
+                continue
+            ones, made = figures[title][name], of([*recipe, *settings], plain_attention=name == "plain attention")
+            took = middle(ones, "peak_bytes") - process
+            rate = made.samples * made.flops_per_sample / middle(ones, "seconds_per_step")
+            share = rate / middle(ones, "peak_flops_per_second")
+            lines.append(
+                f"| {title} | {name} | {took / 2**20:,.0f} | {made.memory.total / 2**20:,.0f} "
+                f"| {100 * (made.memory.total / took - 1):+.1f} % | {share:.0%} |"
+            )
+    return "\n".join(lines)
+
+
+def middle(ones: list[dict[str, Any]], name: str) -> float:
+    return median(one[name] for one in ones)
+
+
+def against_the_paper() -> str:
+    """DiT-B/2 with 256 samples on one GPU, the recipe's batch, in GB as the paper has them."""
+    lines = ["| | paper | bf16, estimated | float32, estimated |", "|---|---:|---:|---:|"]
+    for name, objective, plain, paper in (
+        ("SoFlow, fused attention", "soflow", False, 35.44),
+        ("SoFlow, plain attention", "soflow", True, 38.95),
+        ("MeanFlow", "mean_flow", True, 51.45),
+    ):
+        settings = ["imagenet256-b2", f"objective.name={objective}"]
+        sizes = [of([*settings, f"precision={p}"], plain).memory.total / 1e9 for p in ("bf16", "fp32")]
+        lines.append(f"| {name} | {paper} | {sizes[0]:.1f} | {sizes[1]:.1f} |")
+    return "\n".join(lines)
+
+
+def page() -> str:
+    """docs/cluster.md."""
+    text = (HERE / "cluster.md.in").read_text()
+    tables = "\n\n".join(table(settings, gpus) for settings, gpus in TABLES)
+    text = text.replace("@TABLES@", tables).replace("@ASSUMPTION@", assumption())
+    return text.replace("@MEASURED@", against_measured()).replace("@PAPER@", against_the_paper())
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
+    print(f"written: {PAGE}")
