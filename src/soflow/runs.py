@@ -19,11 +19,21 @@ from soflow.sampling import sample_many
 from soflow.solution import FlowModel
 from soflow.training.checkpoint import Checkpoint, TrainState, checkpoints, newest_good
 from soflow.training.display import Display, make_display
+from soflow.training.processes import lost_processes_explained
 from soflow.training.run_folder import RunFolder, find_run
+from soflow.training.signals import Stopped
 from soflow.training.trainer import Trainer, require_trackers
 
 #: Keys that may change when a run is taken up again: they do not touch what is learned.
-FREE_KEYS = ("description", "checkpoint.", "evaluate.", "train.log_every", "train.sample_every", "train.trackers")
+FREE_KEYS = (
+    "description",
+    "checkpoint.",
+    "evaluate.",
+    "parallel",
+    "train.log_every",
+    "train.sample_every",
+    "train.trackers",
+)
 
 
 @dataclass(frozen=True)
@@ -63,28 +73,32 @@ def train(
     if config.init_from and newest_good(folder.checkpoints)[0] is None:
         for note in load_pretrained(network, Path(config.init_from), config.init_time):
             display.note(note)
-    folder.create()
 
     def draw_and_watch(state: TrainState, weights: dict[str, Tensor], device: torch.device) -> None:
         model = model_of(config, weights, device)
         draw_samples(config, folder, state.step, model, device)
         watch(state, model, device)
 
-    trainer = Trainer(
-        network=network,
-        objective=make_objective(config),
-        dataset=dataset,
-        augment=make_augment(config.data),
-        config=config,
-        folder=folder,
-        display=display,
-        watch=draw_and_watch,
-    )
-    try:
-        if trainer.accelerator.is_main_process:
-            folder.write_config(config)
-        trainer.run()
-    finally:
+    with lost_processes_explained():
+        trainer = Trainer(
+            network=network,
+            objective=make_objective(config),
+            dataset=dataset,
+            augment=make_augment(config.data),
+            config=config,
+            folder=folder,
+            display=display,
+            watch=draw_and_watch,
+        )
+        try:
+            if trainer.accelerator.is_main_process:
+                folder.create()
+                folder.write_config(config)
+            trainer.run()
+        except BaseException as error:
+            if isinstance(error, Stopped) or trainer.accelerator.num_processes == 1:  # else it would wait for the others
+                trainer.close()
+            raise
         trainer.close()
     return folder
 
