@@ -161,10 +161,11 @@ for parallel in ("ddp", "fsdp"):
 def test_every_method_trains_alike_spread_or_not_and_only_the_first_process_writes(tmp_path):
     file = tmp_path / "many.py"
     file.write_text(MANY)
-    process = launch(TORCHRUN, str(file), str(tmp_path / "two"), *DIT)
+    settings = [*DIT, "optimizer.lr=1e-2"]
+    process = launch(TORCHRUN, str(file), str(tmp_path / "two"), *settings)
     assert process.returncode == 0, process.stderr
     for name in ("soflow", "flow_matching", "mean_flow", "shortcut", "consistency"):
-        runs.train("digits", tmp_path / name, [*DIT, f"objective.name={name}"])
+        runs.train("digits", tmp_path / name, [*settings, f"objective.name={name}"])
         for parallel in ("ddp", "fsdp"):
             assert_same_training(tmp_path / name, tmp_path / "two" / f"{parallel} {name}")
 
@@ -239,14 +240,15 @@ Trainer.step = failing
 
 
 @pytest.mark.parametrize(
-    ("parallel", "what", "said"),
+    ("parallel", "what", "said", "status"),
     [
-        ("ddp", "raise RunError('its disk is full')", "soflow: process 1: its disk is full"),
-        ("fsdp", "raise ZeroDivisionError('a bug')", "[rank1]: ZeroDivisionError: a bug"),
-        ("ddp", "os.kill(os.getpid(), signal.SIGKILL)", "traceback : Signal 9 (SIGKILL) received by PID"),
+        ("fsdp", "raise RunError('its disk is full')", "soflow: process 1: its disk is full", 1),
+        ("ddp", "raise ZeroDivisionError('a bug')", "[rank1]: ZeroDivisionError: a bug", 1),
+        ("ddp", "os.kill(os.getpid(), signal.SIGKILL)", "traceback : Signal 9 (SIGKILL) received by PID", -9),
     ],
+    ids=["error", "bug", "killed"],
 )
-def test_the_end_of_one_process_ends_the_others_and_is_told(parallel, what, said, one, tmp_path):
+def test_the_end_of_one_process_ends_the_others_and_is_told(parallel, what, said, status, one, tmp_path):
     file, settings = program(tmp_path, FAILING.format(what=what)), [*DIT, "train.accumulate=2"]
     start = time.monotonic()
     process = launch(TORCHRUN, file, "train", "digits", *settings, f"parallel={parallel}", out=tmp_path / "run")
@@ -258,6 +260,7 @@ def test_the_end_of_one_process_ends_the_others_and_is_told(parallel, what, said
     assert not any("[rank0]" in line for line in lines)  # no traceback of a process that only lost another
     cause = process.stderr.split("Root Cause (first observed failure)")[1]
     assert "rank      : 1 " in cause
+    assert f"exitcode  : {status} " in cause
     assert last(tmp_path / "run").step == 4
     runs.train("digits", tmp_path / "run", settings)
     assert_same_training(one, tmp_path / "run")
