@@ -18,11 +18,12 @@ from soflow.errors import InputError
 
 
 def spread(module: nn.Module, device: torch.device, blocks: bool = True) -> None:
-    """Replaces each parameter of the module by this process's share of it, on `device`.
+    """Replaces each parameter of the module, the same on all processes, by this one's share of it, on `device`.
 
     The blocks that a network marks as repeated are whole only while they compute; what is outside of them, as long as the
     module's forward and backward last. blocks: False for all of it as long as that, for objectives that do more with a
-    network than call it. Raises InputError where torch cannot.
+    network than call it. (Under autocast, bfloat16 copies of weights stay whole from the forward to the backward, which
+    needs them.) Raises InputError where torch cannot.
     """
     if device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
         raise InputError(f"parallel=fsdp on CPUs needs a torch newer than this {torch.__version__}: use parallel=ddp")

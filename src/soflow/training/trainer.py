@@ -77,9 +77,8 @@ class Trainer:
             compile_blocks(network)
         loss = LossModule(network, objective)
         if config.parallel == "fsdp" and self.accelerator.num_processes > 1:
-            self.module = self.accelerator.prepare_model(
-                loss, device_placement=False, evaluation_mode=True
-            )  # autocast alone
+            # evaluation_mode: autocast, and no DDP around it
+            self.module = self.accelerator.prepare_model(loss, device_placement=False, evaluation_mode=True)
             spread(loss, self.device, blocks=not config.objective.whole_network)
             self.optimizer = self.accelerator.prepare(make_optimizer(config.optimizer, network.parameters()))
         else:
