@@ -207,8 +207,9 @@ def test_a_compiled_run_keeps_all_names_and_goes_on_bit_for_bit(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path):
-    settings = [*MLP[1], *RUN, "objective.name=mean_flow", "compile=true"]
+@pytest.mark.parametrize(("parallel", "objective"), [("ddp", "mean_flow"), ("fsdp", "soflow"), ("fsdp", "mean_flow")])
+def test_two_processes_train_as_one(parallel, objective, tmp_path):
+    settings = [*MLP[1], *RUN, f"objective.name={objective}", "compile=true", f"parallel={parallel}"]
     program = tmp_path / "program.py"
     program.write_text(
         "from soflow.training import compile\ncompile.BACKEND = 'aot_eager'\nfrom soflow.__main__ import main\nmain()\n"

@@ -5,8 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -268,32 +266,6 @@ def test_a_loaded_run_samples_with_averaged_weights_in_evaluation_mode(tiny_run)
     assert run.config == read_recipe(
         "digits", [*TINY_DIT, "train.steps=30", "train.batch_size=32", "train.log_every=10", "checkpoint.every=15"]
     )
-
-
-@pytest.mark.parametrize("objective", ["soflow", "flow_matching", "mean_flow", "shortcut", "consistency"])
-def test_two_processes_train_as_one(objective, tmp_path):
-    settings = [f"objective.name={objective}", *DIT]
-    command = ["train", "digits", *settings, "--out"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "soflow"]
-    two = subprocess.run(
-        [*launch, *command, str(tmp_path / "two")], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert two.returncode == 0, two.stderr
-    assert two.stderr.count("step 8/8") == 1  # only the first process speaks
-    runs.train("digits", tmp_path / "one", settings)
-    losses = [[line["loss"] for line in RunFolder(tmp_path / name).read_metrics()] for name in ("one", "two")]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    weights = [load_file(last(tmp_path / name).path / "ema.safetensors") for name in ("one", "two")]
-    for key in weights[0]:
-        torch.testing.assert_close(weights[0][key], weights[1][key], rtol=1e-4, atol=1e-5)
-
-
-def test_a_batch_that_does_not_split_among_processes_is_refused(tmp_path, monkeypatch):
-    from accelerate import Accelerator
-
-    monkeypatch.setattr(Accelerator, "num_processes", property(lambda self: 3))
-    with pytest.raises(InputError, match=r"batch_size=16 cannot be split into equal parts for 3 processes"):
-        runs.train("digits", tmp_path / "run", DIT)
 
 
 def test_a_checkpoint_of_a_step_gone_back_to_replaces_damaged_later_ones(tmp_path):

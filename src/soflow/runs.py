@@ -24,17 +24,22 @@ from soflow.sampling import sample_many
 from soflow.solution import FlowModel
 from soflow.training.checkpoint import Checkpoint, TrainState, checkpoints, newest_good
 from soflow.training.display import Display, make_display
+from soflow.training.peers import lost_processes_explained
 from soflow.training.run_folder import RunFolder, find_run
+from soflow.training.signals import Stopped
 from soflow.training.trainer import Trainer, require_trackers
 
 Decode = Callable[[Tensor], Tensor]
 
-#: Keys that may change when a run is taken up again: they do not touch what is learned.
+#: Keys that may change when a run is taken up again: they touch what is learned by rounding at most, and dropout's masks.
 FREE_KEYS = (
     "description",
     "data.path",
     "checkpoint.",
+    "compile",
     "evaluate.",
+    "parallel",
+    "train.accumulate",
     "train.log_every",
     "train.sample_every",
     "train.trackers",
@@ -88,7 +93,6 @@ def train(
     if config.init_from and newest_good(folder.checkpoints)[0] is None:
         for note in load_pretrained(network, Path(config.init_from), config.init_time):
             display.note(note)
-    folder.create()
 
     decode = decoder_if_any(dataset.encoder, display.note)
 
@@ -97,23 +101,28 @@ def train(
         draw_samples(config, folder, state.step, model, device)
         watch(state, model, device)
 
-    trainer = Trainer(
-        network=network,
-        objective=make_objective(config),
-        dataset=dataset,
-        augment=make_augment(config.data),
-        config=config,
-        folder=folder,
-        display=display,
-        watch=draw_and_watch,
-    )
-    try:
-        if trainer.accelerator.is_main_process:
-            folder.write_config(config)
-            if not folder.data.is_file():
-                folder.write_data(dataset.describe())
-        trainer.run()
-    finally:
+    with lost_processes_explained():
+        trainer = Trainer(
+            network=network,
+            objective=make_objective(config),
+            dataset=dataset,
+            augment=make_augment(config.data),
+            config=config,
+            folder=folder,
+            display=display,
+            watch=draw_and_watch,
+        )
+        try:
+            if trainer.accelerator.is_main_process:
+                folder.create()
+                folder.write_config(config)
+                if not folder.data.is_file():
+                    folder.write_data(dataset.describe())
+            trainer.run()
+        except BaseException as error:
+            if isinstance(error, Stopped) or trainer.accelerator.num_processes == 1:  # else it would wait for the others
+                trainer.close()
+            raise
         trainer.close()
     return folder
 

@@ -4,6 +4,7 @@ Exit status: 0 done, 1 failed, 2 wrong use, 128 + signal after a signal (130 aft
 are one line on stderr; anything else is a bug and keeps its traceback.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -67,5 +68,8 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def fail(message: str, status: int) -> int:
-    print(f"soflow: {' '.join(message.split())}", file=sys.stderr)
+    rank = int(os.environ.get("RANK", "0"))  # of several processes each says what went wrong in it
+    speaker = f"soflow: process {rank}" if rank else "soflow"
+    sys.stderr.write(f"{speaker}: {' '.join(message.split())}\n")  # at once, lest two processes share a line
+    sys.stderr.flush()
     return status

@@ -108,7 +108,12 @@ class UndecayedGuidanceConfig(GuidanceConfig):
 Samplers = tuple[Literal["renoise", "ode", "euler", "heun"], ...]
 
 
-class SoFlowConfig(Section):
+class MethodConfig(Section):
+    samplers: ClassVar[Samplers]
+    whole_network: ClassVar[bool] = False  # it does more with the network than call it, and so needs all of it at once
+
+
+class SoFlowConfig(MethodConfig):
     samplers: ClassVar[Samplers] = ("renoise", "ode", "heun")
     name: Literal["soflow"] = Field("soflow", description="soflow, flow_matching, mean_flow, shortcut or consistency")
     lambda_: Share = Field(0.75, description="share of the batch that matches the flow; the rest is made consistent")
@@ -119,7 +124,7 @@ class SoFlowConfig(Section):
     guidance: GuidanceConfig = Field(GuidanceConfig(), description="classifier-free guidance inside training")
 
 
-class FlowMatchingConfig(Section):
+class FlowMatchingConfig(MethodConfig):
     samplers: ClassVar[Samplers] = ("euler", "heun")  # a velocity, no jumps
     name: Literal["flow_matching"]
     p: float = Field(0.0, ge=0, description="power of the adaptive weight; 0 is the plain square")
@@ -128,8 +133,9 @@ class FlowMatchingConfig(Section):
     guidance: GuidanceConfig = Field(GuidanceConfig(), description="classifier-free guidance inside training")
 
 
-class MeanFlowConfig(Section):
+class MeanFlowConfig(MethodConfig):
     samplers: ClassVar[Samplers] = ("ode", "renoise", "heun")
+    whole_network: ClassVar[bool] = True  # whose derivative it takes
     name: Literal["mean_flow"]
     velocity_share: Share = Field(0.75, description="share of the batch with s = t")
     derivative: Literal["all", "jumps"] = Field(
@@ -141,8 +147,9 @@ class MeanFlowConfig(Section):
     guidance: UndecayedGuidanceConfig = Field(UndecayedGuidanceConfig(), description="classifier-free guidance in training")
 
 
-class ShortcutConfig(Section):
+class ShortcutConfig(MethodConfig):
     samplers: ClassVar[Samplers] = ("ode", "heun")  # its jumps are of lengths 1, 1/2, 1/4, ... and no others
+    whole_network: ClassVar[bool] = True  # which it calls with averaged weights, too
     name: Literal["shortcut"]
     step_share: Share = Field(0.25, description="share of the batch that learns steps from half steps")
     p: float = Field(0.0, ge=0, description="power of the adaptive weight; 0 is the plain square")
@@ -151,7 +158,7 @@ class ShortcutConfig(Section):
     guidance: GuidanceConfig = Field(GuidanceConfig(), description="classifier-free guidance inside training")
 
 
-class ConsistencyConfig(Section):
+class ConsistencyConfig(MethodConfig):
     samplers: ClassVar[Samplers] = ("renoise",)  # jumps to data alone, no velocity
     name: Literal["consistency"]
     p: float = Field(1.0, ge=0, description="power of the adaptive weight; 0 is the plain square")
@@ -225,6 +232,10 @@ class Config(Section):
         description="of the passes: fp32, tf32 on a GPU, bf16 with the consistency pair in fp32, bf16-tf32 with it in tf32",
     )
     compile: bool = Field(False, description="compile the network's blocks: a slow first step, faster ones after it")
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp",
+        description="of several processes: ddp, each holds the network; fsdp, a share of it, for networks that do not fit",
+    )
 
     @field_validator("objective", mode="before")
     @classmethod

@@ -6,12 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from soflow.config.schema import EmaConfig
+from soflow.training.sharding import share, share_out, whole
 
 
 class Ema:
     """average <- d average + (1 - d) weights, with d = decay^every, after every `every` steps.
 
-    Averages what is trained; buffers and fixed parameters are taken as they are. Source: SoFlow; EDM for the float64 form.
+    Averages what is trained; buffers and fixed parameters are taken as they are. Of a network spread over processes each
+    averages its own share. Source: SoFlow; EDM for the float64 form.
     """
 
     def __init__(self, network: nn.Module, config: EmaConfig) -> None:
@@ -26,19 +28,20 @@ class Ema:
         """Takes in the weights as they are after `step` (counted from 0)."""
         if (step + 1) % self.config.every:
             return
-        weights = [p.detach().to(self.dtype) for p in self.trained.values()]
-        torch._foreach_lerp_(list(self.average.values()), weights, 1 - self.config.decay**self.config.every)
+        averages = [share(average) for average in self.average.values()]
+        weights = [share(p.detach()).to(self.dtype) for p in self.trained.values()]
+        torch._foreach_lerp_(averages, weights, 1 - self.config.decay**self.config.every)
 
     @torch.no_grad()
     def net(self, x: Tensor, t: Tensor, s: Tensor, labels: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
-        """F(x, t, s, labels) with the averaged weights, without gradient."""
-        weights = {name: average.to(self.trained[name].dtype) for name, average in self.average.items()}
+        """F(x, t, s, labels) with the averaged weights, without gradient. Every process must call it."""
+        weights = {name: whole(average.to(self.trained[name].dtype)) for name, average in self.average.items()}
         return torch.func.functional_call(self.network, weights, (x, t, s, labels, augment))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The whole network's state with averaged weights, as kept in checkpoints."""
+        """The network's state with averaged weights, spread as the network is."""
         return {**self.network.state_dict(), **self.average}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         for name, average in self.average.items():
-            average.copy_(state[name])
+            average.copy_(share_out(state[name], average))

@@ -25,8 +25,10 @@ from soflow.training.compile import compile_blocks, compile_errors_explained
 from soflow.training.display import Display
 from soflow.training.ema import Ema
 from soflow.training.optimizers import learning_rate, make_optimizer
+from soflow.training.peers import require_plain_launch
 from soflow.training.precision import float32_products
 from soflow.training.run_folder import RunFolder
+from soflow.training.sharding import load_network, load_optimizer, share, spread, whole_state
 from soflow.training.signals import Stopped, StopRequest, stop_request
 
 #: Called where a sample grid is due, with how far training is, the averaged weights and the device.
@@ -50,6 +52,7 @@ class Trainer:
         self.config = config
         self.folder = folder
         self.watch = watch
+        require_plain_launch()
         AcceleratorState._reset_state()  # Accelerate keeps the precision of a process's first run; this may be another run
         self.accelerator = Accelerator(
             cpu=int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available(),  # else no process group there
@@ -72,9 +75,17 @@ class Trainer:
         self.state = TrainState()
         if config.compile:
             compile_blocks(network)
-        self.ema = Ema(network.to(self.device), config.ema)
-        optimizer = make_optimizer(config.optimizer, network.parameters())
-        self.module, self.optimizer = self.accelerator.prepare(LossModule(network, objective, self.ema.net), optimizer)
+        loss = LossModule(network, objective)
+        if config.parallel == "fsdp" and self.accelerator.num_processes > 1:
+            # evaluation_mode: autocast, and no DDP around it
+            self.module = self.accelerator.prepare_model(loss, device_placement=False, evaluation_mode=True)
+            spread(loss, self.device, blocks=not config.objective.whole_network)
+            self.optimizer = self.accelerator.prepare(make_optimizer(config.optimizer, network.parameters()))
+        else:
+            optimizer = make_optimizer(config.optimizer, network.to(self.device).parameters())
+            self.module, self.optimizer = self.accelerator.prepare(loss, optimizer)
+        self.ema = Ema(network, config.ema)
+        loss.average = self.ema.net
         self.resume()
 
     def resume(self) -> None:
@@ -82,11 +93,15 @@ class Trainer:
         checkpoint, problems = newest_good(self.folder.checkpoints)
         for problem in problems:
             self.display.note(f"{problem}; passing over it")
+        if len(set(self.of_all(checkpoint.step if checkpoint else -1))) > 1:
+            raise RunError(
+                f"the processes do not see the same checkpoints: {self.folder.path} must be on a disk that all share"
+            )
         if checkpoint is None:
             return
-        self.network.load_state_dict(checkpoint.weights("raw"))
+        load_network(self.network, checkpoint.weights("raw"))
         self.ema.load_state_dict(checkpoint.weights("ema"))
-        self.optimizer.load_state_dict(checkpoint.optimizer_state())
+        load_optimizer(self.optimizer, checkpoint.optimizer_state())
         self.state = checkpoint.train_state()
         self.display.note(f"going on from {checkpoint.path}")
 
@@ -130,9 +145,13 @@ class Trainer:
 
     def agree_to_stop(self, request: StopRequest) -> None:
         """A signal that reached any process stops all of them after the same step."""
-        if self.accelerator.num_processes > 1:
-            signums = self.accelerator.gather(torch.tensor([request.signum or 0], device=self.device))
-            request.signum = int(signums.max()) or None
+        request.signum = max(self.of_all(request.signum or 0)) or None
+
+    def of_all(self, number: int) -> list[int]:
+        """A number of each process. Every process must ask for it."""
+        if self.accelerator.num_processes == 1:
+            return [number]
+        return self.accelerator.gather(torch.tensor([number], device=self.device)).tolist()
 
     def timed_step(self) -> None:
         start = time.perf_counter()
@@ -217,17 +236,16 @@ class Trainer:
         self.display.log(metrics)
 
     def save(self) -> None:
-        if not all(bool(p.isfinite().all()) for p in self.network.parameters()):
+        """Writes a checkpoint: the first process does, of whole tensors to which all have given their share."""
+        finite = all(bool(share(p).isfinite().all()) for p in self.network.parameters())
+        if not all(self.of_all(finite)):
             self.fail("weights are no longer finite numbers")
-        if self.accelerator.is_main_process:
+        main = self.accelerator.is_main_process
+        weights, ema, optimizer = (whole_state(x.state_dict(), main) for x in (self.network, self.ema, self.optimizer))
+        if main:
             try:
                 save_checkpoint(
-                    self.folder.checkpoints,
-                    self.state,
-                    self.network.state_dict(),
-                    self.ema.state_dict(),
-                    self.optimizer.state_dict(),
-                    self.config.checkpoint.keep_last,
+                    self.folder.checkpoints, self.state, weights, ema, optimizer, self.config.checkpoint.keep_last
                 )
             except OSError as error:
                 raise RunError(
@@ -237,8 +255,12 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def sample(self) -> None:
-        if self.accelerator.is_main_process:
-            self.watch(self.state, self.ema.state_dict(), self.device)
+        """Shows the averaged weights to `watch`, in the first process while the others wait."""
+        main = self.accelerator.is_main_process
+        weights = whole_state(self.ema.state_dict(), main)
+        if main:
+            self.watch(self.state, weights, self.device)
+        self.accelerator.wait_for_everyone()
 
 
 def require_trackers(names: tuple[str, ...]) -> None:

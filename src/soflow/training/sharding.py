@@ -1,0 +1,89 @@
+"""Networks spread over processes: each keeps a share of every tensor, and whole tensors only pass through.
+
+A share is torch's DTensor; every function here takes ordinary tensors as well, and leaves them as they are. Accelerate's own
+FSDP2 is of no use: it does nothing on CPUs, and under bfloat16 it rounds the weights themselves, which the consistency pair
+needs in float32. So the network is spread by torch's fully_shard.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from soflow.errors import InputError
+
+
+def spread(module: nn.Module, device: torch.device, blocks: bool = True) -> None:
+    """Replaces each parameter of the module, the same on all processes, by this one's share of it, on `device`.
+
+    The blocks that a network marks as repeated are whole only while they compute; what is outside of them, as long as the
+    module's forward and backward last. blocks: False for all of it as long as that, for objectives that do more with a
+    network than call it. (Under autocast, bfloat16 copies of weights stay whole from the forward to the backward, which
+    needs them.) Raises InputError where torch cannot.
+    """
+    if device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
+        raise InputError(f"parallel=fsdp on CPUs needs a torch newer than this {torch.__version__}: use parallel=ddp")
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    repeated = [child for child in module.modules() if getattr(child, "repeated", False)]
+    for block in repeated if blocks else []:
+        fully_shard(block, mesh=mesh)
+    fully_shard(module, mesh=mesh, reshard_after_forward=False)
+
+
+def share(tensor: Tensor) -> Tensor:
+    """This process's share of a tensor, which changes with it."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor put together from all shares. Every process must ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def share_out(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, the same on all processes, spread as `like` is. Every process must do it."""
+    return distribute_tensor(tensor, like.device_mesh, like.placements) if isinstance(like, DTensor) else tensor
+
+
+def whole_state(state: Mapping[Any, Any], keep: bool) -> dict[Any, Any]:
+    """A state_dict with whole tensors in it, on the CPU; empty where `keep` is False. Every process must ask for it.
+
+    One tensor at a time is put together, so that no device has to hold them all.
+    """
+    kept: dict[Any, Any] = {}
+    for key, value in state.items():
+        if isinstance(value, Mapping):
+            value = whole_state(value, keep)
+        elif isinstance(value, Tensor):
+            value = whole(value.detach())
+            value = value.cpu() if keep else None
+        if keep:
+            kept[key] = value
+    return kept
+
+
+def load_network(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Loads whole weights."""
+    state = network.state_dict()
+    network.load_state_dict(
+        {name: share_out(value, state[name]) if name in state else value for name, value in weights.items()}
+    )
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Loads a whole state: what has the shape of a parameter is spread as that is."""
+
+    def of(parameter: Tensor, value: Any) -> Any:
+        alike = isinstance(value, Tensor) and value.shape == parameter.shape
+        return share_out(value, parameter) if alike else value
+
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    shares = {
+        index: {name: of(parameters[index], value) for name, value in values.items()}
+        for index, values in state["state"].items()
+    }
+    optimizer.load_state_dict({**state, "state": shares})
