@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def sample(
     run: Annotated[Path, typer.Argument(help="A run folder, or a checkpoint inside it.")],
-    num: Annotated[int, typer.Option(help="How many samples.")] = 64,
+    num: Annotated[int, typer.Option("--num", "-n", help="How many samples.")] = 64,
     nfe: Annotated[
         int | None, typer.Option(help="Network evaluations a sample (default: 1; 64 after flow matching).")
     ] = None,
