@@ -174,7 +174,7 @@ def test_wrong_use_is_one_line_and_status_two(arguments, words, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--labels", "cat"], ["--labels is 'cat'"]),
+        (["--labels", "cat"], ["--labels names cat: the classes are 0 to 9"]),
         (["--method", "magic"], ["unknown sampling method 'magic'", "renoise, ode"]),
         (["--method", "heun", "--nfe", "3"], ["3 is odd, use 4"]),
         (["--weights", "mean"], ["ema or raw"]),

@@ -99,8 +99,8 @@ def class_number(text: str, names: Sequence[str]) -> int:
     if text.isdigit() and int(text) < len(names):
         return int(text)
     close = get_close_matches(text.casefold(), folded, n=3)
-    told = f"did you mean {' or '.join(names[folded.index(one)] for one in close)}?" if close else known(names)
-    raise InputError(f"--labels names {text}: {told}")
+    hint = f"; did you mean {' or '.join(names[folded.index(one)] for one in close)}?" if close else ""
+    raise InputError(f"--labels names {text}: {known(names)}{hint}")
 
 
 def known(names: Sequence[str]) -> str:
