@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 
-from soflow import runs
+from soflow import processes, runs
 from soflow.assemble import make_dataset, with_classes
 from soflow.config import Config, read_methods
 from soflow.costs import Cost, base_of, measure
@@ -95,7 +95,7 @@ def compare(
     that fails.
     """
     progress, out = progress or Progress(), Path(out)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if processes.count() > 1:
         raise InputError("a comparison runs in one process: start soflow compare without torchrun")
     if min(seeds, rounds, len(methods)) < 1:
         raise InputError("a comparison needs one method, one seed and one round of measuring, or more of them")

@@ -4,13 +4,13 @@ Exit status: 0 done, 1 failed, 2 wrong use, 128 + signal after a signal (130 aft
 are one line on stderr; anything else is a bug and keeps its traceback.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
+from soflow import processes
 from soflow.cli.bench import bench
 from soflow.cli.compare import compare
 from soflow.cli.encode import encode
@@ -68,7 +68,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def fail(message: str, status: int) -> int:
-    rank = int(os.environ.get("RANK", "0"))  # of several processes each says what went wrong in it
+    rank = processes.index()  # of several processes each says what went wrong in it
     speaker = f"soflow: process {rank}" if rank else "soflow"
     sys.stderr.write(f"{speaker}: {' '.join(message.split())}\n")  # at once, lest two processes share a line
     sys.stderr.flush()

@@ -12,10 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from soflow.data.images import Opener
+from soflow.data.images import SPLITS, Opener
 from soflow.errors import InputError, first_line
-
-SPLITS = ("train", "test", "val", "validation")
 
 
 class ArrayImages:

@@ -12,12 +12,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from soflow.data.images import ENDINGS, Opener
+from soflow.data.images import ENDINGS, SPLITS, Opener
 from soflow.errors import InputError
 from soflow.files import digest
-
-#: Subfolders that are splits, where there is one called train.
-SPLITS = ("train", "test", "val", "validation")
 
 
 class FolderImages:

@@ -12,6 +12,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+#: Names by which folders and arrays are known as splits.
+SPLITS = ("train", "test", "val", "validation")
 MODES = {1: "L", 3: "RGB"}
 
 #: Opens one image; raises whatever decoders raise.

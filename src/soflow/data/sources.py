@@ -153,12 +153,9 @@ def kind_of(path: str) -> str:
         return "latents"
     if (place / "dataset_dict.json").is_file() or (place / "state.json").is_file():
         return "huggingface"
-    stored = next((True for file in place.rglob("*") if file.suffix in BUILDERS), False)
-    return "huggingface" if stored and not has_images(place) else "folder"
-
-
-def has_images(place: Path) -> bool:
-    return any(file.name.lower().endswith(ENDINGS) for file in place.rglob("*"))
+    kinds = {**dict.fromkeys(ENDINGS, "folder"), **dict.fromkeys(BUILDERS, "huggingface")}
+    found = (kinds[file.suffix.lower()] for file in place.rglob("*") if file.suffix.lower() in kinds)
+    return next(found, "folder")  # by the first that is met: a folder of a million images is not looked through
 
 
 def find(text: str, like: DataConfig) -> tuple[DataConfig, str]:

@@ -96,7 +96,8 @@ def keep_to_plan(folder: Path, plan: dict[str, Any]) -> None:
     """Notes the plan, or raises InputError where the folder was begun with another."""
     file = folder / "plan.json"
     if not file.is_file():
-        if any(not is_partial(entry) for entry in folder.iterdir()):
+        strange = any(not is_partial(entry) for entry in folder.iterdir())
+        if strange and not file.is_file():  # else another process has just written it
             raise InputError(f"{folder} holds something else already: choose a new folder with --out")
         write_json(file, plan)
     begun = read_json(file)

@@ -1,11 +1,12 @@
 """What a training run shows: a progress bar on a terminal, one line a logging step elsewhere. Everything on stderr."""
 
-import os
 import sys
 from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from soflow import processes
 
 
 class Display(Protocol):
@@ -92,6 +93,6 @@ class SilentDisplay:
 
 def make_display() -> Display:
     """A bar on a terminal, lines elsewhere, nothing for processes other than the first."""
-    if int(os.environ.get("RANK", "0")) > 0:
+    if processes.index() > 0:
         return SilentDisplay()
     return BarDisplay() if sys.stderr.isatty() else LineDisplay()

@@ -3,7 +3,6 @@
 import gc
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -14,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
+from soflow import processes
 from soflow.config import Config
 from soflow.data.augment import AugmentPipe
 from soflow.data.batches import Batches, seed_of, seeded_generator
@@ -55,7 +55,7 @@ class Trainer:
         require_plain_launch()
         AcceleratorState._reset_state()  # Accelerate keeps the precision of a process's first run; this may be another run
         self.accelerator = Accelerator(
-            cpu=int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available(),  # else no process group there
+            cpu=processes.count() > 1 and not torch.cuda.is_available(),  # else no process group there
             mixed_precision="bf16" if config.precision.startswith("bf16") else "no",
             gradient_accumulation_steps=config.train.accumulate,
             log_with=list(config.train.trackers) or None,
