@@ -166,8 +166,8 @@ def test_several_runs_make_one_page(run, tiny_run, tmp_path, inside):
         (["evaluate", "nowhere", "--num", "1"], ["--num is 1", "2 or more"]),
     ],
 )
-def test_wrong_use_is_one_line_and_status_two(arguments, words, tmp_path):
-    assert_fails(soflow(*arguments, cwd=tmp_path), 2, *words)
+def test_wrong_use_is_one_line_and_status_two(arguments, words, tmp_path, inside):
+    assert_fails(inside(*arguments, cwd=tmp_path), 2, *words)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -189,20 +189,20 @@ def test_wrong_samples_are_refused(arguments, words, run, inside):
 
 
 @pytest.mark.parametrize("label", ["-1", "10"])
-def test_a_label_that_is_no_class(label, run):
-    assert_fails(soflow("sample", run, "--labels", label), 2, f"--labels names {label}", "the classes are 0 to 9")
+def test_a_label_that_is_no_class(label, run, inside):
+    assert_fails(inside("sample", run, "--labels", label), 2, f"--labels names {label}", "the classes are 0 to 9")
 
 
 def test_an_output_folder_that_cannot_be_written(tmp_path, run, inside):
     (tmp_path / "file").write_text("in the way")
-    assert_fails(soflow("train", "digits", *TINY, "--out", tmp_path / "file" / "run"), 2, "cannot write", "--out")
+    assert_fails(inside("train", "digits", *TINY, "--out", tmp_path / "file" / "run"), 2, "cannot write", "--out")
     assert_fails(inside("report", run, "--out", tmp_path / "file" / "page.html"), 2, "cannot write", "--out")
 
 
 @pytest.mark.parametrize("text", ["- one\n- two\n", "words\n", "data: {\n"])
-def test_a_recipe_that_is_no_mapping(text, tmp_path):
+def test_a_recipe_that_is_no_mapping(text, tmp_path, inside):
     (tmp_path / "r.yaml").write_text(text)
-    assert_fails(soflow("train", tmp_path / "r.yaml", "--out", tmp_path / "run"), 2, "r.yaml")
+    assert_fails(inside("train", tmp_path / "r.yaml", "--out", tmp_path / "run"), 2, "r.yaml")
 
 
 def test_a_run_folder_of_another_version(run, inside):

@@ -4,6 +4,7 @@ Half a minute each. The data are drawn in the plane; the truth is a closed form 
 """
 
 import numpy as np
+import pytest
 import torch
 from scipy.integrate import solve_ivp
 
@@ -100,6 +101,7 @@ def test_the_map_of_a_gaussian_is_learned_to_three_percent(tmp_path, monkeypatch
     assert error < 0.03
 
 
+@pytest.mark.slow
 def test_the_map_of_two_gaussians_is_learned_to_three_percent(tmp_path, monkeypatch):
     def points_at(t):
         spread = float(np.sqrt(((1 - t) * SPREAD) ** 2 + t**2))

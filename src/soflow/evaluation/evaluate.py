@@ -24,7 +24,7 @@ HEUN_STEPS = 32
 #: Points that the diagnostics look at, and that an energy distance is worked out on.
 DIAGNOSTIC_POINTS = 500
 ENERGY_POINTS = 4000
-#: Samples drawn at once where the time of drawing is measured.
+#: Samples drawn at once where the time of drawing is measured, where there are as many.
 TIMED_BATCH = 500
 
 
@@ -120,7 +120,7 @@ def evaluate(
         distance, share = judge(samples, labels)
         few = slice(len(held_out))
         distance_of_few, _ = judge(samples[few], None if labels is None else labels[few])
-        return Row(method, n, distance, distance_of_few, share, milliseconds_per_sample(model, method, n, device))
+        return Row(method, n, distance, distance_of_few, share, milliseconds_per_sample(model, method, n, device, min(num, TIMED_BATCH)))
 
     rows = [row(index, method, n) for index, (method, n) in enumerate(rows_of(samplers, nfe))]
     real_distance, real_recognized = judge(held_out.samples(), held_out.labels)
@@ -132,7 +132,7 @@ def evaluate(
         "reference": judge.describe(judge.reference),
         "rows": [asdict(row) for row in rows],
         "real": {**judge.describe(held_out), "distance": real_distance, "recognized": real_recognized},
-        "diagnostics": diagnostics(model, points, seed, device)
+        "diagnostics": diagnostics(model, points, min(num, DIAGNOSTIC_POINTS), seed, device)
         if points is not None and {"ode", "heun"} <= set(samplers)
         else {},
         "versions": {name: version(name) for name in ("soflow", "torch", "numpy")} | {"python": platform.python_version()},
@@ -141,22 +141,22 @@ def evaluate(
 
 
 @torch.no_grad()
-def milliseconds_per_sample(model: FlowModel, method: Method, nfe: int, device: torch.device) -> float:
-    """What a sampler takes once its noise is there, in batches of TIMED_BATCH; the second of two, so warmed up."""
-    noises = torch.randn(noise_count(method, nfe), TIMED_BATCH, *model.shape, device=device)
-    labels = class_by_class(TIMED_BATCH, model.num_classes)
+def milliseconds_per_sample(model: FlowModel, method: Method, nfe: int, device: torch.device, batch: int) -> float:
+    """What a sampler takes once its noise is there; the second of two batches, so warmed up."""
+    noises = torch.randn(noise_count(method, nfe), batch, *model.shape, device=device)
+    labels = class_by_class(batch, model.num_classes)
     labels = None if labels is None else labels.to(device)
     for _ in range(2):
         start = time.perf_counter()
         sample(model, noises, labels, method, nfe).sum().item()  # waits for the device
         seconds = time.perf_counter() - start
-    return 1000 * seconds / TIMED_BATCH
+    return 1000 * seconds / batch
 
 
-def diagnostics(model: FlowModel, dataset: Dataset, seed: int, device: torch.device) -> dict[str, float]:
+def diagnostics(model: FlowModel, dataset: Dataset, count: int, seed: int, device: torch.device) -> dict[str, float]:
     """Jumps against velocities, at points of the path between held-out data and noise, t even on (0, 1)."""
     generator = seeded_generator(seed, "diagnostics", 0, torch.device("cpu"))
-    data = dataset.samples(slice(DIAGNOSTIC_POINTS))
+    data = dataset.samples(slice(count))
     labels = dataset.labels[: len(data)].to(device) if dataset.labels is not None and model.num_classes else None
     noise = torch.randn(data.shape, generator=generator)
     t = torch.rand(len(data), generator=generator)
