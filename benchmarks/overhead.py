@@ -64,7 +64,7 @@ def library_loop(config: Config, folder: Path) -> tuple[Callable[[], None], torc
     def block() -> None:
         for _ in range(STEPS):
             trainer.timed_step()
-        trainer.log()
+        trainer.log({})
 
     return block, trainer.device
 

@@ -21,12 +21,11 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from soflow import runs
-from soflow.assemble import make_dataset
 from soflow.config import Config, read_recipe
-from soflow.evaluation.evaluate import Judge
-from soflow.evaluation.features import load_features
+from soflow.evaluation.statistics import Judge
+from soflow.judging import compared_with
 from soflow.objectives import soflow as method
-from soflow.sampling import class_by_class, sample_many
+from soflow.sampling import class_by_class, draw
 from soflow.training.display import SilentDisplay
 
 HERE = Path(__file__).parent
@@ -86,7 +85,7 @@ def one_run(config: Config, folder: Path, context: Callable[[], Any], judge: Jud
     labels = class_by_class(num, model.num_classes)
     last = out.read_metrics()[-1]
     return (
-        judge(sample_many(model, num, labels, "renoise", 1, seed=0), labels)[0],
+        judge.distance(judge.gather(draw(model, num, labels, "renoise", 1, seed=0), num)),
         last["consistency_mse"],
         last["flow_matching_mse"],
     )
@@ -96,8 +95,7 @@ def main() -> None:
     seeds = int(sys.argv[1]) if sys.argv[1:] else 3
     overrides = sys.argv[2:]
     config = read_recipe("digits", overrides)
-    data = make_dataset(config.data)
-    judge = Judge(load_features(config.evaluate.features, data, print), data)
+    judge = compared_with(config, None, lambda samples: samples, print, baseline=False).judge
     lines = [
         f"Recipe digits{' with ' + ' '.join(overrides) if overrides else ''}, {config.train.steps:,} steps, {seeds} seeds, "
         f"on the CPU, torch {torch.__version__}; ± is the standard deviation over seeds.",

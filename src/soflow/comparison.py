@@ -21,15 +21,14 @@ from soflow import processes, runs
 from soflow.assemble import make_dataset, with_classes
 from soflow.config import Config, read_methods
 from soflow.costs import Cost, base_of, measure
-from soflow.data.dataset import Dataset
 from soflow.errors import InputError
-from soflow.evaluation.evaluate import Judge, evaluate, rows_of
-from soflow.evaluation.features import load_features
+from soflow.evaluation.evaluate import Protocol, evaluate, rows_of, work
 from soflow.evaluation.report import real_by_class
 from soflow.evaluation.side_by_side import markdown, name_of, page, plots, sheets
 from soflow.files import damaged, read_json, require_writable, write_json, write_text
+from soflow.judging import Compared, compared_with
 from soflow.pictures import picture
-from soflow.sampling import Method, class_by_class, sample_many
+from soflow.sampling import Method, class_by_class, draw, sample_many
 from soflow.solution import FlowModel
 from soflow.training.checkpoint import TrainState, checkpoints
 from soflow.training.display import Display, SilentDisplay
@@ -106,10 +105,9 @@ def compare(
     data = make_dataset(shared.data, progress.note)  # which says what cannot be trained on
     configs = {name: with_classes(config, data) for name, config in configs.items()}
     decode = runs.decoder(data.encoder, runs.default_device())
-    reference, held_out, points = runs.real_data(shared, data.encoder, decode, progress.note)
     require_writable(out)
     require_same_as_begun(configs, seeds, budget, out)
-    judge = Judge(load_features(shared.evaluate.features, reference, progress.note), reference)
+    compared = compared_with(shared, data.encoder, decode, progress.note)
     costs = measure(configs, out / "cost.json", rounds, progress.counting)
     planned = plan(configs, seeds, budget, out, costs)
 
@@ -121,7 +119,7 @@ def compare(
             progress.note(f"{title}: done before")
             continue
         progress.note(f"{title}, {run.config.train.steps:,} steps; {left.in_words()} left in all")
-        train_and_evaluate(run, judge, held_out, points, title, progress)
+        train_and_evaluate(run, compared, title, progress)
         left.finish(run.folder.path)
     results = gather(recipe, budget, planned, costs, overrides)
     write_json(out / "results.json", results)
@@ -173,10 +171,9 @@ def finished(run: Planned) -> bool:
     return run.folder.config.is_file() and bool(read_json(run.figures))
 
 
-def train_and_evaluate(
-    run: Planned, judge: Judge, held_out: Dataset, points: Dataset | None, title: str, progress: Progress
-) -> None:
+def train_and_evaluate(run: Planned, compared: Compared, title: str, progress: Progress) -> None:
     """Trains one run, with distances on the way, and evaluates it."""
+    judge = compared.judge
     config, objective, settings = run.config, run.config.objective, run.config.evaluate
     looks: list[tuple[Method, int]] = list(dict.fromkeys([(objective.samplers[0], 1), config.drawing]))
 
@@ -184,18 +181,23 @@ def train_and_evaluate(
         labels = class_by_class(settings.num, model.num_classes)
         points = read_json(run.curve)
         for sampler, nfe in looks:
-            samples = sample_many(model, settings.num, labels, sampler, nfe, seed=0, device=device)
-            points.setdefault(f"{sampler} {nfe}", {})[str(state.step)] = [state.seconds, judge(samples, labels)[0]]
+            samples = draw(model, settings.num, labels, sampler, nfe, seed=0, device=device)
+            distance = judge.distance(judge.gather(samples, settings.num))
+            points.setdefault(f"{sampler} {nfe}", {})[str(state.step)] = [state.seconds, distance]
         write_json(run.curve, points)
 
     runs.train(config, run.folder.path, display=progress.training(title), watch=watch)
     loaded = runs.load(run.folder.path)
     rows = rows_of(objective.samplers, settings.nfe)
-    with progress.counting(f"evaluating {run.name}, seed {run.seed}", settings.num * len(rows)) as on_batch:
+    real = [] if compared.held_out is None else [len(compared.held_out)]
+    with progress.counting(
+        f"evaluating {run.name}, seed {run.seed}", work(judge, [settings.num] * len(rows) + real)
+    ) as on_done:
         results = evaluate(
-            loaded.model, objective.samplers, judge, held_out, settings.nfe, settings.num, 0, loaded.device, on_batch, points
-        )
-    results = {"checkpoint": loaded.checkpoint.path.name, "weights": "ema", **results}
+            {"ema": loaded.model}, objective.samplers, judge, compared.held_out, Protocol(settings.nfe, settings.num),
+            loaded.device, on_done, compared.points,
+        )  # fmt: skip
+    results = {"checkpoint": loaded.checkpoint.path.name, **results}
     run.folder.write_evaluation(results)  # for soflow report
     seconds = loaded.checkpoint.train_state().seconds
     write_json(run.figures, {**results, "seconds": seconds})

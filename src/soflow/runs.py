@@ -10,26 +10,26 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from soflow.assemble import held_out_of, make_augment, make_dataset, make_model, make_network, make_objective, with_classes
+from soflow import judging, processes
+from soflow.assemble import make_augment, make_dataset, make_model, make_network, make_objective, with_classes
 from soflow.config import Config, read_recipe
 from soflow.config.reading import fields, lookup
-from soflow.data import sources
-from soflow.data.dataset import Dataset, Encoder
+from soflow.data.dataset import Encoder
 from soflow.errors import InputError, RunError
 from soflow.interop.autoencoder import Decoder
 from soflow.interop.pretrained import load_pretrained
 from soflow.pictures import save_picture
-from soflow.progress import counting
-from soflow.sampling import sample_many
+from soflow.sampling import class_by_class, draw, sample_many
 from soflow.solution import FlowModel
 from soflow.training.checkpoint import Checkpoint, TrainState, checkpoints, newest_good
 from soflow.training.display import Display, make_display
 from soflow.training.peers import lost_processes_explained
 from soflow.training.run_folder import RunFolder, find_run
 from soflow.training.signals import Stopped
-from soflow.training.trainer import Trainer, require_trackers
+from soflow.training.trainer import Measure, Trainer, require_trackers
 
 Decode = Callable[[Tensor], Tensor]
+Weights = Literal["ema", "raw"]
 
 #: Keys that may change when a run is taken up again: they touch what is learned by rounding at most, and dropout's masks.
 FREE_KEYS = (
@@ -56,7 +56,7 @@ class Run:
     model: FlowModel
     device: torch.device
     notes: list[str]
-    weights: Literal["ema", "raw"] = "ema"
+    weights: Weights = "ema"
     class_names: tuple[str, ...] = ()
     encoder: Encoder | None = None
 
@@ -95,6 +95,7 @@ def train(
             display.note(note)
 
     decode = decoder_if_any(dataset.encoder, display.note)
+    measure = measuring(config, dataset.encoder, decode, display.note) if config.evaluate.every else None
 
     def draw_and_watch(state: TrainState, weights: dict[str, Tensor], device: torch.device) -> None:
         model = model_of(config, weights, device, decode)
@@ -111,6 +112,7 @@ def train(
             folder=folder,
             display=display,
             watch=draw_and_watch,
+            measure=measure,
         )
         try:
             if trainer.accelerator.is_main_process:
@@ -154,7 +156,7 @@ def shortened(value: Any) -> str:
     return text if len(text) < 80 else f"{text[:76]} ..."
 
 
-def load(path: str | Path, weights: Literal["ema", "raw"] = "ema", device: str | None = None, vae: str = "") -> Run:
+def load(path: str | Path, weights: Weights = "ema", device: str | None = None, vae: str = "") -> Run:
     """A run folder, or one checkpoint inside it, ready to sample from. `device` defaults to a GPU where there is one.
 
     Samples of a run on latents are decoded by the autoencoder that made them, or by `vae`, such as a local copy of it.
@@ -205,54 +207,33 @@ def decoder_if_any(encoder: Encoder | None, note: Callable[[str], None]) -> Deco
     return decode
 
 
-def real_data(
-    config: Config, encoder: Encoder | None, decode: Decode, note: Callable[[str], None], source: str = ""
-) -> tuple[Dataset, Dataset, Dataset | None]:
-    """What samples are compared with: a reference, held-out data beside it, and data as the model sees them, if there are.
-
-    By default the training data; latents are decoded, evaluate.num of them. `source` names other data, SOURCE[:SPLIT], which
-    then are images of the size that the run draws.
-    """
-    like = config.data
-    if encoder is not None:
-        like = like.model_copy(update={"shape": (encoder.channels, encoder.size, encoder.size)})
-    data, split = sources.find(source, like) if source else (config.data, config.data.split)
-    reference, held_out = held_out_of(data, split or data.split, note)
-    if encoder is None:
-        return reference, held_out, held_out
-    if data.source != "latents":
-        return reference, held_out, own_data(config, note)
-    num = config.evaluate.num
-    return decoded(reference, decode, num), decoded(held_out, decode, num), held_out
-
-
-def own_data(config: Config, note: Callable[[str], None]) -> Dataset | None:
-    """What a run was trained on; None, with a remark, where it is not there any more."""
-    try:
-        return make_dataset(config.data)
-    except (InputError, RunError) as error:
-        note(f"{error}; so there are no diagnostics")
-        return None
-
-
-def decoded(latents: Dataset, decode: Decode, num: int) -> Dataset:
-    """`num` latents from all over a data set, or all of them, as images."""
-    which = torch.linspace(0, len(latents) - 1, min(num, len(latents))).long()
-    with counting("decoding", len(which)) as on_done:
-        parts = []
-        for chosen in which.split(64):
-            parts.append(decode(latents.samples(chosen)))
-            on_done(64 * len(parts))
-    labels = None if latents.labels is None else latents.labels[which]
-    return Dataset(f"{latents.name}, decoded", latents.split, torch.cat(parts), labels, latents.class_names)
-
-
 def model_of(config: Config, weights: dict[str, Tensor], device: torch.device, decode: Decode = lambda x: x) -> FlowModel:
     """A model with these weights, on `device`."""
     with torch.device("meta"):
         network = make_network(config)
     network.load_state_dict(weights, assign=True)
     return make_model(config, network.to(device, torch.float32).requires_grad_(False), decode)
+
+
+def measuring(config: Config, encoder: Encoder | None, decode: Decode, note: Callable[[str], None]) -> Measure:
+    """What training evaluates itself by: the distance of a few samples by the run's first sampler, where evaluate.every is
+    set. The first process alone prepares it.
+    """
+    if processes.index() > 0:
+        return lambda weights, device: {}
+    compared = judging.compared_with(config, encoder, decode, note, baseline=False)
+    judge, num, (sampler, nfe) = compared.judge, config.evaluate.num_while_training, config.drawing
+
+    def measure(weights: dict[str, Tensor], device: torch.device) -> dict[str, float]:
+        model = model_of(config, weights, device, decode)
+        labels = class_by_class(num, model.num_classes)
+        return {
+            judge.features.metric: judge.distance(
+                judge.gather(draw(model, num, labels, sampler, nfe, 0, device=device), num)
+            )
+        }
+
+    return measure
 
 
 def draw_samples(config: Config, folder: RunFolder, step: int, model: FlowModel, device: torch.device) -> None:

@@ -1,10 +1,13 @@
 """Samples into a file: drawn in pieces that several processes share, and that an interrupted call goes on from."""
 
+import json
 import os
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +16,7 @@ from torch import Tensor
 from soflow import processes
 from soflow.data.dataset import Dataset
 from soflow.data.store import Piece, Shards, make_store, open_store
-from soflow.files import beside, digest
+from soflow.files import beside, digest, write_json
 from soflow.pictures import is_image, save_picture, to_pil, to_uint8
 from soflow.runs import Run
 from soflow.sampling import Method, sample_many
@@ -31,11 +34,13 @@ def sample_to_file(
     nfe: int,
     seed: int,
     on_done: Callable[[int], None] = lambda done: None,
+    told: Mapping[str, Any] | None = None,
 ) -> bool:
     """`num` samples as a picture (.png), as arrays in ADM's layout (.npz: arr_0 samples, arr_1 labels) or as one PNG each (a
     folder). True when the file is there, False while other processes still draw their pieces.
 
-    Sample i is a function of (seed, i), so the file is the same however many processes draw it.
+    Sample i is a function of (seed, i), so the file is the same however many processes draw it. How they were drawn, and
+    what is `told` beside, is kept with arrays (protocol, a text) and in a folder (protocol.json).
     """
     plan = {
         "kind": "samples",
@@ -66,25 +71,38 @@ def sample_to_file(
     elif processes.index() > 0:
         return False
     rows, _ = open_store(whole)
-    write(rows, labels, file)
+    protocol = {
+        "run": run.folder.path.resolve().name,
+        "checkpoint": run.checkpoint.path.name,
+        "weights": run.weights,
+        "sampler": method,
+        "nfe": nfe,
+        "seed": seed,
+        **(told or {}),
+        "versions": {name: version(name) for name in ("soflow", "torch")},
+    }
+    write(rows, labels, file, protocol)
     shutil.rmtree(whole)
     return True
 
 
-def write(rows: Shards, labels: Tensor | None, file: Path) -> None:
+def write(rows: Shards, labels: Tensor | None, file: Path, protocol: dict[str, Any]) -> None:
     """All rows into their file, or into a file each."""
     if file.suffix == ".png":
         samples = Dataset("samples", "", rows, None).samples()
         save_picture(samples, file, columns=max(1, min(10, len(samples))))
     elif file.suffix == ".npz":
-        write_npz(rows, labels, file)
+        write_npz(rows, labels, file, protocol)
     else:
+        write_json(file / "protocol.json", protocol)
         for i in range(len(rows)):
             to_pil(rows[torch.tensor([i])][0].numpy()).save(file / f"{i:06d}.png")
 
 
-def write_npz(rows: Shards, labels: Tensor | None, file: Path) -> None:
-    """ADM's layout: arr_0, the samples, and arr_1, their labels. Never more than some rows are in memory."""
+def write_npz(rows: Shards, labels: Tensor | None, file: Path, protocol: dict[str, Any]) -> None:
+    """ADM's layout: arr_0, the samples, and arr_1, their labels; beside them the protocol, JSON in a text. Never
+    more than some rows are in memory.
+    """
     partial = beside(file)
     with zipfile.ZipFile(partial, "w") as archive:
         with archive.open("arr_0.npy", "w", force_zip64=True) as stream:
@@ -96,4 +114,6 @@ def write_npz(rows: Shards, labels: Tensor | None, file: Path) -> None:
         if labels is not None:
             with archive.open("arr_1.npy", "w", force_zip64=True) as stream:
                 np.lib.format.write_array(stream, labels.numpy())
+        with archive.open("protocol.npy", "w") as stream:
+            np.lib.format.write_array(stream, np.array(json.dumps(protocol)))
     os.replace(partial, file)

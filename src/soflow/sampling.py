@@ -4,7 +4,7 @@ All take noise (B, ...) and labels (B,) or None (no condition), and return sampl
 one call of the network on the batch. Source: SoFlow (arXiv 2512.15657), sampling.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -18,6 +18,8 @@ from soflow.symbols import Labels, Sample
 
 Method = Literal["renoise", "ode", "euler", "heun"]
 METHODS: tuple[Method, ...] = ("renoise", "ode", "euler", "heun")
+#: Tells a sample's random label from its noise, which is seeded by (seed, i).
+LABEL = 1
 
 
 def even_times(steps: int) -> list[float]:
@@ -89,6 +91,22 @@ def class_by_class(num: int, num_classes: int) -> Tensor | None:
     return torch.arange(num) % num_classes if num_classes else None
 
 
+def random_classes(num: int, num_classes: int, seed: int) -> Tensor | None:
+    """Labels drawn at random, (num,), that of sample i by (seed, i); None without classes."""
+    if not num_classes:
+        return None
+    return torch.tensor([int(np.random.default_rng([seed, i, LABEL]).integers(num_classes)) for i in range(num)])
+
+
+#: How the classes of samples are chosen.
+LabelDraw = Literal["balanced", "random"]
+
+
+def draw_classes(how: LabelDraw, num: int, num_classes: int, seed: int) -> Tensor | None:
+    """Labels (num,): balanced, each class in turn, or at random; None without classes."""
+    return random_classes(num, num_classes, seed) if how == "random" else class_by_class(num, num_classes)
+
+
 def noise_count(method: Method, nfe: int) -> int:
     """How many noises a sample needs: fresh ones between the steps of `renoise`, else the first alone."""
     return nfe if method == "renoise" else 1
@@ -129,6 +147,27 @@ def noise_of_samples(seed: int, first: int, count: int, noises: int, shape: Sequ
 
 
 @torch.no_grad()
+def draw(
+    model: FlowModel,
+    num: int,
+    labels: Labels | None,
+    method: Method,
+    nfe: int,
+    seed: int,
+    batch_size: int = 500,
+    device: torch.device | str = "cpu",
+    start: int = 0,
+) -> Iterator[Sample]:
+    """Samples `start` .. `start + num - 1` on the CPU, drawn and decoded in batches (B, ...) as they are asked for."""
+    check_method(method, nfe)
+    device = torch.device(device)
+    for first in range(0, num, batch_size):
+        count = min(batch_size, num - first)
+        noises = noise_of_samples(seed, start + first, count, noise_count(method, nfe), model.shape, device)
+        chosen = None if labels is None else labels[first : first + count].to(device)
+        yield model.decode(sample(model, noises, chosen, method, nfe).float()).cpu()
+
+
 def sample_many(
     model: FlowModel,
     num: int,
@@ -141,14 +180,10 @@ def sample_many(
     on_batch: Callable[[int], None] = lambda done: None,
     start: int = 0,
 ) -> Sample:
-    """Samples `start` .. `start + num - 1` on the CPU, drawn and decoded in batches; `on_batch` hears how many are done."""
-    check_method(method, nfe)
-    device = torch.device(device)
-    parts = []
-    for first in range(0, num, batch_size):
-        count = min(batch_size, num - first)
-        noises = noise_of_samples(seed, start + first, count, noise_count(method, nfe), model.shape, device)
-        chosen = None if labels is None else labels[first : first + count].to(device)
-        parts.append(model.decode(sample(model, noises, chosen, method, nfe).float()).cpu())
-        on_batch(first + count)
+    """All that `draw` draws in one tensor; `on_batch` hears how many are done."""
+    parts, done = [], 0
+    for part in draw(model, num, labels, method, nfe, seed, batch_size, device, start):
+        parts.append(part)
+        done += len(part)
+        on_batch(done)
     return torch.cat(parts)

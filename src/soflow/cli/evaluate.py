@@ -1,84 +1,182 @@
-"""`soflow evaluate`: figures of a trained run, with what real data reaches beside them."""
+"""`soflow evaluate`: figures of a trained run, or of samples made by anything."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from soflow.cli.options import MOST_SAMPLES, at_least, between, whole_numbers
+from soflow.cli.options import MOST_SAMPLES, at_least, between, one_of, whole_numbers
 from soflow.errors import InputError
+
+if TYPE_CHECKING:
+    from soflow.judging import Compared
+    from soflow.runs import Weights
+    from soflow.sampling import LabelDraw
+
+
+SUBJECT = "A run, a checkpoint in it, or samples made by anything: a folder of images, an .npz, or a data set and :SPLIT."
+FEATURES = "inception (FID's), digits, classifier, coordinates, a TorchScript FILE or NAME=FILE (default: the recipe's)."
+REFERENCE = "Data, a path or a name, and :SPLIT; or an .npz of images or statistics (default: the training data)."
+BASELINE = "Add real against real: held-out data in place of samples (default: for runs, where there are some)."
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A run folder, or a checkpoint inside it.")],
+    samples: Annotated[
+        Path,
+        typer.Argument(metavar="RUN|SAMPLES", help=SUBJECT),
+    ],
     nfe: Annotated[
         str | None, typer.Option(help="Network evaluations a sample, e.g. 1,2,4 (default: the recipe's).")
     ] = None,
-    num: Annotated[int | None, typer.Option(help="Samples to draw (default: the recipe's).")] = None,
-    features: Annotated[str | None, typer.Option(help="digits, classifier or coordinates (default: the recipe's).")] = None,
+    num: Annotated[int | None, typer.Option(help="Samples to draw for each row (default: the recipe's).")] = None,
+    features: Annotated[
+        str | None,
+        typer.Option(help=FEATURES),
+    ] = None,
     reference: Annotated[
         str | None,
-        typer.Option(help="Data to compare with, a path or a name, and :SPLIT (default: the training data)."),
+        typer.Option(help=REFERENCE),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
-    vae: Annotated[str, typer.Option(help="The autoencoder that decodes latents (default: the one that made them).")] = "",
+    weights: Annotated[str | None, typer.Option(help="ema (averaged), raw, or both (default: ema,raw).")] = None,
+    draw: Annotated[str | None, typer.Option(help="Classes of samples: balanced or random (default: balanced).")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the samples (default: 0).")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Draw again with so many seeds, for means and deviations.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Samples drawn at once; changes no figure (default: 500).")] = None,
+    baseline: Annotated[
+        bool | None,
+        typer.Option(help=BASELINE),
+    ] = None,
+    vae: Annotated[
+        str | None, typer.Option(help="The autoencoder that decodes latents (default: the one that made them).")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the figures go (default: evaluation.json in the run).")] = None,
 ) -> None:
-    """Evaluate a trained run: a table, and evaluation.json in the run folder."""
-    counts = None if nfe is None else [at_least(n, 1, "--nfe") for n in whole_numbers(nfe, "--nfe")]
-    if num is not None:
-        between(num, 2, MOST_SAMPLES, "--num")
+    """Evaluate a run, or samples made by anything: a table, and evaluation.json with the protocol."""
+    from soflow import processes
+
+    if processes.count() > 1:
+        raise InputError(
+            "soflow evaluate runs in one process: draw with torchrun -m soflow sample RUN -n N --out FILE.npz, "
+            "then evaluate FILE.npz"
+        )
+    if out is not None and not out.parent.is_dir():
+        raise InputError(f"--out is {out}, but there is no folder {out.parent}")
+    for_runs = {"--nfe": nfe, "--num": num, "--weights": weights, "--draw": draw, "--seed": seed, "--seeds": seeds,
+                "--batch": batch, "--vae": vae}  # fmt: skip
+    if is_run(samples):
+        evaluate_run(samples, features, reference, baseline, out, for_runs)
+        return
+    given = [option for option, value in for_runs.items() if value is not None]
+    if given:
+        raise InputError(f"{given[0]} is for runs, and {samples} is none: leave it out")
+    evaluate_samples(samples, features, reference, baseline, out)
+
+
+def is_run(path: Path) -> bool:
+    """Whether a path is meant as a run: its folder, or a checkpoint in it."""
+    inside = path.absolute().parent.name == "checkpoints"
+    return inside or (path / "config.yaml").exists() or (path / "checkpoints").exists()
+
+
+def evaluate_run(
+    path: Path, features: str | None, reference: str | None, baseline: bool | None, out: Path | None, options: dict[str, Any]
+) -> None:
+    counts = (
+        None if options["--nfe"] is None else [at_least(n, 1, "--nfe") for n in whole_numbers(options["--nfe"], "--nfe")]
+    )
+    if options["--num"] is not None:
+        between(options["--num"], 2, MOST_SAMPLES, "--num")
+    seed, seeds = options["--seed"] or 0, 1 if options["--seeds"] is None else options["--seeds"]
     at_least(seed, 0, "--seed")
+    at_least(seeds, 1, "--seeds")
+    batch = at_least(500 if options["--batch"] is None else options["--batch"], 1, "--batch")
+    named = (options["--weights"] or "ema,raw").split(",")
+    weights: list[Weights] = [one_of(name, ("ema", "raw"), "--weights") for name in dict.fromkeys(named)]
+    labels: LabelDraw = one_of(options["--draw"] or "balanced", ("balanced", "random"), "--draw")
 
     from soflow import runs
-    from soflow.evaluation.evaluate import Judge, rows_of
-    from soflow.evaluation.evaluate import evaluate as evaluate_model
-    from soflow.evaluation.features import DigitClassifier, accuracy, load_features
+    from soflow.evaluation.evaluate import Protocol, evaluate, rows_of, work
+    from soflow.judging import compared_with
     from soflow.progress import counting
 
-    def note(text: str) -> None:
-        typer.echo(text, err=True)
-
-    loaded = runs.load(run, vae=vae)
-    for remark in loaded.notes:
+    loaded = {name: runs.load(path, name, vae=options["--vae"] or "") for name in weights}
+    run = next(iter(loaded.values()))
+    for remark in run.notes:
         note(remark)
-    config = loaded.config.evaluate
-    counts, num = counts or list(config.nfe), num or config.num
-    compared, held_out, points = runs.real_data(loaded.config, loaded.encoder, loaded.model.decode, note, reference or "")
-    if loaded.encoder is None and compared.shape != loaded.model.shape:
-        raise InputError(
-            f"--reference {reference} has samples of shape {list(compared.shape)}, the run {list(loaded.model.shape)}"
-        )
-    chosen = load_features(features or config.features, held_out if held_out.split == "train" else compared, note)
-    judge = Judge(chosen, compared)
-    if isinstance(judge.features, DigitClassifier):
-        print(f"digit classifier: test accuracy {accuracy(judge.features):.4f} on held-out real digits")
-
-    samplers = loaded.config.objective.samplers
-    with counting("evaluating", num * len(rows_of(samplers, counts))) as on_batch:
-        results = evaluate_model(loaded.model, samplers, judge, held_out, counts, num, seed, loaded.device, on_batch, points)
-    if isinstance(judge.features, DigitClassifier):
-        results["classifier_test_accuracy"] = accuracy(judge.features)
-    results = {"checkpoint": loaded.checkpoint.path.name, "weights": "ema", **results}
-    loaded.folder.write_evaluation(results)
+    config = run.config.evaluate
+    protocol = Protocol(counts or list(config.nfe), options["--num"] or config.num, range(seed, seed + seeds), labels, batch)
+    compared = compared_with(
+        run.config, run.encoder, run.model.decode, note, features or "", reference or "", baseline is not False
+    )
+    if baseline and compared.held_out is None:
+        raise InputError(f"--baseline needs real images, and {reference} holds statistics: name the data as --reference")
+    samplers = run.config.objective.samplers
+    sets = len(rows_of(samplers, protocol.nfe, weights)) * seeds
+    with counting("evaluating", work(compared.judge, [protocol.num] * sets + held_out(compared))) as on_done:
+        results = evaluate(
+            {name: one.model for name, one in loaded.items()}, samplers, compared.judge, compared.held_out, protocol,
+            run.device, on_done, compared.points,
+        )  # fmt: skip
+    results = {"checkpoint": run.checkpoint.path.name, **results}
     show(results)
-    print(f"written: {loaded.folder.evaluation}")
+    if out is None:
+        out = run.folder.write_evaluation(results)
+    else:
+        write(out, results)
+    print(f"written: {out}")
+
+
+def evaluate_samples(
+    path: Path, features: str | None, reference: str | None, baseline: bool | None, out: Path | None
+) -> None:
+    from soflow.evaluation.evaluate import evaluate_given, work
+    from soflow.judging import compared_given, open_samples
+    from soflow.progress import counting
+
+    given = open_samples(str(path), note)
+    if features is None or reference is None:
+        raise InputError(f"{path} holds samples: say what to compare them with by --reference DATA and --features NAME")
+    compared = compared_given(given, features, reference, bool(baseline), note)
+    with counting("evaluating", work(compared.judge, [given.count, *held_out(compared)])) as on_done:
+        results = evaluate_given(compared.judge, given.parts(), given.count, given.labels, compared.held_out, on_done)
+    results = {"samples": {"path": path.name, "count": given.count, **given.protocol}, **results}
+    show(results)
+    file = out or path.absolute().with_name(f"{path.absolute().name}.evaluation.json")
+    write(file, results)
+    print(f"written: {file}")
+
+
+def held_out(compared: "Compared") -> list[int]:
+    return [] if compared.held_out is None else [len(compared.held_out)]
+
+
+def note(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def write(file: Path, results: dict[str, Any]) -> None:
+    from soflow.files import write_json
+
+    write_json(file, results)
 
 
 def show(results: dict[str, Any]) -> None:
     """The results as a table on stdout."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    from soflow.evaluation.evaluate import reading_aid, table
+    from soflow.evaluation.evaluate import reading_aid, table, title
 
     header, *rows = table(results)
-    title = f"{results['metric']} of {results['num']} samples to {results['reference']['count']} real ones"
-    shown = Table(title=title)
-    for i, column in enumerate(header):
-        shown.add_column(column, justify="right" if i else "left")
+    shown = Table(title=title(results), box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
+    for column in header:
+        shown.add_column(column, justify="left" if column in ("weights", "sampler") else "right")
     for row in rows:
         shown.add_row(*row)
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(console.width, 125))
     console.print(shown)
     console.print(reading_aid(results), highlight=False)
     for name, value in results["diagnostics"].items():

@@ -17,6 +17,7 @@ from soflow.cli.encode import encode
 from soflow.cli.evaluate import evaluate
 from soflow.cli.import_ import import_
 from soflow.cli.recipes import recipes
+from soflow.cli.reference import reference
 from soflow.cli.report import report
 from soflow.cli.sample import sample
 from soflow.cli.train import train
@@ -42,7 +43,7 @@ def version(
         raise typer.Exit
 
 
-for command in (recipes, train, sample, evaluate, report, compare, bench, encode):
+for command in (recipes, train, sample, evaluate, reference, report, compare, bench, encode):
     app.command()(command)
 app.command("import")(import_)
 

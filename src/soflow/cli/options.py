@@ -1,5 +1,7 @@
 """Options that several commands read in the same way."""
 
+from typing import Any
+
 from soflow.errors import InputError
 
 
@@ -15,6 +17,13 @@ def at_least(value: int, least: int, option: str) -> int:
     if value < least:
         raise InputError(f"{option} is {value}: it must be {least} or more")
     return value
+
+
+def one_of(text: str, choices: tuple[str, ...], option: str) -> Any:
+    """The text itself, where it is one of the choices."""
+    if text not in choices:
+        raise InputError(f"{option} is '{text}': choose {' or '.join(choices)}")
+    return text
 
 
 #: More than anyone draws into one file.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from soflow.cli.options import MOST_SAMPLES, at_least, between
+from soflow.cli.options import MOST_SAMPLES, at_least, between, one_of
 from soflow.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def sample(
     labels: Annotated[
         str | None, typer.Option(help="Classes to draw in turn, by number or name: 0,1,2 (default: all).")
     ] = None,
+    draw: Annotated[str, typer.Option(help="balanced: classes in turn; random: each drawn by (seed, i).")] = "balanced",
     seed: Annotated[int, typer.Option(help="Sample i depends on the seed and i alone.")] = 0,
     weights: Annotated[str, typer.Option(help="ema (averaged) or raw.")] = "ema",
     vae: Annotated[str, typer.Option(help="The autoencoder that decodes latents (default: the one that made them).")] = "",
@@ -43,14 +44,16 @@ def sample(
     between(num, 1, MOST_SAMPLES, "--num")
     at_least(1 if nfe is None else nfe, 1, "--nfe")
     at_least(seed, 0, "--seed")
-    if weights not in ("ema", "raw"):
-        raise InputError(f"--weights is '{weights}': choose ema or raw")
+    one_of(weights, ("ema", "raw"), "--weights")
+    one_of(draw, ("balanced", "random"), "--draw")
+    if labels is not None and draw == "random":
+        raise InputError("--labels names the classes to draw in turn: leave it out, or --draw random")
 
     from soflow import runs
     from soflow.pictures import is_image
     from soflow.progress import counting
     from soflow.sample_files import sample_to_file
-    from soflow.sampling import check_method
+    from soflow.sampling import check_method, random_classes
 
     if method is not None:
         check_method(method, nfe or (2 if method == "heun" else 1))
@@ -62,13 +65,15 @@ def sample(
         sampler = check_method(method or loaded.config.objective.samplers[0], nfe)
     for note in loaded.notes:
         typer.echo(note, err=True)
-    chosen = choose_labels(labels, num, loaded.class_names)
+    names = loaded.class_names
+    chosen = random_classes(num, len(names), seed) if draw == "random" else choose_labels(labels, num, names)
     file = out or loaded.folder.samples / f"{loaded.checkpoint.path.name}-{sampler}-{nfe}-seed-{seed}.png"
     if file.suffix == "" and loaded.encoder is None and not is_image(loaded.model.shape):
         raise InputError("a folder of images needs images: use --out FILE.npz for these samples")
     check_writable(file)
     with counting("sampling", num) as on_done:
-        whole = sample_to_file(loaded, file, num, chosen, sampler, nfe, seed, on_done)
+        drawn = labels or draw if names else "none"
+        whole = sample_to_file(loaded, file, num, chosen, sampler, nfe, seed, on_done, {"labels": drawn})
     if whole:
         print(f"{num} samples, {sampler} in {nfe}: {file}")
 

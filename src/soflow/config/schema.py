@@ -206,8 +206,15 @@ class EvaluateConfig(Section):
     nfe: tuple[PositiveInt, ...] = Field(
         (1, 2, 4), min_length=1, description="network evaluations a sample, one row of the table each"
     )
-    num: int = Field(2000, ge=2, description="samples to draw")
-    features: str = Field("digits", description="digits or classifier (features of a classifier of the data), coordinates")
+    num: int = Field(2000, ge=2, description="samples to draw for each row")
+    features: str = Field(
+        "digits",
+        description="inception (FID's), digits or classifier (trained on the data), coordinates, or a TorchScript file",
+    )
+    every: int = Field(
+        0, ge=0, description="steps between two small evaluations during training, which keep the best; 0: none"
+    )
+    num_while_training: int = Field(1000, ge=2, description="samples that each of those draws")
 
 
 class Config(Section):

@@ -1,16 +1,23 @@
 """A small classifier of a labelled data set, trained once on its training split: its last hidden layer gives features."""
 
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from soflow.data.batches import Batches, whole
 from soflow.data.dataset import Dataset
 from soflow.errors import InputError
+from soflow.files import cache_folder
+
+Network = TypeVar("Network", bound=nn.Module)
 
 #: Changes whenever the classifier or its training does, so that figures of different ones are never mixed.
 VERSION = 1
@@ -22,10 +29,9 @@ CHUNK = 1000
 class ImageClassifier(nn.Module):
     """Three convolutions and a hidden layer of 64 that gives the features; for square images of 8 pixels or more."""
 
-    def __init__(self, name: str, shape: tuple[int, ...], classes: int) -> None:
+    def __init__(self, shape: tuple[int, ...], classes: int) -> None:
         super().__init__()
         channels, height, width = shape
-        self.name = f"{name} classifier"
         self.body = nn.Sequential(
             nn.Conv2d(channels, 32, 3, padding=1),
             nn.ReLU(),
@@ -57,7 +63,7 @@ def train_classifier(dataset: Dataset, on_step: Callable[[int], None] = lambda d
     batches = Batches(dataset, BATCH, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        classifier = ImageClassifier(dataset.name, dataset.shape, dataset.num_classes)
+        classifier = ImageClassifier(dataset.shape, dataset.num_classes)
         optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3, weight_decay=1e-2)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=STEPS)
         for step in range(STEPS):
@@ -79,3 +85,33 @@ def cache_file(dataset: Dataset, folder: Path) -> Path:
     if dataset.labels is not None:
         digest.update(dataset.labels.numpy().tobytes())
     return folder / f"classifier-{VERSION}-{digest.hexdigest()}.safetensors"
+
+
+def load_classifier(dataset: Dataset, note: Callable[[str], None] = lambda text: None) -> ImageClassifier:
+    """The classifier of a training split, from the cache or trained now and put there."""
+
+    def train() -> ImageClassifier:
+        note(f"training a classifier of {dataset.name}, once, a minute or two")
+        return train_classifier(dataset, lambda done: None if done % 200 else note(f"  step {done}"))
+
+    if dataset.labels is None or len(dataset.shape) != 3:
+        return train()  # which says what is wrong
+    classifier = ImageClassifier(dataset.shape, dataset.num_classes)
+    return cached(classifier, cache_file(dataset, cache_folder()), train)
+
+
+def cached(classifier: Network, file: Path, train: Callable[[], Network]) -> Network:
+    """The classifier with the weights in the file, or else trained now and written there."""
+    try:
+        classifier.load_state_dict(load_file(file))
+        return classifier.eval()
+    except (OSError, RuntimeError, SafetensorError):  # not there, or not whole
+        classifier = train()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(f".{os.getpid()}.partial")
+        save_file(classifier.state_dict(), partial)
+        os.replace(partial, file)
+    except OSError:
+        return classifier  # a cache that cannot be written only costs time
+    return classifier

@@ -1,10 +1,11 @@
-"""Evaluates a model: one row of figures a sampler, with what real data reaches beside it."""
+"""Evaluates a model: a row of figures for each weights and sampler, with what real data reach beside them."""
 
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from statistics import mean, stdev
 from typing import Any
 
 import torch
@@ -12,132 +13,206 @@ from torch import Tensor
 
 from soflow.data.batches import seeded_generator
 from soflow.data.dataset import Dataset
-from soflow.errors import InputError
 from soflow.evaluation.diagnostics import diagnose
-from soflow.evaluation.features import Classifier, Features
-from soflow.evaluation.metrics import Moments, energy_distance, frechet_distance, recognized
-from soflow.sampling import Method, class_by_class, noise_count, sample, sample_many
+from soflow.evaluation.metrics import (
+    DENSITY_NEIGHBOURS,
+    KERNEL_SUBSET,
+    KERNEL_SUBSETS,
+    NEIGHBOURS,
+    SCORE_PARTS,
+)
+from soflow.evaluation.references import describe
+from soflow.evaluation.statistics import ENERGY_POINTS, Figures, Judge, Statistics, parts_of
+from soflow.sampling import LabelDraw, Method, class_by_class, draw, draw_classes, noise_count, sample
 from soflow.solution import FlowModel
 
 #: Heun steps of the model's own velocity, the yardstick for few-step samples; two network evaluations each.
 HEUN_STEPS = 32
-#: Points that the diagnostics look at, and that an energy distance is worked out on.
+#: Points that the diagnostics look at.
 DIAGNOSTIC_POINTS = 500
-ENERGY_POINTS = 4000
 #: Samples drawn at once where the time of drawing is measured, where there are as many.
 TIMED_BATCH = 500
 
 
 @dataclass(frozen=True)
-class Row:
-    """The figures of one sampler.
-
-    `recognized` is the share of samples recognized as their class, where there are any. `distance_at_real_count` is that of
-    only as many samples as there are held-out real ones: a small set's distance reads high, so this is the one to hold
-    against theirs.
+class Protocol:
+    """How samples are drawn: `num` of them for each seed, at each number of evaluations, their classes balanced or at
+    random, `batch` at once, which changes no figure.
     """
 
-    sampler: str
-    nfe: int
-    distance: float
-    distance_at_real_count: float
-    recognized: float | None
-    milliseconds_per_sample: float
+    nfe: Sequence[int]
+    num: int
+    seeds: Sequence[int] = (0,)
+    labels: LabelDraw = "balanced"
+    batch: int = 500
 
 
-class Judge:
-    """Compares samples with a reference set by some features.
-
-    A classifier's features are compared by the Frechet distance of their Gaussians. Coordinates, whose distribution is
-    anything but Gaussian, by the energy distance of the first ENERGY_POINTS points.
-    """
-
-    def __init__(self, features: Features, reference: Dataset) -> None:
-        self.features = features
-        self.reference = reference
-        self.classifier = features if isinstance(features, Classifier) else None
-        self.most = ENERGY_POINTS if self.classifier is None else None
-        if self.classifier is None:
-            self.metric = f"Energy distance ({features.name}, unbiased)"
-        else:
-            self.metric = f"Frechet distance ({features.name} features)"
-        with torch.no_grad():
-            self.reference_features = features(reference.samples(slice(self.most)))
-
-    @torch.no_grad()
-    def __call__(self, samples: Tensor, labels: Tensor | None) -> tuple[float, float | None]:
-        """The distance of samples (N, ...) to the reference, and the share of them recognized as their labels (N,)."""
-        features = self.features(samples[: self.most])
-        if self.classifier is None:
-            return energy_distance(features, self.reference_features), None
-        distance = frechet_distance(Moments.of(features), Moments.of(self.reference_features))
-        share = None if labels is None else recognized(self.classifier.logits(features), labels)
-        return distance, share
-
-    def describe(self, dataset: Dataset) -> dict[str, Any]:
-        """Which real samples, and how many of them are compared."""
-        return {"dataset": dataset.name, "split": dataset.split, "count": min(len(dataset), self.most or len(dataset))}
-
-
-def rows_of(samplers: Sequence[Method], nfe: Sequence[int]) -> list[tuple[Method, int]]:
-    """What is evaluated: each few-step sampler at each number of evaluations, and the model's own ODE if it has one.
-
-    In one step renoise and ode are the same.
+def rows_of(
+    samplers: Sequence[Method], nfe: Sequence[int], weights: Sequence[str] = ("ema",)
+) -> list[tuple[str, Method, int]]:
+    """What is evaluated: of each weights each few-step sampler at each number of evaluations; and the model's own ODE, of
+    the first weights alone, if it has one. In one step renoise and ode are the same.
     """
     few: list[Method] = [sampler for sampler in samplers if sampler != "heun"]
-    own: list[tuple[Method, int]] = [("heun", 2 * HEUN_STEPS)] if "heun" in samplers else []
-    return [(sampler, n) for n in nfe for sampler in (few[:1] if n == 1 else few)] + own
+    rows = [(which, sampler, n) for which in weights for n in nfe for sampler in (few[:1] if n == 1 else few)]
+    return rows + ([(weights[0], "heun", 2 * HEUN_STEPS)] if "heun" in samplers else [])
 
 
 def evaluate(
-    model: FlowModel,
+    models: Mapping[str, FlowModel],
     samplers: Sequence[Method],
     judge: Judge,
-    held_out: Dataset,
-    nfe: Sequence[int],
-    num: int,
-    seed: int,
+    held_out: Dataset | None,
+    protocol: Protocol,
     device: torch.device,
     on_progress: Callable[[int], None] = lambda done: None,
     points: Dataset | None = None,
 ) -> dict[str, Any]:
     """Everything evaluation.json holds of the model's quality.
 
-    samplers: those that mean something for what the model learned. held_out: real samples, not in the judge's reference,
-    that say what a distance of real data is. points: data as the model sees them, which may be latents, for the
-    diagnostics; None leaves those out. num: samples drawn for each sampler, class by class in turn. `on_progress`
-    hears how many are drawn of those of all samplers. Raises InputError for settings that cannot give a figure.
+    models: by the name of their weights, "ema" or "raw". samplers: those that mean something for what the model learned.
+    held_out: real samples, not in the judge's reference, that say what a distance of real data is; None leaves them out.
+    points: data as the model sees them, which may be latents, for the diagnostics; None leaves those out. `on_progress`
+    hears how much is done of `work`. Raises InputError for settings that cannot give a figure, RunError for samples that are
+    no numbers.
     """
-    if num < 2:
-        raise InputError(f"the number of samples is {num}: a distance needs 2 or more")
-    labels = class_by_class(num, model.num_classes)
+    progress = Progressing(on_progress)
+    first = next(iter(models.values()))
+    costs: dict[tuple[Method, int], float] = {}
 
-    def row(index: int, method: Method, n: int) -> Row:
-        def on_batch(done: int) -> None:
-            on_progress(index * num + done)
+    def row(weights: str, method: Method, n: int) -> dict[str, Any]:
+        found, alike = [], []
+        for seed in protocol.seeds:
+            labels = draw_classes(protocol.labels, protocol.num, first.num_classes, seed)
+            parts = draw(models[weights], protocol.num, labels, method, n, seed, protocol.batch, device)
+            drawn = progress.gather(judge, parts, protocol.num)
+            found.append(judge.figures(drawn, labels, progress.add))
+            if held_out is not None and len(held_out) < protocol.num:
+                alike.append(judge.distance_of_first(drawn, len(held_out)))
+        if (method, n) not in costs:
+            costs[method, n] = milliseconds_per_sample(first, method, n, device, min(protocol.num, TIMED_BATCH))
+        return {
+            "weights": weights,
+            "sampler": method,
+            "nfe": n,
+            **over_seeds(found),
+            "distance_at_real_count": mean(alike) if alike else None,
+            "milliseconds_per_sample": costs[method, n],
+        }
 
-        samples = sample_many(model, num, labels, method, n, seed, device=device, on_batch=on_batch)
-        distance, share = judge(samples, labels)
-        few = slice(len(held_out))
-        distance_of_few, _ = judge(samples[few], None if labels is None else labels[few])
-        return Row(method, n, distance, distance_of_few, share, milliseconds_per_sample(model, method, n, device, min(num, TIMED_BATCH)))
-
-    rows = [row(index, method, n) for index, (method, n) in enumerate(rows_of(samplers, nfe))]
-    real_distance, real_recognized = judge(held_out.samples(), held_out.labels)
+    rows = [row(*chosen) for chosen in rows_of(samplers, protocol.nfe, list(models))]
+    solved = points is not None and {"ode", "heun"} <= set(samplers)
+    count = min(protocol.num, DIAGNOSTIC_POINTS)
     return {
-        "metric": judge.metric,
-        "num": min(num, judge.most or num),
-        "seed": seed,
-        "labels": "each class in turn" if labels is not None else "none",
-        "reference": judge.describe(judge.reference),
-        "rows": [asdict(row) for row in rows],
-        "real": {**judge.describe(held_out), "distance": real_distance, "recognized": real_recognized},
-        "diagnostics": diagnostics(model, points, min(num, DIAGNOSTIC_POINTS), seed, device)
-        if points is not None and {"ode", "heun"} <= set(samplers)
-        else {},
-        "versions": {name: version(name) for name in ("soflow", "torch", "numpy")} | {"python": platform.python_version()},
+        **about(judge, protocol.num),
+        "seeds": list(protocol.seeds),
+        "labels": protocol.labels if first.num_classes else "none",
+        "rows": rows,
+        "real": None if held_out is None else real_row(judge, held_out, progress),
+        "diagnostics": diagnostics(first, points, count, protocol.seeds[0], device) if solved and points else {},
         "machine": {"device": str(device), "processor": platform.machine(), "threads": torch.get_num_threads()},
     }
+
+
+def evaluate_given(
+    judge: Judge,
+    parts: Iterable[Tensor],
+    count: int,
+    labels: Tensor | None,
+    held_out: Dataset | None,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> dict[str, Any]:
+    """The same of samples that are there already."""
+    progress = Progressing(on_progress)
+    drawn = progress.gather(judge, parts, count)
+    few = held_out is not None and len(held_out) < count
+    row = {
+        **over_seeds([judge.figures(drawn, labels, progress.add)]),
+        "distance_at_real_count": judge.distance_of_first(drawn, len(held_out)) if few and held_out else None,
+    }
+    return {
+        **about(judge, count),
+        "rows": [{"weights": "", "sampler": "given", "nfe": None, **row}],
+        "real": None if held_out is None else real_row(judge, held_out, progress),
+        "diagnostics": {},
+        "machine": {"processor": platform.machine(), "threads": torch.get_num_threads()},
+    }
+
+
+class Progressing:
+    """Adds up what is done by everything that an evaluation does in turn."""
+
+    def __init__(self, on_progress: Callable[[int], None]) -> None:
+        self.on_progress = on_progress
+        self.done = 0
+
+    def add(self, rows: int) -> None:
+        self.done += rows
+        self.on_progress(self.done)
+
+    def gather(self, judge: Judge, parts: Iterable[Tensor], count: int) -> Statistics:
+        before = self.done
+        statistics = judge.gather(parts, count, lambda done: self.on_progress(before + done))
+        self.done = before + count
+        return statistics
+
+
+def work(judge: Judge, counts: Sequence[int]) -> int:
+    """How much there is to do for sets of so many samples: each is drawn, and its neighbourhoods are looked at."""
+    return sum(count + (count + 2 * len(judge.reference.points)) for count in counts)
+
+
+def real_row(judge: Judge, held_out: Dataset, progress: Progressing) -> dict[str, Any]:
+    """The figures of real samples."""
+    found = judge.figures(progress.gather(judge, parts_of(held_out), len(held_out)), held_out.labels, progress.add)
+    return {"dataset": held_out.name, "split": held_out.split, "count": len(held_out), **asdict(found)}
+
+
+def over_seeds(found: Sequence[Figures]) -> dict[str, Any]:
+    """Means over seeds; of several seeds the spreads are standard deviations over them."""
+    if len(found) == 1:
+        return {**asdict(found[0]), "spread": None}
+    values = [asdict(figures) for figures in found]
+    names = [name for name, value in values[0].items() if value is not None and "spread" not in name and name != "reliable"]
+    spread = {name: stdev(one[name] for one in values) for name in names}
+    return {
+        **values[0],
+        **{name: mean(one[name] for one in values) for name in names},
+        **{f"{name}_spread": spread[name] for name in names if f"{name}_spread" in values[0]},
+        "spread": spread,
+    }
+
+
+def about(judge: Judge, count: int) -> dict[str, Any]:
+    """The protocol: what a figure must be told with, so that it can be traced."""
+    images = "rounded to 8 bits" if judge.gaussian else "as they are"
+    compared = count if judge.gaussian else min(count, ENERGY_POINTS)
+    return {
+        "metric": judge.features.metric,
+        "num": compared,
+        "features": {**describe(judge.features), "dimensions": judge.reference.dimensions},
+        "reference": {**judge.about, "points": len(judge.reference.points)},
+        "settings": {
+            "samples": images,
+            "precision and recall": f"k = {NEIGHBOURS}",
+            "density and coverage": f"k = {DENSITY_NEIGHBOURS}",
+            "kernel distance": f"{KERNEL_SUBSETS} subsets of {KERNEL_SUBSET} or all",
+            "inception score": f"{SCORE_PARTS} parts",
+        },
+        "warnings": warnings_of(judge, count),
+        "versions": {name: version(name) for name in ("soflow", "torch", "torchmetrics", "numpy")}
+        | {"python": platform.python_version()},
+    }
+
+
+def warnings_of(judge: Judge, count: int) -> list[str]:
+    if judge.reliable(count):
+        return []
+    fewer, who = min((count, "samples"), (judge.reference.count, "real samples"))
+    return [
+        f"{fewer:,} {who} are no more than the {judge.reference.dimensions:,} dimensions of the features "
+        f"'{judge.features.name}': figures marked * are not reliable, and not to be quoted"
+    ]
 
 
 @torch.no_grad()
@@ -165,25 +240,75 @@ def diagnostics(model: FlowModel, dataset: Dataset, count: int, seed: int, devic
 
 
 def table(results: dict[str, Any]) -> list[list[str]]:
-    """The figures for people, header first: each beside what held-out real data reaches; ms are milliseconds a sample.
+    """The figures for people, header first, the last row real data's where there are any; columns that say nothing are left
+    out. ms are milliseconds a sample.
 
     Where there are fewer real samples than drawn ones, the distance of as few drawn ones stands there, too.
     """
-    real = results["real"]
-    rows = [["sampler", "NFE", "distance", f"first {real['count']}", f"real {real['count']}", "recognized", "real", "ms"]]
-    for row in results["rows"]:
-        distances = [f"{x:.4g}" for x in (row["distance"], row["distance_at_real_count"], real["distance"])]
-        shares = ["" if x is None else f"{x:.3f}" for x in (row["recognized"], real["recognized"])]
-        rows.append([row["sampler"], str(row["nfe"]), *distances, *shares, f"{row['milliseconds_per_sample']:.3f}"])
-    silent = {3} if real["count"] >= results["num"] else set()
-    silent |= {5, 6} if real["recognized"] is None else set()
-    return [[cell for i, cell in enumerate(row) if i not in silent] for row in rows]
+    rows, real = list(results["rows"]), results["real"]
+    if real is not None:
+        shown = f"real, {real['split']}" if real["split"] else "real"
+        alike = real["distance"] if rows[0].get("distance_at_real_count") is not None else None
+        rows.append({**real, "weights": "", "sampler": shown, "nfe": None, "distance_at_real_count": alike})
+    fid = results["metric"] == "FID"
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "weights": lambda row: row["weights"] if len({one["weights"] for one in results["rows"]}) > 1 else "",
+        "sampler": lambda row: row["sampler"],
+        "NFE": lambda row: "" if row["nfe"] is None else str(row["nfe"]),
+        short(results["metric"]): lambda row: with_spread(row["distance"], row["distance_spread"]) + mark(row),
+        f"of {real['count'] if real else 0:,}": lambda row: number(row.get("distance_at_real_count"), ".4g"),
+        "sFID" if fid else "sFD": lambda row: number(row["spatial_distance"], ".4g"),
+        "KID" if fid else "KD": lambda row: number(row["kernel_distance"], ".3g"),
+        "IS": lambda row: number(row["inception_score"], ".4g"),
+        **{name: named(name) for name in ("precision", "recall", "density", "coverage", "recognized")},
+        "ms": lambda row: number(row.get("milliseconds_per_sample"), ".3f"),
+    }
+    cells = {name: [cell(row) for row in rows] for name, cell in columns.items()}
+    kept = [name for name, column in cells.items() if any(column)]
+    return [kept, *([cells[name][i] for name in kept] for i in range(len(rows)))]
+
+
+def mark(row: dict[str, Any]) -> str:
+    return "" if row["reliable"] else " *"
+
+
+def named(name: str) -> Callable[[dict[str, Any]], str]:
+    return lambda row: number(row[name], ".3f")
+
+
+def number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def with_spread(value: float, spread: float | None) -> str:
+    """A value with its standard deviation, where there is one: 1.26 ± 0.02."""
+    return f"{value:.4g}" + ("" if spread is None else f" ± {spread:.2g}")
+
+
+def short(metric: str) -> str:
+    return {"FID": "FID", "energy distance": "energy"}.get(metric, "FD")
+
+
+def title(results: dict[str, Any]) -> str:
+    """What the figures are of."""
+    reference = results["reference"]
+    which = " ".join(filter(None, (reference["dataset"], reference.get("split"))))
+    return f"{results['metric']} of {results['num']:,} samples to {reference['count']:,} real ones ({which})"
 
 
 def reading_aid(results: dict[str, Any]) -> str:
-    """What stands beside the figures, in a sentence or two."""
-    real = results["real"]
-    text = f"Beside each figure: {real['count']:,} held-out real samples of {real['dataset']} ({real['split']} split). "
-    if real["count"] < results["num"]:
-        text += f"So small a set reads high: hold it against the distance of the first {real['count']:,} drawn. "
-    return text + "ms: milliseconds a sample."
+    """What stands beside the figures, in some sentences."""
+    real, reference = results["real"], results["reference"]
+    text = "".join(f"* {warning}. " for warning in results["warnings"])
+    if real is not None:
+        text += f"real: {real['count']:,} held-out samples of {real['dataset']} ({real['split']}). "
+        if results["rows"][0]["distance_at_real_count"] is not None:
+            text += f"So small a set reads high: hold it against the first {real['count']:,} drawn, 'of {real['count']:,}'. "
+    if results["metric"] != "energy distance":
+        several = len(results.get("seeds", [0])) > 1
+        text += f"±: one standard deviation, {'over seeds' if several else 'from halves of the samples'}. "
+    if results["metric"] not in ("FID", "energy distance"):
+        text += "FD on these features is no FID, and not to be set beside one. "
+    if reference.get("points"):
+        text += f"Neighbours among {reference['points']:,} real ones. "
+    return text + ("ms: milliseconds a sample." if "milliseconds_per_sample" in results["rows"][0] else "")

@@ -1,173 +1,159 @@
-"""What samples are compared by: the features of a small classifier, or the coordinates themselves."""
+"""Feature networks: what samples are compared by.
 
-import os
+Images go in as bytes, as files of them hold them, and in parts of BATCH, whatever they were drawn in: so figures do not
+depend on how samples came. The name of the features is part of every figure's name: only those of `inception` make FID.
+"""
+
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
-from soflow.data import sources
-from soflow.data.batches import Batches
 from soflow.data.dataset import Dataset
-from soflow.errors import InputError
-from soflow.evaluation.classifier import ImageClassifier, cache_file, train_classifier
-from soflow.evaluation.metrics import recognized
-from soflow.files import cache_folder
+from soflow.errors import InputError, RunError, first_line
+from soflow.evaluation.classifier import load_classifier
+from soflow.evaluation.digits import load_digit_classifier
+from soflow.evaluation.inception import load_inception
+from soflow.files import checksum
+from soflow.pictures import is_image, to_uint8
 
-#: Changes whenever the classifier or its training does, so that figures of different ones are never mixed.
-DIGITS_VERSION = "digits-classifier-2"
-DIGITS_STEPS = 500
+#: Images that a network sees together.
+BATCH = 100
+NAMES = ("inception", "digits", "classifier", "coordinates")
 
 
-@runtime_checkable
-class Features(Protocol):
-    """Features (B, d) of samples (B, ...), and class logits where the features come from a classifier."""
+class Activations(NamedTuple):
+    """features (B, d); class logits (B, classes) of a classifier; spatial features (B, k), which FID's network has."""
+
+    features: Tensor
+    logits: Tensor | None = None
+    spatial: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Features:
+    """A feature network by its name. network: of bytes (B, C, H, W), or of samples as they are if they are no images.
+
+    origin: what is needed to tell it from another of that name.
+    """
 
     name: str
+    network: Callable[[Tensor], Activations | Tensor | tuple[Tensor, ...]]
+    origin: dict[str, Any] = field(default_factory=dict)
 
-    def __call__(self, samples: Tensor) -> Tensor: ...
+    @torch.no_grad()
+    def __call__(self, seen: Tensor) -> Activations:
+        """Of bytes (B, C, H, W) or samples (B, ...), on the CPU. Raises InputError for what the network cannot take or gives
+        in another shape, RunError for features that are no numbers.
+        """
+        try:
+            given = self.network(seen)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise InputError(
+                f"the features '{self.name}' cannot take images of shape {list(seen.shape[1:])}: {first_line(error)}"
+            ) from None
+        parts = (given,) if isinstance(given, Tensor) else given
+        if not isinstance(parts, tuple) or not 1 <= len(parts) <= 3 or not all(fits(part, len(seen)) for part in parts):
+            raise InputError(
+                f"the features '{self.name}' must return (B, d), or that and logits (B, classes), but give {shapes(parts)} "
+                f"of {len(seen)} images"
+            )
+        found = Activations(*(part if part is None else part.float().cpu() for part in parts))  # type: ignore[arg-type]
+        if not bool(found.features.isfinite().all()):
+            raise RunError(f"the features '{self.name}' are not finite numbers for some of the images")
+        return found
 
-
-@runtime_checkable
-class Classifier(Features, Protocol):
-    """Features that come from a classifier."""
-
-    def logits(self, features: Tensor) -> Tensor: ...
-
-
-class Coordinates:
-    """The samples themselves, flattened."""
-
-    name = "coordinates"
-
-    def __call__(self, samples: Tensor) -> Tensor:
-        return samples.flatten(1)
-
-
-class DigitClassifier(nn.Module):
-    """A small convolutional classifier of 8x8 digits; its last hidden layer, 32 wide, gives the features."""
-
-    name = "digits"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(1, 32, 3, padding=1)
-        self.conv2 = nn.Conv2d(32, 64, 3, padding=1)
-        self.conv3 = nn.Conv2d(64, 64, 3, padding=1)
-        self.hidden = nn.Linear(64 * 4 * 4, 32)
-        self.head = nn.Linear(32, 10)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Features (B, 32) of images (B, 1, 8, 8) in [-1, 1]."""
-        x = functional.relu(self.conv1(images))
-        x = functional.max_pool2d(functional.relu(self.conv2(x)), 2)
-        x = functional.relu(self.conv3(x))
-        return functional.relu(self.hidden(x.flatten(1)))
-
-    def logits(self, features: Tensor) -> Tensor:
-        """Class logits (B, 10) from features (B, 32)."""
-        return self.head(features)
+    @property
+    def metric(self) -> str:
+        """The name of the distance by these features."""
+        if self.name == "inception":
+            return "FID"
+        return "energy distance" if self.name == "coordinates" else f"FD-{self.name}"
 
 
-def with_shifts(dataset: Dataset) -> Dataset:
-    """Every image nine times: as it is and moved by a pixel in each direction, since digits are not always centred."""
-    assert dataset.labels is not None
-    padded = functional.pad(dataset.samples(), (1, 1, 1, 1), value=-1.0)
-    moved = [padded[:, :, y : y + 8, x : x + 8] for y in range(3) for x in range(3)]
-    return replace(dataset, rows=torch.cat(moved), labels=dataset.labels.repeat(9))
+def fits(part: Any, count: int) -> bool:
+    return part is None or (isinstance(part, Tensor) and part.ndim == 2 and len(part) == count)
 
 
-def train_digit_classifier(seed: int = 0) -> DigitClassifier:
-    """Trains the classifier on the training split; seeded, some seconds."""
-    batches = Batches(with_shifts(sources.digits("train")), batch_size=128, seed=seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        classifier = DigitClassifier()
-        optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3, weight_decay=1e-2)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=DIGITS_STEPS)
-        for step in range(DIGITS_STEPS):
-            batch = batches.share(step)
-            assert batch.labels is not None
-            features = functional.dropout(classifier(batch.data), 0.2)
-            loss = functional.cross_entropy(classifier.logits(features), batch.labels, label_smoothing=0.05)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-    return classifier.eval()
+def shapes(parts: Any) -> str:
+    if not isinstance(parts, tuple):
+        return type(parts).__name__
+    return " and ".join(str(list(part.shape)) if isinstance(part, Tensor) else type(part).__name__ for part in parts) or "()"
 
 
-@torch.no_grad()
-def accuracy(classifier: DigitClassifier, split: str = "test") -> float:
-    """Share of the held-out real digits that the classifier recognizes."""
-    dataset = sources.digits(split)
-    assert dataset.labels is not None
-    return recognized(classifier.logits(classifier(dataset.samples())), dataset.labels)
+def as_seen(samples: Tensor) -> Tensor:
+    """Samples (B, ...) as features see them: images as bytes (B, C, H, W), all else as it is.
 
-
-Note = Callable[[str], None]
-Trained = TypeVar("Trained", DigitClassifier, ImageClassifier)
-
-
-def load_digit_classifier(note: Note = lambda text: None) -> DigitClassifier:
-    """The digit classifier, from the cache or trained now and put there; `note` hears why that takes a while."""
-
-    def train() -> DigitClassifier:
-        note("training the digit classifier, once, about ten seconds")
-        return train_digit_classifier()
-
-    return cached(DigitClassifier(), cache_folder() / f"{DIGITS_VERSION}.safetensors", train)
-
-
-def load_classifier(dataset: Dataset, note: Note = lambda text: None) -> ImageClassifier:
-    """The classifier of a training split, from the cache or trained now and put there."""
-
-    def train() -> ImageClassifier:
-        note(f"training a classifier of {dataset.name}, once, a minute or two")
-        return train_classifier(dataset, lambda done: None if done % 200 else note(f"  step {done}"))
-
-    if dataset.labels is None or len(dataset.shape) != 3:
-        return train()  # which says what is wrong
-    classifier = ImageClassifier(dataset.name, dataset.shape, dataset.num_classes)
-    return cached(classifier, cache_file(dataset, cache_folder()), train)
-
-
-def cached(classifier: Trained, file: Path, train: Callable[[], Trained]) -> Trained:
-    """The classifier with the weights in the file, or else trained now and written there."""
-    try:
-        classifier.load_state_dict(load_file(file))
-        return classifier.eval()
-    except (OSError, RuntimeError, SafetensorError):  # not there, or not whole
-        classifier = train()
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(f".{os.getpid()}.partial")
-        save_file(classifier.state_dict(), partial)
-        os.replace(partial, file)
-    except OSError:
-        return classifier  # a cache that cannot be written only costs time
-    return classifier
-
-
-FEATURES = ("digits", "classifier", "coordinates")
-
-
-def load_features(name: str, dataset: Dataset, note: Note = lambda text: None) -> Features:
-    """Features by name; dataset: the training split of the data. Raises InputError for an unknown name or data they
-    cannot take.
+    Raises RunError for samples that are no numbers.
     """
-    if name not in FEATURES:
-        raise InputError(f"unknown features '{name}': choose one of {', '.join(FEATURES)}")
-    if name == "digits" and dataset.shape != (1, 8, 8):
-        raise InputError(
-            f"the features 'digits' are for 8x8 digits, [1, 8, 8], not for samples of shape {list(dataset.shape)}"
-        )
+    if samples.dtype == torch.uint8:
+        return samples
+    strange = ~samples.flatten(1).isfinite().all(1)
+    if bool(strange.any()):
+        raise RunError(f"{int(strange.sum())} of {len(samples)} samples hold values that are not finite numbers (NaN)")
+    return torch.from_numpy(to_uint8(samples)).permute(0, 3, 1, 2) if is_image(samples.shape[1:]) else samples
+
+
+def to_floats(seen: Tensor) -> Tensor:
+    """Bytes as [-1, 1], as networks of ours are trained."""
+    return seen.float() / 127.5 - 1
+
+
+def load_features(
+    name: str, dataset: Dataset | None, shape: tuple[int, ...], note: Callable[[str], None] = lambda text: None
+) -> Features:
+    """Features by name, or of a TorchScript file, FILE or NAME=FILE; tried on samples of `shape`.
+
+    dataset: the training split, of which `classifier` is trained. Raises InputError for an unknown name, a network that
+    cannot be loaded, or one that cannot take such samples.
+    """
+    features = find_features(name, dataset, shape, note)
+    probe = torch.zeros(2, *shape) if features.name == "coordinates" else torch.zeros(2, *shape, dtype=torch.uint8)
+    features(probe)
+    return features
+
+
+def find_features(name: str, dataset: Dataset | None, shape: tuple[int, ...], note: Callable[[str], None]) -> Features:
+    if name == "coordinates":
+        return Features(name, lambda samples: Activations(samples.flatten(1).float()))
+    if not is_image(shape):
+        raise InputError(f"the features '{name}' are for images, not for samples of shape {list(shape)}: use coordinates")
+    if name == "digits":
+        if shape != (1, 8, 8):
+            raise InputError(f"the features 'digits' are for 8x8 digits, [1, 8, 8], not for samples of shape {list(shape)}")
+        return classifier_features("digits", load_digit_classifier(note))
     if name == "classifier":
-        return load_classifier(dataset, note)
-    return load_digit_classifier(note) if name == "digits" else Coordinates()
+        if dataset is None:
+            raise InputError("the features 'classifier' are trained on data with classes: name others, or such data")
+        return classifier_features(f"{dataset.name}-classifier", load_classifier(dataset, note))
+    if name == "inception":
+        return Features(name, load_inception(), {"network": "InceptionV3 of torch-fidelity"})
+    called, _, file = name.rpartition("=")
+    if not Path(file).is_file():
+        raise InputError(f"unknown features '{name}': choose one of {', '.join(NAMES)}, or name a TorchScript file")
+    return scripted(called or Path(file).name.split(".")[0], Path(file))
+
+
+def classifier_features(name: str, classifier: Any) -> Features:
+    """Features and logits of one of our own classifiers."""
+
+    def network(seen: Tensor) -> Activations:
+        features = classifier(to_floats(seen))
+        return Activations(features, classifier.logits(features))
+
+    return Features(name, network)
+
+
+def scripted(name: str, file: Path) -> Features:
+    """Features of a TorchScript file: bytes (B, C, H, W) to features (B, d), or to (features, logits)."""
+    if name in NAMES:
+        raise InputError(f"{file} cannot be called '{name}', as features of another kind are: use --features NAME={file}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        module = torch.jit.load(str(file), map_location=device).eval()
+    except (RuntimeError, ValueError, OSError) as error:
+        raise InputError(f"{file} cannot be read as TorchScript (torch.jit.save writes it): {first_line(error)}") from None
+    return Features(name, lambda seen: module(seen.to(device)), {"file": file.name, "checksum": checksum(file)})

@@ -40,20 +40,22 @@ def distance_against_nfe(evaluation: dict[str, Any]) -> Figure:
     """Distance against network evaluations, a line a sampler, with the model's own ODE and real data as marks."""
     figure = Figure(figsize=(6.5, 3.4), layout="constrained")
     (axes,) = plain(figure)
-    rows = evaluation["rows"]
+    rows = [row for row in evaluation["rows"] if row["weights"] == evaluation["rows"][0]["weights"]]
     for sampler, color in COLORS.items():
         points = sorted((row["nfe"], row["distance"]) for row in rows if row["sampler"] == sampler or row["nfe"] == 1)
         if any(row["sampler"] == sampler for row in rows):
             axes.plot(*zip(*points, strict=True), "o-", color=color, label=sampler)
     for heun in (row for row in rows if row["sampler"] == "heun"):
         axes.axhline(heun["distance"], color=GREEN, linestyle="--", label=f"own ODE, {heun['nfe'] // 2} Heun steps")
-    axes.axhline(evaluation["real"]["distance"], color=GREY, linestyle=":", label="held-out real data")
+    real = evaluation["real"]
+    if real is not None:
+        axes.axhline(real["distance"], color=GREY, linestyle=":", label="held-out real data")
     counts = sorted({row["nfe"] for row in rows if row["sampler"] != "heun"})
     axes.set_xscale("log", base=2)
     axes.set_xticks(counts, [str(n) for n in counts])
     axes.minorticks_off()
     axes.set(xlabel="network evaluations a sample (NFE)", ylabel="distance to real data")
-    axes.set_ylim(bottom=min(0.0, 1.5 * evaluation["real"]["distance"]))
+    axes.set_ylim(bottom=0.0 if real is None else min(0.0, 1.5 * real["distance"]))
     axes.legend(frameon=False)
     return figure
 

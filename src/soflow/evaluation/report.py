@@ -15,7 +15,7 @@ from torch import Tensor
 from soflow import pictures
 from soflow.data.dataset import Dataset
 from soflow.evaluation import figures
-from soflow.evaluation.evaluate import reading_aid, table
+from soflow.evaluation.evaluate import reading_aid, table, title
 from soflow.sampling import Method, sample_many
 from soflow.solution import FlowModel
 from soflow.symbols import Sample
@@ -96,7 +96,8 @@ def headline(subject: Subject) -> str:
             tiles.append((f"{one['distance']:.3g}", f"{evaluation['metric']}, one step"))
         if heun is not None:
             tiles.append((f"{heun['distance']:.3g}", f"the same model's ODE, {heun['nfe'] // 2} Heun steps"))
-        tiles.append((f"{evaluation['real']['distance']:.3g}", "held-out real data"))
+        if evaluation["real"] is not None:
+            tiles.append((f"{evaluation['real']['distance']:.3g}", "held-out real data"))
     tiles.append((minutes(subject.seconds), "of training"))
     return "<div class=tiles>" + "".join(f"<div><b>{escape(a)}</b>{escape(b)}</div>" for a, b in tiles) + "</div>"
 
@@ -146,16 +147,8 @@ def quality(evaluation: dict[str, Any]) -> str:
     diagnostics = "".join(
         f"<tr><td>{escape(name.replace('_', ' '))}<td>{value:.4f}" for name, value in evaluation["diagnostics"].items()
     )
-    accuracy = evaluation.get("classifier_test_accuracy")
-    classifier = (
-        f" The features are those of a classifier that recognizes {accuracy:.2%} of held-out real digits."
-        if accuracy
-        else ""
-    )
     return (
-        f"<h2>Quality</h2><p>{escape(evaluation['metric'])} of {evaluation['num']:,} samples to "
-        f"{evaluation['reference']['count']:,} real ones; smaller is better. "
-        f"{escape(reading_aid(evaluation))}{classifier}</p>"
+        f"<h2>Quality</h2><p>{escape(title(evaluation))}; smaller is better. {escape(reading_aid(evaluation))}</p>"
         + embed(figures.distance_against_nfe(evaluation))
         + f"<table><tr>{head}{body}"
         + "</table>"
@@ -223,7 +216,8 @@ def comparison(subjects: list[Subject]) -> str:
             for _, evaluation in columns:
                 row = next((row for row in evaluation["rows"] if (row["sampler"], row["nfe"]) == (sampler, nfe)), None)
                 body += "<td>" if row is None else f"<td>{row['distance']:.4g}"
-        real = "".join(f"<td>{evaluation['real']['distance']:.4g}" for _, evaluation in columns)
+        reached = [evaluation["real"] for _, evaluation in columns]
+        real = "".join("<td>" if row is None else f"<td>{row['distance']:.4g}" for row in reached)
         parts.append(
             f"<h2>{escape(metric)}</h2><table><tr><th>sampler<th>NFE{head}{body}<tr><td>real data<td>{real}</table>"
         )

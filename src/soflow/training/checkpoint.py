@@ -33,11 +33,15 @@ OPTIMIZER = "optimizer.pt"
 
 @dataclass
 class TrainState:
-    """Where a run stands: steps done, seconds spent training, and [sum, count] of each value since the last log line."""
+    """Where a run stands: steps done, seconds spent training, [sum, count] of each value since the last log line, and the
+    best figure of the evaluations on the way, with the step that it is of (0: there is none).
+    """
 
     step: int = 0
     seconds: float = 0.0
     sums: dict[str, list[float]] = field(default_factory=dict)
+    best: float | None = None
+    best_step: int = 0
 
 
 @dataclass(frozen=True)
@@ -118,8 +122,8 @@ def save_checkpoint(
     optimizer: Mapping[str, Any],
     keep_last: int,
 ) -> Checkpoint:
-    """Writes `folder`/step-NNNNNNNN, keeps `keep_last` with it, and removes older ones and any of later steps: those are
-    from before the run went back to an earlier checkpoint. Raises OSError where it cannot be written.
+    """Writes `folder`/step-NNNNNNNN, keeps the last `keep_last` and the best, and removes older ones and any of later steps:
+    those are from before the run went back to an earlier checkpoint. Raises OSError where it cannot be written.
     """
     final = folder / f"step-{state.step:08d}"
     partial = folder / f".{final.name}.partial"
@@ -139,5 +143,6 @@ def save_checkpoint(
     earlier = [checkpoint for checkpoint in checkpoints(folder) if checkpoint.step < state.step]
     later = [checkpoint for checkpoint in checkpoints(folder) if checkpoint.step > state.step]  # damaged, or passed over
     for old in earlier[: len(earlier) + 1 - keep_last] + later:
-        shutil.rmtree(old.path)
+        if old.step != state.best_step:
+            shutil.rmtree(old.path)
     return Checkpoint(final)

@@ -113,10 +113,13 @@ class RunFolder:
         partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
         os.replace(partial, self.metrics)
 
-    def write_evaluation(self, results: dict[str, Any]) -> None:
-        partial = self.evaluation.with_suffix(".partial")
-        partial.write_text(json.dumps(results, indent=1) + "\n")
-        os.replace(partial, self.evaluation)
+    def write_evaluation(self, results: dict[str, Any]) -> Path:
+        """Into evaluation.json; of a checkpoint that is not the newest, into a file named after it."""
+        newest, _ = newest_good(self.checkpoints)
+        other = newest is not None and results["checkpoint"] != newest.path.name
+        file = self.path / f"evaluation-{results['checkpoint']}.json" if other else self.evaluation
+        write_json(file, results)
+        return file
 
     def read_evaluation(self) -> dict[str, Any] | None:
         """What soflow evaluate wrote, or None where it has not run. Raises RunError for a damaged file."""
@@ -133,7 +136,8 @@ class RunFolder:
 
 
 def find_run(path: Path) -> tuple[RunFolder, Checkpoint, list[str]]:
-    """The run, a good checkpoint of it and notes on damaged ones, from a run folder or one checkpoint inside it.
+    """The run, a good checkpoint of it and notes on damaged ones, from a run folder or one checkpoint inside it;
+    RUN/checkpoints/best is the best one by the evaluations during training.
 
     Raises InputError where there is no such run, RunError where the checkpoint named, or every one, is damaged.
     """
@@ -144,9 +148,15 @@ def find_run(path: Path) -> tuple[RunFolder, Checkpoint, list[str]]:
         run = RunFolder(path.parent.parent)
         run.read_config()
         return run, require_good(Checkpoint(path)), []
-    run = RunFolder(path)
+    best = path.name == "best" and path.parent.name == "checkpoints"
+    run = RunFolder(path.parent.parent if best else path)
     run.read_config()
     checkpoint, problems = newest_good(run.checkpoints)
+    if best and checkpoint is not None:
+        step = checkpoint.train_state().best_step
+        if not step:
+            raise InputError(f"{run.path} has no best checkpoint: it was trained without evaluate.every")
+        return run, require_good(Checkpoint(run.checkpoints / f"step-{step:08d}")), []
     if checkpoint is None:
         if problems:
             raise RunError(f"{problems[0]}; there is no good checkpoint in {run.checkpoints}: train again")

@@ -33,6 +33,8 @@ from soflow.training.signals import Stopped, StopRequest, stop_request
 
 #: Called where a sample grid is due, with how far training is, the averaged weights and the device.
 Watch = Callable[[TrainState, dict[str, Tensor], torch.device], None]
+#: Called where an evaluation is due, with the averaged weights and the device: figures by name, the first one to be lowered.
+Measure = Callable[[dict[str, Tensor], torch.device], dict[str, float]]
 
 
 class Trainer:
@@ -48,10 +50,12 @@ class Trainer:
         folder: RunFolder,
         display: Display,
         watch: Watch,
+        measure: Measure | None = None,
     ) -> None:
         self.config = config
         self.folder = folder
         self.watch = watch
+        self.measure = measure
         require_plain_launch()
         AcceleratorState._reset_state()  # Accelerate keeps the precision of a process's first run; this may be another run
         self.accelerator = Accelerator(
@@ -120,12 +124,14 @@ class Trainer:
                 while self.state.step < steps and request.signum is None:
                     self.timed_step()
                     done = self.state.step
-                    if done % config.log_every == 0 or done == steps:
-                        self.log()
+                    measured = self.measure is not None and (done == steps or done % self.config.evaluate.every == 0)
+                    figures = self.measured() if measured else {}
+                    if done % config.log_every == 0 or done == steps or measured:
+                        self.log(figures)
                     # before the checkpoint: whatever ends the process in between, going on from the last one does both
                     if done == steps or (config.sample_every and done % config.sample_every == 0):
                         self.sample()
-                    if done % self.config.checkpoint.every == 0 or done == steps:
+                    if done % self.config.checkpoint.every == 0 or done == steps or measured:
                         self.save()
                     self.agree_to_stop(request)
             if request.signum is not None and self.state.step < steps:
@@ -216,14 +222,15 @@ class Trainer:
         running[0] += total
         running[1] += count
 
-    def log(self) -> None:
-        """One line of metrics.jsonl: means since the line before."""
+    def log(self, figures: dict[str, float]) -> None:
+        """One line of metrics.jsonl: means since the line before, and what was measured."""
         means = {name: total / count for name, (total, count) in self.state.sums.items() if count}
         self.state.sums = {}
         seconds_per_step = means.pop("seconds")
         metrics: dict[str, Any] = {
             "step": self.state.step,
             **means,
+            **figures,
             "lr": learning_rate(self.config.optimizer, self.state.step - 1),
             "seconds": self.state.seconds,
             "steps_per_second": 1 / seconds_per_step,
@@ -261,6 +268,24 @@ class Trainer:
         if main:
             self.watch(self.state, weights, self.device)
         self.accelerator.wait_for_everyone()
+
+    def measured(self) -> dict[str, float]:
+        """Figures of the averaged weights, in the first process while the others wait; notes which are the best so far."""
+        assert self.measure is not None
+        main = self.accelerator.is_main_process
+        weights, figures = whole_state(self.ema.state_dict(), main), dict[str, float]()
+        if main:
+            try:
+                figures = self.measure(weights, self.device)
+            except RunError as error:
+                self.display.note(f"step {self.state.step} has no figure: {error}")
+        for name, distance in list(figures.items())[:1]:
+            better = self.state.best is None or distance < self.state.best
+            if better:
+                self.state.best, self.state.best_step = distance, self.state.step
+            self.display.note(f"step {self.state.step}: {name} {distance:.4g}{', the best so far' if better else ''}")
+        self.accelerator.wait_for_everyone()
+        return figures
 
 
 def require_trackers(names: tuple[str, ...]) -> None:

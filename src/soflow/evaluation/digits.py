@@ -1,0 +1,88 @@
+"""The classifier of the bundled digits: small, trained once in some seconds, the same on every machine."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from soflow.data import sources
+from soflow.data.batches import Batches
+from soflow.data.dataset import Dataset
+from soflow.evaluation.classifier import cached
+from soflow.evaluation.metrics import recognized
+from soflow.files import cache_folder
+
+#: Changes whenever the classifier or its training does, so that figures of different ones are never mixed.
+DIGITS_VERSION = "digits-classifier-2"
+DIGITS_STEPS = 500
+
+
+class DigitClassifier(nn.Module):
+    """A small convolutional classifier of 8x8 digits; its last hidden layer, 32 wide, gives the features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 32, 3, padding=1)
+        self.conv2 = nn.Conv2d(32, 64, 3, padding=1)
+        self.conv3 = nn.Conv2d(64, 64, 3, padding=1)
+        self.hidden = nn.Linear(64 * 4 * 4, 32)
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features (B, 32) of images (B, 1, 8, 8) in [-1, 1]."""
+        x = functional.relu(self.conv1(images))
+        x = functional.max_pool2d(functional.relu(self.conv2(x)), 2)
+        x = functional.relu(self.conv3(x))
+        return functional.relu(self.hidden(x.flatten(1)))
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Class logits (B, 10) from features (B, 32)."""
+        return self.head(features)
+
+
+def with_shifts(dataset: Dataset) -> Dataset:
+    """Every image nine times: as it is and moved by a pixel in each direction, since digits are not always centred."""
+    assert dataset.labels is not None
+    padded = functional.pad(dataset.samples(), (1, 1, 1, 1), value=-1.0)
+    moved = [padded[:, :, y : y + 8, x : x + 8] for y in range(3) for x in range(3)]
+    return replace(dataset, rows=torch.cat(moved), labels=dataset.labels.repeat(9))
+
+
+def train_digit_classifier(seed: int = 0) -> DigitClassifier:
+    """Trains the classifier on the training split; seeded, some seconds."""
+    batches = Batches(with_shifts(sources.digits("train")), batch_size=128, seed=seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        classifier = DigitClassifier()
+        optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3, weight_decay=1e-2)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=DIGITS_STEPS)
+        for step in range(DIGITS_STEPS):
+            batch = batches.share(step)
+            assert batch.labels is not None
+            features = functional.dropout(classifier(batch.data), 0.2)
+            loss = functional.cross_entropy(classifier.logits(features), batch.labels, label_smoothing=0.05)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return classifier.eval()
+
+
+@torch.no_grad()
+def accuracy(classifier: DigitClassifier, split: str = "test") -> float:
+    """Share of the held-out real digits that the classifier recognizes."""
+    dataset = sources.digits(split)
+    assert dataset.labels is not None
+    return recognized(classifier.logits(classifier(dataset.samples())), dataset.labels)
+
+
+def load_digit_classifier(note: Callable[[str], None] = lambda text: None) -> DigitClassifier:
+    """The digit classifier, from the cache or trained now and put there; `note` hears why that takes a while."""
+
+    def train() -> DigitClassifier:
+        note("training the digit classifier, once, about ten seconds")
+        return train_digit_classifier()
+
+    return cached(DigitClassifier(), cache_folder() / f"{DIGITS_VERSION}.safetensors", train)

@@ -1,0 +1,160 @@
+"""Samples made by anything: a folder of images, or an .npz in ADM's layout. Read part by part, never all at once."""
+
+import json
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from soflow.data.folder import files
+from soflow.errors import InputError, RunError, first_line
+from soflow.evaluation.references import arrays_in, protocol_of, read
+
+#: Images read at once.
+ROWS = 500
+
+
+@dataclass(frozen=True)
+class Given:
+    """Samples in files. shape: of one; parts(): all of them, bytes (B, C, H, W), or floats (B, D) where they are no images.
+
+    protocol: how they came, where that is written beside them.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    count: int
+    parts: Callable[[], Iterator[Tensor]]
+    labels: Tensor | None = None
+    protocol: dict[str, Any] = field(default_factory=dict)
+
+
+def open_given(path: Path) -> Given:
+    """Samples at a path. Raises InputError for what holds none, or images that are not all of one size and kind."""
+    if path.is_dir():
+        return given_folder(path)
+    if path.suffix == ".npz" and path.is_file():
+        return given_arrays(path)
+    if path.exists():
+        raise InputError(f"{path} holds no samples: give a run folder, a folder of images, or an .npz with arr_0")
+    raise InputError(f"there is no {path}: give a run folder, a folder of images, or an .npz of samples")
+
+
+def given_folder(path: Path) -> Given:
+    """The images below a folder, in the order of their names."""
+    names = sorted(name for name, _, _ in files(path))
+    if not names:
+        raise InputError(f"{path} is no run folder (it has no config.yaml) and no folder of images: it has none")
+    kinds: dict[tuple[int, int, int], str] = {}
+    for name in names:
+        kinds.setdefault(kind(path / name), name)
+        if len(kinds) > 1:
+            (one, first), (two, second) = kinds.items()
+            raise InputError(
+                f"{path}: {first} is {one[1]}x{one[2]} {MODES[one[0]]}, but {second} is {two[1]}x{two[2]} {MODES[two[0]]}: "
+                "samples must be of one size and kind"
+            )
+    ((channels, height, width),) = kinds
+
+    def parts() -> Iterator[Tensor]:
+        for first in range(0, len(names), ROWS):
+            pixels = [decoded(path / name, channels) for name in names[first : first + ROWS]]
+            yield torch.from_numpy(np.stack(pixels)).reshape(-1, height, width, channels).permute(0, 3, 1, 2)
+
+    file = path / "protocol.json"
+    protocol = protocol_of({"protocol": np.array(file.read_text())}, file) if file.is_file() else {}
+    return Given(path.resolve().name, (channels, height, width), len(names), parts, None, protocol)
+
+
+MODES = {1: "grey", 3: "RGB"}
+
+
+def kind(file: Path) -> tuple[int, int, int]:
+    """Channels, height and width of an image, by its header."""
+    try:
+        with Image.open(file) as image:
+            return 1 if image.mode in ("1", "L") else 3, image.height, image.width
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"{file} cannot be read as an image: {first_line(error)}") from None
+
+
+def decoded(file: Path, channels: int) -> np.ndarray:
+    try:
+        with Image.open(file) as image:
+            return np.asarray(image.convert("L" if channels == 1 else "RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise RunError(f"{file} cannot be read as an image: {first_line(error)}") from None
+
+
+def given_arrays(path: Path) -> Given:
+    """arr_0: bytes (N, H, W, C) with C = 1 or 3, or floats (N, D); arr_1: labels (N,), if there are any."""
+    there = arrays_in(path)
+    if "arr_0" not in there:
+        raise InputError(f"{path} has no arr_0, as samples in ADM's layout are called: it has {', '.join(sorted(there))}")
+    shape, dtype = header(path, "arr_0")
+    images = dtype == np.uint8 and len(shape) == 4 and shape[3] in MODES
+    vectors = np.issubdtype(dtype, np.floating) and len(shape) == 2
+    if not (images or vectors) or min(shape) < 1:
+        raise InputError(f"{path}: arr_0 is {dtype}{list(shape)}, but samples are uint8 (N, H, W, 1 or 3), or floats (N, D)")
+    beside = read(path, ("arr_1", "protocol"), there)
+    labels = torch.from_numpy(beside["arr_1"]).long() if "arr_1" in beside else None
+    if labels is not None and labels.shape != shape[:1]:
+        raise InputError(f"{path}: arr_1 is {list(labels.shape)}, but the labels of {shape[0]:,} samples are [{shape[0]}]")
+
+    def parts() -> Iterator[Tensor]:
+        for rows in rows_of(path, "arr_0"):
+            yield rows.permute(0, 3, 1, 2) if images else rows.float()
+
+    one = (shape[3], *shape[1:3]) if images else shape[1:]
+    return Given(path.stem, one, shape[0], parts, labels, protocol_of(beside, path))
+
+
+def header(path: Path, name: str) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type of an array in a .npz, nothing else of it being read."""
+    with stream_of(path, name) as stream:
+        return read_header(stream, path)
+
+
+def stream_of(path: Path, name: str) -> Any:
+    try:
+        return zipfile.ZipFile(path).open(f"{name}.npy")
+    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} is damaged: {first_line(error)}") from None
+
+
+def read_header(stream: Any, path: Path) -> tuple[tuple[int, ...], np.dtype]:
+    try:
+        version = np.lib.format.read_magic(stream)
+        read_it = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, columns_first, dtype = read_it(stream)
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} is damaged: {first_line(error)}") from None
+    if columns_first or dtype.hasobject:
+        raise InputError(f"{path} holds {'objects' if dtype.hasobject else 'an array in Fortran order'}: save plain arrays")
+    return shape, dtype
+
+
+def rows_of(path: Path, name: str) -> Iterator[Tensor]:
+    """The rows of an array in a .npz, compressed or not, ROWS at a time. Raises RunError for a file that ends too soon."""
+    with stream_of(path, name) as stream:
+        (count, *shape), dtype = read_header(stream, path)
+        row = int(np.prod(shape)) * dtype.itemsize
+        for first in range(0, count, ROWS):
+            wanted = min(ROWS, count - first)
+            try:
+                content = stream.read(wanted * row)
+            except (OSError, EOFError, zipfile.BadZipFile, ValueError) as error:
+                raise RunError(f"{path} is damaged: {first_line(error)}") from None
+            if len(content) < wanted * row:
+                raise RunError(f"{path} is damaged: {name} ends after {first + len(content) // row:,} of {count:,} rows")
+            yield torch.from_numpy(np.frombuffer(content, dtype).reshape(wanted, *shape).astype(dtype.newbyteorder("=")))
+
+
+def protocol_text(protocol: dict[str, Any]) -> str:
+    return json.dumps(protocol, indent=1)

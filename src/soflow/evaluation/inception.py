@@ -1,0 +1,50 @@
+"""The FID network, through torch-fidelity: InceptionV3 of 2015 as published figures use it, its own resizing inside."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from soflow.errors import InputError, first_line
+
+#: sFID (arXiv 2103.03841) as ADM computes it: the first channels of this convolution's output, at all 17 x 17 places.
+SPATIAL_CHANNELS = 7
+
+
+def load_inception() -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
+    """A function of bytes (B, 3 or 1, H, W), grey being repeated: pooled features (B, 2048), logits without bias (B, 1008)
+    and spatial features (B, 2023). Raises InputError that says what to install, or where the weights belong.
+    """
+    try:
+        from torch_fidelity import feature_extractor_inceptionv3 as package
+    except ImportError as error:
+        missing = "torchvision" if "torchvision" in str(error) else "torch-fidelity"
+        raise InputError(
+            f"the features 'inception' need {missing}: pip install 'soflow[eval]'; figures by other features are no FID"
+        ) from None
+    except Exception as error:  # a torchvision that was built for another torch raises whatever it meets
+        raise InputError(
+            f"the features 'inception' need a torchvision that fits torch {torch.__version__}, and this one cannot be "
+            f"loaded ({first_line(error)}): install both as pytorch.org says"
+        ) from None
+    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(package.URL_INCEPTION_V3).name
+    try:
+        network: Any = package.FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"])
+    except Exception as error:  # whatever the network, the disk and a damaged file raise
+        raise InputError(
+            f"the weights of the features 'inception' cannot be had ({first_line(error)}): put "
+            f"{package.URL_INCEPTION_V3} at {file}"
+        ) from None
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network = network.to(device).eval()
+    spatial: list[Tensor] = []
+    network.Mixed_6d.branch1x1.register_forward_hook(lambda module, given, output: spatial.append(output))
+
+    def features(seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        spatial.clear()
+        pooled, logits = network(seen.expand(-1, 3, -1, -1).to(device))
+        return pooled, logits, spatial[0][:, :SPATIAL_CHANNELS].flatten(1)
+
+    return features
