@@ -39,12 +39,13 @@ def test_from_training_to_report(tmp_path):
     assert "step 10/20" in trained.stderr
     evaluated = soflow("evaluate", run, "--num", "200", "--nfe", "1,2")
     assert evaluated.returncode == 0, evaluated.stderr
-    assert "test accuracy" in evaluated.stdout
+    assert "FD-digits of 200 samples" in evaluated.stdout
     results = json.loads((run / "evaluation.json").read_text())
-    assert [(row["sampler"], row["nfe"]) for row in results["rows"]] == [
-        ("renoise", 1), ("renoise", 2), ("ode", 2), ("heun", 64)
+    few = [("renoise", 1), ("renoise", 2), ("ode", 2)]
+    assert [(row["weights"], row["sampler"], row["nfe"]) for row in results["rows"]] == [
+        *(("ema", *one) for one in few), *(("raw", *one) for one in few), ("ema", "heun", 64)
     ]  # fmt: skip
-    assert results["classifier_test_accuracy"] >= 0.98
+    assert results["real"]["recognized"] >= 0.98
     assert results["real"]["distance"] < min(row["distance"] for row in results["rows"])
     assert set(results["diagnostics"]) == {"solution_residual", "composition_gap", "one_step_error"}
     reported = soflow("report", run)
@@ -65,12 +66,12 @@ def test_vectors_go_the_whole_way_too(tmp_path, inside):
     assert inside("train", "moons", *small, "--out", run).returncode == 0
     evaluated = inside("evaluate", run, "--num", "300", "--nfe", "1")
     assert evaluated.returncode == 0, evaluated.stderr
-    assert "Energy distance" in evaluated.stdout
+    assert "energy distance of" in evaluated.stdout
     assert inside("report", run).returncode == 0
     assert inside("sample", run, "--num", "10", "--out", tmp_path / "points.npz").returncode == 0
     assert np.load(tmp_path / "points.npz")["arr_0"].shape == (10, 2)
     assert_fails(inside("sample", run, "--labels", "0"), 2, "trained without classes")
-    assert_fails(inside("evaluate", run, "--features", "digits"), 2, "8x8 digits")
+    assert_fails(inside("evaluate", run, "--features", "digits"), 2, "'digits' are for images")
 
 
 def test_samples_as_picture_arrays_and_folder(run, tmp_path, inside):

@@ -18,9 +18,8 @@ from soflow.config.schema import DataConfig
 from soflow.data import sources
 from soflow.data.huggingface import open_splits
 from soflow.errors import InputError
-from soflow.evaluation import features as features_module
 from soflow.evaluation.classifier import ImageClassifier, cache_file
-from soflow.evaluation.features import Classifier, load_features
+from soflow.evaluation.features import as_seen, load_features
 from soflow.pictures import to_uint8
 
 
@@ -181,17 +180,15 @@ def test_a_classifier_is_trained_once_on_the_data_and_kept(tmp_path, monkeypatch
     monkeypatch.setattr("soflow.evaluation.classifier.BATCH", 20)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     dataset, told = striped(tmp_path), []
-    classifier = load_features("classifier", dataset, told.append)
-    assert isinstance(classifier, Classifier)
-    assert "striped" in classifier.name
-    with torch.no_grad():
-        features = classifier(dataset.samples())
-        assert features.shape == (60, 64)
-        assert float((classifier.logits(features).argmax(1) == dataset.labels).float().mean()) > 0.95
-        assert len(told) == 1
-        again = load_features("classifier", dataset, told.append)
-        assert len(told) == 1
-        assert torch.equal(again(dataset.samples()), features)
+    classifier = load_features("classifier", dataset, dataset.shape, told.append)
+    assert classifier.metric == "FD-striped-classifier"
+    found = classifier(as_seen(dataset.samples()))
+    assert found.features.shape == (60, 64)
+    assert float((found.logits.argmax(1) == dataset.labels).float().mean()) > 0.95
+    assert len(told) == 1
+    again = load_features("classifier", dataset, dataset.shape, told.append)
+    assert len(told) == 1
+    assert torch.equal(again(as_seen(dataset.samples())).features, found.features)
     other = type(dataset)(dataset.name, "train", 255 - dataset.rows[torch.arange(60)], dataset.labels, dataset.class_names)
     assert cache_file(dataset, tmp_path) != cache_file(other, tmp_path)  # other data, another classifier
     swapped = replace(dataset, labels=1 - dataset.labels)
@@ -199,7 +196,7 @@ def test_a_classifier_is_trained_once_on_the_data_and_kept(tmp_path, monkeypatch
 
 
 def test_features_do_not_depend_on_how_many_are_looked_at_together(monkeypatch):
-    classifier = ImageClassifier("x", (1, 8, 8), 2).eval()
+    classifier = ImageClassifier((1, 8, 8), 2).eval()
     images = torch.randn(10, 1, 8, 8)
     with torch.no_grad():
         whole = classifier(images)
@@ -210,4 +207,4 @@ def test_features_do_not_depend_on_how_many_are_looked_at_together(monkeypatch):
 def test_a_classifier_needs_classes(tmp_path):
     dataset = load_images(str(write_parquet(tmp_path / "set", pixels(4, (8, 8), 0), label=False)), "train", 1)
     with pytest.raises(InputError, match="labelled images"):
-        features_module.load_features("classifier", dataset)
+        load_features("classifier", dataset, dataset.shape)

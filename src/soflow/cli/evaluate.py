@@ -1,5 +1,6 @@
 """`soflow evaluate`: figures of a trained run, or of samples made by anything."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,15 +62,39 @@ def evaluate(
         )
     if out is not None and not out.parent.is_dir():
         raise InputError(f"--out is {out}, but there is no folder {out.parent}")
+    drawing = Drawing(
+        nfe=None if nfe is None else [at_least(n, 1, "--nfe") for n in whole_numbers(nfe, "--nfe")],
+        num=None if num is None else between(num, 2, MOST_SAMPLES, "--num"),
+        weights=[one_of(name, ("ema", "raw"), "--weights") for name in dict.fromkeys((weights or "ema,raw").split(","))],
+        labels=one_of(draw or "balanced", ("balanced", "random"), "--draw"),
+        seed=at_least(seed or 0, 0, "--seed"),
+        seeds=at_least(1 if seeds is None else seeds, 1, "--seeds"),
+        batch=at_least(500 if batch is None else batch, 1, "--batch"),
+        vae=vae or "",
+    )
     for_runs = {"--nfe": nfe, "--num": num, "--weights": weights, "--draw": draw, "--seed": seed, "--seeds": seeds,
                 "--batch": batch, "--vae": vae}  # fmt: skip
-    if is_run(samples):
-        evaluate_run(samples, features, reference, baseline, out, for_runs)
-        return
     given = [option for option, value in for_runs.items() if value is not None]
+    if is_run(samples) or (given and not samples.exists()):
+        evaluate_run(samples, features, reference, baseline, out, drawing)
+        return
     if given:
         raise InputError(f"{given[0]} is for runs, and {samples} is none: leave it out")
     evaluate_samples(samples, features, reference, baseline, out)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """The options that say how the samples of a run are drawn; None leaves it to the recipe."""
+
+    nfe: list[int] | None
+    num: int | None
+    weights: "list[Weights]"
+    labels: "LabelDraw"
+    seed: int
+    seeds: int
+    batch: int
+    vae: str
 
 
 def is_run(path: Path) -> bool:
@@ -79,39 +104,27 @@ def is_run(path: Path) -> bool:
 
 
 def evaluate_run(
-    path: Path, features: str | None, reference: str | None, baseline: bool | None, out: Path | None, options: dict[str, Any]
+    path: Path, features: str | None, reference: str | None, baseline: bool | None, out: Path | None, drawing: Drawing
 ) -> None:
-    counts = (
-        None if options["--nfe"] is None else [at_least(n, 1, "--nfe") for n in whole_numbers(options["--nfe"], "--nfe")]
-    )
-    if options["--num"] is not None:
-        between(options["--num"], 2, MOST_SAMPLES, "--num")
-    seed, seeds = options["--seed"] or 0, 1 if options["--seeds"] is None else options["--seeds"]
-    at_least(seed, 0, "--seed")
-    at_least(seeds, 1, "--seeds")
-    batch = at_least(500 if options["--batch"] is None else options["--batch"], 1, "--batch")
-    named = (options["--weights"] or "ema,raw").split(",")
-    weights: list[Weights] = [one_of(name, ("ema", "raw"), "--weights") for name in dict.fromkeys(named)]
-    labels: LabelDraw = one_of(options["--draw"] or "balanced", ("balanced", "random"), "--draw")
-
     from soflow import runs
     from soflow.evaluation.evaluate import Protocol, evaluate, rows_of, work
     from soflow.judging import compared_with
     from soflow.progress import counting
 
-    loaded = {name: runs.load(path, name, vae=options["--vae"] or "") for name in weights}
+    loaded = {name: runs.load(path, name, vae=drawing.vae) for name in drawing.weights}
     run = next(iter(loaded.values()))
     for remark in run.notes:
         note(remark)
     config = run.config.evaluate
-    protocol = Protocol(counts or list(config.nfe), options["--num"] or config.num, range(seed, seed + seeds), labels, batch)
+    seeds = range(drawing.seed, drawing.seed + drawing.seeds)
+    protocol = Protocol(drawing.nfe or list(config.nfe), drawing.num or config.num, seeds, drawing.labels, drawing.batch)
     compared = compared_with(
         run.config, run.encoder, run.model.decode, note, features or "", reference or "", baseline is not False
     )
     if baseline and compared.held_out is None:
         raise InputError(f"--baseline needs real images, and {reference} holds statistics: name the data as --reference")
     samplers = run.config.objective.samplers
-    sets = len(rows_of(samplers, protocol.nfe, weights)) * seeds
+    sets = len(rows_of(samplers, protocol.nfe, drawing.weights)) * len(seeds)
     with counting("evaluating", work(compared.judge, [protocol.num] * sets + held_out(compared))) as on_done:
         results = evaluate(
             {name: one.model for name, one in loaded.items()}, samplers, compared.judge, compared.held_out, protocol,

@@ -50,7 +50,9 @@ class Features:
         in another shape, RunError for features that are no numbers.
         """
         try:
-            given = self.network(seen)
+            given = self.network(
+                seen.clone(memory_format=torch.contiguous_format)
+            )  # sums follow the layout to the last digit
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise InputError(
                 f"the features '{self.name}' cannot take images of shape {list(seen.shape[1:])}: {first_line(error)}"
