@@ -159,7 +159,7 @@ class Progressing:
 
 def work(judge: Judge, counts: Sequence[int]) -> int:
     """How much there is to do for sets of so many samples: each is drawn, and its neighbourhoods are looked at."""
-    return sum(count + (count + 2 * len(judge.reference.points)) for count in counts)
+    return sum(count + (count + len(judge.reference.points)) for count in counts)
 
 
 def real_row(judge: Judge, held_out: Dataset, progress: Progressing) -> dict[str, Any]:

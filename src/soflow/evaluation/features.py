@@ -20,6 +20,8 @@ from soflow.evaluation.inception import load_inception
 from soflow.files import checksum
 from soflow.pictures import is_image, to_uint8
 
+#: Where networks of files, and distances between many points, are worked out.
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 #: Images that a network sees together.
 BATCH = 100
 NAMES = ("inception", "digits", "classifier", "coordinates")
@@ -50,9 +52,8 @@ class Features:
         in another shape, RunError for features that are no numbers.
         """
         try:
-            given = self.network(
-                seen.clone(memory_format=torch.contiguous_format)
-            )  # sums follow the layout to the last digit
+            # one layout for all: the last digits of sums follow it
+            given = self.network(seen.clone(memory_format=torch.contiguous_format))
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise InputError(
                 f"the features '{self.name}' cannot take images of shape {list(seen.shape[1:])}: {first_line(error)}"
@@ -132,7 +133,7 @@ def find_features(name: str, dataset: Dataset | None, shape: tuple[int, ...], no
             raise InputError("the features 'classifier' are trained on data with classes: name others, or such data")
         return classifier_features(f"{dataset.name}-classifier", load_classifier(dataset, note))
     if name == "inception":
-        return Features(name, load_inception(), {"network": "InceptionV3 of torch-fidelity"})
+        return Features(name, load_inception(DEVICE), {"network": "InceptionV3 of torch-fidelity"})
     called, _, file = name.rpartition("=")
     if not Path(file).is_file():
         raise InputError(f"unknown features '{name}': choose one of {', '.join(NAMES)}, or name a TorchScript file")
@@ -153,9 +154,8 @@ def scripted(name: str, file: Path) -> Features:
     """Features of a TorchScript file: bytes (B, C, H, W) to features (B, d), or to (features, logits)."""
     if name in NAMES:
         raise InputError(f"{file} cannot be called '{name}', as features of another kind are: use --features NAME={file}")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        module = torch.jit.load(str(file), map_location=device).eval()
+        module = torch.jit.load(str(file), map_location=DEVICE).eval()
     except (RuntimeError, ValueError, OSError) as error:
         raise InputError(f"{file} cannot be read as TorchScript (torch.jit.save writes it): {first_line(error)}") from None
-    return Features(name, lambda seen: module(seen.to(device)), {"file": file.name, "checksum": checksum(file)})
+    return Features(name, lambda seen: module(seen.to(DEVICE)), {"file": file.name, "checksum": checksum(file)})

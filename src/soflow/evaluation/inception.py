@@ -13,7 +13,7 @@ from soflow.errors import InputError, first_line
 SPATIAL_CHANNELS = 7
 
 
-def load_inception() -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
+def load_inception(device: torch.device) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
     """A function of bytes (B, 3 or 1, H, W), grey being repeated: pooled features (B, 2048), logits without bias (B, 1008)
     and spatial features (B, 2023). Raises InputError that says what to install, or where the weights belong.
     """
@@ -37,7 +37,6 @@ def load_inception() -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
             f"the weights of the features 'inception' cannot be had ({first_line(error)}): put "
             f"{package.URL_INCEPTION_V3} at {file}"
         ) from None
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = network.to(device).eval()
     spatial: list[Tensor] = []
     network.Mixed_6d.branch1x1.register_forward_hook(lambda module, given, output: spatial.append(output))

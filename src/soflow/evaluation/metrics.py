@@ -146,7 +146,7 @@ def distances(a: Tensor, b: Tensor) -> Tensor:
     return torch.cdist(a.double(), b.double())
 
 
-def radii(points: Tensor, on_rows: Callable[[int], None]) -> tuple[Tensor, Tensor]:
+def radii(points: Tensor, on_rows: Callable[[int], None] = lambda n: None) -> tuple[Tensor, Tensor]:
     """Of each point (n, d) the distances to its NEIGHBOURS-th and its DENSITY_NEIGHBOURS-th nearest other one, (n,) each."""
     found = []
     most = min(DENSITY_NEIGHBOURS + 1, len(points))  # the nearest is the point itself
@@ -170,9 +170,16 @@ class Neighbourhood:
     coverage: float
 
 
-def neighbourhood(features: Tensor, reference: Tensor, on_rows: Callable[[int], None] = lambda n: None) -> Neighbourhood:
-    """All four, of features (N, d) and a reference (M, d). `on_rows` hears of every row of 2 M + N as it is done."""
-    real_reach, real_wide_reach = radii(reference, on_rows)  # (M,) each
+def neighbourhood(
+    features: Tensor,
+    reference: Tensor,
+    reference_radii: tuple[Tensor, Tensor] | None = None,
+    on_rows: Callable[[int], None] = lambda n: None,
+) -> Neighbourhood:
+    """All four, of features (N, d) and a reference (M, d), whose `radii` (M,) may be known. `on_rows` hears of every row of
+    N + M as it is done.
+    """
+    real_reach, real_wide_reach = reference_radii or radii(reference)  # (M,) each
     reach, _ = radii(features, on_rows)  # (N,)
     precise = torch.zeros(len(features), dtype=torch.bool, device=features.device)
     recalled, covered, within = 0.0, 0.0, 0.0

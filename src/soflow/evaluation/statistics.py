@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from soflow.data.dataset import Dataset
 from soflow.errors import InputError
-from soflow.evaluation.features import BATCH, Features, as_seen
+from soflow.evaluation.features import BATCH, DEVICE, Features, as_seen
 from soflow.evaluation.metrics import (
     ROWS,
     Moments,
@@ -18,6 +19,7 @@ from soflow.evaluation.metrics import (
     inception_score,
     kernel_distance,
     neighbourhood,
+    radii,
     recognized,
     spread_of_frechet,
 )
@@ -147,6 +149,11 @@ class Judge:
         """Features of a network are compared as Gaussians; coordinates, which are anything but, by the energy distance."""
         return self.features.name != "coordinates"
 
+    @cached_property
+    def radii(self) -> tuple[Tensor, Tensor]:
+        """Of the reference's points, (M,) each."""
+        return radii(self.reference.points.to(DEVICE))
+
     def gather(self, parts: Iterable[Tensor], count: int, on_done: Callable[[int], None] = lambda done: None) -> Statistics:
         return gather(parts, self.features, count, on_done=on_done)
 
@@ -168,7 +175,7 @@ class Judge:
     ) -> Figures:
         """All there is; labels (N,): the classes that the samples were drawn of. `on_rows` as in metrics.neighbourhood."""
         own, other = drawn.points, self.reference.points
-        near = neighbourhood(own, other, on_rows) if len(other) > 1 else None
+        near = neighbourhood(own.to(DEVICE), other.to(DEVICE), self.radii, on_rows) if len(other) > 1 else None
         kernel = kernel_distance(own, other) if self.gaussian and len(other) > 1 else (None, None)
         logits, spatial, real_spatial = drawn.logits, drawn.spatial, self.reference.spatial
         score = (None, None) if logits is None else inception_score(logits)
