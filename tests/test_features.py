@@ -364,7 +364,7 @@ class TestCommands:
             (["nowhere.npz", "--reference", "real", "--features", "means.pt"], ["there is no nowhere.npz"]),
             (["drawn.npz"], ["say what to compare them with"]),
             (["drawn.npz", "--nfe", "1"], ["--nfe is for runs"]),
-            (["drawn.npz", "--reference", "digits", "--features", "digits"], ["digits has samples of shape [1, 8, 8]"]),
+            (["drawn.npz", "--reference", "digits", "--features", "digits"], ["are for 8x8 digits"]),
             (["drawn.npz", "--reference", "small", "--features", "means.pt"], ["4x4", "8x8"]),
             (["drawn.npz", "--reference", "grey.npz", "--features", "means.pt"], ["grey", "RGB"]),
             (["drawn.npz", "--reference", "large.npz", "--features", "means.pt"], ["16x16", "8x8"]),

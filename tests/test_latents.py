@@ -197,6 +197,7 @@ def run(latents, tmp_path_factory):
     """The paper's ImageNet recipe, its DiT made small, on these latents."""
     out = tmp_path_factory.mktemp("runs") / "latents"
     settings = [f"data.path={latents}", "data.shape=[4,4,4]", "data.num_classes=2", "evaluate.num=20", *SMALL]
+    settings.append("evaluate.features=coordinates")
     return runs.train("imagenet256-b2", out, settings).path
 
 

@@ -21,6 +21,9 @@ from soflow.evaluation.references import arrays_in, holds_statistics, points_of,
 from soflow.evaluation.statistics import POINTS, Judge, Statistics, gather, parts_of
 from soflow.progress import counting
 
+#: Latents decoded at once.
+DECODED = 64
+
 Note = Callable[[str], None]
 Decode = Callable[[Tensor], Tensor]
 
@@ -55,9 +58,10 @@ def compared_with(
         chosen = load_features(name, own if encoder is None else None, shape, note)
         judge = judge_by_file(Path(reference), chosen, shape, config.data.num_classes)
         return Compared(judge, None, own)
+    early = None if name == "classifier" else load_features(name, None, shape, note)
     data, held_out, points = real_data(config, encoder, decode, note, reference, baseline)
     training = held_out if held_out is not None and held_out.split == "train" else data
-    chosen = load_features(name, training, shape, note)
+    chosen = early or load_features(name, training, shape, note)
     judge = Judge(chosen, reference_of(data, chosen), told(data), config.data.num_classes)
     return Compared(judge, held_out, points)
 
@@ -74,12 +78,13 @@ def compared_given(given: Given, features: str, reference: str, baseline: bool, 
     if data.source == "latents":
         raise InputError(f"{reference} holds latents: name the images that they are of")
     require_fitting(data, split or data.split, given.shape, reference)
+    early = None if features == "classifier" else load_features(features, None, given.shape, note)
     if baseline:
         first, held_out = held_out_of(data, split or data.split, note)
     else:
         first, held_out = sources.load(data, split or data.split, note), None
     require_shape(first, given.shape, reference)
-    chosen = load_features(features, first, given.shape, note)
+    chosen = early or load_features(features, first, given.shape, note)
     judge = Judge(chosen, reference_of(first, chosen), told(first), first.num_classes)
     return Compared(judge, held_out, None)
 
@@ -213,13 +218,26 @@ def own_data(config: Config, note: Note) -> Dataset | None:
         return None
 
 
+class DecodedRows:
+    """Some latents of a data set as images (n, C, H, W), decoded whenever they are asked for."""
+
+    dtype = torch.float32
+
+    def __init__(self, latents: Dataset, which: Tensor, decode: Decode) -> None:
+        self.latents, self.which, self.decode = latents, which, decode
+        self.shape = (len(which), *self[torch.tensor([0])].shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.which)
+
+    def __getitem__(self, which: Tensor, /) -> Tensor:
+        parts = self.which[which].split(DECODED)
+        return torch.cat([self.decode(self.latents.samples(part)) for part in parts])
+
+
 def decoded(latents: Dataset, decode: Decode, num: int) -> Dataset:
-    """`num` latents from all over a data set, or all of them, as images."""
-    which = torch.linspace(0, len(latents) - 1, min(num, len(latents))).long()
-    with counting("decoding", len(which)) as on_done:
-        parts = []
-        for chosen in which.split(64):
-            parts.append(decode(latents.samples(chosen)))
-            on_done(64 * len(parts))
+    """`num` latents from all over a data set, or all of them, as images; never all of them in memory."""
+    which = torch.linspace(0, len(latents) - 1, min(num, len(latents)), dtype=torch.float64).long()
     labels = None if latents.labels is None else latents.labels[which]
-    return Dataset(f"{latents.name}, decoded", latents.split, torch.cat(parts), labels, latents.class_names)
+    rows = DecodedRows(latents, which, decode)
+    return Dataset(f"{latents.name}, decoded", latents.split, rows, labels, latents.class_names)

@@ -36,6 +36,16 @@ def losses(metrics: list[dict[str, Any]]) -> Figure:
     return figure
 
 
+def distance_in_training(metrics: list[dict[str, Any]], name: str) -> Figure:
+    """The distance of the averaged weights' samples as training went on."""
+    figure = Figure(figsize=(6.5, 2.8), layout="constrained")
+    (axes,) = plain(figure)
+    axes.plot(*zip(*((line["step"], line[name]) for line in metrics if name in line), strict=True), "o-", color=BLUE)
+    axes.set(xlabel="step", ylabel=name)
+    axes.set_ylim(bottom=0)
+    return figure
+
+
 def distance_against_nfe(evaluation: dict[str, Any]) -> Figure:
     """Distance against network evaluations, a line a sampler, with the model's own ODE and real data as marks."""
     figure = Figure(figsize=(6.5, 3.4), layout="constrained")

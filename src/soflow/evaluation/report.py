@@ -79,9 +79,16 @@ def section(subject: Subject) -> str:
     if subject.metrics:
         note = CONSISTENCY if "consistency_mse" in subject.metrics[0] else ""
         parts.append(f"<h2>Training</h2><p>Means between two log lines. {note}</p>" + embed(figures.losses(subject.metrics)))
+        told = dict.fromkeys(name for line in subject.metrics for name in line if is_distance(name))
+        parts.extend(embed(figures.distance_in_training(subject.metrics, name)) for name in told)
     parts.append(cost(subject))
     parts.append(f"<h2>Settings</h2><details><summary>config.yaml</summary><pre>{escape(subject.config)}</pre></details>")
     return "".join(parts)
+
+
+def is_distance(name: str) -> bool:
+    """Whether a logged value is of the evaluations during training."""
+    return name in ("FID", "energy distance") or name.startswith("FD-")
 
 
 def headline(subject: Subject) -> str:
