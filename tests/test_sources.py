@@ -54,6 +54,23 @@ def test_images_deeper_down_belong_to_the_class_above_and_links_are_followed_onc
     assert np.bincount(images.labels).tolist() == [2, 4, 3]
 
 
+def test_what_is_reached_by_a_link_too_is_found_where_it_lies(tmp_path):
+    write_folder(tmp_path, pixels(4))
+    os.symlink(tmp_path / "cat", tmp_path / "aged")
+    os.symlink(tmp_path / "dog", tmp_path / "cat" / "friend")
+    images = FolderImages(str(tmp_path), "train")
+    assert [file.split(os.sep)[0] for file in images.files] == ["cat", "cat", "dog", "dog"]
+    assert "aged has no images" in images.unlabelled
+
+
+def test_pipes_are_no_images_and_links_to_nothing_are_broken_ones(tmp_path):
+    write_folder(tmp_path, pixels(2), names=())
+    os.mkfifo(tmp_path / "pipe.png")
+    os.symlink(tmp_path / "pipe.png", tmp_path / "linked.png")
+    os.symlink(tmp_path / "nowhere", tmp_path / "gone.png")
+    assert FolderImages(str(tmp_path), "train").files == ["0000.png", "0001.png", "gone.png"]
+
+
 def test_splits_are_subfolders_and_share_the_numbers_of_classes(tmp_path):
     write_folder(tmp_path / "train", pixels(4), names=("a", "b", "c"))
     write_folder(tmp_path / "test", pixels(3), names=("b", "c", "a"))

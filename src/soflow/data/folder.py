@@ -6,15 +6,16 @@ FOLDER/train/...  FOLDER/test/  splits, each as above
 """
 
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
+from soflow.data.content import File, file_of, of_folder
 from soflow.data.images import ENDINGS, SPLITS, Opener
 from soflow.errors import InputError
-from soflow.files import digest
 
 
 class FolderImages:
@@ -35,8 +36,8 @@ class FolderImages:
         listed = sorted(files(self.root))
         if not listed:
             raise InputError(f"{self.root} has no images: files that end in {', '.join(ENDINGS)} are read")
-        self.files = [file for file, _, _ in listed]
-        self.fingerprint = digest("\n".join(f"{file} {size} {changed}" for file, size, changed in listed))
+        self.files = [file.name for file in listed]
+        self.fingerprint = of_folder(self.root, listed)
         self.labels, self.class_names, self.unlabelled = self.classes(class_folders(there["train"]))
 
     def classes(self, names: tuple[str, ...]) -> tuple[list[int] | None, tuple[str, ...], str]:
@@ -85,22 +86,33 @@ def hidden(name: str) -> bool:
     return name.startswith((".", "__"))
 
 
-def files(root: Path) -> Iterator[tuple[str, int, int]]:
-    """Every image below a folder: its path from there, its size and when it was changed last. Follows links, once each."""
+def files(root: Path) -> Iterator[File]:
+    """Every image below a folder, by its path from there. Links to folders are followed once each, after all folders that
+    are none: what can be reached both ways is found where it lies. Pipes and the like are no images.
+    """
     seen: set[str] = set()
+    links: deque[str] = deque()
 
-    def walk(folder: str) -> Iterator[tuple[str, int, int]]:
+    def walk(folder: str) -> Iterator[File]:
         real = os.path.realpath(folder)
         if real in seen:
             return
         seen.add(real)
-        for entry in os.scandir(folder):
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
             if hidden(entry.name):
                 continue
-            if entry.is_dir():
+            if entry.is_dir(follow_symlinks=False):
                 yield from walk(entry.path)
-            elif entry.name.lower().endswith(ENDINGS):
+            elif entry.is_dir():
+                links.append(entry.path)
+            elif entry.name.lower().endswith(ENDINGS) and (entry.is_file() or leads_nowhere(entry)):
                 stat = entry.stat() if entry.is_file() else os.lstat(entry.path)  # a link to nothing is a broken image
-                yield os.path.relpath(entry.path, root), stat.st_size, stat.st_mtime_ns
+                yield file_of(os.path.relpath(entry.path, root), stat)
 
     yield from walk(str(root))
+    while links:
+        yield from walk(links.popleft())
+
+
+def leads_nowhere(entry: os.DirEntry) -> bool:
+    return entry.is_symlink() and not os.path.exists(entry.path)

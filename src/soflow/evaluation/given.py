@@ -48,7 +48,7 @@ def open_given(path: Path) -> Given:
 
 def given_folder(path: Path) -> Given:
     """The images below a folder, in the order of their names."""
-    names = sorted(name for name, _, _ in files(path))
+    names = sorted(file.name for file in files(path))
     if not names:
         raise InputError(f"{path} is no run folder (it has no config.yaml) and no folder of images: it has none")
     kinds: dict[tuple[int, int, int], str] = {}
