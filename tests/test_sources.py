@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from making import pixels, write_folder, write_parquet
+from soflow.assemble import make_dataset
 from soflow.config.schema import DataConfig
 from soflow.data import sources
 from soflow.data.arrays import ArrayImages
@@ -95,6 +96,17 @@ def test_why_there_are_no_labels_is_known(tmp_path):
     write_folder(tmp_path / "more" / "train", pixels(2))
     write_folder(tmp_path / "more" / "test", pixels(3), names=("cat", "dog", "owl"))
     assert "'owl', which the split train has not" in FolderImages(str(tmp_path / "more"), "test").unlabelled
+
+
+def test_whoever_leaves_classes_to_the_data_hears_how_many_there_are_or_why_none(tmp_path):
+    told = []
+    photos = write_folder(tmp_path / "photos", pixels(4))
+    config = DataConfig(source="folder", path=str(photos), size=12, num_classes=-1)
+    make_dataset(config, told.append)
+    write_folder(photos, pixels(1), names=())
+    make_dataset(config, told.append)
+    why = f"{photos} has images beside its class folders, such as 0000.png"
+    assert told == ["photos: 4 samples, 2 classes", f"photos: 5 samples, training without classes: {why}"]
 
 
 def test_a_folder_is_known_by_its_content(tmp_path):
