@@ -84,6 +84,30 @@ def test_splits_are_subfolders_and_share_the_numbers_of_classes(tmp_path):
         FolderImages(str(tmp_path), "val")
 
 
+def test_a_class_that_is_called_train_is_a_class_and_splits_are_known_in_either_case(tmp_path):
+    vehicles = write_folder(tmp_path / "vehicles", pixels(6), names=("car", "plane", "train"))
+    images = FolderImages(str(vehicles), "train")
+    assert (len(images), images.class_names) == (6, ("car", "plane", "train"))
+    for name in ("Train", "VALID"):
+        write_folder(tmp_path / "set" / name, pixels(4))
+    assert sources.splits(DataConfig(source="folder", path=str(tmp_path / "set"), size=12)) == ("train", "valid")
+    assert FolderImages(str(tmp_path / "set"), "valid").class_names == ("cat", "dog")
+    write_folder(tmp_path / "held" / "test", pixels(4))
+    assert FolderImages(str(tmp_path / "held"), "test").class_names == ("cat", "dog")
+    with pytest.raises(InputError, match="has no split 'train': its splits are test"):
+        FolderImages(str(tmp_path / "held"), "train")
+
+
+def test_folders_that_may_be_splits_or_classes_are_not_guessed_at(tmp_path):
+    for name in ("train", "test", "masks"):
+        write_folder(tmp_path / name, pixels(2))
+    with pytest.raises(InputError, match="has splits, test and train, beside another folder, masks: move that elsewhere"):
+        FolderImages(str(tmp_path), "train")
+    (tmp_path / "masks").rename(tmp_path / "Test")
+    with pytest.raises(InputError, match="has one split twice, Test and test and train"):
+        FolderImages(str(tmp_path), "train")
+
+
 def test_why_there_are_no_labels_is_known(tmp_path):
     write_folder(tmp_path / "empty", pixels(4))
     (tmp_path / "empty" / "cow").mkdir()

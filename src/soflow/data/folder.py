@@ -2,7 +2,7 @@
 
 FOLDER/*.png                    no classes
 FOLDER/cat/*.png  FOLDER/dog/   classes cat and dog
-FOLDER/train/...  FOLDER/test/  splits, each as above
+FOLDER/train/...  FOLDER/test/  splits, each as above, if all subfolders are
 """
 
 import os
@@ -38,7 +38,7 @@ class FolderImages:
             raise InputError(f"{self.root} has no images: files that end in {', '.join(ENDINGS)} are read")
         self.files = [file.name for file in listed]
         self.fingerprint = of_folder(self.root, listed)
-        self.labels, self.class_names, self.unlabelled = self.classes(class_folders(there["train"]))
+        self.labels, self.class_names, self.unlabelled = self.classes(class_folders(there.get("train", self.root)))
 
     def classes(self, names: tuple[str, ...]) -> tuple[list[int] | None, tuple[str, ...], str]:
         """The class of each image, the names, and why there are no classes where there might be.
@@ -71,10 +71,24 @@ class FolderImages:
 
 
 def splits_of(root: Path) -> dict[str, Path]:
-    """Split -> its folder."""
-    if not (root / "train").is_dir():
+    """Split -> its folder, by names in either case; everything is the split train where the subfolders are classes.
+
+    Subfolders are splits where all are called so. One that is called so among others is a class of that name, as `train`
+    among cars and planes. Raises InputError where that may be meant either way.
+    """
+    names = class_folders(root)
+    splits = [name for name in names if name.lower() in SPLITS]
+    others = [name for name in names if name not in splits]
+    if others and len(splits) > 1:
+        raise InputError(
+            f"{root} has splits, {' and '.join(splits)}, beside another folder, {others[0]}: move that elsewhere, or them"
+        )
+    if len({name.lower() for name in splits}) < len(splits):
+        raise InputError(f"{root} has one split twice, {' and '.join(splits)}: put their images into one folder")
+    if others or not splits:
         return {"train": root}
-    return {name: root / name for name in SPLITS if (root / name).is_dir()}
+    found = {name.lower(): root / name for name in splits}
+    return {name: found[name] for name in SPLITS if name in found}
 
 
 def class_folders(root: Path) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 #: Names by which folders and arrays are known as splits.
-SPLITS = ("train", "test", "val", "validation")
+SPLITS = ("train", "test", "val", "valid", "validation")
 MODES = {1: "L", 3: "RGB"}
 
 #: Opens one image; raises whatever decoders raise.
