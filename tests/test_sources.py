@@ -1,6 +1,8 @@
 """Folders, arrays and what a text on the command line names."""
 
 import os
+import re
+from itertools import product
 
 import numpy as np
 import pytest
@@ -10,10 +12,13 @@ from PIL import Image
 from making import pixels, write_folder, write_parquet
 from soflow.assemble import make_dataset
 from soflow.config.schema import DataConfig
+from soflow.data import arrays as arrays_module
 from soflow.data import sources
 from soflow.data.arrays import ArrayImages
 from soflow.data.folder import FolderImages
+from soflow.data.npz import load_array
 from soflow.errors import InputError
+from soflow.pictures import to_uint8
 
 
 def content(images):
@@ -169,6 +174,62 @@ def test_arrays_called_by_their_split(tmp_path):
     assert sources.splits(DataConfig(source="arrays", path=path)) == ("train", "test")
 
 
+def test_arrays_are_loaded_one_by_one_when_they_are_needed(tmp_path, monkeypatch):
+    """Labels at once, images when the first is opened, the rest never: here a good set stands beside what cannot be read."""
+    loaded = []
+    monkeypatch.setattr(arrays_module, "load_array", lambda path, name: loaded.append(name) or load_array(path, name))
+    path = str(tmp_path / "m.npz")
+    train = pixels(4)
+    objects = np.array([{}, None], dtype=object)
+    np.savez_compressed(path, train_images=train, train_labels=np.arange(4), test_images=pixels(2), made_by=objects)
+    assert sources.splits(DataConfig(source="arrays", path=path)) == ("train", "test")
+    images = ArrayImages(path, "train")
+    assert loaded == ["train_labels"]
+    assert np.array_equal(np.stack(content(images)), train)
+    assert loaded == ["train_labels", "train_images"]
+
+
+def test_arrays_are_known_by_their_content(tmp_path, monkeypatch):
+    """One file of two arrays of images, two of labels and two splits, all of equal length: each load gives its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path, arrays = tmp_path / "one" / "set.npz", {}
+    for number, split in enumerate(("train", "test")):
+        for second in (0, 1):
+            arrays[f"{split}_images_{'ab'[second]}"] = pixels(4, seed=2 * number + second)
+            arrays[f"{split}_labels_{'ab'[second]}"] = (np.arange(4) + number + 2 * second) % 5
+    (tmp_path / "one").mkdir()
+    np.savez(path, **arrays)
+    for split, image, label in product(("train", "test"), "ab", "ab"):
+        keys = {"image_column": f"{split}_images_{image}", "label_column": f"{split}_labels_{label}"}
+        dataset = sources.load(DataConfig(source="arrays", path=str(path), size=12, **keys), split)
+        assert np.array_equal(to_uint8(dataset.samples()), arrays[keys["image_column"]])
+        assert dataset.labels.tolist() == arrays[keys["label_column"]].tolist()
+    for ending, save in (("npz", np.savez), ("npy", np.save)):
+        found = []
+        for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            file = tmp_path / folder / f"set.{ending}"
+            save(file, pixels(4, seed=seed))
+            os.utime(file, ns=(10**18, 10**18))
+            found.append(ArrayImages(str(file), "train").fingerprint)
+        assert found[0] == found[1] != found[2]
+
+
+def test_numbers_that_are_no_classes(tmp_path):
+    path = str(tmp_path / "set.npz")
+    for labels, word in (
+        (1_700_000_000 + np.arange(3), "has a label 1700000002 among 3 images: classes are counted from 0"),
+        (np.arange(3.0), r"no array of labels, whole numbers \(3,\); its arrays are images .*, labels float64\[3\]"),
+        (np.arange(4), r"no array of labels, .* labels int64\[4\]"),
+    ):
+        np.savez(path, images=pixels(3), labels=labels)
+        images = ArrayImages(path, "train")
+        assert images.labels is None
+        assert re.search(word, images.unlabelled)
+    np.savez(path, images=pixels(3), labels=np.array([999, 0, 5]))  # an excerpt of a set with many classes
+    assert ArrayImages(path, "train").labels == [999, 0, 5]
+
+
 def test_arrays_that_cannot_be_told_apart_are_named(tmp_path):
     path = str(tmp_path / "two.npz")
     np.savez(path, a=pixels(3), b=pixels(3, seed=1))
@@ -181,6 +242,15 @@ def test_arrays_that_cannot_be_told_apart_are_named(tmp_path):
     (tmp_path / "bad.npz").write_bytes(b"nothing")
     with pytest.raises(InputError, match="cannot be read"):
         ArrayImages(str(tmp_path / "bad.npz"), "train")
+    np.savez(path, a=pixels(0))
+    with pytest.raises(InputError, match="no images"):
+        ArrayImages(path, "train")
+    np.savez_compressed(path, a=np.zeros((9, 12, 12), np.uint8), b=np.arange(9))
+    damaged = bytearray((tmp_path / "two.npz").read_bytes())
+    damaged[damaged.index(b"b.npy") + 45] ^= 255
+    (tmp_path / "two.npz").write_bytes(damaged)
+    with pytest.raises(InputError, match="is damaged: "):
+        ArrayImages(path, "train")
     np.savez(path, a=pixels(3), b=np.array([0, -1, 1]))
     assert "below 0" in ArrayImages(path, "train").unlabelled
 
