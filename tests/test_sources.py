@@ -279,6 +279,25 @@ def test_a_text_names_a_source_and_a_split(tmp_path, monkeypatch):
             sources.find(text, like)
 
 
+def test_endings_may_be_capital_letters(tmp_path):
+    for ending, source in (("NPZ", "arrays"), ("NPY", "arrays"), ("PARQUET", "huggingface"), ("H5", "latents")):
+        assert sources.kind_of(str(tmp_path / f"set.{ending}")) == source
+        with pytest.raises(InputError, match="there is no"):
+            sources.find(f"set.{ending}", DataConfig())
+    np.savez(tmp_path / "set.npz", pixels(2))
+    (tmp_path / "set.npz").rename(tmp_path / "SET.NPZ")
+    np.save(tmp_path / "set.npy", pixels(2))
+    (tmp_path / "set.npy").rename(tmp_path / "SET.NPY")
+    for name in ("SET.NPZ", "SET.NPY"):
+        config, _ = sources.find(str(tmp_path / name), DataConfig(shape=(3, 12, 12)))
+        assert len(sources.load(config)) == 2
+
+
+def test_what_holds_no_images_is_told_what_does(tmp_path):
+    with pytest.raises(InputError, match="'digits', which holds no image files: folder, huggingface, arrays do"):
+        sources.open_images(DataConfig(source="digits"), "train")
+
+
 def test_a_path_that_another_source_reads_says_which(tmp_path):
     write_parquet(tmp_path / "stored", pixels(2))
     with pytest.raises(InputError, match=r"parquet or arrow: use data\.source=huggingface"):

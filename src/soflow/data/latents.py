@@ -33,7 +33,7 @@ def load_latents(path: str, split: str, note: Note = lambda text: None) -> Datas
         raise InputError("data.source=latents needs data.path: a folder that soflow encode made, or an HDF5 file")
     if split != "train":
         raise InputError(f"{path} has no split '{split}': latents are one split, train; encode others into their own folder")
-    dataset = load_hdf5(Path(path)) if Path(path).suffix in HDF5 else load_encoded(Path(path))
+    dataset = load_hdf5(Path(path)) if Path(path).suffix.lower() in HDF5 else load_encoded(Path(path))
     std = float(dataset.samples(torch.linspace(0, len(dataset) - 1, min(LOOKED_AT, len(dataset))).long()).std())
     if not USUAL[0] < std < USUAL[1]:
         assert dataset.encoder is not None
