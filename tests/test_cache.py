@@ -100,6 +100,15 @@ def test_files_of_just_now_are_not_relied_on(tmp_path):
     assert not (cache_folder() / "sources").exists()
 
 
+def test_a_class_that_train_gains_renumbers_those_of_test_whose_files_are_the_same(tmp_path):
+    for split in ("train", "test"):
+        write_folder(tmp_path / "set" / split, pixels(4))
+    assert cached(FolderImages(str(tmp_path / "set"), "test"), 12, 3).labels.tolist() == [0, 0, 1, 1]
+    write_folder(tmp_path / "set" / "train", pixels(1), names=("ant",))
+    test = cached(FolderImages(str(tmp_path / "set"), "test"), 12, 3)
+    assert (test.labels.tolist(), test.class_names) == ([1, 1, 2, 2], ("ant", "cat", "dog"))
+
+
 def test_a_few_bad_images_are_left_out_and_named(tmp_path):
     source, told = images(tmp_path, 300), []
     (tmp_path / "set" / "cat" / "0000.png").write_bytes(b"")

@@ -93,6 +93,7 @@ def test_a_class_that_is_called_train_is_a_class_and_splits_are_known_in_either_
     vehicles = write_folder(tmp_path / "vehicles", pixels(6), names=("car", "plane", "train"))
     images = FolderImages(str(vehicles), "train")
     assert (len(images), images.class_names) == (6, ("car", "plane", "train"))
+    (tmp_path / "set" / "annotations").mkdir(parents=True)
     for name in ("Train", "VALID"):
         write_folder(tmp_path / "set" / name, pixels(4))
     assert sources.splits(DataConfig(source="folder", path=str(tmp_path / "set"), size=12)) == ("train", "valid")
@@ -106,7 +107,9 @@ def test_a_class_that_is_called_train_is_a_class_and_splits_are_known_in_either_
 def test_folders_that_may_be_splits_or_classes_are_not_guessed_at(tmp_path):
     for name in ("train", "test", "masks"):
         write_folder(tmp_path / name, pixels(2))
-    with pytest.raises(InputError, match="has splits, test and train, beside another folder, masks: move that elsewhere"):
+    with pytest.raises(
+        InputError, match="has splits, test and train, beside another folder of images, masks: move that elsewhere"
+    ):
         FolderImages(str(tmp_path), "train")
     (tmp_path / "masks").rename(tmp_path / "Test")
     with pytest.raises(InputError, match="has one split twice, Test and test and train"):

@@ -2,7 +2,7 @@
 
 FOLDER/*.png                    no classes
 FOLDER/cat/*.png  FOLDER/dog/   classes cat and dog
-FOLDER/train/...  FOLDER/test/  splits, each as above, if all subfolders are
+FOLDER/train/...  FOLDER/test/  splits, each as above, if no other folder has images
 """
 
 import os
@@ -43,7 +43,7 @@ class FolderImages:
     def classes(self, names: tuple[str, ...]) -> tuple[list[int] | None, tuple[str, ...], str]:
         """The class of each image, the names, and why there are no classes where there might be.
 
-        The names are those of the split train, so that a class has the same number in every split.
+        The names are those of the split train, so that a class has the same number in every split; others may lack some.
         """
         if not names:
             return None, (), f"{self.root} has no subfolders, one for each class"
@@ -55,7 +55,7 @@ class FolderImages:
         strange = sorted(set(tops) - set(names))
         if strange:
             return None, (), f"{self.root} has a class folder '{strange[0]}', which the split train has not"
-        empty = sorted(set(names) - set(tops))
+        empty = sorted(name for name in set(names) - set(tops) if (self.root / name).is_dir())
         if empty:
             return None, (), f"the class folder {self.root / empty[0]} has no images: fill it or delete it"
         return [numbers[top] for top in tops], names, ""
@@ -73,19 +73,22 @@ class FolderImages:
 def splits_of(root: Path) -> dict[str, Path]:
     """Split -> its folder, by names in either case; everything is the split train where the subfolders are classes.
 
-    Subfolders are splits where all are called so. One that is called so among others is a class of that name, as `train`
-    among cars and planes. Raises InputError where that may be meant either way.
+    Subfolders are splits where all that hold images are called so. One that is called so among others is a class of that
+    name, as `train` among cars and planes. Raises InputError where that may be meant either way.
     """
     names = class_folders(root)
     splits = [name for name in names if name.lower() in SPLITS]
-    others = [name for name in names if name not in splits]
+    if not splits:
+        return {"train": root}
+    others = [name for name in names if name not in splits and next(files(root / name), None)]
     if others and len(splits) > 1:
         raise InputError(
-            f"{root} has splits, {' and '.join(splits)}, beside another folder, {others[0]}: move that elsewhere, or them"
+            f"{root} has splits, {' and '.join(splits)}, beside another folder of images, {others[0]}: "
+            "move that elsewhere, or them"
         )
     if len({name.lower() for name in splits}) < len(splits):
         raise InputError(f"{root} has one split twice, {' and '.join(splits)}: put their images into one folder")
-    if others or not splits:
+    if others:
         return {"train": root}
     found = {name.lower(): root / name for name in splits}
     return {name: found[name] for name in SPLITS if name in found}
