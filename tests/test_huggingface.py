@@ -1,6 +1,7 @@
 """Images from Hugging Face datasets, from small ones made here: local parquet as the Hub's own copies are."""
 
 import io
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -186,6 +187,16 @@ def test_a_column_of_bytes_that_is_named_holds_images(path, tmp_path):
         load_images(folder, "train", 1)
     dataset = load_images(folder, "train", 1, image_column="x")
     assert np.array_equal(to_uint8(dataset.samples())[..., 0], arrays)
+
+
+@pytest.mark.parametrize("name", ["", "train-00000-of-00001.parquet"])
+def test_files_of_one_path_and_time_are_told_apart_by_content(name, tmp_path):
+    for seed in (0, 1):
+        open_splits.cache_clear()  # as in another process
+        folder = write_parquet(tmp_path / "set", pixels(4, (8, 8), seed))
+        os.utime(folder / "train-00000-of-00001.parquet", ns=(10**18, 10**18))
+        found = load_images(str(folder / name), "train", 1).samples()
+        assert np.array_equal(to_uint8(found)[..., 0], pixels(4, (8, 8), seed))
 
 
 def test_images_without_classes_cannot_be_trained_with_classes(tmp_path):

@@ -88,7 +88,7 @@ def remembered(place: Path, files: Sequence[File], find: Callable[[], str]) -> s
         if known.get("stamp") == stamp:
             return str(known["content"])
     content = find()
-    if max(file.changed for file in files) < time.time_ns() - SETTLED:
+    if max((file.changed for file in files), default=0) < time.time_ns() - SETTLED:
         with suppress(RunError, OSError):  # a cache that cannot be written only costs time
             kept.parent.mkdir(parents=True, exist_ok=True)
             write_json(kept, {"stamp": stamp, "content": content})

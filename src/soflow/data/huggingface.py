@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from soflow.data.content import file_of, of_folder
 from soflow.data.images import Opener
 from soflow.errors import InputError, first_line
 
@@ -71,9 +72,20 @@ def open_splits(path: str) -> Any:
         if (Path(path) / "dataset_dict.json").is_file() or (Path(path) / "state.json").is_file():
             saved = datasets.load_from_disk(path)
             return saved if isinstance(saved, dict) else {"train": saved}
-        return datasets.load_dataset(builder, data_files=path) if builder else datasets.load_dataset(path)
+        content = {"description": content_of(Path(path))} if Path(path).exists() else {}
+        return (
+            datasets.load_dataset(builder, data_files=path, **content) if builder else datasets.load_dataset(path, **content)
+        )
     except Exception as error:  # whatever its readers, the file system and the network raise
         raise InputError(f"data.path={path} cannot be read: {first_line(error)}") from None
+
+
+def content_of(place: Path) -> str:
+    """Digits for files here. `datasets` knows these by their paths and times alone, and gives what it read before where
+    both are the same; what they are described by counts, too.
+    """
+    root, found = (place, sorted(place.rglob("*"))) if place.is_dir() else (place.parent, [place])
+    return of_folder(root, [file_of(str(file.relative_to(root)), file.stat()) for file in found if file.is_file()])
 
 
 def open_split(path: str, split: str) -> Any:
