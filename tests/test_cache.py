@@ -1,6 +1,7 @@
 """The cache of decoded images, and the stores that it and latents are kept in: whole, or not there."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import torch
 
 from making import pixels, write_folder
 from soflow.data import cache as cache_module
+from soflow.data import content as content_module
 from soflow.data import store
 from soflow.data.batches import Batches
 from soflow.data.cache import cached
@@ -58,6 +60,53 @@ def test_other_settings_and_other_content_have_caches_of_their_own(tmp_path):
     write_folder(tmp_path / "set", pixels(41))
     assert len(cached(FolderImages(str(tmp_path / "set"), "train"), 12, 3)) == 41
     assert len(caches()) == 4
+
+
+def at_one_time(root):
+    """A folder with one time for everything, as archives are made that come out the same whenever they are made."""
+    for path in root.rglob("*"):
+        os.utime(path, ns=(10**18, 10**18))
+    return FolderImages(str(root), "train")
+
+
+@pytest.mark.parametrize(("ending", "place"), [("bmp", 15_000), ("bmp", -1), ("png", -20)])
+def test_folders_of_one_name_sizes_and_times_are_told_apart_by_content(ending, place, tmp_path):
+    one = at_one_time(write_folder(tmp_path / "a" / "set", pixels(3, (100, 100, 3)), ending=ending))
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    assert at_one_time(tmp_path / "b" / "set").fingerprint == one.fingerprint  # the same, elsewhere
+    file = tmp_path / "b" / "set" / "dog" / f"0001.{ending}"
+    content = bytearray(file.read_bytes())
+    content[place] ^= 255
+    file.write_bytes(content)
+    assert at_one_time(tmp_path / "b" / "set").fingerprint != one.fingerprint
+
+
+def test_files_are_looked_into_once_until_they_change(tmp_path, monkeypatch):
+    monkeypatch.setattr(content_module, "SETTLED", 0)
+    write_folder(tmp_path / "set", pixels(3))
+    first = at_one_time(tmp_path / "set").fingerprint
+    time.sleep(0.02)  # a tick of the file system's clock
+    assert FolderImages(str(tmp_path / "set"), "train").fingerprint == first
+    with monkeypatch.context() as patch:
+        patch.setattr(content_module, "ends", refuse)
+        assert FolderImages(str(tmp_path / "set"), "train").fingerprint == first
+    file = tmp_path / "set" / "dog" / "0001.png"
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    assert at_one_time(tmp_path / "set").fingerprint != first
+
+
+def test_files_of_just_now_are_not_relied_on(tmp_path):
+    images(tmp_path)
+    assert not (cache_folder() / "sources").exists()
+
+
+def test_a_class_that_train_gains_renumbers_those_of_test_whose_files_are_the_same(tmp_path):
+    for split in ("train", "test"):
+        write_folder(tmp_path / "set" / split, pixels(4))
+    assert cached(FolderImages(str(tmp_path / "set"), "test"), 12, 3).labels.tolist() == [0, 0, 1, 1]
+    write_folder(tmp_path / "set" / "train", pixels(1), names=("ant",))
+    test = cached(FolderImages(str(tmp_path / "set"), "test"), 12, 3)
+    assert (test.labels.tolist(), test.class_names) == ([1, 1, 2, 2], ("ant", "cat", "dog"))
 
 
 def test_a_few_bad_images_are_left_out_and_named(tmp_path):

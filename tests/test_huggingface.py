@@ -1,5 +1,7 @@
 """Images from Hugging Face datasets, from small ones made here: local parquet as the Hub's own copies are."""
 
+import io
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +10,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, Value
+from PIL import Image as Pillow
 
 from conftest import TINY_DIT
 from making import pixels, write_parquet
@@ -157,6 +160,42 @@ def test_a_file_a_saved_set_and_a_folder_are_the_same(tmp_path):
     arrow = next((tmp_path / "saved").glob("*.arrow"))
     for path in (folder, folder / "train-00000-of-00001.parquet", tmp_path / "saved", arrow):
         assert np.array_equal(to_uint8(load_images(str(path), "train", 1).samples())[..., 0], arrays)
+
+
+def test_names_have_the_numbers_of_the_split_train(tmp_path):
+    arrays = pixels(4, (8, 8), 0)
+    write_parquet(tmp_path / "set", arrays, label=False, word=["cat", "dog", "owl", "dog"])
+    path = str(write_parquet(tmp_path / "set", arrays[:2], split="test", label=False, word=["owl", "dog"]))
+    test = load_images(path, "test", 1, label_column="word")
+    assert (test.labels.tolist(), test.class_names) == ([2, 1], ("cat", "dog", "owl"))
+    write_parquet(tmp_path / "more", arrays, label=False, word=["cat", "dog", "cat", "dog"])
+    path = str(write_parquet(tmp_path / "more", arrays[:2], split="test", label=False, word=["owl", "dog"]))
+    assert "has a class 'owl', which the split train has not" in load_images(path, "test", 1, label_column="word").unlabelled
+
+
+@pytest.mark.parametrize("path", [None, {"path": "x.png"}])
+def test_a_column_of_bytes_that_is_named_holds_images(path, tmp_path):
+    arrays, stored = pixels(3, (8, 8), 0), []
+    for array in arrays:
+        Pillow.fromarray(array).save(stream := io.BytesIO(), "PNG")
+        stored.append(stream.getvalue() if path is None else {"bytes": stream.getvalue(), **path})
+    (tmp_path / "set.parquet").mkdir()  # a folder, as Spark writes it
+    pyarrow.parquet.write_table(pyarrow.table({"x": stored}), tmp_path / "set.parquet" / "part-00000.parquet")
+    folder = str(tmp_path / "set.parquet")
+    with pytest.raises(InputError, match=r"no column of images; .*; if images are in it, set data\.image_column=x"):
+        load_images(folder, "train", 1)
+    dataset = load_images(folder, "train", 1, image_column="x")
+    assert np.array_equal(to_uint8(dataset.samples())[..., 0], arrays)
+
+
+@pytest.mark.parametrize("name", ["", "train-00000-of-00001.parquet"])
+def test_files_of_one_path_and_time_are_told_apart_by_content(name, tmp_path):
+    for seed in (0, 1):
+        open_splits.cache_clear()  # as in another process
+        folder = write_parquet(tmp_path / "set", pixels(4, (8, 8), seed))
+        os.utime(folder / "train-00000-of-00001.parquet", ns=(10**18, 10**18))
+        found = load_images(str(folder / name), "train", 1).samples()
+        assert np.array_equal(to_uint8(found)[..., 0], pixels(4, (8, 8), seed))
 
 
 def test_images_without_classes_cannot_be_trained_with_classes(tmp_path):

@@ -1,6 +1,8 @@
 """Images of every kind, and the way ADM crops them."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -62,6 +64,23 @@ def test_sixteen_bits_become_eight():
     found, done = decode(saved(Image.fromarray(deep)), 8, 1)
     assert np.abs(found[:, :, 0] - deep / 257).max() <= 0.5  # 65535 becomes 255
     assert done == {"reduced from 16 to 8 bits"}
+
+
+@pytest.mark.parametrize(("colours", "kind"), [(3, 2), (4, 6)])
+def test_sixteen_bits_of_each_colour_become_eight_and_that_is_told(colours, kind):
+    """A PNG by hand, as Pillow writes none of this kind."""
+    deep = np.random.default_rng(0).integers(0, 65536, (8, 8, colours), dtype=np.uint16)
+    deep[..., 3:] = 65535
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    lines = b"".join(b"\0" + row.astype(">u2").tobytes() for row in deep)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 16, kind, 0, 0, 0))
+    content = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+    found, done = decode(lambda: Image.open(io.BytesIO(content)), 8, 3)
+    assert np.array_equal(found, deep[..., :3] >> 8)
+    assert "reduced from 16 to 8 bits" in done
 
 
 def test_what_is_transparent_lies_on_white():

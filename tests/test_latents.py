@@ -192,6 +192,49 @@ def test_hdf5_files_that_are_not_whole_are_refused(tmp_path):
             load_latents(str(file), "train")
 
 
+ROWS = np.abs(np.random.default_rng(0).normal(size=(4, 8, 2, 2))).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        ({"latents": ROWS[:0], "labels": np.arange(0)}, r"latents float32\[0, 8, 2, 2\]: they must be floats, and none"),
+        ({"latents/part": ROWS}, "has no latents"),
+        ({"latents": ROWS.astype(np.int32)}, "latents int32.*: they must be floats"),
+        ({"latents": np.where(np.arange(8)[:, None, None] < 4, ROWS, -ROWS)}, "has standard deviations below 0"),
+        ({"latents": np.full_like(ROWS, np.nan)}, "not finite numbers"),
+        ({"latents": ROWS, "labels": np.array([b"cat"] * 4)}, "labels that are no whole numbers"),
+        ({"latents": ROWS, "labels": np.arange(0)}, "0 labels for 4 latents"),
+    ],
+)
+def test_hdf5_files_of_other_things_are_refused(content, word, tmp_path):
+    with h5py.File(tmp_path / "l.h5", "w") as written:
+        for key, value in content.items():
+            written[key] = value
+    with pytest.raises(InputError, match=word):
+        load_latents(str(tmp_path / "l.h5"), "train")
+
+
+def test_hdf5_files_of_machines_with_another_order_of_bytes_are_read(tmp_path):
+    with h5py.File(tmp_path / "l.h5", "w") as written:
+        written["latents"], written["amount"] = ROWS.astype(">f4"), b"four"  # a number that is none says nothing
+    which = torch.tensor([3, 0])
+    dataset = load_latents(str(tmp_path / "l.h5"), "train")
+    assert dataset.rows.dtype == torch.float32
+    assert torch.equal(dataset.rows[which], torch.from_numpy(ROWS)[which])
+
+
+def test_training_sees_the_posterior_shifted_and_scaled(latents):
+    """z = ((mean + std n) - shift) scale, value by value, with n what the visit draws."""
+    dataset = load_latents(str(latents), "train")
+    assert (dataset.encoder.shift, dataset.encoder.scale) == (0.1, 2.0)
+    batches = Batches(dataset, 8, seed=1)
+    mean, std = rows_of(latents)[torch.from_numpy(batches.indices(0))].float().chunk(2, dim=1)
+    noise = batches.visit_noise(0, slice(None))
+    torch.testing.assert_close(batches.share(0).data, (mean + std * noise - 0.1) * 2.0)
+    torch.testing.assert_close(dataset.samples(), (rows_of(latents).float().chunk(2, dim=1)[0] - 0.1) * 2.0)
+
+
 @pytest.fixture(scope="module")
 def run(latents, tmp_path_factory):
     """The paper's ImageNet recipe, its DiT made small, on these latents."""

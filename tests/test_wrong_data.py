@@ -86,7 +86,10 @@ def test_class_folders_that_are_empty(train, tmp_path):
 def test_labels_that_guidance_needs_and_that_are_not_there(train, tmp_path):
     photos = write_folder(tmp_path / "photos", pixels(20, (8, 8, 3)), names=())
     guided = "objective.guidance.scale=2"
-    assert_fails(train(photos, guided), 2, "guidance.scale above 1 needs labels")
+    why, failed = train(photos, guided).stderr.splitlines()
+    assert "photos: 20 samples, training without classes: " in why
+    assert "has no subfolders, one for each class" in why
+    assert "guidance.scale above 1 needs labels" in failed
     assert_fails(train(photos, guided, "data.num_classes=4"), 2, "num_classes is 4", "has 0 classes", "no subfolders")
     write_folder(photos, pixels(4, (8, 8, 3)))
     assert_fails(train(photos, guided, "data.num_classes=2"), 2, "has images beside its class folders, such as 0000.png")
@@ -163,12 +166,13 @@ def test_a_full_disk_while_caching_leaves_nothing_that_is_read(tmp_path):
 
 
 def test_batches_larger_than_the_data_and_data_that_changed(train, tmp_path):
+    classes = "data.num_classes=2"
     photos = write_folder(tmp_path / "photos", pixels(6, (8, 8, 3)))
-    assert_fails(train(photos), 2, "train.batch_size=8 is larger than the data, 6 samples")
+    assert_fails(train(photos, classes), 2, "train.batch_size=8 is larger than the data, 6 samples")
     write_folder(photos, pixels(20, (8, 8, 3)))
-    assert train(photos).returncode == 0
+    assert train(photos, classes).returncode == 0
     write_folder(photos, pixels(30, (8, 8, 3)))
-    assert_fails(train(photos), 2, "was begun on data whose count was 20, and now is 30", "begin anew")
+    assert_fails(train(photos, classes), 2, "was begun on data whose count was 20, and now is 30", "begin anew")
 
 
 def test_flips_where_they_make_no_sense(inside):

@@ -42,7 +42,10 @@ PARAMETERIZATIONS: dict[str, type[Parameterization]] = {"euler": EulerParameteri
 
 
 def make_dataset(config: DataConfig, note: Note = lambda text: None) -> Dataset:
-    """The data to train on, checked against the shape and the classes that the configuration states."""
+    """The data to train on, checked against the shape and the classes that the configuration states.
+
+    Where it leaves the classes to the data (-1), `note` hears how many these have, or why none.
+    """
     dataset = sources.load(config, config.split, note)
     if dataset.shape != config.shape:
         raise InputError(f"data.shape is {list(config.shape)}, but {config.path or config.source} has {list(dataset.shape)}")
@@ -56,7 +59,17 @@ def make_dataset(config: DataConfig, note: Note = lambda text: None) -> Dataset:
             f"data.num_classes is {config.num_classes}, but {config.path or config.source} has {dataset.num_classes} "
             f"classes{why}; 0 trains without labels"
         )
+    if config.num_classes < 0:
+        note(told(dataset))
     return dataset
+
+
+def told(dataset: Dataset) -> str:
+    """How many samples and classes there are, and why there are no classes."""
+    if dataset.labels is not None:
+        return f"{dataset.name}: {len(dataset):,} samples, {dataset.num_classes:,} classes"
+    why = f": {dataset.unlabelled}" if dataset.unlabelled else ""
+    return f"{dataset.name}: {len(dataset):,} samples, training without classes{why}"
 
 
 def with_classes(config: Config, dataset: Dataset) -> Config:

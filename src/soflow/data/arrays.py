@@ -5,36 +5,50 @@ Arrays are found by what they hold, or named. Of several splits each array is ca
 
 import zipfile
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
+from math import prod
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from soflow.data.content import of_file
 from soflow.data.images import SPLITS, Opener
+from soflow.data.npz import UNREADABLE, Head, heads, load_array
 from soflow.errors import InputError, first_line
+
+#: Labels may be up to this, or the number of images: more than one class an image are no classes, but times or identities.
+#: Small excerpts of sets with many classes are below it (ImageNet-21k has 21,841).
+MOST_CLASSES = 2**16
 
 
 class ArrayImages:
-    """The images of one split of a file of arrays."""
+    """The images of one split of a file of arrays. They are read from the file when the first is opened."""
 
     def __init__(self, path: str, split: str, image_key: str = "", label_key: str = "") -> None:
-        self.name, self.split = Path(path).stem, split
+        self.path, self.name, self.split = path, Path(path).stem, split
         arrays = of_split(read(path), split, path)
         told = f"its arrays are {', '.join(f'{key} {array.dtype}{list(array.shape)}' for key, array in arrays.items())}"
         key = choose([key for key, array in arrays.items() if holds_images(array)], image_key, "images (uint8)", path, told)
         if key is None:
             raise InputError(f"{path} has no images, uint8 of shape (N, H, W) or (N, H, W, C); {told}")
-        self.images = channels_last(arrays[key])
-        labels = [key for key, array in arrays.items() if holds_labels(array, len(self.images))]
+        self.key, self.count = key, arrays[key].shape[0]
+        labels = [key for key, array in arrays.items() if holds_labels(array, self.count)]
         chosen = choose(labels, label_key, "labels (whole numbers)", path, told)
-        self.labels, self.class_names, self.unlabelled = classes(None if chosen is None else arrays[chosen], path)
-        stat = Path(path).stat()
-        self.fingerprint = f"{Path(path).resolve()} {stat.st_size} {stat.st_mtime_ns} {key} {chosen} {split}"
+        if chosen is None:
+            self.labels, self.unlabelled = None, f"{path} has no array of labels, whole numbers ({self.count},); {told}"
+        else:
+            self.labels, self.unlabelled = classes(load_array(Path(path), chosen), path)
+        self.class_names: tuple[str, ...] = ()
+        self.fingerprint = f"{arrays[key].content}, {arrays[chosen].content if chosen else ''}"
+
+    @cached_property
+    def images(self) -> np.ndarray:
+        """As Pillow reads them, (N, H, W) or (N, H, W, C); those of a .npy memory-mapped."""
+        return channels_last(load_array(Path(self.path), self.key) if zipfile.is_zipfile(self.path) else mapped(self.path))
 
     def __len__(self) -> int:
-        return len(self.images)
+        return self.count
 
     def where(self, row: int) -> str:
         return f"image {row}"
@@ -43,18 +57,27 @@ class ArrayImages:
         return [partial(Image.fromarray, self.images[row]) for row in rows]
 
 
-def read(path: str) -> dict[str, np.ndarray]:
-    """The arrays of a file; those of a .npy memory-mapped. Nothing that could run code is read."""
+def read(path: str) -> dict[str, Head]:
+    """What the arrays of a file are; that of a .npy is called images."""
     if not path:
         raise InputError("data.source=arrays needs data.path: a .npz or .npy file")
+    if zipfile.is_zipfile(path):
+        return heads(Path(path))
+    array = mapped(path)
+    return {"images": Head(array.shape, array.dtype, content=of_file(Path(path)))}
+
+
+def mapped(path: str) -> np.ndarray:
+    """The array of a .npy, memory-mapped."""
     try:
-        loaded: Any = np.load(path, mmap_mode="r" if path.endswith(".npy") else None, allow_pickle=False)
-        return {"images": loaded} if isinstance(loaded, np.ndarray) else {key: loaded[key] for key in loaded.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+        assert isinstance(loaded, np.ndarray)  # another kind of file is a zip file
+        return loaded
+    except UNREADABLE as error:
         raise InputError(f"data.path={path} cannot be read as .npz or .npy: {first_line(error)}") from None
 
 
-def of_split(arrays: dict[str, np.ndarray], split: str, path: str) -> dict[str, np.ndarray]:
+def of_split(arrays: dict[str, Head], split: str, path: str) -> dict[str, Head]:
     """The arrays that are called by the split; all of them, as the split train, where none is called by any."""
     there = by_split(arrays)
     if split not in there:
@@ -62,7 +85,7 @@ def of_split(arrays: dict[str, np.ndarray], split: str, path: str) -> dict[str, 
     return there[split]
 
 
-def by_split(arrays: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+def by_split(arrays: dict[str, Head]) -> dict[str, dict[str, Head]]:
     """Split -> its arrays."""
     called = {one: {key: array for key, array in arrays.items() if one in key.lower().split("_")} for one in SPLITS}
     return {one: found for one, found in called.items() if found} or {"train": arrays}
@@ -81,14 +104,16 @@ def choose(found: list[str], named: str, what: str, path: str, told: str) -> str
     return named or (found[0] if found else None)
 
 
-def holds_images(array: np.ndarray) -> bool:
-    """Bytes, (N, H, W), or (N, H, W, C) or (N, C, H, W) with C = 1, 3 or 4."""
-    pictured = array.ndim == 3 or (array.ndim == 4 and bool({array.shape[1], array.shape[3]} & {1, 3, 4}))
-    return array.dtype == np.uint8 and pictured
+def holds_images(array: Head) -> bool:
+    """Bytes, (N, H, W), or (N, H, W, C) or (N, C, H, W) with C = 1, 3 or 4; none of them 0."""
+    shape = array.shape
+    pictured = len(shape) == 3 or (len(shape) == 4 and bool({shape[1], shape[3]} & {1, 3, 4}))
+    return array.dtype == np.uint8 and pictured and min(shape) > 0
 
 
-def holds_labels(array: np.ndarray, count: int) -> bool:
-    return bool(np.issubdtype(array.dtype, np.integer)) and array.size == count == (array.shape or (0,))[0]
+def holds_labels(array: Head, count: int) -> bool:
+    """Whole numbers, (N,) or (N, 1)."""
+    return bool(np.issubdtype(array.dtype, np.integer)) and prod(array.shape) == count == (array.shape or (0,))[0]
 
 
 def channels_last(array: np.ndarray) -> np.ndarray:
@@ -100,11 +125,11 @@ def channels_last(array: np.ndarray) -> np.ndarray:
     return array[..., 0] if array.shape[3] == 1 else array
 
 
-def classes(labels: np.ndarray | None, path: str) -> tuple[list[int] | None, tuple[str, ...], str]:
-    """The class of each image, the names, and why there are none."""
-    if labels is None:
-        return None, (), f"{path} has no array of labels, whole numbers (N,)"
+def classes(labels: np.ndarray, path: str) -> tuple[list[int] | None, str]:
+    """The class of each image, and why there are none."""
     values = [int(label) for label in labels.ravel()]
-    if min(values, default=0) < 0:
-        return None, (), f"{path} has a label below 0: classes are counted from 0"
-    return values, (), ""
+    if min(values) < 0:
+        return None, f"{path} has a label below 0: classes are counted from 0"
+    if max(values) >= max(len(values), MOST_CLASSES):
+        return None, f"{path} has a label {max(values)} among {len(values):,} images: classes are counted from 0"
+    return values, ""

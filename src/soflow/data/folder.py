@@ -2,19 +2,20 @@
 
 FOLDER/*.png                    no classes
 FOLDER/cat/*.png  FOLDER/dog/   classes cat and dog
-FOLDER/train/...  FOLDER/test/  splits, each as above
+FOLDER/train/...  FOLDER/test/  splits, each as above, if no other folder has images
 """
 
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
+from soflow.data.content import File, file_of, of_folder
 from soflow.data.images import ENDINGS, SPLITS, Opener
 from soflow.errors import InputError
-from soflow.files import digest
 
 
 class FolderImages:
@@ -35,14 +36,14 @@ class FolderImages:
         listed = sorted(files(self.root))
         if not listed:
             raise InputError(f"{self.root} has no images: files that end in {', '.join(ENDINGS)} are read")
-        self.files = [file for file, _, _ in listed]
-        self.fingerprint = digest("\n".join(f"{file} {size} {changed}" for file, size, changed in listed))
-        self.labels, self.class_names, self.unlabelled = self.classes(class_folders(there["train"]))
+        self.files = [file.name for file in listed]
+        self.fingerprint = of_folder(self.root, listed)
+        self.labels, self.class_names, self.unlabelled = self.classes(class_folders(there.get("train", self.root)))
 
     def classes(self, names: tuple[str, ...]) -> tuple[list[int] | None, tuple[str, ...], str]:
         """The class of each image, the names, and why there are no classes where there might be.
 
-        The names are those of the split train, so that a class has the same number in every split.
+        The names are those of the split train, so that a class has the same number in every split; others may lack some.
         """
         if not names:
             return None, (), f"{self.root} has no subfolders, one for each class"
@@ -54,7 +55,7 @@ class FolderImages:
         strange = sorted(set(tops) - set(names))
         if strange:
             return None, (), f"{self.root} has a class folder '{strange[0]}', which the split train has not"
-        empty = sorted(set(names) - set(tops))
+        empty = sorted(name for name in set(names) - set(tops) if (self.root / name).is_dir())
         if empty:
             return None, (), f"the class folder {self.root / empty[0]} has no images: fill it or delete it"
         return [numbers[top] for top in tops], names, ""
@@ -70,10 +71,27 @@ class FolderImages:
 
 
 def splits_of(root: Path) -> dict[str, Path]:
-    """Split -> its folder."""
-    if not (root / "train").is_dir():
+    """Split -> its folder, by names in either case; everything is the split train where the subfolders are classes.
+
+    Subfolders are splits where all that hold images are called so. One that is called so among others is a class of that
+    name, as `train` among cars and planes. Raises InputError where that may be meant either way.
+    """
+    names = class_folders(root)
+    splits = [name for name in names if name.lower() in SPLITS]
+    if not splits:
         return {"train": root}
-    return {name: root / name for name in SPLITS if (root / name).is_dir()}
+    others = [name for name in names if name not in splits and next(files(root / name), None)]
+    if others and len(splits) > 1:
+        raise InputError(
+            f"{root} has splits, {' and '.join(splits)}, beside another folder of images, {others[0]}: "
+            "move that elsewhere, or them"
+        )
+    if len({name.lower() for name in splits}) < len(splits):
+        raise InputError(f"{root} has one split twice, {' and '.join(splits)}: put their images into one folder")
+    if others:
+        return {"train": root}
+    found = {name.lower(): root / name for name in splits}
+    return {name: found[name] for name in SPLITS if name in found}
 
 
 def class_folders(root: Path) -> tuple[str, ...]:
@@ -85,22 +103,33 @@ def hidden(name: str) -> bool:
     return name.startswith((".", "__"))
 
 
-def files(root: Path) -> Iterator[tuple[str, int, int]]:
-    """Every image below a folder: its path from there, its size and when it was changed last. Follows links, once each."""
+def files(root: Path) -> Iterator[File]:
+    """Every image below a folder, by its path from there. Links to folders are followed once each, after all folders that
+    are none: what can be reached both ways is found where it lies. Pipes and the like are no images.
+    """
     seen: set[str] = set()
+    links: deque[str] = deque()
 
-    def walk(folder: str) -> Iterator[tuple[str, int, int]]:
+    def walk(folder: str) -> Iterator[File]:
         real = os.path.realpath(folder)
         if real in seen:
             return
         seen.add(real)
-        for entry in os.scandir(folder):
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
             if hidden(entry.name):
                 continue
-            if entry.is_dir():
+            if entry.is_dir(follow_symlinks=False):
                 yield from walk(entry.path)
-            elif entry.name.lower().endswith(ENDINGS):
+            elif entry.is_dir():
+                links.append(entry.path)
+            elif entry.name.lower().endswith(ENDINGS) and (entry.is_file() or leads_nowhere(entry)):
                 stat = entry.stat() if entry.is_file() else os.lstat(entry.path)  # a link to nothing is a broken image
-                yield os.path.relpath(entry.path, root), stat.st_size, stat.st_mtime_ns
+                yield file_of(os.path.relpath(entry.path, root), stat)
 
     yield from walk(str(root))
+    while links:
+        yield from walk(links.popleft())
+
+
+def leads_nowhere(entry: os.DirEntry) -> bool:
+    return entry.is_symlink() and not os.path.exists(entry.path)

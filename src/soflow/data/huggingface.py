@@ -12,11 +12,13 @@ from typing import Any
 
 from PIL import Image
 
+from soflow.data.content import file_of, of_folder
 from soflow.data.images import Opener
 from soflow.errors import InputError, first_line
 
 #: Local files that the package `datasets` reads, by their endings.
 BUILDERS = {".parquet": "parquet", ".arrow": "arrow"}
+TEXT = ("string", "large_string")
 
 
 class HuggingFaceImages:
@@ -28,7 +30,7 @@ class HuggingFaceImages:
         self.split = split
         image = image_column_of(table, path, image_column)
         label = label_column_of(table, path, label_column)
-        self.labels, self.class_names, self.unlabelled = classes(table, label, self.name)
+        self.labels, self.class_names, self.unlabelled = classes(table, label, self.name, names_of(path, label, table))
         self.fingerprint = f"{table._fingerprint} {image} {label}"
         self.column = image
         self.images = undecoded(table, image)
@@ -63,16 +65,27 @@ def open_splits(path: str) -> Any:
         raise InputError("data.source=huggingface needs data.path: a name on the Hub, or a folder of parquet files")
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
-    builder = BUILDERS.get(Path(path).suffix)
+    builder = None if Path(path).is_dir() else BUILDERS.get(Path(path).suffix.lower())  # Spark calls folders so, too
     if builder and not Path(path).is_file():
         raise InputError(f"data.path={path} cannot be read: there is no such file")
     try:
         if (Path(path) / "dataset_dict.json").is_file() or (Path(path) / "state.json").is_file():
             saved = datasets.load_from_disk(path)
             return saved if isinstance(saved, dict) else {"train": saved}
-        return datasets.load_dataset(builder, data_files=path) if builder else datasets.load_dataset(path)
+        content = {"description": content_of(Path(path))} if Path(path).exists() else {}
+        return (
+            datasets.load_dataset(builder, data_files=path, **content) if builder else datasets.load_dataset(path, **content)
+        )
     except Exception as error:  # whatever its readers, the file system and the network raise
         raise InputError(f"data.path={path} cannot be read: {first_line(error)}") from None
+
+
+def content_of(place: Path) -> str:
+    """Digits for files here. `datasets` knows these by their paths and times alone, and gives what it read before where
+    both are the same; what they are described by counts, too.
+    """
+    root, found = (place, sorted(place.rglob("*"))) if place.is_dir() else (place.parent, [place])
+    return of_folder(root, [file_of(str(file.relative_to(root)), file.stat()) for file in found if file.is_file()])
 
 
 def open_split(path: str, split: str) -> Any:
@@ -83,17 +96,22 @@ def open_split(path: str, split: str) -> Any:
 
 
 def image_column_of(table: Any, path: str, named: str) -> str:
-    """The column of images. Raises InputError where the one that is named is none, or where there is not just one."""
+    """The column of images; one that is named may hold images' files as bytes, not being marked as images.
+
+    Raises InputError where the one that is named is none, or where there is not just one.
+    """
     import datasets
 
     images = [name for name, kind in table.features.items() if isinstance(kind, datasets.Image)]
+    files = [name for name, kind in table.features.items() if holds_files(kind)]
     there = f"its columns are {', '.join(table.features)}"
     if named and named not in table.features:
         raise InputError(f"{path} has no column '{named}', which data.image_column names; {there}")
-    if named and named not in images:
+    if named and named not in images + files:
         raise InputError(f"the column '{named}' of {path}, which data.image_column names, has no images; {there}")
-    if not images:
-        raise InputError(f"{path} has no column of images; {there}")
+    if not named and not images:
+        bytes_are_there = f"; if images are in it, set data.image_column={files[0]}" if files else ""
+        raise InputError(f"{path} has no column of images; {there}{bytes_are_there}")
     if not named and len(images) > 1:
         raise InputError(f"{path} has several columns of images: choose one with data.image_column={images[0]}; {there}")
     return named or images[0]
@@ -113,8 +131,27 @@ def label_column_of(table: Any, path: str, named: str) -> str | None:
     return named or (found[0] if found else None)
 
 
-def classes(table: Any, column: str | None, name: str) -> tuple[list[int] | None, tuple[str, ...], str]:
-    """The class of each row, the classes' names, and why there are none where a row is not labelled."""
+def holds_files(kind: Any) -> bool:
+    """Whether a column that is not marked as images may hold them: bytes, or {bytes, path} as `datasets` stores them."""
+    import datasets
+
+    if isinstance(kind, datasets.Value):
+        return kind.dtype in ("binary", "large_binary")
+    return isinstance(kind, dict) and set(kind) == {"bytes", "path"}
+
+
+def names_of(path: str, column: str | None, table: Any) -> tuple[str, ...]:
+    """The names in a column of text, sorted: those of the split train, so that a class has one number in every split."""
+    first = open_splits(path).get("train", table)
+    if column is None or column not in first.features or getattr(first.features[column], "dtype", "") not in TEXT:
+        return ()
+    return tuple(sorted({name for name in first.unique(column) if name is not None}))
+
+
+def classes(
+    table: Any, column: str | None, name: str, names: tuple[str, ...]
+) -> tuple[list[int] | None, tuple[str, ...], str]:
+    """The class of each row, the classes' names, and why there are none where a row is not labelled. names: of text."""
     if column is None:
         return None, (), f"{name} has no column of classes"
     import datasets
@@ -125,8 +162,10 @@ def classes(table: Any, column: str | None, name: str) -> tuple[list[int] | None
     elif all(isinstance(value, int) and value >= 0 for value in values):
         return values, (), ""
     elif all(isinstance(value, str) for value in values):
-        names = tuple(sorted(set(values)))
         numbers = {one: number for number, one in enumerate(names)}
+        strange = sorted(set(values) - set(names))
+        if strange:
+            return None, (), f"the column '{column}' of {name} has a class '{strange[0]}', which the split train has not"
         values = [numbers[value] for value in values]
     else:
         return None, (), f"the column '{column}' of {name} holds neither classes nor numbers from 0 nor names throughout"

@@ -13,8 +13,9 @@ from PIL import Image, ImageOps
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 #: Names by which folders and arrays are known as splits.
-SPLITS = ("train", "test", "val", "validation")
+SPLITS = ("train", "test", "val", "valid", "validation")
 MODES = {1: "L", 3: "RGB"}
+REDUCED = "reduced from 16 to 8 bits"
 
 #: Opens one image; raises whatever decoders raise.
 Opener = Callable[[], Image.Image]
@@ -45,8 +46,10 @@ def decode(opener: Opener, size: int, channels: int) -> tuple[np.ndarray, set[st
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on metadata and sizes
         image = opener()
+        done = {REDUCED} if any(";16B" in str(tile) for tile in getattr(image, "tile", ())) else set()  # how PNG says it
         image.load()
-        done = {"of an animation, the first frame was taken"} if getattr(image, "n_frames", 1) > 1 else set()
+        if getattr(image, "n_frames", 1) > 1:
+            done.add("of an animation, the first frame was taken")
         image = ImageOps.exif_transpose(image)
         image = in_mode(image, MODES[channels], done)
     if image.size != (size, size):
@@ -57,7 +60,7 @@ def decode(opener: Opener, size: int, channels: int) -> tuple[np.ndarray, set[st
 def in_mode(image: Image.Image, mode: str, done: set[str]) -> Image.Image:
     """The image as "L" or "RGB", nothing lost that can be kept; adds to `done` what had to be done."""
     if image.mode.startswith("I"):  # 16 bits, in whichever of Pillow's modes; converting would cut off at 255
-        done.add("reduced from 16 to 8 bits")
+        done.add(REDUCED)
         deep = np.asarray(image).astype(np.float64)
         image = Image.fromarray((deep / 257).round().clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:

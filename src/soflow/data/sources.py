@@ -111,6 +111,8 @@ def splits(config: DataConfig) -> tuple[str, ...]:
 
 def open_images(config: DataConfig, split: str) -> Images:
     """The images that a configuration names, not decoded yet."""
+    if config.source in KINDS and config.source not in IMAGES:
+        raise InputError(f"data.source is '{config.source}', which holds no image files: {', '.join(IMAGES)} do")
     if config.source not in IMAGES:
         near = "; ImageNet is trained on as latents: see soflow encode" if "imagenet" in config.source else ""
         raise InputError(f"data.source is '{config.source}': it must be one of {', '.join(KINDS)}{near}")
@@ -142,12 +144,12 @@ LOOKS_LIKE = {
 
 def kind_of(path: str) -> str:
     """Which source reads what lies at a path; a path where nothing lies is taken for a name on the Hub."""
-    place = Path(path)
-    if place.suffix in (".npz", ".npy"):
+    place, ending = Path(path), Path(path).suffix.lower()
+    if ending in (".npz", ".npy"):
         return "arrays"
-    if place.suffix in HDF5:
+    if ending in HDF5:
         return "latents"
-    if place.suffix in BUILDERS or not place.is_dir():
+    if ending in BUILDERS or not place.is_dir():
         return "huggingface"
     if (place / "plan.json").is_file():
         return "latents"
@@ -171,7 +173,7 @@ def find(text: str, like: DataConfig) -> tuple[DataConfig, str]:
     if source in SOURCES:
         return like.model_copy(update={"source": source, "path": ""}), split
     path = str(Path(source).expanduser()) if source.startswith("~") else source
-    local = source.startswith((".", "/", "~")) or source.count("/") > 1 or Path(source).suffix in FILES
+    local = source.startswith((".", "/", "~")) or source.count("/") > 1 or Path(source).suffix.lower() in FILES
     if local and not Path(path).exists():
         raise InputError(f"there is no {source}")
     return like.model_copy(update={"source": kind_of(path), "path": path}), split

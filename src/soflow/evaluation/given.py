@@ -1,7 +1,6 @@
 """Samples made by anything: a folder of images, or an .npz in ADM's layout. Read part by part, never all at once."""
 
 import json
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from soflow.data.folder import files
+from soflow.data.npz import UNREADABLE, damaged, open_array, read_head
 from soflow.errors import InputError, RunError, first_line
 from soflow.evaluation.references import arrays_in, protocol_of, read
 
@@ -48,7 +48,7 @@ def open_given(path: Path) -> Given:
 
 def given_folder(path: Path) -> Given:
     """The images below a folder, in the order of their names."""
-    names = sorted(name for name, _, _ in files(path))
+    names = sorted(file.name for file in files(path))
     if not names:
         raise InputError(f"{path} is no run folder (it has no config.yaml) and no folder of images: it has none")
     kinds: dict[tuple[int, int, int], str] = {}
@@ -117,39 +117,31 @@ def given_arrays(path: Path) -> Given:
 
 def header(path: Path, name: str) -> tuple[tuple[int, ...], np.dtype]:
     """Shape and type of an array in a .npz, nothing else of it being read."""
-    with stream_of(path, name) as stream:
+    with open_array(path, name) as stream:
         return read_header(stream, path)
-
-
-def stream_of(path: Path, name: str) -> Any:
-    try:
-        return zipfile.ZipFile(path).open(f"{name}.npy")
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} is damaged: {first_line(error)}") from None
 
 
 def read_header(stream: Any, path: Path) -> tuple[tuple[int, ...], np.dtype]:
     try:
-        version = np.lib.format.read_magic(stream)
-        read_it = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, columns_first, dtype = read_it(stream)
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} is damaged: {first_line(error)}") from None
-    if columns_first or dtype.hasobject:
-        raise InputError(f"{path} holds {'objects' if dtype.hasobject else 'an array in Fortran order'}: save plain arrays")
-    return shape, dtype
+        head = read_head(stream)
+    except UNREADABLE as error:
+        raise damaged(path, error) from None
+    if head.columns_first or head.dtype.hasobject:
+        what = "objects" if head.dtype.hasobject else "an array in Fortran order"
+        raise InputError(f"{path} holds {what}: save plain arrays")
+    return head.shape, head.dtype
 
 
 def rows_of(path: Path, name: str) -> Iterator[Tensor]:
     """The rows of an array in a .npz, compressed or not, ROWS at a time. Raises RunError for a file that ends too soon."""
-    with stream_of(path, name) as stream:
+    with open_array(path, name) as stream:
         (count, *shape), dtype = read_header(stream, path)
         row = int(np.prod(shape)) * dtype.itemsize
         for first in range(0, count, ROWS):
             wanted = min(ROWS, count - first)
             try:
                 content = stream.read(wanted * row)
-            except (OSError, EOFError, zipfile.BadZipFile, ValueError) as error:
+            except UNREADABLE as error:
                 raise RunError(f"{path} is damaged: {first_line(error)}") from None
             if len(content) < wanted * row:
                 raise RunError(f"{path} is damaged: {name} ends after {first + len(content) // row:,} of {count:,} rows")
