@@ -214,6 +214,50 @@ def test_missing_and_damaged_shards_are_named(tmp_path):
     assert open_store(tmp_path / "s")[0][torch.arange(8)][:, 0].tolist() == list(range(8))
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_damaged_shard_is_mended_whichever_process_comes_first(first, tmp_path):
+    """Process 0 must not call a store whole whose shard process 1 has still to mend: it would end with an error, and with it
+    the other.
+    """
+    rows = np.arange(8, dtype=np.float32)[:, None]
+    write(tmp_path / "s", rows)
+    before = open_store(tmp_path / "s")[1]
+    file = tmp_path / "s" / "shard-00001.npy"
+    file.write_bytes(file.read_bytes()[:-4] + b"1234")
+    assert [write(tmp_path / "s", rows, process, 2) for process in (first, 1 - first)] == [first == 1, True]
+    shards, index = open_store(tmp_path / "s")
+    assert shards[torch.arange(8)][:, 0].tolist() == list(range(8))
+    assert index == before
+
+
+def test_while_a_damaged_shard_is_made_again_no_process_takes_the_store_for_whole(tmp_path):
+    rows = np.arange(8, dtype=np.float32)[:, None]
+    write(tmp_path / "s", rows)
+    file = tmp_path / "s" / "shard-00001.npy"
+    file.write_bytes(file.read_bytes()[:-4] + b"1234")
+    seen = []
+
+    def make(which):
+        seen.append(write(tmp_path / "s", rows, 0, 2))
+        return Piece(rows[which.start : which.stop], [i % 5 for i in which])
+
+    assert make_store(tmp_path / "s", {"kind": "numbers"}, 8, 3, make, 1, 2)
+    assert seen == [False]
+
+
+def test_bad_items_of_all_processes_count_together(tmp_path):
+    """Each share has one of 150, which is allowed; both together have two."""
+
+    def make(which):
+        skipped = [f"item {i}: bad" for i in which if i in (0, 149)]
+        return Piece(np.zeros((len(which) - len(skipped), 1), np.float32), None, skipped)
+
+    assert not make_store(tmp_path / "s", {}, 150, 75, make, 0, 2)
+    with pytest.raises(InputError, match="2 or more of 150 images cannot be read"):
+        make_store(tmp_path / "s", {}, 150, 75, make, 1, 2)
+    assert not (tmp_path / "s" / "index.json").exists()
+
+
 def test_a_disk_that_is_full_leaves_nothing_half_written(tmp_path, monkeypatch):
     def full(handle):
         raise OSError(28, "No space left on device")

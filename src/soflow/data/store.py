@@ -7,8 +7,9 @@
     skipped.txt              what was left out and why, a line each
 
 Every file is written beside its place and renamed. Shards do not depend on one another, so several processes, each with its
-share of them, need not know of each other: whichever finds all shards there writes the index. Interrupted work goes on
-with the first shard that is missing.
+share of them, need not know of each other: whichever finds all shards there and good writes the index. One that finds a
+shard of another missing or damaged leaves it to that one, which makes it and then looks at all of them. Interrupted work
+goes on with the first shard that is missing.
 """
 
 import io
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,16 +73,21 @@ def make_store(
         folder.mkdir(parents=True, exist_ok=True)
         keep_to_plan(folder, plan)
         bad = done = 0
+        mine: dict[int, dict[str, Any]] = {}
         for number in range(process, len(ranges), processes):
             record = good_shard(folder, number)
             if record is None:
+                record_file(folder, number).unlink(
+                    missing_ok=True
+                )  # until it is made again, nobody takes the store for whole
                 record = write_shard(folder, number, make(ranges[number]))
+            mine[number] = record
             bad += len(record["skipped"])
             if bad > MAY_BE_BAD * count:
                 raise too_many_bad(record["skipped"], bad, count)
             done += len(ranges[number])
             on_done(done)
-        return finish(folder, plan, len(ranges))
+        return finish(folder, plan, len(ranges), mine)
     except OSError as error:
         if not folder.is_dir():
             return False  # another process saw it whole first, and has taken it
@@ -119,12 +126,15 @@ def shard_file(folder: Path, number: int) -> Path:
     return folder / f"shard-{number:05d}.npy"
 
 
+def record_file(folder: Path, number: int) -> Path:
+    return shard_file(folder, number).with_suffix(".json")
+
+
 def good_shard(folder: Path, number: int) -> dict[str, Any] | None:
     """The record of a shard that was written before, if its rows are still those."""
-    file = shard_file(folder, number)
     try:
-        record = json.loads(file.with_suffix(".json").read_text())
-        return record if checksum(file) == record["checksum"] else None
+        record = json.loads(record_file(folder, number).read_text())
+        return record if checksum(shard_file(folder, number)) == record["checksum"] else None
     except (OSError, ValueError, LookupError, TypeError):
         return None
 
@@ -150,7 +160,7 @@ def write_shard(folder: Path, number: int, piece: Piece) -> dict[str, Any]:
         "skipped": piece.skipped,
         "done": piece.done,
     }
-    write_json(file.with_suffix(".json"), record)
+    write_json(record_file(folder, number), record)
     return record
 
 
@@ -161,12 +171,20 @@ def too_many_bad(skipped: Sequence[str], bad: int, count: int) -> InputError:
     )
 
 
-def finish(folder: Path, plan: dict[str, Any], shards: int) -> bool:
-    """Writes the index if every shard is there; says whether it is."""
-    records = [shard_file(folder, number).with_suffix(".json") for number in range(shards)]
-    if not all(record.is_file() for record in records):
+def finish(folder: Path, plan: dict[str, Any], shards: int, mine: dict[int, dict[str, Any]]) -> bool:
+    """Writes the index if every shard is there and good; says whether it is. mine: the records of the shards that this
+    process has made or looked at itself.
+
+    Each process ends with this, so the last of them finds all shards good; where two do, they write the same index.
+    """
+    others = [number for number in range(shards) if number not in mine]
+    if not all(record_file(folder, number).is_file() for number in others):
         return False
-    read = [json.loads(record.read_text()) for record in records]
+    with ThreadPoolExecutor() as pool:
+        found = dict(zip(others, pool.map(partial(good_shard, folder), others), strict=True))
+    read = [record for number in range(shards) if (record := mine.get(number) or found[number]) is not None]
+    if len(read) < shards:
+        return False
     skipped = [reason for one in read for reason in one["skipped"]]
     if len(skipped) > MAY_BE_BAD * plan["count"]:
         raise too_many_bad(skipped, len(skipped), plan["count"])
