@@ -18,6 +18,7 @@ from soflow.data.cache import cached
 from soflow.data.folder import FolderImages
 from soflow.data.store import Piece, Shards, make_store, open_store
 from soflow.errors import InputError, RunError
+from soflow.evaluation.classifier import cache_file
 from soflow.files import cache_folder
 from soflow.pictures import to_uint8
 
@@ -58,6 +59,32 @@ def test_other_settings_and_other_content_have_caches_of_their_own(tmp_path):
     write_folder(tmp_path / "set", pixels(41))
     assert len(cached(FolderImages(str(tmp_path / "set"), "train"), 12, 3)) == 41
     assert len(caches()) == 4
+
+
+def test_changed_images_are_other_data_and_copied_ones_the_same(tmp_path):
+    described = cached(images(tmp_path), 12, 3).describe()
+    copy = FolderImages(str(write_folder(tmp_path / "copy" / "set", pixels(40))), "train")
+    assert cached(copy, 12, 3).describe() == described
+    write_folder(tmp_path / "copy" / "set", pixels(40, seed=1))
+    other = cached(FolderImages(str(tmp_path / "copy" / "set"), "train"), 12, 3).describe()
+    assert other["content"] != described["content"]
+    assert {**other, "content": ""} == {**described, "content": ""}
+
+
+def test_a_part_of_large_data_is_read_when_it_is_asked_for(tmp_path, monkeypatch):
+    dataset = cached(images(tmp_path), 12, 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(Shards, "__getitem__", refuse)
+        part = dataset.part(torch.arange(40) % 10 == 3, "some")
+    assert (len(part), part.shape, part.rows.dtype) == (4, (3, 12, 12), torch.uint8)
+    which = torch.tensor([3, 13, 23, 33])
+    assert torch.equal(part.samples(), dataset.samples(which))
+    assert torch.equal(part.samples(torch.tensor([2, 0])), dataset.samples(torch.tensor([23, 3])))
+    assert torch.equal(part.labels, dataset.labels[which])
+    assert torch.equal(
+        Batches(part, 4, seed=0).share(0).data, part.samples(torch.from_numpy(Batches(part, 4, 0).indices(0)))
+    )
+    assert cache_file(part, tmp_path) == cache_file(dataset.part(which, "same"), tmp_path)
 
 
 def test_a_few_bad_images_are_left_out_and_named(tmp_path):

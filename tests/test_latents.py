@@ -222,7 +222,7 @@ def test_commands_show_images_and_classes_by_name(run, photos, inside, tmp_path)
     assert arrays["arr_1"].tolist() == [1, 1, 1]
     (tmp_path / "many").mkdir()
     assert inside("sample", run, "--num", 2, "--out", tmp_path / "many").returncode == 0
-    assert [Image.open(file).size for file in sorted((tmp_path / "many").iterdir())] == [(8, 8)] * 2
+    assert [Image.open(file).size for file in sorted((tmp_path / "many").glob("*.png"))] == [(8, 8)] * 2
     for reference in ((), ("--reference", photos)):
         done = inside("evaluate", run, "--num", 20, "--nfe", "1", *reference)
         assert done.returncode == 0, done.stderr

@@ -84,7 +84,7 @@ def test_pictures_and_folders_come_from_the_same_pieces(loaded, tmp_path):
     (tmp_path / "many").mkdir()
     draw(loaded, tmp_path / "many", 20)
     images = arrays(tmp_path / "x.npz")[0][..., 0]
-    single = [np.asarray(Image.open(file)) for file in sorted((tmp_path / "many").iterdir())]
+    single = [np.asarray(Image.open(file)) for file in sorted((tmp_path / "many").glob("*.png"))]
     assert np.array_equal(np.stack(single), images)
     sheet = np.asarray(Image.open(tmp_path / "x.png"))
     assert np.array_equal(sheet[2:34:4, 36:68:4], images[1])  # the second of the first row, each pixel four wide

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -100,6 +101,35 @@ def test_every_step_has_dropout_masks_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "manual_seed", seeds.append)
     runs.train("digits", tmp_path / "run", DIT)
     assert len(set(seeds[-8:])) == 8
+
+
+def test_a_run_without_a_checkpoint_takes_other_data_for_its_own(tmp_path):
+    """One that was killed before its first leaves a folder; whoever trains there anew is not told of the old one's data."""
+    out = RunFolder(tmp_path / "run")
+    out.create()
+    out.write_data({"name": "pets", "count": 2, "class_names": ["cat", "dog"], "encoder": None, "content": "?"})
+    runs.train("digits", out.path, [*DIT, "train.steps=1"])
+    assert out.read_data()["class_names"] == [str(number) for number in range(10)]
+    assert runs.load(out.path).class_names[3] == "3"
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_other_data_of_the_same_count_and_classes_are_noticed(large, tmp_path, monkeypatch):
+    from soflow.data import dataset as dataset_module
+    from soflow.data import sources
+
+    if large:
+        monkeypatch.setattr(dataset_module, "LOOKED_THROUGH", 0)
+    out = RunFolder(tmp_path / "run")
+    runs.train("digits", out.path, [*DIT, "train.steps=1"])
+    runs.train("digits", out.path, [*DIT, "train.steps=1"])
+    real = sources.digits("train")
+    for other in (replace(real, rows=-real.rows), replace(real, labels=real.labels.flip(0))):
+        monkeypatch.setitem(sources.SOURCES, "digits", lambda split, other=other: other)
+        with pytest.raises(InputError, match="was begun on other data, as many and of the same classes"):
+            runs.train("digits", out.path, [*DIT, "train.steps=1"])
+    out.write_data({key: value for key, value in out.read_data().items() if key != "content"})
+    runs.train("digits", out.path, [*DIT, "train.steps=1"])  # a run that did not note it goes on
 
 
 def test_accumulation_gives_the_same_run_to_rounding(tmp_path):

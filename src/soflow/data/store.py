@@ -216,6 +216,7 @@ class Shards:
         self.ends = np.cumsum([len(part) for part in self.parts])
         self.shape = (int(self.ends[-1]), *self.parts[0].shape[1:])
         self.dtype = torch.from_numpy(np.empty(0, self.parts[0].dtype)).dtype
+        self.checksums = tuple(index["checksums"])
 
     def __len__(self) -> int:
         return self.shape[0]
