@@ -85,6 +85,8 @@ def test_samples_as_picture_arrays_and_folder(run, tmp_path, inside):
     assert inside("sample", run, "--num", "6", "--labels", "3,7", "--out", tmp_path / "folder").returncode == 0
     first = np.array(Image.open(tmp_path / "folder" / "000000.png"))
     assert np.array_equal(first, arrays["arr_0"][0, :, :, 0])
+    assert inside("sample", run, "-n", "5", "--out", tmp_path / "short.npz").returncode == 0  # torchrun takes --num
+    assert len(np.load(tmp_path / "short.npz")["arr_0"]) == 5
     checkpoint = run / "checkpoints" / "step-00000015"
     assert inside("sample", checkpoint, "--num", "6", "--out", tmp_path / "old.npz").returncode == 0
     assert not np.array_equal(np.load(tmp_path / "old.npz")["arr_0"], arrays["arr_0"])

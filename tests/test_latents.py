@@ -1,6 +1,9 @@
 """Latents: encoded by small autoencoders made here, cached, trained on, decoded."""
 
 import json
+import shutil
+from contextlib import suppress
+from functools import partial
 
 import h5py
 import numpy as np
@@ -11,7 +14,7 @@ from PIL import Image
 
 from conftest import assert_fails
 from making import make_tiny_vae, make_vae, pixels, write_folder
-from soflow import runs
+from soflow import runs, sample_files
 from soflow.data.batches import Batches
 from soflow.data.latents import load_latents
 from soflow.encoding import encode
@@ -242,6 +245,25 @@ def test_another_copy_of_the_autoencoder_can_be_named_and_must_fit(run, vae, tmp
     wide = make_vae(tmp_path / "wide", latents=7)
     assert_fails(inside("sample", run, "--num", 2, "--vae", wide), 2, "has latents [7, 4, 4], the samples are [4, 4, 4]")
     assert_fails(inside("sample", run, "--num", 2, "--vae", tmp_path / "no"), 2, "cannot be loaded")
+
+
+def test_images_of_two_autoencoders_are_not_pieced_together(run, vae, tmp_path, monkeypatch):
+    """Pieces of an interrupted call are used again only where the same weights, scale and shift would decode them."""
+    monkeypatch.setattr(sample_files, "PIECE", 2)
+    other, copy = make_vae(tmp_path / "other", seed=1), shutil.copytree(vae, tmp_path / "copy")
+    real, drawn = sample_files.sample_many, []
+
+    def counted(stop, *arguments, **options):
+        if len(drawn) == stop:
+            raise KeyboardInterrupt
+        drawn.append(options["start"])
+        return real(*arguments, **options)
+
+    for name, stop in (("", 1), (str(copy), 3), (str(other), None)):
+        monkeypatch.setattr(sample_files, "sample_many", partial(counted, stop))
+        with suppress(KeyboardInterrupt):
+            sample_files.sample_to_file(runs.load(run, vae=name), tmp_path / "x.npz", 8, None, "renoise", 1, 0)
+    assert drawn == [0, 2, 4, 0, 2, 4, 6]
 
 
 def test_real_latents_stand_in_columns_of_their_classes(latents):
