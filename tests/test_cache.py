@@ -139,6 +139,33 @@ def test_a_damaged_cache_is_made_again(tmp_path):
     assert "reading the images again" in told[0]
 
 
+@pytest.mark.parametrize("content", ["{", '{"version": 0}', None])
+def test_a_cache_that_cannot_be_gone_on_with_is_made_anew(content, tmp_path):
+    """A damaged plan, one of another version, none."""
+    source = images(tmp_path)
+    expected = cached(source, 12, 3).samples()
+    (folder,) = caches()
+    (folder / "index.json").unlink()
+    (folder / "plan.json").unlink()
+    if content:
+        (folder / "plan.json").write_text(content)
+    assert torch.equal(cached(source, 12, 3).samples(), expected)
+    assert caches() == [folder]
+
+
+def test_broken_images_of_any_name_are_listed_a_line_each(tmp_path):
+    write_folder(tmp_path / "set", pixels(200), names=())
+    folder = os.fsencode(tmp_path / "set")
+    for name in (b"\xff.png", b"two\nlines.png"):
+        with open(os.path.join(folder, name), "wb"):
+            pass
+    told = []
+    assert len(cached(FolderImages(str(tmp_path / "set"), "train"), 12, 3, told.append)) == 200
+    assert "2 of 202 images cannot be read" in told[0]
+    lines = (caches()[0] / "skipped.txt").read_text(encoding="utf-8").splitlines()
+    assert [line.rsplit("/", 1)[1] for line in lines] == ["two\\nlines.png: it is no image", "\\udcff.png: it is no image"]
+
+
 PROGRAM = """
 import sys, time
 from soflow.data import cache
@@ -283,6 +310,33 @@ def test_bad_items_of_all_processes_count_together(tmp_path):
     with pytest.raises(InputError, match="2 or more of 150 images cannot be read"):
         make_store(tmp_path / "s", {}, 150, 75, make, 1, 2)
     assert not (tmp_path / "s" / "index.json").exists()
+
+
+def test_a_source_that_cannot_be_read_is_not_told_as_a_full_disk(tmp_path):
+    def make(which):
+        raise FileNotFoundError(2, "No such file or directory", "photos.parquet")
+
+    with pytest.raises(
+        RunError, match=r"^cannot read photos\.parquet: No such file or directory; when it can be read again"
+    ):
+        make_store(tmp_path / "s", {}, 4, 2, make)
+
+
+def test_a_damaged_plan_of_a_folder_of_the_users_own_is_named(tmp_path):
+    write(tmp_path / "s", np.zeros((4, 1), np.float32))
+    (tmp_path / "s" / "plan.json").write_text("{")
+    with pytest.raises(InputError, match=r"plan\.json is damaged: delete .*/s and run the same command again"):
+        write(tmp_path / "s", np.zeros((4, 1), np.float32))
+
+
+def test_what_killed_processes_left_half_written_is_removed_after_a_day(tmp_path):
+    (tmp_path / "s").mkdir()
+    old, new = (tmp_path / "s" / f".shard-00000.npy.{name}.partial" for name in ("old", "new"))
+    for file, age in ((old, 90_000), (new, 3_600)):
+        file.write_bytes(b"half")
+        os.utime(file, (time.time() - age,) * 2)
+    assert write(tmp_path / "s", np.zeros((4, 1), np.float32))
+    assert (old.exists(), new.exists()) == (False, True)
 
 
 def test_a_disk_that_is_full_leaves_nothing_half_written(tmp_path, monkeypatch):

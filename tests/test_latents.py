@@ -147,6 +147,24 @@ def test_interrupted_encoding_goes_on_and_processes_share_it(photos, vae, latent
     }
 
 
+def test_images_that_changed_are_not_mixed_into_what_was_begun(photos, vae, tmp_path, monkeypatch):
+    """As many as before and of the same names: only their sizes and times tell."""
+    changing = shutil.copytree(photos, tmp_path / "photos")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert not encode(str(changing), tmp_path / "set", str(vae), 8)
+    write_folder(changing, pixels(40, (8, 8, 3), seed=1))
+    with pytest.raises(InputError, match="set was begun with images that are others now, or were changed"):
+        encode(str(changing), tmp_path / "set", str(vae), 8)
+
+
+def test_latents_of_images_without_classes_say_why_there_are_none(vae, tmp_path):
+    photos = write_folder(tmp_path / "photos", pixels(8, (8, 8, 3)), names=())
+    encode(str(photos), tmp_path / "set", str(vae), 8)
+    settings = [f"data.path={tmp_path / 'set'}", "data.shape=[4,4,4]", *SMALL]
+    with pytest.raises(InputError, match=r"has 0 classes \(.*photos has no subfolders, one for each class\)"):
+        runs.train("imagenet256-b2", tmp_path / "run", [*settings, "data.num_classes=2"])
+
+
 def test_a_damaged_shard_is_named_and_mended(photos, vae, tmp_path):
     encode(str(photos), tmp_path / "set", str(vae), 8)
     expected = rows_of(tmp_path / "set")

@@ -17,6 +17,7 @@ from soflow import runs
 from soflow.config import read_recipe
 from soflow.config.schema import EmaConfig, OptimizerConfig
 from soflow.errors import InputError, RunError
+from soflow.training import trainer as trainer_module
 from soflow.training.checkpoint import checkpoints, newest_good, require_good
 from soflow.training.display import BarDisplay, LineDisplay, SilentDisplay
 from soflow.training.ema import Ema
@@ -83,6 +84,27 @@ def test_a_stopped_run_goes_on_bit_for_bit(kind, unet_recipe, tmp_path):
         runs.train(recipe, tmp_path / "stopped", overrides, display=StopAt(5, signal.SIGTERM))
     runs.train(recipe, tmp_path / "stopped", overrides)
     assert_equal_runs(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_a_second_sigterm_does_not_cost_the_checkpoint_of_the_first(tmp_path, monkeypatch):
+    real = trainer_module.save_checkpoint
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)  # launchers and clusters both send it
+        return real(*arguments)
+
+    def default(signum, frame):
+        raise SystemExit("the second SIGTERM ended the process")
+
+    monkeypatch.setattr(trainer_module, "save_checkpoint", interrupted)
+    before = signal.signal(signal.SIGTERM, default)
+    try:
+        with pytest.raises(Stopped):
+            runs.train("digits", tmp_path / "run", DIT, display=StopAt(3, signal.SIGTERM))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert last(tmp_path / "run").step == 3
+    assert last(tmp_path / "run").problem() is None
 
 
 @pytest.mark.parametrize("end", ["", '{"step": 8, "lo'])

@@ -28,14 +28,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from soflow.errors import InputError, RunError
-from soflow.files import beside, cache_folder, cannot_write, checksum, digest, is_partial, read_json, write_json, write_text
+from soflow.errors import InputError, RunError, first_line
+from soflow.files import (
+    beside,
+    cache_folder,
+    cannot_write,
+    checksum,
+    digest,
+    is_partial,
+    read_json,
+    remove_old_partials,
+    write_json,
+    write_text,
+)
 
 VERSION = 1
 #: Bytes of a shard, at most; and shards of a store, at least, so that several processes have something to share.
 SHARD_BYTES, LEAST_SHARDS = 2**26, 16
 #: The share of a source's items that may be unreadable.
 MAY_BE_BAD = 0.01
+
+
+class OtherWork(InputError):
+    """The folder of a store holds something else than what is to be made there."""
 
 
 @dataclass
@@ -62,8 +77,9 @@ def make_store(
 ) -> bool:
     """Makes this process's share of a store of a source's `count` items, `per_shard` in each; True once it is whole.
 
-    `make` turns a range of items into rows. `on_done` hears how many items this process is through with. Raises InputError
-    where the folder holds other work or more than 1 % of the items cannot be read, RunError where it cannot be written.
+    `make` turns a range of items into rows. `on_done` hears how many items this process is through with. Raises OtherWork
+    where the folder holds something else, InputError where more than 1 % of the items cannot be read, RunError where the
+    source cannot be read or the folder cannot be written.
     """
     plan = {"version": VERSION, **plan, "count": count, "per_shard": per_shard}
     ranges = [range(first, min(first + per_shard, count)) for first in range(0, count, per_shard)]
@@ -71,6 +87,7 @@ def make_store(
         return False  # nothing is left for this one
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        remove_old_partials(folder)
         keep_to_plan(folder, plan)
         bad = done = 0
         mine: dict[int, dict[str, Any]] = {}
@@ -80,7 +97,7 @@ def make_store(
                 record_file(folder, number).unlink(
                     missing_ok=True
                 )  # until it is made again, nobody takes the store for whole
-                record = write_shard(folder, number, make(ranges[number]))
+                record = write_shard(folder, number, made(make, ranges[number]))
             mine[number] = record
             bad += len(record["skipped"])
             if bad > MAY_BE_BAD * count:
@@ -94,22 +111,38 @@ def make_store(
         raise cannot_write(folder, error) from None
 
 
+def made(make: Callable[[range], Piece], items: range) -> Piece:
+    """What `make` makes of some items. Raises RunError where the source cannot be read."""
+    try:
+        return make(items)
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        told = f"cannot read{where or ' the source'}: {error.strerror or first_line(error)}"
+        raise RunError(f"{told}; when it can be read again, the same command goes on") from None
+
+
 def items_of_a_shard(count: int, item_bytes: int) -> int:
     """How many of `count` items to put into a shard: neither large files nor so few that there is nothing to share."""
     return max(1, min(SHARD_BYTES // item_bytes, -(-count // LEAST_SHARDS)))
 
 
 def keep_to_plan(folder: Path, plan: dict[str, Any]) -> None:
-    """Notes the plan, or raises InputError where the folder was begun with another."""
+    """Notes the plan, or raises OtherWork where the folder was begun with another."""
     file = folder / "plan.json"
     if not file.is_file():
         strange = any(not is_partial(entry) for entry in folder.iterdir())
         if strange and not file.is_file():  # else another process has just written it
-            raise InputError(f"{folder} holds something else already: choose a new folder with --out")
+            raise OtherWork(f"{folder} holds something else already: choose a new folder with --out")
         write_json(file, plan)
-    begun = read_json(file)
+    try:
+        begun = read_json(file)
+    except RunError:
+        raise OtherWork(f"{file} is damaged: delete {folder} and run the same command again") from None
     for key, before, now in differences(begun, plan):
-        raise InputError(f"{folder} was begun with {key}={before}, this is {now}: choose another folder with --out")
+        told = f"with {key}={before}, this is {now}"
+        if key == "source":  # digests, which say nothing to people
+            told = "with images that are others now, or were changed (names, sizes or times)"
+        raise OtherWork(f"{folder} was begun {told}: choose another folder with --out")
 
 
 def differences(begun: dict[str, Any], plan: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
