@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from contextlib import suppress
 from functools import partial
 
@@ -14,7 +15,7 @@ from PIL import Image
 
 from conftest import assert_fails
 from making import make_tiny_vae, make_vae, pixels, write_folder
-from soflow import runs, sample_files
+from soflow import encoding, runs, sample_files
 from soflow.data.batches import Batches
 from soflow.data.latents import load_latents
 from soflow.encoding import encode
@@ -108,8 +109,10 @@ def test_autoencoders_without_a_posterior_and_of_other_widths(photos, tmp_path):
     assert load_latents(str(tmp_path / "grey"), "train").shape == (7, 2, 2)
 
 
-def test_mirror_images_are_rows_of_their_own(photos, vae, tmp_path):
-    encode(str(photos), tmp_path / "both", str(vae), 8, flip=True)
+def test_mirror_images_are_rows_of_their_own(photos, vae, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(encoding, "CHUNK", 2)  # several chunks in a shard of three
+        encode(str(photos), tmp_path / "both", str(vae), 8, flip=True, batch_size=2)
     mirrored = tmp_path / "mirrored"
     for file in sorted(photos.rglob("*.png")):
         (mirrored / file.parent.name).mkdir(parents=True, exist_ok=True)
@@ -124,7 +127,35 @@ def test_mirror_images_are_rows_of_their_own(photos, vae, tmp_path):
     distance = torch.cdist(separate.float().flatten(1), together.float().flatten(1))
     assert float(distance.min(1).values.max()) < 1e-2  # each is there; 80 different rows
     assert sorted(distance.argmin(1).tolist()) == list(range(80))
+    assert torch.equal(both.labels[distance.argmin(1)], load_latents(str(tmp_path / "plain"), "train").labels.repeat(2))
     assert json.loads((tmp_path / "both" / "index.json").read_text())["flip"] is True
+
+
+def test_images_are_decoded_some_at_a_time_ahead_of_the_autoencoder(photos, vae, latents, tmp_path, monkeypatch):
+    """A shard of 40 in chunks of 8: never more than two are in memory, and the next is begun before one is encoded."""
+    order, begun = [], {first: threading.Event() for first in range(0, 48, 8)}
+    begun[40].set()
+    real_decode, real_encode = encoding.decode_rows, encoding.latents_of
+
+    def decode(images, rows, *arguments):
+        order.append(f"decode {len(rows)}")
+        begun[rows.start].set()
+        return real_decode(images, rows, *arguments)
+
+    def encode_chunk(*arguments):
+        number = sum(one == "encode" for one in order)
+        assert begun[8 * (number + 1)].wait(10)
+        order.append("encode")
+        return real_encode(*arguments)
+
+    monkeypatch.setattr(encoding, "decode_rows", decode)
+    monkeypatch.setattr(encoding, "latents_of", encode_chunk)
+    monkeypatch.setattr(encoding, "items_of_a_shard", lambda count, item_bytes: 40)
+    monkeypatch.setattr(encoding, "CHUNK", 10)  # of batches of 4: two of them
+    assert encode(str(photos), tmp_path / "set", str(vae), 8, batch_size=4)
+    assert order == ["decode 8"] + ["decode 8", "encode"] * 4 + ["encode"]
+    torch.testing.assert_close(rows_of(tmp_path / "set"), rows_of(latents), atol=1e-3, rtol=1e-3)
+    assert load_latents(str(tmp_path / "set"), "train").labels.tolist() == [0] * 20 + [1] * 20
 
 
 def test_interrupted_encoding_goes_on_and_processes_share_it(photos, vae, latents, tmp_path, monkeypatch):

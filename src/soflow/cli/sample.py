@@ -126,7 +126,7 @@ def called_so(names: Sequence[str]) -> dict[str, list[int]]:
 
 
 def class_number(text: str, names: Sequence[str], found: Sequence[int]) -> int | None:
-    """The one class `found` by this name, or that of this number; None where there is none. Raises InputError for several."""
+    """The one class `found` by this name, or that of this number; None without either. Raises InputError for several."""
     if len(found) > 1:
         several = " and ".join(f"{names[number]} ({number})" for number in found)
         raise InputError(f"--labels names {text}: the classes {several} are called so: give the number")
