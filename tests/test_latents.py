@@ -111,8 +111,9 @@ def test_autoencoders_without_a_posterior_and_of_other_widths(photos, tmp_path):
 
 def test_mirror_images_are_rows_of_their_own(photos, vae, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(encoding, "CHUNK", 2)  # several chunks in a shard of three
-        encode(str(photos), tmp_path / "both", str(vae), 8, flip=True, batch_size=2)
+        patch.setattr(encoding, "items_of_a_shard", lambda count, item_bytes: 6)
+        patch.setattr(encoding, "CHUNK", 3)  # two in a shard; one of them has a cat and a dog
+        encode(str(photos), tmp_path / "both", str(vae), 8, flip=True, batch_size=3)
     mirrored = tmp_path / "mirrored"
     for file in sorted(photos.rglob("*.png")):
         (mirrored / file.parent.name).mkdir(parents=True, exist_ok=True)
