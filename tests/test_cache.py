@@ -20,6 +20,7 @@ from soflow.data.cache import cached
 from soflow.data.folder import FolderImages
 from soflow.data.store import Piece, Shards, make_store, open_store
 from soflow.errors import InputError, RunError
+from soflow.evaluation.classifier import cache_file
 from soflow.files import cache_folder
 from soflow.pictures import to_uint8
 
@@ -109,6 +110,32 @@ def test_a_class_that_train_gains_renumbers_those_of_test_whose_files_are_the_sa
     assert (test.labels.tolist(), test.class_names) == ([1, 1, 2, 2], ("ant", "cat", "dog"))
 
 
+def test_changed_images_are_other_data_and_copied_ones_the_same(tmp_path):
+    described = cached(images(tmp_path), 12, 3).describe()
+    copy = FolderImages(str(write_folder(tmp_path / "copy" / "set", pixels(40))), "train")
+    assert cached(copy, 12, 3).describe() == described
+    write_folder(tmp_path / "copy" / "set", pixels(40, seed=1))
+    other = cached(FolderImages(str(tmp_path / "copy" / "set"), "train"), 12, 3).describe()
+    assert other["content"] != described["content"]
+    assert {**other, "content": ""} == {**described, "content": ""}
+
+
+def test_a_part_of_large_data_is_read_when_it_is_asked_for(tmp_path, monkeypatch):
+    dataset = cached(images(tmp_path), 12, 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(Shards, "__getitem__", refuse)
+        part = dataset.part(torch.arange(40) % 10 == 3, "some")
+    assert (len(part), part.shape, part.rows.dtype) == (4, (3, 12, 12), torch.uint8)
+    which = torch.tensor([3, 13, 23, 33])
+    assert torch.equal(part.samples(), dataset.samples(which))
+    assert torch.equal(part.samples(torch.tensor([2, 0])), dataset.samples(torch.tensor([23, 3])))
+    assert torch.equal(part.labels, dataset.labels[which])
+    assert torch.equal(
+        Batches(part, 4, seed=0).share(0).data, part.samples(torch.from_numpy(Batches(part, 4, 0).indices(0)))
+    )
+    assert cache_file(part, tmp_path) == cache_file(dataset.part(which, "same"), tmp_path)
+
+
 def test_a_few_bad_images_are_left_out_and_named(tmp_path):
     source, told = images(tmp_path, 300), []
     (tmp_path / "set" / "cat" / "0000.png").write_bytes(b"")
@@ -159,6 +186,33 @@ def test_a_damaged_cache_is_made_again(tmp_path):
     assert torch.equal(cached(source, 12, 3, told.append).samples(), expected)
     assert shard.name in told[0]
     assert "reading the images again" in told[0]
+
+
+@pytest.mark.parametrize("content", ["{", '{"version": 0}', None])
+def test_a_cache_that_cannot_be_gone_on_with_is_made_anew(content, tmp_path):
+    """A damaged plan, one of another version, none."""
+    source = images(tmp_path)
+    expected = cached(source, 12, 3).samples()
+    (folder,) = caches()
+    (folder / "index.json").unlink()
+    (folder / "plan.json").unlink()
+    if content:
+        (folder / "plan.json").write_text(content)
+    assert torch.equal(cached(source, 12, 3).samples(), expected)
+    assert caches() == [folder]
+
+
+def test_broken_images_of_any_name_are_listed_a_line_each(tmp_path):
+    write_folder(tmp_path / "set", pixels(200), names=())
+    folder = os.fsencode(tmp_path / "set")
+    for name in (b"\xff.png", b"two\nlines.png"):
+        with open(os.path.join(folder, name), "wb"):
+            pass
+    told = []
+    assert len(cached(FolderImages(str(tmp_path / "set"), "train"), 12, 3, told.append)) == 200
+    assert "2 of 202 images cannot be read" in told[0]
+    lines = (caches()[0] / "skipped.txt").read_text(encoding="utf-8").splitlines()
+    assert [line.rsplit("/", 1)[1] for line in lines] == ["two\\nlines.png: it is no image", "\\udcff.png: it is no image"]
 
 
 PROGRAM = """
@@ -261,6 +315,77 @@ def test_missing_and_damaged_shards_are_named(tmp_path):
         open_store(tmp_path / "s")
     write(tmp_path / "s", np.arange(8, dtype=np.float32)[:, None])  # the same command mends it
     assert open_store(tmp_path / "s")[0][torch.arange(8)][:, 0].tolist() == list(range(8))
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_damaged_shard_is_mended_whichever_process_comes_first(first, tmp_path):
+    """Process 0 must not call a store whole whose shard process 1 has still to mend: it would end with an error, and with it
+    the other.
+    """
+    rows = np.arange(8, dtype=np.float32)[:, None]
+    write(tmp_path / "s", rows)
+    before = open_store(tmp_path / "s")[1]
+    file = tmp_path / "s" / "shard-00001.npy"
+    file.write_bytes(file.read_bytes()[:-4] + b"1234")
+    assert [write(tmp_path / "s", rows, process, 2) for process in (first, 1 - first)] == [first == 1, True]
+    shards, index = open_store(tmp_path / "s")
+    assert shards[torch.arange(8)][:, 0].tolist() == list(range(8))
+    assert index == before
+
+
+def test_while_a_damaged_shard_is_made_again_no_process_takes_the_store_for_whole(tmp_path):
+    rows = np.arange(8, dtype=np.float32)[:, None]
+    write(tmp_path / "s", rows)
+    file = tmp_path / "s" / "shard-00001.npy"
+    file.write_bytes(file.read_bytes()[:-4] + b"1234")
+    seen = []
+
+    def make(which):
+        seen.append(write(tmp_path / "s", rows, 0, 2))
+        return Piece(rows[which.start : which.stop], [i % 5 for i in which])
+
+    assert make_store(tmp_path / "s", {"kind": "numbers"}, 8, 3, make, 1, 2)
+    assert seen == [False]
+
+
+def test_bad_items_of_all_processes_count_together(tmp_path):
+    """Each share has one of 150, which is allowed; both together have two."""
+
+    def make(which):
+        skipped = [f"item {i}: bad" for i in which if i in (0, 149)]
+        return Piece(np.zeros((len(which) - len(skipped), 1), np.float32), None, skipped)
+
+    assert not make_store(tmp_path / "s", {}, 150, 75, make, 0, 2)
+    with pytest.raises(InputError, match="2 or more of 150 images cannot be read"):
+        make_store(tmp_path / "s", {}, 150, 75, make, 1, 2)
+    assert not (tmp_path / "s" / "index.json").exists()
+
+
+def test_a_source_that_cannot_be_read_is_not_told_as_a_full_disk(tmp_path):
+    def make(which):
+        raise FileNotFoundError(2, "No such file or directory", "photos.parquet")
+
+    with pytest.raises(
+        RunError, match=r"^cannot read photos\.parquet: No such file or directory; when it can be read again"
+    ):
+        make_store(tmp_path / "s", {}, 4, 2, make)
+
+
+def test_a_damaged_plan_of_a_folder_of_the_users_own_is_named(tmp_path):
+    write(tmp_path / "s", np.zeros((4, 1), np.float32))
+    (tmp_path / "s" / "plan.json").write_text("{")
+    with pytest.raises(InputError, match=r"plan\.json is damaged: delete .*/s and run the same command again"):
+        write(tmp_path / "s", np.zeros((4, 1), np.float32))
+
+
+def test_what_killed_processes_left_half_written_is_removed_after_a_day(tmp_path):
+    (tmp_path / "s").mkdir()
+    old, new = (tmp_path / "s" / f".shard-00000.npy.{name}.partial" for name in ("old", "new"))
+    for file, age in ((old, 90_000), (new, 3_600)):
+        file.write_bytes(b"half")
+        os.utime(file, (time.time() - age,) * 2)
+    assert write(tmp_path / "s", np.zeros((4, 1), np.float32))
+    assert (old.exists(), new.exists()) == (False, True)
 
 
 def test_a_disk_that_is_full_leaves_nothing_half_written(tmp_path, monkeypatch):

@@ -15,6 +15,8 @@ import yaml
 from PIL import Image
 
 from conftest import TINY_DIT, assert_fails
+from soflow.cli import sample
+from soflow.errors import InputError
 from test_import import DIT_YAML, reference_content
 
 TINY = [*TINY_DIT, "train.batch_size=32", "train.log_every=10"]
@@ -86,6 +88,8 @@ def test_samples_as_picture_arrays_and_folder(run, tmp_path, inside):
     assert inside("sample", run, "--num", "6", "--labels", "3,7", "--out", tmp_path / "folder").returncode == 0
     first = np.array(Image.open(tmp_path / "folder" / "000000.png"))
     assert np.array_equal(first, arrays["arr_0"][0, :, :, 0])
+    assert inside("sample", run, "-n", "5", "--out", tmp_path / "short.npz").returncode == 0  # torchrun takes --num
+    assert len(np.load(tmp_path / "short.npz")["arr_0"]) == 5
     checkpoint = run / "checkpoints" / "step-00000015"
     assert inside("sample", checkpoint, "--num", "6", "--out", tmp_path / "old.npz").returncode == 0
     assert not np.array_equal(np.load(tmp_path / "old.npz")["arr_0"], arrays["arr_0"])
@@ -192,6 +196,34 @@ def test_wrong_samples_are_refused(arguments, words, run, inside):
 @pytest.mark.parametrize("label", ["-1", "10"])
 def test_a_label_that_is_no_class(label, run, inside):
     assert_fails(inside("sample", run, "--labels", label), 2, f"--labels names {label}", "the classes are 0 to 9")
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("0,2", [0, 2]),
+        ("cat,Cat, CAR", [2, 1, 3]),  # as it is spelled first, then in any case
+        ("tench, Tinca tinca", [0]),
+        ("goldfish, Carassius auratus,tench,tinca TINCA, 2,fish", [4, 0, 2, 5]),
+    ],
+)
+def test_classes_are_named_in_lists_with_commas(text, numbers):
+    names = ("tench, Tinca tinca", "Cat", "cat", "car", "goldfish,Carassius auratus", "fish")
+    assert sample.choose_labels(text, len(numbers), names).tolist() == numbers
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("CAT", r"names CAT: the classes Cat \(0\) and cat \(1\) are called so: give the number"),
+        ("crane", r"names crane: the classes crane \(2\) and crane \(3\) are called so"),
+        ("²", "names ²: the classes are 0 to 4"),
+        ("cat,tench", "names tench: the classes are 0 to 4: Cat, cat, crane, crane, trench; did you mean trench"),
+    ],
+)
+def test_names_of_no_class_or_of_several_are_refused(text, words):
+    with pytest.raises(InputError, match=words):
+        sample.choose_labels(text, 1, ("Cat", "cat", "crane", "crane", "trench"))
 
 
 def test_an_output_folder_that_cannot_be_written(tmp_path, run, inside):

@@ -1,6 +1,10 @@
 """Latents: encoded by small autoencoders made here, cached, trained on, decoded."""
 
 import json
+import shutil
+import threading
+from contextlib import suppress
+from functools import partial
 
 import h5py
 import numpy as np
@@ -11,7 +15,7 @@ from PIL import Image
 
 from conftest import assert_fails
 from making import make_tiny_vae, make_vae, pixels, write_folder
-from soflow import runs
+from soflow import encoding, runs, sample_files
 from soflow.data.batches import Batches
 from soflow.data.latents import load_latents
 from soflow.encoding import encode
@@ -105,8 +109,11 @@ def test_autoencoders_without_a_posterior_and_of_other_widths(photos, tmp_path):
     assert load_latents(str(tmp_path / "grey"), "train").shape == (7, 2, 2)
 
 
-def test_mirror_images_are_rows_of_their_own(photos, vae, tmp_path):
-    encode(str(photos), tmp_path / "both", str(vae), 8, flip=True)
+def test_mirror_images_are_rows_of_their_own(photos, vae, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(encoding, "items_of_a_shard", lambda count, item_bytes: 6)
+        patch.setattr(encoding, "CHUNK", 3)  # two in a shard; one of them has a cat and a dog
+        encode(str(photos), tmp_path / "both", str(vae), 8, flip=True, batch_size=3)
     mirrored = tmp_path / "mirrored"
     for file in sorted(photos.rglob("*.png")):
         (mirrored / file.parent.name).mkdir(parents=True, exist_ok=True)
@@ -121,7 +128,35 @@ def test_mirror_images_are_rows_of_their_own(photos, vae, tmp_path):
     distance = torch.cdist(separate.float().flatten(1), together.float().flatten(1))
     assert float(distance.min(1).values.max()) < 1e-2  # each is there; 80 different rows
     assert sorted(distance.argmin(1).tolist()) == list(range(80))
+    assert torch.equal(both.labels[distance.argmin(1)], load_latents(str(tmp_path / "plain"), "train").labels.repeat(2))
     assert json.loads((tmp_path / "both" / "index.json").read_text())["flip"] is True
+
+
+def test_images_are_decoded_some_at_a_time_ahead_of_the_autoencoder(photos, vae, latents, tmp_path, monkeypatch):
+    """A shard of 40 in chunks of 8: never more than two are in memory, and the next is begun before one is encoded."""
+    order, begun = [], {first: threading.Event() for first in range(0, 48, 8)}
+    begun[40].set()
+    real_decode, real_encode = encoding.decode_rows, encoding.latents_of
+
+    def decode(images, rows, *arguments):
+        order.append(f"decode {len(rows)}")
+        begun[rows.start].set()
+        return real_decode(images, rows, *arguments)
+
+    def encode_chunk(*arguments):
+        number = sum(one == "encode" for one in order)
+        assert begun[8 * (number + 1)].wait(10)
+        order.append("encode")
+        return real_encode(*arguments)
+
+    monkeypatch.setattr(encoding, "decode_rows", decode)
+    monkeypatch.setattr(encoding, "latents_of", encode_chunk)
+    monkeypatch.setattr(encoding, "items_of_a_shard", lambda count, item_bytes: 40)
+    monkeypatch.setattr(encoding, "CHUNK", 10)  # of batches of 4: two of them
+    assert encode(str(photos), tmp_path / "set", str(vae), 8, batch_size=4)
+    assert order == ["decode 8"] + ["decode 8", "encode"] * 4 + ["encode"]
+    torch.testing.assert_close(rows_of(tmp_path / "set"), rows_of(latents), atol=1e-3, rtol=1e-3)
+    assert load_latents(str(tmp_path / "set"), "train").labels.tolist() == [0] * 20 + [1] * 20
 
 
 def test_interrupted_encoding_goes_on_and_processes_share_it(photos, vae, latents, tmp_path, monkeypatch):
@@ -142,6 +177,24 @@ def test_interrupted_encoding_goes_on_and_processes_share_it(photos, vae, latent
     assert {k: v for k, v in json.loads((tmp_path / "set" / "index.json").read_text()).items() if k != "checksums"} == {
         k: v for k, v in json.loads((latents / "index.json").read_text()).items() if k != "checksums"
     }
+
+
+def test_images_that_changed_are_not_mixed_into_what_was_begun(photos, vae, tmp_path, monkeypatch):
+    """As many as before and of the same names: only their sizes and times tell."""
+    changing = shutil.copytree(photos, tmp_path / "photos")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert not encode(str(changing), tmp_path / "set", str(vae), 8)
+    write_folder(changing, pixels(40, (8, 8, 3), seed=1))
+    with pytest.raises(InputError, match="set was begun with images that are others now, or were changed"):
+        encode(str(changing), tmp_path / "set", str(vae), 8)
+
+
+def test_latents_of_images_without_classes_say_why_there_are_none(vae, tmp_path):
+    photos = write_folder(tmp_path / "photos", pixels(8, (8, 8, 3)), names=())
+    encode(str(photos), tmp_path / "set", str(vae), 8)
+    settings = [f"data.path={tmp_path / 'set'}", "data.shape=[4,4,4]", *SMALL]
+    with pytest.raises(InputError, match=r"has 0 classes \(.*photos has no subfolders, one for each class\)"):
+        runs.train("imagenet256-b2", tmp_path / "run", [*settings, "data.num_classes=2"])
 
 
 def test_a_damaged_shard_is_named_and_mended(photos, vae, tmp_path):
@@ -286,6 +339,25 @@ def test_another_copy_of_the_autoencoder_can_be_named_and_must_fit(run, vae, tmp
     wide = make_vae(tmp_path / "wide", latents=7)
     assert_fails(inside("sample", run, "--num", 2, "--vae", wide), 2, "has latents [7, 4, 4], the samples are [4, 4, 4]")
     assert_fails(inside("sample", run, "--num", 2, "--vae", tmp_path / "no"), 2, "cannot be loaded")
+
+
+def test_images_of_two_autoencoders_are_not_pieced_together(run, vae, tmp_path, monkeypatch):
+    """Pieces of an interrupted call are used again only where the same weights, scale and shift would decode them."""
+    monkeypatch.setattr(sample_files, "PIECE", 2)
+    other, copy = make_vae(tmp_path / "other", seed=1), shutil.copytree(vae, tmp_path / "copy")
+    real, drawn = sample_files.sample_many, []
+
+    def counted(stop, *arguments, **options):
+        if len(drawn) == stop:
+            raise KeyboardInterrupt
+        drawn.append(options["start"])
+        return real(*arguments, **options)
+
+    for name, stop in (("", 1), (str(copy), 3), (str(other), None)):
+        monkeypatch.setattr(sample_files, "sample_many", partial(counted, stop))
+        with suppress(KeyboardInterrupt):
+            sample_files.sample_to_file(runs.load(run, vae=name), tmp_path / "x.npz", 8, None, "renoise", 1, 0)
+    assert drawn == [0, 2, 4, 0, 2, 4, 6]
 
 
 def test_real_latents_stand_in_columns_of_their_classes(latents):

@@ -1,11 +1,14 @@
 """Samples in files: the same whoever draws them, and not drawn twice."""
 
+from contextlib import suppress
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from soflow import runs, sample_files
+from soflow.errors import InputError
 from soflow.sample_files import sample_to_file
 from soflow.sampling import sample_many
 
@@ -16,9 +19,9 @@ def loaded(tiny_run, monkeypatch):
     return runs.load(tiny_run)
 
 
-def draw(loaded, file, num=40, **changes):
-    labels = torch.arange(num) % 10
-    return sample_to_file(loaded, file, num, labels, "renoise", 2, seed=changes.get("seed", 3))
+def draw(loaded, file, num=40, labels=None, nfe=2, seed=3):
+    labels = torch.arange(num) % 10 if labels is None else labels
+    return sample_to_file(loaded, file, num, labels, "renoise", nfe, seed=seed)
 
 
 def be(monkeypatch, index, count):
@@ -52,30 +55,64 @@ def test_a_process_without_a_share_leaves_nothing(loaded, tmp_path, monkeypatch)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_interrupted_call_goes_on(loaded, tmp_path, monkeypatch):
-    real, drawn = sample_files.sample_many, []
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Calls with the interruption of its choice, and which pieces were drawn by then."""
+    real = sample_files.sample_many
 
-    def interrupted(model, num, *arguments, **options):
-        if len(drawn) == 4:
-            raise KeyboardInterrupt
-        drawn.append(options["start"])
-        return real(model, num, *arguments, **options)
+    def call(after, *arguments, **options):
+        drawn = []
 
-    monkeypatch.setattr(sample_files, "sample_many", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        draw(loaded, tmp_path / "x.npz")
+        def counted(model, num, *others, **more):
+            if len(drawn) == after:
+                raise KeyboardInterrupt
+            drawn.append(more["start"])
+            return real(model, num, *others, **more)
+
+        monkeypatch.setattr(sample_files, "sample_many", counted)
+        with suppress(KeyboardInterrupt):
+            draw(*arguments, **options)
+        return drawn
+
+    return call
+
+
+def test_an_interrupted_call_goes_on(loaded, tmp_path, interrupted):
+    assert interrupted(4, loaded, tmp_path / "x.npz") == [0, 7, 14, 21]
     assert not (tmp_path / "x.npz").exists()
-    after = []
+    assert interrupted(None, loaded, tmp_path / "x.npz") == [28, 35]
+    assert (tmp_path / "x.npz").exists()
 
-    def counted(model, num, *arguments, **options):
-        after.append(options["start"])
-        return real(model, num, *arguments, **options)
 
-    monkeypatch.setattr(sample_files, "sample_many", counted)
-    assert draw(loaded, tmp_path / "x.npz")
-    assert (drawn, after) == ([0, 7, 14, 21], [28, 35])
-    draw(loaded, tmp_path / "x.npz", seed=4)  # other samples are not pieced together with these
-    assert len(after) == 2 + 6
+@pytest.mark.parametrize("change", ["weights", "labels", "nfe", "seed"])
+def test_samples_drawn_otherwise_are_not_pieced_together(change, loaded, tiny_run, tmp_path, interrupted):
+    interrupted(4, loaded, tmp_path / "x.npz")
+    changes = {"labels": torch.zeros(40, dtype=torch.int64), "nfe": 1, "seed": 4}
+    options = {key: value for key, value in changes.items() if key == change}
+    other = runs.load(tiny_run, "raw") if change == "weights" else loaded
+    assert len(interrupted(None, other, tmp_path / "x.npz", **options)) == 6
+    assert draw(other, tmp_path / "fresh.npz", **options)
+    for one, fresh in zip(arrays(tmp_path / "x.npz"), arrays(tmp_path / "fresh.npz"), strict=True):
+        assert np.array_equal(one, fresh)
+
+
+def test_a_folder_keeps_what_others_put_there_and_mixes_nothing(loaded, tmp_path):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    (folder / "000003.png").write_bytes(b"mine")
+    with pytest.raises(
+        InputError, match=r"holds 000003\.png, which soflow sample did not draw: delete .* or choose another"
+    ):
+        draw(loaded, folder, 20)
+    assert (folder / "000003.png").read_bytes() == b"mine"
+    (folder / "000003.png").rename(folder / "cover.png")
+    assert draw(loaded, folder, 20)
+    assert draw(loaded, folder, 20, seed=4)
+    with pytest.raises(InputError, match=r"holds 000010\.png, drawn before, which would stay among the new ones"):
+        draw(loaded, folder, 10)
+    assert draw(loaded, folder, 21)
+    assert len(list(folder.glob("0*.png"))) == 21
+    assert (folder / "cover.png").read_bytes() == b"mine"
 
 
 def test_pictures_and_folders_come_from_the_same_pieces(loaded, tmp_path):

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from soflow import runs
 from soflow.config import read_recipe
 from soflow.config.schema import EmaConfig, OptimizerConfig
 from soflow.errors import InputError, RunError
+from soflow.training import trainer as trainer_module
 from soflow.training.checkpoint import checkpoints, newest_good, require_good
 from soflow.training.display import BarDisplay, LineDisplay, SilentDisplay
 from soflow.training.ema import Ema
@@ -84,6 +86,27 @@ def test_a_stopped_run_goes_on_bit_for_bit(kind, unet_recipe, tmp_path):
     assert_equal_runs(tmp_path / "whole", tmp_path / "stopped")
 
 
+def test_a_second_sigterm_does_not_cost_the_checkpoint_of_the_first(tmp_path, monkeypatch):
+    real = trainer_module.save_checkpoint
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)  # launchers and clusters both send it
+        return real(*arguments)
+
+    def default(signum, frame):
+        raise SystemExit("the second SIGTERM ended the process")
+
+    monkeypatch.setattr(trainer_module, "save_checkpoint", interrupted)
+    before = signal.signal(signal.SIGTERM, default)
+    try:
+        with pytest.raises(Stopped):
+            runs.train("digits", tmp_path / "run", DIT, display=StopAt(3, signal.SIGTERM))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert last(tmp_path / "run").step == 3
+    assert last(tmp_path / "run").problem() is None
+
+
 @pytest.mark.parametrize("end", ["", '{"step": 8, "lo'])
 def test_log_lines_written_after_the_last_checkpoint_are_not_repeated(end, tmp_path):
     runs.train("digits", tmp_path / "whole", DIT)
@@ -100,6 +123,35 @@ def test_every_step_has_dropout_masks_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "manual_seed", seeds.append)
     runs.train("digits", tmp_path / "run", DIT)
     assert len(set(seeds[-8:])) == 8
+
+
+def test_a_run_without_a_checkpoint_takes_other_data_for_its_own(tmp_path):
+    """One that was killed before its first leaves a folder; whoever trains there anew is not told of the old one's data."""
+    out = RunFolder(tmp_path / "run")
+    out.create()
+    out.write_data({"name": "pets", "count": 2, "class_names": ["cat", "dog"], "encoder": None, "content": "?"})
+    runs.train("digits", out.path, [*DIT, "train.steps=1"])
+    assert out.read_data()["class_names"] == [str(number) for number in range(10)]
+    assert runs.load(out.path).class_names[3] == "3"
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_other_data_of_the_same_count_and_classes_are_noticed(large, tmp_path, monkeypatch):
+    from soflow.data import dataset as dataset_module
+    from soflow.data import sources
+
+    if large:
+        monkeypatch.setattr(dataset_module, "LOOKED_THROUGH", 0)
+    out = RunFolder(tmp_path / "run")
+    runs.train("digits", out.path, [*DIT, "train.steps=1"])
+    runs.train("digits", out.path, [*DIT, "train.steps=1"])
+    real = sources.digits("train")
+    for other in (replace(real, rows=-real.rows), replace(real, labels=real.labels.flip(0))):
+        monkeypatch.setitem(sources.SOURCES, "digits", lambda split, other=other: other)
+        with pytest.raises(InputError, match="was begun on other data, as many and of the same classes"):
+            runs.train("digits", out.path, [*DIT, "train.steps=1"])
+    out.write_data({key: value for key, value in out.read_data().items() if key != "content"})
+    runs.train("digits", out.path, [*DIT, "train.steps=1"])  # a run that did not note it goes on
 
 
 def test_accumulation_gives_the_same_run_to_rounding(tmp_path):

@@ -3,9 +3,11 @@
 Each process encodes its share of the shards and needs not know of the others; work that was interrupted goes on.
 """
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from torch import Tensor
 from soflow import processes
 from soflow.config.schema import DataConfig
 from soflow.data import sources
-from soflow.data.cache import decode_rows
+from soflow.data.cache import CHUNK, decode_rows
 from soflow.data.store import Piece, items_of_a_shard, make_store
 from soflow.interop.autoencoder import Autoencoder, load_autoencoder
 from soflow.progress import counting
@@ -55,13 +57,22 @@ def encode(
         "flip": flip,
     }
     count, done = len(images), 0
+    chunk = batch_size * max(1, CHUNK // batch_size)  # of whole batches
     with counting(f"encoding {images.name}", -(-count // processes.count())) as on_done, ThreadPoolExecutor() as pool:
 
+        def decode(rows: range) -> Piece:
+            return decode_rows(images, rows, size, encoder.channels, pool)
+
         def make(rows: range) -> Piece:
-            pixels = decode_rows(images, rows, size, encoder.channels, pool)
-            latents = latents_of(autoencoder, pixels.rows, shape, flip, batch_size, lambda n: on_done(done + n))
-            labels = pixels.labels if pixels.labels is None or not flip else pixels.labels * 2
-            return Piece(latents, labels, pixels.skipped, pixels.done)
+            pieces: list[Piece] = []
+            before = done
+            for pixels in ahead(decode, [rows[first : first + chunk] for first in range(0, len(rows), chunk)]):
+                told = partial(lambda so_far, n: on_done(so_far + n), before)
+                latents = latents_of(autoencoder, pixels.rows, shape, flip, batch_size, told)
+                labels = pixels.labels if pixels.labels is None or not flip else pixels.labels * 2
+                pieces.append(Piece(latents, labels, pixels.skipped, pixels.done))
+                before += len(pixels.rows)
+            return joined(pieces)
 
         def on_shard(items: int) -> None:
             nonlocal done
@@ -71,6 +82,31 @@ def encode(
         row_bytes = np.dtype(np.float16).itemsize * 2 * int(np.prod(shape)) * (2 if flip else 1)
         per_shard = items_of_a_shard(count, row_bytes)
         return make_store(Path(out), plan, count, per_shard, make, processes.index(), processes.count(), on_shard)
+
+
+def ahead(decode: Callable[[range], Piece], chunks: Sequence[range]) -> Iterator[Piece]:
+    """What is decoded of each chunk; a thread decodes the next while the one before is worked on."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(decode, chunks[0])
+        for chunk in chunks[1:]:
+            piece = coming.result()
+            coming = thread.submit(decode, chunk)
+            yield piece
+        yield coming.result()
+
+
+def joined(pieces: Sequence[Piece]) -> Piece:
+    """Several pieces as one, in their order."""
+    done: Counter[str] = Counter()
+    for piece in pieces:
+        done.update(piece.done)
+    labels = [label for piece in pieces for label in piece.labels or ()]
+    return Piece(
+        np.concatenate([piece.rows for piece in pieces]),
+        None if pieces[0].labels is None else labels,
+        [reason for piece in pieces for reason in piece.skipped],
+        dict(done),
+    )
 
 
 def latents_of(

@@ -4,11 +4,16 @@ import hashlib
 import json
 import os
 import secrets
+import time
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from soflow.errors import InputError, RunError
+
+#: Seconds after which a file that is still beside its place belongs to no process.
+OLD = 86_400
 
 
 def require_writable(folder: Path) -> None:
@@ -43,14 +48,19 @@ def write_json(file: Path, values: dict[str, Any]) -> None:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Raises RunError where it cannot be written."""
+    """Raises RunError where it cannot be written. What is no Unicode, such as some files' names, is written as escapes."""
     partial = beside(file)
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
         os.replace(partial, file)
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise cannot_write(file, error) from None
+
+
+def printable(text: str) -> str:
+    """The text in one line: line ends and what is no Unicode, as may stand in files' names, become escapes."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
 def beside(file: Path) -> Path:
@@ -60,6 +70,14 @@ def beside(file: Path) -> Path:
 
 def is_partial(file: Path) -> bool:
     return file.name.startswith(".") and file.suffix == ".partial"
+
+
+def remove_old_partials(folder: Path) -> None:
+    """Removes what processes that were killed have left half-written: files that nobody has touched for a day."""
+    for file in folder.iterdir():
+        with suppress(OSError):  # another process may have renamed or removed it
+            if is_partial(file) and time.time() - file.stat().st_mtime > OLD:
+                file.unlink()
 
 
 def cannot_write(place: Path, error: OSError) -> RunError:

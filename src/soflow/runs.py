@@ -118,7 +118,7 @@ def train(
             if trainer.accelerator.is_main_process:
                 folder.create()
                 folder.write_config(config)
-                if not folder.data.is_file():
+                if not checkpoints(folder.checkpoints) or not folder.data.is_file():
                     folder.write_data(dataset.describe())
             trainer.run()
         except BaseException as error:
@@ -149,6 +149,11 @@ def require_same_data(begun: dict[str, Any], now: dict[str, Any], folder: RunFol
                 f"{folder.path} was begun on data {what}: give back the data it began with, or begin anew with --out and "
                 f"init_from={folder.path}"
             )
+    if "content" in begun and begun["content"] != now["content"]:  # runs of earlier versions did not note it
+        raise InputError(
+            f"{folder.path} was begun on other data, as many and of the same classes, but not these: give back the data it "
+            f"began with, or begin anew with --out and init_from={folder.path}"
+        )
 
 
 def shortened(value: Any) -> str:

@@ -16,7 +16,9 @@ from torch import Tensor
 from soflow import processes
 from soflow.data.dataset import Dataset
 from soflow.data.store import Piece, Shards, make_store, open_store
+from soflow.errors import InputError
 from soflow.files import beside, digest, write_json
+from soflow.interop.autoencoder import Decoder
 from soflow.pictures import is_image, save_picture, to_pil, to_uint8
 from soflow.runs import Run
 from soflow.sampling import Method, sample_many
@@ -40,11 +42,14 @@ def sample_to_file(
     folder). True when the file is there, False while other processes still draw their pieces.
 
     Sample i is a function of (seed, i), so the file is the same however many processes draw it. How they were drawn, and
-    what is `told` beside, is kept with arrays (protocol, a text) and in a folder (protocol.json).
+    what is `told` beside, is kept with arrays (protocol, a text) and in a folder (protocol.json). Raises InputError for a
+    folder with numbered images that are not those of an earlier call, or that would stay among the new ones.
     """
+    require_room(file, num)
     plan = {
         "kind": "samples",
         "weights": run.checkpoint.checksum_of(run.weights),
+        "decoder": decoder_of(run),
         "labels": None if labels is None else digest(str(labels.tolist())),
         "sampler": [method, nfe],
         "seed": seed,
@@ -84,6 +89,28 @@ def sample_to_file(
     write(rows, labels, file, protocol)
     shutil.rmtree(whole)
     return True
+
+
+def decoder_of(run: Run) -> list[Any] | None:
+    """What latents become images by: the checksum of the autoencoder's weights, scale and shift. None without latents."""
+    if not isinstance(run.model.decode, Decoder):
+        return None
+    autoencoder, _ = run.model.decode.loaded
+    return [autoencoder.checksum(), autoencoder.encoder.scale, autoencoder.encoder.shift]
+
+
+def require_room(folder: Path, num: int) -> None:
+    """Raises InputError where a folder holds images NNNNNN.png that `num` new ones must not replace or lie among."""
+    numbered = sorted(file for file in folder.glob("*.png") if len(file.stem) >= 6 and file.stem.isdecimal())
+    if numbered and not (folder / "protocol.json").is_file():
+        told = "which soflow sample did not draw"
+    else:
+        numbered = [file for file in numbered if int(file.stem) >= num]
+        told = "drawn before, which would stay among the new ones"
+    if numbered:
+        raise InputError(
+            f"{folder} holds {numbered[0].name}, {told}: delete what is there or choose another folder with --out"
+        )
 
 
 def write(rows: Shards, labels: Tensor | None, file: Path, protocol: dict[str, Any]) -> None:

@@ -27,7 +27,8 @@ def sample(
         str | None, typer.Option(help="renoise, ode, euler or heun (default: that of the method it was trained by).")
     ] = None,
     labels: Annotated[
-        str | None, typer.Option(help="Classes to draw in turn, by number or name: 0,1,2 (default: all).")
+        str | None,
+        typer.Option(help="Classes to draw in turn, by number or name, which may have commas itself: 0,1,2 (default: all)."),
     ] = None,
     draw: Annotated[str, typer.Option(help="balanced: classes in turn; random: each drawn by (seed, i).")] = "balanced",
     seed: Annotated[int, typer.Option(help="Sample i depends on the seed and i alone.")] = 0,
@@ -91,21 +92,59 @@ def choose_labels(text: str | None, num: int, names: Sequence[str]) -> Tensor | 
         return class_by_class(num, len(names))
     if not names:
         raise InputError("--labels was given, but this run was trained without classes: leave it out")
-    chosen = [text] if text in names else [part.strip() for part in text.split(",")]
-    labels = torch.tensor([class_number(one, names) for one in chosen])
+    labels = torch.tensor(class_numbers(text, names))
     return labels.repeat(-(-num // len(labels)))[:num]
 
 
-def class_number(text: str, names: Sequence[str]) -> int:
-    """The number of a class by its name, in whatever case, or by its number."""
+def class_numbers(text: str, names: Sequence[str]) -> list[int]:
+    """The numbers of the classes in a list. Where names have commas themselves, as many parts as make a name are one.
+
+    Names count as they are spelled, or else in another case; what is no name may be a number.
+    """
+    spelled, folded = called_so(names), called_so([name.casefold() for name in names])
+    longest = max(name.count(",") for name in names) + 1
+    parts, chosen = tidy(text).split(", "), []
+    while parts:
+        for count in range(min(longest, len(parts)), 0, -1):
+            head = ", ".join(parts[:count])
+            number = class_number(head, names, spelled.get(head) or folded.get(head.casefold(), []))
+            if number is not None:
+                break
+        else:
+            raise InputError(f"--labels names {parts[0]}: {known(names)}{near(parts[0], names)}")
+        chosen.append(number)
+        parts = parts[count:]
+    return chosen
+
+
+def called_so(names: Sequence[str]) -> dict[str, list[int]]:
+    """Name -> the classes called so."""
+    called: dict[str, list[int]] = {}
+    for number, name in enumerate(names):
+        called.setdefault(tidy(name), []).append(number)
+    return called
+
+
+def class_number(text: str, names: Sequence[str], found: Sequence[int]) -> int | None:
+    """The one class `found` by this name, or that of this number; None without either. Raises InputError for several."""
+    if len(found) > 1:
+        several = " and ".join(f"{names[number]} ({number})" for number in found)
+        raise InputError(f"--labels names {text}: the classes {several} are called so: give the number")
+    if found:
+        return found[0]
+    return int(text) if text.isdecimal() and int(text) < len(names) else None
+
+
+def tidy(text: str) -> str:
+    """With one space after each comma."""
+    return ", ".join(part.strip() for part in text.split(","))
+
+
+def near(text: str, names: Sequence[str]) -> str:
+    """The classes of which the name is close, as a question."""
     folded = [name.casefold() for name in names]
-    if text.casefold() in folded:
-        return folded.index(text.casefold())
-    if text.isdigit() and int(text) < len(names):
-        return int(text)
     close = get_close_matches(text.casefold(), folded, n=3)
-    hint = f"; did you mean {' or '.join(names[folded.index(one)] for one in close)}?" if close else ""
-    raise InputError(f"--labels names {text}: {known(names)}{hint}")
+    return f"; did you mean {' or '.join(names[folded.index(one)] for one in close)}?" if close else ""
 
 
 def known(names: Sequence[str]) -> str:

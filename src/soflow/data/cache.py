@@ -19,9 +19,9 @@ from PIL import UnidentifiedImageError
 
 from soflow.data.dataset import Dataset
 from soflow.data.images import Images, Opener, decode
-from soflow.data.store import Piece, items_of_a_shard, make_store, open_store
+from soflow.data.store import OtherWork, Piece, items_of_a_shard, make_store, open_store
 from soflow.errors import InputError, RunError, first_line
-from soflow.files import cache_folder, cannot_write, digest
+from soflow.files import cache_folder, cannot_write, digest, printable
 from soflow.progress import counting
 
 #: Changes whenever images are decoded differently.
@@ -89,7 +89,11 @@ def decode_all(images: Images, size: int, channels: int, folder: Path) -> None:
                 return decode_rows(images, rows, size, channels, pool)
 
             per_shard = items_of_a_shard(len(images), size * size * channels)
-            make_store(folder, plan, len(images), per_shard, make, on_done=on_done)
+            try:
+                make_store(folder, plan, len(images), per_shard, make, on_done=on_done)
+            except OtherWork:  # a damaged plan, or one of another version: the folder is the cache's own, so it begins anew
+                shutil.rmtree(folder)
+                make_store(folder, plan, len(images), per_shard, make, on_done=on_done)
     except InputError:
         shutil.rmtree(folder)  # once the images are mended they are another source, with a cache of its own
         raise
@@ -114,7 +118,7 @@ def decode_rows(images: Images, rows: range, size: int, channels: int, pool: Thr
         chunk = range(first, min(first + CHUNK, rows.stop))
         for row, result in zip(chunk, pool.map(attempt, images.openers(chunk)), strict=True):
             if isinstance(result, str):
-                skipped.append(f"{images.where(row)}: {result}")
+                skipped.append(printable(f"{images.where(row)}: {result}"))
                 continue
             pixels.append(result[0])
             done.update(result[1])

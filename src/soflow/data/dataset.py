@@ -1,11 +1,18 @@
 """A data set: N samples as they are stored, and what they are once they are read."""
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from math import prod
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+
+from soflow.files import digest
+
+#: Bytes of rows that are looked at one and all to know them again; of more, so many rows are.
+LOOKED_THROUGH, LOOKED_AT = 2**26, 256
 
 
 @runtime_checkable
@@ -18,6 +25,23 @@ class Rows(Protocol):
     def dtype(self) -> torch.dtype: ...
     def __len__(self) -> int: ...
     def __getitem__(self, which: Tensor, /) -> Tensor: ...
+
+
+class Subset:
+    """Some rows of others, by their indices (n,); read when they are asked for."""
+
+    def __init__(self, rows: Rows, indices: Tensor) -> None:
+        self.rows = rows
+        self.indices = indices
+        self.shape = (len(indices), *rows.shape[1:])
+        self.dtype = rows.dtype
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, which: Tensor) -> Tensor:
+        """The rows at these indices (n,), as (n, ...) in memory."""
+        return self.rows[self.indices[which]]
 
 
 @dataclass(frozen=True)
@@ -86,11 +110,35 @@ class Dataset:
 
     def describe(self) -> dict[str, Any]:
         """What a run keeps of its data: enough to name classes, to decode latents, and to notice other data."""
-        encoder = None if self.encoder is None else asdict(self.encoder)
-        return {"name": self.name, "count": len(self), "class_names": list(self.class_names), "encoder": encoder}
+        return {
+            "name": self.name,
+            "count": len(self),
+            "content": digest(f"{told_apart(self.rows)} {None if self.labels is None else checksum(self.labels)}"),
+            "class_names": list(self.class_names),
+            "encoder": None if self.encoder is None else asdict(self.encoder),
+        }
 
     def part(self, which: Tensor, split: str) -> "Dataset":
-        """The samples that a mask (N,) or indices (n,) select, as a data set of their own."""
+        """The samples that a mask (N,) or indices (n,) select, as a data set of their own; rows are not copied."""
         indices = torch.arange(len(self))[which]
         labels = None if self.labels is None else self.labels[indices]
-        return replace(self, rows=self.rows[indices], labels=labels, split=split)
+        return replace(self, rows=Subset(self.rows, indices), labels=labels, split=split)
+
+
+def told_apart(rows: Rows) -> str:
+    """A text that other rows would not give: the recorded checksums of a store's shards, or a checksum of up to 64 MiB.
+
+    Of larger rows without recorded checksums, such as an HDF5 file's, 256 spread evenly are looked at: this tells other
+    data, not a change of a few rows.
+    """
+    recorded = getattr(rows, "checksums", None)
+    if recorded is not None:
+        return " ".join(recorded)
+    count = len(rows) if rows.dtype.itemsize * prod(rows.shape) <= LOOKED_THROUGH else LOOKED_AT
+    indices = torch.linspace(0, len(rows) - 1, min(count, len(rows)), dtype=torch.float64).round().long()
+    return f"{list(rows.shape)} {checksum(rows[indices])}"
+
+
+def checksum(values: Tensor) -> str:
+    """CRC-32 of what a tensor holds."""
+    return f"{zlib.crc32(values.contiguous().numpy().tobytes()):08x}"

@@ -7,8 +7,9 @@
     skipped.txt              what was left out and why, a line each
 
 Every file is written beside its place and renamed. Shards do not depend on one another, so several processes, each with its
-share of them, need not know of each other: whichever finds all shards there writes the index. Interrupted work goes on
-with the first shard that is missing.
+share of them, need not know of each other: whichever finds all shards there and good writes the index. One that finds a
+shard of another missing or damaged leaves it to that one, which makes it and then looks at all of them. Interrupted work
+goes on with the first shard that is missing.
 """
 
 import io
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +28,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from soflow.errors import InputError, RunError
-from soflow.files import beside, cache_folder, cannot_write, checksum, digest, is_partial, read_json, write_json, write_text
+from soflow.errors import InputError, RunError, first_line
+from soflow.files import (
+    beside,
+    cache_folder,
+    cannot_write,
+    checksum,
+    digest,
+    is_partial,
+    read_json,
+    remove_old_partials,
+    write_json,
+    write_text,
+)
 
 VERSION = 1
 #: Bytes of a shard, at most; and shards of a store, at least, so that several processes have something to share.
 SHARD_BYTES, LEAST_SHARDS = 2**26, 16
 #: The share of a source's items that may be unreadable.
 MAY_BE_BAD = 0.01
+
+
+class OtherWork(InputError):
+    """The folder of a store holds something else than what is to be made there."""
 
 
 @dataclass
@@ -60,8 +77,9 @@ def make_store(
 ) -> bool:
     """Makes this process's share of a store of a source's `count` items, `per_shard` in each; True once it is whole.
 
-    `make` turns a range of items into rows. `on_done` hears how many items this process is through with. Raises InputError
-    where the folder holds other work or more than 1 % of the items cannot be read, RunError where it cannot be written.
+    `make` turns a range of items into rows. `on_done` hears how many items this process is through with. Raises OtherWork
+    where the folder holds something else, InputError where more than 1 % of the items cannot be read, RunError where the
+    source cannot be read or the folder cannot be written.
     """
     plan = {"version": VERSION, **plan, "count": count, "per_shard": per_shard}
     ranges = [range(first, min(first + per_shard, count)) for first in range(0, count, per_shard)]
@@ -69,22 +87,38 @@ def make_store(
         return False  # nothing is left for this one
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        remove_old_partials(folder)
         keep_to_plan(folder, plan)
         bad = done = 0
+        mine: dict[int, dict[str, Any]] = {}
         for number in range(process, len(ranges), processes):
             record = good_shard(folder, number)
             if record is None:
-                record = write_shard(folder, number, make(ranges[number]))
+                record_file(folder, number).unlink(
+                    missing_ok=True
+                )  # until it is made again, nobody takes the store for whole
+                record = write_shard(folder, number, made(make, ranges[number]))
+            mine[number] = record
             bad += len(record["skipped"])
             if bad > MAY_BE_BAD * count:
                 raise too_many_bad(record["skipped"], bad, count)
             done += len(ranges[number])
             on_done(done)
-        return finish(folder, plan, len(ranges))
+        return finish(folder, plan, len(ranges), mine)
     except OSError as error:
         if not folder.is_dir():
             return False  # another process saw it whole first, and has taken it
         raise cannot_write(folder, error) from None
+
+
+def made(make: Callable[[range], Piece], items: range) -> Piece:
+    """What `make` makes of some items. Raises RunError where the source cannot be read."""
+    try:
+        return make(items)
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        told = f"cannot read{where or ' the source'}: {error.strerror or first_line(error)}"
+        raise RunError(f"{told}; when it can be read again, the same command goes on") from None
 
 
 def items_of_a_shard(count: int, item_bytes: int) -> int:
@@ -93,16 +127,22 @@ def items_of_a_shard(count: int, item_bytes: int) -> int:
 
 
 def keep_to_plan(folder: Path, plan: dict[str, Any]) -> None:
-    """Notes the plan, or raises InputError where the folder was begun with another."""
+    """Notes the plan, or raises OtherWork where the folder was begun with another."""
     file = folder / "plan.json"
     if not file.is_file():
         strange = any(not is_partial(entry) for entry in folder.iterdir())
         if strange and not file.is_file():  # else another process has just written it
-            raise InputError(f"{folder} holds something else already: choose a new folder with --out")
+            raise OtherWork(f"{folder} holds something else already: choose a new folder with --out")
         write_json(file, plan)
-    begun = read_json(file)
+    try:
+        begun = read_json(file)
+    except RunError:
+        raise OtherWork(f"{file} is damaged: delete {folder} and run the same command again") from None
     for key, before, now in differences(begun, plan):
-        raise InputError(f"{folder} was begun with {key}={before}, this is {now}: choose another folder with --out")
+        told = f"with {key}={before}, this is {now}"
+        if key == "source":  # digests, which say nothing to people
+            told = "with images that are others now, or were changed (names, sizes or times)"
+        raise OtherWork(f"{folder} was begun {told}: choose another folder with --out")
 
 
 def differences(begun: dict[str, Any], plan: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
@@ -119,12 +159,15 @@ def shard_file(folder: Path, number: int) -> Path:
     return folder / f"shard-{number:05d}.npy"
 
 
+def record_file(folder: Path, number: int) -> Path:
+    return shard_file(folder, number).with_suffix(".json")
+
+
 def good_shard(folder: Path, number: int) -> dict[str, Any] | None:
     """The record of a shard that was written before, if its rows are still those."""
-    file = shard_file(folder, number)
     try:
-        record = json.loads(file.with_suffix(".json").read_text())
-        return record if checksum(file) == record["checksum"] else None
+        record = json.loads(record_file(folder, number).read_text())
+        return record if checksum(shard_file(folder, number)) == record["checksum"] else None
     except (OSError, ValueError, LookupError, TypeError):
         return None
 
@@ -150,7 +193,7 @@ def write_shard(folder: Path, number: int, piece: Piece) -> dict[str, Any]:
         "skipped": piece.skipped,
         "done": piece.done,
     }
-    write_json(file.with_suffix(".json"), record)
+    write_json(record_file(folder, number), record)
     return record
 
 
@@ -161,12 +204,20 @@ def too_many_bad(skipped: Sequence[str], bad: int, count: int) -> InputError:
     )
 
 
-def finish(folder: Path, plan: dict[str, Any], shards: int) -> bool:
-    """Writes the index if every shard is there; says whether it is."""
-    records = [shard_file(folder, number).with_suffix(".json") for number in range(shards)]
-    if not all(record.is_file() for record in records):
+def finish(folder: Path, plan: dict[str, Any], shards: int, mine: dict[int, dict[str, Any]]) -> bool:
+    """Writes the index if every shard is there and good; says whether it is. mine: the records of the shards that this
+    process has made or looked at itself.
+
+    Each process ends with this, so the last of them finds all shards good; where two do, they write the same index.
+    """
+    others = [number for number in range(shards) if number not in mine]
+    if not all(record_file(folder, number).is_file() for number in others):
         return False
-    read = [json.loads(record.read_text()) for record in records]
+    with ThreadPoolExecutor() as pool:
+        found = dict(zip(others, pool.map(partial(good_shard, folder), others), strict=True))
+    read = [record for number in range(shards) if (record := mine.get(number) or found[number]) is not None]
+    if len(read) < shards:
+        return False
     skipped = [reason for one in read for reason in one["skipped"]]
     if len(skipped) > MAY_BE_BAD * plan["count"]:
         raise too_many_bad(skipped, len(skipped), plan["count"])
@@ -198,6 +249,7 @@ class Shards:
         self.ends = np.cumsum([len(part) for part in self.parts])
         self.shape = (int(self.ends[-1]), *self.parts[0].shape[1:])
         self.dtype = torch.from_numpy(np.empty(0, self.parts[0].dtype)).dtype
+        self.checksums = tuple(index["checksums"])
 
     def __len__(self) -> int:
         return self.shape[0]

@@ -3,6 +3,7 @@
 Read by their name on the Hub or from a local folder; safetensors only, so that nothing in a file can run.
 """
 
+import zlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -45,6 +46,13 @@ class Autoencoder:
         latents = samples / self.encoder.scale + self.encoder.shift
         parts = [self.module.decode(part.to(self.device)).sample for part in latents.split(BATCH)]  # type: ignore[operator]
         return torch.cat(parts).float().clamp(-1, 1).to(samples.device)
+
+    def checksum(self) -> str:
+        """CRC-32 of its weights: copies under other names have the same."""
+        value = 0
+        for tensor in self.module.state_dict().values():
+            value = zlib.crc32(tensor.cpu().contiguous().numpy().tobytes(), value)
+        return f"{value:08x}"
 
     def latent_shape(self, size: int) -> tuple[int, int, int]:
         """[c, h, h] of images of side `size`. Raises InputError for a size that it cannot take."""

@@ -134,9 +134,9 @@ class Trainer:
                     if done % self.config.checkpoint.every == 0 or done == steps or measured:
                         self.save()
                     self.agree_to_stop(request)
-            if request.signum is not None and self.state.step < steps:
-                self.save()
-                raise Stopped(request.signum)
+                if request.signum is not None and self.state.step < steps:
+                    self.save()  # while signals still only ask: a second SIGTERM must not cost this checkpoint
+                    raise Stopped(request.signum)
         finally:
             self.display.stop()
 
