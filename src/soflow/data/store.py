@@ -94,9 +94,8 @@ def make_store(
         for number in range(process, len(ranges), processes):
             record = good_shard(folder, number)
             if record is None:
-                record_file(folder, number).unlink(
-                    missing_ok=True
-                )  # until it is made again, nobody takes the store for whole
+                # until it is made again, nobody takes the store for whole
+                record_file(folder, number).unlink(missing_ok=True)
                 record = write_shard(folder, number, made(make, ranges[number]))
             mine[number] = record
             bad += len(record["skipped"])
