@@ -1,6 +1,5 @@
 """Samples made by anything: a folder of images, or an .npz in ADM's layout. Read part by part, never all at once."""
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -146,7 +145,3 @@ def rows_of(path: Path, name: str) -> Iterator[Tensor]:
             if len(content) < wanted * row:
                 raise RunError(f"{path} is damaged: {name} ends after {first + len(content) // row:,} of {count:,} rows")
             yield torch.from_numpy(np.frombuffer(content, dtype).reshape(wanted, *shape).astype(dtype.newbyteorder("=")))
-
-
-def protocol_text(protocol: dict[str, Any]) -> str:
-    return json.dumps(protocol, indent=1)
