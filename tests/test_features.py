@@ -17,7 +17,8 @@ from soflow.evaluation.features import Features, as_seen, load_features
 from soflow.evaluation.given import open_given
 from soflow.evaluation.metrics import Moments
 from soflow.evaluation.references import read_reference, write_reference
-from soflow.evaluation.statistics import Judge, gather, rebatched
+from soflow.evaluation.statistics import Judge, gather, rebatched, some
+from soflow.judging import judge_by_file
 
 RANDOM = np.random.default_rng(0)
 
@@ -36,6 +37,22 @@ class Both(nn.Module):
     def forward(self, x):
         y = x.float().mean((1, 2, 3))[:, None]
         return torch.cat([y, y * 0.5], 1), torch.cat([y - 128, 128 - y], 1)
+
+
+class Picky(nn.Module):
+    """Takes only even numbers of images, and says so in words of its own."""
+
+    def forward(self, x):
+        assert x.shape[0] % 2 == 0, "an odd number"
+        return x.float().mean((2, 3))
+
+
+class Growing(nn.Module):
+    """As many features as images."""
+
+    def forward(self, x):
+        y = x.float().mean((1, 2, 3))
+        return y[:, None] * y[None]
 
 
 class Wrong(nn.Module):
@@ -81,9 +98,11 @@ def test_a_file_of_features_is_what_names_the_figure(tmp_path):
         (lambda p: "digits", (2,), "use coordinates"),
         (lambda p: "classifier", (3, 8, 8), "trained on data with classes"),
         (lambda p: script(p, Wrong()), (3, 8, 8), r"must return \(B, d\).* but give \[2, 3, 8, 8\] of 2 images"),
+        (lambda p: script(p, Picky()), (3, 8, 8), "cannot take 1 images .*: .*an odd number"),
+        (lambda p: script(p, Growing()), (3, 8, 8), r"have other dimensions for other numbers of images: \[1, 2, 100\]"),
         (lambda p: f"inception={script(p, Means())}", (3, 8, 8), "cannot be called 'inception'"),
         (lambda p: (p / "x.pt").write_text("no network") and p / "x.pt", (3, 8, 8), "cannot be read as TorchScript"),
-        (lambda p: script(p, nn.Linear(5, 5)), (3, 8, 8), r"cannot take images of shape \[3, 8, 8\]"),
+        (lambda p: script(p, nn.Linear(5, 5)), (3, 8, 8), r"cannot take 2 images of shape \[3, 8, 8\]: RuntimeError"),
     ],
 )
 def test_features_that_cannot_be_used_are_refused_in_a_line(make, shape, word, tmp_path):
@@ -115,13 +134,20 @@ class FakeInception(nn.Module):
         assert features_list == ["2048", "logits_unbiased"]
         self.Mixed_6d = nn.Module()
         self.Mixed_6d.branch1x1 = nn.Conv2d(3, 192, 1)
-        torch.nn.init.ones_(self.Mixed_6d.branch1x1.weight)
+        torch.nn.init.constant_(self.Mixed_6d.branch1x1.bias, 0)
+        self.Mixed_6d.branch1x1.weight.data = torch.arange(192.0)[:, None, None, None].expand(192, 3, 1, 1) / 192
 
     def forward(self, x):
         assert x.dtype == torch.uint8
         assert x.shape[1] == 3
         maps = self.Mixed_6d.branch1x1(x.float()[:, :, :17, :17])
         return maps.mean((2, 3)).repeat(1, 11)[:, :2048], maps.mean((2, 3)).repeat(1, 6)[:, :1008]
+
+
+def load_inception_maps(seen):
+    """What the fake network's convolution gives, by hand: channel c is c / 192 of the sum of colours."""
+    colours = seen.expand(-1, 3, -1, -1).float()[:, :, :17, :17].sum(1, keepdim=True)
+    return torch.arange(7.0)[None, :, None, None] / 192 * colours
 
 
 def fake_package(monkeypatch, network):
@@ -140,10 +166,13 @@ def test_the_fid_network_gives_features_logits_and_spatial_features(channels, mo
     fake_package(monkeypatch, FakeInception)
     features = load_features("inception", None, (channels, 20, 20))
     assert features.metric == "FID"
-    found = features(torch.randint(0, 256, (3, channels, 20, 20), dtype=torch.uint8))
+    seen = torch.randint(0, 256, (3, channels, 20, 20), dtype=torch.uint8)
+    found = features(seen)
     assert found.features.shape == (3, 2048)
     assert found.logits.shape == (3, 1008)
     assert found.spatial.shape == (3, 7 * 17 * 17)
+    place = load_inception_maps(seen)  # (B, 7, 17, 17): ADM's order is that of places, and of channels in each
+    torch.testing.assert_close(found.spatial[:, (5 * 17 + 3) * 7 + 2], place[:, 2, 5, 3])
     again = features(torch.zeros(2, channels, 20, 20, dtype=torch.uint8))
     assert again.spatial.shape == (2, 2023)
 
@@ -204,17 +233,19 @@ def test_a_reference_comes_back_from_its_file(tmp_path):
     features = load_features(str(script(tmp_path, Both())), None, (3, 8, 8))
     kept = gather([torch.from_numpy(pictures(30)).permute(0, 3, 1, 2)], features, 30)
     about = {"dataset": "x", "split": "train", "count": 30}
-    write_reference(tmp_path / "r.npz", kept, features, about)
-    found, told = read_reference(tmp_path / "r.npz", features, 2)
+    write_reference(tmp_path / "r.npz", kept, features, about, (3, 8, 8))
+    found, told = read_reference(tmp_path / "r.npz", features, 2, (3, 8, 8))
     assert (found.count, told) == (30, {**about, "file": "r.npz"})
     assert torch.equal(found.moments.covariance, kept.moments.covariance)
     assert torch.equal(found.points, kept.points)
     other = load_features(str(script(tmp_path, Means(), "other.pt")), None, (3, 8, 8))
     with pytest.raises(InputError, match=r"of the features 'means' \(checksum \w+\), and this asks for 'other'"):
-        read_reference(tmp_path / "r.npz", other, 6)
+        read_reference(tmp_path / "r.npz", other, 6, (3, 8, 8))
     same_name = load_features(f"means={tmp_path / 'other.pt'}", None, (3, 8, 8))
     with pytest.raises(InputError, match="checksum"):  # another network of the same name
-        read_reference(tmp_path / "r.npz", same_name, 6)
+        read_reference(tmp_path / "r.npz", same_name, 6, (3, 8, 8))
+    with pytest.raises(InputError, match=r"of images \[3, 8, 8\], and those compared are \[3, 9, 9\]"):
+        read_reference(tmp_path / "r.npz", features, 2, (3, 9, 9))
 
 
 def by_hand(tmp_path, name="adm.npz", **arrays):
@@ -226,8 +257,8 @@ def test_a_reference_in_adms_layout_written_by_hand(tmp_path):
     """Means and covariances of numpy, read as inception's, at a distance that is known in closed form."""
     d, features = 6, Features("inception", lambda seen: torch.zeros(len(seen), 6))
     file = by_hand(tmp_path, mu=np.full(d, 2.0), sigma=4 * np.eye(d), mu_s=np.zeros(3), sigma_s=np.eye(3))
-    statistics, about = read_reference(file, features, d)
-    assert about["dataset"] == "adm"
+    statistics, about = read_reference(file, features, d, (3, 8, 8))
+    assert (about["dataset"], about["count"]) == ("adm", 0)  # how many, it does not say
     assert len(statistics.points) == 0
     assert torch.equal(statistics.spatial.covariance, torch.eye(3, dtype=torch.float64))
     judge = Judge(features, statistics, about)
@@ -242,8 +273,16 @@ def test_a_reference_in_adms_layout_written_by_hand(tmp_path):
     ("arrays", "word"),
     [
         ({"mu": np.zeros(6)}, "lacks the array sigma"),
-        ({"mu": np.zeros(5), "sigma": np.eye(5)}, r"mu \[5\] and sigma \[5, 5\], but the features 'inception' have 6 dim"),
+        ({"mu": np.zeros(5), "sigma": np.eye(5)}, r"has mu float64\[5\], but these features need \[6\] floats"),
+        ({"mu": np.zeros(6), "sigma": np.eye(5)}, r"has sigma float64\[5, 5\]"),
+        ({"mu": np.array(["x"] * 6), "sigma": np.eye(6)}, "has mu"),
         ({"mu": np.full(6, np.nan), "sigma": np.eye(6)}, "not finite"),
+        ({"mu": np.zeros(6), "sigma": -np.eye(6)}, "is no covariance"),
+        ({"mu": np.zeros(6), "sigma": np.triu(np.ones((6, 6)))}, "not symmetric"),
+        ({"mu": np.zeros(6), "sigma": np.eye(6), "count": np.array([3, 4])}, "has count"),
+        ({"mu": np.zeros(6), "sigma": np.eye(6), "count": np.array(-5)}, "has count"),
+        ({"mu": np.zeros(6), "sigma": np.eye(6), "points": np.zeros((4, 5))}, "has points"),
+        ({"mu": np.zeros(6), "sigma": np.eye(6), "points": np.full((4, 6), np.inf)}, "points that are not finite"),
         ({"mu": np.array([None] * 6), "sigma": np.eye(6)}, "damaged"),
         ({"mu": np.zeros(6), "sigma": np.eye(6), "protocol": np.array("{")}, "its protocol is no JSON"),
     ],
@@ -251,7 +290,7 @@ def test_a_reference_in_adms_layout_written_by_hand(tmp_path):
 def test_references_that_cannot_be_used(arrays, word, tmp_path):
     features = Features("inception", lambda seen: torch.zeros(len(seen), 6))
     with pytest.raises(InputError, match=word):
-        read_reference(by_hand(tmp_path, **arrays), features, 6)
+        read_reference(by_hand(tmp_path, **arrays), features, 6, (3, 8, 8))
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
@@ -287,13 +326,58 @@ def test_a_folder_of_samples_is_read_in_the_order_of_its_names(tmp_path):
         ({"arr_0": pictures(3).astype(np.float32)}, r"arr_0 is float32\[3, 8, 8, 3\], but samples are uint8"),
         ({"arr_0": pictures(3, channels=4)}, "samples are uint8"),
         ({"arr_0": pictures(0)}, "samples are uint8"),
-        ({"arr_0": pictures(3), "arr_1": np.arange(2)}, r"arr_1 is \[2\], but the labels of 3 samples"),
+        ({"arr_0": pictures(3), "arr_1": np.arange(2)}, r"arr_1 is int64\[2\], but the labels of 3 samples"),
+        ({"arr_0": pictures(3), "arr_1": np.array(["a", "b", "c"])}, "whole numbers from 0"),
+        ({"arr_0": pictures(3), "arr_1": np.array([0, -1, 1])}, "whole numbers from 0"),
         ({"arr_0": np.array([{}, {}])}, "objects"),
     ],
 )
 def test_arrays_that_are_no_samples(arrays, word, tmp_path):
     with pytest.raises(InputError, match=word):
         open_given(by_hand(tmp_path, **arrays))
+
+
+def test_grey_samples_of_any_mode_are_read_as_data_are(tmp_path):
+    """16 bits of grey and grey with transparency stay grey, and none is cut off."""
+    Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1024).save(tmp_path / "a.png")
+    Image.merge("LA", [Image.new("L", (8, 8), 77), Image.new("L", (8, 8), 255)]).save(tmp_path / "b.png")
+    given = open_given(tmp_path)
+    deep, clear = torch.cat(list(given.parts()))[:, 0]
+    assert given.shape == (1, 8, 8)
+    assert deep.flatten().tolist() == [round(1024 * i / 257) for i in range(64)]
+    assert clear.unique().tolist() == [77]
+
+
+def test_features_have_the_datas_classes_or_recognize_nothing(tmp_path):
+    features = load_features(str(script(tmp_path, Both())), None, (3, 8, 8))
+    kept = gather([torch.from_numpy(pictures(30)).permute(0, 3, 1, 2)], features, 30)
+    labels = torch.zeros(30, dtype=torch.long)
+    assert Judge(features, kept, {}, num_classes=2).figures(kept, labels).recognized is not None
+    assert Judge(features, kept, {}, num_classes=10).figures(kept, labels).recognized is None
+    assert Judge(features, kept, {}, num_classes=2).figures(kept, None).recognized is None
+
+
+def test_published_moments_with_images_give_the_distance_by_the_moments_and_the_rest_by_the_images(tmp_path):
+    fixed = script(tmp_path, Both())
+    features = load_features(f"inception2={fixed}", None, (3, 8, 8))
+    images = pictures(20)
+    protocol = json.dumps({"features": {"name": "inception2", **features.origin}})
+    file = by_hand(tmp_path, arr_0=images, mu=np.zeros(2), sigma=np.eye(2), protocol=np.array(protocol))
+    judge = judge_by_file(file, features, (3, 8, 8))
+    drawn = gather([torch.from_numpy(images).permute(0, 3, 1, 2)], features, 20)
+    figures = judge.figures(drawn, None)
+    assert figures.distance > 1000  # from 0, where the moments are, though these are the very images
+    assert (figures.precision, figures.recall, figures.coverage) == (1, 1, 1)
+    other = judge_by_file(file, load_features(f"x={fixed}", None, (3, 8, 8)), (3, 8, 8))
+    assert other.distance(drawn) == pytest.approx(0, abs=1e-6)  # of other features only the images count
+
+
+def test_a_part_of_the_samples_is_no_class_of_them(tmp_path):
+    """Sorted by class, the first of them would be one class."""
+    points = torch.cat([torch.zeros(500, 1), torch.ones(500, 1)])
+    chosen = some(points, 100)
+    assert 30 < float(chosen.sum()) < 70
+    assert torch.equal(some(points, 2000), points)
 
 
 def test_samples_cut_short_are_told_and_not_made_up(tmp_path):
@@ -348,6 +432,23 @@ class TestCommands:
         assert given["recognized"] == real["recognized"] > 0.98
         assert "real, test" in done.stdout
 
+    def test_a_small_reference_is_told_as_well(self, files, inside):
+        np.savez(files / "d.npz", arr_0=pictures(40, channels=1))
+        np.savez(files / "ref.npz", arr_0=pictures(30, channels=1, seed=3))
+        done = inside("evaluate", files / "d.npz", "--reference", files / "ref.npz", "--features", "digits")
+        assert done.returncode == 0, done.stderr
+        assert "30 real samples are no more than the 32 dimensions" in " ".join(done.stdout.split())
+
+    def test_a_run_is_no_reference_and_sizes_are_those_of_the_statistics(self, files, inside, tiny_run):
+        asked = ["--features", files / "means.pt"]
+        refused = inside("evaluate", files / "drawn.npz", "--reference", tiny_run, *asked)
+        assert_fails(refused, 2, "is a run folder: name real data")
+        assert inside("reference", files / "real", *asked, "--out", files / "r.npz").returncode == 0
+        np.savez(files / "big.npz", arr_0=pictures(12, size=16))
+        refused = inside("evaluate", files / "big.npz", "--reference", files / "r.npz", *asked)
+        assert_fails(refused, 2, "images [3, 8, 8]", "[3, 16, 16]")
+        assert_fails(inside("evaluate", files / "drawn.npz", "--out", files), 2, "which is a folder")
+
     def test_too_few_samples_are_marked_and_no_figure_is_quoted_as_reliable(self, files, inside):
         np.savez(files / "few.npz", arr_0=pictures(20, channels=1))
         done = inside("evaluate", files / "few.npz", "--reference", "digits", "--features", "digits")
@@ -363,6 +464,7 @@ class TestCommands:
         [
             (["nowhere.npz", "--reference", "real", "--features", "means.pt"], ["there is no nowhere.npz"]),
             (["drawn.npz"], ["say what to compare them with"]),
+            (["one.npz", "--reference", "real", "--features", "means.pt"], ["holds one sample"]),
             (["drawn.npz", "--nfe", "1"], ["--nfe is for runs"]),
             (["drawn.npz", "--reference", "digits", "--features", "digits"], ["are for 8x8 digits"]),
             (["drawn.npz", "--reference", "small", "--features", "means.pt"], ["4x4", "8x8"]),
@@ -389,6 +491,7 @@ class TestCommands:
         np.savez(files / "large.npz", arr_0=pictures(12, size=16))
         np.savez(files / "bad.npz", mu=np.zeros(2))
         np.savez(files / "other.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+        np.savez(files / "one.npz", arr_0=pictures(1))
         np.savez(files / "odd.npz", images=pictures(12))
         np.savez(files / "points.npz", arr_0=np.full((12, 2), np.nan, np.float32))
         before = sorted(files.rglob("*"))

@@ -174,6 +174,16 @@ def test_the_inception_score_of_known_classifiers():
     assert inception_score(torch.zeros(50, 7))[0] == pytest.approx(1)
 
 
+def test_the_inception_score_over_ten_parts():
+    """Each part's score by numpy; the parts are drawn at random, and even out over many images."""
+    logits = normal(0, 20_000, 3).double()
+    p = np.exp(logits.numpy()) / np.exp(logits.numpy()).sum(1, keepdims=True)
+    expected = np.exp((p * (np.log(p) - np.log(p.mean(0)))).sum(1).mean())
+    score, spread = inception_score(logits)
+    assert score == pytest.approx(expected, rel=1e-3)
+    assert 0 < spread < 0.05
+
+
 def brute_force(features, reference, k=3, wide=5):
     """Precision, recall, density and coverage as their papers write them, point by point."""
 

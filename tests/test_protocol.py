@@ -63,7 +63,8 @@ def test_the_protocol_is_told_with_the_figures(run, inside):
     assert results["num"] == 60
     assert results["seeds"] == [5]
     assert results["labels"] == "random"
-    assert results["features"] == {"name": "digits", "dimensions": 32}
+    assert results["features"].keys() == {"name", "checksum", "dimensions"}
+    assert (results["features"]["name"], results["features"]["dimensions"]) == ("digits", 32)
     assert results["reference"] == {"dataset": "digits", "split": "train", "count": 1437, "points": 1437}
     assert results["checkpoint"] == "step-00000030"
     assert {"soflow", "torch", "torchmetrics", "numpy", "python"} == results["versions"].keys()
@@ -189,6 +190,67 @@ def test_evaluating_on_the_way_changes_nothing_and_goes_on_after_a_stop(tmp_path
         last.train_state().best_step,
     )
     assert "best" not in [path.name for path in whole.checkpoints.iterdir()]
+
+
+def test_the_best_of_one_measure_is_not_held_against_another(tmp_path, monkeypatch):
+    from soflow.evaluation import statistics
+
+    monkeypatch.setattr(statistics.Judge, "distance", lambda self, drawn: 60.0 if self.gaussian else 400.0)
+    folder = runs.train("digits", tmp_path / "run", EVERY)
+    shutil.rmtree(checkpoints(folder.checkpoints)[-1].path)
+    runs.train("digits", tmp_path / "run", [*EVERY, "evaluate.features=coordinates"])
+    state = checkpoints(folder.checkpoints)[-1].train_state()
+    assert (state.best, state.best_of) == (400.0, "energy distance of 40")
+
+
+def test_the_classifier_is_that_of_the_training_split_whatever_is_compared_with(run, inside, monkeypatch):
+    monkeypatch.setattr("soflow.evaluation.classifier.STEPS", 5)
+    asked = ["--features", "classifier", "--nfe", "1", "--weights", "ema"]
+    checksums = {
+        evaluated(inside, run, *asked, *more)[0]["features"]["checksum"]
+        for more in ((), ("--no-baseline",), ("--reference", "digits:test"), ("--reference", "digits:test", "--no-baseline"))
+    }
+    assert len(checksums) == 1
+
+
+def test_real_data_beside_it_do_not_change_the_figures(tmp_path, inside):
+    """Of one split, every tenth is held against the others; the samples against all."""
+    images = np.random.default_rng(0).integers(0, 255, (60, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "set.npz", images=images)
+    settings = [*TINY_DIT, "data.source=arrays", f"data.path={tmp_path / 'set.npz'}", "data.num_classes=0", "train.steps=2"]
+    more = ["objective.guidance.scale=1", "train.batch_size=8", "--out", tmp_path / "run"]
+    assert inside("train", "digits", *settings, *more).returncode == 0
+    asked = ["--nfe", "1", "--weights", "ema"]
+    beside, shown = evaluated(inside, tmp_path / "run", *asked)
+    alone, _ = evaluated(inside, tmp_path / "run", *asked, "--no-baseline")
+    assert beside["rows"][0]["distance"] == alone["rows"][0]["distance"]
+    assert beside["reference"]["count"] == 60
+    assert (beside["real"]["count"], beside["real"]["reference"]["count"]) == (6, 54)
+    assert "held against the other 54" in " ".join(shown.split())
+    assert beside["real"]["reliable"] is False
+    assert "6 samples are no more than the 32 dimensions" in " ".join(shown.split())
+
+
+def test_reports_put_side_by_side_what_shares_a_protocol(run, tmp_path, inside):
+    other = shutil.copytree(run, tmp_path / "other")
+    third = shutil.copytree(run, tmp_path / "third")
+    for one, more in ((run, ()), (other, ()), (third, ("--reference", "digits:test"))):
+        evaluated(inside, one, "--nfe", "1", *more)
+    assert inside("report", run, other, third, "--out", tmp_path / "page.html").returncode == 0
+    page = (tmp_path / "page.html").read_text()
+    side = page[page.index("Side by side") : page.index(f"<h1>{run}")]
+    assert side.count("<table>") == 2
+    assert "1,437 real ones (digits train)" in side
+    assert "360 real ones (digits test)" in side
+
+
+def test_an_evaluation_of_an_earlier_version_is_told(run, inside):
+    (run / "evaluation.json").write_text(
+        json.dumps(
+            {"checkpoint": "step-00000030", "metric": "x", "rows": [], "real": {}, "reference": {}, "diagnostics": {}}
+        )
+    )
+    assert_fails(inside("report", run), 1, "of an earlier version", "run soflow evaluate")
 
 
 def test_without_evaluations_there_is_no_best(run, inside):

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-import torch
 from torch import Tensor, nn
 
 from soflow.config.reading import validate
@@ -79,20 +78,6 @@ def with_classes(config: Config, dataset: Dataset) -> Config:
     values = config.model_dump()
     values["data"]["num_classes"] = dataset.num_classes
     return validate(values)
-
-
-def held_out_of(config: DataConfig, split: str, note: Note = lambda text: None) -> tuple[Dataset, Dataset]:
-    """The data of a split, and others of the same kind that say what real data reach.
-
-    The others are another split, test first. Where there is none, every tenth sample is taken out of the first for it.
-    """
-    first = sources.load(config, split, note)
-    for other in ("test", "validation", "valid", "val", "train"):
-        if other != split and other in sources.splits(config):
-            return first, sources.load(config, other, note)
-    tenth = torch.arange(len(first)) % 10 == 0
-    rest = first.part(~tenth, f"{split} without every tenth")
-    return rest, first.part(tenth, f"{split}, every tenth")
 
 
 def make_augment(config: DataConfig) -> AugmentPipe | None:

@@ -36,6 +36,8 @@ from soflow.training.run_folder import RunFolder
 
 Budget = Literal["steps", "time"]
 METHODS = ("soflow", "mean_flow", "shortcut", "consistency", "flow_matching")
+#: What every run's figures must be told with.
+TOLD = ("metric", "num", "features", "reference", "real", "warnings", "versions", "machine")
 #: Times in a run at which the distance is measured, for the curves.
 POINTS = 8
 
@@ -107,7 +109,7 @@ def compare(
     decode = runs.decoder(data.encoder, runs.default_device())
     require_writable(out)
     require_same_as_begun(configs, seeds, budget, out)
-    compared = compared_with(shared, data.encoder, decode, progress.note)
+    compared = compared_with(shared, data.encoder, decode, progress.note, baseline=True)
     costs = measure(configs, out / "cost.json", rounds, progress.counting)
     planned = plan(configs, seeds, budget, out, costs)
 
@@ -189,12 +191,13 @@ def train_and_evaluate(run: Planned, compared: Compared, title: str, progress: P
     runs.train(config, run.folder.path, display=progress.training(title), watch=watch)
     loaded = runs.load(run.folder.path)
     rows = rows_of(objective.samplers, settings.nfe)
-    real = [] if compared.held_out is None else [len(compared.held_out)]
+    beside = compared.baseline
+    real = [] if beside is None else [len(beside.data)]
     with progress.counting(
         f"evaluating {run.name}, seed {run.seed}", work(judge, [settings.num] * len(rows) + real)
     ) as on_done:
         results = evaluate(
-            {"ema": loaded.model}, objective.samplers, judge, compared.held_out, Protocol(settings.nfe, settings.num),
+            {"ema": loaded.model}, objective.samplers, judge, beside, Protocol(settings.nfe, settings.num),
             loaded.device, on_done, compared.points,
         )  # fmt: skip
     results = {"checkpoint": loaded.checkpoint.path.name, **results}
@@ -226,7 +229,7 @@ def gather(
                     },
                 }
             )
-            told = {key: figures[key] for key in ("metric", "num", "reference", "real", "versions", "machine")}
+            told = {key: figures[key] for key in TOLD}
         except (AttributeError, KeyError, TypeError, ValueError):
             raise damaged(run.figures if "rows" not in figures else run.curve) from None
     return {

@@ -1,7 +1,7 @@
 """What the samples of a run, or of anything, are compared with: features, a reference, and real data beside it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +9,17 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from soflow.assemble import held_out_of, make_dataset
+from soflow.assemble import make_dataset
 from soflow.config import Config
 from soflow.config.schema import DataConfig
 from soflow.data import sources
 from soflow.data.dataset import Dataset, Encoder
+from soflow.data.images import channels_of
 from soflow.errors import InputError, RunError
-from soflow.evaluation.features import Features, load_features
+from soflow.evaluation.features import Features, as_seen, dimensions, load_features
 from soflow.evaluation.given import Given, given_arrays, open_given
-from soflow.evaluation.references import arrays_in, holds_statistics, points_of, read_reference
-from soflow.evaluation.statistics import POINTS, Judge, Statistics, gather, parts_of
+from soflow.evaluation.references import arrays_in, holds_statistics, read_reference
+from soflow.evaluation.statistics import POINTS, Baseline, Judge, Statistics, gather, parts_of
 from soflow.progress import counting
 
 #: Latents decoded at once.
@@ -30,10 +31,10 @@ Decode = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Compared:
-    """The judge; real data that are not in its reference, or None; data as the model sees them, for diagnostics, or None."""
+    """The judge; real data beside it, or None; data as the model sees them, for diagnostics, or None."""
 
     judge: Judge
-    held_out: Dataset | None
+    baseline: Baseline | None
     points: Dataset | None
 
 
@@ -44,49 +45,103 @@ def compared_with(
     note: Note,
     features: str = "",
     reference: str = "",
-    baseline: bool = True,
+    baseline: bool | None = None,
 ) -> Compared:
     """What the samples of a run are compared with, by default its training data and evaluate.features.
 
-    reference: SOURCE[:SPLIT] or a file of statistics. Raises InputError for data or features that do not fit the samples,
-    before anything long begins.
+    reference: SOURCE[:SPLIT] or a file of statistics. baseline: whether there are to be real data beside it; None: where
+    that takes no decoding of latents again. Raises InputError for data or features that do not fit the samples, before
+    anything long begins.
     """
     shape = config.data.shape if encoder is None else (encoder.channels, encoder.size, encoder.size)
     name = features or config.evaluate.features
-    if holds_statistics(Path(reference)):
-        own = own_data(config, note)
-        chosen = load_features(name, own if encoder is None else None, shape, note)
-        judge = judge_by_file(Path(reference), chosen, shape, config.data.num_classes)
-        return Compared(judge, None, own)
-    early = None if name == "classifier" else load_features(name, None, shape, note)
-    data, held_out, points = real_data(config, encoder, decode, note, reference, baseline)
-    training = held_out if held_out is not None and held_out.split == "train" else data
-    chosen = early or load_features(name, training, shape, note)
-    judge = Judge(chosen, reference_of(data, chosen), told(data), config.data.num_classes)
-    return Compared(judge, held_out, points)
-
-
-def compared_given(given: Given, features: str, reference: str, baseline: bool, note: Note) -> Compared:
-    """The same for samples that are there already."""
+    chosen = None if name == "classifier" else load_features(name, None, shape, note)
     if holds_statistics(Path(reference)):
         if baseline:
             raise InputError(f"--baseline needs real images, and {reference} holds statistics: name the data as --reference")
-        chosen = load_features(features, None, given.shape, note)
+        own = own_data(config, note)
+        chosen = chosen or load_features(name, training_data(config, encoder, decode), shape, note)
+        return Compared(judge_by_file(Path(reference), chosen, shape, config.data.num_classes), None, own)
+    if (Path(reference) / "config.yaml").is_file():
+        raise InputError(f"--reference {reference} is a run folder: name real data")
+    data, split = reference_data(config, encoder, reference, shape)
+    first = seen(sources.load(data, split, note), decode, config.evaluate.num)
+    require_shape(first, shape, reference or config.data.path or config.data.source)
+    points = own_data(config, note) if reference or encoder is not None else first
+    chosen = chosen or load_features(name, training_data(config, encoder, decode), shape, note)
+    judge = Judge(chosen, reference_of(first, chosen), told(first), config.data.num_classes)
+    if baseline is None:
+        baseline = data.source != "latents" or other_split(data, split) is not None
+    beside = baseline_of(judge, first, data, split, decode, config.evaluate.num, note) if baseline else None
+    return Compared(judge, beside, points)
+
+
+def compared_given(given: Given, features: str, reference: str, baseline: bool, note: Note) -> Compared:
+    """The same for samples that are there already; `classifier` is trained on the reference."""
+    if given.count < 2:
+        raise InputError(f"{given.name} holds one sample: a distance needs 2 or more")
+    chosen = None if features == "classifier" else load_features(features, None, given.shape, note)
+    if chosen is not None:
+        chosen(as_seen(next(given.parts()))[:2])  # says what is wrong with samples before the reference is looked at
+    if holds_statistics(Path(reference)):
+        if baseline:
+            raise InputError(f"--baseline needs real images, and {reference} holds statistics: name the data as --reference")
+        chosen = chosen or load_features(features, None, given.shape, note)  # which says that it needs data
         return Compared(judge_by_file(Path(reference), chosen, given.shape), None, None)
-    like = DataConfig(shape=given.shape, num_classes=0)
-    data, split = sources.find(reference, like)
+    if (Path(reference) / "config.yaml").is_file():
+        raise InputError(f"--reference {reference} is a run folder: name real data")
+    data, split = sources.find(reference, DataConfig(shape=given.shape, num_classes=0))
+    split = split or data.split
     if data.source == "latents":
         raise InputError(f"{reference} holds latents: name the images that they are of")
-    require_fitting(data, split or data.split, given.shape, reference)
-    early = None if features == "classifier" else load_features(features, None, given.shape, note)
-    if baseline:
-        first, held_out = held_out_of(data, split or data.split, note)
-    else:
-        first, held_out = sources.load(data, split or data.split, note), None
+    require_fitting(data, split, given.shape, reference)
+    first = sources.load(data, split, note)
     require_shape(first, given.shape, reference)
-    chosen = early or load_features(features, first, given.shape, note)
+    chosen = chosen or load_features(features, first, given.shape, note)
     judge = Judge(chosen, reference_of(first, chosen), told(first), first.num_classes)
-    return Compared(judge, held_out, None)
+    beside = baseline_of(judge, first, data, split, lambda images: images, 0, note) if baseline else None
+    return Compared(judge, beside, None)
+
+
+def reference_data(config: Config, encoder: Encoder | None, source: str, shape: tuple[int, ...]) -> tuple[DataConfig, str]:
+    """The data that samples of a run are compared with, and their split."""
+    if not source:
+        return config.data, config.data.split
+    like = config.data if encoder is None else config.data.model_copy(update={"shape": shape})
+    data, split = sources.find(source, like)
+    split = split or data.split
+    require_fitting(data, split, shape, source)
+    return data, split
+
+
+def training_data(config: Config, encoder: Encoder | None, decode: Decode) -> Dataset:
+    """What a classifier of a run's data is trained on, whatever its samples are compared with."""
+    return seen(sources.load(config.data, config.data.split), decode, config.evaluate.num)
+
+
+def seen(data: Dataset, decode: Decode, num: int) -> Dataset:
+    """Data as people see them: of latents `num`, as images."""
+    return data if data.encoder is None else decoded(data, decode, num)
+
+
+def other_split(data: DataConfig, split: str) -> str | None:
+    """A split that holds what another does not, test first."""
+    there = sources.splits(data)
+    others = ("test", "validation", "valid", "val", "train")
+    return next((other for other in others if other != split and other in there), None)
+
+
+def baseline_of(
+    judge: Judge, first: Dataset, data: DataConfig, split: str, decode: Decode, num: int, note: Note
+) -> Baseline:
+    """Another split, held against the same reference; or, where there is none, every tenth sample against the others."""
+    other = other_split(data, split)
+    if other is not None:
+        return Baseline(seen(sources.load(data, other, note), decode, num), judge)
+    tenth = torch.arange(len(first)) % 10 == 0
+    rest = first.part(~tenth, f"{split} without every tenth")
+    against = Judge(judge.features, reference_of(rest, judge.features), told(rest), judge.num_classes)
+    return Baseline(first.part(tenth, f"{split}, every tenth"), against)
 
 
 def data_named(text: str, size: int, note: Note) -> Dataset:
@@ -114,10 +169,6 @@ def open_samples(text: str, note: Note) -> Given:
     return Given(data.name, data.shape, len(data), lambda: parts_of(data), data.labels)
 
 
-def channels_of(image: Image) -> int:
-    return 1 if image.mode in ("1", "L", "I", "I;16") else 3
-
-
 def reference_of(data: Dataset, features: Features) -> Statistics:
     """The statistics of a data set."""
     with counting(f"looking at {data.name}", len(data)) as on_done:
@@ -130,53 +181,18 @@ def told(data: Dataset) -> dict[str, Any]:
 
 def judge_by_file(file: Path, features: Features, shape: tuple[int, ...], num_classes: int = 0) -> Judge:
     """A judge by a file of statistics; what they lack is worked out of the images in it, if it has some."""
-    probe = torch.zeros(2, *shape, dtype=torch.uint8) if features.name != "coordinates" else torch.zeros(2, *shape)
-    found = read_reference(file, features, features(probe).features.shape[1])
-    if found is not None and len(found[0].points):
+    found = read_reference(file, features, dimensions(features, shape), shape)
+    if found is not None and (len(found[0].points) or "arr_0" not in arrays_in(file)):
         return Judge(features, *found, num_classes)
-    if found is not None:
-        statistics, about = found
-        if "arr_0" not in arrays_in(file):
-            return Judge(features, statistics, about, num_classes)
     images = given_arrays(file)
     if images.shape != shape:
-        raise InputError(f"{file} has images of shape {list(images.shape)}, the samples are {list(shape)}")
+        raise InputError(f"{file} has images of shape {list(images.shape)}, and those compared {list(shape)}")
     with counting(f"looking at {file.name}", images.count) as on_done:
         of_images = gather(images.parts(), features, images.count, POINTS, on_done)
     if found is None:
         about = {"dataset": file.stem, "split": "", "count": images.count, "file": file.name}
         return Judge(features, of_images, about, num_classes)
-    return Judge(features, points_of(statistics, of_images.points), about, num_classes)
-
-
-def real_data(
-    config: Config, encoder: Encoder | None, decode: Decode, note: Note, source: str = "", baseline: bool = True
-) -> tuple[Dataset, Dataset | None, Dataset | None]:
-    """A reference, real data beside it if there is to be a baseline, and data as the model sees them, if there are.
-
-    By default the training data; latents are decoded, evaluate.num of them. `source` names other data, SOURCE[:SPLIT], which
-    then are images of the size that the run draws.
-    """
-    like = config.data
-    if encoder is not None:
-        like = like.model_copy(update={"shape": (encoder.channels, encoder.size, encoder.size)})
-    data, split = sources.find(source, like) if source else (config.data, config.data.split)
-    split = split or data.split
-    if source:
-        require_fitting(data, split, like.shape, source)
-    if baseline:
-        reference, held_out = held_out_of(data, split, note)
-    else:
-        reference, held_out = sources.load(data, split, note), None
-    if encoder is None:
-        if source:
-            require_shape(reference, like.shape, source)
-        return reference, held_out, reference if held_out is None else held_out
-    if data.source != "latents":
-        return reference, held_out, own_data(config, note)
-    num = config.evaluate.num
-    shown = None if held_out is None else decoded(held_out, decode, num)
-    return decoded(reference, decode, num), shown, reference if held_out is None else held_out
+    return Judge(features, replace(found[0], points=of_images.points), found[1], num_classes)
 
 
 def require_shape(data: Dataset, shape: tuple[int, ...], named: str) -> None:

@@ -95,7 +95,7 @@ def train(
             display.note(note)
 
     decode = decoder_if_any(dataset.encoder, display.note)
-    measure = measuring(config, dataset.encoder, decode, display.note) if config.evaluate.every else None
+    measure = measuring(config, dataset.encoder, display.note) if config.evaluate.every else None
 
     def draw_and_watch(state: TrainState, weights: dict[str, Tensor], device: torch.device) -> None:
         model = model_of(config, weights, device, decode)
@@ -220,12 +220,15 @@ def model_of(config: Config, weights: dict[str, Tensor], device: torch.device, d
     return make_model(config, network.to(device, torch.float32).requires_grad_(False), decode)
 
 
-def measuring(config: Config, encoder: Encoder | None, decode: Decode, note: Callable[[str], None]) -> Measure:
+def measuring(config: Config, encoder: Encoder | None, note: Callable[[str], None]) -> Measure:
     """What training evaluates itself by: the distance of a few samples by the run's first sampler, where evaluate.every is
-    set. The first process alone prepares it.
+    set. The first process alone prepares it. Raises InputError for features that cannot be loaded, or an autoencoder.
     """
     if processes.index() > 0:
         return lambda weights, device: {}
+    decode = decoder(encoder, default_device())
+    if isinstance(decode, Decoder):
+        decode.loaded  # noqa: B018  # loads it: latents as they are would be measured as images
     compared = judging.compared_with(config, encoder, decode, note, baseline=False)
     judge, num, (sampler, nfe) = compared.judge, config.evaluate.num_while_training, config.drawing
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from soflow.cli.options import MOST_SAMPLES, at_least, between, one_of, whole_numbers
+from soflow.cli.options import MOST_SAMPLES, at_least, between, one_of, whole_numbers, writable
 from soflow.errors import InputError
 
 if TYPE_CHECKING:
@@ -60,12 +60,15 @@ def evaluate(
             "soflow evaluate runs in one process: draw with torchrun -m soflow sample RUN -n N --out FILE.npz, "
             "then evaluate FILE.npz"
         )
-    if out is not None and not out.parent.is_dir():
-        raise InputError(f"--out is {out}, but there is no folder {out.parent}")
+    if out is not None:
+        writable(out, "--out")
     drawing = Drawing(
-        nfe=None if nfe is None else [at_least(n, 1, "--nfe") for n in whole_numbers(nfe, "--nfe")],
+        nfe=None if nfe is None else [at_least(n, 1, "--nfe") for n in dict.fromkeys(whole_numbers(nfe, "--nfe"))],
         num=None if num is None else between(num, 2, MOST_SAMPLES, "--num"),
-        weights=[one_of(name, ("ema", "raw"), "--weights") for name in dict.fromkeys((weights or "ema,raw").split(","))],
+        weights=[
+            one_of(name, ("ema", "raw"), "--weights")
+            for name in dict.fromkeys(("ema,raw" if weights is None else weights).split(","))
+        ],
         labels=one_of(draw or "balanced", ("balanced", "random"), "--draw"),
         seed=at_least(seed or 0, 0, "--seed"),
         seeds=at_least(1 if seeds is None else seeds, 1, "--seeds"),
@@ -75,7 +78,7 @@ def evaluate(
     for_runs = {"--nfe": nfe, "--num": num, "--weights": weights, "--draw": draw, "--seed": seed, "--seeds": seeds,
                 "--batch": batch, "--vae": vae}  # fmt: skip
     given = [option for option, value in for_runs.items() if value is not None]
-    if is_run(samples) or (given and not samples.exists()):
+    if is_run(samples) or (given and not samples.exists() and ":" not in str(samples)):
         evaluate_run(samples, features, reference, baseline, out, drawing)
         return
     if given:
@@ -99,7 +102,7 @@ class Drawing:
 
 def is_run(path: Path) -> bool:
     """Whether a path is meant as a run: its folder, or a checkpoint in it."""
-    inside = path.absolute().parent.name == "checkpoints"
+    inside = path.absolute().parent.name == "checkpoints" and (path.name == "best" or path.name.startswith("step-"))
     return inside or (path / "config.yaml").exists() or (path / "checkpoints").exists()
 
 
@@ -118,16 +121,12 @@ def evaluate_run(
     config = run.config.evaluate
     seeds = range(drawing.seed, drawing.seed + drawing.seeds)
     protocol = Protocol(drawing.nfe or list(config.nfe), drawing.num or config.num, seeds, drawing.labels, drawing.batch)
-    compared = compared_with(
-        run.config, run.encoder, run.model.decode, note, features or "", reference or "", baseline is not False
-    )
-    if baseline and compared.held_out is None:
-        raise InputError(f"--baseline needs real images, and {reference} holds statistics: name the data as --reference")
+    compared = compared_with(run.config, run.encoder, run.model.decode, note, features or "", reference or "", baseline)
     samplers = run.config.objective.samplers
     sets = len(rows_of(samplers, protocol.nfe, drawing.weights)) * len(seeds)
-    with counting("evaluating", work(compared.judge, [protocol.num] * sets + held_out(compared))) as on_done:
+    with counting("evaluating", work(compared.judge, [protocol.num] * sets + real_count(compared))) as on_done:
         results = evaluate(
-            {name: one.model for name, one in loaded.items()}, samplers, compared.judge, compared.held_out, protocol,
+            {name: one.model for name, one in loaded.items()}, samplers, compared.judge, compared.baseline, protocol,
             run.device, on_done, compared.points,
         )  # fmt: skip
     results = {"checkpoint": run.checkpoint.path.name, **results}
@@ -146,21 +145,25 @@ def evaluate_samples(
     from soflow.judging import compared_given, open_samples
     from soflow.progress import counting
 
+    if path.exists() and (features is None or reference is None):
+        raise InputError(f"{path} holds samples: say what to compare them with by --reference DATA and --features NAME")
+    named = path.absolute() if path.exists() else Path.cwd() / str(path).replace("/", "-").replace(":", "-")
+    file = out or named.with_name(f"{named.name}.evaluation.json")
+    writable(file, "--out")
     given = open_samples(str(path), note)
     if features is None or reference is None:
         raise InputError(f"{path} holds samples: say what to compare them with by --reference DATA and --features NAME")
     compared = compared_given(given, features, reference, bool(baseline), note)
-    with counting("evaluating", work(compared.judge, [given.count, *held_out(compared)])) as on_done:
-        results = evaluate_given(compared.judge, given.parts(), given.count, given.labels, compared.held_out, on_done)
-    results = {"samples": {"path": path.name, "count": given.count, **given.protocol}, **results}
+    with counting("evaluating", work(compared.judge, [given.count, *real_count(compared)])) as on_done:
+        results = evaluate_given(compared.judge, given.parts(), given.count, given.labels, compared.baseline, on_done)
+    results = {"samples": {**given.protocol, "path": path.name, "count": given.count}, **results}
     show(results)
-    file = out or path.absolute().with_name(f"{path.absolute().name}.evaluation.json")
     write(file, results)
     print(f"written: {file}")
 
 
-def held_out(compared: "Compared") -> list[int]:
-    return [] if compared.held_out is None else [len(compared.held_out)]
+def real_count(compared: "Compared") -> list[int]:
+    return [] if compared.baseline is None else [len(compared.baseline.data)]
 
 
 def note(text: str) -> None:

@@ -1,5 +1,7 @@
 """Options that several commands read in the same way."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 from soflow.errors import InputError
@@ -17,6 +19,16 @@ def at_least(value: int, least: int, option: str) -> int:
     if value < least:
         raise InputError(f"{option} is {value}: it must be {least} or more")
     return value
+
+
+def writable(file: Path, option: str) -> None:
+    """Raises InputError, before any work, where a file could not be written."""
+    if file.is_dir():
+        raise InputError(f"{option} is {file}, which is a folder: name a file")
+    if not file.parent.is_dir():
+        raise InputError(f"{option} is {file}, but there is no folder {file.parent}")
+    if not os.access(file.parent, os.W_OK):
+        raise InputError(f"{option} is {file}, but {file.parent} cannot be written: choose another place")
 
 
 def one_of(text: str, choices: tuple[str, ...], option: str) -> Any:

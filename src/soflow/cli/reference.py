@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from soflow.cli.options import at_least
+from soflow.cli.options import at_least, writable
 from soflow.errors import InputError
 
 
@@ -21,8 +21,7 @@ def reference(
     at_least(size, 0, "--size")
     if out.suffix != ".npz":
         raise InputError(f"--out is {out}: it must end in .npz")
-    if not out.parent.is_dir():
-        raise InputError(f"--out is {out}, but there is no folder {out.parent}")
+    writable(out, "--out")
 
     from soflow.evaluation.features import load_features
     from soflow.evaluation.references import write_reference
@@ -31,5 +30,5 @@ def reference(
     dataset = data_named(data, size, lambda text: typer.echo(text, err=True))
     chosen = load_features(features, dataset, dataset.shape, lambda text: typer.echo(text, err=True))
     statistics = reference_of(dataset, chosen)
-    write_reference(out, statistics, chosen, told(dataset))
+    write_reference(out, statistics, chosen, told(dataset), dataset.shape)
     print(f"{statistics.count:,} samples of {dataset.name}, {statistics.dimensions:,} dimensions of {features}: {out}")

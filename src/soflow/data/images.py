@@ -57,6 +57,11 @@ def decode(opener: Opener, size: int, channels: int) -> tuple[np.ndarray, set[st
     return np.asarray(crop_square(image, size)).reshape(size, size, channels), done
 
 
+def channels_of(image: Image.Image) -> int:
+    """1 of a grey image, 3 of one in colours."""
+    return 1 if image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I") else 3
+
+
 def in_mode(image: Image.Image, mode: str, done: set[str]) -> Image.Image:
     """The image as "L" or "RGB", nothing lost that can be kept; adds to `done` what had to be done."""
     if image.mode.startswith("I"):  # 16 bits, in whichever of Pillow's modes; converting would cut off at 255

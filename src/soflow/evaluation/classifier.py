@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from soflow.data.batches import Batches, whole
+from soflow.data.batches import Batches
 from soflow.data.dataset import Dataset
 from soflow.errors import InputError
 from soflow.files import cache_folder
@@ -81,7 +81,9 @@ def train_classifier(dataset: Dataset, on_step: Callable[[int], None] = lambda d
 
 def cache_file(dataset: Dataset, folder: Path) -> Path:
     """Where the classifier of these very data is kept."""
-    digest = hashlib.blake2b(whole(dataset.rows).numpy().tobytes(), digest_size=8)
+    digest = hashlib.blake2b(digest_size=8)
+    for part in torch.arange(len(dataset)).split(CHUNK):
+        digest.update(dataset.rows[part].numpy().tobytes())
     if dataset.labels is not None:
         digest.update(dataset.labels.numpy().tobytes())
     return folder / f"classifier-{VERSION}-{digest.hexdigest()}.safetensors"

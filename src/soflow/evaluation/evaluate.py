@@ -22,7 +22,7 @@ from soflow.evaluation.metrics import (
     SCORE_PARTS,
 )
 from soflow.evaluation.references import describe
-from soflow.evaluation.statistics import ENERGY_POINTS, Figures, Judge, Statistics, parts_of
+from soflow.evaluation.statistics import ENERGY_POINTS, Baseline, Figures, Judge, Statistics, parts_of
 from soflow.sampling import LabelDraw, Method, class_by_class, draw, draw_classes, noise_count, sample
 from soflow.solution import FlowModel
 
@@ -62,7 +62,7 @@ def evaluate(
     models: Mapping[str, FlowModel],
     samplers: Sequence[Method],
     judge: Judge,
-    held_out: Dataset | None,
+    baseline: Baseline | None,
     protocol: Protocol,
     device: torch.device,
     on_progress: Callable[[int], None] = lambda done: None,
@@ -71,7 +71,7 @@ def evaluate(
     """Everything evaluation.json holds of the model's quality.
 
     models: by the name of their weights, "ema" or "raw". samplers: those that mean something for what the model learned.
-    held_out: real samples, not in the judge's reference, that say what a distance of real data is; None leaves them out.
+    baseline: real samples, which say what a distance of real data is; None leaves them out.
     points: data as the model sees them, which may be latents, for the diagnostics; None leaves those out. `on_progress`
     hears how much is done of `work`. Raises InputError for settings that cannot give a figure, RunError for samples that are
     no numbers.
@@ -87,10 +87,12 @@ def evaluate(
             parts = draw(models[weights], protocol.num, labels, method, n, seed, protocol.batch, device)
             drawn = progress.gather(judge, parts, protocol.num)
             found.append(judge.figures(drawn, labels, progress.add))
-            if held_out is not None and len(held_out) < protocol.num:
-                alike.append(judge.distance_of_first(drawn, len(held_out)))
+            if baseline is not None and len(baseline.data) < protocol.num:
+                alike.append(judge.distance_of_some(drawn, len(baseline.data)))
         if (method, n) not in costs:
-            costs[method, n] = milliseconds_per_sample(first, method, n, device, min(protocol.num, TIMED_BATCH))
+            costs[method, n] = milliseconds_per_sample(
+                first, method, n, device, min(protocol.num, protocol.batch, TIMED_BATCH)
+            )
         return {
             "weights": weights,
             "sampler": method,
@@ -108,8 +110,8 @@ def evaluate(
         "seeds": list(protocol.seeds),
         "labels": protocol.labels if first.num_classes else "none",
         "rows": rows,
-        "real": None if held_out is None else real_row(judge, held_out, progress),
-        "diagnostics": diagnostics(first, points, count, protocol.seeds[0], device) if solved and points else {},
+        "real": None if baseline is None else real_row(baseline, progress),
+        "diagnostics": diagnostics(first, points, count, protocol, device) if solved and points else {},
         "machine": {"device": str(device), "processor": platform.machine(), "threads": torch.get_num_threads()},
     }
 
@@ -119,21 +121,21 @@ def evaluate_given(
     parts: Iterable[Tensor],
     count: int,
     labels: Tensor | None,
-    held_out: Dataset | None,
+    baseline: Baseline | None,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Any]:
     """The same of samples that are there already."""
     progress = Progressing(on_progress)
     drawn = progress.gather(judge, parts, count)
-    few = held_out is not None and len(held_out) < count
+    few = len(baseline.data) if baseline is not None else count
     row = {
         **over_seeds([judge.figures(drawn, labels, progress.add)]),
-        "distance_at_real_count": judge.distance_of_first(drawn, len(held_out)) if few and held_out else None,
+        "distance_at_real_count": judge.distance_of_some(drawn, few) if few < count else None,
     }
     return {
         **about(judge, count),
         "rows": [{"weights": "", "sampler": "given", "nfe": None, **row}],
-        "real": None if held_out is None else real_row(judge, held_out, progress),
+        "real": None if baseline is None else real_row(baseline, progress),
         "diagnostics": {},
         "machine": {"processor": platform.machine(), "threads": torch.get_num_threads()},
     }
@@ -162,10 +164,18 @@ def work(judge: Judge, counts: Sequence[int]) -> int:
     return sum(count + (count + len(judge.reference.points)) for count in counts)
 
 
-def real_row(judge: Judge, held_out: Dataset, progress: Progressing) -> dict[str, Any]:
+def real_row(baseline: Baseline, progress: Progressing) -> dict[str, Any]:
     """The figures of real samples."""
-    found = judge.figures(progress.gather(judge, parts_of(held_out), len(held_out)), held_out.labels, progress.add)
-    return {"dataset": held_out.name, "split": held_out.split, "count": len(held_out), **asdict(found)}
+    data, judge = baseline.data, baseline.judge
+    found = judge.figures(progress.gather(judge, parts_of(data), len(data)), data.labels, progress.add)
+    return {
+        "dataset": data.name,
+        "split": data.split,
+        "count": len(data),
+        "reference": judge.about,
+        "warnings": warnings_of(judge, len(data)),
+        **asdict(found),
+    }
 
 
 def over_seeds(found: Sequence[Figures]) -> dict[str, Any]:
@@ -185,19 +195,18 @@ def over_seeds(found: Sequence[Figures]) -> dict[str, Any]:
 
 def about(judge: Judge, count: int) -> dict[str, Any]:
     """The protocol: what a figure must be told with, so that it can be traced."""
-    images = "rounded to 8 bits" if judge.gaussian else "as they are"
-    compared = count if judge.gaussian else min(count, ENERGY_POINTS)
     return {
         "metric": judge.features.metric,
-        "num": compared,
+        "num": count,
         "features": {**describe(judge.features), "dimensions": judge.reference.dimensions},
         "reference": {**judge.about, "points": len(judge.reference.points)},
         "settings": {
-            "samples": images,
+            "samples": "rounded to 8 bits" if judge.gaussian else "as they are",
+            **({} if judge.gaussian else {"energy distance": f"of {ENERGY_POINTS} or all"}),
             "precision and recall": f"k = {NEIGHBOURS}",
             "density and coverage": f"k = {DENSITY_NEIGHBOURS}",
             "kernel distance": f"{KERNEL_SUBSETS} subsets of {KERNEL_SUBSET} or all",
-            "inception score": f"{SCORE_PARTS} parts",
+            "inception score": f"{SCORE_PARTS} parts or fewer",
         },
         "warnings": warnings_of(judge, count),
         "versions": {name: version(name) for name in ("soflow", "torch", "torchmetrics", "numpy")}
@@ -208,7 +217,7 @@ def about(judge: Judge, count: int) -> dict[str, Any]:
 def warnings_of(judge: Judge, count: int) -> list[str]:
     if judge.reliable(count):
         return []
-    fewer, who = min((count, "samples"), (judge.reference.count, "real samples"))
+    fewer, who = min((count, "samples"), (judge.reference.count or count, "real samples"))
     return [
         f"{fewer:,} {who} are no more than the {judge.reference.dimensions:,} dimensions of the features "
         f"'{judge.features.name}': figures marked * are not reliable, and not to be quoted"
@@ -228,15 +237,17 @@ def milliseconds_per_sample(model: FlowModel, method: Method, nfe: int, device: 
     return 1000 * seconds / batch
 
 
-def diagnostics(model: FlowModel, dataset: Dataset, count: int, seed: int, device: torch.device) -> dict[str, float]:
+def diagnostics(
+    model: FlowModel, dataset: Dataset, count: int, protocol: Protocol, device: torch.device
+) -> dict[str, float]:
     """Jumps against velocities, at points of the path between held-out data and noise, t even on (0, 1)."""
-    generator = seeded_generator(seed, "diagnostics", 0, torch.device("cpu"))
+    generator = seeded_generator(protocol.seeds[0], "diagnostics", 0, torch.device("cpu"))
     data = dataset.samples(slice(count))
     labels = dataset.labels[: len(data)].to(device) if dataset.labels is not None and model.num_classes else None
     noise = torch.randn(data.shape, generator=generator)
     t = torch.rand(len(data), generator=generator)
     point = model.path.sample(*(x.to(device) for x in (data, noise, t)))
-    return asdict(diagnose(model, point, labels, generator))
+    return asdict(diagnose(model, point, labels, generator, protocol.batch))
 
 
 def table(results: dict[str, Any]) -> list[list[str]]:
@@ -251,12 +262,13 @@ def table(results: dict[str, Any]) -> list[list[str]]:
         alike = real["distance"] if rows[0].get("distance_at_real_count") is not None else None
         rows.append({**real, "weights": "", "sampler": shown, "nfe": None, "distance_at_real_count": alike})
     fid = results["metric"] == "FID"
+    few_mark = "" if real is None or real["reliable"] or rows[0].get("distance_at_real_count") is None else " *"
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
         "weights": lambda row: row["weights"] if len({one["weights"] for one in results["rows"]}) > 1 else "",
         "sampler": lambda row: row["sampler"],
         "NFE": lambda row: "" if row["nfe"] is None else str(row["nfe"]),
         short(results["metric"]): lambda row: with_spread(row["distance"], row["distance_spread"]) + mark(row),
-        f"of {real['count'] if real else 0:,}": lambda row: number(row.get("distance_at_real_count"), ".4g"),
+        f"of {real['count'] if real else 0:,}": lambda row: number(row.get("distance_at_real_count"), ".4g") + few_mark,
         "sFID" if fid else "sFD": lambda row: number(row["spatial_distance"], ".4g"),
         "KID" if fid else "KD": lambda row: number(row["kernel_distance"], ".3g"),
         "IS": lambda row: number(row["inception_score"], ".4g"),
@@ -293,17 +305,21 @@ def title(results: dict[str, Any]) -> str:
     """What the figures are of."""
     reference = results["reference"]
     which = " ".join(filter(None, (reference["dataset"], reference.get("split"))))
-    return f"{results['metric']} of {results['num']:,} samples to {reference['count']:,} real ones ({which})"
+    count = f"{reference['count']:,}" if reference["count"] else "an unknown number of"
+    return f"{results['metric']} of {results['num']:,} samples to {count} real ones ({which})"
 
 
 def reading_aid(results: dict[str, Any]) -> str:
     """What stands beside the figures, in some sentences."""
     real, reference = results["real"], results["reference"]
-    text = "".join(f"* {warning}. " for warning in results["warnings"])
+    told = dict.fromkeys([*results["warnings"], *(real["warnings"] if real is not None else [])])
+    text = "".join(f"* {warning}. " for warning in told)
     if real is not None:
-        text += f"real: {real['count']:,} held-out samples of {real['dataset']} ({real['split']}). "
+        text += f"real: {real['count']:,} held-out samples of {real['dataset']} ({real['split']})"
+        others = real["reference"]
+        text += ". " if others == {**reference, **others} else f", held against the other {others['count']:,}. "
         if results["rows"][0]["distance_at_real_count"] is not None:
-            text += f"So small a set reads high: hold it against the first {real['count']:,} drawn, 'of {real['count']:,}'. "
+            text += f"So small a set reads high: hold it against as few drawn ones, 'of {real['count']:,}'. "
     if results["metric"] != "energy distance":
         several = len(results.get("seeds", [0])) > 1
         text += f"±: one standard deviation, {'over seeds' if several else 'from halves of the samples'}. "

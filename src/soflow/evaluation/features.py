@@ -4,6 +4,7 @@ Images go in as bytes, as files of them hold them, and in parts of BATCH, whatev
 depend on how samples came. The name of the features is part of every figure's name: only those of `inception` make FID.
 """
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,9 +55,10 @@ class Features:
         try:
             # one layout for all: the last digits of sums follow it
             given = self.network(seen.clone(memory_format=torch.contiguous_format))
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        except (RuntimeError, ValueError, TypeError, IndexError, torch.jit.Error) as error:
+            told = [line for line in str(error).splitlines() if line.strip()][-1:]  # TorchScript's own words come first
             raise InputError(
-                f"the features '{self.name}' cannot take images of shape {list(seen.shape[1:])}: {first_line(error)}"
+                f"the features '{self.name}' cannot take {len(seen)} images of shape {list(seen.shape[1:])}: {''.join(told)}"
             ) from None
         parts = (given,) if isinstance(given, Tensor) else given
         if not isinstance(parts, tuple) or not 1 <= len(parts) <= 3 or not all(fits(part, len(seen)) for part in parts):
@@ -65,7 +67,7 @@ class Features:
                 f"of {len(seen)} images"
             )
         found = Activations(*(part if part is None else part.float().cpu() for part in parts))  # type: ignore[arg-type]
-        if not bool(found.features.isfinite().all()):
+        if not all(bool(part.isfinite().all()) for part in found if part is not None):
             raise RunError(f"the features '{self.name}' are not finite numbers for some of the images")
         return found
 
@@ -78,7 +80,7 @@ class Features:
 
 
 def fits(part: Any, count: int) -> bool:
-    return part is None or (isinstance(part, Tensor) and part.ndim == 2 and len(part) == count)
+    return part is None or (isinstance(part, Tensor) and part.ndim == 2 and len(part) == count and part.shape[1] > 0)
 
 
 def shapes(parts: Any) -> str:
@@ -114,9 +116,16 @@ def load_features(
     cannot be loaded, or one that cannot take such samples.
     """
     features = find_features(name, dataset, shape, note)
-    probe = torch.zeros(2, *shape) if features.name == "coordinates" else torch.zeros(2, *shape, dtype=torch.uint8)
-    features(probe)
+    widths = {dimensions(features, shape, count) for count in (2, 1, BATCH)}
+    if len(widths) > 1:
+        raise InputError(f"the features '{name}' have other dimensions for other numbers of images: {sorted(widths)}")
     return features
+
+
+def dimensions(features: Features, shape: tuple[int, ...], count: int = 2) -> int:
+    """How many features samples of a shape have."""
+    kind = torch.float32 if features.name == "coordinates" else torch.uint8
+    return features(torch.zeros(count, *shape, dtype=kind)).features.shape[1]
 
 
 def find_features(name: str, dataset: Dataset | None, shape: tuple[int, ...], note: Callable[[str], None]) -> Features:
@@ -134,8 +143,8 @@ def find_features(name: str, dataset: Dataset | None, shape: tuple[int, ...], no
         return classifier_features(f"{dataset.name}-classifier", load_classifier(dataset, note))
     if name == "inception":
         return Features(name, load_inception(DEVICE), {"network": "InceptionV3 of torch-fidelity"})
-    called, _, file = name.rpartition("=")
-    if not Path(file).is_file():
+    called, _, file = ("", "", name) if Path(name).is_file() else name.partition("=")
+    if not file or not Path(file).is_file():
         raise InputError(f"unknown features '{name}': choose one of {', '.join(NAMES)}, or name a TorchScript file")
     return scripted(called or Path(file).name.split(".")[0], Path(file))
 
@@ -147,7 +156,8 @@ def classifier_features(name: str, classifier: Any) -> Features:
         features = classifier(to_floats(seen))
         return Activations(features, classifier.logits(features))
 
-    return Features(name, network)
+    weights = torch.cat([parameter.detach().flatten() for parameter in classifier.parameters()])
+    return Features(name, network, {"checksum": f"{zlib.crc32(weights.numpy().tobytes()):08x}"})
 
 
 def scripted(name: str, file: Path) -> Features:
@@ -158,4 +168,4 @@ def scripted(name: str, file: Path) -> Features:
         module = torch.jit.load(str(file), map_location=DEVICE).eval()
     except (RuntimeError, ValueError, OSError) as error:
         raise InputError(f"{file} cannot be read as TorchScript (torch.jit.save writes it): {first_line(error)}") from None
-    return Features(name, lambda seen: module(seen.to(DEVICE)), {"file": file.name, "checksum": checksum(file)})
+    return Features(name, lambda seen: module(seen.to(DEVICE)), {"checksum": checksum(file)})

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from soflow.data.folder import files
+from soflow.data.images import MODES, channels_of, in_mode
 from soflow.data.npz import UNREADABLE, damaged, open_array, read_head
 from soflow.errors import InputError, RunError, first_line
 from soflow.evaluation.references import arrays_in, protocol_of, read
@@ -56,8 +57,7 @@ def given_folder(path: Path) -> Given:
         if len(kinds) > 1:
             (one, first), (two, second) = kinds.items()
             raise InputError(
-                f"{path}: {first} is {one[1]}x{one[2]} {MODES[one[0]]}, but {second} is {two[1]}x{two[2]} {MODES[two[0]]}: "
-                "samples must be of one size and kind"
+                f"{path}: {first} is {in_words(one)}, but {second} is {in_words(two)}: samples must be of one size and kind"
             )
     ((channels, height, width),) = kinds
 
@@ -71,14 +71,16 @@ def given_folder(path: Path) -> Given:
     return Given(path.resolve().name, (channels, height, width), len(names), parts, None, protocol)
 
 
-MODES = {1: "grey", 3: "RGB"}
+def in_words(found: tuple[int, int, int]) -> str:
+    channels, height, width = found
+    return f"{width}x{height} {'grey' if channels == 1 else 'RGB'}"
 
 
 def kind(file: Path) -> tuple[int, int, int]:
     """Channels, height and width of an image, by its header."""
     try:
         with Image.open(file) as image:
-            return 1 if image.mode in ("1", "L") else 3, image.height, image.width
+            return channels_of(image), image.height, image.width
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{file} cannot be read as an image: {first_line(error)}") from None
 
@@ -86,7 +88,7 @@ def kind(file: Path) -> tuple[int, int, int]:
 def decoded(file: Path, channels: int) -> np.ndarray:
     try:
         with Image.open(file) as image:
-            return np.asarray(image.convert("L" if channels == 1 else "RGB"))
+            return np.asarray(in_mode(image, MODES[channels], set()))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise RunError(f"{file} cannot be read as an image: {first_line(error)}") from None
 
@@ -102,9 +104,15 @@ def given_arrays(path: Path) -> Given:
     if not (images or vectors) or min(shape) < 1:
         raise InputError(f"{path}: arr_0 is {dtype}{list(shape)}, but samples are uint8 (N, H, W, 1 or 3), or floats (N, D)")
     beside = read(path, ("arr_1", "protocol"), there)
-    labels = torch.from_numpy(beside["arr_1"]).long() if "arr_1" in beside else None
-    if labels is not None and labels.shape != shape[:1]:
-        raise InputError(f"{path}: arr_1 is {list(labels.shape)}, but the labels of {shape[0]:,} samples are [{shape[0]}]")
+    labels = None
+    if "arr_1" in beside:
+        classes = beside["arr_1"]
+        if classes.shape != shape[:1] or not np.issubdtype(classes.dtype, np.integer) or classes.min() < 0:
+            raise InputError(
+                f"{path}: arr_1 is {classes.dtype}{list(classes.shape)}, but the labels of {shape[0]:,} samples are "
+                f"[{shape[0]}] whole numbers from 0"
+            )
+        labels = torch.from_numpy(classes.astype(np.int64))
 
     def parts() -> Iterator[Tensor]:
         for rows in rows_of(path, "arr_0"):

@@ -44,6 +44,7 @@ def load_inception(device: torch.device) -> Callable[[Tensor], tuple[Tensor, Ten
     def features(seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         spatial.clear()
         pooled, logits = network(seen.expand(-1, 3, -1, -1).to(device))
-        return pooled, logits, spatial[0][:, :SPATIAL_CHANNELS].flatten(1)
+        maps = spatial[0][:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1)  # (B, 17, 17, 7), in the order of ADM's mu_s
+        return pooled, logits, maps.flatten(1)
 
     return features

@@ -143,12 +143,12 @@ def inception_score(logits: Tensor) -> tuple[float, float]:
 
 def distances(a: Tensor, b: Tensor) -> Tensor:
     """Euclidean distances (n, m) of a (n, d) and b (m, d)."""
-    return torch.cdist(a.double(), b.double())
+    return torch.cdist(a, b)
 
 
 def radii(points: Tensor, on_rows: Callable[[int], None] = lambda n: None) -> tuple[Tensor, Tensor]:
     """Of each point (n, d) the distances to its NEIGHBOURS-th and its DENSITY_NEIGHBOURS-th nearest other one, (n,) each."""
-    found = []
+    found, points = [], points.double()
     most = min(DENSITY_NEIGHBOURS + 1, len(points))  # the nearest is the point itself
     for rows in points.split(ROWS):
         found.append(distances(rows, points).topk(most, largest=False).values)
@@ -179,6 +179,7 @@ def neighbourhood(
     """All four, of features (N, d) and a reference (M, d), whose `radii` (M,) may be known. `on_rows` hears of every row of
     N + M as it is done.
     """
+    features, reference = features.double(), reference.double()
     real_reach, real_wide_reach = reference_radii or radii(reference)  # (M,) each
     reach, _ = radii(features, on_rows)  # (N,)
     precise = torch.zeros(len(features), dtype=torch.bool, device=features.device)

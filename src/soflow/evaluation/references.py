@@ -8,21 +8,19 @@ JSON that names the features. A file of ADM's has images in their place, arr_0 (
 import json
 import os
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from soflow.errors import InputError, first_line
+from soflow.data.npz import UNREADABLE
+from soflow.errors import InputError, RunError, first_line
 from soflow.evaluation.features import Features
 from soflow.evaluation.metrics import Moments
 from soflow.evaluation.statistics import Statistics
 from soflow.files import beside, cannot_write
-
-#: Samples behind a published mu and sigma that do not say how many; only whether they are enough depends on it.
-UNKNOWN = 50_000
 
 
 def arrays_in(file: Path) -> set[str]:
@@ -38,9 +36,11 @@ def holds_statistics(file: Path) -> bool:
     return file.suffix == ".npz" and file.is_file() and bool({"mu", "sigma"} & arrays_in(file))
 
 
-def write_reference(file: Path, reference: Statistics, features: Features, about: dict[str, Any]) -> None:
-    """Raises RunError where it cannot be written."""
-    protocol = {"features": describe(features), "reference": about}
+def write_reference(
+    file: Path, reference: Statistics, features: Features, about: dict[str, Any], shape: Sequence[int]
+) -> None:
+    """shape: of a sample. Raises RunError where it cannot be written."""
+    protocol = {"features": describe(features), "reference": about, "shape": list(shape)}
     arrays: dict[str, Any] = {
         "mu": reference.moments.mean.numpy(),
         "sigma": reference.moments.covariance.numpy(),
@@ -64,48 +64,84 @@ def describe(features: Features) -> dict[str, Any]:
     return {"name": features.name, **features.origin}
 
 
-def read_reference(file: Path, features: Features, dimensions: int) -> tuple[Statistics, dict[str, Any]] | None:
+def read_reference(
+    file: Path, features: Features, dimensions: int, shape: Sequence[int]
+) -> tuple[Statistics, dict[str, Any]] | None:
     """The statistics in a file, and which reference they are of; None where they are of other features, but the file holds
-    images of which these can be worked out.
+    images of which these can be worked out. shape: of a sample to be compared.
 
-    Raises InputError for a file that lacks something, or is of other features and no more.
+    Raises InputError for a file that lacks something, that is damaged, or that is of other features or other images.
     """
     there = arrays_in(file)
     if missing := {"mu", "sigma"} - there:
         raise InputError(f"{file} lacks the array {min(missing)}: a reference holds mu and sigma, or images as arr_0")
     arrays = read(file, ("mu", "sigma", "mu_s", "sigma_s", "count", "points", "protocol"), there)
     protocol = protocol_of(arrays, file)
-    made_with = protocol.get("features") or {"name": "inception"}
-    asked = describe(features)
-    if any(made_with.get(key, value) != value for key, value in asked.items()):
+    made_with, asked = protocol.get("features", {"name": "inception"}), describe(features)
+    if not isinstance(made_with, dict) or any(made_with.get(key) != asked[key] for key in asked if key in IDENTITY):
         if "arr_0" in there:
             return None
         raise InputError(f"{file} is a reference of the features {told(made_with)}, and this asks for {told(asked)}")
-    mu, sigma = arrays["mu"], arrays["sigma"]
-    if mu.shape != (dimensions,) or sigma.shape != (dimensions, dimensions):
+    if list(shape) != protocol.get("shape", list(shape)):
+        raise InputError(f"{file} is a reference of images {protocol['shape']}, and those compared are {list(shape)}")
+    count = count_of(arrays, file)
+    whole = moments(arrays["mu"], arrays["sigma"], count, dimensions, file)
+    spatial = None
+    if {"mu_s", "sigma_s"} <= arrays.keys():
+        spatial = moments(arrays["mu_s"], arrays["sigma_s"], count, arrays["mu_s"].size, file)
+    points = torch.zeros(0, dimensions)
+    if "points" in arrays:
+        points = torch.from_numpy(numbers(arrays["points"], (len(arrays["points"]), dimensions), "points", file)).float()
+    about = protocol.get("reference")
+    if not isinstance(about, dict) or "dataset" not in about:
+        about = {"dataset": file.stem, "split": ""}
+    return Statistics(count, whole, spatial, points, None), {**about, "count": count, "file": file.name}
+
+
+#: What of a description of features must agree.
+IDENTITY = ("name", "checksum")
+
+
+def count_of(arrays: dict[str, np.ndarray], file: Path) -> int:
+    """How many samples the moments are of; 0 where the file does not say."""
+    if "count" not in arrays:
+        return 0
+    count = arrays["count"]
+    if count.shape != () or not np.issubdtype(count.dtype, np.integer) or count < 2:
+        raise InputError(f"{file} has count {count}, which must be a whole number of 2 or more")
+    return int(count)
+
+
+def numbers(values: np.ndarray, shape: tuple[int, ...], name: str, file: Path) -> np.ndarray:
+    """The values in float64. Raises InputError unless they are finite numbers of that shape."""
+    if values.shape != shape or not np.issubdtype(values.dtype, np.floating):
         raise InputError(
-            f"{file} has mu {list(mu.shape)} and sigma {list(sigma.shape)}, but the features '{features.name}' have "
-            f"{dimensions} dimensions"
+            f"{file} has {name} {values.dtype}{list(values.shape)}, but these features need {list(shape)} floats"
         )
-    if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
-        raise InputError(f"{file} has values in mu or sigma that are not finite numbers")
-    count = int(arrays["count"]) if "count" in arrays else UNKNOWN
-    spatial = moments(arrays["mu_s"], arrays["sigma_s"], count) if {"mu_s", "sigma_s"} <= arrays.keys() else None
-    points = torch.from_numpy(arrays["points"]).float() if "points" in arrays else torch.zeros(0, dimensions)
-    if points.ndim != 2 or points.shape[1] != dimensions:
-        raise InputError(f"{file} has points {list(points.shape)}, but the features have {dimensions} dimensions")
-    about = {**protocol.get("reference", {"dataset": file.stem, "split": "", "count": count}), "file": file.name}
-    return Statistics(count, moments(mu, sigma, count), spatial, points, None), about
+    if not np.isfinite(values).all():
+        raise InputError(f"{file} has values in {name} that are not finite numbers")
+    return values.astype(np.float64)
 
 
-def told(made_with: dict[str, Any]) -> str:
+def told(made_with: Any) -> str:
+    if not isinstance(made_with, dict):
+        return "of no name"
     checksum = f" (checksum {made_with['checksum']})" if "checksum" in made_with else ""
-    return f"'{made_with['name']}'{checksum}"
+    return f"'{made_with.get('name')}'{checksum}"
 
 
-def moments(mu: np.ndarray, sigma: np.ndarray, count: int) -> Moments:
-    mean, covariance = torch.from_numpy(mu).double(), torch.from_numpy(sigma).double()
-    return Moments(mean, covariance, count)
+def moments(mu: np.ndarray, sigma: np.ndarray, count: int, dimensions: int, file: Path) -> Moments:
+    """Raises InputError for what is no mean and covariance."""
+    mean = torch.from_numpy(numbers(mu, (dimensions,), "mu", file))
+    covariance = torch.from_numpy(numbers(sigma, (dimensions, dimensions), "sigma", file))
+    if not torch.allclose(covariance, covariance.T, atol=1e-6 * float(covariance.abs().max())):
+        raise InputError(f"{file} has a sigma that is no covariance: it is not symmetric")
+    found = Moments(mean, covariance, count)
+    try:
+        found.root  # noqa: B018  # now, and not after all samples are drawn
+    except RunError as error:
+        raise InputError(f"{file}: {error}") from None
+    return found
 
 
 def read(file: Path, names: tuple[str, ...], there: set[str]) -> dict[str, np.ndarray]:
@@ -113,7 +149,7 @@ def read(file: Path, names: tuple[str, ...], there: set[str]) -> dict[str, np.nd
     try:
         with np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in names if name in there}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise InputError(f"{file} is damaged: {first_line(error)}") from None
 
 
@@ -128,8 +164,3 @@ def protocol_of(arrays: dict[str, np.ndarray], file: Path) -> dict[str, Any]:
     if not isinstance(protocol, dict):
         raise InputError(f"{file} is damaged: its protocol is no JSON")
     return protocol
-
-
-def points_of(reference: Statistics, points: Tensor) -> Statistics:
-    """A reference with points that were made of its images."""
-    return Statistics(reference.count, reference.moments, reference.spatial, points, None)

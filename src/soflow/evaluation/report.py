@@ -29,6 +29,7 @@ DIAGNOSTICS = (
     "<p>Does the learned map solve the flow it claims to solve? Root mean square differences: df/ds against the velocity; "
     "two jumps against one; one jump against 64 Heun steps.</p>"
 )
+NOT_FID = "Distances here are not FID: that name belongs to one network's features under one protocol."
 #: Times at which one noise is shown on its way along f(noise, 1, s).
 JOURNEY = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0]
 
@@ -54,16 +55,16 @@ class Subject:
 
 def render(subjects: list[Subject]) -> str:
     """The whole page."""
-    title = "soflow: " + ", ".join(subject.name for subject in subjects)
+    heading = "soflow: " + ", ".join(subject.name for subject in subjects)
     style = (files("soflow.evaluation") / "report.css").read_text()
     body = "".join(section(subject) for subject in subjects)
     if len(subjects) > 1:
         body = comparison(subjects) + body
+    metrics = [subject.evaluation["metric"] for subject in subjects if subject.evaluation is not None]
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(heading)}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{style}</style></head><body><main>{body}'
-        "<footer>Made by soflow. Distances here are not FID: that name belongs to one network's features under one "
-        "protocol.</footer></main></body></html>"
+        f"<footer>Made by soflow. {NOT_FID if 'FID' not in metrics else ''}</footer></main></body></html>"
     )
 
 
@@ -213,8 +214,8 @@ def comparison(subjects: list[Subject]) -> str:
     """The runs side by side: a table for each metric, since distances of different metrics cannot be compared."""
     evaluated = [(subject.name, subject.evaluation) for subject in subjects if subject.evaluation is not None]
     parts = ["<h1>Side by side</h1>"]
-    for metric in dict.fromkeys(evaluation["metric"] for _, evaluation in evaluated):
-        columns = [(name, evaluation) for name, evaluation in evaluated if evaluation["metric"] == metric]
+    for protocol in dict.fromkeys(protocol_of(evaluation) for _, evaluation in evaluated):
+        columns = [(name, evaluation) for name, evaluation in evaluated if protocol_of(evaluation) == protocol]
         samplers = dict.fromkeys((row["sampler"], row["nfe"]) for _, evaluation in columns for row in evaluation["rows"])
         head = "".join(f"<th>{escape(name)}" for name, _ in columns)
         body = ""
@@ -226,9 +227,16 @@ def comparison(subjects: list[Subject]) -> str:
         reached = [evaluation["real"] for _, evaluation in columns]
         real = "".join("<td>" if row is None else f"<td>{row['distance']:.4g}" for row in reached)
         parts.append(
-            f"<h2>{escape(metric)}</h2><table><tr><th>sampler<th>NFE{head}{body}<tr><td>real data<td>{real}</table>"
+            f"<h2>{escape(protocol)}</h2><table><tr><th>sampler<th>NFE{head}{body}<tr><td>real data<td>{real}</table>"
         )
     return "".join(parts)
+
+
+def protocol_of(evaluation: dict[str, Any]) -> str:
+    """What figures must share to stand side by side, in words."""
+    checksum = evaluation["features"].get("checksum")
+    features = f", features {checksum}" if checksum else ""
+    return f"{title(evaluation)}, {evaluation['rows'][0]['weights']} weights{features}"
 
 
 def draw(subject: Subject, num: int, labels: Tensor | None) -> Sample:

@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image
 
 from soflow.evaluation.figures import plain
-from soflow.evaluation.report import embed, minutes
+from soflow.evaluation.report import NOT_FID, embed, minutes
 
 COLORS = {
     "soflow": "#3056d3",
@@ -99,7 +99,8 @@ def in_words(results: dict[str, Any]) -> list[str]:
         f"{results['metric']} of {results['num']:,} samples to {results['reference']['count']:,} real ones "
         f"({results['reference']['dataset']}, {results['reference']['split']} split); smaller is better. "
         f"{real['count']:,} held-out real samples: {real['distance']:.3g}"
-        + (f", recognized {real['recognized']:.3f}." if real["recognized"] is not None else "."),
+        + (f", recognized {real['recognized']:.3f}." if real["recognized"] is not None else ".")
+        + "".join(f" Not reliable: {warning}." for warning in results.get("warnings", [])),
         f"Machine: {machine['device']}, {machine['processor']}, {machine['cores']} cores, {machine['threads']} threads; "
         f"{versions}. Costs are medians of {next(iter(results['methods'].values()))['cost']['rounds']} rounds, ratios to "
         f"{name_of(results['base'])}'s (least to most); MiB is the process's peak, ms/sample one-step sampling in batches.",
@@ -204,8 +205,7 @@ def page(results: dict[str, Any], pictures: dict[str, Image.Image]) -> str:
         f"of the whole length.</p>{html_table(quality_rows(results))}"
         f"<h2>Samples</h2><p>Unselected, from the same noise, seed {results['seeds'][0]}.</p>{embed(sheets(pictures))}"
         f"<h2>Cost</h2><p>{escape(costs)}</p>{html_table(cost_rows(results))}"
-        "<footer>Made by soflow. Distances here are not FID: that name belongs to one network's features under one "
-        "protocol.</footer></main></body></html>"
+        f"<footer>Made by soflow. {NOT_FID if results['metric'] != 'FID' else ''}</footer></main></body></html>"
     )
 
 

@@ -32,8 +32,8 @@ ENERGY_POINTS = 4000
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of `count` samples: moments of all features, of the spatial ones where there are any; the features of some or all
-    (n, d), and their logits (n, classes).
+    """Of `count` samples, 0 where that is not known: moments of all features, of the spatial ones where there are any; the
+    features of some or all (n, d), and their logits (n, classes).
     """
 
     count: int
@@ -93,6 +93,13 @@ def gather(
     assert moments is not None
     assert done == count
     return Statistics(count, moments, spatial, torch.cat(points), torch.cat(logits) if logits else None)
+
+
+def some(points: Tensor, count: int) -> Tensor:
+    """`count` of the points (N, d), or all of them, whatever order they are in: classes in turn, or one after the other."""
+    if len(points) <= count:
+        return points
+    return points[torch.randperm(len(points), generator=torch.Generator().manual_seed(0))[:count]]
 
 
 def joined(parts: Iterable[Tensor | None]) -> Tensor | None:
@@ -160,15 +167,15 @@ class Judge:
     def distance(self, drawn: Statistics) -> float:
         if self.gaussian:
             return frechet_distance(drawn.moments, self.reference.moments)
-        return energy_distance(drawn.points[:ENERGY_POINTS], self.reference.points[:ENERGY_POINTS])
+        return energy_distance(some(drawn.points, ENERGY_POINTS), some(self.reference.points, ENERGY_POINTS))
 
-    def distance_of_first(self, drawn: Statistics, count: int) -> float:
-        """The distance of the first `count` samples alone."""
-        points = drawn.points[:count]
+    def distance_of_some(self, drawn: Statistics, count: int) -> float:
+        """The distance of `count` samples alone."""
+        points = some(drawn.points, count)
         return self.distance(Statistics(len(points), Moments.of(points), None, points, None))
 
     def reliable(self, count: int) -> bool:
-        return not self.gaussian or min(count, self.reference.count) > self.reference.dimensions
+        return not self.gaussian or min(count, self.reference.count or count) > self.reference.dimensions
 
     def figures(
         self, drawn: Statistics, labels: Tensor | None, on_rows: Callable[[int], None] = lambda rows: None
@@ -193,3 +200,13 @@ class Judge:
             else None,
             reliable=self.reliable(drawn.count),
         )
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Real data in place of samples, and the judge of them: another split's is that of the samples; else its reference lacks
+    these very data.
+    """
+
+    data: Dataset
+    judge: Judge

@@ -34,13 +34,14 @@ OPTIMIZER = "optimizer.pt"
 @dataclass
 class TrainState:
     """Where a run stands: steps done, seconds spent training, [sum, count] of each value since the last log line, and the
-    best figure of the evaluations on the way, with the step that it is of (0: there is none).
+    best figure of the evaluations on the way, with what it is and the step that it is of (0: there is none).
     """
 
     step: int = 0
     seconds: float = 0.0
     sums: dict[str, list[float]] = field(default_factory=dict)
     best: float | None = None
+    best_of: str = ""
     best_step: int = 0
 
 

@@ -127,11 +127,12 @@ class RunFolder:
             return None
         try:
             results = json.loads(self.evaluation.read_text())
-            missing = {"checkpoint", "metric", "rows", "real", "reference", "diagnostics"} - results.keys()
+            missing = {"checkpoint", "metric", "rows", "real", "reference", "diagnostics", "warnings"} - results.keys()
         except (ValueError, AttributeError):
             missing = {"valid JSON"}
         if missing:
-            raise RunError(f"{self.evaluation} is damaged, it lacks {min(missing)}: run soflow evaluate {self.path} again")
+            what = f"{self.evaluation} is damaged or of an earlier version, it lacks {min(missing)}"
+            raise RunError(f"{what}: run soflow evaluate {self.path} again")
         return results
 
 
@@ -155,7 +156,9 @@ def find_run(path: Path) -> tuple[RunFolder, Checkpoint, list[str]]:
     if best and checkpoint is not None:
         step = checkpoint.train_state().best_step
         if not step:
-            raise InputError(f"{run.path} has no best checkpoint: it was trained without evaluate.every")
+            raise InputError(
+                f"{run.path} has no best checkpoint: none of its evaluations gave a figure, or evaluate.every was 0"
+            )
         return run, require_good(Checkpoint(run.checkpoints / f"step-{step:08d}")), []
     if checkpoint is None:
         if problems:

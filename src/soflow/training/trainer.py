@@ -277,12 +277,13 @@ class Trainer:
         if main:
             try:
                 figures = self.measure(weights, self.device)
-            except RunError as error:
+            except (InputError, RunError) as error:
                 self.display.note(f"step {self.state.step} has no figure: {error}")
         for name, distance in list(figures.items())[:1]:
-            better = self.state.best is None or distance < self.state.best
+            what = f"{name} of {self.config.evaluate.num_while_training}"
+            better = self.state.best is None or what != self.state.best_of or distance < self.state.best
             if better:
-                self.state.best, self.state.best_step = distance, self.state.step
+                self.state.best, self.state.best_of, self.state.best_step = distance, what, self.state.step
             self.display.note(f"step {self.state.step}: {name} {distance:.4g}{', the best so far' if better else ''}")
         self.accelerator.wait_for_everyone()
         return figures
