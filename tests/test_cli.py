@@ -110,7 +110,7 @@ def test_from_a_checkpoint_of_the_reference_implementation_to_a_report(tmp_path,
     trained = inside("train", run)
     assert trained.returncode == 0, trained.stderr
     assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [3]
-    assert inside("evaluate", run, "--nfe", "1").returncode == 0
+    assert inside("evaluate", run, "--nfe", "1", "--features", "coordinates").returncode == 0
     assert inside("report", run).returncode == 0
 
     assert_fails(inside(*arguments), 2, str(run), "--out")
@@ -154,6 +154,8 @@ def test_several_runs_make_one_page(run, tiny_run, tmp_path, inside):
         (["train", "digits", "train.stepz=5"], ["unknown key 'train.stepz'", "train.steps"]),
         (["train", "digits", "objective.lambda_=2"], ["objective.lambda_ is 2", "less than or equal to 1"]),
         (["train", "digits", "data.source=imagenet"], ["'imagenet'", "digits, moons", "soflow encode"]),
+        (["train", "digits", "evaluate.features=clasifier"], ["unknown features 'clasifier'", "did you mean classifier?"]),
+        (["train", "digits", "evaluate.features=no/net.pt"], ["there is no file no/net.pt"]),
         (["train", "images"], ["data.source=folder needs data.path"]),
         (["train", "digits", "network.patch=3"], ["DiT: size 8 must be a multiple of patch 3"]),
         (["recipes", "nothing"], ["no recipe"]),

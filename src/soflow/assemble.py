@@ -47,7 +47,10 @@ def make_dataset(config: DataConfig, note: Note = lambda text: None) -> Dataset:
     """
     dataset = sources.load(config, config.split, note)
     if dataset.shape != config.shape:
-        raise InputError(f"data.shape is {list(config.shape)}, but {config.path or config.source} has {list(dataset.shape)}")
+        raise InputError(
+            f"data.shape is {list(config.shape)}, but {config.path or config.source} has {list(dataset.shape)}: set "
+            f"data.shape=[{','.join(map(str, dataset.shape))}]"
+        )
     if config.num_classes == 0:
         return replace(dataset, labels=None, class_names=())
     named = bool(dataset.class_names) or dataset.labels is None  # else the largest classes may just not be among the data

@@ -16,6 +16,7 @@ from soflow.config import Config, read_recipe
 from soflow.config.reading import fields, lookup
 from soflow.data.dataset import Encoder
 from soflow.errors import InputError, RunError
+from soflow.evaluation.features import check_name
 from soflow.interop.autoencoder import Decoder
 from soflow.interop.pretrained import load_pretrained
 from soflow.pictures import save_picture
@@ -95,6 +96,7 @@ def train(
             display.note(note)
 
     decode = decoder_if_any(dataset.encoder, display.note)
+    check_name(config.evaluate.features)
     measure = measuring(config, dataset.encoder, display.note) if config.evaluate.every else None
 
     def draw_and_watch(state: TrainState, weights: dict[str, Tensor], device: torch.device) -> None:

@@ -50,7 +50,9 @@ def evaluate(
     vae: Annotated[
         str | None, typer.Option(help="The autoencoder that decodes latents (default: the one that made them).")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Where the figures go (default: evaluation.json in the run).")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the figures go (default: evaluation.json in RUN; SAMPLES.evaluation.json).")
+    ] = None,
 ) -> None:
     """Evaluate a run, or samples made by anything: a table, and evaluation.json with the protocol."""
     from soflow import processes
@@ -145,14 +147,15 @@ def evaluate_samples(
     from soflow.judging import compared_given, open_samples
     from soflow.progress import counting
 
-    if path.exists() and (features is None or reference is None):
-        raise InputError(f"{path} holds samples: say what to compare them with by --reference DATA and --features NAME")
+    missing = [option for option, value in {"--reference DATA": reference, "--features NAME": features}.items() if not value]
+    if path.exists() and missing:
+        raise InputError(f"{path} holds samples: say what to compare them with by {' and '.join(missing)}")
     named = path.absolute() if path.exists() else Path.cwd() / str(path).replace("/", "-").replace(":", "-")
     file = out or named.with_name(f"{named.name}.evaluation.json")
     writable(file, "--out")
     given = open_samples(str(path), note)
     if features is None or reference is None:
-        raise InputError(f"{path} holds samples: say what to compare them with by --reference DATA and --features NAME")
+        raise InputError(f"{path} holds samples: say what to compare them with by {' and '.join(missing)}")
     compared = compared_given(given, features, reference, bool(baseline), note)
     with counting("evaluating", work(compared.judge, [given.count, *real_count(compared)])) as on_done:
         results = evaluate_given(compared.judge, given.parts(), given.count, given.labels, compared.baseline, on_done)

@@ -16,6 +16,7 @@ from soflow.data.batches import Batches
 from soflow.data.dataset import Dataset
 from soflow.errors import InputError
 from soflow.files import cache_folder
+from soflow.progress import counting
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -93,8 +94,10 @@ def load_classifier(dataset: Dataset, note: Callable[[str], None] = lambda text:
     """The classifier of a training split, from the cache or trained now and put there."""
 
     def train() -> ImageClassifier:
-        note(f"training a classifier of {dataset.name}, once, a minute or two")
-        return train_classifier(dataset, lambda done: None if done % 200 else note(f"  step {done}"))
+        kept = f"it is kept in {cache_folder()}"
+        note(f"training a classifier of {dataset.name} ({len(dataset):,} images), a minute or two; {kept}")
+        with counting("training the classifier", STEPS) as on_step:
+            return train_classifier(dataset, on_step)
 
     if dataset.labels is None or len(dataset.shape) != 3:
         return train()  # which says what is wrong

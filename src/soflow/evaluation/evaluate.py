@@ -315,7 +315,8 @@ def reading_aid(results: dict[str, Any]) -> str:
     told = dict.fromkeys([*results["warnings"], *(real["warnings"] if real is not None else [])])
     text = "".join(f"* {warning}. " for warning in told)
     if real is not None:
-        text += f"real: {real['count']:,} held-out samples of {real['dataset']} ({real['split']})"
+        which = "samples of the training split of" if real["split"] == "train" else "held-out samples of"
+        text += f"real: {real['count']:,} {which} {real['dataset']} ({real['split']})"
         others = real["reference"]
         text += ". " if others == {**reference, **others} else f", held against the other {others['count']:,}. "
         if results["rows"][0]["distance_at_real_count"] is not None:

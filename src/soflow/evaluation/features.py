@@ -7,6 +7,7 @@ depend on how samples came. The name of the features is part of every figure's n
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -143,10 +144,30 @@ def find_features(name: str, dataset: Dataset | None, shape: tuple[int, ...], no
         return classifier_features(f"{dataset.name}-classifier", load_classifier(dataset, note))
     if name == "inception":
         return Features(name, load_inception(DEVICE), {"network": "InceptionV3 of torch-fidelity"})
-    called, _, file = ("", "", name) if Path(name).is_file() else name.partition("=")
-    if not file or not Path(file).is_file():
-        raise InputError(f"unknown features '{name}': choose one of {', '.join(NAMES)}, or name a TorchScript file")
-    return scripted(called or Path(file).name.split(".")[0], Path(file))
+    called, file = file_of(name)
+    if not file.is_file():
+        raise unknown(name)
+    return scripted(called or file.name.split(".")[0], file)
+
+
+def file_of(name: str) -> tuple[str, Path]:
+    """FILE or NAME=FILE: the name, "" where there is none, and the file."""
+    called, _, file = ("", "", name) if Path(name).is_file() or "=" not in name else name.partition("=")
+    return called, Path(file)
+
+
+def check_name(name: str) -> None:
+    """Raises InputError for features that there are none of, without loading any."""
+    if name not in NAMES and not file_of(name)[1].is_file():
+        raise unknown(name)
+
+
+def unknown(name: str) -> InputError:
+    close = get_close_matches(name, NAMES, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    if "." in name or "/" in name:
+        hint = f"; there is no file {file_of(name)[1]}"
+    return InputError(f"unknown features '{name}': choose one of {', '.join(NAMES)}, or name a TorchScript file{hint}")
 
 
 def classifier_features(name: str, classifier: Any) -> Features:

@@ -1,12 +1,14 @@
 """What a training run shows: a progress bar on a terminal, one line a logging step elsewhere. Everything on stderr."""
 
 import sys
+import time
 from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from soflow import processes
+from soflow.progress import PAUSE
 
 
 class Display(Protocol):
@@ -58,13 +60,18 @@ class BarDisplay:
 
 
 class LineDisplay:
-    """One summary line a logging step, for logs and pipes."""
+    """One summary line a logging step, for logs and pipes; where steps are slow, one now and then before it."""
 
     def start(self, done: int, steps: int) -> None:
         self.steps = steps
+        self.begun = done
+        self.started = self.told = time.monotonic()
 
     def step(self, done: int, loss: float, samples_per_second: float) -> None:
-        del done, loss, samples_per_second
+        now = time.monotonic()
+        if now - self.told >= PAUSE:
+            left = (now - self.started) / (done - self.begun) * (self.steps - done)
+            self.note(f"step {done}/{self.steps}  loss {loss:.4f}  {samples_per_second:,.1f} samples/s  {left:,.0f} s left")
 
     def log(self, metrics: dict[str, Any]) -> None:
         left = (self.steps - metrics["step"]) / metrics["steps_per_second"]
@@ -75,6 +82,7 @@ class LineDisplay:
         )
 
     def note(self, text: str) -> None:
+        self.told = time.monotonic()
         print(text, file=sys.stderr, flush=True)
 
     def stop(self) -> None:
