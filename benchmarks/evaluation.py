@@ -46,7 +46,8 @@ def main() -> None:
     asked = ["--features", features]
     train = data_named(data, 0, print)
     assert isinstance(train.rows, (Shards, torch.Tensor))
-    np.savez(place / "first.npz", arr_0=train.rows[torch.arange(FIRST)].numpy())
+    assert train.labels is not None
+    np.savez(place / "first.npz", arr_0=train.rows[torch.arange(FIRST)].numpy(), arr_1=train.labels[:FIRST].numpy())
     results: dict[str, Any] = {"versions": {"torch": torch.__version__}, "threads": torch.get_num_threads(), "rows": {}}
     for name, reference in (("train", data), ("first 10,000 of train", place / "first.npz"), ("test", f"{data}:test")):
         file = place / "x.json"
