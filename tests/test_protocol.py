@@ -27,6 +27,10 @@ def evaluated(inside, run, *options, file="evaluation.json"):
     return json.loads((run / file).read_text()), done.stdout
 
 
+def test_a_run_is_evaluated_from_inside_its_folder(run, inside):
+    assert inside("evaluate", ".", "--num", "20", "--nfe", "1", "--weights", "ema", cwd=run).returncode == 0
+
+
 def test_every_weights_sampler_and_count_has_a_row():
     few = [("renoise", 1), ("renoise", 4), ("ode", 4)]
     assert rows_of(["renoise", "ode", "heun"], [1, 4], ["ema", "raw"]) == [

@@ -62,18 +62,19 @@ def compared_with(
         own = own_data(config, note)
         chosen = chosen or load_features(name, training_data(config, encoder, decode), shape, note)
         return Compared(judge_by_file(Path(reference), chosen, shape, config.data.num_classes), None, own)
-    if (Path(reference) / "config.yaml").is_file():
+    if reference and (Path(reference) / "config.yaml").is_file():
         raise InputError(f"--reference {reference} is a run folder: name real data")
     data, split = reference_data(config, encoder, reference, shape)
     first = seen(sources.load(data, split, note), decode, config.evaluate.num)
     require_shape(first, shape, reference or config.data.path or config.data.source)
-    points = own_data(config, note) if reference or encoder is not None else first
     chosen = chosen or load_features(name, training_data(config, encoder, decode), shape, note)
     judge = Judge(chosen, reference_of(first, chosen), told(first), config.data.num_classes)
     if baseline is None:
         baseline = data.source != "latents" or other_split(data, split) is not None
     beside = baseline_of(judge, first, data, split, decode, config.evaluate.num, note) if baseline else None
-    return Compared(judge, beside, points)
+    if encoder is not None:
+        return Compared(judge, beside, own_data(config, note))
+    return Compared(judge, beside, first if beside is None else beside.data)
 
 
 def compared_given(given: Given, features: str, reference: str, baseline: bool, note: Note) -> Compared:
@@ -88,7 +89,7 @@ def compared_given(given: Given, features: str, reference: str, baseline: bool, 
             raise InputError(f"--baseline needs real images, and {reference} holds statistics: name the data as --reference")
         chosen = chosen or load_features(features, None, given.shape, note)  # which says that it needs data
         return Compared(judge_by_file(Path(reference), chosen, given.shape), None, None)
-    if (Path(reference) / "config.yaml").is_file():
+    if reference and (Path(reference) / "config.yaml").is_file():
         raise InputError(f"--reference {reference} is a run folder: name real data")
     data, split = sources.find(reference, DataConfig(shape=given.shape, num_classes=0))
     split = split or data.split
