@@ -61,6 +61,11 @@ def test_raw_weights_are_others_and_real_data_are_one_row(run, inside):
     assert "sFD" not in header  # these features have no spatial ones
 
 
+def test_samplers_can_be_chosen(run, inside):
+    results, _ = evaluated(inside, run, "--nfe", "1,2", "--methods", "ode", "--weights", "ema")
+    assert [(row["sampler"], row["nfe"]) for row in results["rows"]] == [("ode", 1), ("ode", 2)]
+
+
 def test_the_protocol_is_told_with_the_figures(run, inside):
     results, _ = evaluated(inside, run, "--nfe", "1", "--weights", "raw", "--seed", "5", "--draw", "random")
     assert results["metric"] == "FD-digits"
@@ -137,6 +142,7 @@ def test_a_run_against_a_file_of_statistics(run, tmp_path, inside):
     ("options", "words"),
     [
         (["--weights", "mean"], ["--weights is 'mean'", "ema or raw"]),
+        (["--methods", "renoise,euler"], ["is 'euler'", "renoise or ode or heun"]),
         (["--draw", "even"], ["--draw is 'even'", "balanced or random"]),
         (["--seeds", "0"], ["--seeds is 0"]),
         (["--batch", "0"], ["--batch is 0"]),

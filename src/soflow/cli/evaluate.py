@@ -10,9 +10,10 @@ from soflow.cli.options import MOST_SAMPLES, at_least, between, one_of, whole_nu
 from soflow.errors import InputError
 
 if TYPE_CHECKING:
+    from soflow.config import Config
     from soflow.judging import Compared
     from soflow.runs import Weights
-    from soflow.sampling import LabelDraw
+    from soflow.sampling import LabelDraw, Method
 
 
 SUBJECT = "A run, a checkpoint in it, or samples made by anything: a folder of images, an .npz, or a data set and :SPLIT."
@@ -28,6 +29,9 @@ def evaluate(
     ],
     nfe: Annotated[
         str | None, typer.Option(help="Network evaluations a sample, e.g. 1,2,4 (default: the recipe's).")
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Samplers, e.g. renoise,ode (default: all of the method's; heun is its own ODE).")
     ] = None,
     num: Annotated[int | None, typer.Option(help="Samples to draw for each row (default: the recipe's).")] = None,
     features: Annotated[
@@ -66,6 +70,7 @@ def evaluate(
         writable(out, "--out")
     drawing = Drawing(
         nfe=None if nfe is None else [at_least(n, 1, "--nfe") for n in dict.fromkeys(whole_numbers(nfe, "--nfe"))],
+        methods=None if methods is None else list(dict.fromkeys(methods.split(","))),
         num=None if num is None else between(num, 2, MOST_SAMPLES, "--num"),
         weights=[
             one_of(name, ("ema", "raw"), "--weights")
@@ -77,8 +82,10 @@ def evaluate(
         batch=at_least(500 if batch is None else batch, 1, "--batch"),
         vae=vae or "",
     )
-    for_runs = {"--nfe": nfe, "--num": num, "--weights": weights, "--draw": draw, "--seed": seed, "--seeds": seeds,
-                "--batch": batch, "--vae": vae}  # fmt: skip
+    for_runs = {
+        "--nfe": nfe, "--methods": methods, "--num": num, "--weights": weights, "--draw": draw, "--seed": seed,
+        "--seeds": seeds, "--batch": batch, "--vae": vae,
+    }  # fmt: skip
     given = [option for option, value in for_runs.items() if value is not None]
     if is_run(samples) or (given and not samples.exists() and ":" not in str(samples)):
         evaluate_run(samples, features, reference, baseline, out, drawing)
@@ -93,6 +100,7 @@ class Drawing:
     """The options that say how the samples of a run are drawn; None leaves it to the recipe."""
 
     nfe: list[int] | None
+    methods: list[str] | None
     num: int | None
     weights: "list[Weights]"
     labels: "LabelDraw"
@@ -121,10 +129,10 @@ def evaluate_run(
     for remark in run.notes:
         note(remark)
     config = run.config.evaluate
+    samplers = chosen_samplers(drawing.methods, run.config)
     seeds = range(drawing.seed, drawing.seed + drawing.seeds)
     protocol = Protocol(drawing.nfe or list(config.nfe), drawing.num or config.num, seeds, drawing.labels, drawing.batch)
     compared = compared_with(run.config, run.encoder, run.model.decode, note, features or "", reference or "", baseline)
-    samplers = run.config.objective.samplers
     sets = len(rows_of(samplers, protocol.nfe, drawing.weights)) * len(seeds)
     with counting("evaluating", work(compared.judge, [protocol.num] * sets + real_count(compared))) as on_done:
         results = evaluate(
@@ -138,6 +146,14 @@ def evaluate_run(
     else:
         write(out, results)
     print(f"written: {out}")
+
+
+def chosen_samplers(named: list[str] | None, config: "Config") -> "list[Method]":
+    """The samplers of the run's method, or those of them that are named."""
+    there = config.objective.samplers
+    for name in named or []:
+        one_of(name, there, f"--methods, of a run by {config.objective.name},")
+    return [sampler for sampler in there if named is None or sampler in named]
 
 
 def evaluate_samples(
