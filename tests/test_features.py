@@ -17,7 +17,7 @@ from soflow.evaluation.features import Features, as_seen, load_features
 from soflow.evaluation.given import open_given
 from soflow.evaluation.metrics import Moments
 from soflow.evaluation.references import read_reference, write_reference
-from soflow.evaluation.statistics import Judge, gather, rebatched, some
+from soflow.evaluation.statistics import Judge, gather, in_turn, rebatched, some
 from soflow.judging import judge_by_file
 
 RANDOM = np.random.default_rng(0)
@@ -378,6 +378,9 @@ def test_a_part_of_the_samples_is_no_class_of_them(tmp_path):
     chosen = some(points, 100)
     assert 30 < float(chosen.sum()) < 70
     assert torch.equal(some(points, 2000), points)
+    labels = torch.tensor([2, 2, 0, 0, 0, 1])
+    assert in_turn(labels).tolist() == [0, 2, 5, 1, 3, 4]
+    assert in_turn(torch.arange(30) % 10).tolist() == list(range(30))  # drawn in turn, they are so already
 
 
 def test_samples_cut_short_are_told_and_not_made_up(tmp_path):

@@ -88,7 +88,7 @@ def evaluate(
             drawn = progress.gather(judge, parts, protocol.num)
             found.append(judge.figures(drawn, labels, progress.add))
             if baseline is not None and len(baseline.data) < protocol.num:
-                alike.append(judge.distance_of_some(drawn, len(baseline.data)))
+                alike.append(judge.distance_of_some(drawn, len(baseline.data), labels))
         if (method, n) not in costs:
             costs[method, n] = milliseconds_per_sample(
                 first, method, n, device, min(protocol.num, protocol.batch, TIMED_BATCH)
@@ -130,7 +130,7 @@ def evaluate_given(
     few = len(baseline.data) if baseline is not None else count
     row = {
         **over_seeds([judge.figures(drawn, labels, progress.add)]),
-        "distance_at_real_count": judge.distance_of_some(drawn, few) if few < count else None,
+        "distance_at_real_count": judge.distance_of_some(drawn, few, labels) if few < count else None,
     }
     return {
         **about(judge, count),
@@ -318,7 +318,8 @@ def reading_aid(results: dict[str, Any]) -> str:
         which = "samples of the training split of" if real["split"] == "train" else "held-out samples of"
         text += f"real: {real['count']:,} {which} {real['dataset']} ({real['split']})"
         others = real["reference"]
-        text += ". " if others == {**reference, **others} else f", held against the other {others['count']:,}. "
+        same = all(reference.get(key) == value for key, value in others.items())
+        text += ". " if same else f", held against the other {others['count']:,}. "
         if results["rows"][0]["distance_at_real_count"] is not None:
             text += f"So small a set reads high: hold it against as few drawn ones, 'of {real['count']:,}'. "
     if results["metric"] != "energy distance":

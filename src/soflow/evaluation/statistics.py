@@ -102,6 +102,15 @@ def some(points: Tensor, count: int) -> Tensor:
     return points[torch.randperm(len(points), generator=torch.Generator().manual_seed(0))[:count]]
 
 
+def in_turn(labels: Tensor) -> Tensor:
+    """Indices (N,) that take the first of each class, then the second of each, and so on."""
+    by_class = labels.argsort(stable=True)
+    sizes = labels[by_class].unique_consecutive(return_counts=True)[1]
+    rank = torch.empty_like(labels)
+    rank[by_class] = torch.cat([torch.arange(int(size)) for size in sizes])
+    return rank.argsort(stable=True)
+
+
 def joined(parts: Iterable[Tensor | None]) -> Tensor | None:
     there = [part for part in parts if part is not None]
     return torch.cat(there) if there else None
@@ -169,9 +178,9 @@ class Judge:
             return frechet_distance(drawn.moments, self.reference.moments)
         return energy_distance(some(drawn.points, ENERGY_POINTS), some(self.reference.points, ENERGY_POINTS))
 
-    def distance_of_some(self, drawn: Statistics, count: int) -> float:
-        """The distance of `count` samples alone."""
-        points = some(drawn.points, count)
+    def distance_of_some(self, drawn: Statistics, count: int, labels: Tensor | None) -> float:
+        """The distance of `count` samples alone, of all classes alike where there are labels (N,), as held-out data are."""
+        points = some(drawn.points, count) if labels is None else drawn.points[in_turn(labels)[:count]]
         return self.distance(Statistics(len(points), Moments.of(points), None, points, None))
 
     def reliable(self, count: int) -> bool:
