@@ -33,13 +33,13 @@ def run(tiny_run, tmp_path):
     return shutil.copytree(tiny_run, tmp_path / "run")
 
 
-def test_from_training_to_report(tmp_path):
+def test_from_training_to_report(tmp_path, inside):
     """The whole way with a tiny network: every command, and what each leaves behind."""
     run = tmp_path / "run"
     trained = soflow("train", "digits", *TINY, "train.steps=20", "--out", run)
     assert trained.returncode == 0, trained.stderr
     assert "step 10/20" in trained.stderr
-    evaluated = soflow("evaluate", run, "--num", "200", "--nfe", "1,2")
+    evaluated = inside("evaluate", run, "--num", "200", "--nfe", "1,2")
     assert evaluated.returncode == 0, evaluated.stderr
     assert "FD-digits of 200 samples" in evaluated.stdout
     results = json.loads((run / "evaluation.json").read_text())
@@ -57,7 +57,7 @@ def test_from_training_to_report(tmp_path):
         assert part in page
     assert "http" not in page.replace("http-equiv", "")  # nothing is loaded from elsewhere
     assert "not FID" in page
-    again = soflow("train", "digits", *TINY, "train.steps=20", "--out", run)
+    again = inside("train", "digits", *TINY, "train.steps=20", "--out", run)
     assert again.returncode == 0
     assert "step 10/20" not in again.stderr
 

@@ -39,10 +39,10 @@ def two_gaussians(count, random):
     return CENTRES[random.integers(2, size=count)] + SPREAD * random.standard_normal((count, 2))
 
 
-def learned(draw, steps, folder, monkeypatch):
+def learned(draw, steps, folder, monkeypatch, more=()):
     """The model that `soflow.train` makes of points that `draw` draws."""
     monkeypatch.setitem(sources.SOURCES, "points", sources.toy("points", draw))
-    runs.train("moons", folder, ["data.source=points", f"train.steps={steps}", *SETTINGS])
+    runs.train("moons", folder, ["data.source=points", f"train.steps={steps}", *SETTINGS, *more])
     return runs.load(folder, device="cpu").model
 
 
@@ -89,16 +89,20 @@ def test_the_integrated_truth_of_one_gaussian_is_the_closed_form(monkeypatch):
     torch.testing.assert_close(integrated(GRID, 0.9, 0.2), closed, rtol=1e-6, atol=1e-6)
 
 
-def test_the_map_of_a_gaussian_is_learned_to_three_percent(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("steps", "ema", "most"), [(900, 0.99, 0.05), pytest.param(2800, 0.997, 0.03, marks=pytest.mark.slow)]
+)
+def test_the_map_of_a_gaussian_is_learned(steps, ema, most, tmp_path, monkeypatch):
+    """To three percent in a minute; a third of it comes near."""
     exact = Exact(LinearPath(), EulerParameterization(), c=SPREAD)
-    model = learned(gaussian, 2800, tmp_path, monkeypatch)
+    model = learned(gaussian, steps, tmp_path, monkeypatch, [f"ema.decay={ema}"])
     error = relative_error(
         model,
         points_at=lambda t: GRID * exact.spread(torch.tensor([t])),
         truth=lambda x, t, s: exact.solution(x, torch.full((len(x),), t), torch.full((len(x),), s)),
     )
     print(f"a Gaussian: relative RMSE {error:.4f}")
-    assert error < 0.03
+    assert error < most
 
 
 @pytest.mark.slow

@@ -158,6 +158,7 @@ for parallel in ("ddp", "fsdp"):
 """
 
 
+@pytest.mark.slow
 def test_every_method_trains_alike_spread_or_not_and_only_the_first_process_writes(tmp_path):
     file = tmp_path / "many.py"
     file.write_text(MANY)

@@ -19,7 +19,7 @@ from soflow.errors import InputError, RunError
 from soflow.evaluation.features import Features, as_seen, dimensions, load_features
 from soflow.evaluation.given import Given, given_arrays, open_given
 from soflow.evaluation.references import arrays_in, holds_statistics, read_reference
-from soflow.evaluation.statistics import POINTS, Baseline, Judge, Statistics, gather, parts_of
+from soflow.evaluation.statistics import ENERGY_POINTS, POINTS, Baseline, Judge, Statistics, gather, parts_of
 from soflow.progress import counting
 
 #: Latents decoded at once.
@@ -173,7 +173,12 @@ def open_samples(text: str, note: Note) -> Given:
 def reference_of(data: Dataset, features: Features) -> Statistics:
     """The statistics of a data set."""
     with counting(f"looking at {data.name}", len(data)) as on_done:
-        return gather(parts_of(data), features, len(data), POINTS, on_done)
+        return gather(parts_of(data), features, len(data), points_of(features), on_done)
+
+
+def points_of(features: Features) -> int:
+    """How many points are kept of a reference."""
+    return ENERGY_POINTS if features.name == "coordinates" else POINTS
 
 
 def told(data: Dataset) -> dict[str, Any]:

@@ -202,7 +202,7 @@ def about(judge: Judge, count: int) -> dict[str, Any]:
         "reference": {**judge.about, "points": len(judge.reference.points)},
         "settings": {
             "samples": "rounded to 8 bits" if judge.gaussian else "as they are",
-            **({} if judge.gaussian else {"energy distance": f"of {ENERGY_POINTS} or all"}),
+            **({} if judge.gaussian else {"points": f"{ENERGY_POINTS} of each set, or all"}),
             "precision and recall": f"k = {NEIGHBOURS}",
             "density and coverage": f"k = {DENSITY_NEIGHBOURS}",
             "kernel distance": f"{KERNEL_SUBSETS} subsets of {KERNEL_SUBSET} or all",

@@ -26,7 +26,7 @@ from soflow.evaluation.metrics import (
 
 #: Of a reference so many features are kept, evenly spread, for what compares points: as many as ADM's reference has images.
 POINTS = 10_000
-#: Points that an energy distance is worked out on.
+#: The same where features are compared as they are: points whose energy distance is worked out.
 ENERGY_POINTS = 4000
 
 
@@ -171,7 +171,7 @@ class Judge:
         return radii(self.reference.points.to(DEVICE))
 
     def gather(self, parts: Iterable[Tensor], count: int, on_done: Callable[[int], None] = lambda done: None) -> Statistics:
-        return gather(parts, self.features, count, on_done=on_done)
+        return gather(parts, self.features, count, None if self.gaussian else ENERGY_POINTS, on_done)
 
     def distance(self, drawn: Statistics) -> float:
         if self.gaussian:
