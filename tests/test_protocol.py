@@ -10,7 +10,8 @@ from scipy.stats import chisquare
 
 from conftest import TINY_DIT, assert_fails
 from soflow import runs
-from soflow.evaluation.evaluate import rows_of, table
+from soflow.evaluation.evaluate import rows_of
+from soflow.evaluation.tables import table
 from soflow.sampling import class_by_class, random_classes
 from soflow.training.checkpoint import checkpoints
 from soflow.training.run_folder import RunFolder

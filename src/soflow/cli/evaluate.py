@@ -201,7 +201,7 @@ def show(results: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from soflow.evaluation.evaluate import reading_aid, table, title
+    from soflow.evaluation.tables import reading_aid, table, title
 
     header, *rows = table(results)
     shown = Table(title=title(results), box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")

@@ -18,7 +18,15 @@ from soflow.errors import InputError
 from soflow.files import cache_folder
 from soflow.progress import counting
 
-Network = TypeVar("Network", bound=nn.Module)
+
+class Classifier(nn.Module):
+    """Features (B, d) of images (B, C, H, W) in [-1, 1] by a call, and class logits (B, classes) from them."""
+
+    def logits(self, features: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+Trained = TypeVar("Trained", bound=Classifier)
 
 #: Changes whenever the classifier or its training does, so that figures of different ones are never mixed.
 VERSION = 1
@@ -27,7 +35,7 @@ STEPS, BATCH = 800, 128
 CHUNK = 1000
 
 
-class ImageClassifier(nn.Module):
+class ImageClassifier(Classifier):
     """Three convolutions and a hidden layer of 64 that gives the features; for square images of 8 pixels or more."""
 
     def __init__(self, shape: tuple[int, ...], classes: int) -> None:
@@ -61,17 +69,36 @@ def train_classifier(dataset: Dataset, on_step: Callable[[int], None] = lambda d
         raise InputError(
             "the features 'classifier' need labelled images of 8 pixels or more: use evaluate.features=coordinates"
         )
-    batches = Batches(dataset, BATCH, seed)
+    return fit(
+        lambda: ImageClassifier(dataset.shape, dataset.num_classes),
+        Batches(dataset, BATCH, seed),
+        STEPS,
+        3e-3,
+        seed,
+        on_step,
+    )
+
+
+def fit(
+    make: Callable[[], Trained],
+    batches: Batches,
+    steps: int,
+    max_lr: float,
+    seed: int,
+    on_step: Callable[[int], None] = lambda done: None,
+    label_smoothing: float = 0.0,
+) -> Trained:
+    """A classifier, made and trained from one seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        classifier = ImageClassifier(dataset.shape, dataset.num_classes)
+        classifier = make()
         optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3, weight_decay=1e-2)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=STEPS)
-        for step in range(STEPS):
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=max_lr, total_steps=steps)
+        for step in range(steps):
             batch = batches.share(step)
             assert batch.labels is not None
             features = functional.dropout(classifier(batch.data), 0.2)
-            loss = functional.cross_entropy(classifier.logits(features), batch.labels)
+            loss = functional.cross_entropy(classifier.logits(features), batch.labels, label_smoothing=label_smoothing)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -105,7 +132,7 @@ def load_classifier(dataset: Dataset, note: Callable[[str], None] = lambda text:
     return cached(classifier, cache_file(dataset, cache_folder()), train)
 
 
-def cached(classifier: Network, file: Path, train: Callable[[], Network]) -> Network:
+def cached(classifier: Trained, file: Path, train: Callable[[], Trained]) -> Trained:
     """The classifier with the weights in the file, or else trained now and written there."""
     try:
         classifier.load_state_dict(load_file(file))

@@ -10,8 +10,7 @@ from torch.nn import functional
 from soflow.data import sources
 from soflow.data.batches import Batches
 from soflow.data.dataset import Dataset
-from soflow.evaluation.classifier import cached
-from soflow.evaluation.metrics import recognized
+from soflow.evaluation.classifier import Classifier, cached, fit
 from soflow.files import cache_folder
 
 #: Changes whenever the classifier or its training does, so that figures of different ones are never mixed.
@@ -19,7 +18,7 @@ DIGITS_VERSION = "digits-classifier-2"
 DIGITS_STEPS = 500
 
 
-class DigitClassifier(nn.Module):
+class DigitClassifier(Classifier):
     """A small convolutional classifier of 8x8 digits; its last hidden layer, 32 wide, gives the features."""
 
     def __init__(self) -> None:
@@ -53,29 +52,7 @@ def with_shifts(dataset: Dataset) -> Dataset:
 def train_digit_classifier(seed: int = 0) -> DigitClassifier:
     """Trains the classifier on the training split; seeded, some seconds."""
     batches = Batches(with_shifts(sources.digits("train")), batch_size=128, seed=seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        classifier = DigitClassifier()
-        optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3, weight_decay=1e-2)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=DIGITS_STEPS)
-        for step in range(DIGITS_STEPS):
-            batch = batches.share(step)
-            assert batch.labels is not None
-            features = functional.dropout(classifier(batch.data), 0.2)
-            loss = functional.cross_entropy(classifier.logits(features), batch.labels, label_smoothing=0.05)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-    return classifier.eval()
-
-
-@torch.no_grad()
-def accuracy(classifier: DigitClassifier, split: str = "test") -> float:
-    """Share of the held-out real digits that the classifier recognizes."""
-    dataset = sources.digits(split)
-    assert dataset.labels is not None
-    return recognized(classifier.logits(classifier(dataset.samples())), dataset.labels)
+    return fit(DigitClassifier, batches, DIGITS_STEPS, 4e-3, seed, label_smoothing=0.05)
 
 
 def load_digit_classifier(note: Callable[[str], None] = lambda text: None) -> DigitClassifier:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from soflow.data.dataset import Dataset
 from soflow.errors import InputError, RunError, first_line
-from soflow.evaluation.classifier import load_classifier
+from soflow.evaluation.classifier import Classifier, load_classifier
 from soflow.evaluation.digits import load_digit_classifier
 from soflow.evaluation.inception import load_inception
 from soflow.files import checksum
@@ -170,7 +170,7 @@ def unknown(name: str) -> InputError:
     return InputError(f"unknown features '{name}': choose one of {', '.join(NAMES)}, or name a TorchScript file{hint}")
 
 
-def classifier_features(name: str, classifier: Any) -> Features:
+def classifier_features(name: str, classifier: Classifier) -> Features:
     """Features and logits of one of our own classifiers."""
 
     def network(seen: Tensor) -> Activations:

@@ -15,7 +15,7 @@ from torch import Tensor
 from soflow import pictures
 from soflow.data.dataset import Dataset
 from soflow.evaluation import figures
-from soflow.evaluation.evaluate import reading_aid, table, title
+from soflow.evaluation.tables import reading_aid, table, title
 from soflow.sampling import Method, sample_many
 from soflow.solution import FlowModel
 from soflow.symbols import Sample

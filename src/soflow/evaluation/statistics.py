@@ -176,7 +176,7 @@ class Judge:
     def distance(self, drawn: Statistics) -> float:
         if self.gaussian:
             return frechet_distance(drawn.moments, self.reference.moments)
-        return energy_distance(some(drawn.points, ENERGY_POINTS), some(self.reference.points, ENERGY_POINTS))
+        return energy_distance(drawn.points, self.reference.points)
 
     def distance_of_some(self, drawn: Statistics, count: int, labels: Tensor | None) -> float:
         """The distance of `count` samples alone, of all classes alike where there are labels (N,), as held-out data are."""
