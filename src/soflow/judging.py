@@ -53,17 +53,14 @@ def compared_with(
     that takes no decoding of latents again. Raises InputError for data or features that do not fit the samples, before
     anything long begins.
     """
+    require_real(reference, baseline)
     shape = config.data.shape if encoder is None else (encoder.channels, encoder.size, encoder.size)
     name = features or config.evaluate.features
     chosen = None if name == "classifier" else load_features(name, None, shape, note)
     if holds_statistics(Path(reference)):
-        if baseline:
-            raise InputError(f"--baseline needs real images, and {reference} holds statistics: name the data as --reference")
         own = own_data(config, note)
         chosen = chosen or load_features(name, training_data(config, encoder, decode), shape, note)
         return Compared(judge_by_file(Path(reference), chosen, shape, config.data.num_classes), None, own)
-    if reference and (Path(reference) / "config.yaml").is_file():
-        raise InputError(f"--reference {reference} is a run folder: name real data")
     data, split = reference_data(config, encoder, reference, shape)
     first = seen(sources.load(data, split, note), decode, config.evaluate.num)
     require_shape(first, shape, reference or config.data.path or config.data.source)
@@ -79,18 +76,15 @@ def compared_with(
 
 def compared_given(given: Given, features: str, reference: str, baseline: bool, note: Note) -> Compared:
     """The same for samples that are there already; `classifier` is trained on the reference."""
+    require_real(reference, baseline)
     if given.count < 2:
         raise InputError(f"{given.name} holds one sample: a distance needs 2 or more")
     chosen = None if features == "classifier" else load_features(features, None, given.shape, note)
     if chosen is not None:
         chosen(as_seen(next(given.parts()))[:2])  # says what is wrong with samples before the reference is looked at
     if holds_statistics(Path(reference)):
-        if baseline:
-            raise InputError(f"--baseline needs real images, and {reference} holds statistics: name the data as --reference")
         chosen = chosen or load_features(features, None, given.shape, note)  # which says that it needs data
         return Compared(judge_by_file(Path(reference), chosen, given.shape), None, None)
-    if reference and (Path(reference) / "config.yaml").is_file():
-        raise InputError(f"--reference {reference} is a run folder: name real data")
     data, split = sources.find(reference, DataConfig(shape=given.shape, num_classes=0))
     split = split or data.split
     if data.source == "latents":
@@ -102,6 +96,14 @@ def compared_given(given: Given, features: str, reference: str, baseline: bool, 
     judge = Judge(chosen, reference_of(first, chosen), told(first), first.num_classes)
     beside = baseline_of(judge, first, data, split, lambda images: images, 0, note) if baseline else None
     return Compared(judge, beside, None)
+
+
+def require_real(reference: str, baseline: bool | None) -> None:
+    """Raises InputError for a run in place of data, and for a baseline beside a file that has no data in it."""
+    if reference and (Path(reference) / "config.yaml").is_file():
+        raise InputError(f"--reference {reference} is a run folder: name real data")
+    if baseline and holds_statistics(Path(reference)):
+        raise InputError(f"--baseline needs real images, and {reference} holds statistics: name the data as --reference")
 
 
 def reference_data(config: Config, encoder: Encoder | None, source: str, shape: tuple[int, ...]) -> tuple[DataConfig, str]:
