@@ -17,7 +17,7 @@ from soflow import runs
 from soflow.config import read_recipe
 from soflow.config.schema import EmaConfig, OptimizerConfig
 from soflow.errors import InputError, RunError
-from soflow.training import trainer as trainer_module
+from soflow.training import keeper as keeper_module
 from soflow.training.checkpoint import checkpoints, newest_good, require_good
 from soflow.training.display import BarDisplay, LineDisplay, SilentDisplay
 from soflow.training.ema import Ema
@@ -87,7 +87,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(kind, unet_recipe, tmp_path):
 
 
 def test_a_second_sigterm_does_not_cost_the_checkpoint_of_the_first(tmp_path, monkeypatch):
-    real = trainer_module.save_checkpoint
+    real = keeper_module.save_checkpoint
 
     def interrupted(*arguments):
         os.kill(os.getpid(), signal.SIGTERM)  # launchers and clusters both send it
@@ -96,7 +96,7 @@ def test_a_second_sigterm_does_not_cost_the_checkpoint_of_the_first(tmp_path, mo
     def default(signum, frame):
         raise SystemExit("the second SIGTERM ended the process")
 
-    monkeypatch.setattr(trainer_module, "save_checkpoint", interrupted)
+    monkeypatch.setattr(keeper_module, "save_checkpoint", interrupted)
     before = signal.signal(signal.SIGTERM, default)
     try:
         with pytest.raises(Stopped):
@@ -179,7 +179,9 @@ def test_a_finished_run_is_left_alone(tiny_run):
 
 
 def test_a_run_holds_what_the_design_says(tiny_run):
-    assert {p.name for p in tiny_run.iterdir()} == {"config.yaml", "data.json", "metrics.jsonl", "checkpoints", "samples"}
+    assert {p.name for p in tiny_run.iterdir()} == {
+        ".lock", "config.yaml", "data.json", "metrics.jsonl", "checkpoints", "samples"
+    }  # fmt: skip
     assert [c.path.name for c in checkpoints(tiny_run / "checkpoints")] == ["step-00000015", "step-00000030"]
     assert {p.name for p in last(tiny_run).path.iterdir()} == {
         "model.safetensors", "ema.safetensors", "optimizer.pt", "state.json"
@@ -221,7 +223,7 @@ def test_a_damaged_checkpoint_is_found_named_and_passed_over(name, damage, tmp_p
 
 
 def test_a_loss_that_is_no_number_stops_the_run_before_the_weights_take_it_in(tmp_path):
-    with pytest.raises(RunError, match=r"loss is (nan|inf) at step \d+; there is no checkpoint yet; try"):
+    with pytest.raises(RunError, match=r"loss is (nan|inf) at step \d+, by .*; there is no checkpoint yet; try"):
         runs.train("digits", tmp_path / "run", [*DIT, "optimizer.lr=1e30", "optimizer.clip=0", "optimizer.warmup=0"])
     assert checkpoints(tmp_path / "run" / "checkpoints") == []
 
@@ -322,13 +324,21 @@ def test_a_loaded_run_samples_with_averaged_weights_in_evaluation_mode(tiny_run)
 
 def test_a_checkpoint_of_a_step_gone_back_to_replaces_damaged_later_ones(tmp_path):
     """Otherwise the newest by number, which is damaged, would be kept and the good one removed."""
-    overrides = [*DIT, "checkpoint.keep_last=1"]
-    runs.train("digits", tmp_path / "run", overrides)
+    runs.train("digits", tmp_path / "run", DIT)
     (last(tmp_path / "run").path / "ema.safetensors").write_bytes(b"damaged")
     with pytest.raises(Stopped):
-        runs.train("digits", tmp_path / "run", overrides, display=StopAt(3))
-    assert [c.step for c in checkpoints(tmp_path / "run" / "checkpoints")] == [3]
+        runs.train("digits", tmp_path / "run", [*DIT, "checkpoint.keep_last=1"], display=StopAt(5))
+    assert [c.step for c in checkpoints(tmp_path / "run" / "checkpoints")] == [5]
     assert last(tmp_path / "run").problem() is None
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(tmp_path):
+    runs.train("digits", tmp_path / "run", DIT)
+    for checkpoint in checkpoints(tmp_path / "run" / "checkpoints"):
+        (checkpoint.path / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(RunError, match=r"step-00000008/model.safetensors is damaged .*move it to begin anew"):
+        runs.train("digits", tmp_path / "run", DIT)
+    assert [c.step for c in checkpoints(tmp_path / "run" / "checkpoints")] == [4, 8]
 
 
 def test_a_checkpoint_that_cannot_be_written_costs_no_earlier_one(tmp_path, monkeypatch):
@@ -349,7 +359,7 @@ def test_a_checkpoint_that_cannot_be_written_costs_no_earlier_one(tmp_path, monk
 
 def test_weights_that_are_no_numbers_are_never_saved(tmp_path):
     overrides = [*DIT, "checkpoint.every=1", "optimizer.lr=1e38", "optimizer.clip=0", "optimizer.warmup=0"]
-    with pytest.raises(RunError, match=r"at step \d+; there is no checkpoint yet"):
+    with pytest.raises(RunError, match=r"after step \d+; there is no checkpoint yet"):
         runs.train("digits", tmp_path / "run", overrides)
     assert checkpoints(tmp_path / "run" / "checkpoints") == []
     runs.train("digits", tmp_path / "run", DIT)  # nothing was learned, so other settings may be tried in the same folder

@@ -1,14 +1,16 @@
-"""Files that are always whole: written beside and renamed. Checksums; the cache folder."""
+"""Files that are always whole: written beside, flushed to the disk and renamed. Checksums; the cache folder."""
 
+import errno
 import hashlib
 import json
 import os
 import secrets
 import time
 import zlib
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from soflow.errors import InputError, RunError
 
@@ -51,11 +53,66 @@ def write_text(file: Path, text: str) -> None:
     """Raises RunError where it cannot be written. What is no Unicode, such as some files' names, is written as escapes."""
     partial = beside(file)
     try:
-        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+        with new_file(partial) as stream:
+            stream.write(text.encode("utf-8", "backslashreplace"))
         os.replace(partial, file)
+        flush_folder(file.parent)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise cannot_write(file, error) from None
+
+
+class Summed:
+    """Writes to a stream, and adds up the checksum of what it was given."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream = stream
+        self.value = 0
+        self.failure: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        self.value = zlib.crc32(data, self.value)
+        try:
+            return self.stream.write(data)
+        except OSError as error:
+            self.failure = error
+            raise
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+    @property
+    def checksum(self) -> str:
+        return f"{self.value:08x}"
+
+
+@contextmanager
+def new_file(file: Path) -> Iterator[Summed]:
+    """A file to write, which is on the disk when the block ends. Raises OSError where it is not, or not as it was given."""
+    with open(file, "xb") as stream:
+        summed = Summed(stream)
+        try:
+            yield summed
+        except RuntimeError:  # what torch's writer makes of a failure
+            if summed.failure is None:
+                raise
+            raise summed.failure from None
+        stream.flush()
+        os.fsync(stream.fileno())
+    if checksum(file) != summed.checksum:
+        raise OSError(errno.EIO, "what was written is not what is there")
+
+
+def flush_folder(folder: Path) -> None:
+    """Has the disk take note of what was renamed in a folder, and what was removed."""
+    if os.name == "nt":  # where folders cannot be opened, and the system sees to it
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def printable(text: str) -> str:

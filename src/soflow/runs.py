@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -14,7 +15,7 @@ from soflow import judging, processes
 from soflow.assemble import make_augment, make_dataset, make_model, make_network, make_objective, with_classes
 from soflow.config import Config, read_recipe
 from soflow.config.reading import fields, lookup
-from soflow.data.dataset import Encoder
+from soflow.data.dataset import Dataset, Encoder
 from soflow.errors import InputError, RunError
 from soflow.evaluation.features import check_name
 from soflow.interop.autoencoder import Decoder
@@ -22,14 +23,16 @@ from soflow.interop.pretrained import load_pretrained
 from soflow.pictures import save_picture
 from soflow.sampling import class_by_class, draw, sample_many
 from soflow.solution import FlowModel
-from soflow.training.checkpoint import Checkpoint, TrainState, checkpoints, newest_good
+from soflow.training.checkpoint import Checkpoint, TrainState, checkpoints
 from soflow.training.display import Display, make_display
+from soflow.training.lock import only_trainer_of
 from soflow.training.peers import lost_processes_explained
 from soflow.training.run_folder import RunFolder, find_run
 from soflow.training.signals import Stopped
 from soflow.training.trainer import Measure, Trainer, require_trackers
 
 Decode = Callable[[Tensor], Tensor]
+Watched = Callable[[TrainState, FlowModel, torch.device], None]
 Weights = Literal["ema", "raw"]
 
 #: Keys that may change when a run is taken up again: they touch what is learned by rounding at most, and dropout's masks.
@@ -42,6 +45,8 @@ FREE_KEYS = (
     "parallel",
     "train.accumulate",
     "train.log_every",
+    "train.max_skipped",
+    "train.on_nonfinite",
     "train.sample_every",
     "train.trackers",
 )
@@ -67,13 +72,13 @@ def train(
     out: str | Path,
     overrides: Sequence[str] = (),
     display: Display | None = None,
-    watch: Callable[[TrainState, FlowModel, torch.device], None] = lambda state, model, device: None,
+    watch: Watched = lambda state, model, device: None,
 ) -> RunFolder:
     """Trains a recipe (a shipped name, a YAML file or a Config) in the folder `out`, or goes on with what lies there.
 
     Shows its progress on stderr, or on another `display`. `watch` is called, with the averaged weights, where a sample grid
     is drawn. Raises InputError for settings that cannot be used or that differ from those the folder was begun with,
-    RunError when a run's numbers go wrong.
+    RunError where the folder is being trained by another process, where numbers go wrong, and where nothing can be written.
     """
     config = recipe if isinstance(recipe, Config) else read_recipe(recipe, overrides)
     folder = RunFolder(Path(out))
@@ -86,12 +91,32 @@ def train(
             f"train.batch_size={config.train.batch_size} is larger than the data, {len(dataset)} samples: "
             "a batch would hold some twice; make it smaller"
         )
+    first = processes.index() == 0
+    with only_trainer_of(folder.path) if first else nullcontext(), lost_processes_explained():
+        trainer = make_trainer(config, folder, dataset, display, watch)
+        try:
+            if first:
+                folder.create()
+                folder.write_config(config)
+                if not checkpoints(folder.checkpoints) or not folder.data.is_file():
+                    folder.write_data(dataset.describe())
+            trainer.run()
+        except BaseException as error:
+            if isinstance(error, Stopped) or trainer.accelerator.num_processes == 1:  # else it would wait for the others
+                trainer.close()
+            raise
+        trainer.close()
+    return folder
+
+
+def make_trainer(config: Config, folder: RunFolder, dataset: Dataset, display: Display, watch: Watched) -> Trainer:
+    """The trainer of a run, which has taken up what lies in the folder, if anything does."""
     if folder.config.exists() and checkpoints(folder.checkpoints):
         require_same(folder.read_config(), config, folder)
         require_same_data(folder.read_data(), dataset.describe(), folder)
     torch.manual_seed(config.train.seed)
     network = make_network(config)
-    if config.init_from and newest_good(folder.checkpoints)[0] is None:
+    if config.init_from and not checkpoints(folder.checkpoints):
         for note in load_pretrained(network, Path(config.init_from), config.init_time):
             display.note(note)
 
@@ -104,31 +129,17 @@ def train(
         draw_samples(config, folder, state.step, model, device)
         watch(state, model, device)
 
-    with lost_processes_explained():
-        trainer = Trainer(
-            network=network,
-            objective=make_objective(config),
-            dataset=dataset,
-            augment=make_augment(config.data),
-            config=config,
-            folder=folder,
-            display=display,
-            watch=draw_and_watch,
-            measure=measure,
-        )
-        try:
-            if trainer.accelerator.is_main_process:
-                folder.create()
-                folder.write_config(config)
-                if not checkpoints(folder.checkpoints) or not folder.data.is_file():
-                    folder.write_data(dataset.describe())
-            trainer.run()
-        except BaseException as error:
-            if isinstance(error, Stopped) or trainer.accelerator.num_processes == 1:  # else it would wait for the others
-                trainer.close()
-            raise
-        trainer.close()
-    return folder
+    return Trainer(
+        network=network,
+        objective=make_objective(config),
+        dataset=dataset,
+        augment=make_augment(config.data),
+        config=config,
+        folder=folder,
+        display=display,
+        watch=draw_and_watch,
+        measure=measure,
+    )
 
 
 def require_same(begun: Config, asked: Config, folder: RunFolder) -> None:

@@ -195,11 +195,19 @@ class TrainConfig(Section):
     log_every: PositiveInt = Field(100, description="steps between two lines of metrics.jsonl")
     sample_every: int = Field(5000, ge=0, description="steps between two sample grids; 0: only at the end")
     trackers: tuple[Literal["tensorboard"], ...] = Field((), description="also log to these, e.g. [tensorboard]")
+    on_nonfinite: Literal["stop", "skip"] = Field(
+        "stop", description="where a loss or gradient is not finite: stop, or skip the update"
+    )
+    max_skipped: int = Field(100, ge=0, description="updates that a run may skip; one more stops it")
 
 
 class CheckpointConfig(Section):
     every: PositiveInt = Field(5000, description="steps between two checkpoints; one is always written at the end")
     keep_last: PositiveInt = Field(2, description="how many to keep")
+    keep_every: int = Field(0, ge=0, description="also keep those of every so many steps; 0: none")
+    on_failure: Literal["stop", "continue"] = Field(
+        "stop", description="where one cannot be written, as on a full disk: stop, or continue without it"
+    )
 
 
 class EvaluateConfig(Section):

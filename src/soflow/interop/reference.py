@@ -173,7 +173,7 @@ def write_run(
     shutil.rmtree(partial.path, ignore_errors=True)
     try:
         partial.samples.mkdir(parents=True)
-        save_checkpoint(partial.checkpoints, TrainState(parts.step), network.state_dict(), average, optimizer, keep_last=1)
+        save_checkpoint(partial.checkpoints, TrainState(parts.step), network.state_dict(), average, optimizer)
         partial.write_config(config)
         shutil.copyfile(settings, partial.path / "reference.yaml")
         os.replace(partial.path, out)

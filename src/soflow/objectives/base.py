@@ -35,11 +35,25 @@ class Draws:
         return Draws(noise, t, s, dropped, n_velocity=len(range(self.n_velocity)[which]))
 
 
+class BranchLoss(NamedTuple):
+    """One branch's numbers for each of its samples: its share of the loss, mean_d of the squared error, the weight w, and
+    the times at which it looked, by their symbols.
+    """
+
+    loss: PerSample
+    squared: PerSample
+    weight: PerSample
+    times: dict[str, Tensor]  # each (n,)
+
+
 class Losses(NamedTuple):
-    """`total` is what training descends; `parts` are named values a sample, without gradient, for the logs."""
+    """`total` is what training descends; `parts` are named values a sample, without gradient, for the logs; `branches` are
+    what both are made of, in the order of the batch's samples.
+    """
 
     total: Tensor  # ()
     parts: dict[str, Tensor]  # each (number of samples it concerns,)
+    branches: dict[str, BranchLoss]
 
 
 @runtime_checkable
@@ -69,21 +83,12 @@ class LossModule(nn.Module):
         return self.objective(self.network, batch, draws, progress, self.average)
 
 
-@dataclass(frozen=True)
-class BranchLoss:
-    """One branch's numbers for each of its samples: its share of the loss, mean_d of the squared error, the weight w."""
-
-    loss: PerSample
-    squared: PerSample
-    weight: PerSample
-
-
 def losses(**branches: BranchLoss) -> Losses:
     """The mean of one loss a sample over all branches, with each branch's errors and weights for the logs."""
     total = torch.cat([branch.loss for branch in branches.values()]).mean()
     mse = {f"{name}_mse": branch.squared for name, branch in branches.items()}
     weight = {f"{name}_weight": branch.weight for name, branch in branches.items()}
-    return Losses(total, mse | weight)
+    return Losses(total, mse | weight, branches)
 
 
 def adaptive_weight(squared: PerSample, p: float, eps: float) -> PerSample:

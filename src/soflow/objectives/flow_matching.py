@@ -14,7 +14,7 @@ from soflow.objectives.base import BranchLoss, Draws, Losses, adaptive_weight, l
 from soflow.objectives.guided import draw_dropped, guiding_velocities, shown_labels
 from soflow.path import Path
 from soflow.solution import Parameterization
-from soflow.symbols import Net, Sample, mean_d
+from soflow.symbols import Net, Sample, Times, mean_d
 from soflow.times import LogitNormal
 
 
@@ -46,13 +46,15 @@ class FlowMatching:
         if self.guidance is not None:  # the prediction that is mixed in is this very pass, so it costs nothing
             v_null, _ = guiding_velocities(net, x_t, t, batch, self.parameterization, self.guidance, slice(0))
             target = self.guidance.target(point.v_t, v_null, v.detach(), t, draws.dropped)
-        return losses(flow_matching=velocity_loss(self.parameterization, v, target, self.p, self.eps))
+        return losses(flow_matching=velocity_loss(self.parameterization, v, target, t, self.p, self.eps))
 
 
-def velocity_loss(parameterization: Parameterization, v: Sample, target: Sample, p: float, eps: float) -> BranchLoss:
+def velocity_loss(
+    parameterization: Parameterization, v: Sample, target: Sample, t: Times, p: float, eps: float
+) -> BranchLoss:
     """v(x_t, t, y) -> the (guided) conditional velocity. Also a part of other methods."""
     # L_FM = mean of sg(w) mean_d(delta^2),   w = 1 / (|d_s b(t, t)| (mean_d(delta^2) + eps)^p)
     delta = v - target
     squared = mean_d(delta**2)
     weight = adaptive_weight(squared, p, eps) / abs(parameterization.d_s_b)
-    return BranchLoss(weight * squared, squared.detach(), weight)
+    return BranchLoss(weight * squared, squared.detach(), weight, {"t": t})

@@ -84,4 +84,4 @@ class MeanFlow:
         squared = ((F_t - target) ** 2).flatten(1).sum(1)
         weight = adaptive_weight(squared, self.p, self.eps)
         per_dimension = squared.detach() / x_t[0].numel()
-        return losses(mean_flow=BranchLoss(weight * squared, per_dimension, weight))
+        return losses(mean_flow=BranchLoss(weight * squared, per_dimension, weight, {"t": t, "s": s}))

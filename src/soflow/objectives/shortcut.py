@@ -66,11 +66,10 @@ class Shortcut:
             target = self.guidance.target(v_t[fm], v_null, F_fm.detach(), t[fm], draws.dropped[fm])
         squared = mean_d((F_steps - two_half_steps(average or net, jumps)) ** 2)
         weight = adaptive_weight(squared, self.p, self.eps)
-        branches = {
-            "flow_matching": velocity_loss(EULER, F_fm, target, self.p, self.eps),
-            "shortcut": BranchLoss(weight * squared, squared.detach(), weight),
-        }
-        return losses(**{name: branch for name, branch in branches.items() if len(branch.loss)})
+        return losses(
+            flow_matching=velocity_loss(EULER, F_fm, target, t[fm], self.p, self.eps),
+            shortcut=BranchLoss(weight * squared, squared.detach(), weight, {"t": jumps.t, "s": jumps.s}),
+        )
 
 
 def two_half_steps(average: Net, jumps: Inputs) -> Sample:

@@ -73,7 +73,7 @@ class SoFlow:
         return losses(**self.branches(net, batch, draws, l))
 
     def branches(self, net: Net, batch: Batch, draws: Draws, l: Times) -> dict[str, BranchLoss]:
-        """The losses of both branches, or of the one that has samples; l: the middle times of the second."""
+        """The losses of both branches, either of which may have no samples; l: the middle times of the second."""
         fm, scm = slice(draws.n_velocity), slice(draws.n_velocity, None)
         point = self.path.sample(batch.data, draws.noise, draws.t)
         x_t, t, v_t, dropped = point.x_t, point.t, point.v_t, draws.dropped
@@ -92,11 +92,10 @@ class SoFlow:
         v = self.parameterization.velocity(F_fm)
         if self.guidance is not None:  # what is mixed in here is the very prediction that learns, so it costs nothing
             target_fm = self.guidance.target(v_t[fm], v_null[fm], v.detach(), t[fm], dropped[fm])
-        branches = {
-            "flow_matching": velocity_loss(self.parameterization, v, target_fm, self.p, self.eps),
+        return {
+            "flow_matching": velocity_loss(self.parameterization, v, target_fm, t[fm], self.p, self.eps),
             "consistency": consistency_loss(self.parameterization, jumps, F_t, x_l, l, F_l, self.p, self.eps),
         }
-        return {name: branch for name, branch in branches.items() if len(branch.loss)}
 
 
 def passes(net: Net, velocities: Inputs, jumps: Inputs, nearer: Inputs) -> tuple[Tensor, Tensor, Tensor]:
@@ -143,4 +142,4 @@ def consistency_loss(
     # L_SCM = mean of sign(b(t, s)) mean_d(F(x_t, t, s) sg(q w))
     sign = torch.sign(parameterization.b(t, s))
     loss = sign * mean_d(F_t * q * across(weight, q))
-    return BranchLoss(loss, squared, weight)
+    return BranchLoss(loss, squared, weight, {"t": t, "l": l, "s": s})

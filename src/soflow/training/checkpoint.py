@@ -4,50 +4,73 @@
         model.safetensors       the network's weights
         ema.safetensors         their average
         optimizer.pt            the optimizer's state, loadable with weights_only=True
-        state.json              the step, the seconds of training, the running means of the log; checksums of the files above
+        state.json              the step, the seconds of training, the running means of the log; checksums of all this
 
-The folder is written beside its place and renamed, so a checkpoint either is there whole or is not there.
+The folder is written beside its place, flushed to the disk, read again, and renamed: a checkpoint either is there whole or
+is not there. None is removed before a newer one is there.
 """
 
-import errno
 import json
 import os
 import shutil
+import zipfile
+import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, TypeAdapter
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
-from soflow.errors import RunError
-from soflow.files import checksum
+from soflow.errors import RunError, first_line
+from soflow.files import checksum, flush_folder, new_file
 
-VERSION = 1
+VERSION = 2
 WEIGHTS = {"raw": "model.safetensors", "ema": "ema.safetensors"}
 OPTIMIZER = "optimizer.pt"
+RECORD = "state.json"
 
 
 @dataclass
 class TrainState:
-    """Where a run stands: steps done, seconds spent training, [sum, count] of each value since the last log line, and the
-    best figure of the evaluations on the way, with what it is and the step that it is of (0: there is none).
+    """Where a run stands.
+
+    step: steps done. seconds: spent training. sums: [sum, count] of each value since the last log line. best, best_of,
+    best_step: the best figure of the evaluations on the way, with what it is and the step that it is of (0: there is none).
+    skipped: updates left out because their numbers went wrong. due: whether what comes after this step, such as its log line
+    or its evaluation, has yet to be done.
     """
 
-    step: int = 0
+    step: Annotated[int, Field(ge=0)] = 0
     seconds: float = 0.0
-    sums: dict[str, list[float]] = field(default_factory=dict)
+    sums: dict[str, Annotated[list[float], Field(min_length=2, max_length=2)]] = field(default_factory=dict)
     best: float | None = None
     best_of: str = ""
     best_step: int = 0
+    skipped: int = 0
+    due: bool = False
+
+
+@dataclass
+class Record:
+    """What state.json holds beside its own checksum."""
+
+    version: int
+    state: TrainState
+    checksums: dict[str, str]
+
+    def checksum(self) -> str:
+        return f"{zlib.crc32(json.dumps(asdict(self), sort_keys=True).encode()):08x}"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One checkpoint folder."""
+    """One checkpoint folder. Every method raises RunError for what is damaged."""
 
     path: Path
 
@@ -58,39 +81,68 @@ class Checkpoint:
     def problem(self) -> str | None:
         """The first file that is missing or is not what was written, with what is wrong; None if all are good."""
         try:
-            recorded = json.loads((self.path / "state.json").read_text())
-            checksums = dict(recorded["checksums"])
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            return f"{self.path / 'state.json'} is damaged ({type(error).__name__})"
-        if recorded.get("version") != VERSION:
-            return f"{self.path} is of run-folder version {recorded.get('version')}, this soflow reads {VERSION}"
-        for name in (*WEIGHTS.values(), OPTIMIZER):
-            file = self.path / name
-            if not file.is_file():
-                return f"{file} is missing"
-            if checksum(file) != checksums.get(name):
-                return f"{file} is damaged (its checksum is not the one recorded)"
+            checksums = self.record().checksums
+            for name in (*WEIGHTS.values(), OPTIMIZER):
+                file = self.path / name
+                if not file.is_file():
+                    return f"{file} is missing"
+                if checksum(file) != checksums.get(name):
+                    return f"{file} is damaged (its checksum is not the one recorded)"
+        except OSError as error:
+            return f"{self.path} cannot be read ({error.strerror})"
+        except RunError as error:
+            return str(error)
         return None
+
+    def record(self) -> Record:
+        """What state.json says."""
+        file = self.path / RECORD
+        try:
+            values = json.loads(file.read_text())
+            version, own = values["version"], values.pop("checksum", None)
+            if version == VERSION:
+                record = TypeAdapter(Record).validate_python(values)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise RunError(f"{file} is damaged ({type(error).__name__})") from None
+        if version != VERSION:
+            raise RunError(f"{self.path} is of run-folder version {str(version)[:20]}, this soflow reads {VERSION}")
+        if own != record.checksum() or record.state.step != self.step:
+            raise RunError(f"{file} is damaged (its checksum is not the one recorded)")
+        return record
 
     def checksum_of(self, which: str) -> str:
         """The recorded checksum of its weights, "raw" or "ema"."""
-        return str(json.loads((self.path / "state.json").read_text())["checksums"][WEIGHTS[which]])
+        return self.record().checksums[WEIGHTS[which]]
+
+    def train_state(self) -> TrainState:
+        return self.record().state
 
     def weights(self, which: str) -> dict[str, Tensor]:
         """The network's state: "raw" or "ema"."""
-        return load_file(self.path / WEIGHTS[which])
+        file = self.path / WEIGHTS[which]
+        try:
+            return load_file(file)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise RunError(f"{file} is no safetensors file: {first_line(error)}") from None
 
     def optimizer_state(self) -> dict[str, Any]:
-        return torch.load(self.path / OPTIMIZER, map_location="cpu", weights_only=True)
-
-    def train_state(self) -> TrainState:
-        recorded = json.loads((self.path / "state.json").read_text())
-        return TrainState(**recorded["state"])
+        """What the optimizer had. Nothing in the file can run code, or unfold into more than the file holds."""
+        file = self.path / OPTIMIZER
+        try:
+            with zipfile.ZipFile(file) as archive:
+                if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                    raise ValueError("it is compressed, which torch never does")
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # whatever torch makes of bytes that are not its own
+            raise RunError(f"{file} is no optimizer's state: {first_line(error)}") from None
+        if not isinstance(state, dict) or not state.keys() >= {"state", "param_groups"}:
+            raise RunError(f"{file} is no optimizer's state")
+        return state
 
 
 def checkpoints(folder: Path) -> list[Checkpoint]:
     """All checkpoints in a `checkpoints` folder, oldest first; whether they are good is not looked at."""
-    found = [Checkpoint(path) for path in folder.glob("step-*") if path.name.removeprefix("step-").isdigit()]
+    found = [Checkpoint(path) for path in folder.glob("step-*") if path.name.removeprefix("step-").isdecimal()]
     return sorted(found, key=lambda checkpoint: checkpoint.step)
 
 
@@ -116,34 +168,59 @@ def require_good(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def save_checkpoint(
-    folder: Path,
-    state: TrainState,
-    weights: Mapping[str, Tensor],
-    ema: Mapping[str, Tensor],
-    optimizer: Mapping[str, Any],
-    keep_last: int,
+    folder: Path, state: TrainState, weights: Mapping[str, Tensor], ema: Mapping[str, Tensor], optimizer: Mapping[str, Any]
 ) -> Checkpoint:
-    """Writes `folder`/step-NNNNNNNN, keeps the last `keep_last` and the best, and removes older ones and any of later steps:
-    those are from before the run went back to an earlier checkpoint. Raises OSError where it cannot be written.
-    """
+    """Writes `folder`/step-NNNNNNNN. Raises OSError where it cannot be written; others are then as they were."""
     final = folder / f"step-{state.step:08d}"
     partial = folder / f".{final.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
     try:
-        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, partial / WEIGHTS["raw"])
-        save_file({name: tensor.contiguous() for name, tensor in ema.items()}, partial / WEIGHTS["ema"])
-        torch.save(optimizer, partial / OPTIMIZER)
-    except (SafetensorError, RuntimeError) as error:  # how both libraries report a disk that takes no more
-        raise OSError(errno.EIO, " ".join(str(error).split())) from None
-    sums = {name: checksum(partial / name) for name in (*WEIGHTS.values(), OPTIMIZER)}
-    record = {"version": VERSION, "state": asdict(state), "checksums": sums}
-    (partial / "state.json").write_text(json.dumps(record, indent=1))
-    shutil.rmtree(final, ignore_errors=True)  # a damaged one of the same step
-    os.replace(partial, final)
-    earlier = [checkpoint for checkpoint in checkpoints(folder) if checkpoint.step < state.step]
-    later = [checkpoint for checkpoint in checkpoints(folder) if checkpoint.step > state.step]  # damaged, or passed over
-    for old in earlier[: len(earlier) + 1 - keep_last] + later:
-        if old.step != state.best_step:
-            shutil.rmtree(old.path)
+        partial.mkdir()
+        checksums = {}
+        for name, tensors in (WEIGHTS["raw"], weights), (WEIGHTS["ema"], ema):
+            with new_file(partial / name) as stream:
+                stream.write(save({key: tensor.contiguous() for key, tensor in tensors.items()}))
+            checksums[name] = stream.checksum
+        with new_file(partial / OPTIMIZER) as stream:
+            torch.save(optimizer, stream)  # type: ignore[arg-type]  # it needs no more of a stream
+        checksums[OPTIMIZER] = stream.checksum
+        record = Record(VERSION, state, checksums)
+        with new_file(partial / RECORD) as stream:
+            stream.write(json.dumps({**asdict(record), "checksum": record.checksum()}, indent=1).encode())
+        flush_folder(partial)
+        if final.exists():  # a damaged one, from before the run went back to an earlier one
+            remove(Checkpoint(final))
+        os.replace(partial, final)
+        flush_folder(folder)
+    finally:
+        with suppress(OSError):
+            sweep(folder)
     return Checkpoint(final)
+
+
+def remove_old(folder: Path, state: TrainState, keep_last: int, keep_every: int = 0) -> None:
+    """Removes what the checkpoint of `state.step`, which must be good, makes superfluous: all but the last `keep_last`,
+    those of every `keep_every` steps (0: none) and the best; and those of later steps, damaged or passed over as they are.
+    """
+    earlier = [checkpoint for checkpoint in checkpoints(folder) if checkpoint.step <= state.step]
+    later = [checkpoint for checkpoint in checkpoints(folder) if checkpoint.step > state.step]
+    assert keep_last >= 1
+    for old in earlier[:-keep_last] + later:
+        forever = keep_every and old.step % keep_every == 0 and old.step <= state.step
+        if old.step != state.best_step and not forever:
+            remove(old)
+    flush_folder(folder)
+
+
+def remove(checkpoint: Checkpoint) -> None:
+    """Removes a checkpoint, at once: one that is half gone would look like a damaged one."""
+    aside = checkpoint.path.with_name(f".{checkpoint.path.name}.removed")
+    os.replace(checkpoint.path, aside)
+    shutil.rmtree(aside)
+
+
+def sweep(folder: Path) -> None:
+    """Removes what was left half-written or half-removed. Nobody else may be at work in the folder."""
+    for path in folder.glob(".step-*"):
+        shutil.rmtree(path)

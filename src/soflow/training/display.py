@@ -2,6 +2,7 @@
 
 import sys
 import time
+from math import isfinite
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -45,7 +46,8 @@ class BarDisplay:
     def step(self, done: int, loss: float, samples_per_second: float) -> None:
         assert self.task is not None
         weight = 0.1 if self.speed else 1.0  # running means, so that both can be read
-        self.loss += weight * (loss - self.loss)
+        if isfinite(loss):
+            self.loss += weight * (loss - self.loss)
         self.speed += weight * (samples_per_second - self.speed)
         self.bar.update(self.task, completed=done, text=f"loss {self.loss:.4f}  {self.speed:,.0f} samples/s")
 

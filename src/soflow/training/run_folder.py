@@ -3,6 +3,7 @@
 config.yaml  data.json  metrics.jsonl  checkpoints/step-NNNNNNNN/  samples/step-NNNNNNNN.png  evaluation.json  report.html
 """
 
+import errno
 import json
 import os
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 from soflow.config import Config, dump
 from soflow.config.reading import parse_yaml, validate
 from soflow.errors import InputError, RunError
-from soflow.files import read_json, write_json
+from soflow.files import read_json, require_writable, write_json, write_text
 from soflow.training.checkpoint import VERSION, Checkpoint, newest_good, require_good
 
 
@@ -52,16 +53,11 @@ class RunFolder:
 
     def create(self) -> None:
         """Makes the folder. Raises InputError where it cannot be written."""
-        try:
-            self.samples.mkdir(parents=True, exist_ok=True)
-            self.checkpoints.mkdir(exist_ok=True)
-        except OSError as error:
-            raise InputError(f"cannot write to {self.path}: {error.strerror}; choose another folder with --out") from None
-        if not os.access(self.path, os.W_OK):
-            raise InputError(f"cannot write to {self.path}: no permission; choose another folder with --out")
+        for folder in (self.path, self.samples, self.checkpoints):
+            require_writable(folder)
 
     def write_config(self, config: Config) -> None:
-        self.config.write_text(f"# The whole configuration of this run.\nversion: {VERSION}\n{dump(config)}")
+        write_text(self.config, f"# The whole configuration of this run.\nversion: {VERSION}\n{dump(config)}")
 
     def write_data(self, described: dict[str, Any]) -> None:
         write_json(self.data, described)
@@ -99,9 +95,9 @@ class RunFolder:
         for line in self.metrics.read_text(errors="replace").splitlines():
             try:
                 values = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 break
-            if not isinstance(values, dict) or "step" not in values:
+            if not isinstance(values, dict) or not isinstance(values.get("step"), int):
                 break
             lines.append(values)
         return lines
@@ -109,9 +105,24 @@ class RunFolder:
     def forget_metrics_after(self, step: int) -> None:
         """Drops the lines that a resumed run will write again."""
         kept = [line for line in self.read_metrics() if line["step"] <= step]
-        partial = self.metrics.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(partial, self.metrics)
+        write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def add_metrics(self, lines: list[dict[str, Any]]) -> None:
+        """Adds lines to metrics.jsonl, all or none. Raises OSError where they cannot be written."""
+        text = "".join(json.dumps(line) + "\n" for line in lines).encode()
+        with self.metrics.open("ab", buffering=0) as stream:
+            before = stream.seek(0, os.SEEK_END)
+            try:
+                if stream.write(text) < len(text):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                stream.truncate(before)
+                raise
+
+    def flush_metrics(self) -> None:
+        """Has metrics.jsonl on the disk, as a checkpoint after it will be."""
+        with self.metrics.open("ab") as stream:
+            os.fsync(stream.fileno())
 
     def write_evaluation(self, results: dict[str, Any]) -> Path:
         """Into evaluation.json; of a checkpoint that is not the newest, into a file named after it."""

@@ -16,6 +16,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from soflow.errors import InputError
 
+#: What AdamW and RAdam keep of a parameter.
+MOMENTS = {"step", "exp_avg", "exp_avg_sq"}
+
 
 def spread(module: nn.Module, device: torch.device, blocks: bool = True) -> None:
     """Replaces each parameter of the module, the same on all processes, by this one's share of it, on `device`.
@@ -75,15 +78,19 @@ def load_network(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Loads a whole state: what has the shape of a parameter is spread as that is."""
-
-    def of(parameter: Tensor, value: Any) -> Any:
-        alike = isinstance(value, Tensor) and value.shape == parameter.shape
-        return share_out(value, parameter) if alike else value
-
+    """Loads what a whole state holds of each parameter, spread as that is. The options stay as they are: the configuration
+    says them. Raises ValueError for a state that is not of these parameters, or not of this optimizer.
+    """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    shares = {
-        index: {name: of(parameters[index], value) for name, value in values.items()}
-        for index, values in state["state"].items()
-    }
-    optimizer.load_state_dict({**state, "state": shares})
+
+    def of(parameter: Tensor, value: Tensor) -> Tensor:
+        if value.shape not in (parameter.shape, ()):
+            raise ValueError(f"the optimizer's state has a tensor {list(value.shape)} for one {list(parameter.shape)}")
+        return share_out(value, parameter) if value.shape == parameter.shape else value
+
+    shares = {}
+    for index, values in state["state"].items():
+        if values.keys() != MOMENTS:
+            raise ValueError(f"the optimizer's state has {', '.join(map(str, values))} of a parameter")
+        shares[index] = {name: of(parameters[index], value) for name, value in values.items()}
+    optimizer.load_state_dict({"state": shares, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -16,11 +16,27 @@ class Stopped(Exception):
         self.signum = signum
 
 
+class CutShort(BaseException):
+    """A signal came while something was at work that may be cut short."""
+
+
 @dataclass
 class StopRequest:
     """Which signal came, if any."""
 
     signum: int | None = None
+    may_cut: bool = False
+
+    def cut_short(self, work: Callable[[], None]) -> None:
+        """Does `work`, until a signal comes. Only for what changes nothing, and can be done again."""
+        try:
+            try:
+                self.may_cut = self.signum is None
+                work()
+            finally:
+                self.may_cut = False
+        except CutShort:
+            pass
 
 
 @contextmanager
@@ -38,6 +54,9 @@ def stop_request() -> Iterator[StopRequest]:
         request.signum = signum
         if signum == signal.SIGINT:
             signal.signal(signum, before[signum])
+        if request.may_cut:
+            request.may_cut = False
+            raise CutShort
 
     before = {int(signum): signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:

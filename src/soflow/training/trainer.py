@@ -1,34 +1,36 @@
 """The trainer: one loop for every method. It knows networks, batches and objectives only by their contracts."""
 
 import gc
-import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from soflow import processes
 from soflow.config import Config
 from soflow.data.augment import AugmentPipe
-from soflow.data.batches import Batches, seed_of, seeded_generator
+from soflow.data.batches import Batch, Batches, seed_of, seeded_generator
 from soflow.data.dataset import Dataset
-from soflow.errors import InputError, RunError
-from soflow.objectives.base import Losses, LossModule, Objective
-from soflow.training.checkpoint import TrainState, newest_good, save_checkpoint
+from soflow.errors import InputError, RunError, first_line
+from soflow.objectives.base import Draws, Losses, LossModule, Objective
+from soflow.training.checkpoint import TrainState, newest_good
 from soflow.training.compile import compile_blocks, compile_errors_explained
 from soflow.training.display import Display
 from soflow.training.ema import Ema
+from soflow.training.keeper import Keeper
+from soflow.training.nonfinite import all_finite, sample_to_blame, wrong_gradients
 from soflow.training.optimizers import learning_rate, make_optimizer
 from soflow.training.peers import require_plain_launch
 from soflow.training.precision import float32_products
 from soflow.training.run_folder import RunFolder
-from soflow.training.sharding import load_network, load_optimizer, share, spread, whole_state
+from soflow.training.sharding import load_network, load_optimizer, spread, whole_state
 from soflow.training.signals import Stopped, StopRequest, stop_request
 
 #: Called where a sample grid is due, with how far training is, the averaged weights and the device.
@@ -77,10 +79,12 @@ class Trainer:
         self.objective = objective
         self.network = network
         self.state = TrainState()
+        self.keeper = Keeper(folder, config.checkpoint, display.note)
         if config.compile:
             compile_blocks(network)
         loss = LossModule(network, objective)
-        if config.parallel == "fsdp" and self.accelerator.num_processes > 1:
+        self.spread_out = config.parallel == "fsdp" and self.accelerator.num_processes > 1
+        if self.spread_out:
             # evaluation_mode: autocast, and no DDP around it
             self.module = self.accelerator.prepare_model(loss, device_placement=False, evaluation_mode=True)
             spread(loss, self.device, blocks=not config.objective.whole_network)
@@ -102,43 +106,71 @@ class Trainer:
                 f"the processes do not see the same checkpoints: {self.folder.path} must be on a disk that all share"
             )
         if checkpoint is None:
+            if problems:  # a run of which anything is left is not begun anew
+                place = self.folder.checkpoints
+                raise RunError(f"{problems[0]}; no checkpoint in {place} is good: bring one back, or move it to begin anew")
             return
-        load_network(self.network, checkpoint.weights("raw"))
-        self.ema.load_state_dict(checkpoint.weights("ema"))
-        load_optimizer(self.optimizer, checkpoint.optimizer_state())
-        self.state = checkpoint.train_state()
         self.display.note(f"going on from {checkpoint.path}")
+        try:
+            load_network(self.network, checkpoint.weights("raw"))
+            self.ema.load_state_dict(checkpoint.weights("ema"))
+            load_optimizer(self.optimizer, checkpoint.optimizer_state())
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+            if isinstance(error, RunError):
+                raise
+            raise RunError(f"{checkpoint.path} does not fit the run's network: {first_line(error)}") from None
+        self.state = checkpoint.train_state()
+        self.keeper.saved(self.state)
 
     def run(self) -> None:
-        """Trains to the last step. Raises Stopped after a signal, RunError for a loss that is not a number."""
-        config, steps = self.config.train, self.config.train.steps
-        if self.state.step >= steps:
+        """Trains to the last step. Raises Stopped after a signal, RunError where numbers go wrong or cannot be kept."""
+        steps, state = self.config.train.steps, self.state
+        if state.step >= steps and not state.due:
             return
         self.module.train()
+        done = state.step - state.due  # steps with all that comes after them
         if self.accelerator.is_main_process:
-            self.folder.forget_metrics_after(self.state.step)
-        self.accelerator.init_trackers("", init_kwargs={"tensorboard": {"purge_step": self.state.step + 1}})
-        self.display.start(self.state.step, steps)
+            self.folder.forget_metrics_after(done)
+        self.accelerator.init_trackers("", init_kwargs={"tensorboard": {"purge_step": done + 1}})
+        self.display.start(state.step, steps)
+        stop: int | None = None
         try:
             with stop_request() as request:
-                while self.state.step < steps and request.signum is None:
-                    self.timed_step()
-                    done = self.state.step
-                    measured = self.measure is not None and (done == steps or done % self.config.evaluate.every == 0)
-                    figures = self.measured() if measured else {}
-                    if done % config.log_every == 0 or done == steps or measured:
-                        self.log(figures)
-                    # before the checkpoint: whatever ends the process in between, going on from the last one does both
-                    if done == steps or (config.sample_every and done % config.sample_every == 0):
-                        self.sample()
-                    if done % self.config.checkpoint.every == 0 or done == steps or measured:
-                        self.save()
-                    self.agree_to_stop(request)
-                if request.signum is not None and self.state.step < steps:
-                    self.save()  # while signals still only ask: a second SIGTERM must not cost this checkpoint
-                    raise Stopped(request.signum)
+                while state.due or state.step < steps:
+                    if not state.due:
+                        self.timed_step()
+                        stop = self.agreed(request)
+                    if stop is None:
+                        stop = self.follow_up(request)
+                    if stop is not None and (state.due or state.step < steps):
+                        self.save(last_chance=True)  # while signals still only ask: another must not cost this checkpoint
+                        raise Stopped(stop)
         finally:
             self.display.stop()
+
+    def follow_up(self, request: StopRequest) -> int | None:
+        """What comes after a step where it is due: looking at samples, measuring them, the log, a checkpoint. Returns the
+        signal that cut the looking short, if one did: then all of it is yet to be done.
+        """
+        config, state, done = self.config, self.state, self.state.step
+        final = done == config.train.steps
+        drawn = final or (config.train.sample_every > 0 and done % config.train.sample_every == 0)
+        measured = self.measure is not None and (final or done % config.evaluate.every == 0)
+        figures: dict[str, float] = {}
+        if drawn or measured:
+            weights = whole_state(self.ema.state_dict(), self.accelerator.is_main_process)
+            if self.accelerator.is_main_process:
+                request.cut_short(lambda: self.look(weights, drawn, figures if measured else None))
+            self.accelerator.wait_for_everyone()
+            if (stop := self.agreed(request)) is not None:
+                return stop
+        state.due = False
+        self.keep_best(figures)
+        if done % config.train.log_every == 0 or final or measured:
+            self.log(figures)
+        if done % config.checkpoint.every == 0 or final or measured:
+            self.save(last_chance=final)
+        return None
 
     def close(self) -> None:
         """Ends trackers and the process group. The data-parallel wrapper holds on to the group, so it must go first: a
@@ -149,9 +181,9 @@ class Trainer:
         gc.collect()
         self.accelerator.end_training()
 
-    def agree_to_stop(self, request: StopRequest) -> None:
-        """A signal that reached any process stops all of them after the same step."""
-        request.signum = max(self.of_all(request.signum or 0)) or None
+    def agreed(self, request: StopRequest) -> int | None:
+        """A signal that reached any process, known to all of them after the same step."""
+        return max(self.of_all(request.signum or 0)) or None
 
     def of_all(self, number: int) -> list[int]:
         """A number of each process. Every process must ask for it."""
@@ -165,6 +197,7 @@ class Trainer:
             loss = self.step(self.state.step)
         seconds = time.perf_counter() - start
         self.state.step += 1
+        self.state.due = True
         self.state.seconds += seconds
         self.count("seconds", seconds, 1)
         self.display.step(self.state.step, loss, self.config.train.batch_size / seconds)
@@ -175,45 +208,99 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config.optimizer, step)
         torch.manual_seed(seed_of(config.train.seed, f"dropout of process {accelerator.process_index}", step))
-        shape = (config.train.batch_size, *config.data.shape)
-        draws = self.objective.draw(shape, seeded_generator(config.train.seed, "draws", step, self.device))
-
-        loss, shares = 0.0, accelerator.num_processes * config.train.accumulate
-        for part in range(config.train.accumulate):
-            index = part * accelerator.num_processes + accelerator.process_index
-            batch = self.batches.share(step, index, shares)
+        parts: list[Losses] = []
+        for batch, draws in self.shares(step):
             with accelerator.accumulate(self.module):
-                losses = self.module(batch, draws.rows(slice(index, None, shares)), step / config.train.steps)
-                loss += self.read(losses) / config.train.accumulate
+                losses = self.module(batch, draws, step / config.train.steps)
                 accelerator.backward(losses.total)
-                if config.optimizer.clip and accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(self.network.parameters(), config.optimizer.clip)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
-        self.ema.update(step)
+                parts.append(losses)
+                if accelerator.sync_gradients:  # the last part
+                    loss, wrong = self.read(parts)
+                    if not wrong:
+                        if config.optimizer.clip:
+                            accelerator.clip_grad_norm_(self.network.parameters(), config.optimizer.clip)
+                        self.optimizer.step()
+                    self.optimizer.zero_grad()
+        if wrong:
+            self.skip(step, wrong)
+        else:
+            self.ema.update(step)
         return loss
 
-    def read(self, losses: Losses) -> float:
-        """Adds a loss and its parts, over all processes, to the running means. Raises RunError if it is not a number."""
-        parts = {"loss": losses.total.detach()[None], **losses.parts}
-        sums = torch.stack(
-            [part.sum() for part in parts.values()] + [losses.total.new_tensor(float(len(p))) for p in parts.values()]
+    def shares(self, step: int) -> Iterator[tuple[Batch, Draws]]:
+        """What this process works on in a step, a part of the batch at a time."""
+        train, device = self.config.train, self.device
+        draws = self.objective.draw(
+            (train.batch_size, *self.config.data.shape), seeded_generator(train.seed, "draws", step, device)
         )
-        numbers = self.accelerator.reduce(sums.float(), "sum").tolist()
-        for name, total, count in zip(parts, numbers, numbers[len(parts) :], strict=False):
-            self.count(name, total, count)
-        loss = numbers[0] / numbers[len(parts)]
-        if not math.isfinite(loss):
-            self.fail(f"loss is {loss}")
-        return loss
+        index, count = self.accelerator.process_index, self.accelerator.num_processes * train.accumulate
+        for share in range(index, count, self.accelerator.num_processes):
+            yield self.batches.share(step, share, count), draws.rows(slice(share, None, count))
 
-    def fail(self, what: str) -> None:
+    def read(self, parts: list[Losses]) -> tuple[float, str]:
+        """The loss over all processes. Adds it and its parts to the running means; or, where one of them or a gradient is
+        not finite, says which, the same in every process.
+        """
+        values = [{"loss": losses.total.detach()[None], **losses.parts} for losses in parts]
+        names = list(values[0])
+        sums = torch.stack([torch.stack([part[name].sum() for part in values]).sum() for name in names])
+        counts = [float(sum(len(part[name]) for part in values)) for name in names]
+        well = all_finite(parameter.grad for parameter in self.network.parameters())
+        mine = torch.cat([sums.float(), torch.tensor([*counts, 1.0], device=self.device), well[None]])
+        *numbers, processes, well_in = self.accelerator.reduce(mine, "sum").tolist()
+        totals = dict(zip(names, zip(numbers, numbers[len(names) :], strict=False), strict=False))
+        loss = totals["loss"][0] / totals["loss"][1]
+        for name, (total, _) in totals.items():
+            if not math.isfinite(total):
+                return loss, f"the {name.replace('_', ' ')} is {total}"
+        if well_in < processes:
+            return loss, f"the gradient of {wrong_gradients(self.network)} is not finite"
+        for name, (total, count) in totals.items():
+            self.count(name, total, count)
+        return loss, ""
+
+    def skip(self, step: int, wrong: str) -> None:
+        """Leaves out the update of a step, counted from 0, if that is asked for and has not been too often; else ends the
+        run.
+        """
+        config, what = self.config.train, f"{wrong} at step {step + 1}{self.blame(step)}"
+        if config.on_nonfinite == "stop":
+            self.fail(what)
+        if self.state.skipped == config.max_skipped:
+            self.fail(f"{what}, and {config.max_skipped} updates were skipped before, as train.max_skipped allows")
+        self.state.skipped += 1
+        self.display.note(f"{what}; skipping the update, {self.state.skipped} of at most {config.max_skipped}")
+
+    def blame(self, step: int) -> str:
+        """The first sample by which a step goes wrong, in whichever process; nothing where no single one does, or where no
+        process has the network to try it.
+        """
+        if self.spread_out:
+            return ""
+        config, parameters = self.config, list(self.ema.trained.values())
+        told = ""
+        with torch.compiler.set_stance("force_eager"), self.accelerator.autocast():
+            for part, (batch, draws) in enumerate(self.shares(step)):
+                found = sample_to_blame(
+                    lambda batch, draws: self.objective(self.network, batch, draws, step / config.train.steps, self.ema.net),
+                    batch,
+                    draws,
+                    parameters,
+                )
+                if found and not told:
+                    share = self.accelerator.process_index + part * self.accelerator.num_processes
+                    row = share + found[0] * self.accelerator.num_processes * config.train.accumulate
+                    item = self.batches.indices(step)[row]
+                    told = f", by sample {row} of its batch (number {item} of the data): {found[1]}"
+        return next(filter(None, gather_object([told])), "")
+
+    def fail(self, what: str) -> NoReturn:
         """Ends a run whose numbers went wrong."""
         good, _ = newest_good(self.folder.checkpoints)
         last = f"the last good checkpoint is {good.path}" if good else "there is no checkpoint yet"
         raise RunError(
-            f"the {what} at step {self.state.step + 1}; {last}; try a smaller optimizer.lr, a longer optimizer.warmup, "
-            "optimizer.clip=1, or precision=fp32, in a new folder"
+            f"{what}; {last}; try train.on_nonfinite=skip, or in a new folder a smaller optimizer.lr, a longer "
+            "optimizer.warmup, optimizer.clip=1, or precision=fp32"
         )
 
     def count(self, name: str, total: float, count: float) -> None:
@@ -236,57 +323,49 @@ class Trainer:
             "steps_per_second": 1 / seconds_per_step,
             "samples_per_second": self.config.train.batch_size / seconds_per_step,
         }
+        if self.state.skipped:
+            metrics["skipped"] = self.state.skipped
         if self.accelerator.is_main_process:
-            with self.folder.metrics.open("a") as stream:
-                stream.write(json.dumps(metrics) + "\n")
+            self.keeper.log(metrics)
         self.accelerator.log({name: value for name, value in metrics.items() if name != "step"}, step=self.state.step)
         self.display.log(metrics)
 
-    def save(self) -> None:
-        """Writes a checkpoint: the first process does, of whole tensors to which all have given their share."""
-        finite = all(bool(share(p).isfinite().all()) for p in self.network.parameters())
-        if not all(self.of_all(finite)):
-            self.fail("weights are no longer finite numbers")
+    def save(self, last_chance: bool) -> None:
+        """A checkpoint, of whole tensors to which every process gives its share. Raises RunError for weights that are not
+        finite: these are never saved.
+        """
+        if not all(self.of_all(int(all_finite(self.network.parameters())))):
+            self.fail(f"weights are no longer finite numbers after step {self.state.step}")
         main = self.accelerator.is_main_process
         weights, ema, optimizer = (whole_state(x.state_dict(), main) for x in (self.network, self.ema, self.optimizer))
         if main:
-            try:
-                save_checkpoint(
-                    self.folder.checkpoints, self.state, weights, ema, optimizer, self.config.checkpoint.keep_last
-                )
-            except OSError as error:
-                raise RunError(
-                    f"cannot write the checkpoint of step {self.state.step} to {self.folder.checkpoints}: {error.strerror}; "
-                    "earlier ones are untouched; make room, then run the same command again"
-                ) from None
+            self.keeper.save(self.state, weights, ema, optimizer, last_chance)
         self.accelerator.wait_for_everyone()
 
-    def sample(self) -> None:
-        """Shows the averaged weights to `watch`, in the first process while the others wait."""
-        main = self.accelerator.is_main_process
-        weights = whole_state(self.ema.state_dict(), main)
-        if main:
-            self.watch(self.state, weights, self.device)
-        self.accelerator.wait_for_everyone()
-
-    def measured(self) -> dict[str, float]:
-        """Figures of the averaged weights, in the first process while the others wait; notes which are the best so far."""
-        assert self.measure is not None
-        main = self.accelerator.is_main_process
-        weights, figures = whole_state(self.ema.state_dict(), main), dict[str, float]()
-        if main:
+    def look(self, weights: dict[str, Tensor], drawn: bool, figures: dict[str, float] | None) -> None:
+        """Looks at the averaged weights, in the first process while the others wait: fills in `figures`, where these are
+        asked for, and draws samples. Changes nothing else.
+        """
+        if figures is not None:
+            assert self.measure is not None
             try:
-                figures = self.measure(weights, self.device)
+                figures.update(self.measure(weights, self.device))
             except (InputError, RunError) as error:
                 self.display.note(f"step {self.state.step} has no figure: {error}")
+        if drawn:
+            try:
+                self.watch(self.state, weights, self.device)
+            except OSError as error:
+                self.display.note(f"step {self.state.step} has no picture: {error.strerror or error}")
+
+    def keep_best(self, figures: dict[str, float]) -> None:
+        """Notes whether the first of the figures is the best so far."""
         for name, distance in list(figures.items())[:1]:
             what = f"{name} of {self.config.evaluate.num_while_training}"
             better = self.state.best is None or what != self.state.best_of or distance < self.state.best
             if better:
                 self.state.best, self.state.best_of, self.state.best_step = distance, what, self.state.step
             self.display.note(f"step {self.state.step}: {name} {distance:.4g}{', the best so far' if better else ''}")
-        self.accelerator.wait_for_everyone()
-        return figures
 
 
 def require_trackers(names: tuple[str, ...]) -> None:

@@ -1,0 +1,67 @@
+"""What a run leaves on the disk as it goes, its log and its checkpoints; and what happens where the disk takes no more."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from soflow.config.schema import CheckpointConfig
+from soflow.errors import RunError
+from soflow.training.checkpoint import TrainState, remove_old, save_checkpoint
+from soflow.training.run_folder import RunFolder
+
+
+class Keeper:
+    """Keeps the log and the checkpoints of one run, in its first process."""
+
+    def __init__(self, folder: RunFolder, config: CheckpointConfig, note: Callable[[str], None]) -> None:
+        self.folder = folder
+        self.config = config
+        self.note = note
+        self.unwritten: list[dict[str, Any]] = []  # lines of the log for which there was no room
+        self.saved(TrainState())
+
+    def saved(self, state: TrainState) -> None:
+        """Takes note of what the newest checkpoint holds to be the best."""
+        self.best = state.best, state.best_of, state.best_step
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Adds a line to metrics.jsonl; where there is no room, with the next one, or the next checkpoint."""
+        self.unwritten.append(line)
+        try:
+            self.write_log()
+        except OSError as error:
+            self.note(f"cannot write {self.folder.metrics}: {error.strerror}; the next checkpoint needs it to be written")
+
+    def write_log(self) -> None:
+        self.folder.add_metrics(self.unwritten)
+        self.unwritten.clear()
+
+    def save(
+        self,
+        state: TrainState,
+        weights: Mapping[str, Tensor],
+        ema: Mapping[str, Tensor],
+        optimizer: Mapping[str, Any],
+        last_chance: bool,
+    ) -> None:
+        """Writes a checkpoint, the log before it, and removes older ones. Raises RunError where it cannot be written, unless
+        training is to continue and this is not the last chance; then `state` goes on as if it had never been due.
+        """
+        try:
+            self.write_log()
+            self.folder.flush_metrics()
+            save_checkpoint(self.folder.checkpoints, state, weights, ema, optimizer)
+        except OSError as error:
+            place = self.folder.checkpoints
+            what = f"cannot write the checkpoint of step {state.step} to {place}: {error.strerror or error}"
+            if last_chance or self.config.on_failure == "stop":
+                raise RunError(f"{what}; earlier ones are untouched; make room, then run the same command again") from None
+            self.note(f"{what}; earlier ones are untouched; going on without it")
+            state.best, state.best_of, state.best_step = self.best
+            return
+        self.saved(state)
+        try:
+            remove_old(self.folder.checkpoints, state, self.config.keep_last, self.config.keep_every)
+        except OSError as error:
+            self.note(f"cannot remove older checkpoints in {self.folder.checkpoints}: {error.strerror}")

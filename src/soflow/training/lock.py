@@ -1,0 +1,50 @@
+"""One trainer to a run folder. The system holds the lock for as long as its process lives, and no longer."""
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from soflow.errors import RunError
+from soflow.files import require_writable
+
+
+@contextmanager
+def only_trainer_of(folder: Path) -> Iterator[None]:
+    """Makes the folder, if need be, and holds its lock. Raises RunError, naming the process that has it, where that is
+    another; InputError where the folder cannot be written. A folder in which nothing was trained does not stay.
+    """
+    new = not folder.exists()
+    require_writable(folder)
+    owner, place = folder / ".trainer", folder / ".lock"
+    lock = FileLock(place)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RunError(
+            f"{folder} is being trained by {name_in(owner)}: wait for it, stop it, or choose another folder with --out"
+        ) from None
+    except (NotImplementedError, OSError) as error:
+        raise RunError(f"cannot lock {folder} ({error}): choose a folder on another file system with --out") from None
+    try:
+        with suppress(OSError):  # a full disk: then the next one refuses without a name
+            owner.write_text(f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M}")
+        yield
+    finally:
+        with suppress(OSError):
+            owner.unlink(missing_ok=True)
+        if new and list(folder.iterdir()) == [place]:
+            place.unlink()
+            folder.rmdir()
+        lock.release()
+
+
+def name_in(owner: Path) -> str:
+    try:
+        return owner.read_text()[:200].strip() or "another process"
+    except (OSError, UnicodeDecodeError):
+        return "another process"
