@@ -12,8 +12,11 @@ from soflow.training.sharding import share
 
 def all_finite(tensors: Iterable[Tensor | None]) -> Tensor:
     """Whether every number in this process's shares of the tensors is finite, as 1.0 or 0.0, ()."""
-    found = [share(tensor.detach()) for tensor in tensors if tensor is not None]
-    largest = torch.stack(torch._foreach_norm(found, float("inf")))  # of a tensor that holds NaN this is NaN
+    shares = [share(tensor.detach()) for tensor in tensors if tensor is not None]
+    shares = [tensor for tensor in shares if tensor.numel()]
+    if not shares:
+        return torch.tensor(1.0)
+    largest = torch.stack(torch._foreach_norm(shares, float("inf")))  # of a tensor that holds NaN this is NaN
     return largest.isfinite().all().float()
 
 

@@ -246,7 +246,7 @@ class Trainer:
         sums = torch.stack([torch.stack([part[name].sum() for part in values]).sum() for name in names])
         counts = [float(sum(len(part[name]) for part in values)) for name in names]
         well = all_finite(parameter.grad for parameter in self.network.parameters())
-        mine = torch.cat([sums.float(), torch.tensor([*counts, 1.0], device=self.device), well[None]])
+        mine = torch.cat([sums.float(), torch.tensor([*counts, 1.0], device=self.device), well.to(self.device)[None]])
         *numbers, processes, well_in = self.accelerator.reduce(mine, "sum").tolist()
         totals = dict(zip(names, zip(numbers, numbers[len(names) :], strict=False), strict=False))
         loss = totals["loss"][0] / totals["loss"][1]
@@ -330,7 +330,7 @@ class Trainer:
         self.accelerator.log({name: value for name, value in metrics.items() if name != "step"}, step=self.state.step)
         self.display.log(metrics)
 
-    def save(self, last_chance: bool) -> None:
+    def save(self, last_chance: bool = True) -> None:
         """A checkpoint, of whole tensors to which every process gives its share. Raises RunError for weights that are not
         finite: these are never saved.
         """

@@ -1,0 +1,186 @@
+"""Disks that fail while a run writes: whatever goes wrong, no earlier checkpoint is lost, and going on is exact."""
+
+import itertools
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from faults import ENOSPC, FAULTS, SHORT, Disk, operations
+from harness import WHOLE, add_figures, assert_same_run
+from soflow import runs
+from soflow.config.schema import CheckpointConfig
+from soflow.errors import InputError, RunError
+from soflow.training.checkpoint import TrainState, checkpoints, newest_good
+from soflow.training.display import SilentDisplay
+from soflow.training.keeper import Keeper
+from soflow.training.run_folder import RunFolder
+
+
+#: Each fault once; and a disk that is full and stays so.
+KINDS = [(fault, False) for fault in FAULTS] + [(ENOSPC, True)]
+
+
+def state_of(step):
+    """Something for each part of a checkpoint, another for each step."""
+    weights = {"a": torch.full((40, 10), float(step)), "b": torch.arange(5) + step}
+    moments = {"step": torch.tensor(float(step)), "exp_avg": torch.full((40, 10), step / 3)}
+    return TrainState(step, best_step=1), weights, {"a": weights["a"].double() / 7}, {"state": {0: moments}, "param_groups": []}
+
+
+def save(folder, step, notes=(), on_failure="stop"):
+    """A log line and a checkpoint, as training writes them."""
+    keeper = Keeper(folder, CheckpointConfig(keep_last=1, on_failure=on_failure), list(notes).append)
+    keeper.log({"step": step, "loss": step / 3})
+    keeper.save(*state_of(step), last_chance=False)
+
+
+def begun(path):
+    """A run folder with the checkpoints of steps 1, the best, and 2; at 3 the second is to go."""
+    folder = RunFolder(path)
+    folder.create()
+    save(folder, 1)
+    save(folder, 2)
+    return folder
+
+
+def assert_holds(checkpoint, step):
+    _, weights, ema, optimizer = state_of(step)
+    assert checkpoint.step == checkpoint.train_state().step == step
+    for which, tensors in (("raw", weights), ("ema", ema)):
+        assert all(torch.equal(tensor, checkpoint.weights(which)[name]) for name, tensor in tensors.items())
+    assert torch.equal(checkpoint.optimizer_state()["state"][0]["exp_avg"], optimizer["state"][0]["exp_avg"])
+
+
+@pytest.mark.parametrize("every", [len(KINDS), pytest.param(1, marks=pytest.mark.slow)])
+def test_each_operation_of_a_checkpoint_may_fail_and_earlier_ones_are_still_there(every, tmp_path):
+    """The short test lets each operation fail in one way, the long one in every way."""
+    start = begun(tmp_path / "begun")
+    counted = RunFolder(shutil.copytree(start.path, tmp_path / "counted"))
+    done = operations(tmp_path, lambda: save(counted, 3))
+    assert {"open", "write", "flush", "fsync", "mkdir", "replace", "rmdir"} <= set(done)
+    tried = 0
+    for case, (at, (fault, lasting)) in enumerate(itertools.product(range(len(done)), KINDS)):
+        if (case + at) % every:
+            continue
+        folder = RunFolder(shutil.copytree(start.path, tmp_path / f"{at} {fault} {lasting}"))
+        failed = False
+        with Disk(tmp_path, at, fault, lasting).in_place():
+            try:
+                save(folder, 3)
+            except RunError as error:
+                failed = True
+                assert "earlier ones are untouched" in str(error)
+        tried += fault != SHORT or done[at] == "write"
+
+        good, problems = newest_good(folder.checkpoints)
+        assert problems == []  # what is half-written is never taken for a checkpoint
+        assert good is not None
+        assert failed or good.step == 3
+        assert_holds(good, good.step)
+        assert_holds(checkpoints(folder.checkpoints)[0], 1)
+        steps = [line["step"] for line in folder.read_metrics()]
+        assert steps in ([1, 2], [1, 2, 3])
+        assert steps[-1] >= good.step
+
+        folder.forget_metrics_after(good.step)  # as a run does that goes on
+        save(folder, 4)
+        assert_holds(newest_good(folder.checkpoints)[0], 4)
+        assert [path.name for path in sorted(folder.checkpoints.iterdir())] == ["step-00000001", "step-00000004"]
+        assert [line["step"] for line in folder.read_metrics()] == [*range(1, good.step + 1), 4]
+    assert tried > 30
+    if every == 1:
+        add_figures(**{"faults in the writing of one checkpoint": tried})
+
+
+@pytest.mark.parametrize("on_failure", ["stop", "continue"])
+@pytest.mark.parametrize("every", [25, pytest.param(1, marks=pytest.mark.slow)])
+def test_training_survives_a_failing_disk_and_ends_where_it_would_have(on_failure, every, tmp_path):
+    """Whatever fails, from the first folder to the last file: the run tells of it in a line, or goes on, and the same command
+    ends in the same bits. Of the thousand writes only every twentieth is tried. What could not be drawn stays undrawn.
+    """
+    recipe, settings = WHOLE["moons"]
+    settings = [*settings, f"checkpoint.on_failure={on_failure}"]
+
+    def train(name):
+        runs.train(recipe, tmp_path / name, settings, display=SilentDisplay())
+
+    done = operations(tmp_path, lambda: train("whole"))
+    others = [at for at, what in enumerate(done) if what != "write"]
+    writes = [at for at, what in enumerate(done) if what == "write"]
+    tried = stopped = 0
+    for case, at in enumerate(sorted([*others, *writes[::20]])):
+        if case % every:
+            continue
+        fault, lasting = KINDS[case // every % len(KINDS)]
+        if fault == SHORT and done[at] != "write":
+            fault = ENOSPC
+        try:
+            with Disk(tmp_path, at, fault, lasting).in_place():
+                train("run")
+        except (RunError, InputError) as error:
+            stopped += 1
+            assert "\n" not in str(error)
+        train("run")
+        for file in (tmp_path / "whole" / "samples").iterdir():
+            shutil.copy(file, tmp_path / "run" / "samples")
+        assert_same_run(tmp_path / "whole", tmp_path / "run", last_only=on_failure == "continue")
+        shutil.rmtree(tmp_path / "run")
+        tried += 1
+    assert tried >= 4
+    assert stopped > 0
+    if every == 1:
+        add_figures(**{f"faults in whole runs, on_failure={on_failure}": tried})
+
+
+def test_going_on_without_a_checkpoint_is_told_and_the_next_one_is_written(tmp_path):
+    """As where a disk is full for a while: those of steps 3 and 6 are lost, and no more."""
+    recipe, settings = WHOLE["moons, measured on the way"]
+    notes = []
+
+    class Noting(SilentDisplay):
+        def note(self, text):
+            notes.append(text)
+
+        def step(self, done, loss, samples_per_second):
+            full.at = 0 if 3 <= done < 7 else None
+
+    full = Disk(tmp_path, lasting=True)
+    full.operations = ["before"]
+    with full.in_place():
+        runs.train(recipe, tmp_path / "run", [*settings, "checkpoint.on_failure=continue"], display=Noting())
+    folder = RunFolder(tmp_path / "run")
+    assert [c.step for c in checkpoints(folder.checkpoints)] == [8]
+    assert [line["step"] for line in folder.read_metrics()] == [2, 3, 4, 6, 8]
+    for step in (3, 6):
+        lost = [note for note in notes if f"cannot write the checkpoint of step {step}" in note]
+        assert len(lost) == 1
+        assert "No space left on device; earlier ones are untouched; going on without it" in lost[0]
+    assert checkpoints(folder.checkpoints)[-1].train_state().best_step == 8  # not one that is not there
+
+
+#: Trains as `soflow train` does, with the system allowing no file to grow beyond so many bytes.
+LIMITED = """
+import resource, sys
+limit = int(sys.argv.pop(1))
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+from soflow.__main__ import main
+main()
+"""
+
+
+def test_what_the_system_itself_refuses_to_write_costs_only_the_new_checkpoint(tmp_path):
+    recipe, settings = WHOLE["moons, measured on the way"]
+    runs.train(recipe, tmp_path / "whole", settings)
+    sizes = sorted(file.stat().st_size for file in checkpoints(tmp_path / "whole" / "checkpoints")[-1].path.iterdir())
+    command = ["-c", LIMITED, str(sizes[-1] - 1), "train", recipe, *settings, "--out", str(tmp_path / "run")]
+    process = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=100, check=False)
+    assert process.returncode == 1, process.stderr
+    assert "Traceback" not in process.stderr
+    assert "cannot write the checkpoint of step 3" in process.stderr.splitlines()[-1]
+    assert "File too large; earlier ones are untouched" in process.stderr.splitlines()[-1]
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+    runs.train(recipe, tmp_path / "run", settings)
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
