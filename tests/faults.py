@@ -1,4 +1,4 @@
-"""A disk that fails: stands between all of Python's writing below one folder and the system, and lets one operation go wrong.
+"""A disk that fails: stands between Python's writing below one folder and the system, and lets one operation go wrong.
 
 Operations are counted: opening a file to write, each write, flush, fsync, truncation, folder made, rename, removal.
 """
@@ -9,7 +9,6 @@ import io
 import os
 import signal
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 

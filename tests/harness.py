@@ -3,11 +3,13 @@
 import fcntl
 import json
 import os
+import signal
 from pathlib import Path
 
 from safetensors.torch import load_file
 
 from soflow.training.checkpoint import checkpoints
+from soflow.training.display import SilentDisplay
 from soflow.training.run_folder import RunFolder
 
 #: A run of a second with everything that has state or chance, for every objective: dropout, augmentation, batches in parts,
@@ -37,11 +39,24 @@ WHOLE = {
     "moons": ("moons", [*MLP, *SHORT]),
     "moons, measured on the way": ("moons", [*MLP, *SHORT, "evaluate.every=3", "evaluate.num_while_training=20"]),
 }
+
+
+class StopAt(SilentDisplay):
+    """Sends this process a signal once a number of steps is done, as Ctrl-C would."""
+
+    def __init__(self, at, signum=signal.SIGINT):
+        self.at, self.signum = at, signum
+
+    def step(self, done, loss, samples_per_second):
+        if done == self.at:
+            os.kill(os.getpid(), self.signum)
+
+
 CLOCK = {"seconds", "steps_per_second", "samples_per_second"}
 
 
 def assert_same_run(one, two, last_only=False):
-    """All that two runs left is the same, bit for bit, but for what the clock says: checkpoints, or the last, log, samples."""
+    """All that two runs left is the same, bit for bit, but for the clock: checkpoints (or the last), log, samples."""
     one, two = RunFolder(Path(one)), RunFolder(Path(two))
     kept = [checkpoints(run.checkpoints)[-1 if last_only else 0 :] for run in (one, two)]
     assert [c.step for c in kept[0]] == [c.step for c in kept[1]]

@@ -1,6 +1,6 @@
 """Kills training with -9, again and again, and looks whether what comes out is what would have without.
 
-    python tests/kills.py [KILLS [SEED [FOLDER]]]
+    python tests/kills.py [KILLS [SEED [RUN ...]]]      RUN: a name in harness.py; all of them in turn
 
 A run is started, killed at a moment that the seed chooses, started again, until it is through; then all that it left is
 compared with a run that was let alone, and the next one begins, with another method. Moments are of three kinds: at the n-th
@@ -26,7 +26,6 @@ from soflow import runs
 from soflow.training import keeper
 from soflow.training.display import SilentDisplay
 
-RUNS = list(WHOLE)
 KINDS = ("call", "disk", "clock")
 
 
@@ -105,14 +104,14 @@ def live(name, out, kind, moment, saving):
         train(name, out)
 
 
-def main(kills=50, seed=0, folder=None):
+def main(kills=50, seed=0, *names):
     """Kills so many times; returns what happened. Raises AssertionError where anything was lost."""
     torch.set_num_threads(1)  # threads do not survive a fork
     chance = random.Random(seed)
-    folder = Path(folder or tempfile.mkdtemp())
+    names, folder = names or tuple(WHOLE), Path(tempfile.mkdtemp())
     told = Counter()
     for number in range(10**6):
-        name = RUNS[number % len(RUNS)]
+        name = names[number % len(names)]
         place = folder / f"{number} {name}"
         place.mkdir(parents=True)
         whole, out, saving = place / "whole", place / "killed", place / "saving"

@@ -18,7 +18,6 @@ from soflow.training.display import SilentDisplay
 from soflow.training.keeper import Keeper
 from soflow.training.run_folder import RunFolder
 
-
 #: Each fault once; and a disk that is full and stays so.
 KINDS = [(fault, False) for fault in FAULTS] + [(ENOSPC, True)]
 
@@ -27,7 +26,12 @@ def state_of(step):
     """Something for each part of a checkpoint, another for each step."""
     weights = {"a": torch.full((40, 10), float(step)), "b": torch.arange(5) + step}
     moments = {"step": torch.tensor(float(step)), "exp_avg": torch.full((40, 10), step / 3)}
-    return TrainState(step, best_step=1), weights, {"a": weights["a"].double() / 7}, {"state": {0: moments}, "param_groups": []}
+    return (
+        TrainState(step, best_step=1),
+        weights,
+        {"a": weights["a"].double() / 7},
+        {"state": {0: moments}, "param_groups": []},
+    )
 
 
 def save(folder, step, notes=(), on_failure="stop"):
@@ -61,6 +65,9 @@ def test_each_operation_of_a_checkpoint_may_fail_and_earlier_ones_are_still_ther
     counted = RunFolder(shutil.copytree(start.path, tmp_path / "counted"))
     done = operations(tmp_path, lambda: save(counted, 3))
     assert {"open", "write", "flush", "fsync", "mkdir", "replace", "rmdir"} <= set(done)
+    renamed = done.index("replace")  # what is renamed is on the disk, and that it was
+    assert [done[renamed - 1], done[renamed + 1]] == ["fsync", "fsync"]
+    assert done.count("fsync") >= 7
     tried = 0
     for case, (at, (fault, lasting)) in enumerate(itertools.product(range(len(done)), KINDS)):
         if (case + at) % every:
@@ -98,7 +105,7 @@ def test_each_operation_of_a_checkpoint_may_fail_and_earlier_ones_are_still_ther
 @pytest.mark.parametrize("on_failure", ["stop", "continue"])
 @pytest.mark.parametrize("every", [25, pytest.param(1, marks=pytest.mark.slow)])
 def test_training_survives_a_failing_disk_and_ends_where_it_would_have(on_failure, every, tmp_path):
-    """Whatever fails, from the first folder to the last file: the run tells of it in a line, or goes on, and the same command
+    """Whatever fails, from the first folder to the last file: the run tells of it in a line, or goes on; the same command
     ends in the same bits. Of the thousand writes only every twentieth is tried. What could not be drawn stays undrawn.
     """
     recipe, settings = WHOLE["moons"]

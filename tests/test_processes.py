@@ -4,6 +4,7 @@ Launched as users launch them. Each launch takes seconds, so a test asks of one 
 """
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from conftest import TINY_DIT
 from soflow import runs
 from soflow.errors import InputError, RunError
 from soflow.training.checkpoint import checkpoints
+from soflow.training.lock import only_trainer_of
 from soflow.training.run_folder import RunFolder
 from soflow.training.trainer import Trainer
 
@@ -307,3 +309,50 @@ def test_processes_that_see_different_checkpoints_stop(tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "of_all", lambda self, number: [number, -1])
     with pytest.raises(RunError, match=r"do not see the same checkpoints: .*run must be on a disk that all share"):
         runs.train("digits", tmp_path / "run", DIT)
+
+
+#: One of the digits is no number: that of the sixth row of the fifth step's batch, which is the second process's.
+POISONED = """
+from dataclasses import replace
+from soflow.data import sources
+from soflow.data.batches import Batches
+real = sources.digits("train")
+real.rows[int(Batches(real, 16, 0).indices(4)[5])] = float("nan")
+sources.SOURCES["digits"] = lambda split: real
+"""
+
+
+def test_numbers_that_go_wrong_in_one_process_stop_all_of_them_at_the_same_step(tmp_path):
+    process = launch(
+        TORCHRUN, program(tmp_path, POISONED), "train", "digits", *DIT, "train.accumulate=2", out=tmp_path / "run"
+    )
+    assert process.returncode != 0
+    told = [line.partition("soflow: ")[2] for line in process.stderr.splitlines() if "soflow: " in line]
+    assert len(told) == 2
+    first, second = sorted(line.removeprefix("process 1: ") for line in told)
+    assert first == second  # each knows what went wrong in the other
+    assert re.match(
+        r"the loss is nan at step 5, by sample 5 of its batch \(number \d+ of the data\): the flow matching", first
+    )
+    assert last(tmp_path / "run").step == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_several_processes_skip_the_same_step_as_one(parallel, tmp_path):
+    settings = [*DIT, "train.on_nonfinite=skip", f"parallel={parallel}"]
+    for out, launcher in (("one", [sys.executable]), ("two", TORCHRUN)):
+        process = launch(launcher, program(tmp_path, POISONED), "train", "digits", *settings, out=tmp_path / out)
+        assert process.returncode == 0, process.stderr
+        assert "at step 5" in process.stderr
+        assert "skipping the update, 1 of at most 100" in process.stderr
+    assert_same_training(tmp_path / "one", tmp_path / "two")
+    assert last(tmp_path / "two").train_state().skipped == 1
+
+
+def test_a_folder_that_is_being_trained_is_refused_to_several_processes_too(tmp_path):
+    with only_trainer_of(tmp_path / "run"):
+        process = launch(TORCHRUN, "-m", "soflow", "train", "digits", *DIT, out=tmp_path / "run")
+    assert process.returncode != 0
+    assert f"soflow: {tmp_path / 'run'} is being trained by process {os.getpid()} on" in process.stderr
+    assert not (tmp_path / "run" / "config.yaml").exists()

@@ -13,13 +13,14 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from conftest import TINY_DIT
+from harness import StopAt
 from soflow import runs
 from soflow.config import read_recipe
 from soflow.config.schema import EmaConfig, OptimizerConfig
 from soflow.errors import InputError, RunError
 from soflow.training import keeper as keeper_module
 from soflow.training.checkpoint import checkpoints, newest_good, require_good
-from soflow.training.display import BarDisplay, LineDisplay, SilentDisplay
+from soflow.training.display import BarDisplay, LineDisplay
 from soflow.training.ema import Ema
 from soflow.training.optimizers import learning_rate
 from soflow.training.run_folder import RunFolder
@@ -28,31 +29,6 @@ from soflow.training.trainer import require_trackers
 
 SHORT = ["train.steps=8", "train.batch_size=16", "train.log_every=2", "checkpoint.every=4", "optimizer.warmup=5"]
 DIT = [*TINY_DIT, *SHORT]
-
-
-@pytest.fixture(scope="module")
-def unet_recipe(tmp_path_factory):
-    """Everything with state or chance at once: dropout, augmentation, RAdam, float64 averages every 3 steps."""
-    file = tmp_path_factory.mktemp("recipe") / "unet.yaml"
-    file.write_text(
-        "data: {source: digits, shape: [1, 8, 8], num_classes: 0, augment: 0.5}\n"
-        "network: {name: unet, model_channels: 16, channel_mult: [1, 2], blocks: 1, attention: [4], dropout: 0.3}\n"
-        "objective: {lambda_: 0.25}\n"
-        "optimizer: {name: radam, lr: 0.001, clip: 1.0}\n"
-        "ema: {decay: 0.9, every: 3, float64: true}\n"
-    )
-    return str(file)
-
-
-class StopAt(SilentDisplay):
-    """Sends this process a signal once a number of steps is done, as Ctrl-C would."""
-
-    def __init__(self, at, signum=signal.SIGINT):
-        self.at, self.signum = at, signum
-
-    def step(self, done, loss, samples_per_second):
-        if done == self.at:
-            os.kill(os.getpid(), self.signum)
 
 
 def last(out):
@@ -71,19 +47,6 @@ def assert_equal_runs(a, b):
     one, two = ([{k: v for k, v in line.items() if k not in clock} for line in RunFolder(x).read_metrics()] for x in (a, b))
     assert [line["step"] for line in one] == [2, 4, 6, 8]
     assert one == two
-
-
-@pytest.mark.parametrize("kind", ["dit", "unet"])
-def test_a_stopped_run_goes_on_bit_for_bit(kind, unet_recipe, tmp_path):
-    recipe, overrides = ("digits", DIT) if kind == "dit" else (unet_recipe, SHORT)
-    runs.train(recipe, tmp_path / "whole", overrides)
-    with pytest.raises(Stopped):
-        runs.train(recipe, tmp_path / "stopped", overrides, display=StopAt(3))
-    assert last(tmp_path / "stopped").step == 3
-    with pytest.raises(Stopped):
-        runs.train(recipe, tmp_path / "stopped", overrides, display=StopAt(5, signal.SIGTERM))
-    runs.train(recipe, tmp_path / "stopped", overrides)
-    assert_equal_runs(tmp_path / "whole", tmp_path / "stopped")
 
 
 def test_a_second_sigterm_does_not_cost_the_checkpoint_of_the_first(tmp_path, monkeypatch):

@@ -35,6 +35,8 @@ WEIGHTS = {"raw": "model.safetensors", "ema": "ema.safetensors"}
 OPTIMIZER = "optimizer.pt"
 RECORD = "state.json"
 
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+
 
 @dataclass
 class TrainState:
@@ -46,13 +48,13 @@ class TrainState:
     or its evaluation, has yet to be done.
     """
 
-    step: Annotated[int, Field(ge=0)] = 0
+    step: Count = 0
     seconds: float = 0.0
     sums: dict[str, Annotated[list[float], Field(min_length=2, max_length=2)]] = field(default_factory=dict)
     best: float | None = None
     best_of: str = ""
-    best_step: int = 0
-    skipped: int = 0
+    best_step: Count = 0
+    skipped: Count = 0
     due: bool = False
 
 
