@@ -27,8 +27,11 @@ class Disk:
         self.root, self.at, self.fault, self.lasting = os.path.realpath(root), at, fault, lasting
         self.operations = []
 
-    def concerns(self, path):
-        return isinstance(path, str | os.PathLike) and os.path.realpath(path).startswith(self.root)
+    def concerns(self, path, dir_fd=None):
+        if not isinstance(path, str | os.PathLike):
+            return False
+        folder = f"/proc/self/fd/{dir_fd}" if dir_fd is not None else ""  # as rmtree says where it is
+        return os.path.realpath(os.path.join(folder, path)).startswith(self.root)
 
     def goes_wrong(self, what):
         """Counts an operation; whether it is to fail. A disk that stays full takes nothing new, but lets go of things."""
@@ -60,7 +63,7 @@ class Disk:
             def through(name, real):
                 def call(first, *arguments, **options):
                     writes = name != "open" or (arguments and arguments[0] & (os.O_WRONLY | os.O_RDWR))
-                    below = isinstance(first, int) if name == "fsync" else self.concerns(first)
+                    below = isinstance(first, int) if name == "fsync" else self.concerns(first, options.get("dir_fd"))
                     if writes and below and self.goes_wrong(name):
                         self.fail()
                     return real(first, *arguments, **options)

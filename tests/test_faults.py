@@ -88,6 +88,7 @@ def test_each_operation_of_a_checkpoint_may_fail_and_earlier_ones_are_still_ther
         assert failed or good.step == 3
         assert_holds(good, good.step)
         assert_holds(checkpoints(folder.checkpoints)[0], 1)
+        assert [checkpoint.problem() for checkpoint in checkpoints(folder.checkpoints)][:-1] in ([None], [None, None])
         steps = [line["step"] for line in folder.read_metrics()]
         assert steps in ([1, 2], [1, 2, 3])
         assert steps[-1] >= good.step

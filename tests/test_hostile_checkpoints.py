@@ -113,8 +113,9 @@ def moments(**changed):
     return {"state": {0: tensors}, "param_groups": [{"params": [0]}]}
 
 
-def optimizers(mark):
-    """Optimizers' states that are none, or not of this network."""
+def optimizers(mark, right=None):
+    """Optimizers' states that are none, or not of this network; `right`: one that is."""
+    right = right or moments()
     return {
         "a pickle": pickle.dumps(Evil(mark)),
         "a pickle of protocol 0": pickle.dumps(Evil(mark), protocol=0),
@@ -125,7 +126,8 @@ def optimizers(mark):
         "a list": saved([1, 2]),
         "no state": saved({"param_groups": []}),
         "a state that is none": saved({"state": [1], "param_groups": []}),
-        "other moments": saved(moments(max_exp_avg_sq=torch.zeros(3))),
+        "a moment that is missing": saved({**right, "state": {0: {"step": torch.tensor(1.0)}}}),
+        "another optimizer's": saved({**right, "state": {0: {**right["state"][0], "momentum_buffer": torch.zeros(3)}}}),
         "wrong shapes": saved(moments()),
         "a tensor of a terabyte": saved(moments(exp_avg=torch.zeros(1).expand(2**20, 2**18))),
         "text for tensors": saved(moments(exp_avg="text")),
@@ -205,11 +207,12 @@ def test_a_checkpoint_that_is_as_it_was_written_but_no_checkpoint_ends_in_a_line
     folder = RunFolder(shutil.copytree(whole.path, tmp_path / "run"))
     shutil.rmtree(checkpoints(folder.checkpoints)[0].path)
     (checkpoint,) = checkpoints(folder.checkpoints)
+    right = checkpoint.optimizer_state()
     state = TrainState(**{**vars(checkpoint.train_state()), "due": True})
     if file == "state.json":
         write(checkpoint, {"version": VERSION, "state": states()[what], "checksums": checkpoint.record().checksums})
     else:
-        (checkpoint.path / file).write_bytes((optimizers(mark) if file == "optimizer.pt" else weights(mark))[what])
+        (checkpoint.path / file).write_bytes((optimizers(mark, right) if file == "optimizer.pt" else weights(mark))[what])
         write(checkpoint, {"version": VERSION, "state": vars(state), "checksums": checkpoint.record().checksums})
         seal(Checkpoint(checkpoint.path))
     with pytest.raises((RunError, InputError)) as raised:

@@ -1,0 +1,56 @@
+"""The long versions of the tests that kill, damage and attack: docs/reliability.md with what they counted.
+
+python benchmarks/reliability.py            runs them (half an hour on two cores), then writes the page
+python benchmarks/reliability.py --write    writes the page from the figures in benchmarks/results/
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+HERE = Path(__file__).parent
+FIGURES, PAGE = HERE / "results" / "reliability.json", HERE.parent / "docs" / "reliability.md"
+TESTS = ("test_reliability.py", "test_faults.py", "test_hostile_checkpoints.py", "test_untrusted_files.py")
+
+
+def run_all() -> None:
+    """Runs the long tests, which note in FIGURES what they count."""
+    FIGURES.write_text(json.dumps({"machine": f"{platform.machine()}, torch {torch.__version__}"}))
+    tests = [str(HERE.parent / "tests" / name) for name in TESTS]
+    command = [sys.executable, "-m", "pytest", "-m", "slow", "-n", "2", "--dist", "worksteal", *tests]
+    subprocess.run(command, env={**os.environ, "SOFLOW_FIGURES": str(FIGURES)}, check=True)
+
+
+def table(figures: dict[str, Any]) -> str:
+    """One row for each thing that was counted."""
+    kills = dict(figures["kills"])
+    rows = {"kills by SIGKILL that a run went on from exactly": kills.pop("kills"), **kills}
+    faults = {name: count for name, count in figures.items() if name.startswith("faults")}
+    files = {name: count for name, count in figures.items() if name.startswith(("damaged", "hostile"))}
+    rows |= faults | {"faults injected, in all": sum(faults.values())}
+    rows |= files | {"damaged and hostile files and settings tried, in all": sum(files.values())}
+    rows |= {"runs, checkpoints or log lines lost; tracebacks; code of strangers run": 0}
+    return "\n".join(["| what | times |", "|---|---|", *(f"| {name} | {count:,} |" for name, count in rows.items())])
+
+
+def page(figures: dict[str, Any]) -> str:
+    """docs/reliability.md."""
+    text = (HERE / "reliability.md.in").read_text()
+    return text.replace("@TABLE@", table(figures)).replace("@MACHINE@", figures["machine"])
+
+
+def main() -> None:
+    if sys.argv[1:] != ["--write"]:
+        run_all()
+    PAGE.write_text(page(json.loads(FIGURES.read_text())))
+    print(f"written: {PAGE}")
+
+
+if __name__ == "__main__":
+    main()
