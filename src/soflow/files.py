@@ -51,10 +51,15 @@ def write_json(file: Path, values: dict[str, Any]) -> None:
 
 def write_text(file: Path, text: str) -> None:
     """Raises RunError where it cannot be written. What is no Unicode, such as some files' names, is written as escapes."""
+    write_bytes(file, text.encode("utf-8", "backslashreplace"))
+
+
+def write_bytes(file: Path, content: bytes) -> None:
+    """Raises RunError where it cannot be written."""
     partial = beside(file)
     try:
         with new_file(partial) as stream:
-            stream.write(text.encode("utf-8", "backslashreplace"))
+            stream.write(content)
         os.replace(partial, file)
         flush_folder(file.parent)
     except OSError as error:

@@ -1,5 +1,6 @@
 """Runs as a whole: train a recipe into a folder, load what a folder holds."""
 
+import io
 import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -18,9 +19,10 @@ from soflow.config.reading import fields, lookup
 from soflow.data.dataset import Dataset, Encoder
 from soflow.errors import InputError, RunError
 from soflow.evaluation.features import check_name
+from soflow.files import write_bytes
 from soflow.interop.autoencoder import Decoder
 from soflow.interop.pretrained import load_pretrained
-from soflow.pictures import save_picture
+from soflow.pictures import picture
 from soflow.sampling import class_by_class, draw, sample_many
 from soflow.solution import FlowModel
 from soflow.training.checkpoint import Checkpoint, TrainState, checkpoints
@@ -266,4 +268,6 @@ def draw_samples(config: Config, folder: RunFolder, step: int, model: FlowModel,
         num = columns * ceil(40 / columns)
     labels = None if not config.data.num_classes else torch.arange(num) % columns
     samples = sample_many(model, num, labels, *config.drawing, seed=0, batch_size=num, device=device)
-    save_picture(samples, folder.samples / f"step-{step:08d}.png", columns)
+    stream = io.BytesIO()
+    picture(samples, columns).save(stream, format="png")
+    write_bytes(folder.samples / f"step-{step:08d}.png", stream.getvalue())

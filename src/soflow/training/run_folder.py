@@ -13,7 +13,7 @@ from typing import Any
 from soflow.config import Config, dump
 from soflow.config.reading import parse_yaml, validate
 from soflow.errors import InputError, RunError
-from soflow.files import read_json, require_writable, write_json, write_text
+from soflow.files import read_json, remove_old_partials, require_writable, write_json, write_text
 from soflow.training.checkpoint import VERSION, Checkpoint, newest_good, require_good
 
 
@@ -55,6 +55,7 @@ class RunFolder:
         """Makes the folder. Raises InputError where it cannot be written."""
         for folder in (self.path, self.samples, self.checkpoints):
             require_writable(folder)
+            remove_old_partials(folder)
 
     def write_config(self, config: Config) -> None:
         write_text(self.config, f"# The whole configuration of this run.\nversion: {VERSION}\n{dump(config)}")

@@ -128,10 +128,9 @@ class Trainer:
         if state.step >= steps and not state.due:
             return
         self.module.train()
-        done = state.step - state.due  # steps with all that comes after them
         if self.accelerator.is_main_process:
-            self.folder.forget_metrics_after(done)
-        self.accelerator.init_trackers("", init_kwargs={"tensorboard": {"purge_step": done + 1}})
+            self.folder.forget_metrics_after(state.step)
+        self.accelerator.init_trackers("", init_kwargs={"tensorboard": {"purge_step": state.step + (not state.due)}})
         self.display.start(state.step, steps)
         stop: int | None = None
         try:
@@ -355,8 +354,8 @@ class Trainer:
         if drawn:
             try:
                 self.watch(self.state, weights, self.device)
-            except OSError as error:
-                self.display.note(f"step {self.state.step} has no picture: {error.strerror or error}")
+            except (OSError, RunError) as error:
+                self.display.note(f"step {self.state.step} has no picture: {error}")
 
     def keep_best(self, figures: dict[str, float]) -> None:
         """Notes whether the first of the figures is the best so far."""
