@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from faults import ENOSPC, FAULTS, SHORT, Disk, operations
-from harness import WHOLE, add_figures, assert_same_run
+from harness import WHOLE, StopAt, add_figures, assert_same_run
 from soflow import runs
 from soflow.config.schema import CheckpointConfig
 from soflow.errors import InputError, RunError
@@ -60,7 +60,7 @@ def assert_holds(checkpoint, step):
 
 @pytest.mark.parametrize("every", [len(KINDS), pytest.param(1, marks=pytest.mark.slow)])
 def test_each_operation_of_a_checkpoint_may_fail_and_earlier_ones_are_still_there(every, tmp_path):
-    """The short test lets each operation fail in one way, the long one in every way."""
+    """The short test lets each operation fail in one way, those on the log in every way, as the long one all of them."""
     start = begun(tmp_path / "begun")
     counted = RunFolder(shutil.copytree(start.path, tmp_path / "counted"))
     done = operations(tmp_path, lambda: save(counted, 3))
@@ -70,7 +70,7 @@ def test_each_operation_of_a_checkpoint_may_fail_and_earlier_ones_are_still_ther
     assert done.count("fsync") >= 7
     tried = 0
     for case, (at, (fault, lasting)) in enumerate(itertools.product(range(len(done)), KINDS)):
-        if (case + at) % every:
+        if (case + at) % every and at > done.index("mkdir"):
             continue
         folder = RunFolder(shutil.copytree(start.path, tmp_path / f"{at} {fault} {lasting}"))
         failed = False
@@ -173,6 +173,27 @@ def test_going_on_without_a_checkpoint_is_told_and_the_next_one_is_written(tmp_p
         assert len(lost) == 1
         assert "No space left on device; earlier ones are untouched; going on without it" in lost[0]
     assert checkpoints(folder.checkpoints)[-1].train_state().best_step == 8  # not one that is not there
+
+
+@pytest.mark.parametrize("end", ["the last step", "a signal"])
+def test_the_last_chance_of_a_checkpoint_is_not_let_go_by(end, tmp_path):
+    recipe, settings = WHOLE["moons"]
+    settings = [*settings, "checkpoint.on_failure=continue"]
+    runs.train(recipe, tmp_path / "whole", settings)
+    full = Disk(tmp_path, lasting=True)
+    full.operations = ["before"]
+
+    class FullFrom5(StopAt):
+        def step(self, done, loss, samples_per_second):
+            full.at = 0 if done >= 5 else None
+            super().step(done, loss, samples_per_second)
+
+    last = {"the last step": 8, "a signal": 5}[end]
+    with full.in_place(), pytest.raises(RunError, match=rf"cannot write the checkpoint of step {last} to .*; make room"):
+        runs.train(recipe, tmp_path / "run", settings, display=FullFrom5(5 if end == "a signal" else None))
+    assert [c.step for c in checkpoints(tmp_path / "run" / "checkpoints")] == [3]
+    runs.train(recipe, tmp_path / "run", settings)
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
 #: Trains as `soflow train` does, with the system allowing no file to grow beyond so many bytes.

@@ -6,6 +6,7 @@ Launched as users launch them. Each launch takes seconds, so a test asks of one 
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import torch
 
 import soflow
 from conftest import TINY_DIT
+from harness import assert_same_run
 from soflow import runs
 from soflow.errors import InputError, RunError
 from soflow.training.checkpoint import checkpoints
@@ -141,6 +143,7 @@ def test_two_processes_with_a_share_each_go_on_where_one_stopped(one, tmp_path):
 MANY = """
 import os, sys
 from accelerate import Accelerator
+from harness import assert_same_run
 from soflow import runs
 
 out, settings = sys.argv[1], sys.argv[2:]
@@ -356,3 +359,24 @@ def test_a_folder_that_is_being_trained_is_refused_to_several_processes_too(tmp_
     assert process.returncode != 0
     assert f"soflow: {tmp_path / 'run'} is being trained by process {os.getpid()} on" in process.stderr
     assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+@pytest.mark.slow
+def test_sigterm_to_all_processes_as_a_cluster_sends_it_costs_nothing(tmp_path):
+    settings = [*DIT, "train.steps=400", "checkpoint.every=300", "checkpoint.keep_last=1"]
+    command = [*TORCHRUN, "-m", "soflow", "train", "digits", *settings, "--out"]
+    whole, stopped = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "stopped")
+    assert launch(command, str(whole.path)).returncode == 0
+    process = subprocess.Popen(
+        [*command, str(stopped.path)], stderr=subprocess.PIPE, text=True, env=ALONE, start_new_session=True
+    )
+    while not stopped.read_metrics():
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert "stopped by SIGTERM, checkpoint written" in error
+    assert 2 <= last(stopped.path).step < 300
+    again = launch(command, str(stopped.path))
+    assert again.returncode == 0, again.stderr
+    assert_same_run(whole.path, stopped.path)
