@@ -13,13 +13,10 @@ import numpy as np
 from PIL import Image
 
 from soflow.data.content import of_file
+from soflow.data.dataset import MOST_CLASSES
 from soflow.data.images import SPLITS, Opener
 from soflow.data.npz import UNREADABLE, Head, heads, load_array
 from soflow.errors import InputError, first_line
-
-#: Labels may be up to this, or the number of images: more than one class an image are no classes, but times or identities.
-#: Small excerpts of sets with many classes are below it (ImageNet-21k has 21,841).
-MOST_CLASSES = 2**16
 
 
 class ArrayImages:
@@ -70,9 +67,7 @@ def read(path: str) -> dict[str, Head]:
 def mapped(path: str) -> np.ndarray:
     """The array of a .npy, memory-mapped."""
     try:
-        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-        assert isinstance(loaded, np.ndarray)  # another kind of file is a zip file
-        return loaded
+        return np.lib.format.open_memmap(path, mode="r")  # which unpickles nothing
     except UNREADABLE as error:
         raise InputError(f"data.path={path} cannot be read as .npz or .npy: {first_line(error)}") from None
 
