@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from soflow.cli.options import MOST_SAMPLES, at_least, between, one_of, whole_numbers, writable
+from soflow.cli.options import MOST_SAMPLES, at_least, between, note, one_of, whole_numbers, writable
 from soflow.errors import InputError
 
 if TYPE_CHECKING:
@@ -185,10 +185,6 @@ def real_count(compared: "Compared") -> list[int]:
     return [] if compared.baseline is None else [len(compared.baseline.data)]
 
 
-def note(text: str) -> None:
-    typer.echo(text, err=True)
-
-
 def write(file: Path, results: dict[str, Any]) -> None:
     from soflow.files import write_json
 
@@ -202,17 +198,18 @@ def show(results: dict[str, Any]) -> None:
     from rich.table import Table
 
     from soflow.evaluation.tables import reading_aid, table, title
+    from soflow.files import printable
 
     header, *rows = table(results)
-    shown = Table(title=title(results), box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
+    shown = Table(title=printable(title(results)), box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
     for column in header:
         shown.add_column(column, justify="left" if column in ("weights", "sampler") else "right")
     for row in rows:
         shown.add_row(*row)
-    console = Console()
+    console = Console(markup=False)  # names in files are no markup
     if not console.is_terminal:
-        console = Console(width=max(console.width, 125))
+        console = Console(width=max(console.width, 125), markup=False)
     console.print(shown)
-    console.print(reading_aid(results), highlight=False)
+    console.print(printable(reading_aid(results)), highlight=False)
     for name, value in results["diagnostics"].items():
         console.print(f"{name.replace('_', ' ')}: {value:.4f}", highlight=False)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from soflow.cli.options import at_least, writable
+from soflow.cli.options import at_least, note, writable
 from soflow.errors import InputError
 
 
@@ -27,8 +27,8 @@ def reference(
     from soflow.evaluation.references import write_reference
     from soflow.judging import data_named, reference_of, told
 
-    dataset = data_named(data, size, lambda text: typer.echo(text, err=True))
-    chosen = load_features(features, dataset, dataset.shape, lambda text: typer.echo(text, err=True))
+    dataset = data_named(data, size, note)
+    chosen = load_features(features, dataset, dataset.shape, note)
     statistics = reference_of(dataset, chosen)
     write_reference(out, statistics, chosen, told(dataset), dataset.shape)
     print(f"{statistics.count:,} samples of {dataset.name}, {statistics.dimensions:,} dimensions of {features}: {out}")

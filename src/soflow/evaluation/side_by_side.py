@@ -39,7 +39,7 @@ def over_seeds(values: list[float], digits: int = 3) -> str:
 def values(method: dict[str, Any], sampler: str, nfe: int, key: str = "distance") -> list[float]:
     """One figure of a sampler, a seed each; empty where the method has no such sampler."""
     rows = [row for run in method["runs"] for row in run["rows"] if (row["sampler"], row["nfe"]) == (sampler, nfe)]
-    return [row[key] for row in rows if row[key] is not None]
+    return [row[key] for row in rows if row.get(key) is not None]
 
 
 def few_step_samplers(method: dict[str, Any]) -> list[str]:
@@ -99,7 +99,7 @@ def in_words(results: dict[str, Any]) -> list[str]:
         f"{results['metric']} of {results['num']:,} samples to {results['reference']['count']:,} real ones "
         f"({results['reference']['dataset']}, {results['reference']['split']} split); smaller is better. "
         f"{real['count']:,} held-out real samples: {real['distance']:.3g}"
-        + (f", recognized {real['recognized']:.3f}." if real["recognized"] is not None else ".")
+        + (f", recognized {real['recognized']:.3f}." if real.get("recognized") is not None else ".")
         + "".join(f" Not reliable: {warning}." for warning in results.get("warnings", [])),
         f"Machine: {machine['device']}, {machine['processor']}, {machine['cores']} cores, {machine['threads']} threads; "
         f"{versions}. Costs are medians of {next(iter(results['methods'].values()))['cost']['rounds']} rounds, ratios to "
