@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 SUBJECT = "A run, a checkpoint in it, or samples made by anything: a folder of images, an .npz, or a data set and :SPLIT."
-FEATURES = "inception (FID's), digits, classifier, coordinates, a TorchScript FILE or NAME=FILE (default: the recipe's)."
+FEATURES = (
+    "inception (FID's), digits, classifier, coordinates, a TorchScript FILE or NAME=FILE (default: the recipe's). "
+    "TorchScript is a program: give only files that you trust."
+)
 REFERENCE = "Data, a path or a name, and :SPLIT; or an .npz of images or statistics (default: the training data)."
 BASELINE = "Add real against real: held-out data in place of samples (default: for runs, where there are some)."
 
@@ -121,6 +124,7 @@ def evaluate_run(
 ) -> None:
     from soflow import runs
     from soflow.evaluation.evaluate import Protocol, evaluate, rows_of, work
+    from soflow.evaluation.features import NAMES
     from soflow.judging import compared_with
     from soflow.progress import counting
 
@@ -129,6 +133,9 @@ def evaluate_run(
     for remark in run.notes:
         note(remark)
     config = run.config.evaluate
+    if features is None and config.features not in NAMES:
+        named = f"the run's configuration names features in a file, {config.features}"
+        raise InputError(f"{named}, which is a program: if you trust it, give --features {config.features}")
     samplers = chosen_samplers(drawing.methods, run.config)
     seeds = range(drawing.seed, drawing.seed + drawing.seeds)
     protocol = Protocol(drawing.nfe or list(config.nfe), drawing.num or config.num, seeds, drawing.labels, drawing.batch)

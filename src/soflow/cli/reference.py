@@ -12,7 +12,11 @@ from soflow.errors import InputError
 def reference(
     data: Annotated[str, typer.Argument(help="Real data: a path or a name, with :SPLIT behind it; or an .npz of images.")],
     features: Annotated[
-        str, typer.Option(help="inception (FID's), digits, classifier, coordinates, a TorchScript FILE or NAME=FILE.")
+        str,
+        typer.Option(
+            help="inception (FID's), digits, classifier, coordinates, a TorchScript FILE or NAME=FILE. TorchScript is a "
+            "program: give only files that you trust."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="FILE.npz, in ADM's layout: mu, sigma and more.")],
     size: Annotated[int, typer.Option(help="Side that images are resized and cropped to (default: as the first is).")] = 0,

@@ -3,7 +3,6 @@
 Arrays are found by what they hold, or named. Of several splits each array is called by its own, as train_images or x_test.
 """
 
-import zipfile
 from collections.abc import Sequence
 from functools import cached_property, partial
 from math import prod
@@ -15,7 +14,7 @@ from PIL import Image
 from soflow.data.content import of_file
 from soflow.data.dataset import MOST_CLASSES
 from soflow.data.images import SPLITS, Opener
-from soflow.data.npz import UNREADABLE, Head, heads, load_array
+from soflow.data.npz import UNREADABLE, Head, heads, is_zip, load_array
 from soflow.errors import InputError, first_line
 
 
@@ -42,7 +41,7 @@ class ArrayImages:
     @cached_property
     def images(self) -> np.ndarray:
         """As Pillow reads them, (N, H, W) or (N, H, W, C); those of a .npy memory-mapped."""
-        return channels_last(load_array(Path(self.path), self.key) if zipfile.is_zipfile(self.path) else mapped(self.path))
+        return channels_last(load_array(Path(self.path), self.key) if is_zip(self.path) else mapped(self.path))
 
     def __len__(self) -> int:
         return self.count
@@ -58,7 +57,7 @@ def read(path: str) -> dict[str, Head]:
     """What the arrays of a file are; that of a .npy is called images."""
     if not path:
         raise InputError("data.source=arrays needs data.path: a .npz or .npy file")
-    if zipfile.is_zipfile(path):
+    if is_zip(path):
         return heads(Path(path))
     array = mapped(path)
     return {"images": Head(array.shape, array.dtype, content=of_file(Path(path)))}

@@ -49,7 +49,7 @@ def cached(images: Images, size: int, channels: int, note: Note = lambda text: N
         raise cannot_write(folder, error) from None
     for text in remarks(index, folder):
         note(text)
-    labels = as_labels(index["labels"], images.class_names, images.name)
+    labels = as_labels(index.get("labels"), images.class_names, images.name)
     return Dataset(images.name, images.split, rows, labels, images.class_names, unlabelled=images.unlabelled)
 
 

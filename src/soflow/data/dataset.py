@@ -68,7 +68,9 @@ ENCODER = {"name": str, "scale": finite, "shift": finite, "size": side, "channel
 
 
 def encoder_of(values: dict[str, Any]) -> Encoder:
-    return Encoder(**{name: values[name] for name in ENCODER})
+    """The Encoder that values like ENCODER are of."""
+    numbers = {name: float(values[name]) for name in ("scale", "shift")}
+    return Encoder(values["name"], **numbers, size=values["size"], channels=values["channels"])
 
 
 #: Classes may be so many, or one a sample: what has larger labels are no classes, but times or identities.

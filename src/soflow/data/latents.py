@@ -72,7 +72,7 @@ def load_encoded(folder: Path) -> Dataset:
     if not is_like(index, ENCODED) or len(rows.shape) != 4 or rows.shape[1] % 2 or not rows.dtype.is_floating_point:
         raise damaged(folder / "index.json")
     encoder, names, why = encoder_of(index["encoder"]), tuple(index["class_names"]), index["unlabelled"]
-    labels = as_labels(index["labels"], names, str(folder))
+    labels = as_labels(index.get("labels"), names, str(folder))
     return Dataset(index["name"], "train", rows, labels, names if labels is not None else (), encoder, why)
 
 

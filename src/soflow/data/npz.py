@@ -60,6 +60,14 @@ def heads(path: Path) -> dict[str, Head]:
         raise damaged(path, error) from None
 
 
+def is_zip(path: str | Path) -> bool:
+    """Whether a file is a zip file, be it a damaged one."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        return True
+
+
 def read_head(stream: Any, size: int) -> Head:
     """The head that a stream of so many bytes begins with; what follows are the array's. Raises what is UNREADABLE, which is
     also a head that speaks of more bytes, or fewer, than there are.

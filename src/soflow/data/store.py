@@ -230,7 +230,7 @@ def finish(folder: Path, plan: dict[str, Any], shards: int, mine: dict[int, dict
         raise too_many_bad(skipped, len(skipped), plan["count"])
     if skipped:
         write_text(folder / "skipped.txt", "".join(f"{reason}\n" for reason in skipped))
-    labels = None if any(one["labels"] is None for one in read) else [label for one in read for label in one["labels"]]
+    labels = None if any(one.get("labels") is None for one in read) else [label for one in read for label in one["labels"]]
     done: dict[str, int] = {}
     for one in read:
         for what, times in one["done"].items():
@@ -289,7 +289,7 @@ def open_store(folder: Path) -> tuple[Shards, dict[str, Any]]:
     index = read_json(folder / "index.json", INDEX)
     if index.get("version") != VERSION:
         raise RunError(f"{folder} is not whole, or of another version of soflow: make it again with the same command")
-    rows, labels = index["rows"], index["labels"]
+    rows, labels = index["rows"], index.get("labels")
     if len(rows) != len(index["checksums"]) or (labels is not None and len(labels) != sum(rows)):
         raise damaged(folder / "index.json")
     verify(folder, index["checksums"])

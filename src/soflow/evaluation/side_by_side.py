@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image
 
-from soflow.evaluation.figures import plain
+from soflow.evaluation.figures import as_text, plain
 from soflow.evaluation.report import NOT_FID, embed, minutes
 
 COLORS = {
@@ -123,12 +123,12 @@ def plots(results: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     against_nfe, against_time, against_samples = plain(figure, columns=3)
     for name, method in results["methods"].items():
-        color, label = COLORS.get(name, "#000000"), name_of(name)
+        color, label = COLORS.get(name, "#000000"), as_text(name_of(name))
         for style, sampler in zip(("o-", "o:"), few_step_samplers(method), strict=False):
             rows = [row["nfe"] for row in method["runs"][0]["rows"] if row["sampler"] == sampler]
             counts = sorted({*rows, 1})
             sampled = [values(method, sampler, n) or values(method, few_step_samplers(method)[0], n) for n in counts]
-            against_nfe.plot(counts, [mean(x) for x in sampled], style, color=color, label=f"{label}, {sampler}")
+            against_nfe.plot(counts, [mean(x) for x in sampled], style, color=color, label=f"{label}, {as_text(sampler)}")
         if own := values(method, *HEUN):
             against_nfe.plot([HEUN[1]], [mean(own)], "s", color=color)
         for look in method["runs"][0]["curve"]:
@@ -183,7 +183,7 @@ def sheets(pictures: dict[str, Image.Image]) -> Figure:
     for i, (title, picture) in enumerate(pictures.items()):
         axes = figure.add_subplot(rows, columns, i + 1)
         axes.imshow(np.asarray(picture.convert("RGB")), interpolation="nearest")
-        axes.set_title(title, fontsize=10)
+        axes.set_title(as_text(title), fontsize=10)
         axes.set_axis_off()
     return figure
 

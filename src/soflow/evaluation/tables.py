@@ -69,11 +69,11 @@ def named(name: str) -> Callable[[dict[str, Any]], str]:
     return lambda row: shown(row.get(name), ".3f")
 
 
-def shown(value: float | None, form: str) -> str:
+def shown(value: float | int | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def with_spread(value: float, spread: float | None) -> str:
+def with_spread(value: float | int, spread: float | int | None) -> str:
     """A value with its standard deviation, where there is one: 1.26 ± 0.02."""
     return f"{value:.4g}" + ("" if spread is None else f" ± {spread:.2g}")
 

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from soflow.data.npz import is_zip
 from soflow.errors import InputError, first_line
 
 #: What wrappers put before a parameter's name: the reference implementation, data parallelism, torch.compile.
@@ -31,7 +32,7 @@ def read_file(file: Path) -> Any:
             return load_file(file)
         except Exception as error:  # SafetensorError, and what the file system and unknown types raise
             raise InputError(f"{file} cannot be read as safetensors: {first_line(error)}") from None
-    zipped = zipfile.is_zipfile(file)
+    zipped = is_zip(file)
     try:
         if zipped:
             require_whole(file)
@@ -65,7 +66,7 @@ def require_whole(file: Path) -> None:
 def is_pickle(file: Path) -> bool:
     """Whether a file is one of torch.save, or begins as a pickle does: with a protocol from 2 to 5."""
     with file.open("rb") as stream:
-        return zipfile.is_zipfile(file) or stream.read(2) in {b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"}
+        return is_zip(file) or stream.read(2) in {b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"}
 
 
 def is_plain(value: object) -> bool:
