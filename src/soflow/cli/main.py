@@ -53,6 +53,10 @@ app.command("import")(import_)
 UsageError: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
 
 
+#: Letters of a message, some of which may come from files.
+MOST = 4000
+
+
 def run(arguments: Sequence[str]) -> int:
     """Runs one command; returns the exit status."""
     try:
@@ -73,6 +77,7 @@ def fail(message: str, status: int) -> int:
     rank = processes.index()  # of several processes each says what went wrong in it
     speaker = f"soflow: process {rank}" if rank else "soflow"
     line = printable(" ".join(message.split()))  # names in files may hold what moves a terminal's cursor
+    line = line if len(line) <= MOST else f"{line[: MOST // 2]} ... {line[-MOST // 2 :]}"
     sys.stderr.write(f"{speaker}: {line}\n")  # at once, lest two processes share a line
     sys.stderr.flush()
     return status

@@ -76,7 +76,7 @@ def read_head(stream: Any, size: int) -> Head:
     read_it = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, columns_first, dtype = read_it(stream)
     there, told = size - stream.tell(), prod(shape) * dtype.itemsize
-    if min(shape, default=0) < 0 or (told != there and not dtype.hasobject):
+    if told != there and not dtype.hasobject:
         raise ValueError(f"an array of {told:,} bytes is said to be where {there:,} are")
     return Head(shape, dtype, columns_first)
 

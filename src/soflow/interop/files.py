@@ -95,9 +95,9 @@ def named_tensors(value: object, what: str) -> dict[str, Tensor]:
 
     Raises InputError where `value`, called `what` in the message, is none, or holds numbers that are not finite.
     """
-    if not isinstance(value, Mapping) or not all(isinstance(k, str) and isinstance(x, Tensor) for k, x in value.items()):
+    if not isinstance(value, Mapping) or not all(isinstance(x, Tensor) for x in value.values()):
         raise InputError(f"{what} holds no weights: it should map parameter names to tensors")
-    tensors = {WRAPPERS.sub("", name): tensor for name, tensor in value.items()}
+    tensors = {WRAPPERS.sub("", str(name)): tensor for name, tensor in value.items()}
     if len(tensors) < len(value):
         raise InputError(f"{what} holds the same parameter under two names, such as module.NAME and NAME")
     strange = [name for name, tensor in tensors.items() if not is_plain(tensor)]
