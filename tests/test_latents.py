@@ -236,7 +236,7 @@ def test_hdf5_files_that_are_not_whole_are_refused(tmp_path):
         ({"images": np.zeros(3)}, "it holds images"),
         ({"latents": np.zeros((4, 8, 2, 2)), "amount": 5}, "says amount=5"),
         ({"latents": np.zeros((4, 8, 2, 2)), "latent_size": 32}, "says latent_size=32"),
-        ({"latents": np.zeros((4, 8, 2, 2)), "labels": np.arange(3)}, "3 labels from 0 for 4 latents"),
+        ({"latents": np.zeros((4, 8, 2, 2)), "labels": np.arange(3)}, "3 labels for 4 latents"),
     ):
         with h5py.File(file, "w") as written:
             for key, value in content.items():

@@ -25,7 +25,8 @@ from soflow.errors import InputError
 from soflow.evaluation.evaluate import Protocol, evaluate, rows_of, work
 from soflow.evaluation.report import real_by_class
 from soflow.evaluation.side_by_side import markdown, name_of, page, plots, sheets
-from soflow.files import damaged, read_json, require_writable, write_json, write_text
+from soflow.evaluation.tables import EVALUATION
+from soflow.files import damaged, finite, is_like, read_json, require_writable, write_json, write_text
 from soflow.judging import Compared, compared_with
 from soflow.pictures import picture
 from soflow.sampling import Method, class_by_class, draw, sample_many
@@ -38,6 +39,13 @@ Budget = Literal["steps", "time"]
 METHODS = ("soflow", "mean_flow", "shortcut", "consistency", "flow_matching")
 #: What every run's figures must be told with.
 TOLD = ("metric", "num", "features", "reference", "real", "warnings", "versions", "machine")
+#: What curve.json is: of each sampler the steps, and at each the seconds and the distance.
+CURVE = {
+    ...: lambda points: (
+        is_like(points, {...: [finite]})
+        and all(step.isdecimal() and len(step) < 19 and len(point) == 2 for step, point in points.items())
+    )
+}
 #: Times in a run at which the distance is measured, for the curves.
 POINTS = 8
 
@@ -218,20 +226,19 @@ def gather(
         method = methods.setdefault(
             run.name, {"steps": run.config.train.steps, "cost": costs[run.name].figures(), "runs": []}
         )
-        try:
-            method["runs"].append(
-                {
-                    "folder": run.folder.path.name,
-                    "seed": run.seed,
-                    **{key: figures[key] for key in ("seconds", "rows", "diagnostics")},
-                    "curve": {
-                        look: [[int(step), *point] for step, point in points.items()] for look, points in curve.items()
-                    },
-                }
-            )
-            told = {key: figures[key] for key in TOLD}
-        except (AttributeError, KeyError, TypeError, ValueError):
-            raise damaged(run.figures if "rows" not in figures else run.curve) from None
+        if not is_like(figures, {**EVALUATION, "seconds": finite}):
+            raise damaged(run.figures)
+        if not is_like(curve, CURVE):
+            raise damaged(run.curve)
+        method["runs"].append(
+            {
+                "folder": run.folder.path.name,
+                "seed": run.seed,
+                **{key: figures[key] for key in ("seconds", "rows", "diagnostics")},
+                "curve": {look: [[int(step), *point] for step, point in points.items()] for look, points in curve.items()},
+            }
+        )
+        told = {key: figures[key] for key in TOLD}
     return {
         "recipe": recipe,
         "overrides": list(overrides),

@@ -2,17 +2,21 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from soflow.bench import Measurement, bench
 from soflow.config import Config
-from soflow.files import damaged, read_json, write_json
+from soflow.files import damaged, number, read_json, write_json
 
 #: What a step's cost depends on.
 SECTIONS = {"data", "network", "path", "objective", "optimizer", "ema", "precision", "compile"}
+
+
+#: A measurement in cost.json.
+MEASURED = {field.name: str if field.name == "device" else number for field in fields(Measurement)}
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ def measure(
     """The cost of each method beside the base, from the file or measured now and put there."""
     base = base_of(configs)
     asked = {name: {"key": key(config), "base": key(configs[base])} for name, config in configs.items()}
-    kept = read_json(file)
+    kept = read_json(file, {...: {"measured": [MEASURED], "beside": [MEASURED]}})
     try:
         missing = {name: config for name, config in configs.items() if kept.get(name, {}).get("asked") != asked[name]}
         if missing:

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import math
 import os
 import secrets
 import time
@@ -28,17 +29,53 @@ def require_writable(folder: Path) -> None:
         raise InputError(f"cannot write to {folder}: no permission; choose another folder with --out")
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """What the file holds, {} where there is none. Raises RunError for a damaged one."""
+def read_json(file: Path, like: Any = ()) -> dict[str, Any]:
+    """What the file holds, {} where there is none. Raises RunError for a damaged one, and for one of another kind."""
     if not file.is_file():
         return {}
-    try:
-        values = json.loads(file.read_text())
-    except ValueError:
-        values = None
-    if not isinstance(values, dict):
+    values = parse_json(file.read_bytes())
+    if values is None or (like and not is_like(values, like)):
         raise damaged(file)
     return values
+
+
+def is_like(value: Any, kind: Any) -> bool:
+    """Whether a value of JSON is of a kind: str, natural, number or finite; None; [kind], a list; {"name": kind, ...}, with
+    these names and perhaps others, and {...: kind}, with whatever names; (kind, None), either, and a name may be left out.
+    """
+    if isinstance(kind, tuple):
+        return any(is_like(value, one) for one in kind)
+    if isinstance(kind, list):
+        return isinstance(value, list) and all(is_like(one, kind[0]) for one in value)
+    if isinstance(kind, dict):
+        return isinstance(value, dict) and all(
+            is_like(one, inner)
+            for name, inner in kind.items()
+            for one in (value.values() if name is ... else [value.get(name)])
+        )
+    return value is None if kind is None else isinstance(value, str) if kind is str else bool(kind(value))
+
+
+def natural(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def number(value: Any) -> bool:
+    """One that computers reckon with; it may be NaN or infinite."""
+    return isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
+
+
+def finite(value: Any) -> bool:
+    return number(value) and math.isfinite(value)
+
+
+def parse_json(text: str | bytes) -> dict[str, Any] | None:
+    """The mapping that a text of JSON is; None for any other text."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):  # no JSON, and brackets without end
+        return None
+    return values if isinstance(values, dict) else None
 
 
 def damaged(file: Path) -> RunError:

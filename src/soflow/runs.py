@@ -16,10 +16,10 @@ from soflow import judging, processes
 from soflow.assemble import make_augment, make_dataset, make_model, make_network, make_objective, with_classes
 from soflow.config import Config, read_recipe
 from soflow.config.reading import fields, lookup
-from soflow.data.dataset import Dataset, Encoder
+from soflow.data.dataset import ENCODER, Dataset, Encoder, encoder_of
 from soflow.errors import InputError, RunError
 from soflow.evaluation.features import check_name
-from soflow.files import write_bytes
+from soflow.files import damaged, is_like, write_bytes
 from soflow.interop.autoencoder import Decoder
 from soflow.interop.pretrained import load_pretrained
 from soflow.pictures import picture
@@ -52,6 +52,10 @@ FREE_KEYS = (
     "train.sample_every",
     "train.trackers",
 )
+
+
+#: What data.json has, or lacks in runs of earlier versions.
+DATA = {"class_names": ([str], None), "encoder": (ENCODER, None)}
 
 
 @dataclass(frozen=True)
@@ -186,7 +190,9 @@ def load(path: str | Path, weights: Weights = "ema", device: str | None = None, 
     config = folder.read_config()
     place = torch.device(device) if device else default_device()
     data = folder.read_data()
-    encoder = Encoder(**data["encoder"]) if data.get("encoder") else None
+    if not is_like(data, DATA):
+        raise damaged(folder.data)
+    encoder = encoder_of(data["encoder"]) if data.get("encoder") else None
     try:
         model = model_of(config, checkpoint.weights(weights), place, decoder(encoder, place, vae))
     except RuntimeError:  # names or shapes that load_state_dict cannot place

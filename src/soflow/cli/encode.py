@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from soflow.cli.options import at_least
+from soflow.cli.options import at_least, note
 
 
 def encode(
@@ -36,7 +36,7 @@ def encode(
 
     from soflow.data.latents import load_latents
 
-    latents = load_latents(str(out), "train", lambda text: typer.echo(text, err=True))
+    latents = load_latents(str(out), "train", note)
     c, h, w = latents.shape
     print(f"encoded: {out}, {len(latents):,} latents {c}x{h}x{w} of {latents.num_classes} classes")
     print(f"next: soflow train RECIPE data.source=latents data.path={out} data.shape=[{c},{h},{w}] data.num_classes=-1")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from soflow.cli.options import MOST_SAMPLES, at_least, between, one_of, whole_numbers, writable
+from soflow.cli.options import MOST_SAMPLES, at_least, between, note, one_of, whole_numbers, writable
 from soflow.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 SUBJECT = "A run, a checkpoint in it, or samples made by anything: a folder of images, an .npz, or a data set and :SPLIT."
-FEATURES = "inception (FID's), digits, classifier, coordinates, a TorchScript FILE or NAME=FILE (default: the recipe's)."
+FEATURES = (
+    "inception (FID's), digits, classifier, coordinates, a TorchScript FILE or NAME=FILE (default: the recipe's). "
+    "TorchScript is a program: give only files that you trust."
+)
 REFERENCE = "Data, a path or a name, and :SPLIT; or an .npz of images or statistics (default: the training data)."
 BASELINE = "Add real against real: held-out data in place of samples (default: for runs, where there are some)."
 
@@ -121,6 +124,7 @@ def evaluate_run(
 ) -> None:
     from soflow import runs
     from soflow.evaluation.evaluate import Protocol, evaluate, rows_of, work
+    from soflow.evaluation.features import NAMES
     from soflow.judging import compared_with
     from soflow.progress import counting
 
@@ -129,6 +133,9 @@ def evaluate_run(
     for remark in run.notes:
         note(remark)
     config = run.config.evaluate
+    if features is None and config.features not in NAMES:
+        named = f"the run's configuration names features in a file, {config.features}"
+        raise InputError(f"{named}, which is a program: if you trust it, give --features {config.features}")
     samplers = chosen_samplers(drawing.methods, run.config)
     seeds = range(drawing.seed, drawing.seed + drawing.seeds)
     protocol = Protocol(drawing.nfe or list(config.nfe), drawing.num or config.num, seeds, drawing.labels, drawing.batch)
@@ -185,10 +192,6 @@ def real_count(compared: "Compared") -> list[int]:
     return [] if compared.baseline is None else [len(compared.baseline.data)]
 
 
-def note(text: str) -> None:
-    typer.echo(text, err=True)
-
-
 def write(file: Path, results: dict[str, Any]) -> None:
     from soflow.files import write_json
 
@@ -202,17 +205,18 @@ def show(results: dict[str, Any]) -> None:
     from rich.table import Table
 
     from soflow.evaluation.tables import reading_aid, table, title
+    from soflow.files import printable
 
     header, *rows = table(results)
-    shown = Table(title=title(results), box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
+    shown = Table(title=printable(title(results)), box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
     for column in header:
         shown.add_column(column, justify="left" if column in ("weights", "sampler") else "right")
     for row in rows:
         shown.add_row(*row)
-    console = Console()
+    console = Console(markup=False)  # names in files are no markup
     if not console.is_terminal:
-        console = Console(width=max(console.width, 125))
+        console = Console(width=max(console.width, 125), markup=False)
     console.print(shown)
-    console.print(reading_aid(results), highlight=False)
+    console.print(printable(reading_aid(results)), highlight=False)
     for name, value in results["diagnostics"].items():
         console.print(f"{name.replace('_', ' ')}: {value:.4f}", highlight=False)

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from soflow.cli.options import at_least
+from soflow.cli.options import at_least, note
+from soflow.files import printable
 
 
 def import_(
@@ -39,9 +40,9 @@ def import_(
         ("not taken over, their names have no known meaning", translation.unused),
     ):
         if lines:
-            print(f"{title}:", *lines, sep="\n  ")
-    for note in imported.notes:
-        typer.echo(f"note: {note}", err=True)
+            print(f"{title}:", *map(printable, lines), sep="\n  ")
+    for text in imported.notes:
+        note(f"note: {text}")
     print(f"written: {out}, {imported.step} of {imported.config.train.steps} steps done; next: soflow sample {out}")
     if imported.step >= imported.config.train.steps:
         print("nothing is left to train; to go on, import with train.steps=N (r(k, K) depends on it)")

@@ -22,6 +22,7 @@ from soflow.cli.report import report
 from soflow.cli.sample import sample
 from soflow.cli.train import train
 from soflow.errors import InputError, RunError
+from soflow.files import printable
 
 app = typer.Typer(
     name="soflow",
@@ -52,6 +53,10 @@ app.command("import")(import_)
 UsageError: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
 
 
+#: Letters of a message, some of which may come from files.
+MOST = 4000
+
+
 def run(arguments: Sequence[str]) -> int:
     """Runs one command; returns the exit status."""
     try:
@@ -71,6 +76,8 @@ def run(arguments: Sequence[str]) -> int:
 def fail(message: str, status: int) -> int:
     rank = processes.index()  # of several processes each says what went wrong in it
     speaker = f"soflow: process {rank}" if rank else "soflow"
-    sys.stderr.write(f"{speaker}: {' '.join(message.split())}\n")  # at once, lest two processes share a line
+    line = printable(" ".join(message.split()))  # names in files may hold what moves a terminal's cursor
+    line = line if len(line) <= MOST else f"{line[: MOST // 2]} ... {line[-MOST // 2 :]}"
+    sys.stderr.write(f"{speaker}: {line}\n")  # at once, lest two processes share a line
     sys.stderr.flush()
     return status

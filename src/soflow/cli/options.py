@@ -4,7 +4,15 @@ import os
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from soflow.errors import InputError
+from soflow.files import printable
+
+
+def note(text: str) -> None:
+    """A remark on stderr, in one line: names in files may hold what moves a terminal's cursor."""
+    typer.echo(printable(text), err=True)
 
 
 def whole_numbers(text: str, option: str) -> list[int]:

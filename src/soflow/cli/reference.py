@@ -5,14 +5,18 @@ from typing import Annotated
 
 import typer
 
-from soflow.cli.options import at_least, writable
+from soflow.cli.options import at_least, note, writable
 from soflow.errors import InputError
 
 
 def reference(
     data: Annotated[str, typer.Argument(help="Real data: a path or a name, with :SPLIT behind it; or an .npz of images.")],
     features: Annotated[
-        str, typer.Option(help="inception (FID's), digits, classifier, coordinates, a TorchScript FILE or NAME=FILE.")
+        str,
+        typer.Option(
+            help="inception (FID's), digits, classifier, coordinates, a TorchScript FILE or NAME=FILE. TorchScript is a "
+            "program: give only files that you trust."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="FILE.npz, in ADM's layout: mu, sigma and more.")],
     size: Annotated[int, typer.Option(help="Side that images are resized and cropped to (default: as the first is).")] = 0,
@@ -27,8 +31,8 @@ def reference(
     from soflow.evaluation.references import write_reference
     from soflow.judging import data_named, reference_of, told
 
-    dataset = data_named(data, size, lambda text: typer.echo(text, err=True))
-    chosen = load_features(features, dataset, dataset.shape, lambda text: typer.echo(text, err=True))
+    dataset = data_named(data, size, note)
+    chosen = load_features(features, dataset, dataset.shape, note)
     statistics = reference_of(dataset, chosen)
     write_reference(out, statistics, chosen, told(dataset), dataset.shape)
     print(f"{statistics.count:,} samples of {dataset.name}, {statistics.dimensions:,} dimensions of {features}: {out}")

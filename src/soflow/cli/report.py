@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from soflow.cli.options import note
 from soflow.errors import InputError
 
 
@@ -17,6 +18,8 @@ def report(
     """Write a self-contained HTML page with samples, figures and plots."""
     from soflow.assemble import make_dataset
     from soflow.evaluation.report import Subject, render
+    from soflow.evaluation.tables import EVALUATION
+    from soflow.files import damaged, is_like, number
     from soflow.progress import counting
     from soflow.runs import load
 
@@ -24,19 +27,26 @@ def report(
     with counting("reporting", len(runs)) as on_done:
         for i, path in enumerate(runs):
             run = load(path)
-            for note in run.notes:
-                typer.echo(note, err=True)
+            for text in run.notes:
+                note(text)
             evaluation = run.folder.read_evaluation()
+            if evaluation is not None and not is_like(evaluation, EVALUATION):
+                raise damaged(run.folder.evaluation)
+            metrics = run.folder.read_metrics()
+            if not is_like(metrics, [{**dict.fromkeys(("step", "loss"), number), ...: number}]):
+                raise damaged(run.folder.metrics)
             if evaluation is not None and evaluation["checkpoint"] != run.checkpoint.path.name:
-                typer.echo(f"{run.folder.evaluation} is of {evaluation['checkpoint']}, not of {run.checkpoint.path.name}: "
-                           f"left out; run soflow evaluate {path} again", err=True)  # fmt: skip
+                note(
+                    f"{run.folder.evaluation} is of {evaluation['checkpoint']}, not of {run.checkpoint.path.name}: "
+                    f"left out; run soflow evaluate {path} again"
+                )
                 evaluation = None
             subjects.append(
                 Subject(
                     name=str(run.folder.path),
                     model=run.model,
                     dataset=make_dataset(run.config.data),
-                    metrics=run.folder.read_metrics(),
+                    metrics=metrics,
                     evaluation=evaluation,
                     config=run.folder.config.read_text(),
                     seconds=run.checkpoint.train_state().seconds,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from soflow.cli.options import MOST_SAMPLES, at_least, between, one_of
+from soflow.cli.options import MOST_SAMPLES, at_least, between, note, one_of
 from soflow.errors import InputError
 
 if TYPE_CHECKING:
@@ -64,8 +64,8 @@ def sample(
     else:
         nfe = nfe or (2 if method == "heun" else 1)
         sampler = check_method(method or loaded.config.objective.samplers[0], nfe)
-    for note in loaded.notes:
-        typer.echo(note, err=True)
+    for text in loaded.notes:
+        note(text)
     names = loaded.class_names
     chosen = random_classes(num, len(names), seed) if draw == "random" else choose_labels(labels, num, names)
     file = out or loaded.folder.samples / f"{loaded.checkpoint.path.name}-{sampler}-{nfe}-seed-{seed}.png"

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from importlib.resources import files
+from itertools import chain
+from math import inf
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,12 +13,15 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from soflow.config.schema import Config
-from soflow.errors import InputError
+from soflow.errors import TOLD, InputError, first_line, in_short, shortened
 
 RECIPES = files("soflow") / "recipes"
 #: What methods take over from one another, where they have it.
 COMMON = ("scale", "label_dropout")
 COMMON_KEYS = tuple(f"objective.guidance.{key}=" for key in COMMON)
+#: What YAML may have: bytes, values with each alias counted as what it stands for, and digits of a number. A configuration
+#: has 3,000 bytes and 150 values.
+MOST_BYTES, MOST_VALUES, MOST_DIGITS = 100_000, 10_000, 100
 
 
 def recipe_names() -> list[str]:
@@ -100,10 +105,7 @@ def read_yaml(recipe: str) -> dict[str, Any]:
     if recipe in recipe_names():
         text = (RECIPES / f"{recipe}.yaml").read_text(encoding="utf-8")
     elif path.suffix in (".yaml", ".yml") and path.is_file():
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{recipe} cannot be read as UTF-8 text: {one_line(str(error))}") from None
+        text = read_text(path)
     elif path.suffix in (".yaml", ".yml"):
         raise InputError(f"there is no file {recipe}")
     else:
@@ -115,19 +117,54 @@ def read_yaml(recipe: str) -> dict[str, Any]:
     return values
 
 
+def read_text(file: Path) -> str:
+    """The text of a YAML file. Raises InputError for what is too large to be one, or is no text."""
+    try:
+        if file.stat().st_size > MOST_BYTES:
+            raise InputError(f"{file} has more than {MOST_BYTES:,} bytes: it is no configuration")
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} cannot be read as UTF-8 text: {first_line(error)}") from None
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}") from None
+
+
 def parse_value(key: str, text: str) -> Any:
     """An override's value as YAML reads it."""
-    return parse_yaml(text, f"the value of {key}, '{text}',")
+    return parse_yaml(text, f"the value of {shortened(key)}, '{shortened(text)}',")
 
 
 def parse_yaml(text: str, what: str) -> Any:
-    """What the text says, as plain values. Raises InputError, calling it `what`, where it is no YAML."""
+    """What the text says, as plain values. Raises InputError, calling it `what`, where it is no YAML, or holds more than any
+    configuration does.
+    """
     try:
-        return yaml.safe_load(text)
+        loader = yaml.SafeLoader(text[: MOST_BYTES + 1])
+        node = loader.get_single_node()
+        if len(text) > MOST_BYTES or count(node, {}) > MOST_VALUES:
+            raise InputError(f"{what} holds more than any configuration: {MOST_VALUES:,} values or {MOST_BYTES:,} letters")
+        return None if node is None else loader.construct_document(node)
+    except InputError:
+        raise
     except yaml.YAMLError as error:
         raise InputError(f"{what} is not valid YAML: {one_line(str(error))}") from None
-    except (ValueError, RecursionError) as error:  # dates and numbers that cannot be, brackets without end
+    except Exception as error:  # whatever dates and numbers that cannot be, and brackets without end, make of PyYAML
         raise InputError(f"{what} is not valid YAML ({type(error).__name__})") from None
+
+
+def count(node: yaml.Node | None, known: dict[yaml.Node | None, float]) -> float:
+    """The values that a node stands for, every alias being what it leads to; without end where that is itself.
+
+    Raises ValueError for a number that is too long.
+    """
+    if node not in known:
+        known[node] = inf  # as long as it is not counted, it can only be met inside itself
+        if isinstance(node, yaml.ScalarNode) and node.tag.endswith((":int", ":float")) and len(node.value) > MOST_DIGITS:
+            raise ValueError("a number of too many digits")
+        parts = node.value if isinstance(node, yaml.SequenceNode) else ()
+        parts = chain.from_iterable(node.value) if isinstance(node, yaml.MappingNode) else parts
+        known[node] = 1 + sum(count(part, known) for part in parts)
+    return known[node]
 
 
 def put(values: dict[str, Any], key: str, value: Any) -> None:
@@ -136,7 +173,7 @@ def put(values: dict[str, Any], key: str, value: Any) -> None:
     for section in sections:
         inner = values.setdefault(section, {})
         if not isinstance(inner, dict):
-            raise InputError(f"unknown key '{key}'{nearest(key, known_keys())}")
+            raise InputError(f"unknown key {in_short(key)}{nearest(key, known_keys())}")
         values = inner
     values[last] = value
 
@@ -157,18 +194,18 @@ def explain(error: ValidationError) -> str:
         place = [place[0], *place[2:]]
     key = ".".join(place)
     if first["type"] == "extra_forbidden":
-        return f"unknown key '{key}'{nearest(key, known_keys())}"
+        return f"unknown key {in_short(key)}{nearest(key, known_keys())}"
     if first["type"] == "value_error":  # our own checks, already a sentence
-        return first["msg"].removeprefix("Value error, ")
+        return first["msg"].removeprefix("Value error, ")[:TOLD]
     if first["type"] == "union_tag_not_found":
         return "network.name is missing: it must be dit, unet or mlp"
     if first["type"] == "union_tag_invalid":
         *others, last = first["ctx"]["expected_tags"].replace("'", "").split(", ")
-        return f"{key}.name is {first['ctx']['tag']}: it must be {', '.join(others)} or {last}"
+        return f"{key}.name is {shortened(one_line(first['ctx']['tag']))}: it must be {', '.join(others)} or {last}"
     if first["type"] == "missing":
         return f"{key} is missing"
     message = first["msg"].replace("Input should be", "it must be")
-    return f"{key} is {first['input']!r}: {message}"
+    return f"{shortened(key)} is {in_short(first['input'])}: {message}"
 
 
 def fields(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:

@@ -3,7 +3,6 @@
 Arrays are found by what they hold, or named. Of several splits each array is called by its own, as train_images or x_test.
 """
 
-import zipfile
 from collections.abc import Sequence
 from functools import cached_property, partial
 from math import prod
@@ -13,13 +12,10 @@ import numpy as np
 from PIL import Image
 
 from soflow.data.content import of_file
+from soflow.data.dataset import MOST_CLASSES
 from soflow.data.images import SPLITS, Opener
-from soflow.data.npz import UNREADABLE, Head, heads, load_array
+from soflow.data.npz import UNREADABLE, Head, heads, is_zip, load_array
 from soflow.errors import InputError, first_line
-
-#: Labels may be up to this, or the number of images: more than one class an image are no classes, but times or identities.
-#: Small excerpts of sets with many classes are below it (ImageNet-21k has 21,841).
-MOST_CLASSES = 2**16
 
 
 class ArrayImages:
@@ -45,7 +41,7 @@ class ArrayImages:
     @cached_property
     def images(self) -> np.ndarray:
         """As Pillow reads them, (N, H, W) or (N, H, W, C); those of a .npy memory-mapped."""
-        return channels_last(load_array(Path(self.path), self.key) if zipfile.is_zipfile(self.path) else mapped(self.path))
+        return channels_last(load_array(Path(self.path), self.key) if is_zip(self.path) else mapped(self.path))
 
     def __len__(self) -> int:
         return self.count
@@ -61,7 +57,7 @@ def read(path: str) -> dict[str, Head]:
     """What the arrays of a file are; that of a .npy is called images."""
     if not path:
         raise InputError("data.source=arrays needs data.path: a .npz or .npy file")
-    if zipfile.is_zipfile(path):
+    if is_zip(path):
         return heads(Path(path))
     array = mapped(path)
     return {"images": Head(array.shape, array.dtype, content=of_file(Path(path)))}
@@ -70,9 +66,7 @@ def read(path: str) -> dict[str, Head]:
 def mapped(path: str) -> np.ndarray:
     """The array of a .npy, memory-mapped."""
     try:
-        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-        assert isinstance(loaded, np.ndarray)  # another kind of file is a zip file
-        return loaded
+        return np.lib.format.open_memmap(path, mode="r")  # which unpickles nothing
     except UNREADABLE as error:
         raise InputError(f"data.path={path} cannot be read as .npz or .npy: {first_line(error)}") from None
 

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from filelock import FileLock, Timeout
 from PIL import UnidentifiedImageError
 
-from soflow.data.dataset import Dataset
+from soflow.data.dataset import Dataset, as_labels
 from soflow.data.images import Images, Opener, decode
 from soflow.data.store import OtherWork, Piece, items_of_a_shard, make_store, open_store
 from soflow.errors import InputError, RunError, first_line
@@ -50,7 +49,7 @@ def cached(images: Images, size: int, channels: int, note: Note = lambda text: N
         raise cannot_write(folder, error) from None
     for text in remarks(index, folder):
         note(text)
-    labels = None if index["labels"] is None else torch.tensor(index["labels"], dtype=torch.int64)
+    labels = as_labels(index.get("labels"), images.class_names, images.name)
     return Dataset(images.name, images.split, rows, labels, images.class_names, unlabelled=images.unlabelled)
 
 

@@ -9,7 +9,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from soflow.files import digest
+from soflow.errors import InputError, in_short
+from soflow.files import digest, finite, natural
 
 #: Bytes of rows that are looked at one and all to know them again; of more, so many rows are.
 LOOKED_THROUGH, LOOKED_AT = 2**26, 256
@@ -56,6 +57,37 @@ class Encoder:
     shift: float = 0.0
     size: int = 0
     channels: int = 3
+
+
+def side(value: Any) -> bool:
+    return natural(value) and value <= 2**14
+
+
+#: An Encoder as files keep it.
+ENCODER = {"name": str, "scale": finite, "shift": finite, "size": side, "channels": side}
+
+
+def encoder_of(values: dict[str, Any]) -> Encoder:
+    """The Encoder that values like ENCODER are of."""
+    numbers = {name: float(values[name]) for name in ("scale", "shift")}
+    return Encoder(values["name"], **numbers, size=values["size"], channels=values["channels"])
+
+
+#: Classes may be so many, or one a sample: what has larger labels are no classes, but times or identities.
+#: Small excerpts of sets with many classes are below it (ImageNet-21k has 21,841).
+MOST_CLASSES = 2**16
+
+
+def as_labels(values: Sequence[int] | None, class_names: Sequence[str], name: str) -> Tensor | None:
+    """Stored labels (N,). Raises InputError for what cannot be classes, which would be as many as the largest label says."""
+    if values is None or not len(values):
+        return None
+    most = len(class_names) or max(len(values), MOST_CLASSES)
+    if not 0 <= min(values) <= max(values) < most:
+        raise InputError(
+            f"{name} has labels from {in_short(min(values))} to {in_short(max(values))}: they must be 0 to {most - 1}"
+        )
+    return torch.tensor(values, dtype=torch.int64)
 
 
 @dataclass(frozen=True)

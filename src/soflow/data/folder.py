@@ -11,10 +11,8 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from PIL import Image
-
 from soflow.data.content import File, file_of, of_folder
-from soflow.data.images import ENDINGS, SPLITS, Opener
+from soflow.data.images import ENDINGS, SPLITS, Opener, open_image
 from soflow.errors import InputError
 
 
@@ -67,7 +65,7 @@ class FolderImages:
         return str(self.root / self.files[row])
 
     def openers(self, rows: range) -> Sequence[Opener]:
-        return [partial(Image.open, self.root / self.files[row]) for row in rows]
+        return [partial(open_image, self.root / self.files[row]) for row in rows]
 
 
 def splits_of(root: Path) -> dict[str, Path]:

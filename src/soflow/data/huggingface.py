@@ -4,21 +4,27 @@ Columns are found by their types, or named: the image column, and the class colu
 """
 
 import io
+import os
 import sys
 from collections.abc import Sequence
 from functools import lru_cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from soflow.data.content import file_of, of_folder
-from soflow.data.images import Opener
+from soflow.data.dataset import MOST_CLASSES
+from soflow.data.images import Opener, open_image
 from soflow.errors import InputError, first_line
+from soflow.files import read_json
 
 #: Local files that the package `datasets` reads, by their endings.
 BUILDERS = {".parquet": "parquet", ".arrow": "arrow"}
 TEXT = ("string", "large_string")
+#: Folders whose files may be opened.
+Roots = tuple[Path, ...]
 
 
 class HuggingFaceImages:
@@ -32,7 +38,7 @@ class HuggingFaceImages:
         label = label_column_of(table, path, label_column)
         self.labels, self.class_names, self.unlabelled = classes(table, label, self.name, names_of(path, label, table))
         self.fingerprint = f"{table._fingerprint} {image} {label}"
-        self.column = image
+        self.column, self.roots = image, roots_of(path)
         self.images = undecoded(table, image)
 
     def __len__(self) -> int:
@@ -42,16 +48,37 @@ class HuggingFaceImages:
         return f"row {row}"
 
     def openers(self, rows: range) -> Sequence[Opener]:
-        stored = self.images[rows.start : rows.stop][self.column]
-        return [partial(open_stored, one) for one in stored]
+        try:
+            stored = self.images[rows.start : rows.stop][self.column]
+        except Exception as error:  # whatever readers of damaged files raise
+            raise InputError(f"{self.name} cannot be read: {first_line(error)}") from None
+        return [partial(open_stored, one, self.roots) for one in stored]
 
 
-def open_stored(stored: dict[str, Any] | None) -> Image.Image:
-    """An image as `datasets` stores it: bytes, or the path of a file."""
+def open_stored(stored: dict[str, Any] | None, roots: Roots) -> Image.Image:
+    """An image as `datasets` stores it: bytes, or the path of a file, which must lie below one of the folders."""
     if stored is None:
         raise ValueError("there is no image")
     data = stored["bytes"]
-    return Image.open(stored["path"] if data is None else io.BytesIO(data))
+    return open_image(inside(roots, stored["path"]) if data is None else io.BytesIO(data))
+
+
+def inside(roots: Roots, path: str) -> Path:
+    """The file at a path that data name, from the first of the folders or whole. Raises ValueError where it lies in none."""
+    file = Path(os.path.abspath(roots[0] / path))
+    if not any(file.is_relative_to(place) for root in roots for place in (os.path.abspath(root), os.path.realpath(root))):
+        raise ValueError(f"{path} lies outside {roots[0]}: nothing there is opened")
+    return file
+
+
+def roots_of(path: str) -> Roots:
+    """The folder of data here; of those from the Hub the ones that they are downloaded into."""
+    import datasets
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    if not Path(path).exists():
+        return Path(datasets.config.HF_DATASETS_CACHE), Path(datasets.config.DOWNLOADED_DATASETS_PATH), Path(HF_HUB_CACHE)
+    return (Path(path) if Path(path).is_dir() else Path(path).parent,)
 
 
 @lru_cache(maxsize=8)
@@ -69,15 +96,30 @@ def open_splits(path: str) -> Any:
     if builder and not Path(path).is_file():
         raise InputError(f"data.path={path} cannot be read: there is no such file")
     try:
+        datasets.config.HF_DATASETS_TRUST_REMOTE_CODE = False  # versions before 4 would run scripts that lie among data
         if (Path(path) / "dataset_dict.json").is_file() or (Path(path) / "state.json").is_file():
+            require_inside(Path(path))
             saved = datasets.load_from_disk(path)
             return saved if isinstance(saved, dict) else {"train": saved}
-        content = {"description": content_of(Path(path))} if Path(path).exists() else {}
-        return (
-            datasets.load_dataset(builder, data_files=path, **content) if builder else datasets.load_dataset(path, **content)
-        )
+        if not Path(path).exists():
+            return datasets.load_dataset(path)
+        files = {"data_files": path} if builder else {}
+        made = datasets.load_dataset_builder(builder or path, description=content_of(Path(path)), **files)
+        for file in chain.from_iterable((made.config.data_files or {}).values()):
+            inside(roots_of(path), file)  # a card among the data may name any
+        made.download_and_prepare()
+        return made.as_dataset()
     except Exception as error:  # whatever its readers, the file system and the network raise
         raise InputError(f"data.path={path} cannot be read: {first_line(error)}") from None
+
+
+def require_inside(folder: Path) -> None:
+    """Raises ValueError where what save_to_disk wrote leads to files that do not lie below the folder."""
+    splits = read_json(folder / "dataset_dict.json", {"splits": [str]}).get("splits", ["."])
+    for split in splits:
+        state = inside((folder,), os.path.join(split, "state.json"))
+        for file in read_json(state, {"_data_files": [{"filename": str}]}).get("_data_files", []):
+            inside((folder,), os.path.join(split, file["filename"]))
 
 
 def content_of(place: Path) -> str:
@@ -159,7 +201,7 @@ def classes(
     kind, values = table.features[column], list(table[column])
     if isinstance(kind, datasets.ClassLabel):
         names = tuple(str(one) for one in kind.names)
-    elif all(isinstance(value, int) and value >= 0 for value in values):
+    elif all(isinstance(value, int) and 0 <= value < max(len(values), MOST_CLASSES) for value in values):
         return values, (), ""
     elif all(isinstance(value, str) for value in values):
         numbers = {one: number for number, one in enumerate(names)}

@@ -6,12 +6,18 @@ is at least twice the target, bicubic to the target, crop the middle.
 
 import warnings
 from collections.abc import Callable, Sequence
+from io import BytesIO
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image, ImageOps
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+#: What is decoded, whatever a file is called: of Pillow's other formats some start programs.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+#: An image may have so many pixels; from there on Pillow, too, takes it for an attack.
+MOST_PIXELS = 89_478_485
 #: Names by which folders and arrays are known as splits.
 SPLITS = ("train", "test", "val", "valid", "validation")
 MODES = {1: "L", 3: "RGB"}
@@ -39,6 +45,18 @@ class Images(Protocol):
     def __len__(self) -> int: ...
     def openers(self, rows: range) -> Sequence[Opener]: ...
     def where(self, row: int) -> str: ...  # what people call this image
+
+
+def open_image(source: Path | BytesIO) -> Image.Image:
+    """An image that is not decoded yet. Raises whatever Pillow raises, and ValueError for one of too many pixels."""
+    image = Image.open(source, formats=FORMATS)
+    require_size(image.width, image.height)
+    return image
+
+
+def require_size(width: int, height: int) -> None:
+    if width * height > MOST_PIXELS:
+        raise ValueError(f"it has {width:,}x{height:,} pixels, more than {MOST_PIXELS:,}")
 
 
 def decode(opener: Opener, size: int, channels: int) -> tuple[np.ndarray, set[str]]:
@@ -78,10 +96,12 @@ def in_mode(image: Image.Image, mode: str, done: set[str]) -> Image.Image:
 
 
 def crop_square(image: Image.Image, size: int) -> Image.Image:
-    """The middle of an image, `size` by `size`."""
+    """The middle of an image, `size` by `size`. Raises ValueError for one so thin that it would grow without measure."""
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    width, height = round(image.width * scale), round(image.height * scale)
+    require_size(width, height)
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return image.crop((left, top, left + size, top + size))

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from soflow.data.cache import Note
-from soflow.data.dataset import Dataset, Encoder, Rows
+from soflow.data.dataset import ENCODER, Dataset, Encoder, Rows, as_labels, encoder_of
+from soflow.data.npz import UNREADABLE, require_in_proportion
 from soflow.data.store import open_store
-from soflow.errors import InputError, first_line
+from soflow.errors import InputError, RunError, first_line
+from soflow.files import damaged, is_like
 
 HDF5 = (".h5", ".hdf5")
 #: What the latents of an HDF5 file come from, as in the paper's recipe.
@@ -22,6 +24,8 @@ SD_VAE = "stabilityai/sd-vae-ft-mse"
 SD_SCALE, SD_FACTOR = 0.18215, 8
 #: Rows that the scale of latents is judged by, and what their standard deviation may be before people are told.
 LOOKED_AT, USUAL = 256, (0.3, 3.0)
+#: What index.json has of latents.
+ENCODED = {"name": str, "encoder": ENCODER, "class_names": [str], "unlabelled": str}
 
 
 def load_latents(path: str, split: str, note: Note = lambda text: None) -> Dataset:
@@ -65,9 +69,10 @@ def load_encoded(folder: Path) -> Dataset:
     rows, index = open_store(folder)
     if index.get("kind") != "latents":
         raise InputError(f"data.path={folder} holds {index.get('kind')}, not latents: make them with soflow encode")
-    encoder = Encoder(**index["encoder"])
-    labels = None if index["labels"] is None else torch.tensor(index["labels"], dtype=torch.int64)
-    names, why = tuple(index["class_names"]), index["unlabelled"]
+    if not is_like(index, ENCODED) or len(rows.shape) != 4 or rows.shape[1] % 2 or not rows.dtype.is_floating_point:
+        raise damaged(folder / "index.json")
+    encoder, names, why = encoder_of(index["encoder"]), tuple(index["class_names"]), index["unlabelled"]
+    labels = as_labels(index.get("labels"), names, str(folder))
     return Dataset(index["name"], "train", rows, labels, names if labels is not None else (), encoder, why)
 
 
@@ -80,11 +85,17 @@ def load_hdf5(file: Path) -> Dataset:
     if not file.is_file():
         raise InputError(f"data.path={file} cannot be read: there is no such file")
     try:
-        opened = h5py.File(file, "r")
-    except OSError as error:
+        return hdf5_dataset(h5py.File(file, "r"), file)
+    except InputError:
+        raise
+    except UNREADABLE as error:
         raise InputError(f"data.path={file} cannot be read as HDF5: {first_line(error)}") from None
-    latents = opened.get("latents")
-    if not isinstance(latents, h5py.Dataset) or latents.ndim != 4 or latents.shape[1] % 2:
+
+
+def hdf5_dataset(opened: Any, file: Path) -> Dataset:
+    """The data set in an open file. Raises InputError for another one, and what is UNREADABLE."""
+    latents = own(opened, "latents")
+    if latents is None or latents.ndim != 4 or latents.shape[1] % 2:
         raise InputError(f"{file} has no latents (N, 2 C, h, w), mean and std: it holds {', '.join(opened) or 'nothing'}")
     if latents.dtype.kind != "f" or min(latents.shape) < 1:
         raise InputError(
@@ -94,6 +105,7 @@ def load_hdf5(file: Path) -> Dataset:
         stated = number(opened, name)
         if stated is not None and stated != found:
             raise InputError(f"{file} says {name}={stated}, but its latents are {list(latents.shape)}: it is not whole")
+    require_in_proportion(latents.nbytes, file.stat().st_size)
     labels = labels_of(opened, len(latents), file) if "labels" in opened else None
     encoder = Encoder(SD_VAE, SD_SCALE, size=SD_FACTOR * latents.shape[-1])
     return Dataset(file.stem, "train", hdf5_rows(file, latents), labels, (), encoder, f"{file} has no labels")
@@ -101,21 +113,37 @@ def load_hdf5(file: Path) -> Dataset:
 
 def labels_of(opened: Any, count: int, file: Path) -> Tensor:
     """The class of each of `count` latents, (N,)."""
-    labels = opened["labels"]
-    if not hasattr(labels, "dtype") or labels.dtype.kind not in "iu":
+    labels = own(opened, "labels")
+    if labels is None or labels.dtype.kind not in "iu":
         raise InputError(f"{file} has labels that are no whole numbers: save them as integers (N,)")
-    classes = torch.from_numpy(labels[()].astype(np.int64)).flatten()
-    if len(classes) != count or int(classes.min()) < 0:
-        least = f" from {int(classes.min())}" if len(classes) else ""
-        raise InputError(f"{file} has {len(classes)} labels{least} for {count} latents: it is damaged")
+    if labels.size != count:
+        raise InputError(f"{file} has {labels.size} labels for {count} latents: it is damaged")
+    classes = as_labels(labels[()].ravel().tolist(), (), str(file))
+    assert classes is not None
     return classes
+
+
+def own(opened: Any, name: str) -> Any:
+    """A data set whose values lie in the file itself; None where there is none of that name.
+
+    Raises ValueError for one that leads elsewhere: links, other files' bytes, data sets put together of others'.
+    """
+    import h5py
+
+    link = opened.get(name, getlink=True)
+    if link is None:
+        return None
+    found = opened[name] if isinstance(link, h5py.HardLink) else None
+    if found is None or (isinstance(found, h5py.Dataset) and (found.external or found.is_virtual)):
+        raise ValueError(f"its {name} lie elsewhere: copy them into the file")
+    return found if isinstance(found, h5py.Dataset) else None
 
 
 def number(opened: Any, name: str) -> int | None:
     """A whole number kept as an attribute or as a data set of one element; None where there is none."""
-    value = opened.attrs.get(name, opened.get(name))
+    value = opened.attrs[name] if name in opened.attrs else own(opened, name)
     try:
-        return None if value is None else int(np.asarray(value).ravel()[0])
+        return None if value is None or np.size(value) != 1 else int(np.asarray(value).ravel()[0])
     except (TypeError, ValueError, IndexError):
         return None
 
@@ -143,4 +171,8 @@ class Hdf5Rows:
     def __getitem__(self, which: Tensor) -> Tensor:
         """The rows at these indices (n,), each read once, in the order in which they lie there."""
         indices, places = np.unique(which.numpy(), return_inverse=True)
-        return torch.from_numpy(self.latents[indices][places].astype(self.native, copy=False))
+        try:
+            rows = self.latents[indices][places]
+        except UNREADABLE as error:
+            raise RunError(f"{self.latents.file.filename} is damaged: {first_line(error)}") from None
+        return torch.from_numpy(rows.astype(self.native, copy=False))

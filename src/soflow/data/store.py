@@ -13,7 +13,6 @@ goes on with the first shard that is missing.
 """
 
 import io
-import json
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -28,14 +27,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from soflow.data.npz import UNREADABLE
 from soflow.errors import InputError, RunError, first_line
 from soflow.files import (
     beside,
     cache_folder,
     cannot_write,
     checksum,
+    damaged,
     digest,
     is_partial,
+    natural,
     read_json,
     remove_old_partials,
     write_json,
@@ -63,6 +65,12 @@ class Piece:
     labels: list[int] | None
     skipped: list[str] = field(default_factory=list)
     done: dict[str, int] = field(default_factory=dict)
+
+
+#: shard-NNNNN.json.
+RECORD = {"rows": natural, "checksum": str, "labels": ([natural], None), "skipped": [str], "done": {...: natural}}
+#: What index.json has beside the plan: of each shard its rows and their checksum, of each row its label.
+INDEX = {"version": natural, "rows": [natural], "checksums": [str], "labels": ([natural], None), "done": {...: natural}}
 
 
 def make_store(
@@ -165,9 +173,9 @@ def record_file(folder: Path, number: int) -> Path:
 def good_shard(folder: Path, number: int) -> dict[str, Any] | None:
     """The record of a shard that was written before, if its rows are still those."""
     try:
-        record = json.loads(record_file(folder, number).read_text())
-        return record if checksum(shard_file(folder, number)) == record["checksum"] else None
-    except (OSError, ValueError, LookupError, TypeError):
+        record = read_json(record_file(folder, number), RECORD)
+        return record if record and checksum(shard_file(folder, number)) == record["checksum"] else None
+    except (OSError, RunError):
         return None
 
 
@@ -222,7 +230,7 @@ def finish(folder: Path, plan: dict[str, Any], shards: int, mine: dict[int, dict
         raise too_many_bad(skipped, len(skipped), plan["count"])
     if skipped:
         write_text(folder / "skipped.txt", "".join(f"{reason}\n" for reason in skipped))
-    labels = None if any(one["labels"] is None for one in read) else [label for one in read for label in one["labels"]]
+    labels = None if any(one.get("labels") is None for one in read) else [label for one in read for label in one["labels"]]
     done: dict[str, int] = {}
     for one in read:
         for what, times in one["done"].items():
@@ -240,11 +248,19 @@ def finish(folder: Path, plan: dict[str, Any], shards: int, mine: dict[int, dict
 
 
 class Shards:
-    """The rows of a store, (N, ...), memory-mapped: what is not looked at costs no memory."""
+    """The rows of a store, (N, ...), memory-mapped: what is not looked at costs no memory. Its files have the names that
+    they are made with; none is taken from the index.
+    """
 
     def __init__(self, folder: Path, index: dict[str, Any]) -> None:
-        files = [shard_file(folder, number) for number, rows in enumerate(index["rows"]) if rows]
-        self.parts = [np.load(file, mmap_mode="r") for file in files]
+        counts = {shard_file(folder, number): rows for number, rows in enumerate(index["rows"]) if rows}
+        self.parts = [mapped(file) for file in counts]
+        for part, (file, rows) in zip(self.parts, counts.items(), strict=True):
+            first = self.parts[0]
+            if part.shape != (rows, *first.shape[1:]) or part.dtype != first.dtype or part.dtype.kind not in "fu":
+                raise RunError(
+                    f"{file} is damaged: it holds {part.dtype}{list(part.shape)}, not {rows:,} rows as the others"
+                )
         self.ends = np.cumsum([len(part) for part in self.parts])
         self.shape = (int(self.ends[-1]), *self.parts[0].shape[1:])
         self.dtype = torch.from_numpy(np.empty(0, self.parts[0].dtype)).dtype
@@ -270,13 +286,25 @@ def open_store(folder: Path) -> tuple[Shards, dict[str, Any]]:
 
     Checksums are compared when a file is first seen, or seen changed.
     """
-    index = read_json(folder / "index.json")
+    index = read_json(folder / "index.json", INDEX)
     if index.get("version") != VERSION:
         raise RunError(f"{folder} is not whole, or of another version of soflow: make it again with the same command")
+    rows, labels = index["rows"], index.get("labels")
+    if len(rows) != len(index["checksums"]) or (labels is not None and len(labels) != sum(rows)):
+        raise damaged(folder / "index.json")
     verify(folder, index["checksums"])
     if not any(index["rows"]):
         raise RunError(f"{folder} has no rows")
     return Shards(folder, index), index
+
+
+def mapped(file: Path) -> np.ndarray:
+    """The rows of a shard. Raises RunError where they cannot be read."""
+    try:
+        rows: np.ndarray = np.lib.format.open_memmap(file, mode="r")
+        return rows
+    except UNREADABLE as error:
+        raise RunError(f"{file} is damaged: {first_line(error)}") from None
 
 
 def verify(folder: Path, checksums: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """The report's plots. Each takes plain values and returns a matplotlib figure."""
 
+from math import nan
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -20,18 +21,24 @@ def plain(figure: Figure, *, columns: int = 1) -> list[Axes]:
     return axes
 
 
+def as_text(name: str) -> str:
+    """A name that matplotlib takes for no formula."""
+    return name.replace("$", r"\$")
+
+
 def losses(metrics: list[dict[str, Any]]) -> Figure:
     """Mean squared errors of the loss's terms, and the total loss, against the step."""
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     errors, total = plain(figure, columns=2)
     steps = [line["step"] for line in metrics]
     names = [name for name in metrics[0] if name.endswith("_mse")]
+    values = {name: [line.get(name, nan) for line in metrics] for name in (*names, "loss")}
     for name, color in zip(names, (BLUE, ORANGE), strict=False):
         label = name.removesuffix("_mse").replace("_", " ")
-        errors.plot(steps, [line[name] for line in metrics], color=color, label=label)
+        errors.plot(steps, values[name], color=color, label=as_text(label))
     errors.set(xlabel="step", ylabel="mean squared error", yscale="log")
     errors.legend(frameon=False)
-    total.plot(steps, [line["loss"] for line in metrics], color=GREY)
+    total.plot(steps, values["loss"], color=GREY)
     total.set(xlabel="step", ylabel="total loss (with the surrogate)")
     return figure
 
@@ -41,7 +48,7 @@ def distance_in_training(metrics: list[dict[str, Any]], name: str) -> Figure:
     figure = Figure(figsize=(6.5, 2.8), layout="constrained")
     (axes,) = plain(figure)
     axes.plot(*zip(*((line["step"], line[name]) for line in metrics if name in line), strict=True), "o-", color=BLUE)
-    axes.set(xlabel="step", ylabel=name)
+    axes.set(xlabel="step", ylabel=as_text(name))
     axes.set_ylim(bottom=0)
     return figure
 

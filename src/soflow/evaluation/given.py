@@ -1,18 +1,19 @@
 """Samples made by anything: a folder of images, or an .npz in ADM's layout. Read part by part, never all at once."""
 
+import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from soflow.data.folder import files
-from soflow.data.images import MODES, channels_of, in_mode
-from soflow.data.npz import UNREADABLE, damaged, open_array, read_head
+from soflow.data.images import MODES, channels_of, in_mode, open_image
+from soflow.data.npz import UNREADABLE, damaged, open_member, read_head
 from soflow.errors import InputError, RunError, first_line
 from soflow.evaluation.references import arrays_in, protocol_of, read
 
@@ -67,7 +68,7 @@ def given_folder(path: Path) -> Given:
             yield torch.from_numpy(np.stack(pixels)).reshape(-1, height, width, channels).permute(0, 3, 1, 2)
 
     file = path / "protocol.json"
-    protocol = protocol_of({"protocol": np.array(file.read_text())}, file) if file.is_file() else {}
+    protocol = protocol_of({"protocol": np.array(file.read_text(errors="replace"))}, file) if file.is_file() else {}
     return Given(path.resolve().name, (channels, height, width), len(names), parts, None, protocol)
 
 
@@ -79,17 +80,17 @@ def in_words(found: tuple[int, int, int]) -> str:
 def kind(file: Path) -> tuple[int, int, int]:
     """Channels, height and width of an image, by its header."""
     try:
-        with Image.open(file) as image:
+        with open_image(file) as image:
             return channels_of(image), image.height, image.width
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # whatever decoders raise
         raise InputError(f"{file} cannot be read as an image: {first_line(error)}") from None
 
 
 def decoded(file: Path, channels: int) -> np.ndarray:
     try:
-        with Image.open(file) as image:
+        with open_image(file) as image:
             return np.asarray(in_mode(image, MODES[channels], set()))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # whatever decoders raise
         raise RunError(f"{file} cannot be read as an image: {first_line(error)}") from None
 
 
@@ -124,25 +125,30 @@ def given_arrays(path: Path) -> Given:
 
 def header(path: Path, name: str) -> tuple[tuple[int, ...], np.dtype]:
     """Shape and type of an array in a .npz, nothing else of it being read."""
-    with open_array(path, name) as stream:
-        return read_header(stream, path)
+    with opened(path, name) as (_, shape, dtype):
+        return shape, dtype
 
 
-def read_header(stream: Any, path: Path) -> tuple[tuple[int, ...], np.dtype]:
-    try:
-        head = read_head(stream)
-    except UNREADABLE as error:
-        raise damaged(path, error) from None
-    if head.columns_first or head.dtype.hasobject:
-        what = "objects" if head.dtype.hasobject else "an array in Fortran order"
-        raise InputError(f"{path} holds {what}: save plain arrays")
-    return head.shape, head.dtype
+@contextmanager
+def opened(path: Path, name: str) -> Iterator[tuple[Any, tuple[int, ...], np.dtype]]:
+    """A stream of the bytes of an array in a .npz, with its shape and type."""
+    with ExitStack() as stack:
+        try:
+            archive = stack.enter_context(zipfile.ZipFile(path))
+            member = archive.getinfo(f"{name}.npy")
+            stream = stack.enter_context(open_member(archive, member))
+            head = read_head(stream, member.file_size)
+        except UNREADABLE as error:
+            raise damaged(path, error) from None
+        if head.columns_first or head.dtype.hasobject:
+            what = "objects" if head.dtype.hasobject else "an array in Fortran order"
+            raise InputError(f"{path} holds {what}: save plain arrays")
+        yield stream, head.shape, head.dtype
 
 
 def rows_of(path: Path, name: str) -> Iterator[Tensor]:
     """The rows of an array in a .npz, compressed or not, ROWS at a time. Raises RunError for a file that ends too soon."""
-    with open_array(path, name) as stream:
-        (count, *shape), dtype = read_header(stream, path)
+    with opened(path, name) as (stream, (count, *shape), dtype):
         row = int(np.prod(shape)) * dtype.itemsize
         for first in range(0, count, ROWS):
             wanted = min(ROWS, count - first)

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from soflow.data.npz import UNREADABLE
-from soflow.errors import InputError, RunError, first_line
+from soflow.data.npz import UNREADABLE, load_array
+from soflow.errors import InputError, RunError, first_line, in_short
 from soflow.evaluation.features import Features
 from soflow.evaluation.metrics import Moments
 from soflow.evaluation.statistics import Statistics
-from soflow.files import beside, cannot_write
+from soflow.files import beside, cannot_write, parse_json
 
 
 def arrays_in(file: Path) -> set[str]:
@@ -28,7 +28,7 @@ def arrays_in(file: Path) -> set[str]:
     try:
         with zipfile.ZipFile(file) as archive:
             return {name.removesuffix(".npy") for name in archive.namelist()}
-    except (OSError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise InputError(f"{file} cannot be read as .npz: {first_line(error)}") from None
 
 
@@ -83,7 +83,9 @@ def read_reference(
             return None
         raise InputError(f"{file} is a reference of the features {told(made_with)}, and this asks for {told(asked)}")
     if list(shape) != protocol.get("shape", list(shape)):
-        raise InputError(f"{file} is a reference of images {protocol['shape']}, and those compared are {list(shape)}")
+        raise InputError(
+            f"{file} is a reference of images {in_short(protocol['shape'])}, and those compared are {list(shape)}"
+        )
     count = count_of(arrays, file)
     whole = moments(arrays["mu"], arrays["sigma"], count, dimensions, file)
     spatial = None
@@ -91,11 +93,14 @@ def read_reference(
         spatial = moments(arrays["mu_s"], arrays["sigma_s"], count, arrays["mu_s"].size, file)
     points = torch.zeros(0, dimensions)
     if "points" in arrays:
-        points = torch.from_numpy(numbers(arrays["points"], (len(arrays["points"]), dimensions), "points", file)).float()
+        points = torch.from_numpy(
+            numbers(arrays["points"], (*arrays["points"].shape[:1], dimensions), "points", file)
+        ).float()
     about = protocol.get("reference")
     if not isinstance(about, dict) or "dataset" not in about:
-        about = {"dataset": file.stem, "split": ""}
-    return Statistics(count, whole, spatial, points, None), {**about, "count": count, "file": file.name}
+        about = {"dataset": file.stem}
+    of = {"dataset": str(about["dataset"]), "split": str(about.get("split", ""))}
+    return Statistics(count, whole, spatial, points, None), {**of, "count": count, "file": file.name}
 
 
 #: What of a description of features must agree.
@@ -108,7 +113,7 @@ def count_of(arrays: dict[str, np.ndarray], file: Path) -> int:
         return 0
     count = arrays["count"]
     if count.shape != () or not np.issubdtype(count.dtype, np.integer) or count < 2:
-        raise InputError(f"{file} has count {count}, which must be a whole number of 2 or more")
+        raise InputError(f"{file} has count {in_short(count)}, which must be a whole number of 2 or more")
     return int(count)
 
 
@@ -146,21 +151,14 @@ def moments(mu: np.ndarray, sigma: np.ndarray, count: int, dimensions: int, file
 
 def read(file: Path, names: tuple[str, ...], there: set[str]) -> dict[str, np.ndarray]:
     """Arrays of a .npz; nothing that could run code is read."""
-    try:
-        with np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in names if name in there}
-    except UNREADABLE as error:
-        raise InputError(f"{file} is damaged: {first_line(error)}") from None
+    return {name: load_array(file, name) for name in names if name in there}
 
 
 def protocol_of(arrays: dict[str, np.ndarray], file: Path) -> dict[str, Any]:
     """What is written beside arrays about how they came; {} of a file that says nothing."""
     if "protocol" not in arrays:
         return {}
-    try:
-        protocol = json.loads(str(arrays["protocol"]))
-    except ValueError:
-        protocol = None
-    if not isinstance(protocol, dict):
+    protocol = parse_json(str(arrays["protocol"]))
+    if protocol is None:
         raise InputError(f"{file} is damaged: its protocol is no JSON")
     return protocol

@@ -99,7 +99,7 @@ def headline(subject: Subject) -> str:
         one = next((row for row in evaluation["rows"] if row["nfe"] == 1), None)
         heun = next((row for row in evaluation["rows"] if row["sampler"] == "heun"), None)
         if one is not None:
-            if one["recognized"] is not None:
+            if one.get("recognized") is not None:
                 tiles.append((f"{one['recognized']:.1%}", "of one-step samples recognized as their class"))
             tiles.append((f"{one['distance']:.3g}", f"{evaluation['metric']}, one step"))
         if heun is not None:
@@ -199,7 +199,8 @@ def cost(subject: Subject) -> str:
     if subject.metrics:
         last = subject.metrics[-1]
         rows.append(("steps", f"{last['step']:,}"))
-        rows.append(("training speed", f"{last['step'] / subject.seconds:,.1f} steps/s"))
+        if subject.seconds > 0:
+            rows.append(("training speed", f"{last['step'] / subject.seconds:,.1f} steps/s"))
     if subject.evaluation is not None:
         one = next((row for row in subject.evaluation["rows"] if row["nfe"] == 1), None)
         machine, versions = subject.evaluation["machine"], subject.evaluation["versions"]

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image
 
-from soflow.evaluation.figures import plain
+from soflow.evaluation.figures import as_text, plain
 from soflow.evaluation.report import NOT_FID, embed, minutes
 
 COLORS = {
@@ -39,7 +39,7 @@ def over_seeds(values: list[float], digits: int = 3) -> str:
 def values(method: dict[str, Any], sampler: str, nfe: int, key: str = "distance") -> list[float]:
     """One figure of a sampler, a seed each; empty where the method has no such sampler."""
     rows = [row for run in method["runs"] for row in run["rows"] if (row["sampler"], row["nfe"]) == (sampler, nfe)]
-    return [row[key] for row in rows if row[key] is not None]
+    return [row[key] for row in rows if row.get(key) is not None]
 
 
 def few_step_samplers(method: dict[str, Any]) -> list[str]:
@@ -99,7 +99,7 @@ def in_words(results: dict[str, Any]) -> list[str]:
         f"{results['metric']} of {results['num']:,} samples to {results['reference']['count']:,} real ones "
         f"({results['reference']['dataset']}, {results['reference']['split']} split); smaller is better. "
         f"{real['count']:,} held-out real samples: {real['distance']:.3g}"
-        + (f", recognized {real['recognized']:.3f}." if real["recognized"] is not None else ".")
+        + (f", recognized {real['recognized']:.3f}." if real.get("recognized") is not None else ".")
         + "".join(f" Not reliable: {warning}." for warning in results.get("warnings", [])),
         f"Machine: {machine['device']}, {machine['processor']}, {machine['cores']} cores, {machine['threads']} threads; "
         f"{versions}. Costs are medians of {next(iter(results['methods'].values()))['cost']['rounds']} rounds, ratios to "
@@ -123,12 +123,12 @@ def plots(results: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     against_nfe, against_time, against_samples = plain(figure, columns=3)
     for name, method in results["methods"].items():
-        color, label = COLORS.get(name, "#000000"), name_of(name)
+        color, label = COLORS.get(name, "#000000"), as_text(name_of(name))
         for style, sampler in zip(("o-", "o:"), few_step_samplers(method), strict=False):
             rows = [row["nfe"] for row in method["runs"][0]["rows"] if row["sampler"] == sampler]
             counts = sorted({*rows, 1})
             sampled = [values(method, sampler, n) or values(method, few_step_samplers(method)[0], n) for n in counts]
-            against_nfe.plot(counts, [mean(x) for x in sampled], style, color=color, label=f"{label}, {sampler}")
+            against_nfe.plot(counts, [mean(x) for x in sampled], style, color=color, label=f"{label}, {as_text(sampler)}")
         if own := values(method, *HEUN):
             against_nfe.plot([HEUN[1]], [mean(own)], "s", color=color)
         for look in method["runs"][0]["curve"]:
@@ -183,7 +183,7 @@ def sheets(pictures: dict[str, Image.Image]) -> Figure:
     for i, (title, picture) in enumerate(pictures.items()):
         axes = figure.add_subplot(rows, columns, i + 1)
         axes.imshow(np.asarray(picture.convert("RGB")), interpolation="nearest")
-        axes.set_title(title, fontsize=10)
+        axes.set_title(as_text(title), fontsize=10)
         axes.set_axis_off()
     return figure
 

@@ -3,6 +3,33 @@
 from collections.abc import Callable
 from typing import Any
 
+from soflow.files import finite, is_like, natural, number
+
+FIGURES = {
+    "distance": finite,
+    "reliable": lambda value: isinstance(value, bool),
+    **dict.fromkeys(("precision", "recall", "density", "coverage"), (number, None)),
+    **dict.fromkeys(("distance_spread", "distance_at_real_count", "spatial_distance", "kernel_distance"), (number, None)),
+    **dict.fromkeys(("inception_score", "recognized", "milliseconds_per_sample"), (number, None)),
+}
+ROW = {**FIGURES, "weights": str, "sampler": str, "nfe": natural, "milliseconds_per_sample": number}
+OF = {"dataset": str, "split": str, "count": natural}
+#: What evaluation.json of a run must be, so that it can be shown: files in a run folder may be anybody's.
+EVALUATION = {
+    "checkpoint": str,
+    "metric": str,
+    "num": natural,
+    "features": {"checksum": (str, None)},
+    "reference": {**OF, "points": natural},
+    "rows": lambda rows: bool(rows) and is_like(rows, [ROW]),
+    "real": ({**FIGURES, **OF, "warnings": [str], "reference": OF}, None),
+    "diagnostics": {...: number},
+    "warnings": [str],
+    "versions": {...: str},
+    "machine": {"device": str, "processor": str, "threads": natural},
+    "seeds": ([natural], None),
+}
+
 
 def table(results: dict[str, Any]) -> list[list[str]]:
     """The figures for people, header first, the last row real data's where there are any; columns that say nothing are left
@@ -12,22 +39,22 @@ def table(results: dict[str, Any]) -> list[list[str]]:
     """
     rows, real = list(results["rows"]), results["real"]
     if real is not None:
-        shown = f"real, {real['split']}" if real["split"] else "real"
+        which = f"real, {real['split']}" if real["split"] else "real"
         alike = real["distance"] if rows[0].get("distance_at_real_count") is not None else None
-        rows.append({**real, "weights": "", "sampler": shown, "nfe": None, "distance_at_real_count": alike})
+        rows.append({**real, "weights": "", "sampler": which, "nfe": None, "distance_at_real_count": alike})
     fid = results["metric"] == "FID"
     few_mark = "" if real is None or real["reliable"] or rows[0].get("distance_at_real_count") is None else " *"
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
         "weights": lambda row: row["weights"] if len({one["weights"] for one in results["rows"]}) > 1 else "",
         "sampler": lambda row: row["sampler"],
         "NFE": lambda row: "" if row["nfe"] is None else str(row["nfe"]),
-        short(results["metric"]): lambda row: with_spread(row["distance"], row["distance_spread"]) + mark(row),
-        f"of {real['count'] if real else 0:,}": lambda row: number(row.get("distance_at_real_count"), ".4g") + few_mark,
-        "sFID" if fid else "sFD": lambda row: number(row["spatial_distance"], ".4g"),
-        "KID" if fid else "KD": lambda row: number(row["kernel_distance"], ".3g"),
-        "IS": lambda row: number(row["inception_score"], ".4g"),
+        short(results["metric"]): lambda row: with_spread(row["distance"], row.get("distance_spread")) + mark(row),
+        f"of {real['count'] if real else 0:,}": lambda row: shown(row.get("distance_at_real_count"), ".4g") + few_mark,
+        "sFID" if fid else "sFD": lambda row: shown(row.get("spatial_distance"), ".4g"),
+        "KID" if fid else "KD": lambda row: shown(row.get("kernel_distance"), ".3g"),
+        "IS": lambda row: shown(row.get("inception_score"), ".4g"),
         **{name: named(name) for name in ("precision", "recall", "density", "coverage", "recognized")},
-        "ms": lambda row: number(row.get("milliseconds_per_sample"), ".3f"),
+        "ms": lambda row: shown(row.get("milliseconds_per_sample"), ".3f"),
     }
     cells = {name: [cell(row) for row in rows] for name, cell in columns.items()}
     kept = [name for name, column in cells.items() if any(column)]
@@ -39,14 +66,14 @@ def mark(row: dict[str, Any]) -> str:
 
 
 def named(name: str) -> Callable[[dict[str, Any]], str]:
-    return lambda row: number(row[name], ".3f")
+    return lambda row: shown(row.get(name), ".3f")
 
 
-def number(value: float | None, form: str) -> str:
+def shown(value: float | int | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def with_spread(value: float, spread: float | None) -> str:
+def with_spread(value: float | int, spread: float | int | None) -> str:
     """A value with its standard deviation, where there is one: 1.26 ± 0.02."""
     return f"{value:.4g}" + ("" if spread is None else f" ± {spread:.2g}")
 
@@ -74,7 +101,7 @@ def reading_aid(results: dict[str, Any]) -> str:
         others = real["reference"]
         same = all(reference.get(key) == value for key, value in others.items())
         text += ". " if same else f", held against the other {others['count']:,}. "
-        if results["rows"][0]["distance_at_real_count"] is not None:
+        if results["rows"][0].get("distance_at_real_count") is not None:
             text += f"So small a set reads high: hold it against as few drawn ones, 'of {real['count']:,}'. "
     if results["metric"] != "energy distance":
         several = len(results.get("seeds", [0])) > 1

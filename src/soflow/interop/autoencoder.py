@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from soflow.data.dataset import Encoder
-from soflow.errors import InputError, first_line
+from soflow.errors import InputError, first_line, in_short
+from soflow.files import read_json
 
 #: Images decoded at once.
 BATCH = 16
@@ -109,20 +110,33 @@ def load_autoencoder(name: str, device: torch.device | str = "cpu") -> Autoencod
         kind: Any = getattr(diffusers, str(settings.get("_class_name")), None)
         if not (hasattr(kind, "from_pretrained") and hasattr(kind, "encode") and hasattr(kind, "decode")):
             raise InputError(f"{name} is a {settings.get('_class_name')}, not an autoencoder of diffusers")
+        if Path(name).is_dir():
+            require_own_files(Path(name))
         module: Any = kind.from_pretrained(name, use_safetensors=True, **folder)
+        encoder = encoder_of(module.config, name)
     except InputError:
         raise
     except Exception as error:  # whatever the Hub, the file system and damaged files raise
         raise InputError(
             f"the autoencoder {name} cannot be loaded: {first_line(error)}; give a name on the Hub or a folder"
         ) from None
-    config = module.config
-    lasting = str(Path(name).resolve()) if Path(name).is_dir() else name  # latents are decoded from other folders, too
-    encoder = Encoder(
-        lasting,
+    place = torch.device(device)
+    return Autoencoder(module.to(place, torch.float32).eval().requires_grad_(False), encoder, place)
+
+
+def encoder_of(config: Any, name: str) -> Encoder:
+    """What an autoencoder's configuration says of latents."""
+    return Encoder(
+        str(Path(name).resolve()) if Path(name).is_dir() else name,  # latents are decoded from other folders, too
         float(config.get("scaling_factor") or 1.0),
         float(config.get("shift_factor") or 0.0),
         channels=int(config.in_channels),
     )
-    place = torch.device(device)
-    return Autoencoder(module.to(place, torch.float32).eval().requires_grad_(False), encoder, place)
+
+
+def require_own_files(folder: Path) -> None:
+    """Raises InputError where a list of parts of weights names a file that does not lie beside it."""
+    for index in folder.rglob("*.safetensors.index.json"):
+        parts = read_json(index, {"weight_map": {...: str}})["weight_map"].values()
+        if strange := [part for part in parts if Path(part).name != part]:
+            raise InputError(f"{index} names {in_short(strange[0])}, which does not lie beside it: nothing there is opened")

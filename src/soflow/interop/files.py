@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from soflow.errors import InputError
+from soflow.data.npz import is_zip
+from soflow.errors import InputError, first_line
 
 #: What wrappers put before a parameter's name: the reference implementation, data parallelism, torch.compile.
 WRAPPERS = re.compile(r"^((network|module|_orig_mod)\.)+")
@@ -30,12 +30,12 @@ def read_file(file: Path) -> Any:
     if file.suffix == ".safetensors":
         try:
             return load_file(file)
-        except SafetensorError as error:
-            raise InputError(f"{file} cannot be read as safetensors: {error}") from None
-    zipped = zipfile.is_zipfile(file)
+        except Exception as error:  # SafetensorError, and what the file system and unknown types raise
+            raise InputError(f"{file} cannot be read as safetensors: {first_line(error)}") from None
+    zipped = is_zip(file)
     try:
-        if zipped and zipfile.ZipFile(file).testzip() is not None:  # torch.load does not look at checksums
-            raise InputError(f"{file} is damaged: its content does not have the checksum recorded with it")
+        if zipped:
+            require_whole(file)
         # A Namespace is only its attributes; checkpoints of DiT and SiT keep their command line in one.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old pickle protocols
@@ -54,21 +54,40 @@ def read_file(file: Path) -> Any:
         raise InputError(f"{file} is damaged, or is no file of torch.save ({type(error).__name__})") from None
 
 
+def require_whole(file: Path) -> None:
+    """Raises InputError for a zip file that torch.save did not write, or whose content is not what was written."""
+    with zipfile.ZipFile(file) as archive:
+        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            raise InputError(f"{file} is compressed, as torch.save does not: it may unpack to anything, and was not read")
+        if archive.testzip() is not None:  # torch.load does not look at checksums
+            raise InputError(f"{file} is damaged: its content does not have the checksum recorded with it")
+
+
 def is_pickle(file: Path) -> bool:
     """Whether a file is one of torch.save, or begins as a pickle does: with a protocol from 2 to 5."""
     with file.open("rb") as stream:
-        return zipfile.is_zipfile(file) or stream.read(2) in {b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"}
+        return is_zip(file) or stream.read(2) in {b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"}
 
 
 def is_plain(value: object) -> bool:
-    """Whether this is a tensor of finite floating-point numbers that lies in memory as usual."""
+    """Whether this is a tensor of finite floating-point numbers, each of which is there: a small file can hold one that
+    repeats a few without end, or has no elements and huge sizes.
+    """
     return (
         isinstance(value, Tensor)
         and value.is_floating_point()
         and value.layout == torch.strided
         and not value.is_meta
+        and 0 < value.numel() * value.element_size() <= value.untyped_storage().nbytes()
         and bool(value.isfinite().all())
     )
+
+
+def plain(value: object) -> object:
+    """A number out of a tensor of one, a list for a tuple; all else as it is."""
+    if isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta and value.numel() == 1:
+        return value.item()
+    return list(value) if isinstance(value, tuple) else value
 
 
 def named_tensors(value: object, what: str) -> dict[str, Tensor]:

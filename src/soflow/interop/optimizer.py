@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from soflow.config.schema import OptimizerConfig
 from soflow.errors import InputError
-from soflow.interop.files import is_plain
+from soflow.files import is_like, natural, number
+from soflow.interop.files import is_plain, plain
 from soflow.training.optimizers import make_optimizer
 
 #: What AdamW and RAdam keep of a parameter: the number of its updates, and averages of its gradient and of the square.
@@ -30,8 +31,9 @@ def parameter_groups(state: object) -> list[dict[str, Any]]:
 
 
 def is_group(group: object) -> bool:
-    numbers = group.get("params") if isinstance(group, dict) else None
-    return isinstance(numbers, list) and all(isinstance(number, int) for number in numbers)
+    if not isinstance(group, dict) or not is_like(group.get("params"), [natural]):
+        return False
+    return all(is_like(plain(group[option]), (number, [number])) for option in OPTIONS if option in group)
 
 
 def optimizer_name(groups: list[dict[str, Any]]) -> str:
@@ -85,18 +87,14 @@ def moments(entry: Mapping[str, Any], name: str, parameter: Tensor) -> dict[str,
     for moment in MOMENTS:
         if not is_plain(entry[moment]) or entry[moment].shape != parameter.shape:
             raise InputError(f"{moment} in 'optimizer' is not {list(parameter.shape)} finite numbers, the shape of {name}")
-    step = entry["step"]
-    if not isinstance(step, int | float) and not (is_plain(step) and step.shape == ()):
+    step = plain(entry["step"])
+    if not isinstance(step, int | float) or not 0 <= step < 2**53:
         raise InputError(f"step in 'optimizer' is not a number for {name}")
     return {"step": torch.as_tensor(step, dtype=torch.float32), **{moment: entry[moment].float() for moment in MOMENTS}}
 
 
 def changed_options(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
     """A note on each option with which training goes on otherwise than it went so far."""
-
-    def plain(value: object) -> object:
-        return list(value) if isinstance(value, tuple) else value  # to an optimizer they are the same
-
     notes = [
         f"'optimizer' went by {option} {plain(theirs[option])}; training goes on with {plain(ours[option])}"
         for option in OPTIONS

@@ -18,8 +18,8 @@ from soflow.assemble import make_network
 from soflow.config import Config
 from soflow.config.reading import override, validate
 from soflow.data.sources import KINDS, SOURCES
-from soflow.errors import InputError
-from soflow.interop.files import named_tensors, read_file, require_fit
+from soflow.errors import InputError, in_short
+from soflow.interop.files import named_tensors, plain, read_file, require_fit
 from soflow.interop.optimizer import ANEW, optimizer_name, our_optimizer_state, parameter_groups
 from soflow.interop.settings import Translation, model_type, read_settings, translate
 from soflow.interop.sizes import Sizes, read_sizes
@@ -124,16 +124,15 @@ def read_parts(checkpoint: Path) -> Parts:
         notes.append(f"{checkpoint} holds only '{found[0]}': it stands for the averaged weights and the raw ones")
     if "optimizer" not in content:
         notes.append(f"{checkpoint} has no 'optimizer': {ANEW}")
-    notes += [f"{checkpoint} also holds '{name}', which is left out" for name in content if name not in KNOWN]
+    notes += [f"{checkpoint} also holds {in_short(name)}, which is left out" for name in content if name not in KNOWN]
     return Parts(weights, average, content.get("optimizer"), whole_number(content["finished_steps"], checkpoint), notes)
 
 
 def whole_number(step: object, checkpoint: Path) -> int:
     """The number of steps done, also from 3.0 or tensor(3). Raises InputError for anything else."""
-    if isinstance(step, Tensor) and step.numel() == 1:
-        step = step.item()
+    step = plain(step)
     if isinstance(step, bool) or not isinstance(step, int | float) or not 0 <= step < 10**9 or step != int(step):
-        raise InputError(f"'finished_steps' in {checkpoint} is {step}: it must be the number of steps done")
+        raise InputError(f"'finished_steps' in {checkpoint} is {in_short(step)}: it must be the number of steps done")
     return int(step)
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from soflow.config import Config, read_recipe, recipe_names
-from soflow.config.reading import lookup, parse_yaml, put, validate
+from soflow.config.reading import lookup, parse_yaml, put, read_text, validate
 from soflow.data.sources import SOURCES
-from soflow.errors import InputError
+from soflow.errors import InputError, shortened
 from soflow.interop.sizes import Sizes
 from soflow.networks.dit import SIZES
 
@@ -68,15 +68,18 @@ def read_settings(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise InputError(f"there is no file {file}")
     try:
-        text = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise InputError(f"{file} is no text: --config takes the YAML file, the checkpoint stands before it") from None
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}") from None
+        text = read_text(file)
+    except InputError as error:
+        raise InputError(f"{error}: --config takes the YAML file, the checkpoint stands before it") from None
     values = parse_yaml(text, str(file))
     if not isinstance(values, dict) or not values.keys() & {*KEYS, *TIMES, *READ_OFF}:
         raise InputError(f"{file} is no YAML of the reference implementation: it sets none of {', '.join(KEYS)}")
     return {str(name): value for name, value in values.items()}
+
+
+def words(value: Any) -> str:
+    """A setting's value for people."""
+    return shortened(str(value))
 
 
 def translate(settings: Mapping[str, Any], sizes: Sizes, heads: int | None = None) -> Translation:
@@ -104,9 +107,11 @@ def translate(settings: Mapping[str, Any], sizes: Sizes, heads: int | None = Non
         values["objective"]["guidance"]["scale"] = 1.0
     config = validate(values)
 
-    used = [f"{name}: {settings[name]} -> {key}={lookup(config, key)}" for name, key, _ in told]
-    used += [f"{name}: {settings[name]} (the sizes are those of the weights)" for name in READ_OFF if name in settings]
-    unused = [f"{name}: {value}" for name, value in settings.items() if name not in {*KEYS, *TIMES, *READ_OFF}]
+    used = [f"{name}: {words(settings[name])} -> {key}={lookup(config, key)}" for name, key, _ in told]
+    used += [
+        f"{name}: {words(settings[name])} (the sizes are those of the weights)" for name in READ_OFF if name in settings
+    ]
+    unused = [f"{name}: {words(value)}" for name, value in settings.items() if name not in {*KEYS, *TIMES, *READ_OFF}]
     known = {key for _, key, _ in told}
     places = {key: name for name in KEYS.keys() | TIMES.keys() for key in (TIMES.get(name) or [KEYS[name]])}
     assumed = [
@@ -134,11 +139,11 @@ def in_our_words(settings: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
             continue
         elif name in TIMES:
             if not isinstance(value, list) or len(value) != 3:
-                raise InputError(f"{name} is {value}: it must list three numbers, of flow matching, s and t")
+                raise InputError(f"{name} is {words(value)}: it must list three numbers, of flow matching, s and t")
             yield from ((name, key, number) for key, number in zip(TIMES[name], value, strict=True))
         elif name in WORDS:
             if not isinstance(value, str) or value not in WORDS[name]:
-                raise InputError(f"{name} is {value}: known are {', '.join(WORDS[name])}")
+                raise InputError(f"{name} is {words(value)}: known are {', '.join(WORDS[name])}")
             yield name, KEYS[name], WORDS[name][value]
         elif name == "dataset_type":
             yield from ((name, key, ours) for key, ours in source_of(str(value)).items())
