@@ -27,6 +27,7 @@ from soflow.training import keeper
 from soflow.training.display import SilentDisplay
 
 KINDS = ("call", "disk", "clock")
+LIVES = 4  # of a run that are cut short, at most
 
 
 def in_child(work):
@@ -117,9 +118,8 @@ def main(kills=50, seed=0, *names):
         whole, out, saving = place / "whole", place / "killed", place / "saving"
         assert ended(in_child(lambda: measure(name, whole, place / "lives"))) == 0  # noqa: B023
         lives = json.loads((place / "lives").read_text())
-        status = None
-        while status != 0:
-            kind = chance.choice(KINDS) if told["kills"] < kills else None
+        for life in range(10**6):
+            kind = chance.choice(KINDS) if told["kills"] < kills and life < LIVES else None
             moment = chance.uniform(0, 0.8) * lives[kind] if kind else 0
             saving.unlink(missing_ok=True)
             child = in_child(lambda: live(name, out, kind, int(moment), saving))  # noqa: B023
@@ -130,6 +130,8 @@ def main(kills=50, seed=0, *names):
                 told[f"by {kind}"] += 1
                 told["while a checkpoint was written"] += saving.exists()
                 print(f"kill {told['kills']} of {kills}: {name}, by {kind} {moment:.4g}", file=sys.stderr, flush=True)
+            if status == 0:
+                break
         assert ended(in_child(lambda: assert_same_run(whole, out))) == 0, f"{out} is not what it would have been"  # noqa: B023
         told["runs that ended as they would have"] += 1
         if told["kills"] >= kills:

@@ -242,10 +242,10 @@ def test_a_recipe_that_is_no_mapping(text, tmp_path, inside):
 
 def test_a_run_folder_of_another_version(run, inside):
     config = run / "config.yaml"
-    config.write_text(config.read_text().replace("version: 1", "version: 7"))
-    assert_fails(soflow("sample", run), 2, "version 7", "reads version 1")
+    config.write_text(config.read_text().replace("version: 2", "version: 7"))
+    assert_fails(soflow("sample", run), 2, "version 7", "reads version 2")
     for command in ("evaluate", "report"):
-        assert_fails(inside(command, run), 2, "version 7", "reads version 1")
+        assert_fails(inside(command, run), 2, "version 7", "reads version 2")
 
 
 def test_a_damaged_checkpoint(run, inside):

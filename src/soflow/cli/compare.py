@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from soflow.cli.bench import ALL
-from soflow.cli.options import at_least
+from soflow.cli.options import at_least, require_asked_for
 from soflow.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,7 +43,10 @@ def compare(
     from soflow.config import read_methods
 
     names = [name.strip() for name in objectives.split(",")]
-    read_methods(recipe, names, overrides or [])  # a mistake here is reported before torch is loaded
+    configs = read_methods(recipe, names, overrides or [])  # a mistake here is reported before torch is loaded
+    features = next(iter(configs.values())).evaluate.features
+    named = f"evaluate.features={features}"
+    require_asked_for(features, named, asked=named in (overrides or []))
 
     from soflow.comparison import compare as run
     from soflow.comparison import write_page

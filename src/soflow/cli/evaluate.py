@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from soflow.cli.options import MOST_SAMPLES, at_least, between, note, one_of, whole_numbers, writable
+from soflow.cli.options import MOST_SAMPLES, at_least, between, note, one_of, require_asked_for, whole_numbers, writable
 from soflow.errors import InputError
 
 if TYPE_CHECKING:
@@ -124,7 +124,6 @@ def evaluate_run(
 ) -> None:
     from soflow import runs
     from soflow.evaluation.evaluate import Protocol, evaluate, rows_of, work
-    from soflow.evaluation.features import NAMES
     from soflow.judging import compared_with
     from soflow.progress import counting
 
@@ -133,9 +132,7 @@ def evaluate_run(
     for remark in run.notes:
         note(remark)
     config = run.config.evaluate
-    if features is None and config.features not in NAMES:
-        named = f"the run's configuration names features in a file, {config.features}"
-        raise InputError(f"{named}, which is a program: if you trust it, give --features {config.features}")
+    require_asked_for(config.features, f"--features {config.features}", asked=features is not None)
     samplers = chosen_samplers(drawing.methods, run.config)
     seeds = range(drawing.seed, drawing.seed + drawing.seeds)
     protocol = Protocol(drawing.nfe or list(config.nfe), drawing.num or config.num, seeds, drawing.labels, drawing.batch)

@@ -15,6 +15,18 @@ def note(text: str) -> None:
     typer.echo(printable(text), err=True)
 
 
+def require_asked_for(features: str, option: str, asked: bool) -> None:
+    """Raises InputError for features in a file, which is a program, where a configuration alone names it: whoever runs it is
+    to say so.
+    """
+    from soflow.evaluation.features import NAMES
+
+    if not asked and features not in NAMES:
+        raise InputError(
+            f"the configuration names features in a file, {features}, a program: if you trust it, give {option}"
+        )
+
+
 def whole_numbers(text: str, option: str) -> list[int]:
     """'1,2,4' -> [1, 2, 4]."""
     try:

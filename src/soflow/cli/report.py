@@ -33,7 +33,7 @@ def report(
             if evaluation is not None and not is_like(evaluation, EVALUATION):
                 raise damaged(run.folder.evaluation)
             metrics = run.folder.read_metrics()
-            if not is_like(metrics, [{**dict.fromkeys(("step", "loss"), number), ...: number}]):
+            if not is_like(metrics, [{"step": number, ...: number}]):
                 raise damaged(run.folder.metrics)
             if evaluation is not None and evaluation["checkpoint"] != run.checkpoint.path.name:
                 note(

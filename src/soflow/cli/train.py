@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from soflow.cli.options import require_asked_for
+
 
 def train(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, a YAML file, or a run folder to go on with.")],
@@ -23,6 +25,10 @@ def train(
     from soflow import runs
     from soflow.training.display import make_display
     from soflow.training.signals import Stopped
+
+    if config.evaluate.every:
+        named = f"evaluate.features={config.evaluate.features}"
+        require_asked_for(config.evaluate.features, named, asked=named in (overrides or []))
 
     display = make_display()
     if (Path(recipe) / "config.yaml").is_file() and folder != Path(recipe):

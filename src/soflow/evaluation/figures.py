@@ -31,7 +31,7 @@ def losses(metrics: list[dict[str, Any]]) -> Figure:
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     errors, total = plain(figure, columns=2)
     steps = [line["step"] for line in metrics]
-    names = [name for name in metrics[0] if name.endswith("_mse")]
+    names = list(dict.fromkeys(name for line in metrics for name in line if name.endswith("_mse")))
     values = {name: [line.get(name, nan) for line in metrics] for name in (*names, "loss")}
     for name, color in zip(names, (BLUE, ORANGE), strict=False):
         label = name.removesuffix("_mse").replace("_", " ")

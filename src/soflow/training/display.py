@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from soflow import processes
+from soflow.files import printable
 from soflow.progress import PAUSE
 
 
@@ -55,7 +56,7 @@ class BarDisplay:
         del metrics  # the bar already shows them
 
     def note(self, text: str) -> None:
-        self.bar.console.print(text, highlight=False)
+        self.bar.console.print(printable(text), highlight=False, markup=False)  # names in files are no markup
 
     def stop(self) -> None:
         self.bar.stop()
@@ -85,7 +86,7 @@ class LineDisplay:
 
     def note(self, text: str) -> None:
         self.told = time.monotonic()
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
 
     def stop(self) -> None:
         sys.stderr.flush()

@@ -18,7 +18,7 @@ def only_trainer_of(folder: Path) -> Iterator[None]:
     """Makes the folder, if need be, and holds its lock. Raises RunError, naming the process that has it, where that is
     another; InputError where the folder cannot be written. A folder in which nothing was trained does not stay.
     """
-    new = not folder.exists()
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     require_writable(folder)
     owner, place = folder / ".trainer", folder / ".lock"
     lock = FileLock(place)
@@ -37,9 +37,11 @@ def only_trainer_of(folder: Path) -> Iterator[None]:
     finally:
         with suppress(OSError):
             owner.unlink(missing_ok=True)
-        if new and list(folder.iterdir()) == [place]:
+        if made and list(folder.iterdir()) == [place]:
             place.unlink()
-            folder.rmdir()
+            with suppress(OSError):  # somebody else has made use of them
+                for empty in made:
+                    empty.rmdir()
         lock.release()
 
 

@@ -11,9 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from soflow.config import Config, dump
-from soflow.config.reading import parse_yaml, validate
+from soflow.config.reading import parse_yaml, read_text, validate
 from soflow.errors import InputError, RunError
-from soflow.files import read_json, remove_old_partials, require_writable, write_json, write_text
+from soflow.files import (
+    is_like,
+    natural,
+    parse_json,
+    read_json,
+    remove_old_partials,
+    require_writable,
+    write_json,
+    write_text,
+)
 from soflow.training.checkpoint import VERSION, Checkpoint, newest_good, require_good
 
 
@@ -74,9 +83,9 @@ class RunFolder:
         if not self.config.is_file():
             raise InputError(f"{self.path} is not a run folder: it has no config.yaml; make one with soflow train")
         try:
-            values = parse_yaml(self.config.read_text(), str(self.config))
+            values = parse_yaml(read_text(self.config), str(self.config))
             version = values.pop("version")
-        except (InputError, AttributeError, KeyError, UnicodeDecodeError):
+        except (InputError, AttributeError, KeyError, TypeError):
             raise InputError(f"{self.config} is damaged: it is no longer the YAML that soflow train wrote") from None
         if version != VERSION:
             raise InputError(
@@ -89,19 +98,11 @@ class RunFolder:
             raise InputError(f"{self.config}: {error}") from None
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; a last line cut short by a crash is left out."""
+        """The lines of metrics.jsonl; damaged ones, as a last one that a crash cut short, are left out."""
         if not self.metrics.is_file():
             return []
-        lines = []
-        for line in self.metrics.read_text(errors="replace").splitlines():
-            try:
-                values = json.loads(line)
-            except (ValueError, RecursionError):
-                break
-            if not isinstance(values, dict) or not isinstance(values.get("step"), int):
-                break
-            lines.append(values)
-        return lines
+        lines = map(parse_json, self.metrics.read_text(errors="replace").splitlines())
+        return [line for line in lines if line is not None and is_like(line, {"step": natural})]
 
     def forget_metrics_after(self, step: int) -> None:
         """Drops the lines that a resumed run will write again."""
@@ -137,11 +138,8 @@ class RunFolder:
         """What soflow evaluate wrote, or None where it has not run. Raises RunError for a damaged file."""
         if not self.evaluation.is_file():
             return None
-        try:
-            results = json.loads(self.evaluation.read_text())
-            missing = {"checkpoint", "metric", "rows", "real", "reference", "diagnostics", "warnings"} - results.keys()
-        except (ValueError, AttributeError):
-            missing = {"valid JSON"}
+        results = parse_json(self.evaluation.read_bytes()) or {}
+        missing = {"checkpoint", "metric", "rows", "real", "reference", "diagnostics", "warnings"} - results.keys()
         if missing:
             what = f"{self.evaluation} is damaged or of an earlier version, it lacks {min(missing)}"
             raise RunError(f"{what}: run soflow evaluate {self.path} again")
