@@ -3,6 +3,8 @@
 import itertools
 import resource
 import shutil
+from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from harness import WHOLE, StopAt, add_figures, assert_same_run
 from soflow import runs
 from soflow.config.schema import CheckpointConfig
 from soflow.errors import InputError, RunError
-from soflow.training.checkpoint import TrainState, checkpoints, newest_good
+from soflow.training.checkpoint import Checkpoint, TrainState, checkpoints, newest_good
 from soflow.training.display import SilentDisplay
 from soflow.training.keeper import Keeper
 from soflow.training.run_folder import RunFolder
@@ -67,6 +69,7 @@ def test_each_operation_of_a_checkpoint_may_fail_and_earlier_ones_are_still_ther
     renamed = done.index("replace")  # what is renamed is on the disk, and that it was
     assert [done[renamed - 1], done[renamed + 1]] == ["fsync", "fsync"]
     assert done.count("fsync") >= 7
+    assert "fsync" in done[: done.index("mkdir")]  # the log is there before the checkpoint that counts on it
     tried = 0
     for case, (at, (fault, lasting)) in enumerate(itertools.product(range(len(done)), KINDS)):
         if (case + at) % every and at > done.index("mkdir"):
@@ -100,6 +103,24 @@ def test_each_operation_of_a_checkpoint_may_fail_and_earlier_ones_are_still_ther
     assert tried > 30
     if every == 1:
         add_figures(**{"faults in the writing of one checkpoint": tried})
+
+
+def test_each_operation_may_fail_where_a_checkpoint_is_written_again(tmp_path):
+    """As one that a signal left: what came after its step was yet to be done, and then it is the only one there is."""
+    start = RunFolder(tmp_path / "begun")
+    start.create()
+    keeper = Keeper(start, CheckpointConfig(keep_last=1), str)
+    keeper.save(replace(state_of(3)[0], due=True), *state_of(3)[1:], last_chance=True)
+    counted = RunFolder(shutil.copytree(start.path, tmp_path / "counted"))
+    done = operations(tmp_path, lambda: save(counted, 3))
+    for at, (fault, lasting) in itertools.product(range(len(done)), KINDS):
+        folder = RunFolder(shutil.copytree(start.path, tmp_path / f"{at} {fault} {lasting}"))
+        with Disk(tmp_path, at, fault, lasting).in_place(), suppress(RunError):
+            save(folder, 3)
+        (only,) = checkpoints(folder.checkpoints)
+        assert only.problem() is None
+        assert_holds(only, 3)
+    assert not checkpoints(counted.checkpoints)[0].train_state().due
 
 
 @pytest.mark.parametrize("on_failure", ["stop", "continue"])
@@ -209,3 +230,63 @@ def test_what_the_system_itself_refuses_to_write_costs_only_the_new_checkpoint(t
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
     runs.train(recipe, tmp_path / "run", settings)
     assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_trackers_that_cannot_write_are_let_go(tmp_path, monkeypatch):
+    from torch.utils.tensorboard import SummaryWriter
+
+    recipe, settings = WHOLE["moons"]
+    runs.train(recipe, tmp_path / "whole", settings)
+    notes = []
+
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    class Noting(SilentDisplay):
+        def note(self, text):
+            notes.append(text)
+
+    for name in ("__init__", "add_scalar", "close"):
+        with monkeypatch.context() as patch:
+            patch.setattr(SummaryWriter, name, full)
+            runs.train(recipe, tmp_path / name, [*settings, "train.trackers=[tensorboard]"], display=Noting())
+        assert_same_run(tmp_path / "whole", tmp_path / name, last_only=True, config=False)
+    assert len([note for note in notes if "what train.trackers asks for (No space left on device)" in note]) == 3
+
+
+@pytest.mark.parametrize("what", ["measuring", "draw_samples"])
+def test_samples_that_cannot_be_looked_at_cost_no_more_than_that(what, tmp_path, monkeypatch):
+    recipe, settings = WHOLE["moons, measured on the way"]
+    notes = []
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    class Noting(SilentDisplay):
+        def note(self, text):
+            notes.append(text)
+
+    monkeypatch.setattr(runs, what, full if what == "draw_samples" else lambda *arguments: full)
+    runs.train(recipe, tmp_path / "run", settings, display=Noting())
+    lost = {"measuring": ([3, 6, 8], "figure"), "draw_samples": ([4, 8], "picture")}[what]
+    for step in lost[0]:
+        assert f"step {step} has no {lost[1]}: [Errno 28] No space left on device" in notes
+    assert checkpoints(tmp_path / "run" / "checkpoints")[-1].step == 8
+
+
+def test_what_lies_among_checkpoints_keeps_none_from_being_written(tmp_path):
+    """A checkpoint moved to another disk and linked, an editor's file, a file for a checkpoint."""
+    folder = begun(tmp_path / "run")
+    elsewhere = folder.checkpoints.rename(tmp_path / "elsewhere") / "step-00000002"
+    folder.checkpoints.mkdir()
+    (folder.checkpoints / "step-00000002").symlink_to(elsewhere)
+    (folder.checkpoints / "step-00000001").write_text("no checkpoint")
+    (folder.checkpoints / ".step-00000001.swp").write_text("an editor's")
+    (folder.checkpoints / ".step-00000001.partial").write_text("a file")
+    notes = []
+    for step in (3, 4):
+        keeper = Keeper(folder, CheckpointConfig(keep_last=1), notes.append)
+        keeper.save(replace(state_of(step)[0], best_step=0), *state_of(step)[1:], last_chance=True)
+    assert notes == []
+    assert sorted(path.name for path in folder.checkpoints.iterdir()) == [".step-00000001.swp", "step-00000004"]
+    assert_holds(Checkpoint(elsewhere), 2)  # what was linked is not touched

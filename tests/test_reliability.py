@@ -20,8 +20,9 @@ from soflow import runs
 from soflow.config import read_recipe
 from soflow.data import sources
 from soflow.data.batches import seeded_generator
-from soflow.errors import RunError
-from soflow.training.checkpoint import checkpoints, newest_good
+from soflow.errors import InputError, RunError
+from soflow.training import checkpoint, keeper, run_folder
+from soflow.training.checkpoint import TrainState, checkpoints, newest_good, remove_old
 from soflow.training.display import SilentDisplay
 from soflow.training.lock import only_trainer_of
 from soflow.training.run_folder import RunFolder
@@ -110,6 +111,70 @@ def test_sigterm_as_a_cluster_sends_it_saves_the_step_and_exits_with_143(tmp_pat
     assert saved.step - out.read_metrics()[-1]["step"] in (0, 1, 2)  # a log line comes every second step, or was due
 
 
+def test_a_step_that_was_due_is_logged_once_however_the_next_life_ends(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    recipe, settings = WHOLE["moons"]
+    settings = [*settings, "checkpoint.every=100", "train.trackers=[tensorboard]"]
+    runs.train(recipe, tmp_path / "whole", settings)
+    with pytest.raises(Stopped):
+        runs.train(recipe, tmp_path / "stopped", settings, display=StopAt(4))
+
+    class Dies(SilentDisplay):
+        def step(self, done, loss, samples_per_second):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):  # the line of step 4 is written by then, and no checkpoint after it
+        runs.train(recipe, tmp_path / "stopped", settings, display=Dies())
+    runs.train(recipe, tmp_path / "stopped", settings)
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+    (folder,) = {path.parent for path in (tmp_path / "stopped").rglob("events.out.tfevents*")}
+    assert [event.step for event in EventAccumulator(str(folder)).Reload().Scalars("loss")] == [2, 4, 6, 8]
+
+
+def test_a_signal_that_came_before_looking_is_not_made_to_wait(tmp_path, monkeypatch):
+    from soflow.training import trainer
+
+    recipe, settings = WHOLE["moons"]
+    real, seen = trainer.whole_state, []
+
+    def signalled(state, keep):
+        monkeypatch.setattr(trainer, "whole_state", real)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(state, keep)
+
+    monkeypatch.setattr(trainer, "whole_state", signalled)
+    settings = [*settings, "train.sample_every=2"]
+    with pytest.raises(Stopped):
+        runs.train(recipe, tmp_path / "run", settings, watch=lambda *arguments: seen.append(arguments))
+    assert seen == []
+    assert checkpoints(tmp_path / "run" / "checkpoints")[-1].step == 2
+
+
+def test_a_second_ctrl_c_does_not_wait_and_signals_are_as_before(tmp_path, monkeypatch):
+    recipe, settings = WHOLE["moons"]
+    real = keeper.save_checkpoint
+
+    def slow(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        return real(*arguments)
+
+    before = [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
+    runs.train(recipe, tmp_path / "whole", settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(keeper, "save_checkpoint", slow)
+        with pytest.raises(KeyboardInterrupt):
+            runs.train(recipe, tmp_path / "run", settings, display=StopAt(2))
+    assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)] == before
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in the background of a script
+    try:
+        runs.train(recipe, tmp_path / "run", settings, display=StopAt(2))
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
 def kills(count, seed, *names):
     """What tests/kills.py tells of so many kills."""
     command = [sys.executable, str(TESTS / "kills.py"), str(count), str(seed), *names]
@@ -157,10 +222,51 @@ def test_a_second_process_is_refused_by_the_name_of_the_first(tmp_path, inside):
     assert not (out / ".trainer").exists()
 
 
-def test_a_folder_made_only_to_be_locked_does_not_stay(tmp_path):
-    with pytest.raises(ZeroDivisionError), only_trainer_of(tmp_path / "run"):
-        raise ZeroDivisionError
-    assert not (tmp_path / "run").exists()
+def test_a_folder_made_only_to_be_locked_does_not_stay_and_others_do(tmp_path):
+    (tmp_path / "there").mkdir()
+    for out in (tmp_path / "new" / "run", tmp_path / "there"):
+        with pytest.raises(ZeroDivisionError), only_trainer_of(out):
+            raise ZeroDivisionError
+    assert not (tmp_path / "new").exists()
+    assert (tmp_path / "there").exists()
+
+
+def test_a_folder_that_was_removed_and_made_anew_belongs_to_the_new_run(tmp_path):
+    """Its first trainer is still at work: it does not mix its log and its checkpoints with the other's."""
+    recipe, settings = WHOLE["moons"]
+    runs.train(recipe, tmp_path / "whole", settings)
+
+    class Replaced(SilentDisplay):
+        def step(self, done, loss, samples_per_second):
+            if done == 5:
+                shutil.rmtree(tmp_path / "run")
+                runs.train(recipe, tmp_path / "run", settings)
+
+    with pytest.raises(RunError, match="was removed while it was being trained, and is another folder now"):
+        runs.train(recipe, tmp_path / "run", settings, display=Replaced())
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    with pytest.raises(RunError, match="cannot write the checkpoint of step 6"):
+        runs.train(recipe, tmp_path / "gone", settings, display=Gone(tmp_path / "gone"))
+
+
+class Gone(SilentDisplay):
+    """Removes the run folder after step 5."""
+
+    def __init__(self, place):
+        self.place = place
+
+    def step(self, done, loss, samples_per_second):
+        if done == 5:
+            shutil.rmtree(self.place)
+
+
+def test_the_trainers_name_is_not_written_through_a_link(tmp_path):
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".trainer").symlink_to(tmp_path / "precious")
+    with only_trainer_of(tmp_path / "run"):
+        assert str(os.getpid()) in (tmp_path / "run" / ".trainer").read_text()
+    assert (tmp_path / "precious").read_text() == "precious"
 
 
 # What is kept --------------------------------------------------------------------------------------------------------
@@ -199,19 +305,61 @@ def test_the_newest_good_one_is_used_and_damaged_ones_are_named(damaged, tmp_pat
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
+def test_what_goes_is_what_is_superfluous_or_later(tmp_path):
+    for step in (2, 4, 6, 8, 10):
+        (tmp_path / f"step-{step:08d}").mkdir()
+    remove_old(tmp_path, TrainState(step=6), keep_last=1, keep_every=2)
+    assert [c.step for c in checkpoints(tmp_path)] == [2, 4, 6]  # later ones are from before the run went back
+    remove_old(tmp_path, TrainState(step=6, best_step=2), keep_last=1)
+    assert [c.step for c in checkpoints(tmp_path)] == [2, 6]
+
+
+@pytest.mark.parametrize("why", ["the disk", "another version"])
+def test_a_checkpoint_that_cannot_be_read_now_is_neither_passed_over_nor_removed(why, tmp_path, monkeypatch):
+    """It may be read tomorrow, or by another version."""
+    recipe, settings = WHOLE["moons"]
+    settings = [*settings, "checkpoint.every=2", "checkpoint.keep_last=4"]
+    runs.train(recipe, tmp_path / "run", settings)
+    if why == "the disk":
+        real = checkpoint.checksum
+
+        def failing(file):
+            if "step-00000008" in str(file):
+                raise OSError(5, "Input/output error", str(file))
+            return real(file)
+
+        monkeypatch.setattr(checkpoint, "checksum", failing)
+        told = r"step-00000008/model.safetensors cannot be read \(Input/output error\): mend that, or remove"
+    else:
+        monkeypatch.setattr(checkpoint, "VERSION", 3)
+        monkeypatch.setattr(run_folder, "VERSION", 2)
+        told = r"step-00000008 is of run-folder version 2, this soflow reads 3"
+    with pytest.raises(RunError, match=told):
+        runs.train(recipe, tmp_path / "run", settings)
+    assert [c.step for c in checkpoints(tmp_path / "run" / "checkpoints")] == [2, 4, 6, 8]
+
+
+def test_checkpoints_without_the_settings_they_were_made_with_are_not_gone_on_with(tmp_path):
+    recipe, settings = WHOLE["moons"]
+    out = runs.train(recipe, tmp_path / "run", settings)
+    out.config.unlink()
+    with pytest.raises(InputError, match=r"has checkpoints, but no config.yaml that says how they were made: bring it back"):
+        runs.train(recipe, tmp_path / "run", [*settings, "train.seed=99"])
+
+
 # Numbers that go wrong -----------------------------------------------------------------------------------------------
 
 
-def poisoned(monkeypatch, step, batch_size=16, row=5):
-    """Digits of which the one at a row of a step's batch is NaN; its number."""
+def poisoned(monkeypatch, step, batch_size=16, row=5, value=float("nan")):
+    """Digits of which the one at a row of a step's batch, or some, are no numbers, or one number; which they are."""
     from dataclasses import replace
 
     from soflow.data.batches import Batches
 
     real = sources.digits("train")
-    item = int(Batches(real, batch_size, 0).indices(step)[row])
+    item = Batches(real, batch_size, 0).indices(step)[row]
     rows = real.rows.clone().float() / 127.5 - 1 if real.rows.dtype == torch.uint8 else real.rows.clone()
-    rows[item] = float("nan")
+    rows[item] = value
     monkeypatch.setitem(sources.SOURCES, "digits", lambda split: replace(real, rows=rows))
     return item
 
@@ -230,7 +378,7 @@ def test_a_loss_that_is_not_finite_is_told_with_its_term_sample_and_times(name, 
         "soflow": "flow matching" if row == 1 else "consistency",
         "shortcut": "flow matching" if row == 1 else "shortcut",
     }
-    assert f" at step 5, by sample {row} of its batch (number {item} of the data): " in str(raised.value)
+    assert f", at step 5, by sample {row} of its batch (number {item} of the data): " in str(raised.value)
     assert f"the {term.get(name, name.replace('_', ' '))} loss, nan, at t={t:.4g}" in str(raised.value)
     assert (f"s={s:.4g}" in str(raised.value)) == (t != s or name == "mean_flow")
     assert f"the last good checkpoint is {tmp_path / 'run' / 'checkpoints' / 'step-00000003'}" in str(raised.value)
@@ -265,12 +413,12 @@ def test_a_gradient_that_is_not_finite_is_told_with_the_sample_it_comes_from(row
     with pytest.raises(RunError) as raised:
         runs.train("digits", tmp_path / "run", settings, display=SilentDisplay())
     said = str(raised.value)
-    assert re.search(r"^the gradient of [\w.]+ and \d+ more is not finite at step 5, by sample", said)
+    assert re.search(r"^the gradient of [\w.]+ and \d+ more is not finite, at step 5, by sample", said)
     term = "flow matching" if row == 0 else "consistency"
     assert re.search(rf"by sample {row} of its batch .*: the {term} loss, -?\d.*, at t={float(draws.t[row]):.4g}", said)
 
 
-def test_a_step_that_goes_wrong_may_be_skipped_and_changes_nothing(tmp_path, monkeypatch):
+def test_a_step_that_goes_wrong_may_be_skipped_and_leaves_the_weights_alone(tmp_path, monkeypatch, inside):
     poisoned(monkeypatch, step=4)
     every = [
         "checkpoint.every=1",
@@ -288,10 +436,13 @@ def test_a_step_that_goes_wrong_may_be_skipped_and_changes_nothing(tmp_path, mon
 
     runs.train("digits", tmp_path / "run", settings, display=Noting())
     kept = {c.step: c for c in checkpoints(tmp_path / "run" / "checkpoints")}
-    for name in ("model.safetensors", "ema.safetensors"):
-        four, five, six = (load_file(kept[step].path / name) for step in (4, 5, 6))
-        assert all(torch.equal(four[key], five[key]) for key in four)
-        assert not all(torch.equal(five[key], six[key]) for key in five)
+    four, five, six = (load_file(kept[step].path / "model.safetensors") for step in (4, 5, 6))
+    assert all(torch.equal(four[key], five[key]) for key in four)
+    assert not all(torch.equal(five[key], six[key]) for key in five)
+    before, after = (load_file(kept[step].path / "ema.safetensors") for step in (4, 5))
+    decay = read_recipe("digits", settings).ema.decay  # the average goes on towards the weights as they stand
+    for key, weights in four.items():
+        torch.testing.assert_close(after[key], decay * before[key] + (1 - decay) * weights)
     four, five = (kept[step].optimizer_state()["state"] for step in (4, 5))
     assert all(torch.equal(four[i][key], five[i][key]) for i in four for key in four[i])
     lines = RunFolder(tmp_path / "run").read_metrics()
@@ -301,6 +452,7 @@ def test_a_step_that_goes_wrong_may_be_skipped_and_changes_nothing(tmp_path, mon
     assert all(line["loss"] == line["loss"] for line in lines[5:])
     assert any("at step 5, by sample 5" in note and "skipping the update, 1 of at most 100" in note for note in notes)
     assert kept[8].train_state().skipped == 1
+    assert inside("report", tmp_path / "run").returncode == 0  # though there is a line without a loss
     for at in (4, 5, 6):  # a run that goes on skips as much
         shutil.copytree(tmp_path / "run", tmp_path / f"{at}")
         for step in range(at + 1, 9):
@@ -318,8 +470,26 @@ def test_skipping_has_a_limit_that_outlives_a_stop(tmp_path, monkeypatch):
     with pytest.raises(Stopped):
         runs.train("digits", tmp_path / "run", settings, display=StopAt(3))
     with pytest.raises(
-        RunError, match=r"at step 5, .*, and 4 updates were skipped before, as train.max_skipped allows; the la"
+        RunError, match=r"at step 5, .*, after 4 updates were skipped, as many as train.max_skipped allows; the la"
     ):
         runs.train("digits", tmp_path / "run", settings, display=SilentDisplay())
     with pytest.raises(RunError, match=r"at step 4, by sample 0 .* \(and others after it\)"):
         runs.train("digits", tmp_path / "run", [*settings, "train.on_nonfinite=stop"], display=SilentDisplay())
+
+
+@pytest.mark.parametrize("rows", [(5, 14), (14, 6)])
+def test_of_several_samples_the_first_of_the_batch_is_named(rows, tmp_path, monkeypatch):
+    """Though the batch is worked off in parts, and the first may be in the second."""
+    poisoned(monkeypatch, step=4, row=list(rows))
+    settings = [*DIT, *SHORT, "data.flip=false"]
+    with pytest.raises(RunError, match=rf"by sample {min(rows)} of its batch .* \(and others after it\);"):
+        runs.train("digits", tmp_path / "run", settings, display=SilentDisplay())
+
+
+def test_an_error_too_large_to_be_squared_is_caught_though_the_loss_is_finite(tmp_path, monkeypatch):
+    """Its weight is 1 / infinity: the loss of such a sample is 0."""
+    poisoned(monkeypatch, step=4, row=14, value=3e18)
+    settings = [*DIT, *SHORT, "data.flip=false", "network.depth=1"]
+    with pytest.raises(RunError) as raised:
+        runs.train("digits", tmp_path / "run", settings, display=SilentDisplay())
+    assert "by sample 14 of its batch" in str(raised.value)

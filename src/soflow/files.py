@@ -93,16 +93,23 @@ def write_text(file: Path, text: str) -> None:
 
 def write_bytes(file: Path, content: bytes) -> None:
     """Raises RunError where it cannot be written."""
+    try:
+        replace_file(file, content)
+    except OSError as error:
+        raise cannot_write(file, error) from None
+
+
+def replace_file(file: Path, content: bytes) -> None:
+    """Raises OSError where it cannot be written; the file then is as it was."""
     partial = beside(file)
     try:
         with new_file(partial) as stream:
             stream.write(content)
         os.replace(partial, file)
         flush_folder(file.parent)
-    except OSError as error:
+    finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
-        raise cannot_write(file, error) from None
 
 
 class Summed:

@@ -117,7 +117,12 @@ def train(
 
 def make_trainer(config: Config, folder: RunFolder, dataset: Dataset, display: Display, watch: Watched) -> Trainer:
     """The trainer of a run, which has taken up what lies in the folder, if anything does."""
-    if folder.config.exists() and checkpoints(folder.checkpoints):
+    if checkpoints(folder.checkpoints):
+        if not folder.config.is_file():
+            raise InputError(
+                f"{folder.path} has checkpoints, but no config.yaml that says how they were made: bring it back, or begin "
+                "anew in another folder with --out"
+            )
         require_same(folder.read_config(), config, folder)
         require_same_data(folder.read_data(), dataset.describe(), folder)
     torch.manual_seed(config.train.seed)

@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from soflow.errors import RunError, first_line
-from soflow.files import checksum, flush_folder, new_file
+from soflow.files import checksum, flush_folder, new_file, parse_json, replace_file
 
 VERSION = 2
 WEIGHTS = {"raw": "model.safetensors", "ema": "ema.safetensors"}
@@ -66,13 +66,19 @@ class Record:
     state: TrainState
     checksums: dict[str, str]
 
-    def checksum(self) -> str:
-        return f"{zlib.crc32(json.dumps(asdict(self), sort_keys=True).encode()):08x}"
+
+def checksum_of(values: dict[str, Any]) -> str:
+    """Of what a record holds, however it is written."""
+    return f"{zlib.crc32(json.dumps(values, sort_keys=True).encode()):08x}"
+
+
+class Damaged(RunError):
+    """A file is not what was written."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One checkpoint folder. Every method raises RunError for what is damaged."""
+    """One checkpoint folder. Reading what is damaged raises RunError."""
 
     path: Path
 
@@ -81,35 +87,37 @@ class Checkpoint:
         return int(self.path.name.removeprefix("step-"))
 
     def problem(self) -> str | None:
-        """The first file that is missing or is not what was written, with what is wrong; None if all are good."""
+        """The first file that is missing or is not what was written, with what is wrong; None if all are good. Raises
+        RunError for what may be good, but cannot be read now, or not by this version.
+        """
         try:
             checksums = self.record().checksums
             for name in (*WEIGHTS.values(), OPTIMIZER):
-                file = self.path / name
-                if not file.is_file():
-                    return f"{file} is missing"
-                if checksum(file) != checksums.get(name):
-                    return f"{file} is damaged (its checksum is not the one recorded)"
-        except OSError as error:
-            return f"{self.path} cannot be read ({error.strerror})"
-        except RunError as error:
+                if checksum(self.path / name) != checksums.get(name):
+                    return f"{self.path / name} is damaged (its checksum is not the one recorded)"
+        except Damaged as error:
             return str(error)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            return f"{error.filename} is missing"
+        except OSError as error:
+            what = f"{error.filename or self.path} cannot be read ({error.strerror})"
+            raise RunError(f"{what}: mend that, or remove {self.path} to go on from an earlier one") from None
         return None
 
     def record(self) -> Record:
         """What state.json says."""
         file = self.path / RECORD
+        values = parse_json(file.read_bytes()) or {}
+        if values.pop("checksum", None) != checksum_of(values):
+            raise Damaged(f"{file} is damaged (its checksum is not the one recorded)")
+        if values.get("version") != VERSION:
+            raise RunError(f"{self.path} is of run-folder version {values.get('version')}, this soflow reads {VERSION}")
         try:
-            values = json.loads(file.read_text())
-            version, own = values["version"], values.pop("checksum", None)
-            if version == VERSION:
-                record = TypeAdapter(Record).validate_python(values)
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise RunError(f"{file} is damaged ({type(error).__name__})") from None
-        if version != VERSION:
-            raise RunError(f"{self.path} is of run-folder version {str(version)[:20]}, this soflow reads {VERSION}")
-        if own != record.checksum() or record.state.step != self.step:
-            raise RunError(f"{file} is damaged (its checksum is not the one recorded)")
+            record = TypeAdapter(Record).validate_json(json.dumps(values), strict=True)
+        except ValueError:
+            record = None
+        if record is None or record.state.step != self.step:
+            raise Damaged(f"{file} is damaged (it is none that soflow wrote)")
         return record
 
     def checksum_of(self, which: str) -> str:
@@ -173,10 +181,14 @@ def save_checkpoint(
     folder: Path, state: TrainState, weights: Mapping[str, Tensor], ema: Mapping[str, Tensor], optimizer: Mapping[str, Any]
 ) -> Checkpoint:
     """Writes `folder`/step-NNNNNNNN. Raises OSError where it cannot be written; others are then as they were."""
-    final = folder / f"step-{state.step:08d}"
-    partial = folder / f".{final.name}.partial"
+    final = Checkpoint(folder / f"step-{state.step:08d}")
+    partial = folder / f".{final.path.name}.partial"
     folder.mkdir(parents=True, exist_ok=True)
-    sweep(folder)
+    if final.path.exists() and final.problem() is None:  # saved before what comes after its step, which is all that is new
+        write_record(final.path, Record(VERSION, state, final.record().checksums))
+        return final
+    with suppress(OSError):
+        sweep(folder)
     try:
         partial.mkdir()
         checksums = {}
@@ -187,42 +199,52 @@ def save_checkpoint(
         with new_file(partial / OPTIMIZER) as stream:
             torch.save(optimizer, stream)  # type: ignore[arg-type]  # it needs no more of a stream
         checksums[OPTIMIZER] = stream.checksum
-        record = Record(VERSION, state, checksums)
-        with new_file(partial / RECORD) as stream:
-            stream.write(json.dumps({**asdict(record), "checksum": record.checksum()}, indent=1).encode())
-        flush_folder(partial)
-        if final.exists():  # a damaged one, from before the run went back to an earlier one
-            remove(Checkpoint(final))
-        os.replace(partial, final)
+        write_record(partial, Record(VERSION, state, checksums))
+        if final.path.exists():  # a damaged one, from before the run went back to an earlier one
+            remove(final.path)
+        os.replace(partial, final.path)
         flush_folder(folder)
     finally:
         with suppress(OSError):
             sweep(folder)
-    return Checkpoint(final)
+    return final
+
+
+def write_record(place: Path, record: Record) -> None:
+    """Writes state.json, or writes it anew."""
+    values = asdict(record)
+    replace_file(place / RECORD, json.dumps({**values, "checksum": checksum_of(values)}, indent=1).encode())
 
 
 def remove_old(folder: Path, state: TrainState, keep_last: int, keep_every: int = 0) -> None:
     """Removes what the checkpoint of `state.step`, which must be good, makes superfluous: all but the last `keep_last`,
-    those of every `keep_every` steps (0: none) and the best; and those of later steps, damaged or passed over as they are.
+    those of every `keep_every` steps (0: none) and the best; and those of later steps, damaged as they are.
     """
-    earlier = [checkpoint for checkpoint in checkpoints(folder) if checkpoint.step <= state.step]
-    later = [checkpoint for checkpoint in checkpoints(folder) if checkpoint.step > state.step]
-    assert keep_last >= 1
-    for old in earlier[:-keep_last] + later:
-        forever = keep_every and old.step % keep_every == 0 and old.step <= state.step
-        if old.step != state.best_step and not forever:
-            remove(old)
+    steps = [checkpoint.step for checkpoint in checkpoints(folder) if checkpoint.step <= state.step]
+    kept = {*steps[-keep_last:], state.best_step, *(step for step in steps if keep_every and step % keep_every == 0)}
+    for checkpoint in checkpoints(folder):
+        if checkpoint.step not in kept:
+            remove(checkpoint.path)
     flush_folder(folder)
 
 
-def remove(checkpoint: Checkpoint) -> None:
+def remove(path: Path) -> None:
     """Removes a checkpoint, at once: one that is half gone would look like a damaged one."""
-    aside = checkpoint.path.with_name(f".{checkpoint.path.name}.removed")
-    os.replace(checkpoint.path, aside)
-    shutil.rmtree(aside)
+    aside = path.with_name(f".{path.name}.removed")
+    os.replace(path, aside)
+    delete(aside)
 
 
 def sweep(folder: Path) -> None:
     """Removes what was left half-written or half-removed. Nobody else may be at work in the folder."""
     for path in folder.glob(".step-*"):
+        if path.suffix in (".partial", ".removed"):
+            delete(path)
+
+
+def delete(path: Path) -> None:
+    """A folder with all that is in it; of a link the link."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
+    else:
+        path.unlink()

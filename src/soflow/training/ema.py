@@ -44,4 +44,6 @@ class Ema:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         for name, average in self.average.items():
+            if state[name].shape != average.shape:
+                raise ValueError(f"the average of {name} is {list(state[name].shape)}, not {list(average.shape)}")
             average.copy_(share_out(state[name], average))

@@ -19,11 +19,20 @@ class Keeper:
         self.config = config
         self.note = note
         self.unwritten: list[dict[str, Any]] = []  # lines of the log for which there was no room
-        self.saved(TrainState())
+        self.place: tuple[int, int] | None = None  # of the folder, once something was written
+        self.remember_best(TrainState())
 
-    def saved(self, state: TrainState) -> None:
-        """Takes note of what the newest checkpoint holds to be the best."""
+    def remember_best(self, state: TrainState) -> None:
+        """What the newest checkpoint holds to be the best."""
         self.best = state.best, state.best_of, state.best_step
+
+    def require_place(self) -> None:
+        """Raises RunError where the folder is another than before: one that was removed, and made anew by another run."""
+        there = self.folder.path.stat()
+        place = there.st_dev, there.st_ino
+        if self.place not in (None, place):
+            raise RunError(f"{self.folder.path} was removed while it was being trained, and is another folder now")
+        self.place = place
 
     def log(self, line: dict[str, Any]) -> None:
         """Adds a line to metrics.jsonl; where there is no room, with the next one, or the next checkpoint."""
@@ -34,6 +43,7 @@ class Keeper:
             self.note(f"cannot write {self.folder.metrics}: {error.strerror}; the next checkpoint needs it to be written")
 
     def write_log(self) -> None:
+        self.require_place()
         self.folder.add_metrics(self.unwritten)
         self.unwritten.clear()
 
@@ -46,7 +56,7 @@ class Keeper:
         last_chance: bool,
     ) -> None:
         """Writes a checkpoint, the log before it, and removes older ones. Raises RunError where it cannot be written, unless
-        training is to continue and this is not the last chance; then `state` goes on as if it had never been due.
+        training is to continue and this is not the last chance; the best is then that of the last one that was.
         """
         try:
             self.write_log()
@@ -60,8 +70,8 @@ class Keeper:
             self.note(f"{what}; earlier ones are untouched; going on without it")
             state.best, state.best_of, state.best_step = self.best
             return
-        self.saved(state)
+        self.remember_best(state)
         try:
             remove_old(self.folder.checkpoints, state, self.config.keep_last, self.config.keep_every)
         except OSError as error:
-            self.note(f"cannot remove older checkpoints in {self.folder.checkpoints}: {error.strerror}")
+            self.note(f"cannot remove older checkpoints in {self.folder.checkpoints}: {error.strerror or error}")

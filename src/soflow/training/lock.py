@@ -10,13 +10,13 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from soflow.errors import RunError
-from soflow.files import require_writable
+from soflow.files import require_writable, write_text
 
 
 @contextmanager
 def only_trainer_of(folder: Path) -> Iterator[None]:
     """Makes the folder, if need be, and holds its lock. Raises RunError, naming the process that has it, where that is
-    another; InputError where the folder cannot be written. A folder in which nothing was trained does not stay.
+    another; InputError where the folder cannot be written. A folder that was made to be locked, and no more, does not stay.
     """
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     require_writable(folder)
@@ -30,16 +30,17 @@ def only_trainer_of(folder: Path) -> Iterator[None]:
         ) from None
     except (NotImplementedError, OSError) as error:
         raise RunError(f"cannot lock {folder} ({error}): choose a folder on another file system with --out") from None
+    name = f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M}"
     try:
-        with suppress(OSError):  # a full disk: then the next one refuses without a name
-            owner.write_text(f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M}")
+        with suppress(RunError):  # a full disk: then the next one is refused without a name
+            write_text(owner, name)
         yield
     finally:
-        with suppress(OSError):
-            owner.unlink(missing_ok=True)
-        if made and list(folder.iterdir()) == [place]:
-            place.unlink()
-            with suppress(OSError):  # somebody else has made use of them
+        with suppress(OSError):  # what somebody else has removed, or made use of
+            if name_in(owner) == name:
+                owner.unlink()
+            if made and list(folder.iterdir()) == [place]:
+                place.unlink()
                 for empty in made:
                     empty.rmdir()
         lock.release()

@@ -90,7 +90,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
 
     shares = {}
     for index, values in state["state"].items():
-        if values.keys() != MOMENTS:
-            raise ValueError(f"the optimizer's state has {', '.join(map(str, values))} of a parameter")
+        if index not in range(len(parameters)) or values.keys() != MOMENTS:
+            raise ValueError(f"the optimizer's state has {', '.join(map(str, values))} of parameter {index}")
         shares[index] = {name: of(parameters[index], value) for name, value in values.items()}
     optimizer.load_state_dict({"state": shares, "param_groups": optimizer.state_dict()["param_groups"]})

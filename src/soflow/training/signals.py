@@ -31,8 +31,9 @@ class StopRequest:
         """Does `work`, until a signal comes. Only for what changes nothing, and can be done again."""
         try:
             try:
-                self.may_cut = self.signum is None
-                work()
+                self.may_cut = True
+                if self.signum is None:
+                    work()
             finally:
                 self.may_cut = False
         except CutShort:
@@ -53,12 +54,15 @@ def stop_request() -> Iterator[StopRequest]:
     def note(signum: int, frame: FrameType | None) -> None:
         request.signum = signum
         if signum == signal.SIGINT:
-            signal.signal(signum, before[signum])
+            signal.signal(signum, before[signal.SIGINT])
         if request.may_cut:
             request.may_cut = False
             raise CutShort
 
-    before = {int(signum): signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    before = {signum: handler for signum, handler in before.items() if handler not in (None, signal.SIG_IGN)}
+    for signum in before:
+        signal.signal(signum, note)
     try:
         yield request
     finally:

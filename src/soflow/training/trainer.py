@@ -1,10 +1,10 @@
 """The trainer: one loop for every method. It knows networks, batches and objectives only by their contracts."""
 
 import gc
-import math
 import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
+from math import isfinite
 from typing import Any, NoReturn
 
 import torch
@@ -25,7 +25,7 @@ from soflow.training.compile import compile_blocks, compile_errors_explained
 from soflow.training.display import Display
 from soflow.training.ema import Ema
 from soflow.training.keeper import Keeper
-from soflow.training.nonfinite import all_finite, sample_to_blame, wrong_gradients
+from soflow.training.nonfinite import OTHERS, all_finite, sample_to_blame, wrong_gradients
 from soflow.training.optimizers import learning_rate, make_optimizer
 from soflow.training.peers import require_plain_launch
 from soflow.training.precision import float32_products
@@ -68,8 +68,7 @@ class Trainer:
             project_dir=str(folder.path),
         )
         self.device = self.accelerator.device
-        shares = self.accelerator.num_processes * config.train.accumulate
-        if config.train.batch_size % shares:
+        if config.train.batch_size % (self.accelerator.num_processes * config.train.accumulate):
             raise InputError(
                 f"train.batch_size={config.train.batch_size} cannot be split into equal parts for "
                 f"{self.accelerator.num_processes} processes with train.accumulate={config.train.accumulate}"
@@ -120,7 +119,7 @@ class Trainer:
                 raise
             raise RunError(f"{checkpoint.path} does not fit the run's network: {first_line(error)}") from None
         self.state = checkpoint.train_state()
-        self.keeper.saved(self.state)
+        self.keeper.remember_best(self.state)
 
     def run(self) -> None:
         """Trains to the last step. Raises Stopped after a signal, RunError where numbers go wrong or cannot be kept."""
@@ -129,17 +128,19 @@ class Trainer:
             return
         self.module.train()
         if self.accelerator.is_main_process:
-            self.folder.forget_metrics_after(state.step)
-        self.accelerator.init_trackers("", init_kwargs={"tensorboard": {"purge_step": state.step + (not state.due)}})
+            self.folder.forget_metrics_after(state.step - state.due)
+        self.track(
+            lambda: self.accelerator.init_trackers(
+                "", init_kwargs={"tensorboard": {"purge_step": state.step - state.due + 1}}
+            )
+        )
         self.display.start(state.step, steps)
-        stop: int | None = None
         try:
             with stop_request() as request:
                 while state.due or state.step < steps:
                     if not state.due:
                         self.timed_step()
-                        stop = self.agreed(request)
-                    if stop is None:
+                    if (stop := self.agreed(request)) is None:
                         stop = self.follow_up(request)
                     if stop is not None and (state.due or state.step < steps):
                         self.save(last_chance=True)  # while signals still only ask: another must not cost this checkpoint
@@ -178,7 +179,15 @@ class Trainer:
         self.accelerator.free_memory()
         del self.module, self.optimizer
         gc.collect()
-        self.accelerator.end_training()
+        self.track(self.accelerator.end_training)
+
+    def track(self, tell: Callable[[], None]) -> None:
+        """Tells trackers something. Where their files cannot be written they are let go: metrics.jsonl has all of it."""
+        try:
+            tell()
+        except OSError as error:
+            self.accelerator.trackers = []
+            self.display.note(f"cannot write what train.trackers asks for ({error.strerror or error}): going on without")
 
     def agreed(self, request: StopRequest) -> int | None:
         """A signal that reached any process, known to all of them after the same step."""
@@ -222,8 +231,7 @@ class Trainer:
                     self.optimizer.zero_grad()
         if wrong:
             self.skip(step, wrong)
-        else:
-            self.ema.update(step)
+        self.ema.update(step)
         return loss
 
     def shares(self, step: int) -> Iterator[tuple[Batch, Draws]]:
@@ -249,11 +257,13 @@ class Trainer:
         *numbers, processes, well_in = self.accelerator.reduce(mine, "sum").tolist()
         totals = dict(zip(names, zip(numbers, numbers[len(names) :], strict=False), strict=False))
         loss = totals["loss"][0] / totals["loss"][1]
-        for name, (total, _) in totals.items():
-            if not math.isfinite(total):
-                return loss, f"the {name.replace('_', ' ')} is {total}"
-        if well_in < processes:
-            return loss, f"the gradient of {wrong_gradients(self.network)} is not finite"
+        wrong = [f"the {name.replace('_', ' ')} is {total}" for name, (total, _) in totals.items() if not isfinite(total)]
+        wrong = [what for what in wrong if " weight is " not in what] or wrong
+        if not wrong and well_in < processes:
+            where = next(filter(None, gather_object([wrong_gradients(self.network)])), "a parameter")
+            wrong = [f"the gradient of {where} is not finite"]
+        if wrong:
+            return loss, ", ".join(wrong)
         for name, (total, count) in totals.items():
             self.count(name, total, count)
         return loss, ""
@@ -262,11 +272,11 @@ class Trainer:
         """Leaves out the update of a step, counted from 0, if that is asked for and has not been too often; else ends the
         run.
         """
-        config, what = self.config.train, f"{wrong} at step {step + 1}{self.blame(step)}"
+        config, what = self.config.train, f"{wrong}, at step {step + 1}{self.blame(step)}"
         if config.on_nonfinite == "stop":
-            self.fail(what)
+            self.fail(what, "train.on_nonfinite=skip, or ")
         if self.state.skipped == config.max_skipped:
-            self.fail(f"{what}, and {config.max_skipped} updates were skipped before, as train.max_skipped allows")
+            self.fail(f"{what}, after {config.max_skipped} updates were skipped, as many as train.max_skipped allows")
         self.state.skipped += 1
         self.display.note(f"{what}; skipping the update, {self.state.skipped} of at most {config.max_skipped}")
 
@@ -276,30 +286,34 @@ class Trainer:
         """
         if self.spread_out:
             return ""
-        config, parameters = self.config, list(self.ema.trained.values())
-        told = ""
+        progress, parameters = step / self.config.train.steps, list(self.ema.trained.values())
+        found: list[tuple[int, str]] = []
+        count = self.accelerator.num_processes * self.config.train.accumulate
         with torch.compiler.set_stance("force_eager"), self.accelerator.autocast():
             for part, (batch, draws) in enumerate(self.shares(step)):
-                found = sample_to_blame(
-                    lambda batch, draws: self.objective(self.network, batch, draws, step / config.train.steps, self.ema.net),
+                one = sample_to_blame(
+                    lambda batch, draws: self.objective(self.network, batch, draws, progress, self.ema.net),
                     batch,
                     draws,
                     parameters,
                 )
-                if found and not told:
-                    share = self.accelerator.process_index + part * self.accelerator.num_processes
-                    row = share + found[0] * self.accelerator.num_processes * config.train.accumulate
-                    item = self.batches.indices(step)[row]
-                    told = f", by sample {row} of its batch (number {item} of the data): {found[1]}"
-        return next(filter(None, gather_object([told])), "")
+                if one:
+                    row = one[0] * count + part * self.accelerator.num_processes + self.accelerator.process_index
+                    found.append((row, one[1]))
+        found = gather_object(found)
+        if not found:
+            return ""
+        row, told = min(found)
+        others = OTHERS if len(found) > 1 and not told.endswith(OTHERS) else ""
+        return f", by sample {row} of its batch (number {self.batches.indices(step)[row]} of the data): {told}{others}"
 
-    def fail(self, what: str) -> NoReturn:
+    def fail(self, what: str, advice: str = "") -> NoReturn:
         """Ends a run whose numbers went wrong."""
         good, _ = newest_good(self.folder.checkpoints)
         last = f"the last good checkpoint is {good.path}" if good else "there is no checkpoint yet"
         raise RunError(
-            f"{what}; {last}; try train.on_nonfinite=skip, or in a new folder a smaller optimizer.lr, a longer "
-            "optimizer.warmup, optimizer.clip=1, or precision=fp32"
+            f"{what}; {last}; try {advice}in a new folder a smaller optimizer.lr, a longer optimizer.warmup, "
+            "optimizer.clip=1, or precision=fp32"
         )
 
     def count(self, name: str, total: float, count: float) -> None:
@@ -326,7 +340,8 @@ class Trainer:
             metrics["skipped"] = self.state.skipped
         if self.accelerator.is_main_process:
             self.keeper.log(metrics)
-        self.accelerator.log({name: value for name, value in metrics.items() if name != "step"}, step=self.state.step)
+        values = {name: value for name, value in metrics.items() if name != "step"}
+        self.track(lambda: self.accelerator.log(values, step=self.state.step))
         self.display.log(metrics)
 
     def save(self, last_chance: bool = True) -> None:
@@ -349,17 +364,17 @@ class Trainer:
             assert self.measure is not None
             try:
                 figures.update(self.measure(weights, self.device))
-            except (InputError, RunError) as error:
+            except (InputError, RunError, OSError) as error:
                 self.display.note(f"step {self.state.step} has no figure: {error}")
         if drawn:
             try:
                 self.watch(self.state, weights, self.device)
-            except (OSError, RunError) as error:
+            except (InputError, RunError, OSError) as error:
                 self.display.note(f"step {self.state.step} has no picture: {error}")
 
     def keep_best(self, figures: dict[str, float]) -> None:
         """Notes whether the first of the figures is the best so far."""
-        for name, distance in list(figures.items())[:1]:
+        for name, distance in [(name, figure) for name, figure in figures.items() if isfinite(figure)][:1]:
             what = f"{name} of {self.config.evaluate.num_while_training}"
             better = self.state.best is None or what != self.state.best_of or distance < self.state.best
             if better:
