@@ -5,7 +5,8 @@
 A run is started, killed at a moment that the seed chooses, started again, until it is through; then all that it left is
 compared with a run that was let alone, and the next one begins, with another method. Moments are of three kinds: at the n-th
 call of a Python function, wherever that is; in the midst of the n-th thing done to the disk, half of the bytes being there;
-and, from outside, after some milliseconds. This process itself only forks: a child has its imports made and nothing else.
+and, from outside, after some milliseconds. Some lives end by SIGTERM at such a call instead, so that others begin in the
+middle of what comes after a step. This process itself only forks: a child has its imports made and nothing else.
 """
 
 import json
@@ -25,9 +26,10 @@ from harness import WHOLE, assert_same_run
 from soflow import runs
 from soflow.training import keeper
 from soflow.training.display import SilentDisplay
+from soflow.training.signals import Stopped
 
-KINDS = ("call", "disk", "clock")
-LIVES = 4  # of a run that are cut short, at most
+KINDS = ("call", "disk", "clock", "term")
+LIVES = 5  # of a run that are cut short, at most
 
 
 def in_child(work):
@@ -56,8 +58,8 @@ def train(name, out):
     runs.train(recipe, out, settings, display=SilentDisplay())
 
 
-def calls(work, until=None):
-    """Counts the calls of Python functions while `work` is done; kills this process at number `until`."""
+def calls(work, until=None, signum=signal.SIGKILL):
+    """Counts the calls of Python functions while `work` is done; sends this process a signal at number `until`."""
     number = 0
 
     def count(frame, event, argument):
@@ -65,7 +67,7 @@ def calls(work, until=None):
         if event == "call":
             number += 1
             if number == until:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), signum)
 
     sys.setprofile(count)
     try:
@@ -83,7 +85,7 @@ def measure(name, out, file):
     done = operations(out.parent, lambda: train(name, out.parent / "again"))
     counted = calls(lambda: train(name, out.parent / "and again"))
     assert_same_run(out, out.parent / "again")
-    file.write_text(json.dumps({"call": counted, "disk": len(done), "clock": seconds}))
+    file.write_text(json.dumps({"call": counted, "term": counted, "disk": len(done), "clock": seconds}))
 
 
 def live(name, out, kind, moment, saving):
@@ -98,6 +100,11 @@ def live(name, out, kind, moment, saving):
     keeper.save_checkpoint = noting
     if kind == "call":
         calls(lambda: train(name, out), until=moment)
+    elif kind == "term":
+        try:
+            calls(lambda: train(name, out), until=moment, signum=signal.SIGTERM)
+        except Stopped:
+            os._exit(143)
     elif kind == "disk":
         with Disk(out, moment, KILL).in_place():
             train(name, out)
@@ -124,7 +131,8 @@ def main(kills=50, seed=0, *names):
             saving.unlink(missing_ok=True)
             child = in_child(lambda: live(name, out, kind, int(moment), saving))  # noqa: B023
             status = ended(child, after=moment if kind == "clock" else None)
-            assert status in (0, -9), f"{out} ended with {status}"
+            assert status in (0, -9, 143, -15), f"{out} ended with {status}"  # -15: before there was anything to save
+            told["stops by SIGTERM"] += status in (143, -15)
             if status == -9:
                 told["kills"] += 1
                 told[f"by {kind}"] += 1
