@@ -124,7 +124,7 @@ def test_each_operation_may_fail_where_a_checkpoint_is_written_again(tmp_path):
 
 
 @pytest.mark.parametrize("on_failure", ["stop", "continue"])
-@pytest.mark.parametrize("every", [60, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [90, pytest.param(1, marks=pytest.mark.slow)])
 def test_training_survives_a_failing_disk_and_ends_where_it_would_have(on_failure, every, tmp_path):
     """Whatever fails, from the first folder to the last file: the run tells of it in a line, or goes on; the same command
     ends in the same bits. Of the thousand writes only every twentieth is tried. What could not be drawn stays undrawn.
@@ -232,7 +232,8 @@ def test_what_the_system_itself_refuses_to_write_costs_only_the_new_checkpoint(t
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
-def test_trackers_that_cannot_write_are_let_go(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["__init__", "add_scalar", "close"])
+def test_trackers_that_cannot_write_are_let_go(name, tmp_path, monkeypatch):
     from torch.utils.tensorboard import SummaryWriter
 
     recipe, settings = WHOLE["moons"]
@@ -246,12 +247,10 @@ def test_trackers_that_cannot_write_are_let_go(tmp_path, monkeypatch):
         def note(self, text):
             notes.append(text)
 
-    for name in ("__init__", "add_scalar", "close"):
-        with monkeypatch.context() as patch:
-            patch.setattr(SummaryWriter, name, full)
-            runs.train(recipe, tmp_path / name, [*settings, "train.trackers=[tensorboard]"], display=Noting())
-        assert_same_run(tmp_path / "whole", tmp_path / name, last_only=True, config=False)
-    assert len([note for note in notes if "what train.trackers asks for (No space left on device)" in note]) == 3
+    monkeypatch.setattr(SummaryWriter, name, full)
+    runs.train(recipe, tmp_path / "run", [*settings, "train.trackers=[tensorboard]"], display=Noting())
+    assert_same_run(tmp_path / "whole", tmp_path / "run", config=False)
+    assert len([note for note in notes if "what train.trackers asks for (No space left on device)" in note]) == 1
 
 
 @pytest.mark.parametrize("what", ["measuring", "draw_samples"])

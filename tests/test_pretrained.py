@@ -1,6 +1,7 @@
 """Weights of a DiT, of a SiT or of another run begin a run: the network is the pretrained one at every s."""
 
 import argparse
+import shutil
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from soflow import runs
-from soflow.errors import InputError
+from soflow.errors import InputError, RunError
 from soflow.interop.pretrained import load_pretrained
 from soflow.networks.dit import DiT, FinalLayer
 from soflow.networks.mlp import MLP
@@ -171,7 +172,7 @@ def test_time_is_turned_around_only_where_that_means_something(tmp_path):
         runs.read_recipe("digits", ["init_time=reversed"])
 
 
-def test_a_run_whose_checkpoints_are_all_damaged_begins_with_the_weights_again(tmp_path):
+def test_a_run_without_its_checkpoints_begins_with_the_weights_again(tmp_path):
     torch.save(Pretrained(learn_sigma=False, channels=1).state_dict(), tmp_path / "dit.pt")
     settings = ["network.width=48", "network.depth=2", "network.heads=4", "train.batch_size=16", "optimizer.lr=1e-9", *QUIET]
     overrides = [*settings, f"init_from={tmp_path / 'dit.pt'}", "train.steps=2"]
@@ -179,6 +180,9 @@ def test_a_run_whose_checkpoints_are_all_damaged_begins_with_the_weights_again(t
     first = runs.load(tmp_path / "run", device="cpu").model.net.state_dict()
     damaged = tmp_path / "run" / "checkpoints" / "step-00000002" / "model.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1])
+    with pytest.raises(RunError, match="move it to begin anew"):
+        runs.train("digits", tmp_path / "run", overrides)
+    shutil.move(tmp_path / "run" / "checkpoints", tmp_path / "elsewhere")
     runs.train("digits", tmp_path / "run", overrides)
     again = runs.load(tmp_path / "run", device="cpu").model.net.state_dict()
     assert all(torch.equal(first[name], again[name]) for name in first)

@@ -126,7 +126,7 @@ def assert_near(ours, theirs, tolerance=USUAL, size=None):
 def test_losses_errors_and_weights(case, name):
     losses, _ = case.branch(name)
     ours = {"velocity": "flow_matching"}.get(name, name)
-    assert losses.parts.keys() == {f"{ours}_mse", f"{ours}_weight"}
+    assert {name for name, part in losses.parts.items() if len(part)} == {f"{ours}_mse", f"{ours}_weight"}
     # The surrogate sums terms of both signs, so it is held against the size of the terms, w |q| |F|, not of their sum.
     size = case.expected["consistency_weight"] * case.expected["consistency_mse"] ** 0.5 if name == "consistency" else None
     assert_near(losses.total, case.expected[f"{name}_loss"], case.tolerance[name], size)
