@@ -50,7 +50,7 @@ def test_from_training_to_report(tmp_path, inside):
     assert results["real"]["recognized"] >= 0.98
     assert results["real"]["distance"] < min(row["distance"] for row in results["rows"])
     assert set(results["diagnostics"]) == {"solution_residual", "composition_gap", "one_step_error"}
-    reported = soflow("report", run)
+    reported = inside("report", run)
     assert reported.returncode == 0, reported.stderr
     page = (run / "report.html").read_text()
     for part in ("Samples", "Quality", "One noise on its way", "Training", "Cost", "Settings", "held-out real data"):
@@ -271,7 +271,7 @@ def test_other_settings_for_a_run_that_is_there(run, inside):
     assert_fails(inside("train", "digits", *TINY, "train.steps=99", "--out", run), 2, "train.steps=30", "asks for 99")
 
 
-def test_ctrl_c_saves_and_the_next_call_goes_on(tmp_path):
+def test_ctrl_c_saves_and_the_next_call_goes_on(tmp_path, inside):
     command = ["train", "digits", *TINY, "train.steps=400", "--out", str(tmp_path / "run")]
     process = subprocess.Popen(
         [sys.executable, "-m", "soflow", *command], stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -287,7 +287,7 @@ def test_ctrl_c_saves_and_the_next_call_goes_on(tmp_path):
     assert "Traceback" not in rest
     assert f"go on with: soflow train {tmp_path / 'run'}" in rest
     (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
-    going_on = soflow("train", tmp_path / "run")  # what it says to type; the same command does the same
+    going_on = inside("train", tmp_path / "run")  # what it says to type; the same command does the same
     assert going_on.returncode == 0
     assert f"going on from {checkpoint}" in going_on.stderr
     steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

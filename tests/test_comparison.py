@@ -108,6 +108,7 @@ def test_every_method_every_seed_and_nothing_twice(tmp_path, known_costs):
     assert known_costs == [list(methods)]  # measured once
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_stopped_and_gets_what_it_would_have_got(tmp_path, known_costs):
     whole = compare(tmp_path / "whole")
 

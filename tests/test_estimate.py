@@ -166,9 +166,9 @@ def the_generator():
 
 
 def test_the_page_shows_what_is_counted_today():
-    """One row of each of its tables; the slow test below takes all of them."""
+    """One row of one of its tables; the slow test below takes all of them."""
     cluster, page = the_generator(), (ROOT / "docs" / "cluster.md").read_text()
-    for settings, gpus in cluster.TABLES:
+    for settings, gpus in list(cluster.TABLES)[:1]:
         assert cluster.row("imagenet256-b4", settings, gpus) in page.splitlines()
         assert cluster.command(settings, gpus) in page
 

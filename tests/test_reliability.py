@@ -33,7 +33,7 @@ SLOW = pytest.mark.slow
 
 
 #: Runs that the short tests stop.
-SHORTLY = ("unet soflow", "unet mean_flow", "moons, measured on the way")
+SHORTLY = ("unet soflow", "moons, measured on the way")
 
 
 # Stopped and taken up again ------------------------------------------------------------------------------------------

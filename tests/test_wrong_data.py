@@ -138,6 +138,7 @@ def test_encode_into_what_is_something_else(inside, tmp_path):
     assert_fails(encode("--size", 0), 2, "--size is 0")
 
 
+@pytest.mark.slow
 def test_a_full_disk_while_caching_leaves_nothing_that_is_read(tmp_path):
     """No file of the process may grow beyond 2 kB: its first shard, of five images of 8x8x3, does not fit."""
     photos = write_folder(tmp_path / "photos", pixels(200, (8, 8, 3)))
