@@ -51,15 +51,6 @@ class Canary:
         return os.mkdir, (str(self.folder),)
 
 
-def note_figure(name: str, count: int) -> None:
-    """Adds a figure to the JSON file that SOFLOW_FIGURES names, if it does."""
-    if "SOFLOW_FIGURES" not in os.environ:
-        return
-    file = Path(os.environ["SOFLOW_FIGURES"])
-    known = json.loads(file.read_text()) if file.is_file() else {}
-    file.write_text(json.dumps({**known, name: count}, indent=1) + "\n")
-
-
 def withstands(work: Callable[[], object]) -> object:
     """What the work returns, or None where it ends in one of our errors, a line of bounded length."""
     try:

@@ -20,6 +20,7 @@ from PIL import Image
 
 import hostile
 from conftest import assert_fails
+from harness import add_figures
 from hostile import Canary, withstands
 from making import make_vae, pixels, write_folder, write_parquet
 from soflow.assemble import make_network
@@ -67,7 +68,7 @@ def test_what_is_damaged_is_read_or_refused_in_one_line(name, tmp_path):
 def test_thousands_of_damaged_files(name, tmp_path):
     tried = ATTACKS[name](5000, tmp_path)
     assert tried >= 5000
-    hostile.note_figure(f"hostile {name}", tried)
+    add_figures(**{f"hostile {name}": tried})
 
 
 # Configurations
