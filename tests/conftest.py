@@ -1,6 +1,7 @@
 """Checks the shapes in annotations at run time, and gives every test a home of its own."""
 
 import os
+import signal
 import subprocess
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests are about the numbers, and those are a CPU's
@@ -34,6 +35,12 @@ TINY_DIT = ["network.width=32", "network.depth=1", "network.heads=2", "network.p
 def _steady(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     monkeypatch.setenv("COLUMNS", "120")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible() -> None:
+    """Ctrl-C is not ignored, as it is in what a script starts in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
