@@ -21,6 +21,7 @@ from soflow.config import read_recipe
 from soflow.data import sources
 from soflow.data.batches import seeded_generator
 from soflow.errors import InputError, RunError
+from soflow.files import beside
 from soflow.training import checkpoint, keeper, run_folder
 from soflow.training.checkpoint import TrainState, checkpoints, newest_good, remove_old
 from soflow.training.display import SilentDisplay
@@ -199,6 +200,18 @@ def test_fifty_kills_of_every_method_lose_nothing():
     assert told["while a checkpoint was written"] > 5
     assert all(told[f"by {kind}"] > 5 for kind in ("call", "disk", "clock"))
     add_figures(kills=told)
+
+
+def test_what_a_killed_trainer_left_half_written_is_removed_and_nothing_else(tmp_path):
+    recipe, settings = WHOLE["moons"]
+    out = runs.train(recipe, tmp_path / "run", settings)
+    left = [out.config, out.data, out.metrics, out.samples / "step-00000004.png"]
+    left += [checkpoint.path / "state.json" for checkpoint in checkpoints(out.checkpoints)]
+    others = [beside(out.evaluation), beside(out.samples / "step-00000008-renoise-1-seed-0.png")]
+    for file in [*map(beside, left), *others]:
+        file.write_text("half of")
+    runs.train(recipe, tmp_path / "run", settings)
+    assert sorted(out.path.rglob("*.partial")) == sorted(others)
 
 
 # One trainer to a folder ---------------------------------------------------------------------------------------------

@@ -18,12 +18,20 @@ from soflow.files import (
     natural,
     parse_json,
     read_json,
-    remove_old_partials,
     require_writable,
     write_json,
     write_text,
 )
 from soflow.training.checkpoint import VERSION, Checkpoint, newest_good, require_good
+
+#: Files that a trainer alone writes, as they are before they are whole; others may be others' at work.
+LEFT_BY_TRAINERS = (
+    ".config.yaml.*.partial",
+    ".data.json.*.partial",
+    ".metrics.jsonl.*.partial",
+    "samples/.step-????????.png.*.partial",
+    "checkpoints/step-*/.state.json.*.partial",
+)
 
 
 @dataclass(frozen=True)
@@ -61,10 +69,14 @@ class RunFolder:
         return self.path / "report.html"
 
     def create(self) -> None:
-        """Makes the folder. Raises InputError where it cannot be written."""
+        """Makes the folder, and removes what a trainer that was killed left half-written; nobody else may be training there.
+        Raises InputError where it cannot be written.
+        """
         for folder in (self.path, self.samples, self.checkpoints):
             require_writable(folder)
-            remove_old_partials(folder)
+        for pattern in LEFT_BY_TRAINERS:
+            for partial in self.path.glob(pattern):
+                partial.unlink()
 
     def write_config(self, config: Config) -> None:
         write_text(self.config, f"# The whole configuration of this run.\nversion: {VERSION}\n{dump(config)}")
