@@ -29,8 +29,10 @@ def run_all() -> None:
 
 def table(figures: dict[str, Any]) -> str:
     """One row for each thing that was counted."""
-    kills = dict(figures["kills"])
-    rows = {"kills by SIGKILL": kills.pop("kills"), **kills}
+    kills = figures["kills"]
+    rows = {"lives of runs ended by SIGKILL": kills["kills"]}
+    rows |= {f"... {how}": kills[how] for how in ("by call", "by disk", "by clock", "while a checkpoint was written")}
+    rows |= {name: kills[name] for name in ("stops by SIGTERM", "runs that ended as they would have")}
     faults = {name: count for name, count in figures.items() if name.startswith("faults")}
     files = {name: count for name, count in figures.items() if name.startswith(("damaged", "hostile"))}
     rows |= faults | {"faults injected, in all": sum(faults.values())}

@@ -39,7 +39,7 @@ def only_trainer_of(folder: Path) -> Iterator[None]:
         with suppress(OSError):  # what somebody else has removed, or made use of
             if name_in(owner) == name:
                 owner.unlink()
-            if made and list(folder.iterdir()) == [place]:
+            if list(folder.iterdir()) == [place]:
                 place.unlink()
                 for empty in made:
                     empty.rmdir()
