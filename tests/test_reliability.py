@@ -22,7 +22,7 @@ from soflow.data import sources
 from soflow.data.batches import seeded_generator
 from soflow.errors import InputError, RunError
 from soflow.files import beside
-from soflow.training import checkpoint, keeper, run_folder
+from soflow.training import checkpoint, keeper
 from soflow.training.checkpoint import TrainState, checkpoints, newest_good, remove_old
 from soflow.training.display import SilentDisplay
 from soflow.training.lock import only_trainer_of
@@ -347,9 +347,11 @@ def test_a_checkpoint_that_cannot_be_read_now_is_neither_passed_over_nor_removed
         monkeypatch.setattr(checkpoint, "checksum", failing)
         told = r"step-00000008/model.safetensors cannot be read \(Input/output error\): mend that, or remove"
     else:
-        monkeypatch.setattr(checkpoint, "VERSION", 3)
-        monkeypatch.setattr(run_folder, "VERSION", 2)
-        told = r"step-00000008 is of run-folder version 2, this soflow reads 3"
+        file = tmp_path / "run" / "checkpoints" / "step-00000008" / "state.json"
+        values = {**json.loads(file.read_text()), "version": 3}
+        del values["checksum"]
+        file.write_text(json.dumps({**values, "checksum": checkpoint.checksum_of(values)}))
+        told = r"step-00000008 is of run-folder version 3, this soflow reads 2"
     with pytest.raises(RunError, match=told):
         runs.train(recipe, tmp_path / "run", settings)
     assert [c.step for c in checkpoints(tmp_path / "run" / "checkpoints")] == [2, 4, 6, 8]
