@@ -243,7 +243,7 @@ def test_a_recipe_that_is_no_mapping(text, tmp_path, inside):
 def test_a_run_folder_of_another_version(run, inside):
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("version: 2", "version: 7"))
-    assert_fails(soflow("sample", run), 2, "version 7", "reads version 2")
+    assert_fails(inside("sample", run), 2, "version 7", "reads version 2")
     for command in ("evaluate", "report"):
         assert_fails(inside(command, run), 2, "version 7", "reads version 2")
 
@@ -252,8 +252,8 @@ def test_a_damaged_checkpoint(run, inside):
     newest, older = (run / "checkpoints" / f"step-000000{step}" for step in (30, 15))
     file = newest / "ema.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    assert_fails(soflow("sample", newest), 1, str(file), "damaged", f"last good checkpoint is {older}")
-    passed_over = soflow("sample", run, "--num", "4")  # the run as a whole still has a good one
+    assert_fails(inside("sample", newest), 1, str(file), "damaged", f"last good checkpoint is {older}")
+    passed_over = inside("sample", run, "--num", "4")  # the run as a whole still has a good one
     assert passed_over.returncode == 0
     assert str(file) in passed_over.stderr
     assert f"using {older}" in passed_over.stderr
@@ -261,9 +261,9 @@ def test_a_damaged_checkpoint(run, inside):
     assert_fails(inside("sample", run), 1, str(file), "no good checkpoint")
 
 
-def test_a_loss_that_is_no_number(tmp_path):
+def test_a_loss_that_is_no_number(tmp_path, inside):
     settings = ["train.steps=50", "optimizer.lr=1e30", "optimizer.clip=0", "optimizer.warmup=0"]
-    result = soflow("train", "digits", *TINY, *settings, "--out", tmp_path / "run")
+    result = inside("train", "digits", *TINY, *settings, "--out", tmp_path / "run")
     assert_fails(result, 1, "the loss is", "at step", "no checkpoint yet", "smaller optimizer.lr")
 
 
@@ -306,9 +306,9 @@ def test_recipes_are_listed_and_explained(inside):
     assert "# share of the batch that matches the flow" in printed.stdout
 
 
-def test_a_printed_recipe_can_be_used_as_a_file(tmp_path):
-    (tmp_path / "mine.yaml").write_text(soflow("recipes", "digits", *TINY, "train.steps=3").stdout)
-    result = soflow("train", "mine.yaml", cwd=tmp_path)
+def test_a_printed_recipe_can_be_used_as_a_file(tmp_path, inside):
+    (tmp_path / "mine.yaml").write_text(inside("recipes", "digits", *TINY, "train.steps=3").stdout)
+    result = inside("train", "mine.yaml", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "runs" / "mine" / "checkpoints" / "step-00000003").is_dir()
 

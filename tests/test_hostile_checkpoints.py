@@ -143,8 +143,8 @@ def header(tensors, data=b""):
     return struct.pack("<Q", len(text)) + text + data
 
 
-def weights(mark):
-    """Safetensors files that are none, or not of this network."""
+def weights(mark, names=("a",)):
+    """Safetensors files that are none, or not of this network, whose tensors have these names."""
     return {
         "a pickle": pickle.dumps(Evil(mark)),
         "a torch file": saved({"a": torch.zeros(3)}),
@@ -159,6 +159,7 @@ def weights(mark):
         "no such type": header({"a": {"dtype": "EVIL", "shape": [1], "data_offsets": [0, 4]}}, bytes(4)),
         "other names": save({"../../evil": torch.zeros(3)}),
         "no tensors": save({}),
+        "tensors of one number": save({name: torch.zeros(()) for name in names}),
     }
 
 
@@ -205,8 +206,10 @@ def test_a_checkpoint_that_is_as_it_was_written_but_no_checkpoint_ends_in_a_line
     (checkpoint,) = checkpoints(folder.checkpoints)
     right = checkpoint.optimizer_state()
     state = {**vars(checkpoint.train_state()), "due": True}
-    if file != "state.json":
-        (checkpoint.path / file).write_bytes((optimizers(mark, right) if file == "optimizer.pt" else weights(mark))[what])
+    if file == "optimizer.pt":
+        (checkpoint.path / file).write_bytes(optimizers(mark, right)[what])
+    elif file != "state.json":
+        (checkpoint.path / file).write_bytes(weights(mark, list(checkpoint.weights("raw")))[what])
     seal(checkpoint, states()[what] if file == "state.json" else state)
     with pytest.raises((RunError, InputError)) as raised:
         runs.train(RECIPE, folder.path, SETTINGS, display=SilentDisplay())
