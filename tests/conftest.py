@@ -62,6 +62,16 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory):
     return out
 
 
+@pytest.fixture(scope="session")
+def moons_run(tmp_path_factory: pytest.TempPathFactory):
+    """The run WHOLE["moons"] of harness.py, let alone: its folder."""
+    from harness import WHOLE
+    from soflow import runs
+
+    recipe, settings = WHOLE["moons"]
+    return runs.train(recipe, tmp_path_factory.mktemp("runs") / "moons", settings).path
+
+
 @pytest.fixture
 def inside(capfd, monkeypatch):
     """The same commands without the seconds that a new process takes to load torch."""

@@ -216,10 +216,9 @@ def test_the_last_chance_of_a_checkpoint_is_not_let_go_by(end, tmp_path):
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
-def test_what_the_system_itself_refuses_to_write_costs_only_the_new_checkpoint(tmp_path):
+def test_what_the_system_itself_refuses_to_write_costs_only_the_new_checkpoint(moons_run, tmp_path):
     recipe, settings = WHOLE["moons"]
-    runs.train(recipe, tmp_path / "whole", settings)
-    sizes = [file.stat().st_size for file in checkpoints(tmp_path / "whole" / "checkpoints")[-1].path.iterdir()]
+    sizes = [file.stat().st_size for file in checkpoints(moons_run / "checkpoints")[-1].path.iterdir()]
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (max(sizes) - 1, hard))  # no file may grow beyond so many bytes
     try:
@@ -229,15 +228,14 @@ def test_what_the_system_itself_refuses_to_write_costs_only_the_new_checkpoint(t
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
     runs.train(recipe, tmp_path / "run", settings)
-    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    assert_same_run(moons_run, tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", ["__init__", "add_scalar", "close"])
-def test_trackers_that_cannot_write_are_let_go(name, tmp_path, monkeypatch):
+def test_trackers_that_cannot_write_are_let_go(name, moons_run, tmp_path, monkeypatch):
     from torch.utils.tensorboard import SummaryWriter
 
     recipe, settings = WHOLE["moons"]
-    runs.train(recipe, tmp_path / "whole", settings)
     notes = []
 
     def full(*arguments, **options):
@@ -249,7 +247,7 @@ def test_trackers_that_cannot_write_are_let_go(name, tmp_path, monkeypatch):
 
     monkeypatch.setattr(SummaryWriter, name, full)
     runs.train(recipe, tmp_path / "run", [*settings, "train.trackers=[tensorboard]"], display=Noting())
-    assert_same_run(tmp_path / "whole", tmp_path / "run", config=False)
+    assert_same_run(moons_run, tmp_path / "run", config=False)
     assert len([note for note in notes if "what train.trackers asks for (No space left on device)" in note]) == 1
 
 

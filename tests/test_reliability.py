@@ -87,14 +87,13 @@ def test_a_signal_does_not_wait_for_what_can_be_done_again(moment, signum, measu
     assert_same_run(measured_run, tmp_path / "stopped")
 
 
-def test_a_signal_at_the_last_step_leaves_its_log_and_picture_to_the_next_start(tmp_path):
+def test_a_signal_at_the_last_step_leaves_its_log_and_picture_to_the_next_start(moons_run, tmp_path):
     recipe, settings = WHOLE["moons"]
-    runs.train(recipe, tmp_path / "whole", settings)
     with pytest.raises(Stopped):
         runs.train(recipe, tmp_path / "stopped", settings, display=StopAt(8, signal.SIGTERM))
     assert not (tmp_path / "stopped" / "samples" / "step-00000008.png").exists()
     runs.train(recipe, tmp_path / "stopped", settings)
-    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+    assert_same_run(moons_run, tmp_path / "stopped")
 
 
 def test_sigterm_as_a_cluster_sends_it_saves_the_step_and_exits_with_143(tmp_path):
@@ -155,7 +154,7 @@ def test_a_signal_that_came_before_looking_is_not_made_to_wait(tmp_path, monkeyp
     assert checkpoints(tmp_path / "run" / "checkpoints")[-1].step == 2
 
 
-def test_a_second_ctrl_c_does_not_wait_and_signals_are_as_before(tmp_path, monkeypatch):
+def test_a_second_ctrl_c_does_not_wait_and_signals_are_as_before(moons_run, tmp_path, monkeypatch):
     recipe, settings = WHOLE["moons"]
     real = keeper.save_checkpoint
 
@@ -164,7 +163,6 @@ def test_a_second_ctrl_c_does_not_wait_and_signals_are_as_before(tmp_path, monke
         return real(*arguments)
 
     before = [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
-    runs.train(recipe, tmp_path / "whole", settings)
     with monkeypatch.context() as patch:
         patch.setattr(keeper, "save_checkpoint", slow)
         with pytest.raises(KeyboardInterrupt):
@@ -176,7 +174,7 @@ def test_a_second_ctrl_c_does_not_wait_and_signals_are_as_before(tmp_path, monke
         assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before[0])
-    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    assert_same_run(moons_run, tmp_path / "run")
 
 
 def kills(count, seed, *names):
@@ -247,10 +245,9 @@ def test_a_folder_made_only_to_be_locked_does_not_stay_and_others_do(tmp_path):
     assert (tmp_path / "there").exists()
 
 
-def test_a_folder_that_was_removed_and_made_anew_belongs_to_the_new_run(tmp_path):
+def test_a_folder_that_was_removed_and_made_anew_belongs_to_the_new_run(moons_run, tmp_path):
     """Its first trainer is still at work: it does not mix its log and its checkpoints with the other's."""
     recipe, settings = WHOLE["moons"]
-    runs.train(recipe, tmp_path / "whole", settings)
 
     class Replaced(SilentDisplay):
         def step(self, done, loss, samples_per_second):
@@ -260,7 +257,7 @@ def test_a_folder_that_was_removed_and_made_anew_belongs_to_the_new_run(tmp_path
 
     with pytest.raises(RunError, match="was removed while it was being trained, and is another folder now"):
         runs.train(recipe, tmp_path / "run", settings, display=Replaced())
-    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    assert_same_run(moons_run, tmp_path / "run")
     with pytest.raises(RunError, match="cannot write the checkpoint of step 6"):
         runs.train(recipe, tmp_path / "gone", settings, display=Gone(tmp_path / "gone"))
 

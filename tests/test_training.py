@@ -164,10 +164,15 @@ def test_a_run_cannot_be_taken_up_with_other_settings(tiny_run):
         runs.train("digits", tiny_run, [*TINY_DIT, "train.steps=40", "train.batch_size=32", "train.log_every=10"])
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return runs.train("digits", tmp_path_factory.mktemp("runs") / "run", DIT).path
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors", "optimizer.pt", "state.json"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
-def test_a_damaged_checkpoint_is_found_named_and_passed_over(name, damage, tmp_path):
-    runs.train("digits", tmp_path / "run", DIT)
+def test_a_damaged_checkpoint_is_found_named_and_passed_over(name, damage, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
     newest = last(tmp_path / "run")
     file = newest.path / name
     content = bytearray(file.read_bytes())
