@@ -144,7 +144,6 @@ def test_two_processes_with_a_share_each_go_on_where_one_stopped(one, tmp_path):
 MANY = """
 import os, sys
 from accelerate import Accelerator
-from harness import assert_same_run
 from soflow import runs
 
 out, settings = sys.argv[1], sys.argv[2:]
