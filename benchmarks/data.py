@@ -25,7 +25,8 @@ from soflow.data import batches as batches_module
 from soflow.data import sources
 from soflow.data.batches import Batches
 from soflow.data.dataset import Dataset, Encoder
-from soflow.data.store import Piece, items_of_a_shard, make_store, open_store
+from soflow.data.shards import open_store
+from soflow.data.store import Piece, items_of_a_shard, make_store
 
 IMAGES, LATENTS, SIDE = 2_000, 20_000, 64
 RATES, SECONDS = 5, 2.0

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from soflow.data.store import Shards
+from soflow.data.shards import Shards
 from soflow.judging import data_named
 
 FIRST = 10_000

@@ -1,6 +1,6 @@
 """The long versions of the tests that kill, damage and attack: docs/reliability.md with what they counted.
 
-python benchmarks/reliability.py            runs them (half an hour on two cores), then writes the page
+python benchmarks/reliability.py            runs them (eight minutes on two cores), then writes the page
 python benchmarks/reliability.py --write    writes the page from the figures in benchmarks/results/
 """
 

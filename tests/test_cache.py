@@ -18,7 +18,8 @@ from soflow.data import store
 from soflow.data.batches import Batches
 from soflow.data.cache import cached
 from soflow.data.folder import FolderImages
-from soflow.data.store import Piece, Shards, make_store, open_store
+from soflow.data.shards import Shards, open_store
+from soflow.data.store import Piece, make_store
 from soflow.errors import InputError, RunError
 from soflow.evaluation.classifier import cache_file
 from soflow.files import cache_folder

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import pickle
 import shutil
 import struct
@@ -16,6 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from harness import WHOLE, add_figures
+from hostile import Canary
 from soflow import runs
 from soflow.errors import InputError, RunError
 from soflow.files import checksum
@@ -85,16 +85,6 @@ def test_whatever_damage_is_found_and_passed_over(name, examples, whole, tmp_pat
         add_figures(**{f"damaged {name}": tried})
 
 
-class Evil:
-    """What runs a command where a pickle of it is read."""
-
-    def __init__(self, mark):
-        self.mark = mark
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.mark),)
-
-
 def saved(content):
     stream = io.BytesIO()
     torch.save(content, stream)
@@ -119,9 +109,9 @@ def optimizers(mark, right=None):
     """Optimizers' states that are none, or not of this network; `right`: one that is."""
     right = right or moments()
     return {
-        "a pickle": pickle.dumps(Evil(mark)),
-        "a pickle of protocol 0": pickle.dumps(Evil(mark), protocol=0),
-        "a torch file that runs code": saved({"state": {}, "param_groups": [Evil(mark)]}),
+        "a pickle": pickle.dumps(Canary(mark)),
+        "a pickle of protocol 0": pickle.dumps(Canary(mark), protocol=0),
+        "a torch file that runs code": saved({"state": {}, "param_groups": [Canary(mark)]}),
         "compressed": compressed(saved({"state": {0: torch.zeros(2**20)}, "param_groups": []})),
         "nothing": b"",
         "no zip": b"PK\x03\x04" + bytes(100),
@@ -146,7 +136,7 @@ def header(tensors, data=b""):
 def weights(mark, names=("a",)):
     """Safetensors files that are none, or not of this network, whose tensors have these names."""
     return {
-        "a pickle": pickle.dumps(Evil(mark)),
+        "a pickle": pickle.dumps(Canary(mark)),
         "a torch file": saved({"a": torch.zeros(3)}),
         "nothing": b"",
         "a header beyond the file": struct.pack("<Q", 2**40) + b"{}",

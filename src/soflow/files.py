@@ -7,6 +7,7 @@ import math
 import os
 import secrets
 import time
+import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -99,7 +100,7 @@ def write_bytes(file: Path, content: bytes) -> None:
         raise cannot_write(file, error) from None
 
 
-def replace_file(file: Path, content: bytes) -> None:
+def replace_file(file: Path, content: bytes | memoryview) -> None:
     """Raises OSError where it cannot be written; the file then is as it was."""
     partial = beside(file)
     try:
@@ -120,7 +121,7 @@ class Summed:
         self.value = 0
         self.failure: OSError | None = None
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: bytes | memoryview) -> int:
         self.value = zlib.crc32(data, self.value)
         try:
             return self.stream.write(data)
@@ -188,6 +189,12 @@ def remove_old_partials(folder: Path) -> None:
 
 def cannot_write(place: Path, error: OSError) -> RunError:
     return RunError(f"cannot write {place}: {error.strerror or error}; make room, then run the same command again")
+
+
+def is_compressed(file: Path) -> bool:
+    """Whether a zip file holds anything compressed, which torch.save never does: it may unfold to anything."""
+    with zipfile.ZipFile(file) as archive:
+        return any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist())
 
 
 def checksum(file: Path) -> str:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from soflow import processes
 from soflow.data.dataset import Dataset
-from soflow.data.store import Piece, Shards, make_store, open_store
+from soflow.data.shards import Shards, open_store
+from soflow.data.store import Piece, make_store
 from soflow.errors import InputError
 from soflow.files import beside, digest, write_json
 from soflow.interop.autoencoder import Decoder

@@ -7,6 +7,7 @@ import typer
 
 from soflow.cli.options import note
 from soflow.errors import InputError
+from soflow.files import replace_file
 
 
 def report(
@@ -59,7 +60,7 @@ def report(
             on_done(i + 1)
     file = out or (run.folder.report if len(runs) == 1 else Path("report.html"))
     try:
-        file.write_text(render(subjects), encoding="utf-8")
+        replace_file(file, render(subjects).encode())
     except OSError as error:
         raise InputError(f"cannot write {file}: {error.strerror}; choose another place with --out") from None
     print(f"written: {file}")

@@ -18,7 +18,8 @@ from PIL import UnidentifiedImageError
 
 from soflow.data.dataset import Dataset, as_labels
 from soflow.data.images import Images, Opener, decode
-from soflow.data.store import OtherWork, Piece, items_of_a_shard, make_store, open_store
+from soflow.data.shards import open_store
+from soflow.data.store import OtherWork, Piece, items_of_a_shard, make_store
 from soflow.errors import InputError, RunError, first_line
 from soflow.files import cache_folder, cannot_write, digest, printable
 from soflow.progress import counting

@@ -14,7 +14,7 @@ from torch import Tensor
 from soflow.data.cache import Note
 from soflow.data.dataset import ENCODER, Dataset, Encoder, Rows, as_labels, encoder_of
 from soflow.data.npz import UNREADABLE, require_in_proportion
-from soflow.data.store import open_store
+from soflow.data.shards import open_store
 from soflow.errors import InputError, RunError, first_line
 from soflow.files import damaged, is_like
 

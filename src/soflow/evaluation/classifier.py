@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -19,11 +20,11 @@ from soflow.files import cache_folder
 from soflow.progress import counting
 
 
-class Classifier(nn.Module):
+class Classifier(nn.Module, ABC):
     """Features (B, d) of images (B, C, H, W) in [-1, 1] by a call, and class logits (B, classes) from them."""
 
-    def logits(self, features: Tensor) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def logits(self, features: Tensor) -> Tensor: ...
 
 
 Trained = TypeVar("Trained", bound=Classifier)

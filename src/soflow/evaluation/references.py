@@ -5,8 +5,8 @@ count, points (n, d), which precision, recall, density, coverage and the kernel 
 JSON that names the features. A file of ADM's has images in their place, arr_0 (N, H, W, C), which points are made of.
 """
 
+import io
 import json
-import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ from soflow.errors import InputError, RunError, first_line, in_short
 from soflow.evaluation.features import Features
 from soflow.evaluation.metrics import Moments
 from soflow.evaluation.statistics import Statistics
-from soflow.files import beside, cannot_write, parse_json
+from soflow.files import parse_json, write_bytes
 
 
 def arrays_in(file: Path) -> set[str]:
@@ -50,14 +50,9 @@ def write_reference(
     }
     if reference.spatial is not None:
         arrays |= {"mu_s": reference.spatial.mean.numpy(), "sigma_s": reference.spatial.covariance.numpy()}
-    partial = beside(file)
-    try:
-        with partial.open("wb") as stream:
-            np.savez(stream, **arrays)
-        os.replace(partial, file)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise cannot_write(file, error) from None
+    content = io.BytesIO()
+    np.savez(content, **arrays)  # not into the file: numpy does not notice a disk that takes no more
+    write_bytes(file, content.getvalue())
 
 
 def describe(features: Features) -> dict[str, Any]:

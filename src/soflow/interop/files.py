@@ -15,6 +15,7 @@ from torch import Tensor
 
 from soflow.data.npz import is_zip
 from soflow.errors import InputError, first_line
+from soflow.files import is_compressed
 
 #: What wrappers put before a parameter's name: the reference implementation, data parallelism, torch.compile.
 WRAPPERS = re.compile(r"^((network|module|_orig_mod)\.)+")
@@ -56,9 +57,9 @@ def read_file(file: Path) -> Any:
 
 def require_whole(file: Path) -> None:
     """Raises InputError for a zip file that torch.save did not write, or whose content is not what was written."""
+    if is_compressed(file):
+        raise InputError(f"{file} is compressed, as torch.save does not: it may unpack to anything, and was not read")
     with zipfile.ZipFile(file) as archive:
-        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-            raise InputError(f"{file} is compressed, as torch.save does not: it may unpack to anything, and was not read")
         if archive.testzip() is not None:  # torch.load does not look at checksums
             raise InputError(f"{file} is damaged: its content does not have the checksum recorded with it")
 

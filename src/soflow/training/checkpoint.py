@@ -13,7 +13,6 @@ is not there. None is removed before a newer one is there.
 import json
 import os
 import shutil
-import zipfile
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
@@ -28,7 +27,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from soflow.errors import RunError, first_line
-from soflow.files import checksum, flush_folder, new_file, parse_json, replace_file
+from soflow.files import checksum, flush_folder, is_compressed, new_file, parse_json, replace_file
 
 VERSION = 2
 WEIGHTS = {"raw": "model.safetensors", "ema": "ema.safetensors"}
@@ -139,9 +138,8 @@ class Checkpoint:
         """What the optimizer had. Nothing in the file can run code, or unfold into more than the file holds."""
         file = self.path / OPTIMIZER
         try:
-            with zipfile.ZipFile(file) as archive:
-                if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-                    raise ValueError("it is compressed, which torch never does")
+            if is_compressed(file):
+                raise ValueError("it is compressed, which torch never does")
             state = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # whatever torch makes of bytes that are not its own
             raise RunError(f"{file} is no optimizer's state: {first_line(error)}") from None

@@ -28,7 +28,7 @@ def only_trainer_of(folder: Path) -> Iterator[None]:
         raise RunError(
             f"{folder} is being trained by {name_in(owner)}: wait for it, stop it, or choose another folder with --out"
         ) from None
-    except (NotImplementedError, OSError) as error:
+    except (NotImplementedError, OSError) as error:  # the former from a filelock before 4, where a disk knows no locks
         raise RunError(f"cannot lock {folder} ({error}): choose a folder on another file system with --out") from None
     name = f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M}"
     try:
