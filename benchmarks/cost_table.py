@@ -21,7 +21,7 @@ from soflow.config import read_recipe
 from soflow.errors import RunError
 
 HERE = Path(__file__).parent
-SIZES = {"imagenet256-b4": 256, "imagenet256-b2": 64, "imagenet256-l2": 32, "imagenet256-xl2": 32}
+SIZES = {"imagenet256-b2": 64, "imagenet256-l2": 32, "imagenet256-b4": 256, "imagenet256-xl2": 32}
 PRECISIONS = {
     "tf32": ["precision=tf32"],
     "bf16": ["precision=bf16-tf32"],
@@ -32,12 +32,11 @@ METHODS = ["soflow", "mean_flow", "flow_matching"]
 
 def plan() -> Iterator[tuple[str, str, str, bool]]:
     """(recipe, precision, method, plain attention), the most telling first."""
-    for precision in PRECISIONS:
-        for recipe in SIZES:
-            for method in METHODS:
+    for recipe in SIZES:
+        for method in METHODS:
+            for precision in PRECISIONS:
                 yield recipe, precision, method, False
-            if precision == "tf32":
-                yield recipe, precision, "soflow", True
+        yield recipe, "tf32", "soflow", True
 
 
 def main() -> None:

@@ -5,7 +5,6 @@ import os
 import shutil
 import zipfile
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from soflow import processes
+from soflow import __version__, processes
 from soflow.data.dataset import Dataset
 from soflow.data.shards import Shards, open_store
 from soflow.data.store import Piece, make_store
@@ -85,7 +84,7 @@ def sample_to_file(
         "nfe": nfe,
         "seed": seed,
         **(told or {}),
-        "versions": {name: version(name) for name in ("soflow", "torch")},
+        "versions": {"soflow": __version__, "torch": torch.__version__},
     }
     write(rows, labels, file, protocol)
     shutil.rmtree(whole)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from soflow import __version__
 from soflow.data.batches import seeded_generator
 from soflow.data.dataset import Dataset
 from soflow.evaluation.diagnostics import diagnose
@@ -209,7 +210,8 @@ def about(judge: Judge, count: int) -> dict[str, Any]:
             "inception score": f"{SCORE_PARTS} parts or fewer",
         },
         "warnings": warnings_of(judge, count),
-        "versions": {name: version(name) for name in ("soflow", "torch", "torchmetrics", "numpy")}
+        "versions": {"soflow": __version__}
+        | {name: version(name) for name in ("torch", "torchmetrics", "numpy")}
         | {"python": platform.python_version()},
     }
 

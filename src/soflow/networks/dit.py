@@ -4,6 +4,7 @@ Parameter names are those of the DiT family (arXiv 2212.09748), so its checkpoin
 Source: SoFlow (arXiv 2512.15657), the networks on ImageNet and their sizes.
 """
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -36,7 +37,10 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, heads, tokens, d)
-        x = functional.scaled_dot_product_attention(q, k, v)
+        # Inside autocast on a GPU, torch's plain attention has a forward-mode derivative that cannot be
+        # differentiated backwards; q, k and v have their type already.
+        with torch.autocast(x.device.type, enabled=False):
+            x = functional.scaled_dot_product_attention(q, k, v)
         return self.proj(x.transpose(1, 2).flatten(2))
 
 
