@@ -13,12 +13,19 @@ from typing import Any
 
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from soflow.comparison.estimate import COLUMNS, Estimate, assumption, cells, estimate
 from soflow.config import read_recipe
-from soflow.estimate import COLUMNS, Estimate, assumption, cells, estimate
 
 HERE = Path(__file__).parent
 FIGURES, PAGE = HERE / "results" / "performance.json", HERE.parent / "docs" / "cluster.md"
-RECIPES = ["imagenet256-b4", "imagenet256-b2", "imagenet256-m2", "imagenet256-l2", "imagenet256-xl2", "cifar10"]
+RECIPES = [
+    "imagenet256-b4",
+    "imagenet256-b2",
+    "imagenet256-m2",
+    "imagenet256-l2",
+    "imagenet256-xl2",
+    "cifar10",
+]
 #: Settings and GPUs of each table.
 TABLES = [
     (("precision=tf32",), 8),
@@ -65,12 +72,18 @@ def against_measured() -> str:
     figures = json.loads(FIGURES.read_text())["recipes"]
     small = of(["digits"]).memory.total
     process = middle(figures["digits"]["SoFlow as it is"], "peak_bytes") - small
-    lines = ["| step | variant | MiB measured | MiB estimated | off | of peak |", "|---|---|---:|---:|---:|---:|"]
+    lines = [
+        "| step | variant | MiB measured | MiB estimated | off | of peak |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
     for title, recipe in MEASURED.items():
         for name, settings in VARIANTS.items():
             if name not in figures[title]:
                 continue
-            ones, made = figures[title][name], of([*recipe, *settings], plain_attention=name == "plain attention")
+            ones, made = (
+                figures[title][name],
+                of([*recipe, *settings], plain_attention=name == "plain attention"),
+            )
             took = middle(ones, "peak_bytes") - process
             rate = made.samples * made.flops_per_sample / middle(ones, "seconds_per_step")
             share = rate / middle(ones, "peak_flops_per_second")
@@ -94,7 +107,9 @@ def against_the_paper() -> str:
         ("MeanFlow", "mean_flow", True, 51.45),
     ):
         settings = ["imagenet256-b2", f"objective.name={objective}"]
-        sizes = [of([*settings, f"precision={p}"], plain).memory.total / 1e9 for p in ("bf16", "fp32")]
+        sizes = [
+            of([*settings, f"precision={p}"], plain).memory.total / 1e9 for p in ("bf16", "fp32")
+        ]
         lines.append(f"| {name} | {paper} | {sizes[0]:.1f} | {sizes[1]:.1f} |")
     return "\n".join(lines)
 

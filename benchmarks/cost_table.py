@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from soflow import bench
+from soflow.comparison import measure as bench
 from soflow.config import read_recipe
 from soflow.errors import RunError
 
@@ -40,13 +40,17 @@ def plan() -> Iterator[tuple[str, str, str, bool]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--minutes", type=float, default=9.5)
     parser.add_argument("--on-cpu", action="store_true")
     parser.add_argument("overrides", nargs="*")
     asked = parser.parse_args()
     if not torch.cuda.is_available() and not asked.on_cpu:
-        parser.error("there is no GPU here; --on-cpu tries the script on a CPU, with small networks by KEY=VALUE")
+        parser.error(
+            "there is no GPU here; --on-cpu tries the script on a CPU, with small networks by KEY=VALUE"
+        )
     end = time.monotonic() + 60 * asked.minutes
     rows, missing, device = [], [], ""
     for recipe, precision, method, plain in plan():
@@ -62,16 +66,28 @@ def main() -> None:
         ]
         programs = {name: bench.PLAIN_ATTENTION} if plain else {}
         try:
-            (measured,) = bench.bench({name: read_recipe(recipe, settings)}, rounds=1, programs=programs)[name]
+            (measured,) = bench.bench(
+                {name: read_recipe(recipe, settings)}, rounds=1, programs=programs
+            )[name]
         except RunError as error:  # for want of memory, most likely: that is a result, too
             missing.append(f"{name} ({error})")
             continue
         device = measured.device
         batch = read_recipe(recipe, settings).train.batch_size
         rows.append(
-            {"recipe": recipe, "precision": precision, "method": method, "plain": plain, "batch": batch, **asdict(measured)}
+            {
+                "recipe": recipe,
+                "precision": precision,
+                "method": method,
+                "plain": plain,
+                "batch": batch,
+                **asdict(measured),
+            }
         )
-        print(f"{name}: {1000 * measured.seconds_per_step:.1f} ms/step, {measured.peak_bytes / 2**30:.2f} GiB", flush=True)
+        print(
+            f"{name}: {1000 * measured.seconds_per_step:.1f} ms/step, {measured.peak_bytes / 2**30:.2f} GiB",
+            flush=True,
+        )
     lines = [
         "# What a step costs on a GPU",
         "",
@@ -84,9 +100,18 @@ def main() -> None:
     for row in rows:
         rate = row["batch"] / row["seconds_per_step"]
         cells = [row["recipe"].removeprefix("imagenet256-"), str(row["batch"]), row["precision"]]
-        cells += [row["method"] + (", plain attention" if row["plain"] else ""), f"{1000 * row['seconds_per_step']:.1f}"]
-        cells += [f"{rate:,.0f}", f"{row['peak_bytes'] / 2**30:.2f}", f"{rate * row['flops_per_sample'] / 1e12:.3g}"]
-        lines.append("| " + " | ".join([*cells, f"{row['one_step_samples_per_second']:,.0f}"]) + " |")
+        cells += [
+            row["method"] + (", plain attention" if row["plain"] else ""),
+            f"{1000 * row['seconds_per_step']:.1f}",
+        ]
+        cells += [
+            f"{rate:,.0f}",
+            f"{row['peak_bytes'] / 2**30:.2f}",
+            f"{rate * row['flops_per_sample'] / 1e12:.3g}",
+        ]
+        lines.append(
+            "| " + " | ".join([*cells, f"{row['one_step_samples_per_second']:,.0f}"]) + " |"
+        )
     if missing:
         lines += ["", f"Not measured: {'; '.join(missing)}."]
     (HERE / "results").mkdir(exist_ok=True)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from soflow.bench import bench
+from soflow.comparison.measure import bench
 from soflow.config import read_recipe
 from soflow.config.schema import DataConfig
 from soflow.data import batches as batches_module
@@ -36,7 +36,10 @@ def photographs(folder: Path) -> None:
     """JPEGs that are as busy as photographs: noise at several scales."""
     random = np.random.default_rng(0)
     for i in range(IMAGES):
-        noise = [Image.fromarray(random.integers(0, 256, (n, n, 3), dtype=np.uint8)).resize((256, 256)) for n in (4, 16, 64)]
+        noise = [
+            Image.fromarray(random.integers(0, 256, (n, n, 3), dtype=np.uint8)).resize((256, 256))
+            for n in (4, 16, 64)
+        ]
         mixed = np.mean([np.asarray(one, np.float32) for one in noise], axis=0).astype(np.uint8)
         Image.fromarray(mixed).save(folder / f"{i:05d}.jpg", quality=90)
 
@@ -47,9 +50,17 @@ def latents(folder: Path) -> Dataset:
     random = np.random.default_rng(0)
 
     def make(rows: range) -> Piece:
-        return Piece(random.standard_normal((len(rows), *shape), dtype=np.float32).astype(np.float16), None)
+        return Piece(
+            random.standard_normal((len(rows), *shape), dtype=np.float32).astype(np.float16), None
+        )
 
-    make_store(folder, {"kind": "latents"}, LATENTS, items_of_a_shard(LATENTS, 2 * int(np.prod(shape))), make)
+    make_store(
+        folder,
+        {"kind": "latents"},
+        LATENTS,
+        items_of_a_shard(LATENTS, 2 * int(np.prod(shape))),
+        make,
+    )
     rows, _ = open_store(folder)
     return Dataset("latents", "train", rows, None, encoder=Encoder("none", 0.18215, size=256))
 
@@ -73,7 +84,12 @@ def rates(dataset: Dataset, batch: int, resident: bool, device: torch.device) ->
 def main() -> None:
     batch = int(sys.argv[1]) if len(sys.argv) > 1 else 32
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    results: dict[str, object] = {"batch": batch, "device": str(device), "cores": os.cpu_count(), "torch": torch.__version__}
+    results: dict[str, object] = {
+        "batch": batch,
+        "device": str(device),
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+    }
     with tempfile.TemporaryDirectory() as name:
         os.environ["XDG_CACHE_HOME"] = f"{name}/cache"
         folder = Path(name) / "photographs"
@@ -87,19 +103,39 @@ def main() -> None:
         sources.load(config)
         again = time.perf_counter() - start
         loaders = {
-            f"{kind}, {'in memory' if resident else 'memory-mapped'}": rates(dataset, batch, resident, device)
-            for kind, dataset in (("images 3x64x64", images), ("latents 4x32x32", latents(Path(name) / "latents")))
+            f"{kind}, {'in memory' if resident else 'memory-mapped'}": rates(
+                dataset, batch, resident, device
+            )
+            for kind, dataset in (
+                ("images 3x64x64", images),
+                ("latents 4x32x32", latents(Path(name) / "latents")),
+            )
             for resident in (True, False)
         }
-    (measured,) = bench({"b4": read_recipe("imagenet256-b4", [f"train.batch_size={batch}"])}, 1)["b4"]
+    (measured,) = bench({"b4": read_recipe("imagenet256-b4", [f"train.batch_size={batch}"])}, 1)[
+        "b4"
+    ]
     consumed = batch / measured.seconds_per_step
-    print(f"decoding 256x256 JPEGs, once: {decoding:,.0f} images/s; opening the cache again: {again:.2f} s")
-    print(f"training DiT-B/4 at batch {batch} consumes {consumed:,.1f} samples/s on {measured.device}")
+    print(
+        f"decoding 256x256 JPEGs, once: {decoding:,.0f} images/s; opening the cache again: {again:.2f} s"
+    )
+    print(
+        f"training DiT-B/4 at batch {batch} consumes {consumed:,.1f} samples/s on {measured.device}"
+    )
     for name, measurements in loaders.items():
         low, middle, high = min(measurements), statistics.median(measurements), max(measurements)
-        print(f"{name}: {middle:,.0f} samples/s ({low:,.0f} to {high:,.0f}), {middle / consumed:,.0f} times as many")
-    results |= {"decoding": decoding, "reopening_seconds": again, "consumed": consumed, "loaders": loaders}
-    (Path(__file__).parent / "results" / "data.json").write_text(json.dumps(results, indent=1) + "\n")
+        print(
+            f"{name}: {middle:,.0f} samples/s ({low:,.0f} to {high:,.0f}), {middle / consumed:,.0f} times as many"
+        )
+    results |= {
+        "decoding": decoding,
+        "reopening_seconds": again,
+        "consumed": consumed,
+        "loaders": loaders,
+    }
+    (Path(__file__).parent / "results" / "data.json").write_text(
+        json.dumps(results, indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from soflow.data.shards import Shards
-from soflow.judging import data_named
+from soflow.evaluation.judging import data_named
 
 FIRST = 10_000
 
@@ -28,7 +28,9 @@ FIRST = 10_000
 def soflow(*arguments: object) -> tuple[float, float]:
     """Seconds and peak memory in GB of one command."""
     start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "soflow", *map(str, arguments)], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "soflow", *map(str, arguments)], stdout=subprocess.DEVNULL
+    )
     _, status, used = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"soflow {arguments[0]} failed")
@@ -44,14 +46,28 @@ def main() -> None:
     data, features = sys.argv[1:3]
     place = Path(tempfile.mkdtemp())
     asked = ["--features", features]
-    train = data_named(data, 0, print)
+    train = data_named(data, 0)
     assert isinstance(train.rows, (Shards, torch.Tensor))
     assert train.labels is not None
-    np.savez(place / "first.npz", arr_0=train.rows[torch.arange(FIRST)].numpy(), arr_1=train.labels[:FIRST].numpy())
-    results: dict[str, Any] = {"versions": {"torch": torch.__version__}, "threads": torch.get_num_threads(), "rows": {}}
-    for name, reference in (("train", data), ("first 10,000 of train", place / "first.npz"), ("test", f"{data}:test")):
+    np.savez(
+        place / "first.npz",
+        arr_0=train.rows[torch.arange(FIRST)].numpy(),
+        arr_1=train.labels[:FIRST].numpy(),
+    )
+    results: dict[str, Any] = {
+        "versions": {"torch": torch.__version__},
+        "threads": torch.get_num_threads(),
+        "rows": {},
+    }
+    for name, reference in (
+        ("train", data),
+        ("first 10,000 of train", place / "first.npz"),
+        ("test", f"{data}:test"),
+    ):
         file = place / "x.json"
-        seconds, memory = soflow("evaluate", f"{data}:test", "--reference", reference, *asked, "--out", file)
+        seconds, memory = soflow(
+            "evaluate", f"{data}:test", "--reference", reference, *asked, "--out", file
+        )
         figures = row(file)
         results["rows"][name] = {"seconds": seconds, "gigabytes": memory, **figures}
         print(
@@ -59,17 +75,49 @@ def main() -> None:
             f"{figures['precision']:.3f}, recall {figures['recall']:.3f}, density {figures['density']:.3f}, coverage "
             f"{figures['coverage']:.3f}, recognized {figures['recognized']:.4f}; {seconds:.0f} s, {memory:.2f} GB"
         )
-    tiny = ["network.model_channels=16", "network.blocks=1", "train.steps=2", "train.batch_size=16", f"data.path={data}"]
+    tiny = [
+        "network.model_channels=16",
+        "network.blocks=1",
+        "train.steps=2",
+        "train.batch_size=16",
+        f"data.path={data}",
+    ]
     soflow("train", "cifar10", *tiny, "--out", place / "run")
     drawn = {}
     for batch in (10, 500):
-        options = ["--num", 1000, "--nfe", 1, "--methods", "renoise", "--weights", "raw", "--no-baseline", "--batch", batch]
-        soflow("evaluate", place / "run", *options, *asked, "--reference", place / "first.npz", "--out", place / "x.json")
+        options = [
+            "--num",
+            1000,
+            "--nfe",
+            1,
+            "--methods",
+            "renoise",
+            "--weights",
+            "raw",
+            "--no-baseline",
+            "--batch",
+            batch,
+        ]
+        soflow(
+            "evaluate",
+            place / "run",
+            *options,
+            *asked,
+            "--reference",
+            place / "first.npz",
+            "--out",
+            place / "x.json",
+        )
         drawn[batch] = row(place / "x.json")
-    worst = max(abs(drawn[10][key] / drawn[500][key] - 1) for key in ("distance", "kernel_distance", "inception_score"))
+    worst = max(
+        abs(drawn[10][key] / drawn[500][key] - 1)
+        for key in ("distance", "kernel_distance", "inception_score")
+    )
     results["batch 10 against 500, largest relative difference"] = worst
     print(f"1,000 samples drawn 10 and 500 at once: figures differ by {worst:.1e}")
-    (Path(__file__).parent / "results" / "evaluation.json").write_text(json.dumps(results, indent=1) + "\n")
+    (Path(__file__).parent / "results" / "evaluation.json").write_text(
+        json.dumps(results, indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -15,12 +15,13 @@ from statistics import median
 
 import torch
 
-from soflow.assemble import make_augment, make_dataset, make_network, make_objective
+from soflow.assemble import make_augment, make_model, make_network, make_objective
 from soflow.config import Config, read_recipe
 from soflow.data.batches import Batches, seeded_generator
+from soflow.data.training_data import make_dataset
+from soflow.run.folder import RunFolder
 from soflow.training.display import SilentDisplay
 from soflow.training.optimizers import make_optimizer
-from soflow.training.run_folder import RunFolder
 from soflow.training.trainer import Trainer
 
 BLOCKS, STEPS = 15, 10
@@ -29,17 +30,21 @@ BLOCKS, STEPS = 15, 10
 def bare_loop(config: Config, device: torch.device) -> Callable[[], None]:
     """One block of the loop that anyone would write by hand."""
     network = make_network(config).to(device)
+    model = make_model(config, network)
     objective = make_objective(config)
     optimizer = make_optimizer(config.optimizer, network.parameters())
-    batches = Batches(make_dataset(config.data), config.train.batch_size, 0, make_augment(config.data), device)
+    batches = Batches(
+        make_dataset(config.data), config.train.batch_size, 0, make_augment(config), device
+    )
     shape = (config.train.batch_size, *config.data.shape)
     made = [
-        (batches.share(step), objective.draw(shape, seeded_generator(0, "draws", step, device))) for step in range(STEPS)
+        (batches.share(step), objective.draw(shape, seeded_generator(0, "draws", step, device)))
+        for step in range(STEPS)
     ]
 
     def block() -> None:
         for step, (batch, draws) in enumerate(made):
-            objective(network, batch, draws, step / config.train.steps).total.backward()
+            objective(model, batch, draws, step / config.train.steps).total.backward()
             optimizer.step()
             optimizer.zero_grad()
 
@@ -51,10 +56,10 @@ def library_loop(config: Config, folder: Path) -> tuple[Callable[[], None], torc
     run = RunFolder(folder)
     run.create()
     trainer = Trainer(
-        network=make_network(config),
+        model=make_model(config, make_network(config)),
         objective=make_objective(config),
         dataset=make_dataset(config.data),
-        augment=make_augment(config.data),
+        augment=make_augment(config),
         config=config,
         folder=run,
         display=SilentDisplay(),
@@ -93,7 +98,9 @@ def main() -> None:
     print(f"{recipe} on {device}, torch {torch.__version__}, {torch.get_num_threads()} threads")
     print(f"library {1000 * median(one for one, _ in pairs):.1f} ms a step")
     print(f"bare    {1000 * median(other for _, other in pairs):.1f} ms a step")
-    print(f"ratio   {median(ratios):.3f} (from {ratios[0]:.3f} to {ratios[-1]:.3f} over {BLOCKS} pairs of {STEPS} steps)")
+    print(
+        f"ratio   {median(ratios):.3f} (from {ratios[0]:.3f} to {ratios[-1]:.3f} over {BLOCKS} pairs of {STEPS} steps)"
+    )
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from soflow import bench
+from soflow.comparison import measure as bench
 from soflow.config import Config, read_recipe
-from soflow.objectives.base import Inputs
+from soflow.objectives.passes import Inputs
 from soflow.symbols import Net
 
 HERE = Path(__file__).parent
@@ -42,7 +42,11 @@ LARGE = [name for name in VARIANTS if "loops" not in name and "compile" not in n
 RECIPES = {
     "digits": (["digits"], 2, list(VARIANTS)),
     "DiT-B/4, batches of 8": (["imagenet256-b4", "train.batch_size=8"], 2, LARGE),
-    "DiT-B/4, batches of 32": (["imagenet256-b4", "train.batch_size=32"], 1, ["SoFlow as it is", "MeanFlow"]),
+    "DiT-B/4, batches of 32": (
+        ["imagenet256-b4", "train.batch_size=32"],
+        1,
+        ["SoFlow as it is", "MeanFlow"],
+    ),
 }
 
 
@@ -74,7 +78,11 @@ def patch(name: str) -> None:
 
 def measure_all() -> dict[str, Any]:
     """All variants of all recipes: plain figures by recipe and variant."""
-    figures: dict[str, Any] = {"torch": torch.__version__, "threads": torch.get_num_threads(), "recipes": {}}
+    figures: dict[str, Any] = {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "recipes": {},
+    }
     for title, ((recipe, *overrides), rounds, variants) in RECIPES.items():
         configs: dict[str, Config] = {}
         programs: dict[str, list[str]] = {}
@@ -90,14 +98,19 @@ def measure_all() -> dict[str, Any]:
 
         measured = bench.bench(configs, rounds, told, programs)
         print(file=sys.stderr)
-        figures["recipes"][title] = {name: [asdict(one) for one in ones] for name, ones in measured.items()}
+        figures["recipes"][title] = {
+            name: [asdict(one) for one in ones] for name, ones in measured.items()
+        }
     return figures
 
 
 def table(measured: dict[str, list[dict[str, Any]]]) -> str:
     """A row a variant, ratios to SoFlow as it is of the same round."""
     first = measured["SoFlow as it is"]
-    lines = ["| variant | ms/step | time | least to most | MiB | memory | MFLOP/sample |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| variant | ms/step | time | least to most | MiB | memory | MFLOP/sample |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for name, ones in measured.items():
         times, memory = (
             sorted(one[key] / base[key] for one, base in zip(ones, first, strict=True))

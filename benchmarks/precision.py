@@ -20,13 +20,13 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from soflow import runs
 from soflow.config import Config, read_recipe
-from soflow.evaluation.statistics import Judge
-from soflow.judging import compared_with
+from soflow.evaluation.judging import compared_with
+from soflow.evaluation.statistics import Scorer
 from soflow.objectives import soflow as method
 from soflow.sampling import class_by_class, draw
 from soflow.training.display import SilentDisplay
+from soflow.workflows import runs
 
 HERE = Path(__file__).parent
 PRODUCTS = (functional.linear, functional.conv2d, functional.scaled_dot_product_attention)
@@ -77,7 +77,9 @@ VARIANTS: dict[str, tuple[str, Callable[[], Any]]] = {
 }
 
 
-def one_run(config: Config, folder: Path, context: Callable[[], Any], judge: Judge) -> tuple[float, float, float]:
+def one_run(
+    config: Config, folder: Path, context: Callable[[], Any], scorer: Scorer
+) -> tuple[float, float, float]:
     """One-step distance, mean_d(q^2) and the flow-matching error at the end of a run."""
     with context():
         out = runs.train(config, folder, display=SilentDisplay())
@@ -85,7 +87,7 @@ def one_run(config: Config, folder: Path, context: Callable[[], Any], judge: Jud
     labels = class_by_class(num, model.num_classes)
     last = out.read_metrics()[-1]
     return (
-        judge.distance(judge.gather(draw(model, num, labels, "renoise", 1, seed=0), num)),
+        scorer.distance(scorer.gather(draw(model, num, labels, "renoise", 1, seed=0), num)),
         last["consistency_mse"],
         last["flow_matching_mse"],
     )
@@ -95,7 +97,7 @@ def main() -> None:
     seeds = int(sys.argv[1]) if sys.argv[1:] else 3
     overrides = sys.argv[2:]
     config = read_recipe("digits", overrides)
-    judge = compared_with(config, None, lambda samples: samples, print, baseline=False).judge
+    scorer = compared_with(config, None, lambda samples: samples, baseline=False).scorer
     lines = [
         f"Recipe digits{' with ' + ' '.join(overrides) if overrides else ''}, {config.train.steps:,} steps, {seeds} seeds, "
         f"on the CPU, torch {torch.__version__}; ± is the standard deviation over seeds.",
@@ -107,11 +109,20 @@ def main() -> None:
         results = []
         for seed in range(seeds):
             print(f"{name}, seed {seed}", file=sys.stderr, flush=True)
-            this = read_recipe("digits", [*overrides, f"precision={precision}", f"train.seed={seed}"])
+            this = read_recipe(
+                "digits", [*overrides, f"precision={precision}", f"train.seed={seed}"]
+            )
             folder = Path("runs") / "precision" / f"{name.replace(' ', '-')}-{seed}"
-            results.append(one_run(this, folder, context, judge))
-            print(f"  distance {results[-1][0]:.3g}, q^2 {results[-1][1]:.3g}", file=sys.stderr, flush=True)
-        cells = (f"{mean(x):.3g}" + (f" ± {stdev(x):.2g}" if seeds > 1 else "") for x in zip(*results, strict=True))
+            results.append(one_run(this, folder, context, scorer))
+            print(
+                f"  distance {results[-1][0]:.3g}, q^2 {results[-1][1]:.3g}",
+                file=sys.stderr,
+                flush=True,
+            )
+        cells = (
+            f"{mean(x):.3g}" + (f" ± {stdev(x):.2g}" if seeds > 1 else "")
+            for x in zip(*results, strict=True)
+        )
         lines.append(f"| {name} | {' | '.join(cells)} |")
         (HERE / "results" / "precision.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))

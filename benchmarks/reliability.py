@@ -16,14 +16,30 @@ import torch
 
 HERE = Path(__file__).parent
 FIGURES, PAGE = HERE / "results" / "reliability.json", HERE.parent / "docs" / "reliability.md"
-TESTS = ("test_reliability.py", "test_faults.py", "test_hostile_checkpoints.py", "test_untrusted_files.py")
+TESTS = (
+    "test_reliability.py",
+    "test_faults.py",
+    "test_hostile_checkpoints.py",
+    "test_untrusted_files.py",
+)
 
 
 def run_all() -> None:
     """Runs the long tests, which note in FIGURES what they count."""
     FIGURES.write_text(json.dumps({"machine": f"{platform.machine()}, torch {torch.__version__}"}))
     tests = [str(HERE.parent / "tests" / name) for name in TESTS]
-    command = [sys.executable, "-m", "pytest", "-m", "slow", "-n", "2", "--dist", "worksteal", *tests]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-m",
+        "slow",
+        "-n",
+        "2",
+        "--dist",
+        "worksteal",
+        *tests,
+    ]
     subprocess.run(command, env={**os.environ, "SOFLOW_FIGURES": str(FIGURES)}, check=True)
 
 
@@ -31,13 +47,26 @@ def table(figures: dict[str, Any]) -> str:
     """One row for each thing that was counted."""
     kills = figures["kills"]
     rows = {"lives of runs ended by SIGKILL": kills["kills"]}
-    rows |= {f"... {how}": kills[how] for how in ("by call", "by disk", "by clock", "while a checkpoint was written")}
-    rows |= {name: kills[name] for name in ("stops by SIGTERM", "runs that ended as they would have")}
+    rows |= {
+        f"... {how}": kills[how]
+        for how in ("by call", "by disk", "by clock", "while a checkpoint was written")
+    }
+    rows |= {
+        name: kills[name] for name in ("stops by SIGTERM", "runs that ended as they would have")
+    }
     faults = {name: count for name, count in figures.items() if name.startswith("faults")}
-    files = {name: count for name, count in figures.items() if name.startswith(("damaged", "hostile"))}
+    files = {
+        name: count for name, count in figures.items() if name.startswith(("damaged", "hostile"))
+    }
     rows |= faults | {"faults injected, in all": sum(faults.values())}
     rows |= files | {"damaged and hostile files and settings tried, in all": sum(files.values())}
-    return "\n".join(["| what | times |", "|---|---|", *(f"| {name} | {count:,} |" for name, count in rows.items())])
+    return "\n".join(
+        [
+            "| what | times |",
+            "|---|---|",
+            *(f"| {name} | {count:,} |" for name, count in rows.items()),
+        ]
+    )
 
 
 def page(figures: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from soflow.evaluation.side_by_side import few_step_samplers, markdown, name_of, values
+from soflow.comparison.page import few_step_samplers, markdown, name_of, values
 
 HERE = Path(__file__).parent
 PAGE, PICTURES = HERE.parent / "docs" / "results.md", HERE.parent / "docs" / "results"
@@ -57,7 +57,9 @@ def run(section: Section, extra: list[str]) -> None:
     subprocess.run([sys.executable, "-m", "soflow", "compare", *arguments, *extra], check=True)
     out = Path(arguments[arguments.index("--out") + 1])
     results = json.loads((out / "results.json").read_text())
-    results["overrides"] = [text for text in results["overrides"] if not text.startswith("data.path=")]
+    results["overrides"] = [
+        text for text in results["overrides"] if not text.startswith("data.path=")
+    ]
     section.figures.parent.mkdir(exist_ok=True)
     section.figures.write_text(json.dumps(results, indent=1) + "\n")
     PICTURES.mkdir(exist_ok=True)
@@ -67,7 +69,10 @@ def run(section: Section, extra: list[str]) -> None:
 
 def verdict(results: dict[str, Any]) -> str:
     """SoFlow's one-step distance against each other method's, in units of the spread over seeds."""
-    one = {name: values(method, few_step_samplers(method)[0], 1) for name, method in results["methods"].items()}
+    one = {
+        name: values(method, few_step_samplers(method)[0], 1)
+        for name, method in results["methods"].items()
+    }
     ours = one.pop("soflow")
     told = []
     for name, theirs in one.items():
@@ -92,8 +97,12 @@ def text_of(section: Section) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--fashion-mnist", help="a local folder of its parquet files (default: from the Hub)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--fashion-mnist", help="a local folder of its parquet files (default: from the Hub)"
+    )
     parser.add_argument("--write", action="store_true", help="train nothing")
     parser.add_argument("--only", help="only this section")
     asked = parser.parse_args()
@@ -102,7 +111,9 @@ def main() -> None:
             local = section.name == "fashion-mnist" and asked.fashion_mnist
             run(section, [f"data.path={asked.fashion_mnist}"] if local else [])
     if asked.only and asked.only not in {section.name for section in SECTIONS}:
-        parser.error(f"--only {asked.only}: the sections are {', '.join(section.name for section in SECTIONS)}")
+        parser.error(
+            f"--only {asked.only}: the sections are {', '.join(section.name for section in SECTIONS)}"
+        )
     there = [section for section in SECTIONS if section.figures.is_file()]
     head = (HERE / "results" / "head.md").read_text().strip()
     PAGE.write_text("\n".join([head, "", *map(text_of, there)]))

@@ -5,13 +5,15 @@ import signal
 import subprocess
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests are about the numbers, and those are a CPU's
-os.environ["OMP_NUM_THREADS"] = "1"  # networks this small gain nothing from a second thread, and lose to a busy machine
+os.environ["OMP_NUM_THREADS"] = (
+    "1"  # networks this small gain nothing from a second thread, and lose to a busy machine
+)
 
 from jaxtyping import install_import_hook
 
 CHECKED = [
     "symbols",
-    "path",
+    "noising",
     "times",
     "solution",
     "guidance",
@@ -26,9 +28,9 @@ install_import_hook([f"soflow.{name}" for name in CHECKED], "beartype.beartype")
 import pytest
 import torch
 
-torch.set_num_threads(1)
+from support.settings import TINY_DIT
 
-TINY_DIT = ["network.width=32", "network.depth=1", "network.heads=2", "network.patch=4"]
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
@@ -54,10 +56,16 @@ def _cache(tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory):
     """A run of a tiny network on digits, trained for 30 steps: its folder."""
-    from soflow import runs
+    from soflow.workflows import runs
 
     out = tmp_path_factory.mktemp("runs") / "tiny"
-    overrides = [*TINY_DIT, "train.steps=30", "train.batch_size=32", "train.log_every=10", "checkpoint.every=15"]
+    overrides = [
+        *TINY_DIT,
+        "train.steps=30",
+        "train.batch_size=32",
+        "train.log_every=10",
+        "checkpoint.every=15",
+    ]
     runs.train("digits", out, overrides)
     return out
 
@@ -65,8 +73,8 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture(scope="session")
 def moons_run(tmp_path_factory: pytest.TempPathFactory):
     """The run WHOLE["moons"] of harness.py, let alone: its folder."""
-    from harness import WHOLE
-    from soflow import runs
+    from soflow.workflows import runs
+    from support.whole_runs import WHOLE
 
     recipe, settings = WHOLE["moons"]
     return runs.train(recipe, tmp_path_factory.mktemp("runs") / "moons", settings).path
@@ -86,13 +94,3 @@ def inside(capfd, monkeypatch):
         return subprocess.CompletedProcess(arguments, status, *capfd.readouterr())
 
     return call
-
-
-def assert_fails(result, status, *words):
-    """The exit status, one line on stderr with those words in it, no traceback."""
-    assert result.returncode == status, result.stderr
-    assert "Traceback" not in result.stderr
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1, result.stderr
-    for word in words:
-        assert word in lines[0]

@@ -7,7 +7,10 @@ from soflow.guidance import Guidance
 
 
 def guidance(**settings):
-    return Guidance(**{"scale": 3.0, "mix": 0.25, "label_dropout": 0.1, "decay_time": 0.8, "null_label": 10} | settings)
+    return Guidance(
+        **{"scale": 3.0, "mix": 0.25, "label_dropout": 0.1, "decay_time": 0.8, "null_label": 10}
+        | settings
+    )
 
 
 def test_the_decay_is_one_up_to_its_time_then_falls_smoothly_to_zero_at_noise():
@@ -21,7 +24,9 @@ def test_the_decay_is_one_up_to_its_time_then_falls_smoothly_to_zero_at_noise():
 
 def test_the_decay_half_way_to_noise():
     # u = (1 - 0.9) / (1 - 0.8) = 1/2, u / (1 - u) = 1, so the decay is 1 - exp(-1/40).
-    assert float(guidance().decay(torch.tensor([0.9], dtype=torch.float64))) == pytest.approx(-math.expm1(-1 / 40))
+    assert float(guidance().decay(torch.tensor([0.9], dtype=torch.float64))) == pytest.approx(
+        -math.expm1(-1 / 40)
+    )
 
 
 def test_a_decay_time_of_one_turns_the_decay_off():
@@ -36,7 +41,9 @@ def test_the_target_by_hand():
     assert float(guidance(mix=1.0).target(v_t, v_null, v_label, t, kept)) == 4
     assert float(guidance(mix=0.0).target(v_t, v_null, v_label, t, kept)) == 10
     assert float(guidance().target(v_t, v_null, v_label, t, dropped)) == 2
-    assert float(guidance(mix=1.0).target(v_t, v_null, v_label, torch.ones(1), kept)) == 2  # faded away at noise
+    assert (
+        float(guidance(mix=1.0).target(v_t, v_null, v_label, torch.ones(1), kept)) == 2
+    )  # faded away at noise
 
 
 def test_dropped_labels_become_null():

@@ -15,7 +15,13 @@ FOLDER = Path(__file__).parents[1] / "docs"
 TEXT = (FOLDER / "paper_map.md").read_text()
 QUOTED = re.findall(r"`([^`\s]+)`", TEXT)
 TARGETS = sorted({word for word in QUOTED if ".py:" in word})
-PLACES = sorted({word for word in QUOTED if re.fullmatch(r"[a-z_]+(\.[a-z_0-9]+)+", word) and not word.endswith(".py")})
+PLACES = sorted(
+    {
+        word
+        for word in QUOTED
+        if re.fullmatch(r"[a-z_]+(\.[a-z_0-9]+)+", word) and not word.endswith(".py")
+    }
+)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -34,14 +40,20 @@ def test_every_key_exists():
 
 def test_every_number_of_the_method_has_its_place():
     """Whatever the sections of the paper set: path, objective, optimizer, average, network."""
-    told = [key for key in known_keys() if key.startswith(("path.", "objective.", "optimizer.", "ema.", "network."))]
+    told = [
+        key
+        for key in known_keys()
+        if key.startswith(("path.", "objective.", "optimizer.", "ema.", "network."))
+    ]
     beyond_the_paper = {"optimizer.warmup", "optimizer.clip"}
     assert set(told) - set(PLACES) == beyond_the_paper
 
 
 def test_every_setting_of_the_reference_is_in_the_table():
     table = TEXT.split("| theirs | ours |")[1]
-    assert [name for name in (*KEYS, *TIMES, *READ_OFF) if not re.search(rf"\b{name}\b", table)] == []
+    assert [
+        name for name in (*KEYS, *TIMES, *READ_OFF) if not re.search(rf"\b{name}\b", table)
+    ] == []
 
 
 def cells(beginning):
@@ -52,13 +64,20 @@ def cells(beginning):
 
 IMAGENET = [read_recipe(name) for name in recipe_names() if name.startswith("imagenet256")]
 ROWS = {
-    "| share of flow matching": lambda c: [c.objective.lambda_],
+    "| share of flow matching": lambda c: [c.objective.flow_matching_share],
     "| adaptive weight": lambda c: [c.objective.p, c.objective.eps],
-    "| t of flow matching": lambda c: [c.objective.times.flow_matching.mean, c.objective.times.flow_matching.std],
+    "| t of flow matching": lambda c: [
+        c.objective.times.flow_matching.mean,
+        c.objective.times.flow_matching.std,
+    ],
     "| s (mean": lambda c: [c.objective.times.s.mean, c.objective.times.s.std],
     "| t (mean": lambda c: [c.objective.times.t.mean, c.objective.times.t.std],
     "| r(k, K)": lambda c: [c.objective.middle.init, c.objective.middle.end],
-    "| learning rate, betas": lambda c: [c.optimizer.lr, *c.optimizer.betas, c.optimizer.weight_decay],
+    "| learning rate, betas": lambda c: [
+        c.optimizer.lr,
+        *c.optimizer.betas,
+        c.optimizer.weight_decay,
+    ],
 }
 
 
@@ -73,21 +92,34 @@ def test_the_recipes_have_the_numbers_of_the_table(row):
 def test_the_recipes_have_what_the_table_says_in_words():
     cifar = read_recipe("cifar10")
     for size, scale in re.findall(r"(\w+/\d) ([\d.]+)", cells("| guidance scale")[0]):
-        assert read_recipe(f"imagenet256-{size.replace('/', '').lower()}").objective.guidance.scale == float(scale)
+        assert read_recipe(
+            f"imagenet256-{size.replace('/', '').lower()}"
+        ).objective.guidance.scale == float(scale)
     for config in IMAGENET:
         guidance, name = config.objective.guidance, config.optimizer.name
-        assert cells("| mix m")[0] == f"{guidance.mix}, {guidance.label_dropout}, {guidance.decay_time}"
+        assert (
+            cells("| mix m")[0]
+            == f"{guidance.mix}, {guidance.label_dropout}, {guidance.decay_time}"
+        )
         assert cells("| optimizer")[0].lower() == name
-        assert cells("| average")[0] == f"{config.ema.decay}, {config.ema.every}, {'yes' if config.ema.float64 else 'no'}"
+        assert (
+            cells("| average")[0]
+            == f"{config.ema.decay}, {config.ema.every}, {'yes' if config.ema.float64 else 'no'}"
+        )
         assert cells("| batch")[0].startswith(f"{config.train.batch_size};")
         assert str(config.train.steps) in cells("| batch")[0]
         assert config.objective.middle.schedule in cells("| r(k, K)")[0]
     assert cells("| optimizer")[1].lower() == cifar.optimizer.name
-    assert cells("| average")[1] == f"{cifar.ema.decay}, {cifar.ema.every}, {'yes' if cifar.ema.float64 else 'no'}"
+    assert (
+        cells("| average")[1]
+        == f"{cifar.ema.decay}, {cifar.ema.every}, {'yes' if cifar.ema.float64 else 'no'}"
+    )
     assert cells("| batch")[1] == f"{cifar.train.batch_size}; {cifar.train.steps}"
     assert str(cifar.data.augment) in cells("| augmentation")[1]
     assert str(cifar.network.dropout) == cells("| dropout")[1]
-    assert cells("| the least t")[0] == f"{FLOOR:g}".replace("0.0001", "1e-4").replace("1e-04", "1e-4")
+    assert cells("| the least t")[0] == f"{FLOOR:g}".replace("0.0001", "1e-4").replace(
+        "1e-04", "1e-4"
+    )
 
 
 def test_its_links_lead_somewhere():

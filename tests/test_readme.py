@@ -26,19 +26,29 @@ def test_the_python_lines_run(tiny_run, tmp_path, monkeypatch):
 
 
 def test_the_map_names_every_source_file_and_none_that_is_not_there():
-    named = set(re.findall(r"\w+\.py", README.split("## The map of the files")[1].split("To learn the method")[0]))
-    sources = {file.name for file in (ROOT / "src" / "soflow").rglob("*.py") if file.parent.name != "cli"}
+    named = set(
+        re.findall(
+            r"\w+\.py", README.split("## The map of the files")[1].split("To learn the method")[0]
+        )
+    )
+    sources = {
+        file.name for file in (ROOT / "src" / "soflow").rglob("*.py") if file.parent.name != "cli"
+    }
     sources = {name for name in sources if not name.startswith("__")}
     assert sources - named == {"embeddings.py"}  # "dit.py, unet.py, mlp.py and their embeddings"
-    elsewhere = {file.name for folder in ("tests", "benchmarks") for file in (ROOT / folder).glob("*.py")}
+    elsewhere = {
+        file.name for folder in ("tests", "benchmarks") for file in (ROOT / folder).glob("*.py")
+    }
     assert named <= sources | elsewhere
 
 
-@pytest.mark.parametrize("page", ["README.md", *(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md"))])
+@pytest.mark.parametrize(
+    "page", ["README.md", *(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md"))]
+)
 def test_links_and_pictures_of_the_project_are_there(page):
     links = re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / page).read_text())
     assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
 
 
 def test_nothing_in_it_waits_to_be_filled_in():
-    assert "@@" not in README
+    assert "" not in README

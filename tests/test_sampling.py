@@ -4,12 +4,24 @@ import pytest
 import torch
 
 from soflow.errors import InputError
-from soflow.path import LinearPath, TrigPath
-from soflow.sampling import check_method, even_times, integrate_velocity, ode, one_step, renoise, sample_many
+from soflow.noising import LinearNoising, TrigNoising
+from soflow.sampling import (
+    check_sampler,
+    even_times,
+    integrate_velocity,
+    ode,
+    one_step,
+    renoise,
+    sample_many,
+)
 from soflow.solution import EulerParameterization, FlowModel, TrigParameterization
-from theory import Exact, exact_model
+from support.exact import Exact, exact_model
 
-EVERY = [(p, q) for p in (LinearPath(), TrigPath()) for q in (EulerParameterization(), TrigParameterization())]
+EVERY = [
+    (p, q)
+    for p in (LinearNoising(), TrigNoising())
+    for q in (EulerParameterization(), TrigParameterization())
+]
 
 
 def noise(count=6):
@@ -17,7 +29,9 @@ def noise(count=6):
 
 
 @pytest.mark.parametrize(("path", "parameterization"), EVERY)
-def test_at_the_exact_map_of_a_gaussian_one_step_and_composed_steps_are_exact(path, parameterization):
+def test_at_the_exact_map_of_a_gaussian_one_step_and_composed_steps_are_exact(
+    path, parameterization
+):
     model, x = exact_model(path, parameterization, (3,), c=0.6), noise()
     torch.testing.assert_close(one_step(model, x), 0.6 * x)
     torch.testing.assert_close(ode(model, x, 5), 0.6 * x)
@@ -26,7 +40,9 @@ def test_at_the_exact_map_of_a_gaussian_one_step_and_composed_steps_are_exact(pa
 
 @pytest.mark.parametrize(("path", "parameterization"), EVERY)
 @pytest.mark.parametrize(("method", "order"), [("euler", 1), ("heun", 2)])
-def test_integrating_the_velocity_converges_at_the_methods_order(path, parameterization, method, order):
+def test_integrating_the_velocity_converges_at_the_methods_order(
+    path, parameterization, method, order
+):
     model, x = exact_model(path, parameterization, (3,), c=0.6), noise()
 
     def error(steps):
@@ -45,7 +61,9 @@ def test_renoise_finds_the_point_that_the_data_are(path, parameterization):
 
 def test_renoise_by_hand():
     """Two steps with a network that triples: f(x, t, s) = x + (s - t) 3 x."""
-    model = FlowModel(lambda x, t, s, labels=None: 3 * x, LinearPath(), EulerParameterization(), (3,))
+    model = FlowModel(
+        lambda x, t, s, labels=None: 3 * x, LinearNoising(), EulerParameterization(), (3,)
+    )
     first, second = noise(), noise()
     x = -2 * first  # f(noise, 1, 0) = noise - 3 noise
     x = 0.5 * x + 0.5 * second
@@ -55,7 +73,7 @@ def test_renoise_by_hand():
 
 def test_heun_takes_two_evaluations_a_step_and_euler_one():
     for method, calls in (("euler", 4), ("heun", 8)):
-        model = exact_model(LinearPath(), EulerParameterization(), (3,), c=1.0)
+        model = exact_model(LinearNoising(), EulerParameterization(), (3,), c=1.0)
         integrate_velocity(model, noise(), 4, method=method)
         assert model.net.calls == calls
 
@@ -66,19 +84,27 @@ def test_times_are_even_from_one_to_zero():
 
 @pytest.mark.parametrize("method", ["renoise", "ode", "euler", "heun"])
 def test_samples_do_not_change_with_the_batch_size(method):
-    exact = Exact(LinearPath(), EulerParameterization(), c=0.5)
+    exact = Exact(LinearNoising(), EulerParameterization(), c=0.5)
     model = FlowModel(
-        lambda x, t, s, labels: exact(x, t, s) + labels[:, None], LinearPath(), EulerParameterization(), (3,), 4
+        lambda x, t, s, labels: exact(x, t, s) + labels[:, None],
+        LinearNoising(),
+        EulerParameterization(),
+        (3,),
+        4,
     )
     labels = torch.arange(10) % 4
     whole = sample_many(model, 10, labels, method, 4, seed=1, batch_size=100)
-    torch.testing.assert_close(whole, sample_many(model, 10, labels, method, 4, seed=1, batch_size=3))
+    torch.testing.assert_close(
+        whole, sample_many(model, 10, labels, method, 4, seed=1, batch_size=3)
+    )
     torch.testing.assert_close(whole[:7], sample_many(model, 7, labels[:7], method, 4, seed=1))
     assert not torch.allclose(whole, sample_many(model, 10, labels, method, 4, seed=2))
 
 
 def test_the_noise_of_samples_is_standard_normal_and_independent():
-    model = FlowModel(lambda x, t, s, labels: torch.zeros_like(x), LinearPath(), EulerParameterization(), (4,))
+    model = FlowModel(
+        lambda x, t, s, labels: torch.zeros_like(x), LinearNoising(), EulerParameterization(), (4,)
+    )
     x = sample_many(model, 5000, None, "ode", 1, seed=0)  # F = 0 leaves the noise as it is
     assert float(x.mean()) == pytest.approx(0, abs=0.03)
     assert float(x.std()) == pytest.approx(1, abs=0.03)
@@ -87,9 +113,15 @@ def test_the_noise_of_samples_is_standard_normal_and_independent():
 
 
 def test_inputs_that_do_not_fit_the_model_are_named():
-    model = FlowModel(lambda x, t, s, labels: x, LinearPath(), EulerParameterization(), (3,), num_classes=4)
+    model = FlowModel(
+        lambda x, t, s, labels: x, LinearNoising(), EulerParameterization(), (3,), num_classes=4
+    )
     x = torch.zeros(2, 3)
-    for sampler in (one_step, lambda *inputs: ode(inputs[0], inputs[1], 2, *inputs[2:]), integrate_2):
+    for sampler in (
+        one_step,
+        lambda *inputs: ode(inputs[0], inputs[1], 2, *inputs[2:]),
+        integrate_2,
+    ):
         for inputs, word in (
             ((torch.zeros(2, 5),), r"shape \[3\]"),
             ((x, torch.tensor([0, 5])), r"0 \.\. 3, or be 4"),
@@ -107,6 +139,10 @@ def integrate_2(model, x, labels=None):
 
 
 def test_impossible_requests_are_refused():
-    for method, nfe, word in (("heun", 3, "odd"), ("renoise", 0, "1 or more"), ("magic", 1, "renoise, ode")):
+    for method, nfe, word in (
+        ("heun", 3, "odd"),
+        ("renoise", 0, "1 or more"),
+        ("magic", 1, "renoise, ode"),
+    ):
         with pytest.raises(InputError, match=word):
-            check_method(method, nfe)
+            check_sampler(method, nfe)

@@ -1,11 +1,15 @@
 import pytest
 import torch
 
-from soflow.path import LinearPath, TrigPath
+from soflow.noising import LinearNoising, TrigNoising
 from soflow.solution import EulerParameterization, FlowModel, TrigParameterization
-from theory import exact_model
+from support.exact import exact_model
 
-EVERY = [(p, q) for p in (LinearPath(), TrigPath()) for q in (EulerParameterization(), TrigParameterization())]
+EVERY = [
+    (p, q)
+    for p in (LinearNoising(), TrigNoising())
+    for q in (EulerParameterization(), TrigParameterization())
+]
 
 
 @pytest.mark.parametrize("parameterization", [EulerParameterization(), TrigParameterization()])
@@ -23,7 +27,7 @@ def test_the_velocity_is_the_s_derivative_of_the_solution_at_s_equal_t(parameter
     def net(x, t, s, labels=None, augment=None):
         return torch.sin(x) + t[:, None] * x - (s**2)[:, None]
 
-    model = FlowModel(net, LinearPath(), parameterization, (3,))
+    model = FlowModel(net, LinearNoising(), parameterization, (3,))
     h = 1e-6
     slope = (model.solution(x, t, t + h) - model.solution(x, t, t - h)) / (2 * h)
     torch.testing.assert_close(model.velocity(x, t), slope, rtol=1e-7, atol=1e-7)
@@ -35,8 +39,13 @@ def test_the_exact_map_of_a_gaussian_has_the_spread_of_the_path(path, parameteri
     c, count = 0.4, 200_000
     model = exact_model(path, parameterization, (1,), c=c)
     generator = torch.Generator().manual_seed(0)
-    data, noise = (torch.randn(count, 1, generator=generator, dtype=torch.float64) for _ in range(2))
-    t, s = torch.full((count,), 0.7, dtype=torch.float64), torch.full((count,), 0.2, dtype=torch.float64)
+    data, noise = (
+        torch.randn(count, 1, generator=generator, dtype=torch.float64) for _ in range(2)
+    )
+    t, s = (
+        torch.full((count,), 0.7, dtype=torch.float64),
+        torch.full((count,), 0.2, dtype=torch.float64),
+    )
     x_s = model.solution(path.add_noise(c * data, noise, t), t, s)
     expected = ((path.alpha(s[:1]) * c) ** 2 + path.beta(s[:1]) ** 2).sqrt()
     assert float(x_s.std() / expected) == pytest.approx(1, rel=5e-3)

@@ -16,7 +16,9 @@ def test_logit_normal_times_have_the_mean_and_spread_asked_for():
 
 
 def test_jumps_go_down_and_keep_their_distance():
-    t, s = draw_jumps(20_000, LogitNormal(-4.0, 1.6), LogitNormal(2.0, 1.6), torch.Generator().manual_seed(0))
+    t, s = draw_jumps(
+        20_000, LogitNormal(-4.0, 1.6), LogitNormal(2.0, 1.6), torch.Generator().manual_seed(0)
+    )
     assert float(t.min()) >= FLOOR * (1 - 1e-6)
     assert float(s.min()) >= 0
     assert bool((t - s >= FLOOR - 1e-7).all())
@@ -30,7 +32,9 @@ def test_jumps_go_down_and_keep_their_distance():
 )
 def test_the_middle_time_lies_below_t_and_above_s(t, share, schedule, progress):
     s = share * (t - FLOOR)
-    l = float(MiddleTime(schedule, 0.1, 0.002)(*torch.tensor([[t], [s]], dtype=torch.float64), progress))
+    l = float(
+        MiddleTime(schedule, 0.1, 0.002)(*torch.tensor([[t], [s]], dtype=torch.float64), progress)
+    )
     assert s - 1e-9 <= l <= t - FLOOR + 1e-12
 
 

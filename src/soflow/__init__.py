@@ -9,20 +9,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from soflow.comparison import compare as compare
+    from soflow.comparison.compare import compare as compare
     from soflow.config import Config as Config
     from soflow.config import read_recipe as read_recipe
+    from soflow.evaluation.pictures import save_picture as save_picture
     from soflow.guidance import Guidance as Guidance
     from soflow.interop.reference import import_checkpoint as import_checkpoint
     from soflow.networks.dit import DiT as DiT
     from soflow.networks.mlp import MLP as MLP
     from soflow.networks.unet import UNet as UNet
+    from soflow.noising import LinearNoising as LinearNoising
+    from soflow.noising import TrigNoising as TrigNoising
     from soflow.objectives.soflow import SoFlow as SoFlow
-    from soflow.path import LinearPath as LinearPath
-    from soflow.path import TrigPath as TrigPath
-    from soflow.pictures import save_picture as save_picture
-    from soflow.runs import load as load
-    from soflow.runs import train as train
     from soflow.sampling import integrate_velocity as integrate_velocity
     from soflow.sampling import ode as ode
     from soflow.sampling import one_step as one_step
@@ -32,25 +30,27 @@ if TYPE_CHECKING:
     from soflow.solution import TrigParameterization as TrigParameterization
     from soflow.times import LogitNormal as LogitNormal
     from soflow.times import MiddleTime as MiddleTime
+    from soflow.workflows.runs import load as load
+    from soflow.workflows.runs import train as train
 
 __version__ = "0.1.0"
 
 _HOME = {
     # train and sample
-    "train": "runs",
-    "load": "runs",
-    "compare": "comparison",
+    "train": "workflows.runs",
+    "load": "workflows.runs",
+    "compare": "comparison.compare",
     "import_checkpoint": "interop.reference",
     "one_step": "sampling",
     "renoise": "sampling",
     "ode": "sampling",
     "integrate_velocity": "sampling",
-    "save_picture": "pictures",
+    "save_picture": "evaluation.pictures",
     "read_recipe": "config",
     "Config": "config",
     # the method
-    "LinearPath": "path",
-    "TrigPath": "path",
+    "LinearNoising": "noising",
+    "TrigNoising": "noising",
     "EulerParameterization": "solution",
     "TrigParameterization": "solution",
     "FlowModel": "solution",

@@ -24,7 +24,9 @@ class _Short(reprlib.Repr):
     """Shortens as reprlib does, which puts nothing long into words, and numbers that Python refuses to put into digits."""
 
     def repr_int(self, value: int, level: int) -> str:
-        return repr(value) if value.bit_length() < 200 else f"a number of {value.bit_length():,} bits"
+        return (
+            repr(value) if value.bit_length() < 200 else f"a number of {value.bit_length():,} bits"
+        )
 
 
 _short = _Short()

@@ -16,8 +16,11 @@ from soflow.errors import InputError
 from soflow.solution import FlowModel
 from soflow.symbols import Labels, Sample
 
-Method = Literal["renoise", "ode", "euler", "heun"]
-METHODS: tuple[Method, ...] = ("renoise", "ode", "euler", "heun")
+Sampler = Literal["renoise", "ode", "euler", "heun"]
+SAMPLERS: tuple[Sampler, ...] = ("renoise", "ode", "euler", "heun")
+#: Steps of the Heun integration of the model's own velocity, the yardstick of few-step samples;
+#: two network evaluations each.
+HEUN_STEPS = 32
 #: Tells a sample's random label from its noise, which is seeded by (seed, i).
 LABEL = 1
 
@@ -38,7 +41,9 @@ def one_step(model: FlowModel, noise: Sample, labels: Labels | None = None) -> S
     return model.solution(noise, filled(1.0, noise), filled(0.0, noise), labels)
 
 
-def renoise(model: FlowModel, noise: Sample, fresh: Sequence[Sample], labels: Labels | None = None) -> Sample:
+def renoise(
+    model: FlowModel, noise: Sample, fresh: Sequence[Sample], labels: Labels | None = None
+) -> Sample:
     """The paper's sampler of K steps: jump to data, go back to t_{i+1} with fresh noise, jump again.
 
     fresh: K - 1 further noises, each (B, ...). With none this is `one_step`.
@@ -47,7 +52,7 @@ def renoise(model: FlowModel, noise: Sample, fresh: Sequence[Sample], labels: La
     times = even_times(len(fresh) + 1)
     x = model.solution(noise, filled(1.0, noise), filled(0.0, noise), labels)
     for t, new_noise in zip(times[1:-1], fresh, strict=True):
-        x_t = model.path.add_noise(x, new_noise, filled(t, x))
+        x_t = model.noising.add_noise(x, new_noise, filled(t, x))
         x = model.solution(x_t, filled(t, x), filled(0.0, x), labels)
     return x
 
@@ -66,7 +71,7 @@ def integrate_velocity(
     x: Sample,
     steps: int,
     labels: Labels | None = None,
-    method: Literal["euler", "heun"] = "heun",
+    scheme: Literal["euler", "heun"] = "heun",
     start: float = 1.0,
     end: float = 0.0,
 ) -> Sample:
@@ -79,7 +84,7 @@ def integrate_velocity(
         t, s = (start + (end - start) * k / steps for k in (i, i + 1))
         v = model.velocity(x, filled(t, x), labels)
         euler = x + (s - t) * v
-        if method == "euler":
+        if scheme == "euler":
             x = euler
         else:
             x = x + (s - t) / 2 * (v + model.velocity(euler, filled(s, x), labels))
@@ -95,7 +100,9 @@ def random_classes(num: int, num_classes: int, seed: int) -> Tensor | None:
     """Labels drawn at random, (num,), that of sample i by (seed, i); None without classes."""
     if not num_classes:
         return None
-    return torch.tensor([int(np.random.default_rng([seed, i, LABEL]).integers(num_classes)) for i in range(num)])
+    return torch.tensor(
+        [int(np.random.default_rng([seed, i, LABEL]).integers(num_classes)) for i in range(num)]
+    )
 
 
 #: How the classes of samples are chosen.
@@ -104,39 +111,54 @@ LabelDraw = Literal["balanced", "random"]
 
 def draw_classes(how: LabelDraw, num: int, num_classes: int, seed: int) -> Tensor | None:
     """Labels (num,): balanced, each class in turn, or at random; None without classes."""
-    return random_classes(num, num_classes, seed) if how == "random" else class_by_class(num, num_classes)
+    return (
+        random_classes(num, num_classes, seed)
+        if how == "random"
+        else class_by_class(num, num_classes)
+    )
 
 
-def noise_count(method: Method, nfe: int) -> int:
+def noise_count(sampler: Sampler, nfe: int) -> int:
     """How many noises a sample needs: fresh ones between the steps of `renoise`, else the first alone."""
-    return nfe if method == "renoise" else 1
+    return nfe if sampler == "renoise" else 1
 
 
-def check_method(method: str, nfe: int) -> Method:
-    """The method itself. Raises InputError unless it is known and can be done in `nfe` network evaluations."""
-    known: Method | None = next((name for name in METHODS if name == method), None)
+def check_sampler(sampler: str, nfe: int) -> Sampler:
+    """The sampler itself.
+
+    Raises:
+        InputError: If it is unknown, or cannot be run in `nfe` network evaluations.
+    """
+    known: Sampler | None = next((name for name in SAMPLERS if name == sampler), None)
     if known is None:
-        raise InputError(f"unknown sampling method '{method}': choose one of {', '.join(METHODS)}")
+        raise InputError(f"unknown sampler '{sampler}': choose one of {', '.join(SAMPLERS)}")
     if nfe < 1:
         raise InputError(f"the number of network evaluations is {nfe}: it must be 1 or more")
-    if method == "heun" and nfe % 2:
+    if sampler == "heun" and nfe % 2:
         raise InputError(f"heun takes two network evaluations a step: {nfe} is odd, use {nfe + 1}")
     return known
 
 
-def sample(model: FlowModel, noises: Tensor, labels: Labels | None, method: Method, nfe: int) -> Sample:
-    """Samples by any method in `nfe` network evaluations; noises: (noise_count(method, nfe), B, ...)."""
-    check_method(method, nfe)
+def sample(
+    model: FlowModel, noises: Tensor, labels: Labels | None, sampler: Sampler, nfe: int
+) -> Sample:
+    """Samples by any sampler in `nfe` network evaluations.
+
+    noises: (noise_count(sampler, nfe), B, ...).
+    """
+    check_sampler(sampler, nfe)
     samplers: dict[str, Callable[[], Tensor]] = {
         "renoise": lambda: renoise(model, noises[0], list(noises[1:]), labels),
         "ode": lambda: ode(model, noises[0], nfe, labels),
         "euler": lambda: integrate_velocity(model, noises[0], nfe, labels, "euler"),
         "heun": lambda: integrate_velocity(model, noises[0], nfe // 2, labels, "heun"),
     }
-    return samplers[method]()
+    return samplers[sampler]()
 
 
-def noise_of_samples(seed: int, first: int, count: int, noises: int, shape: Sequence[int], device: torch.device) -> Tensor:
+def noise_of_samples(
+    seed: int, first: int, count: int, noises: int, shape: Sequence[int], device: torch.device
+) -> Tensor:
     """The noise of samples `first` .. `first + count - 1`, (noises, count, *shape): that of sample i depends on (seed, i)
     alone, so samples do not change with the batch size or with how they are shared out."""
     draws = [
@@ -151,7 +173,7 @@ def draw(
     model: FlowModel,
     num: int,
     labels: Labels | None,
-    method: Method,
+    sampler: Sampler,
     nfe: int,
     seed: int,
     batch_size: int = 500,
@@ -159,20 +181,22 @@ def draw(
     start: int = 0,
 ) -> Iterator[Sample]:
     """Samples `start` .. `start + num - 1` on the CPU, drawn and decoded in batches (B, ...) as they are asked for."""
-    check_method(method, nfe)
+    check_sampler(sampler, nfe)
     device = torch.device(device)
     for first in range(0, num, batch_size):
         count = min(batch_size, num - first)
-        noises = noise_of_samples(seed, start + first, count, noise_count(method, nfe), model.shape, device)
+        noises = noise_of_samples(
+            seed, start + first, count, noise_count(sampler, nfe), model.shape, device
+        )
         chosen = None if labels is None else labels[first : first + count].to(device)
-        yield model.decode(sample(model, noises, chosen, method, nfe).float()).cpu()
+        yield model.decode(sample(model, noises, chosen, sampler, nfe).float()).cpu()
 
 
 def sample_many(
     model: FlowModel,
     num: int,
     labels: Labels | None,
-    method: Method,
+    sampler: Sampler,
     nfe: int,
     seed: int,
     batch_size: int = 500,
@@ -182,7 +206,7 @@ def sample_many(
 ) -> Sample:
     """All that `draw` draws in one tensor; `on_batch` hears how many are done."""
     parts, done = [], 0
-    for part in draw(model, num, labels, method, nfe, seed, batch_size, device, start):
+    for part in draw(model, num, labels, sampler, nfe, seed, batch_size, device, start):
         parts.append(part)
         done += len(part)
         on_batch(done)

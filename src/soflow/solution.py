@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from soflow.errors import InputError
-from soflow.path import Path
+from soflow.noising import Noising
 from soflow.symbols import Labels, Net, Sample, Times, across
 
 
 class Parameterization(ABC):
-    """The coefficients a and b of the solution map, each (B,), (B,) -> (B,), and d_s b at s = t."""
+    """The coefficients a and b of the solution map, (B,), (B,) -> (B,), and d_s b at s = t."""
 
     #: (d/ds b)(t, t), the same for every t. (d/ds a)(t, t) is 0 in both parameterizations.
     d_s_b: float
@@ -66,29 +66,51 @@ class TrigParameterization(Parameterization):
 
 @dataclass(frozen=True)
 class FlowModel:
-    """A network together with what it takes to read it: the path it was trained on and its parameterization.
+    """A network and how to read it: its noising process and its parameterization.
 
-    This is what samplers and diagnostics work on. `shape` is one sample's shape, `num_classes` is 0 without labels, `decode`
-    turns samples (B, ...) into what people look at: latents into images.
+    Objectives, samplers and diagnostics all work on it.
+
+    Attributes:
+        net: F(x, t, s, labels).
+        noising: The noising process of training.
+        parameterization: From F to the solution map f.
+        shape: One sample's shape.
+        num_classes: 0 without labels. The label `num_classes` means "no class".
+        decode: Turns samples (B, ...) into what people look at, e.g. latents into images.
+        average: The network with averaged weights, during training.
     """
 
     net: Net
-    path: Path
+    noising: Noising
     parameterization: Parameterization
     shape: tuple[int, ...]
     num_classes: int = 0
     decode: Callable[[Tensor], Tensor] = lambda samples: samples
+    average: Net | None = None
 
     def check(self, x: Tensor, labels: Tensor | None) -> None:
-        """Raises InputError unless x is a batch of samples and the labels, one each, are classes or null."""
+        """Checks a batch of samples and its labels, one per sample.
+
+        Raises:
+            InputError: For samples of another shape, or labels that are no classes.
+        """
         if tuple(x.shape[1:]) != tuple(self.shape):
-            raise InputError(f"samples have shape {list(self.shape)}: a batch is [B, ...] of it, not {list(x.shape)}")
+            raise InputError(
+                f"samples have shape {list(self.shape)}: a batch is [B, ...] of it, "
+                f"not {list(x.shape)}"
+            )
         if labels is None:
             return
         if labels.shape != x.shape[:1]:
-            raise InputError(f"there are {len(x)} samples, so labels must have shape [{len(x)}], not {list(labels.shape)}")
+            raise InputError(
+                f"there are {len(x)} samples, so labels must have shape [{len(x)}], "
+                f"not {list(labels.shape)}"
+            )
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) <= self.num_classes:
-            raise InputError(f"labels must lie in 0 .. {self.num_classes - 1}, or be {self.num_classes} for no class")
+            raise InputError(
+                f"labels must lie in 0 .. {self.num_classes - 1}, "
+                f"or be {self.num_classes} for no class"
+            )
 
     def solution(self, x: Sample, t: Times, s: Times, labels: Labels | None = None) -> Sample:
         """f(x, t, s, y): carries x from time t to time s in one call of the network."""

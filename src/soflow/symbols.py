@@ -15,6 +15,7 @@
 Source: SoFlow (arXiv 2512.15657). From its equations to the code: docs/paper_map.md.
 """
 
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
@@ -32,8 +33,30 @@ class Net(Protocol):
     """The one contract every network keeps: F(x, t, s, labels), shaped like x. `labels=None` is the null label."""
 
     def __call__(
-        self, x: Tensor, t: Tensor, s: Tensor, labels: Tensor | None = None, augment: Tensor | None = None
+        self,
+        x: Tensor,
+        t: Tensor,
+        s: Tensor,
+        labels: Tensor | None = None,
+        augment: Tensor | None = None,
     ) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clean samples (B, ...), with labels (B,) and augmentation labels (B, A) if there are any."""
+
+    data: Tensor
+    labels: Tensor | None = None
+    augment: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def rows(self, which: slice) -> "Batch":
+        """The samples that a slice selects."""
+        labels, augment = (None if x is None else x[which] for x in (self.labels, self.augment))
+        return Batch(self.data[which], labels, augment)
 
 
 def across(t: Tensor, x: Tensor) -> Tensor:

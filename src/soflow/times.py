@@ -1,16 +1,17 @@
-"""Where in time a training step looks: logit-normal draws of t and s, the schedule r(k, K), the middle time l.
+"""Where in time a training step looks: logit-normal t and s, the schedule r(k, K), the middle time l.
 
 Source: SoFlow (arXiv 2512.15657), sampling of times and the schedule of l.
 """
 
 from dataclasses import dataclass
 from math import cos, pi
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from soflow.symbols import Times
+from soflow.system.registry import Setting
 
 #: The least distance between two times of a jump, and the least t.
 FLOOR = 1e-4
@@ -22,25 +23,28 @@ Schedule = Literal["constant", "linear", "cosine", "exponential"]
 class LogitNormal:
     """sigmoid(mean + std * normal), a density on (0, 1)."""
 
-    mean: float
-    std: float
+    mean: Annotated[float, Setting("mean of logit(time)")]
+    std: Annotated[float, Setting("standard deviation of logit(time)", gt=0)]
 
     def draw(self, count: int, generator: torch.Generator) -> Times:
-        """`count` independent times, (count,), on the generator's device."""
+        """Draws `count` independent times, (count,), on the generator's device."""
         normal = torch.randn(count, generator=generator, device=generator.device)
         return torch.sigmoid(self.mean + self.std * normal)
 
 
 @dataclass(frozen=True)
 class MiddleTime:
-    """The middle time l = t + (s - t) r, where r shrinks from `init` to `end` as training goes on."""
+    """The middle time l = t + (s - t) r, where r shrinks from `init` to `end` during training."""
 
-    schedule: Schedule
-    init: float
-    end: float
+    schedule: Annotated[Schedule, Setting("of r(k, K)")] = "exponential"
+    init: Annotated[float, Setting("r at the first step", gt=0, le=1)] = 0.1
+    end: Annotated[float, Setting("r at the last step", gt=0, le=1)] = 0.002
 
     def r(self, progress: float) -> float:
-        """r(k, K) at progress = k / K, with k steps done of K. A function of the step: nothing to save or restore."""
+        """r(k, K) at progress = k / K, with k steps done of K.
+
+        A function of the step: there is nothing to save or restore.
+        """
         match self.schedule:
             case "constant":
                 return self.end
@@ -65,7 +69,7 @@ def middle_time(t: Tensor, s: Tensor, r: float) -> Tensor:
 def draw_jumps(
     count: int, t_density: LogitNormal, s_density: LogitNormal, generator: torch.Generator
 ) -> tuple[Times, Times]:
-    """Starts t and ends s of `count` jumps, drawn independently and then kept in order: t >= 1e-4, s <= t - 1e-4."""
+    """Draws t and s of `count` jumps independently, then orders them: t >= 1e-4, s <= t - 1e-4."""
     t = t_density.draw(count, generator).clamp(min=FLOOR)
     s = torch.minimum(s_density.draw(count, generator), t - FLOOR)
     return t, s

@@ -15,9 +15,9 @@ from soflow.cli.options import at_least
 from soflow.errors import InputError
 
 if TYPE_CHECKING:
-    from soflow.bench import Measurement
+    from soflow.comparison.estimate import Estimate
+    from soflow.comparison.measure import Measurement
     from soflow.config import Config
-    from soflow.estimate import Estimate
 
 ALL = "soflow,mean_flow,shortcut,consistency,flow_matching"
 #: What stands below a table of estimates.
@@ -27,7 +27,9 @@ needs of the forward pass. Left out: temporaries, what the allocator holds besid
 
 
 def bench(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, a YAML file, or a run folder.")] = "digits",
+    recipe: Annotated[
+        str, typer.Argument(help="A shipped recipe's name, a YAML file, or a run folder.")
+    ] = "digits",
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
@@ -37,15 +39,26 @@ def bench(
     ] = None,
     objectives: Annotated[
         str | None,
-        typer.Option(help=f"Methods; the others are held against the first (default: {ALL}; of --estimate: the recipe's)."),
+        typer.Option(
+            help=f"Methods; the others are held against the first (default: {ALL}; of --estimate: the recipe's)."
+        ),
     ] = None,
     rounds: Annotated[int, typer.Option(help="Measurements of each, in turn.")] = 3,
     estimate: Annotated[
-        bool, typer.Option("--estimate", help="Measure nothing: count what the whole training needs, memory and GPU-hours.")
+        bool,
+        typer.Option(
+            "--estimate",
+            help="Measure nothing: count what the whole training needs, memory and GPU-hours.",
+        ),
     ] = False,
-    gpus: Annotated[int | None, typer.Option(help="Of --estimate: GPUs that share a batch (default: 1).")] = None,
+    gpus: Annotated[
+        int | None, typer.Option(help="Of --estimate: GPUs that share a batch (default: 1).")
+    ] = None,
     flops_per_second: Annotated[
-        float | None, typer.Option(help="Of --estimate: what one GPU reaches, in place of a share of an H100's peak.")
+        float | None,
+        typer.Option(
+            help="Of --estimate: what one GPU reaches, in place of a share of an H100's peak."
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="FILE.json for all figures.")] = None,
 ) -> None:
@@ -59,23 +72,29 @@ def bench(
     if out is not None and (out.suffix != ".json" or not out.absolute().parent.is_dir()):
         raise InputError(f"--out is {out}: it must be a .json file in a folder that is there")
     if estimate:
-        count(recipe, overrides or [], objectives, 1 if gpus is None else gpus, flops_per_second, out)
+        count(
+            recipe, overrides or [], objectives, 1 if gpus is None else gpus, flops_per_second, out
+        )
         return
     if gpus is not None or flops_per_second is not None:
-        raise InputError("--gpus and --flops-per-second belong to --estimate: add it, or leave them out")
+        raise InputError(
+            "--gpus and --flops-per-second belong to --estimate: add it, or leave them out"
+        )
 
-    from soflow.config import read_methods
-    from soflow.progress import counting
+    from soflow.config import read_objectives
+    from soflow.system.progress import counting
 
-    configs = read_methods(recipe, (objectives or ALL).split(","), overrides or [])
+    configs = read_objectives(recipe, (objectives or ALL).split(","), overrides or [])
 
     import torch
 
-    from soflow.bench import PLAIN_ATTENTION
-    from soflow.bench import bench as run
+    from soflow.comparison.measure import PLAIN_ATTENTION
+    from soflow.comparison.measure import bench as run
 
     programs = {}
-    if torch.cuda.is_available() and "soflow" in configs:  # what fused attention, which MeanFlow cannot have, is worth
+    if (
+        torch.cuda.is_available() and "soflow" in configs
+    ):  # what fused attention, which MeanFlow cannot have, is worth
         configs["soflow, plain attention"] = configs["soflow"]
         programs["soflow, plain attention"] = PLAIN_ATTENTION
     with counting("measuring", rounds * len(configs)) as on_done:
@@ -91,15 +110,22 @@ def write(figures: dict[str, object], out: Path) -> None:
 
 
 def count(
-    recipe: str, words: list[str], objectives: str | None, gpus: int, flops_per_second: float | None, out: Path | None
+    recipe: str,
+    words: list[str],
+    objectives: str | None,
+    gpus: int,
+    flops_per_second: float | None,
+    out: Path | None,
 ) -> None:
     """`soflow bench --estimate`."""
-    from soflow.config import read_methods, read_recipe
-    from soflow.progress import counting
+    from soflow.config import read_objectives, read_recipe
+    from soflow.system.progress import counting
 
     at_least(gpus, 1, "--gpus")
     if flops_per_second is not None and not 0 < flops_per_second < float("inf"):
-        raise InputError(f"--flops-per-second is {flops_per_second}: it must be above 0, such as 2e14")
+        raise InputError(
+            f"--flops-per-second is {flops_per_second}: it must be above 0, such as 2e14"
+        )
     recipes = [recipe, *(word for word in words if "=" not in word)]
     overrides = [word for word in words if "=" in word]
     configs: dict[str, Config] = {}
@@ -107,11 +133,11 @@ def count(
         if objectives is None:
             configs[one] = read_recipe(one, overrides)
         else:
-            methods = read_methods(one, objectives.split(","), overrides)
+            methods = read_objectives(one, objectives.split(","), overrides)
             configs |= {f"{one}, {name}": config for name, config in methods.items()}
 
-    from soflow.estimate import assumption
-    from soflow.estimate import estimate as run
+    from soflow.comparison.estimate import assumption
+    from soflow.comparison.estimate import estimate as run
 
     estimates: dict[str, Estimate] = {}
     with counting("counting", len(configs)) as on_done:
@@ -129,10 +155,12 @@ def show_estimates(estimates: dict[str, Estimate], assumption: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from soflow.estimate import COLUMNS, cells
+    from soflow.comparison.estimate import COLUMNS, cells
 
     first = next(iter(estimates.values()))
-    table = Table(title=f"estimates, not measured: {first.gpus} {'GPU' if first.gpus == 1 else 'GPUs'}")
+    table = Table(
+        title=f"estimates, not measured: {first.gpus} {'GPU' if first.gpus == 1 else 'GPUs'}"
+    )
     for i, column in enumerate(COLUMNS):
         table.add_column(column, justify="right" if i > 1 else "left", no_wrap=True)
     for name, one in estimates.items():
@@ -148,14 +176,33 @@ def show(recipe: str, measured: dict[str, list[Measurement]], batch_size: int) -
     from rich.table import Table
 
     first = next(iter(measured.values()))
-    table = Table(title=f"{recipe}: a step of {batch_size} samples on {first[0].device}, medians of {len(first)} rounds")
+    table = Table(
+        title=f"{recipe}: a step of {batch_size} samples on {first[0].device}, medians of {len(first)} rounds"
+    )
     table.add_column("method")
-    for column in ("s/step", "ratio", "spread", "samples/s", "MiB", "ratio", "MFLOP/sample", "of peak"):
+    for column in (
+        "s/step",
+        "ratio",
+        "spread",
+        "samples/s",
+        "MiB",
+        "ratio",
+        "MFLOP/sample",
+        "of peak",
+    ):
         table.add_column(column, justify="right", no_wrap=True)
     for name, ones in measured.items():
-        step, memory = (median(getattr(one, key) for one in ones) for key in ("seconds_per_step", "peak_bytes"))
-        ratios = [one.seconds_per_step / base.seconds_per_step for one, base in zip(ones, first, strict=True)]
-        shares = [one.flops_per_sample * batch_size / one.seconds_per_step / one.peak_flops_per_second for one in ones]
+        step, memory = (
+            median(getattr(one, key) for one in ones) for key in ("seconds_per_step", "peak_bytes")
+        )
+        ratios = [
+            one.seconds_per_step / base.seconds_per_step
+            for one, base in zip(ones, first, strict=True)
+        ]
+        shares = [
+            one.flops_per_sample * batch_size / one.seconds_per_step / one.peak_flops_per_second
+            for one in ones
+        ]
         table.add_row(
             name,
             f"{step:.4g}",
@@ -169,6 +216,13 @@ def show(recipe: str, measured: dict[str, list[Measurement]], batch_size: int) -
         )
     console = Console(width=None if sys.stdout.isatty() else 110)
     console.print(table)
-    sampling = [median(getattr(one, key) for one in first) for key in ("one_step_samples_per_second", "bare_forward_ratio")]
-    print(f"one-step sampling: {sampling[0]:,.0f} samples/s, {sampling[1]:.3f} of the bare network's forward pass")
-    print("MiB: the process's peak. of peak: of a large float32 matrix product in the same process.")
+    sampling = [
+        median(getattr(one, key) for one in first)
+        for key in ("one_step_samples_per_second", "bare_forward_ratio")
+    ]
+    print(
+        f"one-step sampling: {sampling[0]:,.0f} samples/s, {sampling[1]:.3f} of the bare network's forward pass"
+    )
+    print(
+        "MiB: the process's peak. of peak: of a large float32 matrix product in the same process."
+    )

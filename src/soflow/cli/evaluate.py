@@ -1,19 +1,30 @@
 """`soflow evaluate`: figures of a trained run, or of samples made by anything."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from soflow.cli.options import MOST_SAMPLES, at_least, between, note, one_of, require_asked_for, whole_numbers, writable
+from soflow.cli.options import (
+    MOST_SAMPLES,
+    at_least,
+    between,
+    one_of,
+    require_asked_for,
+    whole_numbers,
+    writable,
+)
 from soflow.errors import InputError
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from soflow.config import Config
-    from soflow.judging import Compared
-    from soflow.runs import Weights
-    from soflow.sampling import LabelDraw, Method
+    from soflow.evaluation.judging import Compared
+    from soflow.sampling import LabelDraw, Sampler
+    from soflow.workflows.runs import Weights
 
 
 SUBJECT = "A run, a checkpoint in it, or samples made by anything: a folder of images, an .npz, or a data set and :SPLIT."
@@ -31,12 +42,18 @@ def evaluate(
         typer.Argument(metavar="RUN|SAMPLES", help=SUBJECT),
     ],
     nfe: Annotated[
-        str | None, typer.Option(help="Network evaluations a sample, e.g. 1,2,4 (default: the recipe's).")
+        str | None,
+        typer.Option(help="Network evaluations a sample, e.g. 1,2,4 (default: the recipe's)."),
     ] = None,
     methods: Annotated[
-        str | None, typer.Option(help="Samplers, e.g. renoise,ode (default: all of the method's; heun is its own ODE).")
+        str | None,
+        typer.Option(
+            help="Samplers, e.g. renoise,ode (default: all of the method's; heun is its own ODE)."
+        ),
     ] = None,
-    num: Annotated[int | None, typer.Option(help="Samples to draw for each row (default: the recipe's).")] = None,
+    num: Annotated[
+        int | None, typer.Option(help="Samples to draw for each row (default: the recipe's).")
+    ] = None,
     features: Annotated[
         str | None,
         typer.Option(help=FEATURES),
@@ -45,24 +62,38 @@ def evaluate(
         str | None,
         typer.Option(help=REFERENCE),
     ] = None,
-    weights: Annotated[str | None, typer.Option(help="ema (averaged), raw, or both (default: ema,raw).")] = None,
-    draw: Annotated[str | None, typer.Option(help="Classes of samples: balanced or random (default: balanced).")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="ema (averaged), raw, or both (default: ema,raw).")
+    ] = None,
+    draw: Annotated[
+        str | None, typer.Option(help="Classes of samples: balanced or random (default: balanced).")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the samples (default: 0).")] = None,
-    seeds: Annotated[int | None, typer.Option(help="Draw again with so many seeds, for means and deviations.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Samples drawn at once; changes no figure (default: 500).")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Draw again with so many seeds, for means and deviations.")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Samples drawn at once; changes no figure (default: 500).")
+    ] = None,
     baseline: Annotated[
         bool | None,
         typer.Option(help=BASELINE),
     ] = None,
     vae: Annotated[
-        str | None, typer.Option(help="The autoencoder that decodes latents (default: the one that made them).")
+        str | None,
+        typer.Option(
+            help="The autoencoder that decodes latents (default: the one that made them)."
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Where the figures go (default: evaluation.json in RUN; SAMPLES.evaluation.json).")
+        Path | None,
+        typer.Option(
+            help="Where the figures go (default: evaluation.json in RUN; SAMPLES.evaluation.json)."
+        ),
     ] = None,
 ) -> None:
     """Evaluate a run, or samples made by anything: a table, and evaluation.json with the protocol."""
-    from soflow import processes
+    from soflow.system import processes
 
     if processes.count() > 1:
         raise InputError(
@@ -72,7 +103,9 @@ def evaluate(
     if out is not None:
         writable(out, "--out")
     drawing = Drawing(
-        nfe=None if nfe is None else [at_least(n, 1, "--nfe") for n in dict.fromkeys(whole_numbers(nfe, "--nfe"))],
+        nfe=None
+        if nfe is None
+        else [at_least(n, 1, "--nfe") for n in dict.fromkeys(whole_numbers(nfe, "--nfe"))],
         methods=None if methods is None else list(dict.fromkeys(methods.split(","))),
         num=None if num is None else between(num, 2, MOST_SAMPLES, "--num"),
         weights=[
@@ -115,32 +148,49 @@ class Drawing:
 
 def is_run(path: Path) -> bool:
     """Whether a path is meant as a run: its folder, or a checkpoint in it."""
-    inside = path.absolute().parent.name == "checkpoints" and (path.name == "best" or path.name.startswith("step-"))
+    inside = path.absolute().parent.name == "checkpoints" and (
+        path.name == "best" or path.name.startswith("step-")
+    )
     return inside or (path / "config.yaml").exists() or (path / "checkpoints").exists()
 
 
 def evaluate_run(
-    path: Path, features: str | None, reference: str | None, baseline: bool | None, out: Path | None, drawing: Drawing
+    path: Path,
+    features: str | None,
+    reference: str | None,
+    baseline: bool | None,
+    out: Path | None,
+    drawing: Drawing,
 ) -> None:
-    from soflow import runs
     from soflow.evaluation.evaluate import Protocol, evaluate, rows_of, work
-    from soflow.judging import compared_with
-    from soflow.progress import counting
+    from soflow.evaluation.judging import compared_with
+    from soflow.system.progress import counting
+    from soflow.workflows import runs
 
     loaded = {name: runs.load(path, name, vae=drawing.vae) for name in drawing.weights}
     run = next(iter(loaded.values()))
     for remark in run.notes:
-        note(remark)
+        log.info(remark)
     config = run.config.evaluate
     require_asked_for(config.features, f"--features {config.features}", asked=features is not None)
     samplers = chosen_samplers(drawing.methods, run.config)
     seeds = range(drawing.seed, drawing.seed + drawing.seeds)
-    protocol = Protocol(drawing.nfe or list(config.nfe), drawing.num or config.num, seeds, drawing.labels, drawing.batch)
-    compared = compared_with(run.config, run.encoder, run.model.decode, note, features or "", reference or "", baseline)
+    protocol = Protocol(
+        drawing.nfe or list(config.nfe),
+        drawing.num or config.num,
+        seeds,
+        drawing.labels,
+        drawing.batch,
+    )
+    compared = compared_with(
+        run.config, run.encoder, run.model.decode, features or "", reference or "", baseline
+    )
     sets = len(rows_of(samplers, protocol.nfe, drawing.weights)) * len(seeds)
-    with counting("evaluating", work(compared.judge, [protocol.num] * sets + real_count(compared))) as on_done:
+    with counting(
+        "evaluating", work(compared.scorer, [protocol.num] * sets + real_count(compared))
+    ) as on_done:
         results = evaluate(
-            {name: one.model for name, one in loaded.items()}, samplers, compared.judge, compared.baseline, protocol,
+            {name: one.model for name, one in loaded.items()}, samplers, compared.scorer, compared.baseline, protocol,
             run.device, on_done, compared.points,
         )  # fmt: skip
     results = {"checkpoint": run.checkpoint.path.name, **results}
@@ -152,9 +202,9 @@ def evaluate_run(
     print(f"written: {out}")
 
 
-def chosen_samplers(named: list[str] | None, config: "Config") -> "list[Method]":
+def chosen_samplers(named: list[str] | None, config: "Config") -> "list[Sampler]":
     """The samplers of the run's method, or those of them that are named."""
-    there = config.objective.samplers
+    there = config.samplers
     for name in named or []:
         one_of(name, there, f"--methods, of a run by {config.objective.name},")
     return [sampler for sampler in there if named is None or sampler in named]
@@ -163,22 +213,38 @@ def chosen_samplers(named: list[str] | None, config: "Config") -> "list[Method]"
 def evaluate_samples(
     path: Path, features: str | None, reference: str | None, baseline: bool | None, out: Path | None
 ) -> None:
-    from soflow.evaluation.evaluate import evaluate_given, work
-    from soflow.judging import compared_given, open_samples
-    from soflow.progress import counting
+    from soflow.evaluation.evaluate import evaluate_samples, work
+    from soflow.evaluation.judging import compared_samples, open_samples
+    from soflow.system.progress import counting
 
-    missing = [option for option, value in {"--reference DATA": reference, "--features NAME": features}.items() if not value]
+    missing = [
+        option
+        for option, value in {"--reference DATA": reference, "--features NAME": features}.items()
+        if not value
+    ]
     if path.exists() and missing:
-        raise InputError(f"{path} holds samples: say what to compare them with by {' and '.join(missing)}")
-    named = path.absolute() if path.exists() else Path.cwd() / str(path).replace("/", "-").replace(":", "-")
+        raise InputError(
+            f"{path} holds samples: say what to compare them with by {' and '.join(missing)}"
+        )
+    named = (
+        path.absolute()
+        if path.exists()
+        else Path.cwd() / str(path).replace("/", "-").replace(":", "-")
+    )
     file = out or named.with_name(f"{named.name}.evaluation.json")
     writable(file, "--out")
-    given = open_samples(str(path), note)
+    given = open_samples(str(path))
     if features is None or reference is None:
-        raise InputError(f"{path} holds samples: say what to compare them with by {' and '.join(missing)}")
-    compared = compared_given(given, features, reference, bool(baseline), note)
-    with counting("evaluating", work(compared.judge, [given.count, *real_count(compared)])) as on_done:
-        results = evaluate_given(compared.judge, given.parts(), given.count, given.labels, compared.baseline, on_done)
+        raise InputError(
+            f"{path} holds samples: say what to compare them with by {' and '.join(missing)}"
+        )
+    compared = compared_samples(given, features, reference, bool(baseline))
+    with counting(
+        "evaluating", work(compared.scorer, [given.count, *real_count(compared)])
+    ) as on_done:
+        results = evaluate_samples(
+            compared.scorer, given.parts(), given.count, given.labels, compared.baseline, on_done
+        )
     results = {"samples": {**given.protocol, "path": path.name, "count": given.count}, **results}
     show(results)
     write(file, results)
@@ -190,7 +256,7 @@ def real_count(compared: "Compared") -> list[int]:
 
 
 def write(file: Path, results: dict[str, Any]) -> None:
-    from soflow.files import write_json
+    from soflow.system.atomic import write_json
 
     write_json(file, results)
 
@@ -202,10 +268,12 @@ def show(results: dict[str, Any]) -> None:
     from rich.table import Table
 
     from soflow.evaluation.tables import reading_aid, table, title
-    from soflow.files import printable
+    from soflow.system.text import printable
 
     header, *rows = table(results)
-    shown = Table(title=printable(title(results)), box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
+    shown = Table(
+        title=printable(title(results)), box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left"
+    )
     for column in header:
         shown.add_column(column, justify="left" if column in ("weights", "sampler") else "right")
     for row in rows:

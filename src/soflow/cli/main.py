@@ -10,7 +10,6 @@ from typing import Annotated
 
 import typer
 
-from soflow import processes
 from soflow.cli.bench import bench
 from soflow.cli.compare import compare
 from soflow.cli.encode import encode
@@ -22,7 +21,9 @@ from soflow.cli.report import report
 from soflow.cli.sample import sample
 from soflow.cli.train import train
 from soflow.errors import InputError, RunError
-from soflow.files import printable
+from soflow.system import processes
+from soflow.system.logs import show_notes
+from soflow.system.text import printable
 
 app = typer.Typer(
     name="soflow",
@@ -34,7 +35,9 @@ app = typer.Typer(
 
 @app.callback(invoke_without_command=True)
 def version(
-    show: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+    show: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)
+    ] = False,
 ) -> None:
     """One-step generative models: train a solution flow model, sample it in a single forward pass."""
     if show:
@@ -59,6 +62,7 @@ MOST = 4000
 
 def run(arguments: Sequence[str]) -> int:
     """Runs one command; returns the exit status."""
+    show_notes()
     try:
         status = app(list(arguments) or ["--help"], prog_name="soflow", standalone_mode=False)
         return status if isinstance(status, int) else 0
@@ -76,7 +80,9 @@ def run(arguments: Sequence[str]) -> int:
 def fail(message: str, status: int) -> int:
     rank = processes.index()  # of several processes each says what went wrong in it
     speaker = f"soflow: process {rank}" if rank else "soflow"
-    line = printable(" ".join(message.split()))  # names in files may hold what moves a terminal's cursor
+    line = printable(
+        " ".join(message.split())
+    )  # names in files may hold what moves a terminal's cursor
     line = line if len(line) <= MOST else f"{line[: MOST // 2]} ... {line[-MOST // 2 :]}"
     sys.stderr.write(f"{speaker}: {line}\n")  # at once, lest two processes share a line
     sys.stderr.flush()

@@ -4,15 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from soflow.errors import InputError
-from soflow.files import printable
-
-
-def note(text: str) -> None:
-    """A remark on stderr, in one line: names in files may hold what moves a terminal's cursor."""
-    typer.echo(printable(text), err=True)
 
 
 def require_asked_for(features: str, option: str, asked: bool) -> None:
@@ -32,7 +24,9 @@ def whole_numbers(text: str, option: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise InputError(f"{option} is '{text}': it must be whole numbers with commas between, such as 1,2,4") from None
+        raise InputError(
+            f"{option} is '{text}': it must be whole numbers with commas between, such as 1,2,4"
+        ) from None
 
 
 def at_least(value: int, least: int, option: str) -> int:
@@ -48,7 +42,9 @@ def writable(file: Path, option: str) -> None:
     if not file.parent.is_dir():
         raise InputError(f"{option} is {file}, but there is no folder {file.parent}")
     if not os.access(file.parent, os.W_OK):
-        raise InputError(f"{option} is {file}, but {file.parent} cannot be written: choose another place")
+        raise InputError(
+            f"{option} is {file}, but {file.parent} cannot be written: choose another place"
+        )
 
 
 def one_of(text: str, choices: tuple[str, ...], option: str) -> Any:

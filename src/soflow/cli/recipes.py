@@ -7,8 +7,13 @@ import typer
 
 
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="A recipe to print with every key, its value and its meaning.")] = None,
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to it.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="A recipe to print with every key, its value and its meaning."),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to it.")
+    ] = None,
 ) -> None:
     """List the recipes, or print one in full."""
     from soflow.config.reading import read_recipe, read_yaml, recipe_names
@@ -35,5 +40,9 @@ def explained(section: object, indent: str = "") -> Iterator[str]:
             yield from explained(value, indent + "  ")
         else:
             plain = list(value) if isinstance(value, tuple) else value
-            text = yaml.safe_dump(plain, default_flow_style=True, width=1000).removesuffix("...\n").strip()
+            text = (
+                yaml.safe_dump(plain, default_flow_style=True, width=1000)
+                .removesuffix("...\n")
+                .strip()
+            )
             yield f"{f'{indent}{name}: {text}':36}{comment}"

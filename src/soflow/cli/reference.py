@@ -5,12 +5,17 @@ from typing import Annotated
 
 import typer
 
-from soflow.cli.options import at_least, note, writable
+from soflow.cli.options import at_least, writable
 from soflow.errors import InputError
 
 
 def reference(
-    data: Annotated[str, typer.Argument(help="Real data: a path or a name, with :SPLIT behind it; or an .npz of images.")],
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="Real data: a path or a name, with :SPLIT behind it; or an .npz of images."
+        ),
+    ],
     features: Annotated[
         str,
         typer.Option(
@@ -19,7 +24,12 @@ def reference(
         ),
     ],
     out: Annotated[Path, typer.Option(help="FILE.npz, in ADM's layout: mu, sigma and more.")],
-    size: Annotated[int, typer.Option(help="Side that images are resized and cropped to (default: as the first is).")] = 0,
+    size: Annotated[
+        int,
+        typer.Option(
+            help="Side that images are resized and cropped to (default: as the first is)."
+        ),
+    ] = 0,
 ) -> None:
     """Work out the statistics of real data once, for soflow evaluate --reference FILE.npz."""
     at_least(size, 0, "--size")
@@ -28,11 +38,13 @@ def reference(
     writable(out, "--out")
 
     from soflow.evaluation.features import load_features
+    from soflow.evaluation.judging import data_named, reference_of, told
     from soflow.evaluation.references import write_reference
-    from soflow.judging import data_named, reference_of, told
 
-    dataset = data_named(data, size, note)
-    chosen = load_features(features, dataset, dataset.shape, note)
+    dataset = data_named(data, size)
+    chosen = load_features(features, dataset, dataset.shape)
     statistics = reference_of(dataset, chosen)
     write_reference(out, statistics, chosen, told(dataset), dataset.shape)
-    print(f"{statistics.count:,} samples of {dataset.name}, {statistics.dimensions:,} dimensions of {features}: {out}")
+    print(
+        f"{statistics.count:,} samples of {dataset.name}, {statistics.dimensions:,} dimensions of {features}: {out}"
+    )

@@ -1,35 +1,38 @@
 """`soflow report`: one HTML page about one or more runs."""
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from soflow.cli.options import note
 from soflow.errors import InputError
-from soflow.files import replace_file
+from soflow.system.atomic import replace_file
+
+log = logging.getLogger(__name__)
 
 
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
     out: Annotated[
-        Path | None, typer.Option(help="The page (default: RUN/report.html; report.html for several runs).")
+        Path | None,
+        typer.Option(help="The page (default: RUN/report.html; report.html for several runs)."),
     ] = None,
 ) -> None:
     """Write a self-contained HTML page with samples, figures and plots."""
-    from soflow.assemble import make_dataset
+    from soflow.data.training_data import make_dataset
     from soflow.evaluation.report import Subject, render
     from soflow.evaluation.tables import EVALUATION
-    from soflow.files import damaged, is_like, number
-    from soflow.progress import counting
-    from soflow.runs import load
+    from soflow.system.progress import counting
+    from soflow.system.records import damaged, is_like, number
+    from soflow.workflows.runs import load
 
     subjects = []
     with counting("reporting", len(runs)) as on_done:
         for i, path in enumerate(runs):
             run = load(path)
             for text in run.notes:
-                note(text)
+                log.info(text)
             evaluation = run.folder.read_evaluation()
             if evaluation is not None and not is_like(evaluation, EVALUATION):
                 raise damaged(run.folder.evaluation)
@@ -37,7 +40,7 @@ def report(
             if not is_like(metrics, [{"step": number, ...: number}]):
                 raise damaged(run.folder.metrics)
             if evaluation is not None and evaluation["checkpoint"] != run.checkpoint.path.name:
-                note(
+                log.info(
                     f"{run.folder.evaluation} is of {evaluation['checkpoint']}, not of {run.checkpoint.path.name}: "
                     f"left out; run soflow evaluate {path} again"
                 )
@@ -52,8 +55,8 @@ def report(
                     config=run.folder.config.read_text(),
                     seconds=run.checkpoint.train_state().seconds,
                     device=run.device,
-                    samplers=run.config.objective.samplers,
-                    drawing=run.config.drawing,
+                    samplers=run.config.samplers,
+                    drawing=run.config.default_sampler,
                     class_names=run.class_names,
                 )
             )
@@ -62,5 +65,7 @@ def report(
     try:
         replace_file(file, render(subjects).encode())
     except OSError as error:
-        raise InputError(f"cannot write {file}: {error.strerror}; choose another place with --out") from None
+        raise InputError(
+            f"cannot write {file}: {error.strerror}; choose another place with --out"
+        ) from None
     print(f"written: {file}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -10,8 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from soflow.cli.options import MOST_SAMPLES, at_least, between, note, one_of
+from soflow.cli.options import MOST_SAMPLES, at_least, between, one_of
 from soflow.errors import InputError
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,19 +24,32 @@ def sample(
     run: Annotated[Path, typer.Argument(help="A run folder, or a checkpoint inside it.")],
     num: Annotated[int, typer.Option("--num", "-n", help="How many samples.")] = 64,
     nfe: Annotated[
-        int | None, typer.Option(help="Network evaluations a sample (default: 1; 64 after flow matching).")
+        int | None,
+        typer.Option(help="Network evaluations a sample (default: 1; 64 after flow matching)."),
     ] = None,
     method: Annotated[
-        str | None, typer.Option(help="renoise, ode, euler or heun (default: that of the method it was trained by).")
+        str | None,
+        typer.Option(
+            help="renoise, ode, euler or heun (default: that of the method it was trained by)."
+        ),
     ] = None,
     labels: Annotated[
         str | None,
-        typer.Option(help="Classes to draw in turn, by number or name, which may have commas itself: 0,1,2 (default: all)."),
+        typer.Option(
+            help="Classes to draw in turn, by number or name, which may have commas itself: 0,1,2 (default: all)."
+        ),
     ] = None,
-    draw: Annotated[str, typer.Option(help="balanced: classes in turn; random: each drawn by (seed, i).")] = "balanced",
+    draw: Annotated[
+        str, typer.Option(help="balanced: classes in turn; random: each drawn by (seed, i).")
+    ] = "balanced",
     seed: Annotated[int, typer.Option(help="Sample i depends on the seed and i alone.")] = 0,
     weights: Annotated[str, typer.Option(help="ema (averaged) or raw.")] = "ema",
-    vae: Annotated[str, typer.Option(help="The autoencoder that decodes latents (default: the one that made them).")] = "",
+    vae: Annotated[
+        str,
+        typer.Option(
+            help="The autoencoder that decodes latents (default: the one that made them)."
+        ),
+    ] = "",
     out: Annotated[
         Path | None,
         typer.Option(
@@ -48,33 +64,44 @@ def sample(
     one_of(weights, ("ema", "raw"), "--weights")
     one_of(draw, ("balanced", "random"), "--draw")
     if labels is not None and draw == "random":
-        raise InputError("--labels names the classes to draw in turn: leave it out, or --draw random")
+        raise InputError(
+            "--labels names the classes to draw in turn: leave it out, or --draw random"
+        )
 
-    from soflow import runs
-    from soflow.pictures import is_image
-    from soflow.progress import counting
-    from soflow.sample_files import sample_to_file
-    from soflow.sampling import check_method, random_classes
+    from soflow.evaluation.pictures import is_image
+    from soflow.sampling import check_sampler, random_classes
+    from soflow.system.progress import counting
+    from soflow.workflows import runs
+    from soflow.workflows.sample import sample_to_file
 
     if method is not None:
-        check_method(method, nfe or (2 if method == "heun" else 1))
+        check_sampler(method, nfe or (2 if method == "heun" else 1))
     loaded = runs.load(run, "raw" if weights == "raw" else "ema", vae=vae)
     if method is None and nfe is None:
-        sampler, nfe = loaded.config.drawing
+        sampler, nfe = loaded.config.default_sampler
     else:
         nfe = nfe or (2 if method == "heun" else 1)
-        sampler = check_method(method or loaded.config.objective.samplers[0], nfe)
+        sampler = check_sampler(method or loaded.config.samplers[0], nfe)
     for text in loaded.notes:
-        note(text)
+        log.info(text)
     names = loaded.class_names
-    chosen = random_classes(num, len(names), seed) if draw == "random" else choose_labels(labels, num, names)
-    file = out or loaded.folder.samples / f"{loaded.checkpoint.path.name}-{sampler}-{nfe}-seed-{seed}.png"
+    chosen = (
+        random_classes(num, len(names), seed)
+        if draw == "random"
+        else choose_labels(labels, num, names)
+    )
+    file = (
+        out
+        or loaded.folder.samples / f"{loaded.checkpoint.path.name}-{sampler}-{nfe}-seed-{seed}.png"
+    )
     if file.suffix == "" and loaded.encoder is None and not is_image(loaded.model.shape):
         raise InputError("a folder of images needs images: use --out FILE.npz for these samples")
     check_writable(file)
     with counting("sampling", num) as on_done:
         drawn = labels or draw if names else "none"
-        whole = sample_to_file(loaded, file, num, chosen, sampler, nfe, seed, on_done, {"labels": drawn})
+        whole = sample_to_file(
+            loaded, file, num, chosen, sampler, nfe, seed, on_done, {"labels": drawn}
+        )
     if whole:
         print(f"{num} samples, {sampler} in {nfe}: {file}")
 
@@ -91,7 +118,9 @@ def choose_labels(text: str | None, num: int, names: Sequence[str]) -> Tensor | 
     if text is None:
         return class_by_class(num, len(names))
     if not names:
-        raise InputError("--labels was given, but this run was trained without classes: leave it out")
+        raise InputError(
+            "--labels was given, but this run was trained without classes: leave it out"
+        )
     labels = torch.tensor(class_numbers(text, names))
     return labels.repeat(-(-num // len(labels)))[:num]
 
@@ -129,7 +158,9 @@ def class_number(text: str, names: Sequence[str], found: Sequence[int]) -> int |
     """The one class `found` by this name, or that of this number; None without either. Raises InputError for several."""
     if len(found) > 1:
         several = " and ".join(f"{names[number]} ({number})" for number in found)
-        raise InputError(f"--labels names {text}: the classes {several} are called so: give the number")
+        raise InputError(
+            f"--labels names {text}: the classes {several} are called so: give the number"
+        )
     if found:
         return found[0]
     return int(text) if text.isdecimal() and int(text) < len(names) else None
@@ -144,7 +175,9 @@ def near(text: str, names: Sequence[str]) -> str:
     """The classes of which the name is close, as a question."""
     folded = [name.casefold() for name in names]
     close = get_close_matches(text.casefold(), folded, n=3)
-    return f"; did you mean {' or '.join(names[folded.index(one)] for one in close)}?" if close else ""
+    return (
+        f"; did you mean {' or '.join(names[folded.index(one)] for one in close)}?" if close else ""
+    )
 
 
 def known(names: Sequence[str]) -> str:
@@ -163,6 +196,10 @@ def check_writable(file: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"cannot write to {folder}: {error.strerror}; choose another place with --out") from None
+        raise InputError(
+            f"cannot write to {folder}: {error.strerror}; choose another place with --out"
+        ) from None
     if not os.access(folder, os.W_OK) or file.is_dir() != (file.suffix == ""):
-        raise InputError(f"cannot write {file}: no permission, or a folder of that name; choose another place with --out")
+        raise InputError(
+            f"cannot write {file}: no permission, or a folder of that name; choose another place with --out"
+        )

@@ -1,5 +1,6 @@
 """`soflow train`: a recipe into a run folder; the same command again goes on from the last checkpoint."""
 
+import logging
 import signal
 from pathlib import Path
 from typing import Annotated
@@ -8,40 +9,46 @@ import typer
 
 from soflow.cli.options import require_asked_for
 
+log = logging.getLogger(__name__)
+
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, a YAML file, or a run folder to go on with.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(help="A shipped recipe's name, a YAML file, or a run folder to go on with."),
+    ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to it, e.g. train.steps=2000.")
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Changes to it, e.g. train.steps=2000."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder (default: runs/RECIPE).")] = None,
 ) -> int:
     """Train a recipe. Running the same command again resumes."""
     from soflow.config import read_recipe
 
-    config = read_recipe(recipe, overrides or [])  # a mistake here is reported before torch is loaded
+    config = read_recipe(
+        recipe, overrides or []
+    )  # a mistake here is reported before torch is loaded
     folder = out or default_folder(Path(recipe))
 
-    from soflow import runs
-    from soflow.training.display import make_display
     from soflow.training.signals import Stopped
+    from soflow.workflows import runs
 
     if config.evaluate.every:
         named = f"evaluate.features={config.evaluate.features}"
         require_asked_for(config.evaluate.features, named, asked=named in (overrides or []))
 
-    display = make_display()
     if (Path(recipe) / "config.yaml").is_file() and folder != Path(recipe):
-        display.note(
+        log.info(
             f"beginning anew in {folder}, with the settings of {recipe}; for its weights, too, add init_from={recipe}"
         )
     try:
-        runs.train(config, folder, display=display)
+        runs.train(config, folder)
     except Stopped as stopped:
         name = signal.Signals(stopped.signum).name
-        display.note(f"stopped by {name}, checkpoint written; go on with: soflow train {folder}")
+        log.info(f"stopped by {name}, checkpoint written; go on with: soflow train {folder}")
         return 128 + stopped.signum
-    display.note(f"trained: {folder}; next: soflow evaluate {folder}")
+    log.info(f"trained: {folder}; next: soflow evaluate {folder}")
     return 0
 
 

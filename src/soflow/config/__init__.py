@@ -1,6 +1,6 @@
 """The configuration: its keys (schema.py) and how it is read from recipes, files and overrides (reading.py)."""
 
-from soflow.config.reading import dump, read_methods, read_recipe, recipe_names
+from soflow.config.reading import dump, read_objectives, read_recipe, recipe_names
 from soflow.config.schema import Config
 
-__all__ = ["Config", "dump", "read_methods", "read_recipe", "recipe_names"]
+__all__ = ["Config", "dump", "read_objectives", "read_recipe", "recipe_names"]

@@ -13,10 +13,12 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from soflow.config.schema import Config
+from soflow.config.sections import ChosenFrom, section_of, sections_in
 from soflow.errors import TOLD, InputError, first_line, in_short, shortened
+from soflow.objectives import OBJECTIVES
 
 RECIPES = files("soflow") / "recipes"
-#: What methods take over from one another, where they have it.
+#: What objectives take over from one another, if they have it.
 COMMON = ("scale", "label_dropout")
 COMMON_KEYS = tuple(f"objective.guidance.{key}=" for key in COMMON)
 #: What YAML may have: bytes, values with each alias counted as what it stands for, and digits of a number. A configuration
@@ -26,7 +28,11 @@ MOST_BYTES, MOST_VALUES, MOST_DIGITS = 100_000, 10_000, 100
 
 def recipe_names() -> list[str]:
     """The recipes that ship with the package."""
-    return sorted(entry.name.removesuffix(".yaml") for entry in RECIPES.iterdir() if entry.name.endswith(".yaml"))
+    return sorted(
+        entry.name.removesuffix(".yaml")
+        for entry in RECIPES.iterdir()
+        if entry.name.endswith(".yaml")
+    )
 
 
 def read_recipe(recipe: str, overrides: Sequence[str] = ()) -> Config:
@@ -44,41 +50,69 @@ def read_recipe(recipe: str, overrides: Sequence[str] = ()) -> Config:
     return validate(values)
 
 
-def read_methods(recipe: str, names: Sequence[str], overrides: Sequence[str] = ()) -> dict[str, Config]:
-    """The recipe once for each training method: all the same but for the section `objective`.
+def read_objectives(
+    recipe: str, names: Sequence[str], overrides: Sequence[str] = ()
+) -> dict[str, Config]:
+    """The recipe once for each objective: all the same but for the section `objective`.
 
-    An override `METHOD:key=value` is for that method alone, one without a method for all of them. Of the recipe's objective
-    the others take over how strongly to guide; all else is their own default. Raises InputError as `read_recipe` does, and
-    for methods named twice or overrides of methods that are not asked for.
+    An override `OBJECTIVE:key=value` is for that objective alone, one without an objective for all
+    of them. Of the recipe's objective the others take over how strongly to guide; all else is their
+    own default.
+
+    Raises:
+        InputError: As `read_recipe`, and for objectives named twice or overrides of others.
     """
     names = [name.strip() for name in names]
     if len(set(names)) < len(names):
-        raise InputError(f"the methods are {', '.join(names)}: name each once")
+        raise InputError(f"the objectives are {', '.join(names)}: name each once")
     shared: list[str] = []
     own: dict[str, list[str]] = {name: [] for name in names}
     for text in overrides:
-        method, colon, rest = text.partition(":")
-        if colon and "=" not in method:
-            if method not in own:
-                raise InputError(f"'{text}' is for {method or 'no method'}, but the methods are {', '.join(names)}")
+        objective, colon, rest = text.partition(":")
+        if colon and "=" not in objective:
+            if objective not in own:
+                raise InputError(
+                    f"'{text}' is for {objective or 'no objective'}, but the objectives are "
+                    f"{', '.join(names)}"
+                )
             if not rest.startswith("objective."):
-                raise InputError(f"'{text}' is no setting of a method: all else is equal, so write {rest} for all of them")
-            own[method].append(rest)
+                raise InputError(
+                    f"'{text}' is not a setting of an objective: all else is equal, "
+                    f"so write {rest} for all of them"
+                )
+            own[objective].append(rest)
         elif text.startswith("objective.") and not text.startswith(COMMON_KEYS):
-            raise InputError(f"'{text}' is a setting of one method: write METHOD:{text}, such as {names[0]}:{text}")
+            raise InputError(
+                f"'{text}' is a setting of one objective: write OBJECTIVE:{text}, "
+                f"such as {names[0]}:{text}"
+            )
         else:
             shared.append(text)
-    return {name: read_recipe(recipe, [*of_method(shared, name), f"objective.name={name}", *own[name]]) for name in names}
+    return {
+        name: read_recipe(
+            recipe, [*shared_with(shared, name), f"objective.name={name}", *own[name]]
+        )
+        for name in names
+    }
 
 
-def of_method(shared: list[str], name: str) -> list[str]:
-    """The overrides for all methods that are for this one, too: consistency training knows no guidance."""
-    return [text for text in shared if name != "consistency" or not text.startswith(COMMON_KEYS)]
+def shared_with(shared: list[str], name: str) -> list[str]:
+    """The overrides for all objectives that are for this one too: some know no guidance."""
+    return [text for text in shared if has_guidance(name) or not text.startswith(COMMON_KEYS)]
+
+
+def has_guidance(name: object) -> bool:
+    """Whether an objective has the section `guidance`; an unknown one has not."""
+    known = isinstance(name, str) and name in OBJECTIVES
+    return known and "guidance" in section_of(OBJECTIVES[str(name)], str(name)).model_fields
 
 
 def override(values: dict[str, Any], overrides: Sequence[str]) -> None:
     """Puts `key=value` texts into the plain values of a configuration, names of kinds first: they decide about the keys."""
-    for text in sorted(overrides, key=lambda text: not text.strip().startswith(("network.name=", "objective.name="))):
+    for text in sorted(
+        overrides,
+        key=lambda text: not text.strip().startswith(("network.name=", "objective.name=")),
+    ):
         key, equals, value = text.partition("=")
         if not equals:
             raise InputError(f"'{text}' is not of the form key=value, e.g. train.steps=2000")
@@ -92,9 +126,10 @@ def override(values: dict[str, Any], overrides: Sequence[str]) -> None:
 
 
 def common(objective: dict[str, Any], name: object) -> dict[str, Any]:
-    """What another method takes over of a section `objective`: how strongly to guide. All else is its own default."""
-    guided = name != "consistency" and "guidance" in objective
-    return {"guidance": {key: objective["guidance"][key] for key in COMMON}} if guided else {}
+    """What another objective takes over: how strongly to guide. All else is its own default."""
+    if not has_guidance(name) or "guidance" not in objective:
+        return {}
+    return {"guidance": {key: objective["guidance"][key] for key in COMMON}}
 
 
 def read_yaml(recipe: str) -> dict[str, Any]:
@@ -109,10 +144,14 @@ def read_yaml(recipe: str) -> dict[str, Any]:
     elif path.suffix in (".yaml", ".yml"):
         raise InputError(f"there is no file {recipe}")
     else:
-        raise InputError(f"there is no recipe and no run folder '{recipe}'{nearest(recipe, recipe_names())}")
+        raise InputError(
+            f"there is no recipe and no run folder '{recipe}'{nearest(recipe, recipe_names())}"
+        )
     values = parse_yaml(text, recipe)
     if not isinstance(values, dict):
-        raise InputError(f"{recipe} must hold a mapping of sections such as data and network, not {type(values).__name__}")
+        raise InputError(
+            f"{recipe} must hold a mapping of sections such as data and network, not {type(values).__name__}"
+        )
     values.pop("version", None)  # a run's own config.yaml is a recipe too
     return values
 
@@ -142,7 +181,9 @@ def parse_yaml(text: str, what: str) -> Any:
         loader = yaml.SafeLoader(text[: MOST_BYTES + 1])
         node = loader.get_single_node()
         if len(text) > MOST_BYTES or count(node, {}) > MOST_VALUES:
-            raise InputError(f"{what} holds more than any configuration: {MOST_VALUES:,} values or {MOST_BYTES:,} letters")
+            raise InputError(
+                f"{what} holds more than any configuration: {MOST_VALUES:,} values or {MOST_BYTES:,} letters"
+            )
         return None if node is None else loader.construct_document(node)
     except InputError:
         raise
@@ -159,7 +200,11 @@ def count(node: yaml.Node | None, known: dict[yaml.Node | None, float]) -> float
     """
     if node not in known:
         known[node] = inf  # as long as it is not counted, it can only be met inside itself
-        if isinstance(node, yaml.ScalarNode) and node.tag.endswith((":int", ":float")) and len(node.value) > MOST_DIGITS:
+        if (
+            isinstance(node, yaml.ScalarNode)
+            and node.tag.endswith((":int", ":float"))
+            and len(node.value) > MOST_DIGITS
+        ):
             raise ValueError("a number of too many digits")
         parts = node.value if isinstance(node, yaml.SequenceNode) else ()
         parts = chain.from_iterable(node.value) if isinstance(node, yaml.MappingNode) else parts
@@ -185,23 +230,19 @@ def validate(values: dict[str, Any]) -> Config:
         raise InputError(explain(error)) from None
 
 
-def explain(error: ValidationError) -> str:
+def explain(error: ValidationError, within: tuple[str, ...] = ()) -> str:
     """The first mistake, in one line."""
     first = error.errors()[0]
-    # The union's tag stands in the location of errors inside `network` and `objective`; it is not part of the key.
-    place = [str(part) for part in first["loc"]]
-    if len(place) > 1 and place[0] in ("network", "objective"):
-        place = [place[0], *place[2:]]
+    place = (*within, *map(str, first["loc"]))
     key = ".".join(place)
     if first["type"] == "extra_forbidden":
         return f"unknown key {in_short(key)}{nearest(key, known_keys())}"
-    if first["type"] == "value_error":  # our own checks, already a sentence
-        return first["msg"].removeprefix("Value error, ")[:TOLD]
-    if first["type"] == "union_tag_not_found":
-        return "network.name is missing: it must be dit, unet or mlp"
-    if first["type"] == "union_tag_invalid":
-        *others, last = first["ctx"]["expected_tags"].replace("'", "").split(", ")
-        return f"{key}.name is {shortened(one_line(first['ctx']['tag']))}: it must be {', '.join(others)} or {last}"
+    if first["type"] == "value_error":
+        inner = first["ctx"]["error"]
+        if isinstance(inner, ValidationError):  # of a section that a registry describes
+            return explain(inner, place)
+        text = str(inner)[:TOLD]  # our own checks, already a sentence
+        return f"{key}.name: {text}" if text.startswith("unknown ") else text
     if first["type"] == "missing":
         return f"{key} is missing"
     message = first["msg"].replace("Input should be", "it must be")
@@ -209,9 +250,14 @@ def explain(error: ValidationError) -> str:
 
 
 def fields(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every dotted key with its field, sections flattened, all kinds of network included."""
+    """Every dotted key with its field, sections flattened, all objectives and networks included."""
     for name, field in model.model_fields.items():
-        kinds = [kind for kind in (field.annotation, *get_args(field.annotation)) if is_section(kind)]
+        chosen = next((x for x in field.metadata if isinstance(x, ChosenFrom)), None)
+        kinds = [
+            kind for kind in (field.annotation, *get_args(field.annotation)) if is_section(kind)
+        ]
+        if chosen is not None:
+            kinds = list(sections_in(chosen.registry))
         if not kinds:
             yield prefix + name, field
         for kind in kinds:

@@ -25,14 +25,25 @@ class ArrayImages:
         self.path, self.name, self.split = path, Path(path).stem, split
         arrays = of_split(read(path), split, path)
         told = f"its arrays are {', '.join(f'{key} {array.dtype}{list(array.shape)}' for key, array in arrays.items())}"
-        key = choose([key for key, array in arrays.items() if holds_images(array)], image_key, "images (uint8)", path, told)
+        key = choose(
+            [key for key, array in arrays.items() if holds_images(array)],
+            image_key,
+            "images (uint8)",
+            path,
+            told,
+        )
         if key is None:
-            raise InputError(f"{path} has no images, uint8 of shape (N, H, W) or (N, H, W, C); {told}")
+            raise InputError(
+                f"{path} has no images, uint8 of shape (N, H, W) or (N, H, W, C); {told}"
+            )
         self.key, self.count = key, arrays[key].shape[0]
         labels = [key for key, array in arrays.items() if holds_labels(array, self.count)]
         chosen = choose(labels, label_key, "labels (whole numbers)", path, told)
         if chosen is None:
-            self.labels, self.unlabelled = None, f"{path} has no array of labels, whole numbers ({self.count},); {told}"
+            self.labels, self.unlabelled = (
+                None,
+                f"{path} has no array of labels, whole numbers ({self.count},); {told}",
+            )
         else:
             self.labels, self.unlabelled = classes(load_array(Path(path), chosen), path)
         self.class_names: tuple[str, ...] = ()
@@ -41,7 +52,9 @@ class ArrayImages:
     @cached_property
     def images(self) -> np.ndarray:
         """As Pillow reads them, (N, H, W) or (N, H, W, C); those of a .npy memory-mapped."""
-        return channels_last(load_array(Path(self.path), self.key) if is_zip(self.path) else mapped(self.path))
+        return channels_last(
+            load_array(Path(self.path), self.key) if is_zip(self.path) else mapped(self.path)
+        )
 
     def __len__(self) -> int:
         return self.count
@@ -68,7 +81,9 @@ def mapped(path: str) -> np.ndarray:
     try:
         return np.lib.format.open_memmap(path, mode="r")  # which unpickles nothing
     except UNREADABLE as error:
-        raise InputError(f"data.path={path} cannot be read as .npz or .npy: {first_line(error)}") from None
+        raise InputError(
+            f"data.path={path} cannot be read as .npz or .npy: {first_line(error)}"
+        ) from None
 
 
 def of_split(arrays: dict[str, Head], split: str, path: str) -> dict[str, Head]:
@@ -81,7 +96,10 @@ def of_split(arrays: dict[str, Head], split: str, path: str) -> dict[str, Head]:
 
 def by_split(arrays: dict[str, Head]) -> dict[str, dict[str, Head]]:
     """Split -> its arrays."""
-    called = {one: {key: array for key, array in arrays.items() if one in key.lower().split("_")} for one in SPLITS}
+    called = {
+        one: {key: array for key, array in arrays.items() if one in key.lower().split("_")}
+        for one in SPLITS
+    }
     return {one: found for one, found in called.items() if found} or {"train": arrays}
 
 
@@ -94,7 +112,9 @@ def choose(found: list[str], named: str, what: str, path: str, told: str) -> str
     if named and named not in found:
         raise InputError(f"{path}: '{named}' is no array of {what}; {told}")
     if not named and len(found) > 1:
-        raise InputError(f"{path} has several arrays of {what}, {' and '.join(found)}: name one in data; {told}")
+        raise InputError(
+            f"{path} has several arrays of {what}, {' and '.join(found)}: name one in data; {told}"
+        )
     return named or (found[0] if found else None)
 
 
@@ -107,7 +127,10 @@ def holds_images(array: Head) -> bool:
 
 def holds_labels(array: Head, count: int) -> bool:
     """Whole numbers, (N,) or (N, 1)."""
-    return bool(np.issubdtype(array.dtype, np.integer)) and prod(array.shape) == count == (array.shape or (0,))[0]
+    return (
+        bool(np.issubdtype(array.dtype, np.integer))
+        and prod(array.shape) == count == (array.shape or (0,))[0]
+    )
 
 
 def channels_last(array: np.ndarray) -> np.ndarray:
@@ -125,5 +148,8 @@ def classes(labels: np.ndarray, path: str) -> tuple[list[int] | None, str]:
     if min(values) < 0:
         return None, f"{path} has a label below 0: classes are counted from 0"
     if max(values) >= max(len(values), MOST_CLASSES):
-        return None, f"{path} has a label {max(values)} among {len(values):,} images: classes are counted from 0"
+        return (
+            None,
+            f"{path} has a label {max(values)} among {len(values):,} images: classes are counted from 0",
+        )
     return values, ""

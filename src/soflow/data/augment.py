@@ -59,7 +59,11 @@ class AugmentPipe:
         flip = happens(0.5)
         scale = normal(1) * happens(self.p)
         stretch = normal(1) * happens(self.p)
-        angle = (torch.rand(count, 1, generator=generator, device=device) * 2 - 1) * pi * happens(1 - STRETCH_ALONG_AXES)
+        angle = (
+            (torch.rand(count, 1, generator=generator, device=device) * 2 - 1)
+            * pi
+            * happens(1 - STRETCH_ALONG_AXES)
+        )
         shift = normal(2) * happens(self.p)
         return torch.cat([flip, scale, stretch, angle, shift], dim=1)
 
@@ -73,7 +77,9 @@ class AugmentPipe:
         flip, geometry = draws[:, 0], draws[:, 1:]
         images = torch.where(flip[:, None, None, None] > 0, images.flip(3), images)
         changed = geometry[:, [0, 1, 3, 4]].any(dim=1)
-        return torch.where(changed[:, None, None, None], warp(images, inverse_map(geometry)), images)
+        return torch.where(
+            changed[:, None, None, None], warp(images, inverse_map(geometry)), images
+        )
 
 
 def inverse_map(geometry: Tensor) -> Tensor:
@@ -86,7 +92,9 @@ def inverse_map(geometry: Tensor) -> Tensor:
     cos, sin = r.cos(), r.sin()
     turn = torch.stack([cos, sin, -sin, cos], dim=1).unflatten(1, (2, 2))  # the y axis points down
     shrink = torch.exp2(torch.stack([-STRETCH_STD * w, STRETCH_STD * w], dim=1))
-    linear = torch.exp2(-SCALE_STD * scale)[:, None, None] * (turn @ torch.diag_embed(shrink) @ turn.mT)
+    linear = torch.exp2(-SCALE_STD * scale)[:, None, None] * (
+        turn @ torch.diag_embed(shrink) @ turn.mT
+    )
     offset = -linear @ (2 * SHIFT_STD * shift)[:, :, None]
     return torch.cat([linear, offset], dim=2)
 
@@ -96,7 +104,10 @@ def warp(images: Tensor, inverse: Tensor) -> Tensor:
     channels, size = images.shape[1], images.shape[-1]
     taps = torch.tensor(SYM6, dtype=images.dtype, device=images.device)
     kernel = taps.outer(taps).expand(channels, 1, -1, -1)
-    reach, lead = len(SYM6) // 2, len(SYM6) // 2 - 1  # the filter's half length; its taps before a pixel's place
+    reach, lead = (
+        len(SYM6) // 2,
+        len(SYM6) // 2 - 1,
+    )  # the filter's half length; its taps before a pixel's place
 
     # Fine sample i = 2 n + k - lead gets tap k of pixel n, so fine samples 2 n and 2 n + 1 lie around pixel n.
     padded = functional.pad(images, [reach] * 4, mode="reflect")
@@ -105,8 +116,14 @@ def warp(images: Tensor, inverse: Tensor) -> Tensor:
     fine = fine[:, :, first : first + 2 * size, first : first + 2 * size]
 
     # Fine samples of the output, from -lead to 2 size + lead, the margin that downsampling reaches into.
-    place = (torch.arange(-lead, 2 * size + lead, device=images.device, dtype=images.dtype) + 0.5) / size - 1
+    place = (
+        torch.arange(-lead, 2 * size + lead, device=images.device, dtype=images.dtype) + 0.5
+    ) / size - 1
     y, x = torch.meshgrid(place, place, indexing="ij")
-    grid = torch.stack([x, y, torch.ones_like(x)], dim=-1) @ inverse.mT[:, None]  # (B, rows, columns, 2)
-    fine = functional.grid_sample(fine, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    grid = (
+        torch.stack([x, y, torch.ones_like(x)], dim=-1) @ inverse.mT[:, None]
+    )  # (B, rows, columns, 2)
+    fine = functional.grid_sample(
+        fine, grid, mode="bilinear", padding_mode="reflection", align_corners=False
+    )
     return functional.conv2d(fine, kernel / 2, stride=2, groups=channels)

@@ -5,7 +5,6 @@ saw, and two processes see what one would.
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 
@@ -15,23 +14,7 @@ from torch import Tensor
 
 from soflow.data.augment import AugmentPipe
 from soflow.data.dataset import Dataset, Rows
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Clean samples (B, ...), with labels (B,) and augmentation labels (B, A) where there are any."""
-
-    data: Tensor
-    labels: Tensor | None = None
-    augment: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def rows(self, which: slice) -> "Batch":
-        """The samples that a slice selects."""
-        labels, augment = (None if x is None else x[which] for x in (self.labels, self.augment))
-        return Batch(self.data[which], labels, augment)
+from soflow.symbols import Batch
 
 
 def seed_of(seed: int, stream: str, step: int) -> int:
@@ -88,15 +71,23 @@ class Batches:
         """Which samples make up the global batch of `step`, (batch_size,)."""
         position = step * self.batch_size + np.arange(self.batch_size)
         epoch, place = np.divmod(position, len(self.dataset))
-        return np.concatenate([self._epoch_order(int(e))[place[epoch == e]] for e in np.unique(epoch)])
+        return np.concatenate(
+            [self._epoch_order(int(e))[place[epoch == e]] for e in np.unique(epoch)]
+        )
 
     def share(self, step: int, index: int = 0, count: int = 1) -> Batch:
         """Share `index` of `count` of the batch of `step`: every count-th sample of it."""
         mine = slice(index, None, count)
-        labels = None if self.labels is None else self.labels[self.chosen(step, index, count).to(self.device)]
+        labels = (
+            None
+            if self.labels is None
+            else self.labels[self.chosen(step, index, count).to(self.device)]
+        )
         data = self.dataset.read(self.stored(step, index, count), self.visit_noise(step, mine))
         if self.flip:
-            tosses = torch.rand(self.batch_size, generator=self.generator("flip", step), device=self.device)[mine]
+            tosses = torch.rand(
+                self.batch_size, generator=self.generator("flip", step), device=self.device
+            )[mine]
             data = torch.where(tosses[:, None, None, None] < 0.5, data.flip(3), data)
         if self.augment is None:
             return Batch(data, labels)
@@ -111,7 +102,9 @@ class Batches:
         if self.dataset.encoder is None:
             return None
         shape = (self.batch_size, *self.dataset.shape)
-        return torch.randn(shape, generator=self.generator("latents", step), device=self.device)[mine]
+        return torch.randn(shape, generator=self.generator("latents", step), device=self.device)[
+            mine
+        ]
 
     def generator(self, stream: str, step: int) -> torch.Generator:
         return seeded_generator(self.seed, stream, step, self.device)
@@ -120,7 +113,9 @@ class Batches:
         """The rows of a share, on the device."""
         if self.resident:
             return self.rows[self.chosen(step, index, count).to(self.device)]
-        future = self.ahead.pop((step, index, count), None) or self.reader.submit(self.fetch, step, index, count)
+        future = self.ahead.pop((step, index, count), None) or self.reader.submit(
+            self.fetch, step, index, count
+        )
         stored = future.result()
         self.ahead[step + 1, index, count] = self.reader.submit(self.fetch, step + 1, index, count)
         return stored.to(self.device, non_blocking=True)

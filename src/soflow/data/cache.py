@@ -4,6 +4,7 @@ The cache is a store (data/store.py) in the cache folder, under a name that stan
 settings. One process makes it while others wait; one that is killed leaves whole shards, which the next goes on from.
 """
 
+import logging
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,47 +22,54 @@ from soflow.data.images import Images, Opener, decode
 from soflow.data.shards import open_store
 from soflow.data.store import OtherWork, Piece, items_of_a_shard, make_store
 from soflow.errors import InputError, RunError, first_line
-from soflow.files import cache_folder, cannot_write, digest, printable
-from soflow.progress import counting
+from soflow.system.atomic import cannot_write
+from soflow.system.cache import cache_folder
+from soflow.system.fingerprints import fingerprint_of
+from soflow.system.progress import counting
+from soflow.system.text import printable
+
+log = logging.getLogger(__name__)
 
 #: Changes whenever images are decoded differently.
 VERSION = 1
 #: Images opened at a time, and decoded side by side.
 CHUNK = 256
 
-Note = Callable[[str], None]
 
-
-def cached(images: Images, size: int, channels: int, note: Note = lambda text: None) -> Dataset:
+def cached(images: Images, size: int, channels: int) -> Dataset:
     """The images as bytes (N, size, size, channels), from the cache or decoded now and put there.
 
     Those that cannot be read are left out, counted and named in a file. Raises InputError where they are more than 1 %.
     """
-    key = digest(f"{VERSION} {images.fingerprint} {images.class_names} {size} {channels}")
-    name = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in images.name)[:40]
+    key = fingerprint_of(f"{VERSION} {images.fingerprint} {images.class_names} {size} {channels}")
+    name = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in images.name)[
+        :40
+    ]
     folder = cache_folder() / "data" / f"{name}-{images.split}-{key}"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with alone(folder.with_suffix(".lock"), note):
+        with alone(folder.with_suffix(".lock")):
             if not (folder / "index.json").is_file():
                 decode_all(images, size, channels, folder)
-            rows, index = whole(folder, lambda: decode_all(images, size, channels, folder), note)
+            rows, index = whole(folder, lambda: decode_all(images, size, channels, folder))
     except OSError as error:
         raise cannot_write(folder, error) from None
     for text in remarks(index, folder):
-        note(text)
+        log.info(text)
     labels = as_labels(index.get("labels"), images.class_names, images.name)
-    return Dataset(images.name, images.split, rows, labels, images.class_names, unlabelled=images.unlabelled)
+    return Dataset(
+        images.name, images.split, rows, labels, images.class_names, unlabelled=images.unlabelled
+    )
 
 
 @contextmanager
-def alone(file: Path, note: Note) -> Iterator[None]:
+def alone(file: Path) -> Iterator[None]:
     """Keeps other processes out, or waits for the one that is in; the lock of a killed process is free."""
     lock = FileLock(file)
     try:
         lock.acquire(timeout=1)
     except Timeout:
-        note("another process is reading the same images: waiting for it")
+        log.info("another process is reading the same images: waiting for it")
         lock.acquire()
     try:
         yield
@@ -69,12 +77,12 @@ def alone(file: Path, note: Note) -> Iterator[None]:
         lock.release()
 
 
-def whole(folder: Path, again: Callable[[], None], note: Note) -> tuple[Any, dict[str, Any]]:
+def whole(folder: Path, again: Callable[[], None]) -> tuple[Any, dict[str, Any]]:
     """The cache's rows and index; made again, with a remark, where they are damaged."""
     try:
         return open_store(folder)
     except RunError as error:
-        note(f"{error}; reading the images again")
+        log.info(f"{error}; reading the images again")
         (folder / "index.json").unlink(missing_ok=True)
         again()
         return open_store(folder)
@@ -83,7 +91,10 @@ def whole(folder: Path, again: Callable[[], None], note: Note) -> tuple[Any, dic
 def decode_all(images: Images, size: int, channels: int, folder: Path) -> None:
     plan = {"kind": "images", "name": images.name, "size": size, "channels": channels}
     try:
-        with counting(f"reading {images.name}", len(images)) as on_done, ThreadPoolExecutor() as pool:
+        with (
+            counting(f"reading {images.name}", len(images)) as on_done,
+            ThreadPoolExecutor() as pool,
+        ):
 
             def make(rows: range) -> Piece:
                 return decode_rows(images, rows, size, channels, pool)
@@ -95,11 +106,15 @@ def decode_all(images: Images, size: int, channels: int, folder: Path) -> None:
                 shutil.rmtree(folder)
                 make_store(folder, plan, len(images), per_shard, make, on_done=on_done)
     except InputError:
-        shutil.rmtree(folder)  # once the images are mended they are another source, with a cache of its own
+        shutil.rmtree(
+            folder
+        )  # once the images are mended they are another source, with a cache of its own
         raise
 
 
-def decode_rows(images: Images, rows: range, size: int, channels: int, pool: ThreadPoolExecutor) -> Piece:
+def decode_rows(
+    images: Images, rows: range, size: int, channels: int, pool: ThreadPoolExecutor
+) -> Piece:
     """Some images as bytes; those that cannot be decoded are left out and named."""
     pixels: list[np.ndarray] = []
     labels: list[int] | None = None if images.labels is None else []
@@ -125,14 +140,22 @@ def decode_rows(images: Images, rows: range, size: int, channels: int, pool: Thr
             if labels is not None and images.labels is not None:
                 labels.append(images.labels[row])
     shape = (len(pixels), size, size, channels)
-    return Piece(np.stack(pixels) if pixels else np.empty(shape, np.uint8), labels, skipped, dict(done))
+    return Piece(
+        np.stack(pixels) if pixels else np.empty(shape, np.uint8), labels, skipped, dict(done)
+    )
 
 
 def remarks(index: dict[str, Any], folder: Path) -> list[str]:
     """What people should know about how the images were read."""
     count, size = index["count"], index["size"]
-    told = [f"{index['name']}: {times:,} of {count:,} images {what}" for what, times in sorted(index["done"].items())]
-    told = [f"{text} to {size}x{size}" if text.endswith(("enlarged", "cropped")) else text for text in told]
+    told = [
+        f"{index['name']}: {times:,} of {count:,} images {what}"
+        for what, times in sorted(index["done"].items())
+    ]
+    told = [
+        f"{text} to {size}x{size}" if text.endswith(("enlarged", "cropped")) else text
+        for text in told
+    ]
     if index["skipped"]:
         left_out = f"{index['skipped']:,} of {count:,} images cannot be read and are left out"
         told.append(f"{index['name']}: {left_out}; they are named in {folder / 'skipped.txt'}")

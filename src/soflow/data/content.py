@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from soflow.errors import RunError
-from soflow.files import cache_folder, checksum, digest, read_json, write_json
-from soflow.progress import counting
+from soflow.system.atomic import write_json
+from soflow.system.cache import cache_folder
+from soflow.system.fingerprints import checksum, fingerprint_of
+from soflow.system.progress import counting
+from soflow.system.records import read_json
 
 #: Bytes that are read at either end of a file. What is compressed differs there where it differs at all: PNG ends in a
 #: checksum, and the others, of the same length, hardly ever meet again.
@@ -49,11 +52,19 @@ def of_folder(root: Path, files: Sequence[File]) -> str:
     def find() -> str:
         parts = [files[first : first + CHUNK] for first in range(0, len(files), CHUNK)]
         found: list[int] = []
-        with counting(f"looking at the files of {root}", len(files)) as on_done, ThreadPoolExecutor(THREADS) as pool:
-            for values in pool.map(lambda part: [ends(os.path.join(root, file.name), file.size) for file in part], parts):
+        with (
+            counting(f"looking at the files of {root}", len(files)) as on_done,
+            ThreadPoolExecutor(THREADS) as pool,
+        ):
+            for values in pool.map(
+                lambda part: [ends(os.path.join(root, file.name), file.size) for file in part],
+                parts,
+            ):
                 found.extend(values)
                 on_done(len(found))
-        return digest("\n".join(f"{file[:3]} {value}" for file, value in zip(files, found, strict=True)))
+        return fingerprint_of(
+            "\n".join(f"{file[:3]} {value}" for file, value in zip(files, found, strict=True))
+        )
 
     return remembered(root, files, find)
 
@@ -72,7 +83,9 @@ def ends(path: str, size: int) -> int:
         try:
             if size <= 2 * ENDS:
                 return zlib.crc32(os.pread(opened, size, 0))
-            return zlib.crc32(os.pread(opened, ENDS, size - ENDS), zlib.crc32(os.pread(opened, ENDS, 0)))
+            return zlib.crc32(
+                os.pread(opened, ENDS, size - ENDS), zlib.crc32(os.pread(opened, ENDS, 0))
+            )
         finally:
             os.close(opened)
     except OSError:
@@ -81,8 +94,8 @@ def ends(path: str, size: int) -> int:
 
 def remembered(place: Path, files: Sequence[File], find: Callable[[], str]) -> str:
     """What `find` finds of the files at a place; what it found before, as long as none of them has changed since."""
-    stamp = digest("\n".join(chain([os.fspath(place.resolve())], map(repr, files))))
-    kept = cache_folder() / "sources" / f"{digest(os.fspath(place.resolve()))}.json"
+    stamp = fingerprint_of("\n".join(chain([os.fspath(place.resolve())], map(repr, files))))
+    kept = cache_folder() / "sources" / f"{fingerprint_of(os.fspath(place.resolve()))}.json"
     with suppress(RunError, OSError):
         known = read_json(kept)
         if known.get("stamp") == stamp:

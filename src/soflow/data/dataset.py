@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from soflow.errors import InputError, in_short
-from soflow.files import digest, finite, natural
+from soflow.system.fingerprints import fingerprint_of
+from soflow.system.records import finite, natural
 
 #: Bytes of rows that are looked at one and all to know them again; of more, so many rows are.
 LOOKED_THROUGH, LOOKED_AT = 2**26, 256
@@ -132,7 +133,9 @@ class Dataset:
             latent = mean if noise is None else mean + std * noise
             return (latent - self.encoder.shift) * self.encoder.scale
         if stored.dtype == torch.uint8:
-            return stored.permute(0, 3, 1, 2).float().contiguous() / 127.5 - 1  # (B, H, W, C) -> (B, C, H, W)
+            return (
+                stored.permute(0, 3, 1, 2).float().contiguous() / 127.5 - 1
+            )  # (B, H, W, C) -> (B, C, H, W)
         return stored
 
     def samples(self, which: slice | Tensor = slice(None)) -> Tensor:
@@ -145,7 +148,9 @@ class Dataset:
         return {
             "name": self.name,
             "count": len(self),
-            "content": digest(f"{told_apart(self.rows)} {None if self.labels is None else checksum(self.labels)}"),
+            "content": fingerprint_of(
+                f"{fingerprint(self.rows)} {None if self.labels is None else checksum(self.labels)}"
+            ),
             "class_names": list(self.class_names),
             "encoder": None if self.encoder is None else asdict(self.encoder),
         }
@@ -157,7 +162,7 @@ class Dataset:
         return replace(self, rows=Subset(self.rows, indices), labels=labels, split=split)
 
 
-def told_apart(rows: Rows) -> str:
+def fingerprint(rows: Rows) -> str:
     """A text that other rows would not give: the recorded checksums of a store's shards, or a checksum of up to 64 MiB.
 
     Of larger rows without recorded checksums, such as an HDF5 file's, 256 spread evenly are looked at: this tells other
@@ -167,7 +172,9 @@ def told_apart(rows: Rows) -> str:
     if recorded is not None:
         return " ".join(recorded)
     count = len(rows) if rows.dtype.itemsize * prod(rows.shape) <= LOOKED_THROUGH else LOOKED_AT
-    indices = torch.linspace(0, len(rows) - 1, min(count, len(rows)), dtype=torch.float64).round().long()
+    indices = (
+        torch.linspace(0, len(rows) - 1, min(count, len(rows)), dtype=torch.float64).round().long()
+    )
     return f"{list(rows.shape)} {checksum(rows[indices])}"
 
 

@@ -24,19 +24,31 @@ class FolderImages:
         if not path:
             raise InputError("data.source=folder needs data.path: a folder of images")
         if not root.is_dir():
-            raise InputError(f"data.path={path} is no folder: give one that holds images ({', '.join(ENDINGS)})")
+            raise InputError(
+                f"data.path={path} is no folder: give one that holds images ({', '.join(ENDINGS)})"
+            )
         there = splits_of(root)
         if split not in there:
-            hint = "" if len(there) > 1 else ", all that lies in it; others are made by subfolders train and test"
-            raise InputError(f"{path} has no split '{split}': its splits are {' and '.join(there)}{hint}")
+            hint = (
+                ""
+                if len(there) > 1
+                else ", all that lies in it; others are made by subfolders train and test"
+            )
+            raise InputError(
+                f"{path} has no split '{split}': its splits are {' and '.join(there)}{hint}"
+            )
         self.root = there[split]
         self.name, self.split = root.resolve().name, split
         listed = sorted(files(self.root))
         if not listed:
-            raise InputError(f"{self.root} has no images: files that end in {', '.join(ENDINGS)} are read")
+            raise InputError(
+                f"{self.root} has no images: files that end in {', '.join(ENDINGS)} are read"
+            )
         self.files = [file.name for file in listed]
         self.fingerprint = of_folder(self.root, listed)
-        self.labels, self.class_names, self.unlabelled = self.classes(class_folders(there.get("train", self.root)))
+        self.labels, self.class_names, self.unlabelled = self.classes(
+            class_folders(there.get("train", self.root))
+        )
 
     def classes(self, names: tuple[str, ...]) -> tuple[list[int] | None, tuple[str, ...], str]:
         """The class of each image, the names, and why there are no classes where there might be.
@@ -52,10 +64,18 @@ class FolderImages:
             return None, (), f"{self.root} has images beside its class folders, such as {lost}"
         strange = sorted(set(tops) - set(names))
         if strange:
-            return None, (), f"{self.root} has a class folder '{strange[0]}', which the split train has not"
+            return (
+                None,
+                (),
+                f"{self.root} has a class folder '{strange[0]}', which the split train has not",
+            )
         empty = sorted(name for name in set(names) - set(tops) if (self.root / name).is_dir())
         if empty:
-            return None, (), f"the class folder {self.root / empty[0]} has no images: fill it or delete it"
+            return (
+                None,
+                (),
+                f"the class folder {self.root / empty[0]} has no images: fill it or delete it",
+            )
         return [numbers[top] for top in tops], names, ""
 
     def __len__(self) -> int:
@@ -85,7 +105,9 @@ def splits_of(root: Path) -> dict[str, Path]:
             "move that elsewhere, or them"
         )
     if len({name.lower() for name in splits}) < len(splits):
-        raise InputError(f"{root} has one split twice, {' and '.join(splits)}: put their images into one folder")
+        raise InputError(
+            f"{root} has one split twice, {' and '.join(splits)}: put their images into one folder"
+        )
     if others:
         return {"train": root}
     found = {name.lower(): root / name for name in splits}
@@ -93,7 +115,11 @@ def splits_of(root: Path) -> dict[str, Path]:
 
 
 def class_folders(root: Path) -> tuple[str, ...]:
-    return tuple(sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not hidden(entry.name)))
+    return tuple(
+        sorted(
+            entry.name for entry in os.scandir(root) if entry.is_dir() and not hidden(entry.name)
+        )
+    )
 
 
 def hidden(name: str) -> bool:
@@ -121,7 +147,9 @@ def files(root: Path) -> Iterator[File]:
             elif entry.is_dir():
                 links.append(entry.path)
             elif entry.name.lower().endswith(ENDINGS) and (entry.is_file() or leads_nowhere(entry)):
-                stat = entry.stat() if entry.is_file() else os.lstat(entry.path)  # a link to nothing is a broken image
+                stat = (
+                    entry.stat() if entry.is_file() else os.lstat(entry.path)
+                )  # a link to nothing is a broken image
                 yield file_of(os.path.relpath(entry.path, root), stat)
 
     yield from walk(str(root))

@@ -18,7 +18,7 @@ from soflow.data.content import file_of, of_folder
 from soflow.data.dataset import MOST_CLASSES
 from soflow.data.images import Opener, open_image
 from soflow.errors import InputError, first_line
-from soflow.files import read_json
+from soflow.system.records import read_json
 
 #: Local files that the package `datasets` reads, by their endings.
 BUILDERS = {".parquet": "parquet", ".arrow": "arrow"}
@@ -30,13 +30,17 @@ Roots = tuple[Path, ...]
 class HuggingFaceImages:
     """The images of one split, with their classes if it has any."""
 
-    def __init__(self, path: str, split: str, image_column: str = "", label_column: str = "") -> None:
+    def __init__(
+        self, path: str, split: str, image_column: str = "", label_column: str = ""
+    ) -> None:
         table = open_split(path, split)
         self.name = Path(path).stem
         self.split = split
         image = image_column_of(table, path, image_column)
         label = label_column_of(table, path, label_column)
-        self.labels, self.class_names, self.unlabelled = classes(table, label, self.name, names_of(path, label, table))
+        self.labels, self.class_names, self.unlabelled = classes(
+            table, label, self.name, names_of(path, label, table)
+        )
         self.fingerprint = f"{table._fingerprint} {image} {label}"
         self.column, self.roots = image, roots_of(path)
         self.images = undecoded(table, image)
@@ -66,7 +70,11 @@ def open_stored(stored: dict[str, Any] | None, roots: Roots) -> Image.Image:
 def inside(roots: Roots, path: str) -> Path:
     """The file at a path that data name, from the first of the folders or whole. Raises ValueError where it lies in none."""
     file = Path(os.path.abspath(roots[0] / path))
-    if not any(file.is_relative_to(place) for root in roots for place in (os.path.abspath(root), os.path.realpath(root))):
+    if not any(
+        file.is_relative_to(place)
+        for root in roots
+        for place in (os.path.abspath(root), os.path.realpath(root))
+    ):
         raise ValueError(f"{path} lies outside {roots[0]}: nothing there is opened")
     return file
 
@@ -77,7 +85,11 @@ def roots_of(path: str) -> Roots:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     if not Path(path).exists():
-        return Path(datasets.config.HF_DATASETS_CACHE), Path(datasets.config.DOWNLOADED_DATASETS_PATH), Path(HF_HUB_CACHE)
+        return (
+            Path(datasets.config.HF_DATASETS_CACHE),
+            Path(datasets.config.DOWNLOADED_DATASETS_PATH),
+            Path(HF_HUB_CACHE),
+        )
     return (Path(path) if Path(path).is_dir() else Path(path).parent,)
 
 
@@ -87,16 +99,24 @@ def open_splits(path: str) -> Any:
     try:
         import datasets
     except ImportError:
-        raise InputError("data.source=huggingface needs the package datasets: pip install 'soflow[data]'") from None
+        raise InputError(
+            "data.source=huggingface needs the package datasets: pip install 'soflow[data]'"
+        ) from None
     if not path:
-        raise InputError("data.source=huggingface needs data.path: a name on the Hub, or a folder of parquet files")
+        raise InputError(
+            "data.source=huggingface needs data.path: a name on the Hub, or a folder of parquet files"
+        )
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
-    builder = None if Path(path).is_dir() else BUILDERS.get(Path(path).suffix.lower())  # Spark calls folders so, too
+    builder = (
+        None if Path(path).is_dir() else BUILDERS.get(Path(path).suffix.lower())
+    )  # Spark calls folders so, too
     if builder and not Path(path).is_file():
         raise InputError(f"data.path={path} cannot be read: there is no such file")
     try:
-        datasets.config.HF_DATASETS_TRUST_REMOTE_CODE = False  # versions before 4 would run scripts that lie among data
+        datasets.config.HF_DATASETS_TRUST_REMOTE_CODE = (
+            False  # versions before 4 would run scripts that lie among data
+        )
         if (Path(path) / "dataset_dict.json").is_file() or (Path(path) / "state.json").is_file():
             require_inside(Path(path))
             saved = datasets.load_from_disk(path)
@@ -104,7 +124,9 @@ def open_splits(path: str) -> Any:
         if not Path(path).exists():
             return datasets.load_dataset(path)
         files = {"data_files": path} if builder else {}
-        made = datasets.load_dataset_builder(builder or path, description=content_of(Path(path)), **files)
+        made = datasets.load_dataset_builder(
+            builder or path, description=content_of(Path(path)), **files
+        )
         for file in chain.from_iterable((made.config.data_files or {}).values()):
             inside(roots_of(path), file)  # a card among the data may name any
         made.download_and_prepare()
@@ -127,7 +149,10 @@ def content_of(place: Path) -> str:
     both are the same; what they are described by counts, too.
     """
     root, found = (place, sorted(place.rglob("*"))) if place.is_dir() else (place.parent, [place])
-    return of_folder(root, [file_of(str(file.relative_to(root)), file.stat()) for file in found if file.is_file()])
+    return of_folder(
+        root,
+        [file_of(str(file.relative_to(root)), file.stat()) for file in found if file.is_file()],
+    )
 
 
 def open_split(path: str, split: str) -> Any:
@@ -150,12 +175,18 @@ def image_column_of(table: Any, path: str, named: str) -> str:
     if named and named not in table.features:
         raise InputError(f"{path} has no column '{named}', which data.image_column names; {there}")
     if named and named not in images + files:
-        raise InputError(f"the column '{named}' of {path}, which data.image_column names, has no images; {there}")
+        raise InputError(
+            f"the column '{named}' of {path}, which data.image_column names, has no images; {there}"
+        )
     if not named and not images:
-        bytes_are_there = f"; if images are in it, set data.image_column={files[0]}" if files else ""
+        bytes_are_there = (
+            f"; if images are in it, set data.image_column={files[0]}" if files else ""
+        )
         raise InputError(f"{path} has no column of images; {there}{bytes_are_there}")
     if not named and len(images) > 1:
-        raise InputError(f"{path} has several columns of images: choose one with data.image_column={images[0]}; {there}")
+        raise InputError(
+            f"{path} has several columns of images: choose one with data.image_column={images[0]}; {there}"
+        )
     return named or images[0]
 
 
@@ -185,7 +216,11 @@ def holds_files(kind: Any) -> bool:
 def names_of(path: str, column: str | None, table: Any) -> tuple[str, ...]:
     """The names in a column of text, sorted: those of the split train, so that a class has one number in every split."""
     first = open_splits(path).get("train", table)
-    if column is None or column not in first.features or getattr(first.features[column], "dtype", "") not in TEXT:
+    if (
+        column is None
+        or column not in first.features
+        or getattr(first.features[column], "dtype", "") not in TEXT
+    ):
         return ()
     return tuple(sorted({name for name in first.unique(column) if name is not None}))
 
@@ -201,16 +236,26 @@ def classes(
     kind, values = table.features[column], list(table[column])
     if isinstance(kind, datasets.ClassLabel):
         names = tuple(str(one) for one in kind.names)
-    elif all(isinstance(value, int) and 0 <= value < max(len(values), MOST_CLASSES) for value in values):
+    elif all(
+        isinstance(value, int) and 0 <= value < max(len(values), MOST_CLASSES) for value in values
+    ):
         return values, (), ""
     elif all(isinstance(value, str) for value in values):
         numbers = {one: number for number, one in enumerate(names)}
         strange = sorted(set(values) - set(names))
         if strange:
-            return None, (), f"the column '{column}' of {name} has a class '{strange[0]}', which the split train has not"
+            return (
+                None,
+                (),
+                f"the column '{column}' of {name} has a class '{strange[0]}', which the split train has not",
+            )
         values = [numbers[value] for value in values]
     else:
-        return None, (), f"the column '{column}' of {name} holds neither classes nor numbers from 0 nor names throughout"
+        return (
+            None,
+            (),
+            f"the column '{column}' of {name} holds neither classes nor numbers from 0 nor names throughout",
+        )
     for row, value in enumerate(values):
         if value is None or not 0 <= value < len(names):
             known = f"its classes are 0 to {len(names) - 1}"

@@ -64,7 +64,9 @@ def decode(opener: Opener, size: int, channels: int) -> tuple[np.ndarray, set[st
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on metadata and sizes
         image = opener()
-        done = {REDUCED} if any(";16B" in str(tile) for tile in getattr(image, "tile", ())) else set()  # how PNG says it
+        done = (
+            {REDUCED} if any(";16B" in str(tile) for tile in getattr(image, "tile", ())) else set()
+        )  # how PNG says it
         image.load()
         if getattr(image, "n_frames", 1) > 1:
             done.add("of an animation, the first frame was taken")
@@ -82,7 +84,9 @@ def channels_of(image: Image.Image) -> int:
 
 def in_mode(image: Image.Image, mode: str, done: set[str]) -> Image.Image:
     """The image as "L" or "RGB", nothing lost that can be kept; adds to `done` what had to be done."""
-    if image.mode.startswith("I"):  # 16 bits, in whichever of Pillow's modes; converting would cut off at 255
+    if image.mode.startswith(
+        "I"
+    ):  # 16 bits, in whichever of Pillow's modes; converting would cut off at 255
         done.add(REDUCED)
         deep = np.asarray(image).astype(np.float64)
         image = Image.fromarray((deep / 257).round().clip(0, 255).astype(np.uint8))

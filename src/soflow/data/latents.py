@@ -4,6 +4,7 @@ Rows hold mean and standard deviation of an autoencoder's posterior, (N, 2 C, h,
 z = (mean + std * normal - shift) * scale. Source: latent diffusion (arXiv 2112.10752); SoFlow trains on such latents.
 """
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from soflow.data.cache import Note
 from soflow.data.dataset import ENCODER, Dataset, Encoder, Rows, as_labels, encoder_of
 from soflow.data.npz import UNREADABLE, require_in_proportion
 from soflow.data.shards import open_store
 from soflow.errors import InputError, RunError, first_line
-from soflow.files import damaged, is_like
+from soflow.system.records import damaged, is_like
+
+log = logging.getLogger(__name__)
 
 HDF5 = (".h5", ".hdf5")
 #: What the latents of an HDF5 file come from, as in the paper's recipe.
@@ -28,22 +30,28 @@ LOOKED_AT, USUAL = 256, (0.3, 3.0)
 ENCODED = {"name": str, "encoder": ENCODER, "class_names": [str], "unlabelled": str}
 
 
-def load_latents(path: str, split: str, note: Note = lambda text: None) -> Dataset:
+def load_latents(path: str, split: str) -> Dataset:
     """The latents in a folder that soflow encode made, or in an HDF5 file. They are one split, called train.
 
     Raises InputError where there are none, RunError for damaged ones.
     """
     if not path:
-        raise InputError("data.source=latents needs data.path: a folder that soflow encode made, or an HDF5 file")
+        raise InputError(
+            "data.source=latents needs data.path: a folder that soflow encode made, or an HDF5 file"
+        )
     if split != "train":
-        raise InputError(f"{path} has no split '{split}': latents are one split, train; encode others into their own folder")
-    dataset = load_hdf5(Path(path)) if Path(path).suffix.lower() in HDF5 else load_encoded(Path(path))
+        raise InputError(
+            f"{path} has no split '{split}': latents are one split, train; encode others into their own folder"
+        )
+    dataset = (
+        load_hdf5(Path(path)) if Path(path).suffix.lower() in HDF5 else load_encoded(Path(path))
+    )
     which = torch.linspace(0, len(dataset) - 1, min(LOOKED_AT, len(dataset))).long()
     require_latents(dataset.rows[which], path)
     std = float(dataset.samples(which).std())
     if not USUAL[0] < std < USUAL[1]:
         assert dataset.encoder is not None
-        note(
+        log.info(
             f"{path}: latents have a standard deviation of {std:.2g} at the scale {dataset.encoder.scale}; networks expect "
             "about 1: is the scale that of their autoencoder?"
         )
@@ -64,16 +72,31 @@ def load_encoded(folder: Path) -> Dataset:
     """What soflow encode wrote."""
     if not (folder / "index.json").is_file():
         if (folder / "plan.json").is_file():
-            raise InputError(f"data.path={folder} is not encoded to its end: run the same soflow encode again")
+            raise InputError(
+                f"data.path={folder} is not encoded to its end: run the same soflow encode again"
+            )
         raise InputError(f"data.path={folder} holds no latents: make them with soflow encode")
     rows, index = open_store(folder)
     if index.get("kind") != "latents":
-        raise InputError(f"data.path={folder} holds {index.get('kind')}, not latents: make them with soflow encode")
-    if not is_like(index, ENCODED) or len(rows.shape) != 4 or rows.shape[1] % 2 or not rows.dtype.is_floating_point:
+        raise InputError(
+            f"data.path={folder} holds {index.get('kind')}, not latents: make them with soflow encode"
+        )
+    if (
+        not is_like(index, ENCODED)
+        or len(rows.shape) != 4
+        or rows.shape[1] % 2
+        or not rows.dtype.is_floating_point
+    ):
         raise damaged(folder / "index.json")
-    encoder, names, why = encoder_of(index["encoder"]), tuple(index["class_names"]), index["unlabelled"]
+    encoder, names, why = (
+        encoder_of(index["encoder"]),
+        tuple(index["class_names"]),
+        index["unlabelled"],
+    )
     labels = as_labels(index.get("labels"), names, str(folder))
-    return Dataset(index["name"], "train", rows, labels, names if labels is not None else (), encoder, why)
+    return Dataset(
+        index["name"], "train", rows, labels, names if labels is not None else (), encoder, why
+    )
 
 
 def load_hdf5(file: Path) -> Dataset:
@@ -81,7 +104,9 @@ def load_hdf5(file: Path) -> Dataset:
     try:
         import h5py
     except ImportError:
-        raise InputError("HDF5 latents need the package h5py: pip install 'soflow[latents]'") from None
+        raise InputError(
+            "HDF5 latents need the package h5py: pip install 'soflow[latents]'"
+        ) from None
     if not file.is_file():
         raise InputError(f"data.path={file} cannot be read: there is no such file")
     try:
@@ -96,7 +121,9 @@ def hdf5_dataset(opened: Any, file: Path) -> Dataset:
     """The data set in an open file. Raises InputError for another one, and what is UNREADABLE."""
     latents = own(opened, "latents")
     if latents is None or latents.ndim != 4 or latents.shape[1] % 2:
-        raise InputError(f"{file} has no latents (N, 2 C, h, w), mean and std: it holds {', '.join(opened) or 'nothing'}")
+        raise InputError(
+            f"{file} has no latents (N, 2 C, h, w), mean and std: it holds {', '.join(opened) or 'nothing'}"
+        )
     if latents.dtype.kind != "f" or min(latents.shape) < 1:
         raise InputError(
             f"{file} has latents {latents.dtype}{list(latents.shape)}: they must be floats, and none of these sizes 0"
@@ -104,11 +131,15 @@ def hdf5_dataset(opened: Any, file: Path) -> Dataset:
     for name, found in (("amount", len(latents)), ("latent_size", latents.shape[-1])):
         stated = number(opened, name)
         if stated is not None and stated != found:
-            raise InputError(f"{file} says {name}={stated}, but its latents are {list(latents.shape)}: it is not whole")
+            raise InputError(
+                f"{file} says {name}={stated}, but its latents are {list(latents.shape)}: it is not whole"
+            )
     require_in_proportion(latents.nbytes, file.stat().st_size)
     labels = labels_of(opened, len(latents), file) if "labels" in opened else None
     encoder = Encoder(SD_VAE, SD_SCALE, size=SD_FACTOR * latents.shape[-1])
-    return Dataset(file.stem, "train", hdf5_rows(file, latents), labels, (), encoder, f"{file} has no labels")
+    return Dataset(
+        file.stem, "train", hdf5_rows(file, latents), labels, (), encoder, f"{file} has no labels"
+    )
 
 
 def labels_of(opened: Any, count: int, file: Path) -> Tensor:
@@ -153,7 +184,9 @@ def hdf5_rows(file: Path, latents: Any) -> Rows:
     offset = latents.id.get_offset()
     if offset is None or not latents.dtype.isnative:
         return Hdf5Rows(latents)
-    return torch.from_numpy(np.memmap(file, latents.dtype, "c", offset, latents.shape))  # "c": torch wants it writable
+    return torch.from_numpy(
+        np.memmap(file, latents.dtype, "c", offset, latents.shape)
+    )  # "c": torch wants it writable
 
 
 class Hdf5Rows:
@@ -174,5 +207,7 @@ class Hdf5Rows:
         try:
             rows = self.latents[indices][places]
         except UNREADABLE as error:
-            raise RunError(f"{self.latents.file.filename} is damaged: {first_line(error)}") from None
+            raise RunError(
+                f"{self.latents.file.filename} is damaged: {first_line(error)}"
+            ) from None
         return torch.from_numpy(rows.astype(self.native, copy=False))

@@ -54,7 +54,9 @@ def heads(path: Path) -> dict[str, Head]:
             for member in members:
                 with open_member(archive, member) as stream:
                     head = read_head(stream, member.file_size)
-                found[member.filename.removesuffix(".npy")] = head._replace(content=f"{member.file_size} {member.CRC:08x}")
+                found[member.filename.removesuffix(".npy")] = head._replace(
+                    content=f"{member.file_size} {member.CRC:08x}"
+                )
             return found
     except UNREADABLE as error:
         raise damaged(path, error) from None
@@ -73,7 +75,11 @@ def read_head(stream: Any, size: int) -> Head:
     also a head that speaks of more bytes, or fewer, than there are.
     """
     version = np.lib.format.read_magic(stream)
-    read_it = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    read_it = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
     shape, columns_first, dtype = read_it(stream)
     there, told = size - stream.tell(), prod(shape) * dtype.itemsize
     if told != there and not dtype.hasobject:
@@ -86,14 +92,18 @@ def open_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Any:
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"{member.filename} is compressed in another way than numpy's")
     assert archive.filename is not None
-    require_in_proportion(member.file_size, min(member.compress_size, Path(archive.filename).stat().st_size))
+    require_in_proportion(
+        member.file_size, min(member.compress_size, Path(archive.filename).stat().st_size)
+    )
     return archive.open(member)
 
 
 def require_in_proportion(size: int, stored: int) -> None:
     """Raises ValueError for a large array that a file holds much less of than what it would be."""
     if size > LARGE and size > MOST_EXPANDED * stored:
-        raise ValueError(f"{stored:,} bytes would become {size:,}, more than {MOST_EXPANDED} times as many")
+        raise ValueError(
+            f"{stored:,} bytes would become {size:,}, more than {MOST_EXPANDED} times as many"
+        )
 
 
 def load_array(path: Path, name: str) -> np.ndarray:

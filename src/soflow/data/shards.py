@@ -12,11 +12,20 @@ from torch import Tensor
 
 from soflow.data.npz import UNREADABLE
 from soflow.errors import RunError, first_line
-from soflow.files import cache_folder, checksum, damaged, digest, natural, read_json, write_json
+from soflow.system.atomic import write_json
+from soflow.system.cache import cache_folder
+from soflow.system.fingerprints import checksum, fingerprint_of
+from soflow.system.records import damaged, natural, read_json
 
 VERSION = 1
 #: What index.json has beside the plan: of each shard its rows and their checksum, of each row its label.
-INDEX = {"version": natural, "rows": [natural], "checksums": [str], "labels": ([natural], None), "done": {...: natural}}
+INDEX = {
+    "version": natural,
+    "rows": [natural],
+    "checksums": [str],
+    "labels": ([natural], None),
+    "done": {...: natural},
+}
 
 
 def shard_file(folder: Path, number: int) -> Path:
@@ -29,11 +38,17 @@ class Shards:
     """
 
     def __init__(self, folder: Path, index: dict[str, Any]) -> None:
-        counts = {shard_file(folder, number): rows for number, rows in enumerate(index["rows"]) if rows}
+        counts = {
+            shard_file(folder, number): rows for number, rows in enumerate(index["rows"]) if rows
+        }
         self.parts = [mapped(file) for file in counts]
         for part, (file, rows) in zip(self.parts, counts.items(), strict=True):
             first = self.parts[0]
-            if part.shape != (rows, *first.shape[1:]) or part.dtype != first.dtype or part.dtype.kind not in "fu":
+            if (
+                part.shape != (rows, *first.shape[1:])
+                or part.dtype != first.dtype
+                or part.dtype.kind not in "fu"
+            ):
                 raise RunError(
                     f"{file} is damaged: it holds {part.dtype}{list(part.shape)}, not {rows:,} rows as the others"
                 )
@@ -64,7 +79,9 @@ def open_store(folder: Path) -> tuple[Shards, dict[str, Any]]:
     """
     index = read_json(folder / "index.json", INDEX)
     if index.get("version") != VERSION:
-        raise RunError(f"{folder} is not whole, or of another version of soflow: make it again with the same command")
+        raise RunError(
+            f"{folder} is not whole, or of another version of soflow: make it again with the same command"
+        )
     rows, labels = index["rows"], index.get("labels")
     if len(rows) != len(index["checksums"]) or (labels is not None and len(labels) != sum(rows)):
         raise damaged(folder / "index.json")
@@ -85,7 +102,7 @@ def mapped(file: Path) -> np.ndarray:
 
 def verify(folder: Path, checksums: Sequence[str]) -> None:
     """Raises RunError naming the first shard that is missing or damaged."""
-    seen_file = cache_folder() / "seen" / f"{digest(str(folder.resolve()))}.json"
+    seen_file = cache_folder() / "seen" / f"{fingerprint_of(str(folder.resolve()))}.json"
     try:
         seen = read_json(seen_file)
     except RunError:
@@ -102,7 +119,9 @@ def verify(folder: Path, checksums: Sequence[str]) -> None:
         for file, found in zip(new, pool.map(checksum, new), strict=True):
             if found != stamps[file.name][0]:
                 told = "its checksum is not the one recorded"
-                raise RunError(f"{file} is damaged ({told}): run the command that made it again, which mends it")
+                raise RunError(
+                    f"{file} is damaged ({told}): run the command that made it again, which mends it"
+                )
     if new:
         with suppress(RunError, OSError):  # a cache that cannot be written only costs time
             seen_file.parent.mkdir(parents=True, exist_ok=True)

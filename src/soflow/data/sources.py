@@ -12,7 +12,7 @@ import torch
 
 from soflow.config.schema import DataConfig
 from soflow.data.arrays import ArrayImages, splits_of_file
-from soflow.data.cache import Note, cached
+from soflow.data.cache import cached
 from soflow.data.dataset import Dataset
 from soflow.data.folder import FolderImages, splits_of
 from soflow.data.huggingface import BUILDERS, HuggingFaceImages, open_splits
@@ -30,14 +30,20 @@ def digits(split: str) -> Dataset:
     from sklearn.model_selection import train_test_split
 
     source = load_digits()
-    rows = train_test_split(np.arange(len(source.target)), test_size=0.2, stratify=source.target, random_state=0)
+    rows = train_test_split(
+        np.arange(len(source.target)), test_size=0.2, stratify=source.target, random_state=0
+    )
     chosen = rows[0 if split == "train" else 1]
     images = torch.from_numpy(source.images[chosen]).float()[:, None]  # (N, 1, 8, 8), 0 .. 16
     labels = torch.from_numpy(source.target[chosen]).long()
-    return Dataset("digits", split, images / 8 - 1, labels, tuple(str(name) for name in source.target_names))
+    return Dataset(
+        "digits", split, images / 8 - 1, labels, tuple(str(name) for name in source.target_names)
+    )
 
 
-def toy(name: str, draw: Callable[[int, np.random.Generator], np.ndarray]) -> Callable[[str], Dataset]:
+def toy(
+    name: str, draw: Callable[[int, np.random.Generator], np.ndarray]
+) -> Callable[[str], Dataset]:
     """A source of seeded points in the plane, without labels."""
 
     def load(split: str) -> Dataset:
@@ -82,20 +88,22 @@ IMAGES = ("folder", "huggingface", "arrays")
 KINDS = (*SOURCES, *IMAGES, "latents")
 
 
-def load(config: DataConfig, split: str = "train", note: Note = lambda text: None) -> Dataset:
+def load(config: DataConfig, split: str = "train") -> Dataset:
     """The data that a configuration names, with their classes whether or not these are trained with.
 
-    `note` hears what was done to images that could not be taken as they are. Raises InputError for data that are not there
+    Raises InputError for data that are not there
     or cannot be used.
     """
     if config.source in SOURCES:
         if split not in SPLITS:
-            raise InputError(f"{config.source} has no split '{split}': its splits are {' and '.join(SPLITS)}")
+            raise InputError(
+                f"{config.source} has no split '{split}': its splits are {' and '.join(SPLITS)}"
+            )
         return SOURCES[config.source](split)
     if config.source == "latents":
-        return load_latents(config.path, split, note)
+        return load_latents(config.path, split)
     channels, size = channels_and_size(config.shape)
-    return cached(open_images(config, split), size, channels, note)
+    return cached(open_images(config, split), size, channels)
 
 
 def splits(config: DataConfig) -> tuple[str, ...]:
@@ -112,10 +120,18 @@ def splits(config: DataConfig) -> tuple[str, ...]:
 def open_images(config: DataConfig, split: str) -> Images:
     """The images that a configuration names, not decoded yet."""
     if config.source in KINDS and config.source not in IMAGES:
-        raise InputError(f"data.source is '{config.source}', which holds no image files: {', '.join(IMAGES)} do")
+        raise InputError(
+            f"data.source is '{config.source}', which holds no image files: {', '.join(IMAGES)} do"
+        )
     if config.source not in IMAGES:
-        near = "; ImageNet is trained on as latents: see soflow encode" if "imagenet" in config.source else ""
-        raise InputError(f"data.source is '{config.source}': it must be one of {', '.join(KINDS)}{near}")
+        near = (
+            "; ImageNet is trained on as latents: see soflow encode"
+            if "imagenet" in config.source
+            else ""
+        )
+        raise InputError(
+            f"data.source is '{config.source}': it must be one of {', '.join(KINDS)}{near}"
+        )
     kind = kind_of(config.path)
     if config.path and kind != config.source and Path(config.path).exists():
         raise InputError(f"data.path={config.path} is {LOOKS_LIKE[kind]}: use data.source={kind}")
@@ -129,7 +145,9 @@ def open_images(config: DataConfig, split: str) -> Images:
 def channels_and_size(shape: tuple[int, ...]) -> tuple[int, int]:
     """C and H of [C, H, H]. Raises InputError for a shape that images cannot have."""
     if len(shape) != 3 or shape[0] not in MODES or shape[1] != shape[2]:
-        raise InputError(f"data.shape is {list(shape)}: images are [1, H, H] (grey) or [3, H, H] (RGB); or set data.size=H")
+        raise InputError(
+            f"data.shape is {list(shape)}: images are [1, H, H] (grey) or [3, H, H] (RGB); or set data.size=H"
+        )
     return shape[0], shape[1]
 
 
@@ -156,8 +174,12 @@ def kind_of(path: str) -> str:
     if (place / "dataset_dict.json").is_file() or (place / "state.json").is_file():
         return "huggingface"
     kinds = {**dict.fromkeys(ENDINGS, "folder"), **dict.fromkeys(BUILDERS, "huggingface")}
-    found = (kinds[file.suffix.lower()] for file in place.rglob("*") if file.suffix.lower() in kinds)
-    return next(found, "folder")  # by the first that is met: a folder of a million images is not looked through
+    found = (
+        kinds[file.suffix.lower()] for file in place.rglob("*") if file.suffix.lower() in kinds
+    )
+    return next(
+        found, "folder"
+    )  # by the first that is met: a folder of a million images is not looked through
 
 
 def find(text: str, like: DataConfig) -> tuple[DataConfig, str]:
@@ -173,7 +195,11 @@ def find(text: str, like: DataConfig) -> tuple[DataConfig, str]:
     if source in SOURCES:
         return like.model_copy(update={"source": source, "path": ""}), split
     path = str(Path(source).expanduser()) if source.startswith("~") else source
-    local = source.startswith((".", "/", "~")) or source.count("/") > 1 or Path(source).suffix.lower() in FILES
+    local = (
+        source.startswith((".", "/", "~"))
+        or source.count("/") > 1
+        or Path(source).suffix.lower() in FILES
+    )
     if local and not Path(path).exists():
         raise InputError(f"there is no {source}")
     return like.model_copy(update={"source": kind_of(path), "path": path}), split

@@ -25,17 +25,16 @@ import numpy as np
 
 from soflow.data.shards import VERSION, shard_file
 from soflow.errors import InputError, RunError, first_line
-from soflow.files import (
+from soflow.system.atomic import (
     cannot_write,
-    checksum,
     is_partial,
-    natural,
-    read_json,
     remove_old_partials,
     replace_file,
     write_json,
     write_text,
 )
+from soflow.system.fingerprints import checksum
+from soflow.system.records import natural, read_json
 
 #: Bytes of a shard, at most; and shards of a store, at least, so that several processes have something to share.
 SHARD_BYTES, LEAST_SHARDS = 2**26, 16
@@ -60,7 +59,13 @@ class Piece:
 
 
 #: shard-NNNNN.json.
-RECORD = {"rows": natural, "checksum": str, "labels": ([natural], None), "skipped": [str], "done": {...: natural}}
+RECORD = {
+    "rows": natural,
+    "checksum": str,
+    "labels": ([natural], None),
+    "skipped": [str],
+    "done": {...: natural},
+}
 
 
 def make_store(
@@ -129,12 +134,16 @@ def keep_to_plan(folder: Path, plan: dict[str, Any]) -> None:
     if not file.is_file():
         strange = any(not is_partial(entry) for entry in folder.iterdir())
         if strange and not file.is_file():  # else another process has just written it
-            raise OtherWork(f"{folder} holds something else already: choose a new folder with --out")
+            raise OtherWork(
+                f"{folder} holds something else already: choose a new folder with --out"
+            )
         write_json(file, plan)
     try:
         begun = read_json(file)
     except RunError:
-        raise OtherWork(f"{file} is damaged: delete {folder} and run the same command again") from None
+        raise OtherWork(
+            f"{file} is damaged: delete {folder} and run the same command again"
+        ) from None
     for key, before, now in differences(begun, plan):
         told = f"with {key}={before}, this is {now}"
         if key == "source":  # digests, which say nothing to people
@@ -160,7 +169,11 @@ def good_shard(folder: Path, number: int) -> dict[str, Any] | None:
     """The record of a shard that was written before, if its rows are still those."""
     try:
         record = read_json(record_file(folder, number), RECORD)
-        return record if record and checksum(shard_file(folder, number)) == record["checksum"] else None
+        return (
+            record
+            if record and checksum(shard_file(folder, number)) == record["checksum"]
+            else None
+        )
     except (OSError, RunError):
         return None
 
@@ -168,7 +181,9 @@ def good_shard(folder: Path, number: int) -> dict[str, Any] | None:
 def write_shard(folder: Path, number: int, piece: Piece) -> dict[str, Any]:
     """Writes rows, then the record that makes them count."""
     content = io.BytesIO()
-    np.save(content, piece.rows)  # not into the file: numpy does not notice a disk that takes no more
+    np.save(
+        content, piece.rows
+    )  # not into the file: numpy does not notice a disk that takes no more
     replace_file(shard_file(folder, number), content.getbuffer())
     record = {
         "rows": len(piece.rows),
@@ -188,7 +203,9 @@ def too_many_bad(skipped: Sequence[str], bad: int, count: int) -> InputError:
     )
 
 
-def finish(folder: Path, plan: dict[str, Any], shards: int, mine: dict[int, dict[str, Any]]) -> bool:
+def finish(
+    folder: Path, plan: dict[str, Any], shards: int, mine: dict[int, dict[str, Any]]
+) -> bool:
     """Writes the index if every shard is there and good; says whether it is. mine: the records of the shards that this
     process has made or looked at itself.
 
@@ -199,7 +216,11 @@ def finish(folder: Path, plan: dict[str, Any], shards: int, mine: dict[int, dict
         return False
     with ThreadPoolExecutor() as pool:
         found = dict(zip(others, pool.map(partial(good_shard, folder), others), strict=True))
-    read = [record for number in range(shards) if (record := mine.get(number) or found[number]) is not None]
+    read = [
+        record
+        for number in range(shards)
+        if (record := mine.get(number) or found[number]) is not None
+    ]
     if len(read) < shards:
         return False
     skipped = [reason for one in read for reason in one["skipped"]]
@@ -207,7 +228,11 @@ def finish(folder: Path, plan: dict[str, Any], shards: int, mine: dict[int, dict
         raise too_many_bad(skipped, len(skipped), plan["count"])
     if skipped:
         write_text(folder / "skipped.txt", "".join(f"{reason}\n" for reason in skipped))
-    labels = None if any(one.get("labels") is None for one in read) else [label for one in read for label in one["labels"]]
+    labels = (
+        None
+        if any(one.get("labels") is None for one in read)
+        else [label for one in read for label in one["labels"]]
+    )
     done: dict[str, int] = {}
     for one in read:
         for what, times in one["done"].items():

@@ -1,6 +1,7 @@
 """A small classifier of a labelled data set, trained once on its training split: its last hidden layer gives features."""
 
 import hashlib
+import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -16,8 +17,10 @@ from torch.nn import functional
 from soflow.data.batches import Batches
 from soflow.data.dataset import Dataset
 from soflow.errors import InputError
-from soflow.files import cache_folder
-from soflow.progress import counting
+from soflow.system.cache import cache_folder
+from soflow.system.progress import counting
+
+log = logging.getLogger(__name__)
 
 
 class Classifier(nn.Module, ABC):
@@ -64,7 +67,9 @@ class ImageClassifier(Classifier):
         return self.head(features)
 
 
-def train_classifier(dataset: Dataset, on_step: Callable[[int], None] = lambda done: None, seed: int = 0) -> ImageClassifier:
+def train_classifier(
+    dataset: Dataset, on_step: Callable[[int], None] = lambda done: None, seed: int = 0
+) -> ImageClassifier:
     """Trains one on a training split; seeded, a minute or two on a CPU. Raises InputError for data without classes."""
     if dataset.labels is None or len(dataset.shape) != 3 or min(dataset.shape[1:]) < 8:
         raise InputError(
@@ -99,7 +104,9 @@ def fit(
             batch = batches.share(step)
             assert batch.labels is not None
             features = functional.dropout(classifier(batch.data), 0.2)
-            loss = functional.cross_entropy(classifier.logits(features), batch.labels, label_smoothing=label_smoothing)
+            loss = functional.cross_entropy(
+                classifier.logits(features), batch.labels, label_smoothing=label_smoothing
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -118,12 +125,14 @@ def cache_file(dataset: Dataset, folder: Path) -> Path:
     return folder / f"classifier-{VERSION}-{digest.hexdigest()}.safetensors"
 
 
-def load_classifier(dataset: Dataset, note: Callable[[str], None] = lambda text: None) -> ImageClassifier:
+def load_classifier(dataset: Dataset) -> ImageClassifier:
     """The classifier of a training split, from the cache or trained now and put there."""
 
     def train() -> ImageClassifier:
         kept = f"it is kept in {cache_folder()}"
-        note(f"training a classifier of {dataset.name} ({len(dataset):,} images), a minute or two; {kept}")
+        log.info(
+            f"training a classifier of {dataset.name} ({len(dataset):,} images), a minute or two; {kept}"
+        )
         with counting("training the classifier", STEPS) as on_step:
             return train_classifier(dataset, on_step)
 

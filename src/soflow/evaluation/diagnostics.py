@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from soflow.path import PathSample
+from soflow.noising import NoisedSample
 from soflow.sampling import integrate_velocity, one_step
 from soflow.solution import FlowModel
 from soflow.symbols import Labels, Sample, Times, mean_d
@@ -40,20 +40,30 @@ def solution_residual(
     return rms((f_next - f) / h - model.velocity(f, s, labels))
 
 
-def composition_gap(model: FlowModel, x_t: Sample, t: Times, l: Times, s: Times, labels: Labels | None = None) -> float:
+def composition_gap(
+    model: FlowModel, x_t: Sample, t: Times, l: Times, s: Times, labels: Labels | None = None
+) -> float:
     """|| f(f(x_t, t, l), l, s) - f(x_t, t, s) ||: two jumps against one."""
     halfway = model.solution(x_t, t, l, labels)
     return rms(model.solution(halfway, l, s, labels) - model.solution(x_t, t, s, labels))
 
 
-def one_step_error(model: FlowModel, noise: Sample, labels: Labels | None = None, steps: int = HEUN_STEPS) -> float:
+def one_step_error(
+    model: FlowModel, noise: Sample, labels: Labels | None = None, steps: int = HEUN_STEPS
+) -> float:
     """|| f(noise, 1, 0) - Heun of v from the same noise ||: one jump against the model's own ODE."""
-    return rms(one_step(model, noise, labels) - integrate_velocity(model, noise, steps, labels, "heun"))
+    return rms(
+        one_step(model, noise, labels) - integrate_velocity(model, noise, steps, labels, "heun")
+    )
 
 
 @torch.no_grad()
 def diagnose(
-    model: FlowModel, point: PathSample, labels: Labels | None, generator: torch.Generator, batch: int = 500
+    model: FlowModel,
+    point: NoisedSample,
+    labels: Labels | None,
+    generator: torch.Generator,
+    batch: int = 500,
 ) -> Diagnostics:
     """All three, at points of the path with t = point.t, `batch` at once; s and l are drawn evenly below t, s < l < t."""
     count = len(point.t)

@@ -1,6 +1,6 @@
 """The classifier of the bundled digits: small, trained once in some seconds, the same on every machine."""
 
-from collections.abc import Callable
+import logging
 from dataclasses import replace
 
 import torch
@@ -11,7 +11,9 @@ from soflow.data import sources
 from soflow.data.batches import Batches
 from soflow.data.dataset import Dataset
 from soflow.evaluation.classifier import Classifier, cached, fit
-from soflow.files import cache_folder
+from soflow.system.cache import cache_folder
+
+log = logging.getLogger(__name__)
 
 #: Changes whenever the classifier or its training does, so that figures of different ones are never mixed.
 DIGITS_VERSION = "digits-classifier-2"
@@ -55,11 +57,11 @@ def train_digit_classifier(seed: int = 0) -> DigitClassifier:
     return fit(DigitClassifier, batches, DIGITS_STEPS, 4e-3, seed, label_smoothing=0.05)
 
 
-def load_digit_classifier(note: Callable[[str], None] = lambda text: None) -> DigitClassifier:
-    """The digit classifier, from the cache or trained now and put there; `note` hears why that takes a while."""
+def load_digit_classifier() -> DigitClassifier:
+    """The digit classifier, from the cache or trained now and put there."""
 
     def train() -> DigitClassifier:
-        note("training the digit classifier, once, about ten seconds")
+        log.info("training the digit classifier, once, about ten seconds")
         return train_digit_classifier()
 
     return cached(DigitClassifier(), cache_folder() / f"{DIGITS_VERSION}.safetensors", train)

@@ -23,8 +23,23 @@ from soflow.evaluation.metrics import (
     SCORE_PARTS,
 )
 from soflow.evaluation.references import describe
-from soflow.evaluation.statistics import ENERGY_POINTS, Baseline, Figures, Judge, Statistics, parts_of
-from soflow.sampling import LabelDraw, Method, class_by_class, draw, draw_classes, noise_count, sample
+from soflow.evaluation.statistics import (
+    ENERGY_POINTS,
+    Baseline,
+    Figures,
+    Scorer,
+    Statistics,
+    parts_of,
+)
+from soflow.sampling import (
+    LabelDraw,
+    Sampler,
+    class_by_class,
+    draw,
+    draw_classes,
+    noise_count,
+    sample,
+)
 from soflow.solution import FlowModel
 
 #: Heun steps of the model's own velocity, the yardstick for few-step samples; two network evaluations each.
@@ -49,20 +64,25 @@ class Protocol:
 
 
 def rows_of(
-    samplers: Sequence[Method], nfe: Sequence[int], weights: Sequence[str] = ("ema",)
-) -> list[tuple[str, Method, int]]:
+    samplers: Sequence[Sampler], nfe: Sequence[int], weights: Sequence[str] = ("ema",)
+) -> list[tuple[str, Sampler, int]]:
     """What is evaluated: of each weights each few-step sampler at each number of evaluations; and the model's own ODE, of
     the first weights alone, if it has one. In one step renoise and ode are the same.
     """
-    few: list[Method] = [sampler for sampler in samplers if sampler != "heun"]
-    rows = [(which, sampler, n) for which in weights for n in nfe for sampler in (few[:1] if n == 1 else few)]
+    few: list[Sampler] = [sampler for sampler in samplers if sampler != "heun"]
+    rows = [
+        (which, sampler, n)
+        for which in weights
+        for n in nfe
+        for sampler in (few[:1] if n == 1 else few)
+    ]
     return rows + ([(weights[0], "heun", 2 * HEUN_STEPS)] if "heun" in samplers else [])
 
 
 def evaluate(
     models: Mapping[str, FlowModel],
-    samplers: Sequence[Method],
-    judge: Judge,
+    samplers: Sequence[Sampler],
+    scorer: Scorer,
     baseline: Baseline | None,
     protocol: Protocol,
     device: torch.device,
@@ -79,17 +99,19 @@ def evaluate(
     """
     progress = Progressing(on_progress)
     first = next(iter(models.values()))
-    costs: dict[tuple[Method, int], float] = {}
+    costs: dict[tuple[Sampler, int], float] = {}
 
-    def row(weights: str, method: Method, n: int) -> dict[str, Any]:
+    def row(weights: str, method: Sampler, n: int) -> dict[str, Any]:
         found, alike = [], []
         for seed in protocol.seeds:
             labels = draw_classes(protocol.labels, protocol.num, first.num_classes, seed)
-            parts = draw(models[weights], protocol.num, labels, method, n, seed, protocol.batch, device)
-            drawn = progress.gather(judge, parts, protocol.num)
-            found.append(judge.figures(drawn, labels, progress.add))
+            parts = draw(
+                models[weights], protocol.num, labels, method, n, seed, protocol.batch, device
+            )
+            drawn = progress.gather(scorer, parts, protocol.num)
+            found.append(scorer.figures(drawn, labels, progress.add))
             if baseline is not None and len(baseline.data) < protocol.num:
-                alike.append(judge.distance_of_some(drawn, len(baseline.data), labels))
+                alike.append(scorer.distance_of_some(drawn, len(baseline.data), labels))
         if (method, n) not in costs:
             costs[method, n] = milliseconds_per_sample(
                 first, method, n, device, min(protocol.num, protocol.batch, TIMED_BATCH)
@@ -107,18 +129,24 @@ def evaluate(
     solved = points is not None and {"ode", "heun"} <= set(samplers)
     count = min(protocol.num, DIAGNOSTIC_POINTS)
     return {
-        **about(judge, protocol.num),
+        **about(scorer, protocol.num),
         "seeds": list(protocol.seeds),
         "labels": protocol.labels if first.num_classes else "none",
         "rows": rows,
         "real": None if baseline is None else real_row(baseline, progress),
-        "diagnostics": diagnostics(first, points, count, protocol, device) if solved and points else {},
-        "machine": {"device": str(device), "processor": platform.machine(), "threads": torch.get_num_threads()},
+        "diagnostics": diagnostics(first, points, count, protocol, device)
+        if solved and points
+        else {},
+        "machine": {
+            "device": str(device),
+            "processor": platform.machine(),
+            "threads": torch.get_num_threads(),
+        },
     }
 
 
-def evaluate_given(
-    judge: Judge,
+def evaluate_samples(
+    scorer: Scorer,
     parts: Iterable[Tensor],
     count: int,
     labels: Tensor | None,
@@ -127,14 +155,16 @@ def evaluate_given(
 ) -> dict[str, Any]:
     """The same of samples that are there already."""
     progress = Progressing(on_progress)
-    drawn = progress.gather(judge, parts, count)
+    drawn = progress.gather(scorer, parts, count)
     few = len(baseline.data) if baseline is not None else count
     row = {
-        **over_seeds([judge.figures(drawn, labels, progress.add)]),
-        "distance_at_real_count": judge.distance_of_some(drawn, few, labels) if few < count else None,
+        **over_seeds([scorer.figures(drawn, labels, progress.add)]),
+        "distance_at_real_count": scorer.distance_of_some(drawn, few, labels)
+        if few < count
+        else None,
     }
     return {
-        **about(judge, count),
+        **about(scorer, count),
         "rows": [{"weights": "", "sampler": "given", "nfe": None, **row}],
         "real": None if baseline is None else real_row(baseline, progress),
         "diagnostics": {},
@@ -153,28 +183,30 @@ class Progressing:
         self.done += rows
         self.on_progress(self.done)
 
-    def gather(self, judge: Judge, parts: Iterable[Tensor], count: int) -> Statistics:
+    def gather(self, scorer: Scorer, parts: Iterable[Tensor], count: int) -> Statistics:
         before = self.done
-        statistics = judge.gather(parts, count, lambda done: self.on_progress(before + done))
+        statistics = scorer.gather(parts, count, lambda done: self.on_progress(before + done))
         self.done = before + count
         return statistics
 
 
-def work(judge: Judge, counts: Sequence[int]) -> int:
+def work(scorer: Scorer, counts: Sequence[int]) -> int:
     """How much there is to do for sets of so many samples: each is drawn, and its neighbourhoods are looked at."""
-    return sum(count + (count + len(judge.reference.points)) for count in counts)
+    return sum(count + (count + len(scorer.reference.points)) for count in counts)
 
 
 def real_row(baseline: Baseline, progress: Progressing) -> dict[str, Any]:
     """The figures of real samples."""
-    data, judge = baseline.data, baseline.judge
-    found = judge.figures(progress.gather(judge, parts_of(data), len(data)), data.labels, progress.add)
+    data, scorer = baseline.data, baseline.scorer
+    found = scorer.figures(
+        progress.gather(scorer, parts_of(data), len(data)), data.labels, progress.add
+    )
     return {
         "dataset": data.name,
         "split": data.split,
         "count": len(data),
-        "reference": judge.about,
-        "warnings": warnings_of(judge, len(data)),
+        "reference": scorer.about,
+        "warnings": warnings_of(scorer, len(data)),
         **asdict(found),
     }
 
@@ -184,7 +216,11 @@ def over_seeds(found: Sequence[Figures]) -> dict[str, Any]:
     if len(found) == 1:
         return {**asdict(found[0]), "spread": None}
     values = [asdict(figures) for figures in found]
-    names = [name for name, value in values[0].items() if value is not None and "spread" not in name and name != "reliable"]
+    names = [
+        name
+        for name, value in values[0].items()
+        if value is not None and "spread" not in name and name != "reliable"
+    ]
     spread = {name: stdev(one[name] for one in values) for name in names}
     return {
         **values[0],
@@ -194,40 +230,42 @@ def over_seeds(found: Sequence[Figures]) -> dict[str, Any]:
     }
 
 
-def about(judge: Judge, count: int) -> dict[str, Any]:
+def about(scorer: Scorer, count: int) -> dict[str, Any]:
     """The protocol: what a figure must be told with, so that it can be traced."""
     return {
-        "metric": judge.features.metric,
+        "metric": scorer.features.metric,
         "num": count,
-        "features": {**describe(judge.features), "dimensions": judge.reference.dimensions},
-        "reference": {**judge.about, "points": len(judge.reference.points)},
+        "features": {**describe(scorer.features), "dimensions": scorer.reference.dimensions},
+        "reference": {**scorer.about, "points": len(scorer.reference.points)},
         "settings": {
-            "samples": "rounded to 8 bits" if judge.gaussian else "as they are",
-            **({} if judge.gaussian else {"points": f"{ENERGY_POINTS} of each set, or all"}),
+            "samples": "rounded to 8 bits" if scorer.gaussian else "as they are",
+            **({} if scorer.gaussian else {"points": f"{ENERGY_POINTS} of each set, or all"}),
             "precision and recall": f"k = {NEIGHBOURS}",
             "density and coverage": f"k = {DENSITY_NEIGHBOURS}",
             "kernel distance": f"{KERNEL_SUBSETS} subsets of {KERNEL_SUBSET} or all",
             "inception score": f"{SCORE_PARTS} parts or fewer",
         },
-        "warnings": warnings_of(judge, count),
+        "warnings": warnings_of(scorer, count),
         "versions": {"soflow": __version__}
         | {name: version(name) for name in ("torch", "torchmetrics", "numpy")}
         | {"python": platform.python_version()},
     }
 
 
-def warnings_of(judge: Judge, count: int) -> list[str]:
-    if judge.reliable(count):
+def warnings_of(scorer: Scorer, count: int) -> list[str]:
+    if scorer.reliable(count):
         return []
-    fewer, who = min((count, "samples"), (judge.reference.count or count, "real samples"))
+    fewer, who = min((count, "samples"), (scorer.reference.count or count, "real samples"))
     return [
-        f"{fewer:,} {who} are no more than the {judge.reference.dimensions:,} dimensions of the features "
-        f"'{judge.features.name}': figures marked * are not reliable, and not to be quoted"
+        f"{fewer:,} {who} are no more than the {scorer.reference.dimensions:,} dimensions of the features "
+        f"'{scorer.features.name}': figures marked * are not reliable, and not to be quoted"
     ]
 
 
 @torch.no_grad()
-def milliseconds_per_sample(model: FlowModel, method: Method, nfe: int, device: torch.device, batch: int) -> float:
+def milliseconds_per_sample(
+    model: FlowModel, method: Sampler, nfe: int, device: torch.device, batch: int
+) -> float:
     """What a sampler takes once its noise is there; the second of two batches, so warmed up."""
     noises = torch.randn(noise_count(method, nfe), batch, *model.shape, device=device)
     labels = class_by_class(batch, model.num_classes)
@@ -245,8 +283,12 @@ def diagnostics(
     """Jumps against velocities, at points of the path between held-out data and noise, t even on (0, 1)."""
     generator = seeded_generator(protocol.seeds[0], "diagnostics", 0, torch.device("cpu"))
     data = dataset.samples(slice(count))
-    labels = dataset.labels[: len(data)].to(device) if dataset.labels is not None and model.num_classes else None
+    labels = (
+        dataset.labels[: len(data)].to(device)
+        if dataset.labels is not None and model.num_classes
+        else None
+    )
     noise = torch.randn(data.shape, generator=generator)
     t = torch.rand(len(data), generator=generator)
-    point = model.path.sample(*(x.to(device) for x in (data, noise, t)))
+    point = model.noising.sample(*(x.to(device) for x in (data, noise, t)))
     return asdict(diagnose(model, point, labels, generator, protocol.batch))

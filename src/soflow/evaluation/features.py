@@ -19,8 +19,8 @@ from soflow.errors import InputError, RunError, first_line
 from soflow.evaluation.classifier import Classifier, load_classifier
 from soflow.evaluation.digits import load_digit_classifier
 from soflow.evaluation.inception import load_inception
-from soflow.files import checksum
-from soflow.pictures import is_image, to_uint8
+from soflow.evaluation.pictures import is_image, to_uint8
+from soflow.system.fingerprints import checksum
 
 #: Where networks of files, and distances between many points, are worked out.
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -57,19 +57,27 @@ class Features:
             # one layout for all: the last digits of sums follow it
             given = self.network(seen.clone(memory_format=torch.contiguous_format))
         except (RuntimeError, ValueError, TypeError, IndexError, torch.jit.Error) as error:
-            told = [line for line in str(error).splitlines() if line.strip()][-1:]  # TorchScript's own words come first
+            told = [line for line in str(error).splitlines() if line.strip()][
+                -1:
+            ]  # TorchScript's own words come first
             raise InputError(
                 f"the features '{self.name}' cannot take {len(seen)} images of shape {list(seen.shape[1:])}: {''.join(told)}"
             ) from None
         parts = (given,) if isinstance(given, Tensor) else given
-        if not isinstance(parts, tuple) or not 1 <= len(parts) <= 3 or not all(fits(part, len(seen)) for part in parts):
+        if (
+            not isinstance(parts, tuple)
+            or not 1 <= len(parts) <= 3
+            or not all(fits(part, len(seen)) for part in parts)
+        ):
             raise InputError(
                 f"the features '{self.name}' must return (B, d), or that and logits (B, classes), but give {shapes(parts)} "
                 f"of {len(seen)} images"
             )
         found = Activations(*(part if part is None else part.float().cpu() for part in parts))  # type: ignore[arg-type]
         if not all(bool(part.isfinite().all()) for part in found if part is not None):
-            raise RunError(f"the features '{self.name}' are not finite numbers for some of the images")
+            raise RunError(
+                f"the features '{self.name}' are not finite numbers for some of the images"
+            )
         return found
 
     @property
@@ -81,13 +89,21 @@ class Features:
 
 
 def fits(part: Any, count: int) -> bool:
-    return part is None or (isinstance(part, Tensor) and part.ndim == 2 and len(part) == count and part.shape[1] > 0)
+    return part is None or (
+        isinstance(part, Tensor) and part.ndim == 2 and len(part) == count and part.shape[1] > 0
+    )
 
 
 def shapes(parts: Any) -> str:
     if not isinstance(parts, tuple):
         return type(parts).__name__
-    return " and ".join(str(list(part.shape)) if isinstance(part, Tensor) else type(part).__name__ for part in parts) or "()"
+    return (
+        " and ".join(
+            str(list(part.shape)) if isinstance(part, Tensor) else type(part).__name__
+            for part in parts
+        )
+        or "()"
+    )
 
 
 def as_seen(samples: Tensor) -> Tensor:
@@ -99,8 +115,14 @@ def as_seen(samples: Tensor) -> Tensor:
         return samples
     strange = ~samples.flatten(1).isfinite().all(1)
     if bool(strange.any()):
-        raise RunError(f"{int(strange.sum())} of {len(samples)} samples hold values that are not finite numbers (NaN)")
-    return torch.from_numpy(to_uint8(samples)).permute(0, 3, 1, 2) if is_image(samples.shape[1:]) else samples
+        raise RunError(
+            f"{int(strange.sum())} of {len(samples)} samples hold values that are not finite numbers (NaN)"
+        )
+    return (
+        torch.from_numpy(to_uint8(samples)).permute(0, 3, 1, 2)
+        if is_image(samples.shape[1:])
+        else samples
+    )
 
 
 def to_floats(seen: Tensor) -> Tensor:
@@ -109,17 +131,21 @@ def to_floats(seen: Tensor) -> Tensor:
 
 
 def load_features(
-    name: str, dataset: Dataset | None, shape: tuple[int, ...], note: Callable[[str], None] = lambda text: None
+    name: str,
+    dataset: Dataset | None,
+    shape: tuple[int, ...],
 ) -> Features:
     """Features by name, or of a TorchScript file, FILE or NAME=FILE; tried on samples of `shape`.
 
     dataset: the training split, of which `classifier` is trained. Raises InputError for an unknown name, a network that
     cannot be loaded, or one that cannot take such samples.
     """
-    features = find_features(name, dataset, shape, note)
+    features = find_features(name, dataset, shape)
     widths = {dimensions(features, shape, count) for count in (2, 1, BATCH)}
     if len(widths) > 1:
-        raise InputError(f"the features '{name}' have other dimensions for other numbers of images: {sorted(widths)}")
+        raise InputError(
+            f"the features '{name}' have other dimensions for other numbers of images: {sorted(widths)}"
+        )
     return features
 
 
@@ -129,19 +155,25 @@ def dimensions(features: Features, shape: tuple[int, ...], count: int = 2) -> in
     return features(torch.zeros(count, *shape, dtype=kind)).features.shape[1]
 
 
-def find_features(name: str, dataset: Dataset | None, shape: tuple[int, ...], note: Callable[[str], None]) -> Features:
+def find_features(name: str, dataset: Dataset | None, shape: tuple[int, ...]) -> Features:
     if name == "coordinates":
         return Features(name, lambda samples: Activations(samples.flatten(1).float()))
     if not is_image(shape):
-        raise InputError(f"the features '{name}' are for images, not for samples of shape {list(shape)}: use coordinates")
+        raise InputError(
+            f"the features '{name}' are for images, not for samples of shape {list(shape)}: use coordinates"
+        )
     if name == "digits":
         if shape != (1, 8, 8):
-            raise InputError(f"the features 'digits' are for 8x8 digits, [1, 8, 8], not for samples of shape {list(shape)}")
-        return classifier_features("digits", load_digit_classifier(note))
+            raise InputError(
+                f"the features 'digits' are for 8x8 digits, [1, 8, 8], not for samples of shape {list(shape)}"
+            )
+        return classifier_features("digits", load_digit_classifier())
     if name == "classifier":
         if dataset is None:
-            raise InputError("the features 'classifier' are trained on data with classes: name others, or such data")
-        return classifier_features(f"{dataset.name}-classifier", load_classifier(dataset, note))
+            raise InputError(
+                "the features 'classifier' are trained on data with classes: name others, or such data"
+            )
+        return classifier_features(f"{dataset.name}-classifier", load_classifier(dataset))
     if name == "inception":
         return Features(name, load_inception(DEVICE), {"network": "InceptionV3 of torch-fidelity"})
     called, file = file_of(name)
@@ -152,7 +184,9 @@ def find_features(name: str, dataset: Dataset | None, shape: tuple[int, ...], no
 
 def file_of(name: str) -> tuple[str, Path]:
     """FILE or NAME=FILE: the name, "" where there is none, and the file."""
-    called, _, file = ("", "", name) if Path(name).is_file() or "=" not in name else name.partition("=")
+    called, _, file = (
+        ("", "", name) if Path(name).is_file() or "=" not in name else name.partition("=")
+    )
     return called, Path(file)
 
 
@@ -167,7 +201,9 @@ def unknown(name: str) -> InputError:
     hint = f"; did you mean {close[0]}?" if close else ""
     if "." in name or "/" in name:
         hint = f"; there is no file {file_of(name)[1]}"
-    return InputError(f"unknown features '{name}': choose one of {', '.join(NAMES)}, or name a TorchScript file{hint}")
+    return InputError(
+        f"unknown features '{name}': choose one of {', '.join(NAMES)}, or name a TorchScript file{hint}"
+    )
 
 
 def classifier_features(name: str, classifier: Classifier) -> Features:
@@ -184,9 +220,13 @@ def classifier_features(name: str, classifier: Classifier) -> Features:
 def scripted(name: str, file: Path) -> Features:
     """Features of a TorchScript file: bytes (B, C, H, W) to features (B, d), or to (features, logits)."""
     if name in NAMES:
-        raise InputError(f"{file} cannot be called '{name}', as features of another kind are: use --features NAME={file}")
+        raise InputError(
+            f"{file} cannot be called '{name}', as features of another kind are: use --features NAME={file}"
+        )
     try:
         module = torch.jit.load(str(file), map_location=DEVICE).eval()
     except (RuntimeError, ValueError, OSError) as error:
-        raise InputError(f"{file} cannot be read as TorchScript (torch.jit.save writes it): {first_line(error)}") from None
+        raise InputError(
+            f"{file} cannot be read as TorchScript (torch.jit.save writes it): {first_line(error)}"
+        ) from None
     return Features(name, lambda seen: module(seen.to(DEVICE)), {"checksum": checksum(file)})

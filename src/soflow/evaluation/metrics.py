@@ -51,7 +51,11 @@ class Moments:
         """The moments of both sets together (Chan, Golub and LeVeque 1983), no large numbers being subtracted."""
         a, b, n = self.count, other.count, self.count + other.count
         apart = other.mean - self.mean
-        scatter = (a - 1) * self.covariance + (b - 1) * other.covariance + torch.outer(apart, apart) * (a * b / n)
+        scatter = (
+            (a - 1) * self.covariance
+            + (b - 1) * other.covariance
+            + torch.outer(apart, apart) * (a * b / n)
+        )
         return Moments(self.mean + apart * (b / n), scatter / (n - 1), n)
 
     @cached_property
@@ -64,11 +68,15 @@ class Moments:
 def eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues, none below zero, and vectors of a symmetric matrix (d, d). Raises RunError where that cannot be had."""
     if not bool(matrix.isfinite().all()):
-        raise RunError("the matrix square root does not exist: the covariance holds values that are not finite")
+        raise RunError(
+            "the matrix square root does not exist: the covariance holds values that are not finite"
+        )
     try:
         values, vectors = torch.linalg.eigh(matrix)
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-        raise RunError(f"the matrix square root did not converge ({' '.join(str(error).split())[:100]})") from None
+        raise RunError(
+            f"the matrix square root did not converge ({' '.join(str(error).split())[:100]})"
+        ) from None
     if bool(values.min() < -TOLERANCE * values.max().clamp(min=1e-12)):
         raise RunError(
             f"the matrix square root does not exist: an eigenvalue is {float(values.min()):.3g}, the largest "
@@ -85,7 +93,9 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     """
     product = b.root @ a.covariance @ b.root
     cross = eigen((product + product.T) / 2)[0].sqrt().sum()
-    distance = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * cross
+    distance = (
+        (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * cross
+    )
     return float(distance.clamp(min=0))
 
 
@@ -99,7 +109,9 @@ def spread_of_frechet(features: Tensor, reference: Moments, splits: int = 5) -> 
     squares = []
     for _ in range(splits):
         shuffled = torch.randperm(len(features), generator=generator)
-        one, two = (frechet_distance(Moments.of(features[half]), reference) for half in shuffled.chunk(2))
+        one, two = (
+            frechet_distance(Moments.of(features[half]), reference) for half in shuffled.chunk(2)
+        )
         squares.append((one - two) ** 2)
     return (sum(squares) / splits) ** 0.5 / 2
 
@@ -123,7 +135,9 @@ def kernel_distance(features: Tensor, reference: Tensor) -> tuple[float, float]:
 
     size = min(KERNEL_SUBSET, len(features), len(reference))
     with seeded():
-        metric = KernelInceptionDistance(feature=nn.Identity(), subsets=KERNEL_SUBSETS, subset_size=size)
+        metric = KernelInceptionDistance(
+            feature=nn.Identity(), subsets=KERNEL_SUBSETS, subset_size=size
+        )
         metric.update(features.double(), real=False)
         metric.update(reference.double(), real=True)
         mean, spread = metric.compute()
@@ -184,7 +198,9 @@ def neighbourhood(
     reach, _ = radii(features, on_rows)  # (N,)
     precise = torch.zeros(len(features), dtype=torch.bool, device=features.device)
     recalled, covered, within = 0.0, 0.0, 0.0
-    for rows, near, wide in zip(reference.split(ROWS), real_reach.split(ROWS), real_wide_reach.split(ROWS), strict=True):
+    for rows, near, wide in zip(
+        reference.split(ROWS), real_reach.split(ROWS), real_wide_reach.split(ROWS), strict=True
+    ):
         apart = distances(rows, features)  # (rows, N)
         precise |= (apart <= near[:, None]).any(0)
         recalled += float((apart <= reach).any(1).sum())

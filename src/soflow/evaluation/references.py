@@ -20,7 +20,8 @@ from soflow.errors import InputError, RunError, first_line, in_short
 from soflow.evaluation.features import Features
 from soflow.evaluation.metrics import Moments
 from soflow.evaluation.statistics import Statistics
-from soflow.files import parse_json, write_bytes
+from soflow.system.atomic import write_bytes
+from soflow.system.records import parse_json
 
 
 def arrays_in(file: Path) -> set[str]:
@@ -37,7 +38,11 @@ def holds_statistics(file: Path) -> bool:
 
 
 def write_reference(
-    file: Path, reference: Statistics, features: Features, about: dict[str, Any], shape: Sequence[int]
+    file: Path,
+    reference: Statistics,
+    features: Features,
+    about: dict[str, Any],
+    shape: Sequence[int],
 ) -> None:
     """shape: of a sample. Raises RunError where it cannot be written."""
     protocol = {"features": describe(features), "reference": about, "shape": list(shape)}
@@ -49,9 +54,14 @@ def write_reference(
         "protocol": np.array(json.dumps(protocol)),
     }
     if reference.spatial is not None:
-        arrays |= {"mu_s": reference.spatial.mean.numpy(), "sigma_s": reference.spatial.covariance.numpy()}
+        arrays |= {
+            "mu_s": reference.spatial.mean.numpy(),
+            "sigma_s": reference.spatial.covariance.numpy(),
+        }
     content = io.BytesIO()
-    np.savez(content, **arrays)  # not into the file: numpy does not notice a disk that takes no more
+    np.savez(
+        content, **arrays
+    )  # not into the file: numpy does not notice a disk that takes no more
     write_bytes(file, content.getvalue())
 
 
@@ -69,14 +79,20 @@ def read_reference(
     """
     there = arrays_in(file)
     if missing := {"mu", "sigma"} - there:
-        raise InputError(f"{file} lacks the array {min(missing)}: a reference holds mu and sigma, or images as arr_0")
+        raise InputError(
+            f"{file} lacks the array {min(missing)}: a reference holds mu and sigma, or images as arr_0"
+        )
     arrays = read(file, ("mu", "sigma", "mu_s", "sigma_s", "count", "points", "protocol"), there)
     protocol = protocol_of(arrays, file)
     made_with, asked = protocol.get("features", {"name": "inception"}), describe(features)
-    if not isinstance(made_with, dict) or any(made_with.get(key) != asked[key] for key in asked if key in IDENTITY):
+    if not isinstance(made_with, dict) or any(
+        made_with.get(key) != asked[key] for key in asked if key in IDENTITY
+    ):
         if "arr_0" in there:
             return None
-        raise InputError(f"{file} is a reference of the features {told(made_with)}, and this asks for {told(asked)}")
+        raise InputError(
+            f"{file} is a reference of the features {told(made_with)}, and this asks for {told(asked)}"
+        )
     if list(shape) != protocol.get("shape", list(shape)):
         raise InputError(
             f"{file} is a reference of images {in_short(protocol['shape'])}, and those compared are {list(shape)}"
@@ -95,7 +111,11 @@ def read_reference(
     if not isinstance(about, dict) or "dataset" not in about:
         about = {"dataset": file.stem}
     of = {"dataset": str(about["dataset"]), "split": str(about.get("split", ""))}
-    return Statistics(count, whole, spatial, points, None), {**of, "count": count, "file": file.name}
+    return Statistics(count, whole, spatial, points, None), {
+        **of,
+        "count": count,
+        "file": file.name,
+    }
 
 
 #: What of a description of features must agree.
@@ -108,7 +128,9 @@ def count_of(arrays: dict[str, np.ndarray], file: Path) -> int:
         return 0
     count = arrays["count"]
     if count.shape != () or not np.issubdtype(count.dtype, np.integer) or count < 2:
-        raise InputError(f"{file} has count {in_short(count)}, which must be a whole number of 2 or more")
+        raise InputError(
+            f"{file} has count {in_short(count)}, which must be a whole number of 2 or more"
+        )
     return int(count)
 
 
@@ -138,7 +160,7 @@ def moments(mu: np.ndarray, sigma: np.ndarray, count: int, dimensions: int, file
         raise InputError(f"{file} has a sigma that is no covariance: it is not symmetric")
     found = Moments(mean, covariance, count)
     try:
-        found.root  # noqa: B018  # now, and not after all samples are drawn
+        found.root  # now, and not after all samples are drawn
     except RunError as error:
         raise InputError(f"{file}: {error}") from None
     return found

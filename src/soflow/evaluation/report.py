@@ -12,11 +12,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from soflow import pictures
 from soflow.data.dataset import Dataset
-from soflow.evaluation import figures
+from soflow.evaluation import pictures
+from soflow.evaluation import plots as figures
 from soflow.evaluation.tables import reading_aid, table, title
-from soflow.sampling import Method, sample_many
+from soflow.sampling import Sampler, sample_many
 from soflow.solution import FlowModel
 from soflow.symbols import Sample
 
@@ -29,7 +29,9 @@ DIAGNOSTICS = (
     "<p>Does the learned map solve the flow it claims to solve? Root mean square differences: df/ds against the velocity; "
     "two jumps against one; one jump against 64 Heun steps.</p>"
 )
-NOT_FID = "Distances here are not FID: that name belongs to one network's features under one protocol."
+NOT_FID = (
+    "Distances here are not FID: that name belongs to one network's features under one protocol."
+)
 #: Times at which one noise is shown on its way along f(noise, 1, s).
 JOURNEY = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0]
 
@@ -48,8 +50,8 @@ class Subject:
     config: str
     seconds: float
     device: torch.device
-    samplers: tuple[Method, ...]
-    drawing: tuple[Method, int]
+    samplers: tuple[Sampler, ...]
+    drawing: tuple[Sampler, int]
     class_names: tuple[str, ...] = ()
 
 
@@ -60,7 +62,9 @@ def render(subjects: list[Subject]) -> str:
     body = "".join(section(subject) for subject in subjects)
     if len(subjects) > 1:
         body = comparison(subjects) + body
-    metrics = [subject.evaluation["metric"] for subject in subjects if subject.evaluation is not None]
+    metrics = [
+        subject.evaluation["metric"] for subject in subjects if subject.evaluation is not None
+    ]
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(heading)}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{style}</style></head><body><main>{body}'
@@ -72,18 +76,25 @@ def section(subject: Subject) -> str:
     """One run: headline figures, samples, distances, the journey of a noise, losses, settings, cost."""
     parts = [f"<h1>{escape(subject.name)}</h1>", headline(subject), samples(subject)]
     if subject.evaluation is None:
-        parts.append(f"<p>No distances yet: run <code>soflow evaluate {escape(subject.name)}</code> and report again.</p>")
+        parts.append(
+            f"<p>No distances yet: run <code>soflow evaluate {escape(subject.name)}</code> and report again.</p>"
+        )
     else:
         parts.append(quality(subject.evaluation))
     if {"renoise", "ode"} <= set(subject.samplers):  # a map to every s
         parts.append(journey(subject))
     if subject.metrics:
         note = CONSISTENCY if "consistency_mse" in subject.metrics[0] else ""
-        parts.append(f"<h2>Training</h2><p>Means between two log lines. {note}</p>" + embed(figures.losses(subject.metrics)))
+        parts.append(
+            f"<h2>Training</h2><p>Means between two log lines. {note}</p>"
+            + embed(figures.losses(subject.metrics))
+        )
         told = dict.fromkeys(name for line in subject.metrics for name in line if is_distance(name))
         parts.extend(embed(figures.distance_in_training(subject.metrics, name)) for name in told)
     parts.append(cost(subject))
-    parts.append(f"<h2>Settings</h2><details><summary>config.yaml</summary><pre>{escape(subject.config)}</pre></details>")
+    parts.append(
+        f"<h2>Settings</h2><details><summary>config.yaml</summary><pre>{escape(subject.config)}</pre></details>"
+    )
     return "".join(parts)
 
 
@@ -100,27 +111,40 @@ def headline(subject: Subject) -> str:
         heun = next((row for row in evaluation["rows"] if row["sampler"] == "heun"), None)
         if one is not None:
             if one.get("recognized") is not None:
-                tiles.append((f"{one['recognized']:.1%}", "of one-step samples recognized as their class"))
+                tiles.append(
+                    (f"{one['recognized']:.1%}", "of one-step samples recognized as their class")
+                )
             tiles.append((f"{one['distance']:.3g}", f"{evaluation['metric']}, one step"))
         if heun is not None:
-            tiles.append((f"{heun['distance']:.3g}", f"the same model's ODE, {heun['nfe'] // 2} Heun steps"))
+            tiles.append(
+                (f"{heun['distance']:.3g}", f"the same model's ODE, {heun['nfe'] // 2} Heun steps")
+            )
         if evaluation["real"] is not None:
             tiles.append((f"{evaluation['real']['distance']:.3g}", "held-out real data"))
     tiles.append((minutes(subject.seconds), "of training"))
-    return "<div class=tiles>" + "".join(f"<div><b>{escape(a)}</b>{escape(b)}</div>" for a, b in tiles) + "</div>"
+    return (
+        "<div class=tiles>"
+        + "".join(f"<div><b>{escape(a)}</b>{escape(b)}</div>" for a, b in tiles)
+        + "</div>"
+    )
 
 
 def samples(subject: Subject) -> str:
     """One-step samples beside real data: class by class for images, as clouds of points for vectors."""
     if len(subject.model.shape) == 1:
         drawn = draw(subject, 4000, None)
-        clouds = {f"samples drawn {in_words(subject)}": drawn, "real data": subject.dataset.samples(slice(4000))}
+        clouds = {
+            f"samples drawn {in_words(subject)}": drawn,
+            "real data": subject.dataset.samples(slice(4000)),
+        }
         return "<h2>Samples</h2>" + embed(figures.clouds(clouds))
     classes = subject.model.num_classes
     columns = min(classes or COLUMNS, COLUMNS)
     labels = torch.arange(8 * columns) % columns if classes else None
     drawn = draw(subject, 8 * columns, labels)
-    real = subject.model.decode(real_by_class(subject.dataset, columns, rows=8).to(subject.device)).cpu()
+    real = subject.model.decode(
+        real_by_class(subject.dataset, columns, rows=8).to(subject.device)
+    ).cpu()
     return (
         "<h2>Samples</h2><div class=pair><figure>"
         + picture(drawn, columns)
@@ -135,14 +159,20 @@ def samples(subject: Subject) -> str:
 def named(subject: Subject, count: int) -> str:
     """': cat, dog' of the first classes; nothing where their names are but their numbers."""
     names = subject.class_names[:count]
-    return "" if all(name == str(number) for number, name in enumerate(names)) else f": {', '.join(names)}"
+    return (
+        ""
+        if all(name == str(number) for number, name in enumerate(names))
+        else f": {', '.join(names)}"
+    )
 
 
 def real_by_class(dataset: Dataset, columns: int, rows: int) -> Tensor:
     """Real images, a class a column where there are classes, up to `rows` of them: (rows * columns, ...)."""
     if dataset.labels is None:
         return dataset.samples(slice(rows * columns))
-    by_class = [dataset.samples((dataset.labels == label).nonzero()[:rows, 0]) for label in range(columns)]
+    by_class = [
+        dataset.samples((dataset.labels == label).nonzero()[:rows, 0]) for label in range(columns)
+    ]
     complete = min(len(images) for images in by_class)
     return torch.stack([images[:complete] for images in by_class], dim=1).flatten(0, 1)
 
@@ -153,7 +183,8 @@ def quality(evaluation: dict[str, Any]) -> str:
     head = "".join(f"<th>{escape(name)}" for name in header)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}" for cell in row) for row in rows)
     diagnostics = "".join(
-        f"<tr><td>{escape(name.replace('_', ' '))}<td>{value:.4f}" for name, value in evaluation["diagnostics"].items()
+        f"<tr><td>{escape(name.replace('_', ' '))}<td>{value:.4f}"
+        for name, value in evaluation["diagnostics"].items()
     )
     return (
         f"<h2>Quality</h2><p>{escape(title(evaluation))}; smaller is better. {escape(reading_aid(evaluation))}</p>"
@@ -206,24 +237,50 @@ def cost(subject: Subject) -> str:
         machine, versions = subject.evaluation["machine"], subject.evaluation["versions"]
         if one is not None:
             rows.append(("one-step sampling", f"{one['milliseconds_per_sample']:.3f} ms a sample"))
-        rows.append(("evaluated on", f"{machine['device']}, {machine['processor']}, {machine['threads']} threads"))
-        rows.append(("versions", ", ".join(f"{name} {number}" for name, number in versions.items())))
-    return "<h2>Cost</h2><table>" + "".join(f"<tr><td>{escape(a)}<td>{escape(b)}" for a, b in rows) + "</table>"
+        rows.append(
+            (
+                "evaluated on",
+                f"{machine['device']}, {machine['processor']}, {machine['threads']} threads",
+            )
+        )
+        rows.append(
+            ("versions", ", ".join(f"{name} {number}" for name, number in versions.items()))
+        )
+    return (
+        "<h2>Cost</h2><table>"
+        + "".join(f"<tr><td>{escape(a)}<td>{escape(b)}" for a, b in rows)
+        + "</table>"
+    )
 
 
 def comparison(subjects: list[Subject]) -> str:
     """The runs side by side: a table for each metric, since distances of different metrics cannot be compared."""
-    evaluated = [(subject.name, subject.evaluation) for subject in subjects if subject.evaluation is not None]
+    evaluated = [
+        (subject.name, subject.evaluation) for subject in subjects if subject.evaluation is not None
+    ]
     parts = ["<h1>Side by side</h1>"]
     for protocol in dict.fromkeys(protocol_of(evaluation) for _, evaluation in evaluated):
-        columns = [(name, evaluation) for name, evaluation in evaluated if protocol_of(evaluation) == protocol]
-        samplers = dict.fromkeys((row["sampler"], row["nfe"]) for _, evaluation in columns for row in evaluation["rows"])
+        columns = [
+            (name, evaluation)
+            for name, evaluation in evaluated
+            if protocol_of(evaluation) == protocol
+        ]
+        samplers = dict.fromkeys(
+            (row["sampler"], row["nfe"]) for _, evaluation in columns for row in evaluation["rows"]
+        )
         head = "".join(f"<th>{escape(name)}" for name, _ in columns)
         body = ""
         for sampler, nfe in samplers:
             body += f"<tr><td>{escape(sampler)}<td>{nfe}"
             for _, evaluation in columns:
-                row = next((row for row in evaluation["rows"] if (row["sampler"], row["nfe"]) == (sampler, nfe)), None)
+                row = next(
+                    (
+                        row
+                        for row in evaluation["rows"]
+                        if (row["sampler"], row["nfe"]) == (sampler, nfe)
+                    ),
+                    None,
+                )
                 body += "<td>" if row is None else f"<td>{row['distance']:.4g}"
         reached = [evaluation["real"] for _, evaluation in columns]
         real = "".join("<td>" if row is None else f"<td>{row['distance']:.4g}" for row in reached)
@@ -252,7 +309,11 @@ def in_words(subject: Subject) -> str:
 
 def minutes(seconds: float) -> str:
     return (
-        f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.1f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
     )
 
 

@@ -71,7 +71,9 @@ def gather(
     Raises InputError for fewer than two, or for what the features cannot take; RunError for samples that are no numbers.
     """
     if count < 2:
-        raise InputError(f"there {'is' if count == 1 else 'are'} {count} to compare: a distance needs 2 or more")
+        raise InputError(
+            f"there {'is' if count == 1 else 'are'} {count} to compare: a distance needs 2 or more"
+        )
     kept = torch.linspace(0, count - 1, min(keep or count, count), dtype=torch.float64).long()
     moments: Moments | None = None
     spatial: Moments | None = None
@@ -92,7 +94,9 @@ def gather(
         done += len(block)
     assert moments is not None
     assert done == count
-    return Statistics(count, moments, spatial, torch.cat(points), torch.cat(logits) if logits else None)
+    return Statistics(
+        count, moments, spatial, torch.cat(points), torch.cat(logits) if logits else None
+    )
 
 
 def some(points: Tensor, count: int) -> Tensor:
@@ -152,7 +156,7 @@ class Figures:
 
 
 @dataclass(frozen=True)
-class Judge:
+class Scorer:
     """Compares samples with a reference by some features. about: which reference that is; num_classes: of the samples."""
 
     features: Features
@@ -170,8 +174,15 @@ class Judge:
         """Of the reference's points, (M,) each."""
         return radii(self.reference.points.to(DEVICE))
 
-    def gather(self, parts: Iterable[Tensor], count: int, on_done: Callable[[int], None] = lambda done: None) -> Statistics:
-        return gather(parts, self.features, count, None if self.gaussian else ENERGY_POINTS, on_done)
+    def gather(
+        self,
+        parts: Iterable[Tensor],
+        count: int,
+        on_done: Callable[[int], None] = lambda done: None,
+    ) -> Statistics:
+        return gather(
+            parts, self.features, count, None if self.gaussian else ENERGY_POINTS, on_done
+        )
 
     def distance(self, drawn: Statistics) -> float:
         if self.gaussian:
@@ -180,25 +191,41 @@ class Judge:
 
     def distance_of_some(self, drawn: Statistics, count: int, labels: Tensor | None) -> float:
         """The distance of `count` samples alone, of all classes alike where there are labels (N,), as held-out data are."""
-        points = some(drawn.points, count) if labels is None else drawn.points[in_turn(labels)[:count]]
+        points = (
+            some(drawn.points, count) if labels is None else drawn.points[in_turn(labels)[:count]]
+        )
         return self.distance(Statistics(len(points), Moments.of(points), None, points, None))
 
     def reliable(self, count: int) -> bool:
-        return not self.gaussian or min(count, self.reference.count or count) > self.reference.dimensions
+        return (
+            not self.gaussian
+            or min(count, self.reference.count or count) > self.reference.dimensions
+        )
 
     def figures(
-        self, drawn: Statistics, labels: Tensor | None, on_rows: Callable[[int], None] = lambda rows: None
+        self,
+        drawn: Statistics,
+        labels: Tensor | None,
+        on_rows: Callable[[int], None] = lambda rows: None,
     ) -> Figures:
         """All there is; labels (N,): the classes that the samples were drawn of. `on_rows` as in metrics.neighbourhood."""
         own, other = drawn.points, self.reference.points
-        near = neighbourhood(own.to(DEVICE), other.to(DEVICE), self.radii, on_rows) if len(other) > 1 else None
+        near = (
+            neighbourhood(own.to(DEVICE), other.to(DEVICE), self.radii, on_rows)
+            if len(other) > 1
+            else None
+        )
         kernel = kernel_distance(own, other) if self.gaussian and len(other) > 1 else (None, None)
         logits, spatial, real_spatial = drawn.logits, drawn.spatial, self.reference.spatial
         score = (None, None) if logits is None else inception_score(logits)
         return Figures(
             distance=self.distance(drawn),
-            distance_spread=spread_of_frechet(own, self.reference.moments) if self.gaussian and len(own) > 3 else None,
-            spatial_distance=frechet_distance(spatial, real_spatial) if spatial and real_spatial else None,
+            distance_spread=spread_of_frechet(own, self.reference.moments)
+            if self.gaussian and len(own) > 3
+            else None,
+            spatial_distance=frechet_distance(spatial, real_spatial)
+            if spatial and real_spatial
+            else None,
             kernel_distance=kernel[0],
             kernel_distance_spread=kernel[1],
             inception_score=score[0],
@@ -213,9 +240,9 @@ class Judge:
 
 @dataclass(frozen=True)
 class Baseline:
-    """Real data in place of samples, and the judge of them: another split's is that of the samples; else its reference lacks
+    """Real data in place of samples, and the scorer of them: another split's is that of the samples; else its reference lacks
     these very data.
     """
 
     data: Dataset
-    judge: Judge
+    scorer: Scorer

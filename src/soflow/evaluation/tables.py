@@ -3,13 +3,16 @@
 from collections.abc import Callable
 from typing import Any
 
-from soflow.files import finite, is_like, natural, number
+from soflow.system.records import finite, is_like, natural, number
 
 FIGURES = {
     "distance": finite,
     "reliable": lambda value: isinstance(value, bool),
     **dict.fromkeys(("precision", "recall", "density", "coverage"), (number, None)),
-    **dict.fromkeys(("distance_spread", "distance_at_real_count", "spatial_distance", "kernel_distance"), (number, None)),
+    **dict.fromkeys(
+        ("distance_spread", "distance_at_real_count", "spatial_distance", "kernel_distance"),
+        (number, None),
+    ),
     **dict.fromkeys(("inception_score", "recognized", "milliseconds_per_sample"), (number, None)),
 }
 ROW = {**FIGURES, "weights": str, "sampler": str, "nfe": natural, "milliseconds_per_sample": number}
@@ -41,19 +44,34 @@ def table(results: dict[str, Any]) -> list[list[str]]:
     if real is not None:
         which = f"real, {real['split']}" if real["split"] else "real"
         alike = real["distance"] if rows[0].get("distance_at_real_count") is not None else None
-        rows.append({**real, "weights": "", "sampler": which, "nfe": None, "distance_at_real_count": alike})
+        rows.append(
+            {**real, "weights": "", "sampler": which, "nfe": None, "distance_at_real_count": alike}
+        )
     fid = results["metric"] == "FID"
-    few_mark = "" if real is None or real["reliable"] or rows[0].get("distance_at_real_count") is None else " *"
+    few_mark = (
+        ""
+        if real is None or real["reliable"] or rows[0].get("distance_at_real_count") is None
+        else " *"
+    )
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
-        "weights": lambda row: row["weights"] if len({one["weights"] for one in results["rows"]}) > 1 else "",
+        "weights": lambda row: (
+            row["weights"] if len({one["weights"] for one in results["rows"]}) > 1 else ""
+        ),
         "sampler": lambda row: row["sampler"],
         "NFE": lambda row: "" if row["nfe"] is None else str(row["nfe"]),
-        short(results["metric"]): lambda row: with_spread(row["distance"], row.get("distance_spread")) + mark(row),
-        f"of {real['count'] if real else 0:,}": lambda row: shown(row.get("distance_at_real_count"), ".4g") + few_mark,
+        short(results["metric"]): lambda row: (
+            with_spread(row["distance"], row.get("distance_spread")) + mark(row)
+        ),
+        f"of {real['count'] if real else 0:,}": lambda row: (
+            shown(row.get("distance_at_real_count"), ".4g") + few_mark
+        ),
         "sFID" if fid else "sFD": lambda row: shown(row.get("spatial_distance"), ".4g"),
         "KID" if fid else "KD": lambda row: shown(row.get("kernel_distance"), ".3g"),
         "IS": lambda row: shown(row.get("inception_score"), ".4g"),
-        **{name: named(name) for name in ("precision", "recall", "density", "coverage", "recognized")},
+        **{
+            name: named(name)
+            for name in ("precision", "recall", "density", "coverage", "recognized")
+        },
         "ms": lambda row: shown(row.get("milliseconds_per_sample"), ".3f"),
     }
     cells = {name: [cell(row) for row in rows] for name, cell in columns.items()}
@@ -96,7 +114,11 @@ def reading_aid(results: dict[str, Any]) -> str:
     told = dict.fromkeys([*results["warnings"], *(real["warnings"] if real is not None else [])])
     text = "".join(f"* {warning}. " for warning in told)
     if real is not None:
-        which = "samples of the training split of" if real["split"] == "train" else "held-out samples of"
+        which = (
+            "samples of the training split of"
+            if real["split"] == "train"
+            else "held-out samples of"
+        )
         text += f"real: {real['count']:,} {which} {real['dataset']} ({real['split']})"
         others = real["reference"]
         same = all(reference.get(key) == value for key, value in others.items())
@@ -110,4 +132,6 @@ def reading_aid(results: dict[str, Any]) -> str:
         text += "FD on these features is no FID, and not to be set beside one. "
     if reference.get("points"):
         text += f"Neighbours among {reference['points']:,} real ones. "
-    return text + ("ms: milliseconds a sample." if "milliseconds_per_sample" in results["rows"][0] else "")
+    return text + (
+        "ms: milliseconds a sample." if "milliseconds_per_sample" in results["rows"][0] else ""
+    )

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from soflow.data.npz import is_zip
 from soflow.errors import InputError, first_line
-from soflow.files import is_compressed
+from soflow.system.archives import is_compressed
 
 #: What wrappers put before a parameter's name: the reference implementation, data parallelism, torch.compile.
 WRAPPERS = re.compile(r"^((network|module|_orig_mod)\.)+")
@@ -27,11 +27,17 @@ def read_file(file: Path) -> Any:
     Raises InputError for a file that is damaged, and for one that would have to run code to be read.
     """
     if not file.is_file():
-        raise InputError(f"{file} is a folder, not a file of weights" if file.is_dir() else f"there is no file {file}")
+        raise InputError(
+            f"{file} is a folder, not a file of weights"
+            if file.is_dir()
+            else f"there is no file {file}"
+        )
     if file.suffix == ".safetensors":
         try:
             return load_file(file)
-        except Exception as error:  # SafetensorError, and what the file system and unknown types raise
+        except (
+            Exception
+        ) as error:  # SafetensorError, and what the file system and unknown types raise
             raise InputError(f"{file} cannot be read as safetensors: {first_line(error)}") from None
     zipped = is_zip(file)
     try:
@@ -52,22 +58,33 @@ def read_file(file: Path) -> Any:
     except InputError:
         raise
     except Exception as error:  # whatever a damaged file makes the reader stumble over
-        raise InputError(f"{file} is damaged, or is no file of torch.save ({type(error).__name__})") from None
+        raise InputError(
+            f"{file} is damaged, or is no file of torch.save ({type(error).__name__})"
+        ) from None
 
 
 def require_whole(file: Path) -> None:
     """Raises InputError for a zip file that torch.save did not write, or whose content is not what was written."""
     if is_compressed(file):
-        raise InputError(f"{file} is compressed, as torch.save does not: it may unpack to anything, and was not read")
+        raise InputError(
+            f"{file} is compressed, as torch.save does not: it may unpack to anything, and was not read"
+        )
     with zipfile.ZipFile(file) as archive:
         if archive.testzip() is not None:  # torch.load does not look at checksums
-            raise InputError(f"{file} is damaged: its content does not have the checksum recorded with it")
+            raise InputError(
+                f"{file} is damaged: its content does not have the checksum recorded with it"
+            )
 
 
 def is_pickle(file: Path) -> bool:
     """Whether a file is one of torch.save, or begins as a pickle does: with a protocol from 2 to 5."""
     with file.open("rb") as stream:
-        return is_zip(file) or stream.read(2) in {b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"}
+        return is_zip(file) or stream.read(2) in {
+            b"\x80\x02",
+            b"\x80\x03",
+            b"\x80\x04",
+            b"\x80\x05",
+        }
 
 
 def is_plain(value: object) -> bool:
@@ -86,7 +103,12 @@ def is_plain(value: object) -> bool:
 
 def plain(value: object) -> object:
     """A number out of a tensor of one, a list for a tuple; all else as it is."""
-    if isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta and value.numel() == 1:
+    if (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and not value.is_meta
+        and value.numel() == 1
+    ):
         return value.item()
     return list(value) if isinstance(value, tuple) else value
 
@@ -100,10 +122,14 @@ def named_tensors(value: object, what: str) -> dict[str, Tensor]:
         raise InputError(f"{what} holds no weights: it should map parameter names to tensors")
     tensors = {WRAPPERS.sub("", str(name)): tensor for name, tensor in value.items()}
     if len(tensors) < len(value):
-        raise InputError(f"{what} holds the same parameter under two names, such as module.NAME and NAME")
+        raise InputError(
+            f"{what} holds the same parameter under two names, such as module.NAME and NAME"
+        )
     strange = [name for name, tensor in tensors.items() if not is_plain(tensor)]
     if strange:
-        raise InputError(f"{what} cannot be used: {strange[0]} is not a tensor of finite floating-point numbers")
+        raise InputError(
+            f"{what} cannot be used: {strange[0]} is not a tensor of finite floating-point numbers"
+        )
     return tensors
 
 

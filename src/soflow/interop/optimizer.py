@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from soflow.config.schema import OptimizerConfig
 from soflow.errors import InputError
-from soflow.files import is_like, natural, number
 from soflow.interop.files import is_plain, plain
+from soflow.system.records import is_like, natural, number
 from soflow.training.optimizers import make_optimizer
 
 #: What AdamW and RAdam keep of a parameter: the number of its updates, and averages of its gradient and of the square.
@@ -27,13 +27,17 @@ def parameter_groups(state: object) -> list[dict[str, Any]]:
         groups = state.get("param_groups")
         if isinstance(groups, list) and groups and all(is_group(group) for group in groups):
             return groups
-    raise InputError("'optimizer' is no state of a torch optimizer: it should hold 'state' and 'param_groups'")
+    raise InputError(
+        "'optimizer' is no state of a torch optimizer: it should hold 'state' and 'param_groups'"
+    )
 
 
 def is_group(group: object) -> bool:
     if not isinstance(group, dict) or not is_like(group.get("params"), [natural]):
         return False
-    return all(is_like(plain(group[option]), (number, [number])) for option in OPTIONS if option in group)
+    return all(
+        is_like(plain(group[option]), (number, [number])) for option in OPTIONS if option in group
+    )
 
 
 def optimizer_name(groups: list[dict[str, Any]]) -> str:
@@ -55,24 +59,46 @@ def our_optimizer_state(
         return fresh, []
     groups = parameter_groups(state)
     if len(groups) > 1:
-        return fresh, [f"'optimizer' has {len(groups)} groups of parameters, in an order that nothing tells: {ANEW}"]
+        return fresh, [
+            f"'optimizer' has {len(groups)} groups of parameters, in an order that nothing tells: {ANEW}"
+        ]
     if optimizer_name(groups) != config.name:
-        return fresh, [f"'optimizer' is of {optimizer_name(groups)}, and optimizer.name is {config.name}: {ANEW}"]
+        return fresh, [
+            f"'optimizer' is of {optimizer_name(groups)}, and optimizer.name is {config.name}: {ANEW}"
+        ]
 
     parameters = dict(network.named_parameters())
     trained = [name for name, parameter in parameters.items() if parameter.requires_grad]
     numbers = groups[0]["params"]
-    orders = [name for name in names if name in trained], [name for name in names if name in parameters]
+    orders = (
+        [name for name in names if name in trained],
+        [name for name in names if name in parameters],
+    )
     order = next((order for order in orders if len(order) == len(numbers)), None)
     if order is None:
-        raise InputError(f"'optimizer' is of {len(numbers)} parameters, the network has {len(trained)} that are trained")
-    entries = {name: state["state"].get(number) for name, number in zip(order, numbers, strict=True)}
+        raise InputError(
+            f"'optimizer' is of {len(numbers)} parameters, the network has {len(trained)} that are trained"
+        )
+    entries = {
+        name: state["state"].get(number) for name, number in zip(order, numbers, strict=True)
+    }
     kept = {name: entry for name in trained if (entry := entries[name]) is not None}
-    other = [name for name, entry in kept.items() if not isinstance(entry, Mapping) or entry.keys() != {"step", *MOMENTS}]
+    other = [
+        name
+        for name, entry in kept.items()
+        if not isinstance(entry, Mapping) or entry.keys() != {"step", *MOMENTS}
+    ]
     if other:
-        return fresh, [f"'optimizer' is not AdamW or RAdam as torch has them by default (see {other[0]}): {ANEW}"]
+        return fresh, [
+            f"'optimizer' is not AdamW or RAdam as torch has them by default (see {other[0]}): {ANEW}"
+        ]
 
-    ours = {**fresh, "state": {trained.index(name): moments(kept[name], name, parameters[name]) for name in kept}}
+    ours = {
+        **fresh,
+        "state": {
+            trained.index(name): moments(kept[name], name, parameters[name]) for name in kept
+        },
+    }
     notes = changed_options(groups[0], fresh["param_groups"][0])
     if len(kept) < len(trained):
         missing = next(name for name in trained if name not in kept)
@@ -86,11 +112,16 @@ def moments(entry: Mapping[str, Any], name: str, parameter: Tensor) -> dict[str,
     """What the optimizer keeps of one parameter. Raises InputError where it cannot be of this one."""
     for moment in MOMENTS:
         if not is_plain(entry[moment]) or entry[moment].shape != parameter.shape:
-            raise InputError(f"{moment} in 'optimizer' is not {list(parameter.shape)} finite numbers, the shape of {name}")
+            raise InputError(
+                f"{moment} in 'optimizer' is not {list(parameter.shape)} finite numbers, the shape of {name}"
+            )
     step = plain(entry["step"])
     if not isinstance(step, int | float) or not 0 <= step < 2**53:
         raise InputError(f"step in 'optimizer' is not a number for {name}")
-    return {"step": torch.as_tensor(step, dtype=torch.float32), **{moment: entry[moment].float() for moment in MOMENTS}}
+    return {
+        "step": torch.as_tensor(step, dtype=torch.float32),
+        **{moment: entry[moment].float() for moment in MOMENTS},
+    }
 
 
 def changed_options(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
@@ -101,5 +132,7 @@ def changed_options(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[
         if option in theirs and plain(theirs[option]) != plain(ours[option])
     ]
     if theirs.get("weight_decay") and theirs.get("decoupled_weight_decay") is False:
-        notes.append("'optimizer' added its weight decay to the gradient; training goes on with decoupled weight decay")
+        notes.append(
+            "'optimizer' added its weight decay to the gradient; training goes on with decoupled weight decay"
+        )
     return notes

@@ -24,8 +24,8 @@ from soflow.interop.optimizer import ANEW, optimizer_name, our_optimizer_state, 
 from soflow.interop.settings import Translation, model_type, read_settings, translate
 from soflow.interop.sizes import Sizes, read_sizes
 from soflow.networks.dit import SIZES
-from soflow.training.checkpoint import TrainState, save_checkpoint
-from soflow.training.run_folder import RunFolder
+from soflow.run.checkpoint import TrainState, save_checkpoint
+from soflow.run.folder import RunFolder
 
 KNOWN = ("model", "ema_model", "optimizer", "finished_steps", "finished_epochs")
 
@@ -86,15 +86,23 @@ def import_checkpoint(
         network = make_network(config)
     for name, tensors in (("model", parts.weights), ("ema_model", parts.average)):
         require_fit(tensors, network.state_dict(), f"'{name}' in {checkpoint}")
-    network.load_state_dict({name: tensor.float() for name, tensor in parts.weights.items()}, assign=True)
-    optimizer, remarks = our_optimizer_state(parts.optimizer, list(parts.weights), network, config.optimizer)
+    network.load_state_dict(
+        {name: tensor.float() for name, tensor in parts.weights.items()}, assign=True
+    )
+    optimizer, remarks = our_optimizer_state(
+        parts.optimizer, list(parts.weights), network, config.optimizer
+    )
     on_stage(f"writing {out}")
     write_run(out, config, network, parts, optimizer, settings)
     notes = [*parts.notes, *doubts(flat, sizes, heads), *remarks]
     if config.data.source not in KINDS:
-        notes.append(f"{config.data.source} is no known source: to train on or evaluate, import with data.source=NAME")
+        notes.append(
+            f"{config.data.source} is no known source: to train on or evaluate, import with data.source=NAME"
+        )
     elif config.data.source not in SOURCES:
-        notes.append(f"its data are looked for at {config.data.path}: to train on others, import with data.path=PLACE")
+        notes.append(
+            f"its data are looked for at {config.data.path}: to train on others, import with data.path=PLACE"
+        )
     return Imported(RunFolder(out), config, sizes, told, parts.step, translation, notes)
 
 
@@ -103,7 +111,9 @@ def require_new(out: Path) -> None:
     try:
         taken = out.exists() and not (out.is_dir() and not any(out.iterdir()) and out != Path.cwd())
     except OSError as error:
-        raise InputError(f"cannot write {out}: {error.strerror}; choose another run folder with --out") from None
+        raise InputError(
+            f"cannot write {out}: {error.strerror}; choose another run folder with --out"
+        ) from None
     if taken:
         raise InputError(f"{out} is there already: choose another run folder with --out")
 
@@ -111,28 +121,53 @@ def require_new(out: Path) -> None:
 def read_parts(checkpoint: Path) -> Parts:
     """A checkpoint's parts. Raises InputError for a file that is none, or lacks what nothing can stand in for."""
     content = read_file(checkpoint)
-    content = {name: part for name, part in content.items() if part is not None} if isinstance(content, Mapping) else {}
+    content = (
+        {name: part for name, part in content.items() if part is not None}
+        if isinstance(content, Mapping)
+        else {}
+    )
     found = [name for name in ("model", "ema_model") if name in content]
     if not found or "finished_steps" not in content:
         raise InputError(
             f"{checkpoint} is no checkpoint of the reference implementation, a dict of {', '.join(KNOWN)}; "
             "weights alone can start a run: soflow train RECIPE init_from=FILE"
         )
-    weights, average = (named_tensors(content[name], f"'{name}' in {checkpoint}") for name in (found[0], found[-1]))
+    weights, average = (
+        named_tensors(content[name], f"'{name}' in {checkpoint}") for name in (found[0], found[-1])
+    )
     notes = []
     if len(found) == 1:
-        notes.append(f"{checkpoint} holds only '{found[0]}': it stands for the averaged weights and the raw ones")
+        notes.append(
+            f"{checkpoint} holds only '{found[0]}': it stands for the averaged weights and the raw ones"
+        )
     if "optimizer" not in content:
         notes.append(f"{checkpoint} has no 'optimizer': {ANEW}")
-    notes += [f"{checkpoint} also holds {in_short(name)}, which is left out" for name in content if name not in KNOWN]
-    return Parts(weights, average, content.get("optimizer"), whole_number(content["finished_steps"], checkpoint), notes)
+    notes += [
+        f"{checkpoint} also holds {in_short(name)}, which is left out"
+        for name in content
+        if name not in KNOWN
+    ]
+    return Parts(
+        weights,
+        average,
+        content.get("optimizer"),
+        whole_number(content["finished_steps"], checkpoint),
+        notes,
+    )
 
 
 def whole_number(step: object, checkpoint: Path) -> int:
     """The number of steps done, also from 3.0 or tensor(3). Raises InputError for anything else."""
     step = plain(step)
-    if isinstance(step, bool) or not isinstance(step, int | float) or not 0 <= step < 10**9 or step != int(step):
-        raise InputError(f"'finished_steps' in {checkpoint} is {in_short(step)}: it must be the number of steps done")
+    if (
+        isinstance(step, bool)
+        or not isinstance(step, int | float)
+        or not 0 <= step < 10**9
+        or step != int(step)
+    ):
+        raise InputError(
+            f"'finished_steps' in {checkpoint} is {in_short(step)}: it must be the number of steps done"
+        )
     return int(step)
 
 
@@ -154,16 +189,28 @@ def doubts(settings: Mapping[str, Any], sizes: Sizes, heads: int | None) -> list
         notes.append(
             f"model_type is {settings['model_type']}, but the weights have depth {found[0]}, width {found[1]}, "
             f"patch {found[2]}"
-            + ("" if heads else f"; its number of heads, {SIZES[size][2]}, was taken: give --heads N if it is another")
+            + (
+                ""
+                if heads
+                else f"; its number of heads, {SIZES[size][2]}, was taken: give --heads N if it is another"
+            )
         )
     side, data_size = sizes.shape[-1], settings.get("data_size")
-    if isinstance(data_size, int) and data_size not in (side, 8 * side):  # pixels, eight of them to a latent one
+    if isinstance(data_size, int) and data_size not in (
+        side,
+        8 * side,
+    ):  # pixels, eight of them to a latent one
         notes.append(f"data_size is {data_size}, the weights are for samples of {side} x {side}")
     return notes
 
 
 def write_run(
-    out: Path, config: Config, network: nn.Module, parts: Parts, optimizer: Mapping[str, Any], settings: Path
+    out: Path,
+    config: Config,
+    network: nn.Module,
+    parts: Parts,
+    optimizer: Mapping[str, Any],
+    settings: Path,
 ) -> None:
     """Writes the run folder beside its place and renames it. Raises InputError where it cannot be written."""
     precision = torch.float64 if config.ema.float64 else torch.float32
@@ -172,11 +219,15 @@ def write_run(
     shutil.rmtree(partial.path, ignore_errors=True)
     try:
         partial.samples.mkdir(parents=True)
-        save_checkpoint(partial.checkpoints, TrainState(parts.step), network.state_dict(), average, optimizer)
+        save_checkpoint(
+            partial.checkpoints, TrainState(parts.step), network.state_dict(), average, optimizer
+        )
         partial.write_config(config)
         shutil.copyfile(settings, partial.path / "reference.yaml")
         os.replace(partial.path, out)
     except OSError as error:
-        raise InputError(f"cannot write {out}: {error.strerror}; choose another run folder with --out") from None
+        raise InputError(
+            f"cannot write {out}: {error.strerror}; choose another run folder with --out"
+        ) from None
     finally:
         shutil.rmtree(partial.path, ignore_errors=True)

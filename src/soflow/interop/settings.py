@@ -14,9 +14,9 @@ from soflow.networks.dit import SIZES
 
 #: Its keys, and ours with the same meaning.
 KEYS = {
-    "noising_type": "path.name",
-    "coefficient_type": "path.parameterization",
-    "velocity_loss_ratio": "objective.lambda_",
+    "noising_type": "noising.name",
+    "coefficient_type": "noising.parameterization",
+    "velocity_loss_ratio": "objective.flow_matching_share",
     "p": "objective.p",
     "eps": "objective.eps",
     "l_schedule": "objective.middle.schedule",
@@ -45,7 +45,12 @@ TIMES = {
 WORDS = {
     "noising_type": {"Linear": "linear", "Trig": "trig"},
     "coefficient_type": {"Euler": "euler", "Trig": "trig"},
-    "l_schedule": {"Const": "constant", "Linear": "linear", "Cosine": "cosine", "Exponent": "exponential"},
+    "l_schedule": {
+        "Const": "constant",
+        "Linear": "linear",
+        "Cosine": "cosine",
+        "Exponent": "exponential",
+    },
 }
 
 #: What the weights tell better.
@@ -70,10 +75,14 @@ def read_settings(file: Path) -> dict[str, Any]:
     try:
         text = read_text(file)
     except InputError as error:
-        raise InputError(f"{error}: --config takes the YAML file, the checkpoint stands before it") from None
+        raise InputError(
+            f"{error}: --config takes the YAML file, the checkpoint stands before it"
+        ) from None
     values = parse_yaml(text, str(file))
     if not isinstance(values, dict) or not values.keys() & {*KEYS, *TIMES, *READ_OFF}:
-        raise InputError(f"{file} is no YAML of the reference implementation: it sets none of {', '.join(KEYS)}")
+        raise InputError(
+            f"{file} is no YAML of the reference implementation: it sets none of {', '.join(KEYS)}"
+        )
     return {str(name): value for name, value in values.items()}
 
 
@@ -107,15 +116,28 @@ def translate(settings: Mapping[str, Any], sizes: Sizes, heads: int | None = Non
         values["objective"]["guidance"]["scale"] = 1.0
     config = validate(values)
 
-    used = [f"{name}: {words(settings[name])} -> {key}={lookup(config, key)}" for name, key, _ in told]
-    used += [
-        f"{name}: {words(settings[name])} (the sizes are those of the weights)" for name in READ_OFF if name in settings
+    used = [
+        f"{name}: {words(settings[name])} -> {key}={lookup(config, key)}" for name, key, _ in told
     ]
-    unused = [f"{name}: {words(value)}" for name, value in settings.items() if name not in {*KEYS, *TIMES, *READ_OFF}]
+    used += [
+        f"{name}: {words(settings[name])} (the sizes are those of the weights)"
+        for name in READ_OFF
+        if name in settings
+    ]
+    unused = [
+        f"{name}: {words(value)}"
+        for name, value in settings.items()
+        if name not in {*KEYS, *TIMES, *READ_OFF}
+    ]
     known = {key for _, key, _ in told}
-    places = {key: name for name in KEYS.keys() | TIMES.keys() for key in (TIMES.get(name) or [KEYS[name]])}
+    places = {
+        key: name
+        for name in KEYS.keys() | TIMES.keys()
+        for key in (TIMES.get(name) or [KEYS[name]])
+    }
     assumed = [
-        f"{key}={lookup(config, key)}" + (f" (the YAML has {name}: null)" if name in settings else "")
+        f"{key}={lookup(config, key)}"
+        + (f" (the YAML has {name}: null)" if name in settings else "")
         for key, name in sorted(places.items())
         if key not in known
     ]
@@ -133,13 +155,17 @@ def untold(sizes: Sizes) -> list[str]:
 def in_our_words(settings: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
     """(its key, our key, our value) of every setting that has a value and a place here."""
     for name, value in settings.items():
-        if name == "cfg_scale" and (value is None or (isinstance(value, int | float) and value <= 1)):
+        if name == "cfg_scale" and (
+            value is None or (isinstance(value, int | float) and value <= 1)
+        ):
             yield name, KEYS[name], 1.0  # it guides above 1 only
         elif value is None:
             continue
         elif name in TIMES:
             if not isinstance(value, list) or len(value) != 3:
-                raise InputError(f"{name} is {words(value)}: it must list three numbers, of flow matching, s and t")
+                raise InputError(
+                    f"{name} is {words(value)}: it must list three numbers, of flow matching, s and t"
+                )
             yield from ((name, key, number) for key, number in zip(TIMES[name], value, strict=True))
         elif name in WORDS:
             if not isinstance(value, str) or value not in WORDS[name]:
@@ -157,7 +183,11 @@ def source_of(dataset_type: str) -> dict[str, str]:
         if name in dataset_type.lower():
             data = read_recipe(recipe).data
             return {"data.source": data.source, "data.path": data.path}
-    return {"data.source": next((name for name in SOURCES if name in dataset_type.lower()), dataset_type)}
+    return {
+        "data.source": next(
+            (name for name in SOURCES if name in dataset_type.lower()), dataset_type
+        )
+    }
 
 
 def model_type(settings: Mapping[str, Any]) -> tuple[str, str]:
@@ -172,7 +202,9 @@ def require_kind(settings: Mapping[str, Any], sizes: Sizes) -> None:
     """Raises InputError where model_type names one kind of network and the weights are the other."""
     kind = str(settings.get("model_type")).lower()
     if kind.startswith(("dit", "unet")) and not kind.startswith(sizes.network["name"]):
-        raise InputError(f"model_type is {settings['model_type']}, but the weights are a {sizes.network['name']}'s")
+        raise InputError(
+            f"model_type is {settings['model_type']}, but the weights are a {sizes.network['name']}'s"
+        )
 
 
 def heads_of(settings: Mapping[str, Any], sizes: Sizes) -> int:
@@ -197,7 +229,11 @@ def recipe_for(settings: Mapping[str, Any], sizes: Sizes) -> str:
     network = sizes.network
     if network["name"] == "unet":
         return "cifar10"
-    same = [size for size, (depth, width, _) in SIZES.items() if (depth, width) == (network["depth"], network["width"])]
+    same = [
+        size
+        for size, (depth, width, _) in SIZES.items()
+        if (depth, width) == (network["depth"], network["width"])
+    ]
     for size, patch in ((same[0] if same else "", network["patch"]), model_type(settings)):
         if f"imagenet256-{size}{patch}".lower() in recipe_names():
             return f"imagenet256-{size}{patch}".lower()

@@ -30,7 +30,11 @@ def read_sizes(weights: Mapping[str, Tensor], what: str) -> Sizes:
             return unet_sizes(weights)
     except KeyError as error:
         raise InputError(f"{what} is incomplete: it lacks {error.args[0]}") from None
-    except (ValueError, IndexError, ZeroDivisionError):  # a tensor with too few dimensions, or with none of some
+    except (
+        ValueError,
+        IndexError,
+        ZeroDivisionError,
+    ):  # a tensor with too few dimensions, or with none of some
         raise InputError(f"{what} has tensors of shapes that no DiT and no UNet has") from None
     raise InputError(f"{what} is neither a DiT (x_embedder.proj.weight) nor EDM's UNet (enc.*)")
 
@@ -41,7 +45,13 @@ def dit_sizes(weights: Mapping[str, Tensor]) -> Sizes:
     rows, _ = weights["y_embedder.embedding_table.weight"].shape
     hidden, _ = weights["blocks.0.mlp.fc1.weight"].shape
     depth = len(numbers(weights, r"blocks\.(\d+)\."))
-    network = {"name": "dit", "patch": patch, "width": width, "depth": depth, "mlp_ratio": hidden / width}
+    network = {
+        "name": "dit",
+        "patch": patch,
+        "width": width,
+        "depth": depth,
+        "mlp_ratio": hidden / width,
+    }
     return Sizes(network, (channels, side, side), num_classes=rows - 1, augment_labels=0)
 
 
@@ -61,7 +71,12 @@ def unet_sizes(weights: Mapping[str, Tensor]) -> Sizes:
         "channel_mult_emb": embedding // model_channels,
     }
     augment = weights.get("map_augment.weight")
-    return Sizes(network, (channels, top, top), num_classes=0, augment_labels=0 if augment is None else augment.shape[1])
+    return Sizes(
+        network,
+        (channels, top, top),
+        num_classes=0,
+        augment_labels=0 if augment is None else augment.shape[1],
+    )
 
 
 def numbers(weights: Mapping[str, Tensor], pattern: str) -> set[int]:

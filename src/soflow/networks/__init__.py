@@ -1,1 +1,6 @@
-"""Networks F(x, t, s, labels, augment), one contract for all (soflow/symbols.py: Net)."""
+"""Networks: F(x, t, s, labels). Importing this package registers all of them."""
+
+from soflow.networks import dit, mlp, unet
+from soflow.networks.registry import NETWORKS
+
+__all__ = ["NETWORKS", "dit", "mlp", "unet"]

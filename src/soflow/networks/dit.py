@@ -4,12 +4,21 @@ Parameter names are those of the DiT family (arXiv 2212.09748), so its checkpoin
 Source: SoFlow (arXiv 2512.15657), the networks on ImageNet and their sizes.
 """
 
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from soflow.networks.embeddings import LabelEmbedder, TimeEmbedder, grid_positions
+from soflow.networks.embeddings import (
+    LabelEmbedder,
+    TimeEmbedder,
+    channels_and_side,
+    grid_positions,
+)
+from soflow.networks.registry import NETWORKS
 from soflow.symbols import Labels, Times
+from soflow.system.registry import Setting
 
 #: The sizes of the paper: depth, width, heads.
 SIZES = {"B": (12, 768, 12), "M": (16, 1024, 16), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
@@ -36,7 +45,9 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, heads, tokens, d)
+        q, k, v = (
+            self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        )  # each (B, heads, tokens, d)
         # Inside autocast on a GPU, torch's plain attention has a forward-mode derivative that cannot be
         # differentiated backwards; q, k and v have their type already.
         with torch.autocast(x.device.type, enabled=False):
@@ -84,7 +95,9 @@ class Block(nn.Module):
         self.adaLN_modulation = modulation(width, 6)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(condition).chunk(6, dim=1)
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(condition).chunk(
+            6, dim=1
+        )
         x = x + gate1[:, None] * self.attn(modulate(self.norm1(x), shift1, scale1))
         return x + gate2[:, None] * self.mlp(modulate(self.norm2(x), shift2, scale2))
 
@@ -103,25 +116,35 @@ class FinalLayer(nn.Module):
         return self.linear(modulate(self.norm_final(x), shift, scale))
 
 
+@NETWORKS.register("dit")
 class DiT(nn.Module):
-    """F(x, t, s, labels): images or latents (B, channels, size, size) -> same.
+    """F(x, t, s, labels): images or latents (B, C, H, H) -> same.
 
-    size: height and width of x, a multiple of `patch`. num_classes: 0 for a network without labels. The label
-    `num_classes`, or labels=None, means "no condition".
+    Args:
+        shape: One sample's, (C, H, H).
+        num_classes: 0 for a network without labels. The label `num_classes`, or labels=None,
+            means "no condition".
+
+    Raises:
+        ValueError: For images that are not square, or sizes that do not divide one another.
     """
+
+    dimensions = 3
 
     def __init__(
         self,
-        size: int,
-        channels: int,
+        shape: tuple[int, ...],
         num_classes: int,
-        patch: int,
-        width: int,
-        depth: int,
-        heads: int,
-        mlp_ratio: float = 4.0,
+        patch: Annotated[int, Setting("side of a patch, in pixels", gt=0)] = 2,
+        width: Annotated[int, Setting("channels of a token", gt=0)] = 128,
+        depth: Annotated[int, Setting("number of blocks", gt=0)] = 6,
+        heads: Annotated[int, Setting("attention heads", gt=0)] = 4,
+        mlp_ratio: Annotated[
+            float, Setting("width of a block's MLP, in units of width", ge=0.1)
+        ] = 4.0,
     ) -> None:
         super().__init__()
+        channels, size = channels_and_side(shape)
         if size % patch:
             raise ValueError(f"DiT: size {size} must be a multiple of patch {patch}")
         for name, divisor in (("heads", heads), ("the four parts of a position", 4)):
@@ -145,13 +168,24 @@ class DiT(nn.Module):
                 nn.init.zeros_(module.bias)
         nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))
         nn.init.zeros_(self.x_embedder.get_parameter("proj.bias"))
-        for module in (self.y_embedder.embedding_table, self.t_embedder.mlp[0], self.t_embedder.mlp[2]):
+        for module in (
+            self.y_embedder.embedding_table,
+            self.t_embedder.mlp[0],
+            self.t_embedder.mlp[2],
+        ):
             nn.init.normal_(module.get_parameter("weight"), std=0.02)
         for module in (*self.blocks, self.final_layer):
             nn.init.zeros_(module.get_parameter("adaLN_modulation.1.weight"))
         nn.init.zeros_(self.final_layer.linear.weight)
 
-    def forward(self, x: Tensor, t: Times, s: Times, labels: Labels | None = None, augment: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        t: Times,
+        s: Times,
+        labels: Labels | None = None,
+        augment: Tensor | None = None,
+    ) -> Tensor:
         assert augment is None, "DiT takes no augmentation labels"
         condition = self.t_embedder(t) + self.s_embedder(t - s) + self.y_embedder(labels, like=x)
         x = self.x_embedder(x) + self.pos_embed

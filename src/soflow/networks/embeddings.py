@@ -1,4 +1,4 @@
-"""Embeddings of times and positions. Times enter unscaled, in [0, 1]."""
+"""Embeddings of times, labels and positions. Times enter unscaled, in [0, 1]."""
 
 import math
 
@@ -45,7 +45,9 @@ class TimeEmbedder(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(self.frequency_size, width), nn.SiLU(), nn.Linear(width, width))
+        self.mlp = nn.Sequential(
+            nn.Linear(self.frequency_size, width), nn.SiLU(), nn.Linear(width, width)
+        )
 
     def forward(self, t: Times) -> Tensor:
         return self.mlp(sinusoidal(t, self.frequency_size))
@@ -62,5 +64,18 @@ class LabelEmbedder(nn.Module):
     def forward(self, labels: Tensor | None, like: Tensor) -> Tensor:
         """Rows of the table; `labels=None` means the null label for every row of `like`."""
         if labels is None:
-            labels = torch.full((len(like),), self.num_classes, dtype=torch.long, device=like.device)
+            labels = torch.full(
+                (len(like),), self.num_classes, dtype=torch.long, device=like.device
+            )
         return self.embedding_table(labels)
+
+
+def channels_and_side(shape: tuple[int, ...]) -> tuple[int, int]:
+    """C and H of images (C, H, H).
+
+    Raises:
+        ValueError: For any other shape.
+    """
+    if len(shape) != 3 or shape[1] != shape[2]:
+        raise ValueError(f"data.shape is {list(shape)}: images must be square, [C, H, H]")
+    return shape[0], shape[1]

@@ -1,10 +1,14 @@
 """A small residual network for vectors: F(x, t, s, y) for data in the plane and other low dimensions."""
 
+from typing import Annotated
+
 from torch import Tensor, nn
 from torch.nn import functional
 
 from soflow.networks.embeddings import LabelEmbedder, TimeEmbedder
+from soflow.networks.registry import NETWORKS
 from soflow.symbols import Labels, Times
+from soflow.system.registry import Setting
 
 
 class ResidualBlock(nn.Module):
@@ -21,14 +25,31 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.fc2.bias)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        return x + self.fc2(functional.silu(self.fc1(functional.silu(x)) + self.condition(condition)))
+        return x + self.fc2(
+            functional.silu(self.fc1(functional.silu(x)) + self.condition(condition))
+        )
 
 
+@NETWORKS.register("mlp")
 class MLP(nn.Module):
-    """F(x, t, s, labels): vectors (B, dimensions) -> same. num_classes: 0 for a network without labels."""
+    """F(x, t, s, labels): vectors (B, D) -> same.
 
-    def __init__(self, dimensions: int, num_classes: int = 0, width: int = 128, depth: int = 4) -> None:
+    Args:
+        shape: One sample's, (D,).
+        num_classes: 0 for a network without labels.
+    """
+
+    dimensions = 1
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        num_classes: int = 0,
+        width: Annotated[int, Setting("width of the residual stream", gt=0)] = 128,
+        depth: Annotated[int, Setting("number of residual blocks", gt=0)] = 4,
+    ) -> None:
         super().__init__()
+        (dimensions,) = shape
         self.x_embedder = nn.Linear(dimensions, width)
         self.t_embedder = TimeEmbedder(width)
         self.s_embedder = TimeEmbedder(width)  # embeds t - s
@@ -38,9 +59,18 @@ class MLP(nn.Module):
         nn.init.zeros_(self.final_layer.weight)
         nn.init.zeros_(self.final_layer.bias)
 
-    def forward(self, x: Tensor, t: Times, s: Times, labels: Labels | None = None, augment: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        t: Times,
+        s: Times,
+        labels: Labels | None = None,
+        augment: Tensor | None = None,
+    ) -> Tensor:
         assert augment is None, "MLP takes no augmentation labels"
-        condition = functional.silu(self.t_embedder(t) + self.s_embedder(t - s) + self.y_embedder(labels, like=x))
+        condition = functional.silu(
+            self.t_embedder(t) + self.s_embedder(t - s) + self.y_embedder(labels, like=x)
+        )
         x = self.x_embedder(x)
         for block in self.blocks:
             x = block(x, condition)

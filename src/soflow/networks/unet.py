@@ -5,13 +5,19 @@ Source: SoFlow (arXiv 2512.15657), the network on CIFAR-10.
 """
 
 from math import sqrt
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from soflow.networks.embeddings import MAX_PERIOD
+from soflow.networks.embeddings import MAX_PERIOD, channels_and_side
+from soflow.networks.registry import NETWORKS
 from soflow.symbols import Labels, Times
+from soflow.system.registry import Setting
+
+#: The smooth filter of up- and downsampling, along each axis.
+TAPS = (1, 3, 3, 1)
 
 
 def frequencies(t: Times, size: int) -> Tensor:
@@ -38,7 +44,9 @@ def group_norm(channels: int) -> GroupNorm:
     """min(32, C / 4) groups. Raises ValueError for a width that they do not divide."""
     groups = max(1, min(32, channels // 4))
     if channels % groups:
-        raise ValueError(f"UNet: a width of {channels} channels cannot be split into {groups} groups; use multiples of 32")
+        raise ValueError(
+            f"UNet: a width of {channels} channels cannot be split into {groups} groups; use multiples of 32"
+        )
     return GroupNorm(groups, channels, eps=1e-6)
 
 
@@ -48,13 +56,19 @@ class Conv(nn.Conv2d):
     resample_filter: Tensor
 
     def __init__(
-        self, channels: int, out: int, kernel: int, resample: str | None = None, taps: tuple[int, ...] = (1, 3, 3, 1)
+        self,
+        channels: int,
+        out: int,
+        kernel: int,
+        resample: str | None = None,
     ) -> None:
         super().__init__(channels, out, kernel, padding=kernel // 2)
         self.resample = resample
         if resample:
-            line = torch.tensor(taps, dtype=torch.float32)
-            self.register_buffer("resample_filter", (line.outer(line) / line.sum() ** 2)[None, None])
+            line = torch.tensor(TAPS, dtype=torch.float32)
+            self.register_buffer(
+                "resample_filter", (line.outer(line) / line.sum() ** 2)[None, None]
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         if self.resample:
@@ -78,18 +92,19 @@ class UNetBlock(nn.Module):
         out: int,
         embedding: int,
         dropout: float,
-        taps: tuple[int, ...],
         resample: str | None = None,
         attention: bool = False,
     ) -> None:
         super().__init__()
         self.norm0 = group_norm(channels)
-        self.conv0 = Conv(channels, out, 3, resample, taps)
+        self.conv0 = Conv(channels, out, 3, resample)
         self.affine = nn.Linear(embedding, out)
         self.norm1 = group_norm(out)
         self.dropout = nn.Dropout(dropout)
         self.conv1 = Conv(out, out, 3)
-        self.skip = Conv(channels, out, 1, resample, taps) if resample or channels != out else nn.Identity()
+        self.skip = (
+            Conv(channels, out, 1, resample) if resample or channels != out else nn.Identity()
+        )
         self.attention = attention
         if attention:
             self.norm2 = group_norm(out)
@@ -108,44 +123,66 @@ class UNetBlock(nn.Module):
     def attend(self, qkv: Tensor) -> Tensor:
         """One-head attention over all pixels, its softmax in float32; channel 3 i + j of `qkv` is part j of channel i."""
         size = qkv.shape[2:]
-        q, k, v = qkv.flatten(2).unflatten(1, (-1, 3)).permute(2, 0, 3, 1)[:, :, None].float()  # (B, 1, pixels, C)
+        q, k, v = (
+            qkv.flatten(2).unflatten(1, (-1, 3)).permute(2, 0, 3, 1)[:, :, None].float()
+        )  # (B, 1, pixels, C)
         with torch.autocast(qkv.device.type, enabled=False):
             out = functional.scaled_dot_product_attention(q, k, v)
         return out[:, 0].transpose(1, 2).unflatten(2, size).to(qkv.dtype).contiguous()
 
 
+@NETWORKS.register("unet")
 class UNet(nn.Module):
-    """F(x, t, s, augment): images (B, channels, size, size) -> same; unconditional.
+    """F(x, t, s, augment): images (B, C, H, H) -> same; unconditional.
 
-    size: height and width, a multiple of 2^(levels - 1). channel_mult: one width a level, in units of model_channels.
-    attention: resolutions with attention. augment_labels: how many augmentation labels a sample has (0: none).
+    Args:
+        shape: One sample's, (C, H, H); H must be a multiple of 2^(levels - 1).
+        augment_labels: How many augmentation labels a sample has; 0: none.
+
+    Raises:
+        ValueError: For images that are not square, or that cannot be halved often enough.
     """
+
+    dimensions = 3
+    takes_labels = False
+    takes_augment = True
 
     def __init__(
         self,
-        size: int,
-        channels: int,
-        model_channels: int = 128,
-        channel_mult: tuple[int, ...] = (2, 2, 2),
-        blocks: int = 4,
-        attention: tuple[int, ...] = (16,),
-        dropout: float = 0.3,
-        channel_mult_noise: int = 2,
-        channel_mult_emb: int = 4,
-        taps: tuple[int, ...] = (1, 3, 3, 1),
+        shape: tuple[int, ...],
+        model_channels: Annotated[int, Setting("base width", gt=0)] = 128,
+        channel_mult: Annotated[
+            tuple[int, ...], Setting("width of each level, in units of model_channels", gt=0)
+        ] = (2, 2, 2),
+        blocks: Annotated[int, Setting("residual blocks per level", gt=0)] = 4,
+        attention: Annotated[tuple[int, ...], Setting("resolutions with attention", gt=0)] = (16,),
+        dropout: Annotated[float, Setting("dropout inside residual blocks", ge=0, lt=1)] = 0.3,
+        channel_mult_noise: Annotated[
+            int, Setting("frequencies of t and of t - s, in units of model_channels", gt=0)
+        ] = 2,
+        channel_mult_emb: Annotated[
+            int, Setting("width of the embedding, in units of model_channels", gt=0)
+        ] = 4,
         augment_labels: int = 0,
     ) -> None:
         super().__init__()
+        channels, size = channels_and_side(shape)
         if size % 2 ** (len(channel_mult) - 1):
             raise ValueError(f"UNet: size {size} cannot be halved {len(channel_mult) - 1} times")
         self.frequency_size = model_channels * channel_mult_noise
         embedding = model_channels * channel_mult_emb
-        self.map_augment = nn.Linear(augment_labels, 2 * self.frequency_size, bias=False) if augment_labels else None
+        self.map_augment = (
+            nn.Linear(augment_labels, 2 * self.frequency_size, bias=False)
+            if augment_labels
+            else None
+        )
         self.map_layer0 = nn.Linear(2 * self.frequency_size, embedding)
         self.map_layer1 = nn.Linear(embedding, embedding)
 
-        def block(inputs: int, out: int, resample: str | None = None, attend: bool = False) -> UNetBlock:
-            return UNetBlock(inputs, out, embedding, dropout, taps, resample, attend)
+        def block(
+            inputs: int, out: int, resample: str | None = None, attend: bool = False
+        ) -> UNetBlock:
+            return UNetBlock(inputs, out, embedding, dropout, resample, attend)
 
         # Encoder, from the top: every module's output is kept for the decoder.
         levels = [(size >> i, model_channels * mult) for i, mult in enumerate(channel_mult)]
@@ -189,9 +226,18 @@ class UNet(nn.Module):
                     elif name.endswith("qkv"):
                         module.weight *= sqrt(0.2)
 
-    def forward(self, x: Tensor, t: Times, s: Times, labels: Labels | None = None, augment: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        t: Times,
+        s: Times,
+        labels: Labels | None = None,
+        augment: Tensor | None = None,
+    ) -> Tensor:
         assert labels is None, "this UNet takes no class labels"
-        embedding = torch.cat([frequencies(t, self.frequency_size), frequencies(t - s, self.frequency_size)], dim=1)
+        embedding = torch.cat(
+            [frequencies(t, self.frequency_size), frequencies(t - s, self.frequency_size)], dim=1
+        )
         if self.map_augment is not None and augment is not None:
             embedding = embedding + self.map_augment(augment)
         embedding = functional.silu(self.map_layer1(functional.silu(self.map_layer0(embedding))))

@@ -1,49 +1,51 @@
-"""Consistency training: every point of a trajectory is mapped to the same sample, f(x_t, t, 0) -> sg f(x_l, l, 0).
+"""Consistency training: all points of a trajectory map to one sample, f(x_t, t, 0) -> f(x_l, l, 0).
 
-It is SoFlow's consistency loss at s = 0, alone: x_l is made with the same data and noise, and no velocity is learned.
+It is SoFlow's consistency loss at s = 0, alone: x_l is made with the same data and noise, and no
+velocity is learned.
 
 Source: improved consistency training (arXiv 2310.14189), ECT (arXiv 2406.14548).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import torch
 
-from soflow.data.batches import Batch
-from soflow.objectives.base import Draws, Inputs, Losses, losses
+from soflow.objectives.base import OBJECTIVES, Draws, Losses, losses
 from soflow.objectives.guided import draw_dropped
-from soflow.objectives.soflow import consistency_loss, passes
-from soflow.path import Path
-from soflow.solution import Parameterization
-from soflow.symbols import Net
+from soflow.objectives.passes import Inputs, consistency_passes
+from soflow.objectives.soflow import consistency_loss
+from soflow.solution import FlowModel
+from soflow.symbols import Batch
+from soflow.system.registry import Setting
 from soflow.times import FLOOR, LogitNormal, MiddleTime
 
 
+@OBJECTIVES.register("consistency")
 @dataclass(frozen=True)
 class Consistency:
-    """f(x_t, t, 0, y) -> f(x_l, l, 0, y). There is no velocity to guide by, so the method has no guidance.
+    """f(x_t, t, 0, y) is trained towards f(x_l, l, 0, y). It has no velocity to guide by."""
 
-    p, eps: the adaptive weight. times: the density of t. middle: the time l = (1 - r) t.
-    """
+    samplers: ClassVar[tuple[str, ...]] = ("renoise",)  # jumps to data alone, no velocity
+    whole_network: ClassVar[bool] = False
 
-    path: Path
-    parameterization: Parameterization
-    p: float
-    eps: float
-    times: LogitNormal
-    middle: MiddleTime
+    p: Annotated[float, Setting("power of the adaptive weight; 0 is the plain square", ge=0)] = 1.0
+    eps: Annotated[float, Setting("floor of the adaptive weight", gt=0)] = 0.01
+    times: Annotated[LogitNormal, Setting("density of t")] = LogitNormal(0.2, 0.8)
+    middle: Annotated[MiddleTime, Setting("the middle time l = (1 - r) t")] = MiddleTime()
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> Draws:
-        """Noise and times for a batch of that shape, (B, ...), on the generator's device."""
         noise = torch.randn(*shape, generator=generator, device=generator.device)
         t = self.times.draw(shape[0], generator).clamp(min=FLOOR)
-        return Draws(noise, t, torch.zeros_like(t), draw_dropped(shape[0], None, generator), n_velocity=0)
+        dropped = draw_dropped(shape[0], None, generator)
+        return Draws(noise, t, torch.zeros_like(t), dropped, n_flow_matching=0)
 
-    def __call__(self, net: Net, batch: Batch, draws: Draws, progress: float, average: Net | None = None) -> Losses:
+    def __call__(self, model: FlowModel, batch: Batch, draws: Draws, progress: float) -> Losses:
         l = self.middle(draws.t, draws.s, progress)
-        x_t, x_l = (self.path.add_noise(batch.data, draws.noise, time) for time in (draws.t, l))
+        x_t, x_l = (model.noising.add_noise(batch.data, draws.noise, time) for time in (draws.t, l))
         jumps = Inputs(x_t, draws.t, draws.s, batch.labels, batch.augment)
-        _, F_t, F_l = passes(net, jumps.rows(slice(0)), jumps, jumps._replace(x=x_l, t=l))
-        branch = consistency_loss(self.parameterization, jumps, F_t, x_l, l, F_l, self.p, self.eps)
-        return losses(consistency=branch)
+        nearer = jumps._replace(x=x_l, t=l)
+        _, F_t, F_l = consistency_passes(model.net, jumps.rows(slice(0)), jumps, nearer)
+        param, p, eps = model.parameterization, self.p, self.eps
+        return losses(consistency=consistency_loss(param, jumps, F_t, x_l, l, F_l, p, eps))

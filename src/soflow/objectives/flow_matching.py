@@ -1,60 +1,62 @@
-"""Flow matching: the velocity field alone. It is sampled by integrating the field, with the `euler` and `heun` samplers.
+"""Flow matching: the velocity field alone, sampled by integration (`euler` and `heun`).
 
-Source: Flow Matching (arXiv 2210.02747), Rectified Flow (arXiv 2209.03003); weight and guidance as in SoFlow.
+Source: Flow Matching (arXiv 2210.02747), Rectified Flow (arXiv 2209.03003); weight and guidance as
+in SoFlow.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import torch
 
-from soflow.data.batches import Batch
 from soflow.guidance import Guidance
-from soflow.objectives.base import BranchLoss, Draws, Losses, adaptive_weight, losses
+from soflow.objectives.base import OBJECTIVES, Draws, Losses, Term, adaptive_weight, losses
 from soflow.objectives.guided import draw_dropped, guiding_velocities, shown_labels
-from soflow.path import Path
-from soflow.solution import Parameterization
-from soflow.symbols import Net, Sample, Times, mean_d
+from soflow.solution import FlowModel, Parameterization
+from soflow.symbols import Batch, Sample, Times, mean_d
+from soflow.system.registry import Setting
 from soflow.times import LogitNormal
 
 
+@OBJECTIVES.register("flow_matching")
 @dataclass(frozen=True)
 class FlowMatching:
-    """F(x_t, t, t, y) -> v_t, or the guided velocity.
+    """v(x_t, t, y) is trained towards v_t, or the guided velocity."""
 
-    p, eps: the adaptive weight. times: the density of t. guidance: None trains the unguided flow and drops no label.
-    """
+    samplers: ClassVar[tuple[str, ...]] = ("euler", "heun")  # a velocity, no jumps
+    whole_network: ClassVar[bool] = False
 
-    path: Path
-    parameterization: Parameterization
-    p: float
-    eps: float
-    times: LogitNormal
-    guidance: Guidance | None = None
+    p: Annotated[float, Setting("power of the adaptive weight; 0 is the plain square", ge=0)] = 0.0
+    eps: Annotated[float, Setting("floor of the adaptive weight", gt=0)] = 0.01
+    times: Annotated[LogitNormal, Setting("density of t")] = LogitNormal(-0.2, 1.0)
+    guidance: Annotated[Guidance, Setting("classifier-free guidance inside training")] = Guidance()
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> Draws:
-        """Noise, times and label drops for a batch of that shape, (B, ...), on the generator's device."""
         noise = torch.randn(*shape, generator=generator, device=generator.device)
         t = self.times.draw(shape[0], generator)
-        return Draws(noise, t, t, draw_dropped(shape[0], self.guidance, generator), n_velocity=shape[0])
+        dropped = draw_dropped(shape[0], self.guidance, generator)
+        return Draws(noise, t, t, dropped, n_flow_matching=shape[0])
 
-    def __call__(self, net: Net, batch: Batch, draws: Draws, progress: float, average: Net | None = None) -> Losses:
-        point = self.path.sample(batch.data, draws.noise, draws.t)
+    def __call__(self, model: FlowModel, batch: Batch, draws: Draws, progress: float) -> Losses:
+        point = model.noising.sample(batch.data, draws.noise, draws.t)
         x_t, t = point.x_t, point.t
-        v = self.parameterization.velocity(net(x_t, t, t, shown_labels(batch, draws, self.guidance), batch.augment))
+        labels = shown_labels(model, batch, draws, self.guidance)
+        v = model.parameterization.velocity(model.net(x_t, t, t, labels, batch.augment))
         target = point.v_t
-        if self.guidance is not None:  # the prediction that is mixed in is this very pass, so it costs nothing
-            v_null, _ = guiding_velocities(net, x_t, t, batch, self.parameterization, self.guidance, slice(0))
+        if self.guidance.active:  # the prediction that is mixed in is this very pass
+            v_null, _ = guiding_velocities(model, x_t, t, batch, self.guidance, slice(0))
             target = self.guidance.target(point.v_t, v_null, v.detach(), t, draws.dropped)
-        return losses(flow_matching=velocity_loss(self.parameterization, v, target, t, self.p, self.eps))
+        term = velocity_loss(model.parameterization, v, target, t, self.p, self.eps)
+        return losses(flow_matching=term)
 
 
 def velocity_loss(
     parameterization: Parameterization, v: Sample, target: Sample, t: Times, p: float, eps: float
-) -> BranchLoss:
-    """v(x_t, t, y) -> the (guided) conditional velocity. Also a part of other methods."""
+) -> Term:
+    """v(x_t, t, y) is trained towards the (guided) conditional velocity."""
     # L_FM = mean of sg(w) mean_d(delta^2),   w = 1 / (|d_s b(t, t)| (mean_d(delta^2) + eps)^p)
     delta = v - target
     squared = mean_d(delta**2)
     weight = adaptive_weight(squared, p, eps) / abs(parameterization.d_s_b)
-    return BranchLoss(weight * squared, squared.detach(), weight, {"t": t})
+    return Term(weight * squared, squared.detach(), weight, {"t": t})

@@ -1,82 +1,97 @@
-"""MeanFlow: F is the mean velocity from t to s, learned from its own derivative along the trajectory.
+"""MeanFlow: F is the mean velocity from t to s, learned from its derivative along the trajectory.
 
-    F(x_t, t, s) -> sg( v - (t - s) dF/dt ),   dF/dt the Jacobian-vector product of F along (v, 1, 0) in (x, t, s)
+    F(x_t, t, s) -> sg( v - (t - s) dF/dt ),
+    dF/dt the Jacobian-vector product of F along (v, 1, 0) in (x, t, s)
 
 Source: Mean Flows for One-step Generative Modeling (arXiv 2505.13447).
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import floor
-from typing import Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from soflow.data.batches import Batch
 from soflow.guidance import Guidance
-from soflow.objectives.base import BranchLoss, Draws, Inputs, Losses, adaptive_weight, losses, together
+from soflow.objectives import passes
+from soflow.objectives.base import OBJECTIVES, Draws, Losses, Term, adaptive_weight, losses
 from soflow.objectives.guided import draw_dropped, guiding_velocities, shown_labels
-from soflow.path import Path
-from soflow.solution import EulerParameterization
-from soflow.symbols import Net, across
+from soflow.objectives.passes import Inputs, together
+from soflow.solution import FlowModel
+from soflow.symbols import Batch, across
+from soflow.system.registry import Setting
 from soflow.times import LogitNormal
 
 
-def with_derivative(net: Net, inputs: Inputs, v: Tensor) -> tuple[Tensor, Tensor]:
-    """F, and without gradient its derivative dF/dt along the trajectory: the direction (v, 1, 0) in (x, t, s)."""
-    x, t, s, labels, augment = inputs
-    if len(x) == 0:
-        return x, x
+@dataclass(frozen=True)
+class MeanFlowGuidance(Guidance):
+    """Guidance that does not fade. `mix` is the paper's 1 - kappa, mix times scale its omega."""
 
-    at = (x.clone(), t.clone(), s.clone())  # compiled code takes no derivative at views, such as one share of a batch is
-    along = (v, torch.ones_like(t), torch.zeros_like(s))
-    with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no forward-mode derivative
-        value, derivative = torch.func.jvp(lambda x, t, s: net(x, t, s, labels, augment), at, along)  # type: ignore[misc]
-    return value, derivative.detach()
+    mix: Annotated[
+        float, Setting("weight of the guided velocity against the network's, 1 - kappa", ge=0, le=1)
+    ] = 1.0
+    decay_time: Annotated[float, Setting("guidance never fades", ge=1, le=1)] = 1.0
 
 
+@OBJECTIVES.register("mean_flow")
 @dataclass(frozen=True)
 class MeanFlow:
-    """F(x_t, t, s, y) -> the mean of the (guided) velocity from t to s.
+    """F(x_t, t, s, y) is trained towards the mean of the (guided) velocity from t to s."""
 
-    velocity_share: the share of samples with s = t. derivative: of which samples it is taken: of "all", as published, or of
-    "jumps" alone, since nothing depends on it where s = t. p, eps: the adaptive weight. times: t and s are the larger and
-    the smaller of two draws from it. guidance: its mix m is the paper's 1 - kappa, m times its scale the paper's omega.
-    with_derivative: the function above, or as compiled: compiled blocks can be differentiated only as a part of it.
-    """
+    samplers: ClassVar[tuple[str, ...]] = ("ode", "renoise", "heun")
+    whole_network: ClassVar[bool] = True  # whose derivative it takes
+    parameterization: ClassVar[str] = "euler"
 
-    path: Path
-    velocity_share: float
-    derivative: Literal["all", "jumps"]
-    p: float
-    eps: float
-    times: LogitNormal
-    guidance: Guidance | None = None
-    with_derivative: Callable[[Net, Inputs, Tensor], tuple[Tensor, Tensor]] = with_derivative
+    flow_matching_share: Annotated[float, Setting("share of the batch with s = t", ge=0, le=1)] = (
+        0.75
+    )
+    derivative: Annotated[
+        Literal["all", "jumps"],
+        Setting("of all samples, as published, or where s < t, which gives the same at less cost"),
+    ] = "all"
+    p: Annotated[float, Setting("power of the adaptive weight; 0 is the plain square", ge=0)] = 1.0
+    eps: Annotated[float, Setting("floor of the adaptive weight", gt=0)] = 0.01
+    times: Annotated[LogitNormal, Setting("of two draws: t is the larger, s the smaller")] = (
+        LogitNormal(-0.4, 1.0)
+    )
+    guidance: Annotated[MeanFlowGuidance, Setting("classifier-free guidance inside training")] = (
+        MeanFlowGuidance()
+    )
+
+    with_derivative: ClassVar[Callable[..., Any]] = staticmethod(passes.with_derivative)
+
+    def compiled(self, compile: Callable[..., Any]) -> "MeanFlow":
+        """The same objective with a compiled derivative.
+
+        Blocks that are compiled one by one can be differentiated only as a part of it.
+        """
+        other = copy.copy(self)
+        object.__setattr__(other, "with_derivative", compile(passes.with_derivative))
+        return other
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> Draws:
-        """Noise, times and label drops for a batch of that shape, (B, ...), on the generator's device."""
         count = shape[0]
         noise = torch.randn(*shape, generator=generator, device=generator.device)
         first, second = self.times.draw(count, generator), self.times.draw(count, generator)
         t, s = torch.maximum(first, second), torch.minimum(first, second)
-        n_velocity = floor(self.velocity_share * count)
-        s = torch.cat([t[:n_velocity], s[n_velocity:]])
-        return Draws(noise, t, s, draw_dropped(count, self.guidance, generator), n_velocity)
+        n_fm = floor(self.flow_matching_share * count)
+        s = torch.cat([t[:n_fm], s[n_fm:]])
+        return Draws(noise, t, s, draw_dropped(count, self.guidance, generator), n_fm)
 
-    def __call__(self, net: Net, batch: Batch, draws: Draws, progress: float, average: Net | None = None) -> Losses:
-        point = self.path.sample(batch.data, draws.noise, draws.t)
-        x_t, t, s = point.x_t, draws.t, draws.s
-        v = point.v_t
-        if self.guidance is not None:
-            v_null, v_label = guiding_velocities(net, x_t, t, batch, EulerParameterization(), self.guidance, slice(None))
-            v = self.guidance.target(v, v_null, v_label, t, draws.dropped)
-        inputs = Inputs(x_t, t, s, shown_labels(batch, draws, self.guidance), batch.augment)
-        plain = draws.n_velocity if self.derivative == "jumps" else 0
-        (F_plain,) = together(net, inputs.rows(slice(plain)))
-        F_jumps, dF_dt = self.with_derivative(net, inputs.rows(slice(plain, None)), v[plain:])
+    def __call__(self, model: FlowModel, batch: Batch, draws: Draws, progress: float) -> Losses:
+        point = model.noising.sample(batch.data, draws.noise, draws.t)
+        x_t, t, s, v = point.x_t, draws.t, draws.s, point.v_t
+        guidance = self.guidance
+        if guidance.active:
+            v_null, v_label = guiding_velocities(model, x_t, t, batch, guidance, slice(None))
+            v = guidance.target(v, v_null, v_label, t, draws.dropped)
+        labels = shown_labels(model, batch, draws, guidance)
+        inputs = Inputs(x_t, t, s, labels, batch.augment)
+        plain = draws.n_flow_matching if self.derivative == "jumps" else 0
+        (F_plain,) = together(model.net, inputs.rows(slice(plain)))
+        F_jumps, dF_dt = self.with_derivative(model.net, inputs.rows(slice(plain, None)), v[plain:])
         F_t, dF_dt = torch.cat([F_plain, F_jumps]), torch.cat([torch.zeros_like(F_plain), dF_dt])
         target = v - across(t - s, v) * dF_dt
 
@@ -84,4 +99,5 @@ class MeanFlow:
         squared = ((F_t - target) ** 2).flatten(1).sum(1)
         weight = adaptive_weight(squared, self.p, self.eps)
         per_dimension = squared.detach() / x_t[0].numel()
-        return losses(mean_flow=BranchLoss(weight * squared, per_dimension, weight, {"t": t, "s": s}))
+        term = Term(weight * squared, per_dimension, weight, {"t": t, "s": s})
+        return losses(mean_flow=term)

@@ -1,74 +1,84 @@
 """Shortcut models: flow matching, and steps that equal two steps of half the length.
 
-    F(x_t, t, t - 2d) -> sg of the mean of F(x_t, t, t - d) and F(x', t - d, t - 2d),   x' = x_t - d F(x_t, t, t - d)
+    F(x_t, t, t - 2d) -> sg of the mean of F(x_t, t, t - d) and F(x', t - d, t - 2d),
+    x' = x_t - d F(x_t, t, t - d)
 
-Source: One Step Diffusion via Shortcut Models (arXiv 2410.12557). The targets come from the averaged network.
+Source: One Step Diffusion via Shortcut Models (arXiv 2410.12557). The targets come from the
+averaged network.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import floor
+from typing import Annotated, ClassVar
 
 import torch
 
-from soflow.data.batches import Batch
 from soflow.guidance import Guidance
-from soflow.objectives.base import BranchLoss, Draws, Inputs, Losses, adaptive_weight, losses, together, without_gradient
+from soflow.objectives.base import OBJECTIVES, Draws, Losses, Term, adaptive_weight, losses
 from soflow.objectives.flow_matching import velocity_loss
 from soflow.objectives.guided import draw_dropped, guiding_velocities, shown_labels
-from soflow.path import Path
-from soflow.solution import EulerParameterization
-from soflow.symbols import Net, Sample, across, mean_d
+from soflow.objectives.passes import Inputs, together, without_gradient
+from soflow.solution import FlowModel
+from soflow.symbols import Batch, Net, Sample, across, mean_d
+from soflow.system.registry import Setting
 from soflow.times import LogitNormal
 
 #: Lengths 2d of the steps: 1, 1/2, ... 2^-HALVINGS. Steps start at multiples of their length.
 HALVINGS = 6
-EULER = EulerParameterization()
 
 
+@OBJECTIVES.register("shortcut")
 @dataclass(frozen=True)
 class Shortcut:
-    """A share of the batch learns steps from half steps; the rest matches the (guided) flow.
+    """A share of the batch matches the (guided) flow; the rest learns steps from half steps."""
 
-    step_share: the share of steps. p, eps: the adaptive weights; p = 0 is the paper's plain square. times: the density of t
-    in flow matching. guidance: of the flow, which the steps then follow.
-    """
+    samplers: ClassVar[tuple[str, ...]] = ("ode", "heun")  # its jumps have lengths 1, 1/2, 1/4, ...
+    whole_network: ClassVar[bool] = True  # it also calls the network with averaged weights
+    parameterization: ClassVar[str] = "euler"
 
-    path: Path
-    step_share: float
-    p: float
-    eps: float
-    times: LogitNormal
-    guidance: Guidance | None = None
+    flow_matching_share: Annotated[
+        float,
+        Setting("share of the batch that matches the flow; the rest learns steps from half steps",
+                ge=0, le=1),
+    ] = 0.75  # fmt: skip
+    p: Annotated[float, Setting("power of the adaptive weight; 0 is the plain square", ge=0)] = 0.0
+    eps: Annotated[float, Setting("floor of the adaptive weight", gt=0)] = 0.01
+    times: Annotated[LogitNormal, Setting("density of t of flow matching")] = LogitNormal(-0.2, 1.0)
+    guidance: Annotated[Guidance, Setting("classifier-free guidance inside training")] = Guidance()
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> Draws:
-        """Noise, times and label drops for a batch of that shape, (B, ...), on the generator's device."""
         count, device = shape[0], generator.device
         noise = torch.randn(*shape, generator=generator, device=device)
-        n_steps = floor(self.step_share * count)
-        t_fm = self.times.draw(count - n_steps, generator)
-        length = 0.5 ** torch.randint(0, HALVINGS + 1, (n_steps,), generator=generator, device=device)
-        end = torch.rand(n_steps, generator=generator, device=device).div(length).floor() * length
+        n_fm = floor(self.flow_matching_share * count)
+        n_steps = count - n_fm
+        t_fm = self.times.draw(n_fm, generator)
+        halvings = torch.randint(0, HALVINGS + 1, (n_steps,), generator=generator, device=device)
+        length = 0.5**halvings
+        start = torch.rand(n_steps, generator=generator, device=device)
+        end = start.div(length).floor() * length
         t, s = torch.cat([t_fm, end + length]), torch.cat([t_fm, end])
-        return Draws(noise, t, s, draw_dropped(count, self.guidance, generator), n_velocity=count - n_steps)
+        return Draws(noise, t, s, draw_dropped(count, self.guidance, generator), n_fm)
 
-    def __call__(self, net: Net, batch: Batch, draws: Draws, progress: float, average: Net | None = None) -> Losses:
-        fm, steps = slice(draws.n_velocity), slice(draws.n_velocity, None)
-        point, labels = self.path.sample(batch.data, draws.noise, draws.t), shown_labels(batch, draws, self.guidance)
+    def __call__(self, model: FlowModel, batch: Batch, draws: Draws, progress: float) -> Losses:
+        fm, steps = slice(draws.n_flow_matching), slice(draws.n_flow_matching, None)
+        point = model.noising.sample(batch.data, draws.noise, draws.t)
         x_t, t, v_t = point.x_t, point.t, point.v_t
+        labels = shown_labels(model, batch, draws, self.guidance)
         velocities = Inputs(x_t, t, t, labels, batch.augment).rows(fm)
         jumps = Inputs(x_t, t, draws.s, labels, batch.augment).rows(steps)
-        F_fm, F_steps = together(net, velocities, jumps)
+        F_fm, F_steps = together(model.net, velocities, jumps)
 
-        target = v_t[fm]
-        if self.guidance is not None:
-            v_null, _ = guiding_velocities(net, x_t[fm], t[fm], batch.rows(fm), EULER, self.guidance, slice(0))
-            target = self.guidance.target(v_t[fm], v_null, F_fm.detach(), t[fm], draws.dropped[fm])
-        squared = mean_d((F_steps - two_half_steps(average or net, jumps)) ** 2)
+        v, target = model.parameterization.velocity(F_fm), v_t[fm]
+        if self.guidance.active:
+            rows = batch.rows(fm)
+            v_null, _ = guiding_velocities(model, x_t[fm], t[fm], rows, self.guidance, slice(0))
+            target = self.guidance.target(target, v_null, v.detach(), t[fm], draws.dropped[fm])
+        squared = mean_d((F_steps - two_half_steps(model.average or model.net, jumps)) ** 2)
         weight = adaptive_weight(squared, self.p, self.eps)
         return losses(
-            flow_matching=velocity_loss(EULER, F_fm, target, t[fm], self.p, self.eps),
-            shortcut=BranchLoss(weight * squared, squared.detach(), weight, {"t": jumps.t, "s": jumps.s}),
+            flow_matching=velocity_loss(model.parameterization, v, target, t[fm], self.p, self.eps),
+            shortcut=Term(weight * squared, squared.detach(), weight, {"t": jumps.t, "s": jumps.s}),
         )
 
 

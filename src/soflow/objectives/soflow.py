@@ -1,121 +1,104 @@
 """SoFlow: flow matching and solution consistency, with no Jacobian-vector product.
 
-    L_FM  = mean of sg(w) mean_d( (v(x_t, t, y) - target)^2 )                      objectives/flow_matching.py
-    L_SCM = mean of sign(b(t, s)) mean_d( F(x_t, t, s, y) sg(q w) )                below
+    L_FM  = mean of sg(w) mean_d( (v(x_t, t, y) - target)^2 )        objectives/flow_matching.py
+    L_SCM = mean of sign(b(t, s)) mean_d( F(x_t, t, s, y) sg(q w) )  below
 
-Source: SoFlow (arXiv 2512.15657), its two losses and guidance; where its code differs from its text: docs/paper_map.md.
+Source: SoFlow (arXiv 2512.15657), its two losses and guidance. Where its code differs from its
+text: docs/paper_map.md.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import floor
+from typing import Annotated, ClassVar
 
 import torch
-from torch import Tensor
 
-from soflow.data.batches import Batch
 from soflow.guidance import Guidance
-from soflow.objectives.base import (
-    BranchLoss,
-    Draws,
-    Inputs,
-    Losses,
-    adaptive_weight,
-    float32,
-    losses,
-    may_share_a_pass,
-    same_dropout,
-    together,
-    without_gradient,
-)
+from soflow.objectives.base import OBJECTIVES, Draws, Losses, Term, adaptive_weight, losses
 from soflow.objectives.flow_matching import velocity_loss
 from soflow.objectives.guided import draw_dropped, guiding_velocities, shown_labels
-from soflow.path import Path
-from soflow.solution import Parameterization
-from soflow.symbols import Net, Sample, Times, across, mean_d
+from soflow.objectives.passes import Inputs, consistency_passes
+from soflow.solution import FlowModel, Parameterization
+from soflow.symbols import Batch, Sample, Times, across, mean_d
+from soflow.system.registry import Setting
 from soflow.times import LogitNormal, MiddleTime, draw_jumps
 
 
 @dataclass(frozen=True)
-class SoFlow:
-    """L = (n_fm / B) L_FM + (n_scm / B) L_SCM: the first n_fm = floor(lambda B) samples match the flow, the rest are
-    made consistent. Each L is a mean over its own samples, so the whole is the mean of one loss a sample.
+class SoFlowTimes:
+    """Densities of the times, logit-normal."""
 
-    lambda_: the flow-matching share. p, eps: the adaptive weights. *_times: densities of t in flow matching, and of t and
-    s in consistency. middle: the middle time l. guidance: None trains the plain, unguided flow and drops no label.
+    flow_matching: Annotated[LogitNormal, Setting("t of flow matching")] = LogitNormal(-0.2, 1.0)
+    t: Annotated[LogitNormal, Setting("where a jump starts")] = LogitNormal(0.2, 0.8)
+    s: Annotated[LogitNormal, Setting("where a jump ends")] = LogitNormal(-1.0, 0.8)
+
+
+@OBJECTIVES.register("soflow")
+@dataclass(frozen=True)
+class SoFlow:
+    """L = (n_fm / B) L_FM + (n_scm / B) L_SCM.
+
+    The first n_fm = floor(lambda B) samples of a batch match the flow, the rest are made
+    consistent. Each L is a mean over its own samples, so L is the mean of one loss per sample.
     """
 
-    path: Path
-    parameterization: Parameterization
-    lambda_: float
-    p: float
-    eps: float
-    fm_times: LogitNormal
-    t_times: LogitNormal
-    s_times: LogitNormal
-    middle: MiddleTime
-    guidance: Guidance | None = None
+    samplers: ClassVar[tuple[str, ...]] = ("renoise", "ode", "heun")
+    whole_network: ClassVar[bool] = False
+
+    flow_matching_share: Annotated[
+        float,
+        Setting("lambda, share of the batch that matches the flow; the rest is made consistent",
+                ge=0, le=1),
+    ] = 0.75  # fmt: skip
+    p: Annotated[float, Setting("power of the adaptive weight; 0 is the plain square", ge=0)] = 1.0
+    eps: Annotated[float, Setting("floor of the adaptive weight", gt=0)] = 0.01
+    times: Annotated[SoFlowTimes, Setting("densities of the times")] = SoFlowTimes()
+    middle: Annotated[MiddleTime, Setting("the middle time l = t + (s - t) r")] = MiddleTime()
+    guidance: Annotated[Guidance, Setting("classifier-free guidance inside training")] = Guidance()
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> Draws:
-        """Noise, times and label drops for a batch of that shape, (B, ...), on the generator's device."""
         count = shape[0]
         noise = torch.randn(*shape, generator=generator, device=generator.device)
-        n_fm = floor(self.lambda_ * count)
-        t_fm = self.fm_times.draw(n_fm, generator)
-        t_jump, s_jump = draw_jumps(count - n_fm, self.t_times, self.s_times, generator)
+        n_fm = floor(self.flow_matching_share * count)
+        t_fm = self.times.flow_matching.draw(n_fm, generator)
+        t_jump, s_jump = draw_jumps(count - n_fm, self.times.t, self.times.s, generator)
         t, s = torch.cat([t_fm, t_jump]), torch.cat([t_fm, s_jump])
-        return Draws(noise, t, s, draw_dropped(count, self.guidance, generator), n_velocity=n_fm)
+        dropped = draw_dropped(count, self.guidance, generator)
+        return Draws(noise, t, s, dropped, n_flow_matching=n_fm)
 
-    def __call__(self, net: Net, batch: Batch, draws: Draws, progress: float, average: Net | None = None) -> Losses:
-        """The loss at `progress` = k / K of training."""
-        scm = slice(draws.n_velocity, None)
+    def __call__(self, model: FlowModel, batch: Batch, draws: Draws, progress: float) -> Losses:
+        scm = slice(draws.n_flow_matching, None)
         l = self.middle(draws.t[scm], draws.s[scm], progress)
-        return losses(**self.branches(net, batch, draws, l))
+        return losses(**self.terms(model, batch, draws, l))
 
-    def branches(self, net: Net, batch: Batch, draws: Draws, l: Times) -> dict[str, BranchLoss]:
-        """The losses of both branches, either of which may have no samples; l: the middle times of the second."""
-        fm, scm = slice(draws.n_velocity), slice(draws.n_velocity, None)
-        point = self.path.sample(batch.data, draws.noise, draws.t)
+    def terms(self, model: FlowModel, batch: Batch, draws: Draws, l: Times) -> dict[str, Term]:
+        """Both terms, either of which may have no samples; l: middle times of the second."""
+        fm, scm = slice(draws.n_flow_matching), slice(draws.n_flow_matching, None)
+        point = model.noising.sample(batch.data, draws.noise, draws.t)
         x_t, t, v_t, dropped = point.x_t, point.t, point.v_t, draws.dropped
         target_fm, target_scm = v_t[fm], v_t[scm]
-        if self.guidance is not None:
-            v_null, v_label = guiding_velocities(net, x_t, t, batch, self.parameterization, self.guidance, scm)
-            target_scm = self.guidance.target(v_t[scm], v_null[scm], v_label, t[scm], dropped[scm])
+        guidance = self.guidance
+        if guidance.active:
+            v_null, v_label = guiding_velocities(model, x_t, t, batch, guidance, scm)
+            target_scm = guidance.target(v_t[scm], v_null[scm], v_label, t[scm], dropped[scm])
 
-        # One Euler step along the (guided) velocity leads from x_t to x_l:   x_l = x_t + target (l - t)
+        # One Euler step along the (guided) velocity leads to x_l = x_t + target (l - t)
         x_l = x_t[scm] + target_scm * across(l - t[scm], x_t)
-        labels = shown_labels(batch, draws, self.guidance)
+        labels = shown_labels(model, batch, draws, guidance)
         velocities = Inputs(x_t, t, t, labels, batch.augment).rows(fm)
         jumps = Inputs(x_t, t, draws.s, labels, batch.augment).rows(scm)
-        F_fm, F_t, F_l = passes(net, velocities, jumps, jumps._replace(x=x_l, t=l))
+        nearer = jumps._replace(x=x_l, t=l)
+        F_fm, F_t, F_l = consistency_passes(model.net, velocities, jumps, nearer)
 
-        v = self.parameterization.velocity(F_fm)
-        if self.guidance is not None:  # what is mixed in here is the very prediction that learns, so it costs nothing
-            target_fm = self.guidance.target(v_t[fm], v_null[fm], v.detach(), t[fm], dropped[fm])
+        v = model.parameterization.velocity(F_fm)
+        if guidance.active:  # the prediction that is mixed in is the one that learns
+            target_fm = guidance.target(v_t[fm], v_null[fm], v.detach(), t[fm], dropped[fm])
+        param, p, eps = model.parameterization, self.p, self.eps
         return {
-            "flow_matching": velocity_loss(self.parameterization, v, target_fm, t[fm], self.p, self.eps),
-            "consistency": consistency_loss(self.parameterization, jumps, F_t, x_l, l, F_l, self.p, self.eps),
+            "flow_matching": velocity_loss(param, v, target_fm, t[fm], p, eps),
+            "consistency": consistency_loss(param, jumps, F_t, x_l, l, F_l, p, eps),
         }
-
-
-def passes(net: Net, velocities: Inputs, jumps: Inputs, nearer: Inputs) -> tuple[Tensor, Tensor, Tensor]:
-    """F of the velocities and F of the jumps from x_t, both with gradient, and F of the jumps from x_l, without.
-
-    The jumps are computed in float32 and under one dropout mask, for their difference is divided by t - l. The velocities
-    go with them in one pass where that changes neither.
-    """
-    device = jumps.x.device
-    share = may_share_a_pass(net, device)
-    with float32(device):
-        replay_dropout = same_dropout(device)
-        (F_l,) = without_gradient(net, nearer)  # the same network, not an averaged copy
-        replay_dropout()
-        if share:
-            F_fm, F_t = together(net, velocities, jumps)
-            return F_fm, F_t, F_l
-        (F_t,) = together(net, jumps)
-    (F_fm,) = together(net, velocities)
-    return F_fm, F_t, F_l
 
 
 def consistency_loss(
@@ -127,10 +110,11 @@ def consistency_loss(
     F_l: Sample,
     p: float,
     eps: float,
-) -> BranchLoss:
-    """f(x_t, t, s, y) -> sg f(x_l, l, s, y), at times s <= l < t; F_t = F(x_t, t, s, y), F_l = F(x_l, l, s, y).
+) -> Term:
+    """f(x_t, t, s, y) is trained towards sg f(x_l, l, s, y), at times s <= l < t.
 
-    The loss is a surrogate: its gradient is sign(b) w q / D, its value means nothing. Read `squared` instead.
+    F_t = F(x_t, t, s, y), F_l = F(x_l, l, s, y). The loss is a surrogate: its gradient is
+    sign(b) w q / D, its value means nothing. Read `squared` instead.
     """
     x_t, t, s, *_ = jumps
     f_t = parameterization.solution(x_t, t, s, F_t.detach())
@@ -142,4 +126,4 @@ def consistency_loss(
     # L_SCM = mean of sign(b(t, s)) mean_d(F(x_t, t, s) sg(q w))
     sign = torch.sign(parameterization.b(t, s))
     loss = sign * mean_d(F_t * q * across(weight, q))
-    return BranchLoss(loss, squared, weight, {"t": t, "l": l, "s": s})
+    return Term(loss, squared, weight, {"t": t, "l": l, "s": s})

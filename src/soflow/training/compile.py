@@ -27,7 +27,9 @@ GRAPHS = 1024
 def settings() -> dict[str, Any]:
     """How everything is compiled, as arguments of torch.compile. Also sets what is the whole process's, and only there."""
     dynamo = torch._dynamo.config
-    dynamo.cache_size_limit = max(dynamo.cache_size_limit, GRAPHS)  # the names that every version of torch knows
+    dynamo.cache_size_limit = max(
+        dynamo.cache_size_limit, GRAPHS
+    )  # the names that every version of torch knows
     dynamo.accumulated_cache_size_limit = max(dynamo.accumulated_cache_size_limit, GRAPHS)
     dynamo.optimize_ddp = False  # it would cut graphs at the buckets of gradients; a block is no more than such a part
     # Dropout draws as it does uncompiled, the same with gradient and without: SoFlow's pair of passes shares its masks.
@@ -39,7 +41,9 @@ def compile_blocks(network: nn.Module) -> None:
     """Compiles the network's blocks, each at its first call. Raises InputError where it has none."""
     blocks = [module for module in network.modules() if getattr(module, "repeated", False)]
     if not blocks:
-        raise InputError(f"compile=true: {type(network).__name__} marks none of its modules as repeated; use compile=false")
+        raise InputError(
+            f"compile=true: {type(network).__name__} marks none of its modules as repeated; use compile=false"
+        )
     for block in blocks:
         block.compile(**settings())
 

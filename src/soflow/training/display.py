@@ -6,11 +6,18 @@ from math import isfinite
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
-from soflow import processes
-from soflow.files import printable
-from soflow.progress import PAUSE
+from soflow.system import processes
+from soflow.system.progress import PAUSE
+from soflow.system.text import printable
 
 
 class Display(Protocol):
@@ -50,13 +57,17 @@ class BarDisplay:
         if isfinite(loss):
             self.loss += weight * (loss - self.loss)
         self.speed += weight * (samples_per_second - self.speed)
-        self.bar.update(self.task, completed=done, text=f"loss {self.loss:.4f}  {self.speed:,.0f} samples/s")
+        self.bar.update(
+            self.task, completed=done, text=f"loss {self.loss:.4f}  {self.speed:,.0f} samples/s"
+        )
 
     def log(self, metrics: dict[str, Any]) -> None:
         del metrics  # the bar already shows them
 
     def note(self, text: str) -> None:
-        self.bar.console.print(printable(text), highlight=False, markup=False)  # names in files are no markup
+        self.bar.console.print(
+            printable(text), highlight=False, markup=False
+        )  # names in files are no markup
 
     def stop(self) -> None:
         self.bar.stop()
@@ -74,11 +85,17 @@ class LineDisplay:
         now = time.monotonic()
         if now - self.told >= PAUSE:
             left = (now - self.started) / (done - self.begun) * (self.steps - done)
-            self.note(f"step {done}/{self.steps}  loss {loss:.4f}  {samples_per_second:,.1f} samples/s  {left:,.0f} s left")
+            self.note(
+                f"step {done}/{self.steps}  loss {loss:.4f}  {samples_per_second:,.1f} samples/s  {left:,.0f} s left"
+            )
 
     def log(self, metrics: dict[str, Any]) -> None:
         left = (self.steps - metrics["step"]) / metrics["steps_per_second"]
-        losses = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name.endswith(("loss", "mse")))
+        losses = "  ".join(
+            f"{name} {value:.4f}"
+            for name, value in metrics.items()
+            if name.endswith(("loss", "mse"))
+        )
         self.note(
             f"step {metrics['step']}/{self.steps}  {losses}  {metrics['samples_per_second']:,.0f} samples/s  "
             f"{left:.0f} s left"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from soflow.config.schema import EmaConfig
-from soflow.training.sharding import share, share_out, whole
+from soflow.training.sharding import shard_like, share, whole
 
 
 class Ema:
@@ -21,7 +21,9 @@ class Ema:
         self.config = config
         self.dtype = torch.float64 if config.float64 else torch.float32
         self.trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
-        self.average = {name: p.detach().to(self.dtype, copy=True) for name, p in self.trained.items()}
+        self.average = {
+            name: p.detach().to(self.dtype, copy=True) for name, p in self.trained.items()
+        }
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -33,9 +35,19 @@ class Ema:
         torch._foreach_lerp_(averages, weights, 1 - self.config.decay**self.config.every)
 
     @torch.no_grad()
-    def net(self, x: Tensor, t: Tensor, s: Tensor, labels: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
+    def net(
+        self,
+        x: Tensor,
+        t: Tensor,
+        s: Tensor,
+        labels: Tensor | None = None,
+        augment: Tensor | None = None,
+    ) -> Tensor:
         """F(x, t, s, labels) with the averaged weights, without gradient. Every process must call it."""
-        weights = {name: whole(average.to(self.trained[name].dtype)) for name, average in self.average.items()}
+        weights = {
+            name: whole(average.to(self.trained[name].dtype))
+            for name, average in self.average.items()
+        }
         return torch.func.functional_call(self.network, weights, (x, t, s, labels, augment))
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -45,5 +57,7 @@ class Ema:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         for name, average in self.average.items():
             if state[name].shape != average.shape:
-                raise ValueError(f"the average of {name} is {list(state[name].shape)}, not {list(average.shape)}")
-            average.copy_(share_out(state[name], average))
+                raise ValueError(
+                    f"the average of {name} is {list(state[name].shape)}, not {list(average.shape)}"
+                )
+            average.copy_(shard_like(state[name], average))

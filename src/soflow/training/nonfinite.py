@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from soflow.data.batches import Batch
 from soflow.objectives.base import Draws, Losses
+from soflow.symbols import Batch
 from soflow.training.sharding import share
 
 OTHERS = " (and others after it)"
@@ -20,12 +20,19 @@ def all_finite(tensors: Iterable[Tensor | None]) -> Tensor:
 
 def wrong_gradients(network: nn.Module) -> str:
     """The first parameter with a gradient that is not finite, and how many there are; "" where there is none."""
-    names = [name for name, p in network.named_parameters() if p.grad is not None and not all_finite([p.grad])]
+    names = [
+        name
+        for name, p in network.named_parameters()
+        if p.grad is not None and not all_finite([p.grad])
+    ]
     return f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}" if names else ""
 
 
 def sample_to_blame(
-    loss_of: Callable[[Batch, Draws], Losses], batch: Batch, draws: Draws, parameters: Sequence[Tensor]
+    loss_of: Callable[[Batch, Draws], Losses],
+    batch: Batch,
+    draws: Draws,
+    parameters: Sequence[Tensor],
 ) -> tuple[int, str] | None:
     """The first sample whose loss, a part of it or gradient, worked out of it alone, is not finite: its row, and what is
     told of it. Halves the batch until one sample is left; None where none goes wrong again, as with other dropout masks.
@@ -52,6 +59,8 @@ def sample_to_blame(
 
 def told(losses: Losses) -> str:
     """Of one sample: the term it is in, its value, and its times: 'the consistency loss, nan, at t=0.7, l=0.6, s=0.2'."""
-    ((name, branch),) = [(name, branch) for name, branch in losses.branches.items() if len(branch.loss)]
+    ((name, branch),) = [
+        (name, branch) for name, branch in losses.terms.items() if len(branch.loss)
+    ]
     times = ", ".join(f"{symbol}={float(time):.4g}" for symbol, time in branch.times.items())
     return f"the {name.replace('_', ' ')} loss, {float(branch.loss.detach()):.4g}, at {times}"

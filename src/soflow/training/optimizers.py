@@ -9,10 +9,16 @@ from torch import nn
 from soflow.config.schema import OptimizerConfig
 
 
-def make_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+def make_optimizer(
+    config: OptimizerConfig, parameters: Iterable[nn.Parameter]
+) -> torch.optim.Optimizer:
     """AdamW (fused) or RAdam (foreach) over the parameters that need a gradient, with decoupled weight decay."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    common: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay}
+    common: dict[str, Any] = {
+        "lr": config.lr,
+        "betas": config.betas,
+        "weight_decay": config.weight_decay,
+    }
     if config.name == "adamw":
         return torch.optim.AdamW(trained, **common, fused=True)
     return torch.optim.RAdam(trained, **common, decoupled_weight_decay=True, foreach=True)

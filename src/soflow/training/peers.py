@@ -25,7 +25,9 @@ def lost_processes_explained() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, DistError) or "gloo" in str(error):  # gloo's errors have no class of their own
+        if isinstance(error, DistError) or "gloo" in str(
+            error
+        ):  # gloo's errors have no class of their own
             raise RunError(
                 "another process of this run has ended or does not answer; what it said itself, if anything, is the cause; "
                 "the same command again goes on from the last checkpoint"

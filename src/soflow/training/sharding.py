@@ -29,7 +29,9 @@ def spread(module: nn.Module, device: torch.device, blocks: bool = True) -> None
     needs them.) Raises InputError where torch cannot.
     """
     if device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
-        raise InputError(f"parallel=fsdp on CPUs needs a torch newer than this {torch.__version__}: use parallel=ddp")
+        raise InputError(
+            f"parallel=fsdp on CPUs needs a torch newer than this {torch.__version__}: use parallel=ddp"
+        )
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     repeated = [child for child in module.modules() if getattr(child, "repeated", False)]
     for block in repeated if blocks else []:
@@ -47,12 +49,16 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def share_out(tensor: Tensor, like: Tensor) -> Tensor:
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
     """A whole tensor, the same on all processes, spread as `like` is. Every process must do it."""
-    return distribute_tensor(tensor, like.device_mesh, like.placements) if isinstance(like, DTensor) else tensor
+    return (
+        distribute_tensor(tensor, like.device_mesh, like.placements)
+        if isinstance(like, DTensor)
+        else tensor
+    )
 
 
-def whole_state(state: Mapping[Any, Any], keep: bool) -> dict[Any, Any]:
+def gather_state(state: Mapping[Any, Any], keep: bool) -> dict[Any, Any]:
     """A state_dict with whole tensors in it, on the CPU; empty where `keep` is False. Every process must ask for it.
 
     One tensor at a time is put together, so that no device has to hold them all.
@@ -60,7 +66,7 @@ def whole_state(state: Mapping[Any, Any], keep: bool) -> dict[Any, Any]:
     kept: dict[Any, Any] = {}
     for key, value in state.items():
         if isinstance(value, Mapping):
-            value = whole_state(value, keep)
+            value = gather_state(value, keep)
         elif isinstance(value, Tensor):
             value = whole(value.detach())
             value = value.cpu() if keep else None
@@ -73,7 +79,10 @@ def load_network(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Loads whole weights."""
     state = network.state_dict()
     network.load_state_dict(
-        {name: share_out(value, state[name]) if name in state else value for name, value in weights.items()}
+        {
+            name: shard_like(value, state[name]) if name in state else value
+            for name, value in weights.items()
+        }
     )
 
 
@@ -85,12 +94,18 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
 
     def of(parameter: Tensor, value: Tensor) -> Tensor:
         if value.shape not in (parameter.shape, ()):
-            raise ValueError(f"the optimizer's state has a tensor {list(value.shape)} for one {list(parameter.shape)}")
-        return share_out(value, parameter) if value.shape == parameter.shape else value
+            raise ValueError(
+                f"the optimizer's state has a tensor {list(value.shape)} for one {list(parameter.shape)}"
+            )
+        return shard_like(value, parameter) if value.shape == parameter.shape else value
 
     shares = {}
     for index, values in state["state"].items():
         if index not in range(len(parameters)) or values.keys() != MOMENTS:
-            raise ValueError(f"the optimizer's state has {', '.join(map(str, values))} of parameter {index}")
+            raise ValueError(
+                f"the optimizer's state has {', '.join(map(str, values))} of parameter {index}"
+            )
         shares[index] = {name: of(parameters[index], value) for name, value in values.items()}
-    optimizer.load_state_dict({"state": shares, "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.load_state_dict(
+        {"state": shares, "param_groups": optimizer.state_dict()["param_groups"]}
+    )

@@ -60,7 +60,11 @@ def stop_request() -> Iterator[StopRequest]:
             raise CutShort
 
     before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
-    before = {signum: handler for signum, handler in before.items() if handler not in (None, signal.SIG_IGN)}
+    before = {
+        signum: handler
+        for signum, handler in before.items()
+        if handler not in (None, signal.SIG_IGN)
+    }
     for signum in before:
         signal.signal(signum, note)
     try:

@@ -1,8 +1,10 @@
 """The trainer: one loop for every method. It knows networks, batches and objectives only by their contracts."""
 
 import gc
+import logging
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from math import isfinite
 from typing import Any, NoReturn
@@ -13,25 +15,31 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from soflow import processes
 from soflow.config import Config
 from soflow.data.augment import AugmentPipe
-from soflow.data.batches import Batch, Batches, seed_of, seeded_generator
+from soflow.data.batches import Batches, seed_of, seeded_generator
 from soflow.data.dataset import Dataset
 from soflow.errors import InputError, RunError, first_line
-from soflow.objectives.base import Draws, Losses, LossModule, Objective
-from soflow.training.checkpoint import TrainState, newest_good
+from soflow.objectives import OBJECTIVES
+from soflow.objectives.base import Draws, Losses, Objective
+from soflow.run.checkpoint import TrainState, newest_good
+from soflow.run.checkpoint_manager import CheckpointManager
+from soflow.run.folder import RunFolder
+from soflow.solution import FlowModel
+from soflow.symbols import Batch
+from soflow.system import processes
 from soflow.training.compile import compile_blocks, compile_errors_explained
 from soflow.training.display import Display
 from soflow.training.ema import Ema
-from soflow.training.keeper import Keeper
+from soflow.training.loss_module import LossModule
 from soflow.training.nonfinite import OTHERS, all_finite, sample_to_blame, wrong_gradients
 from soflow.training.optimizers import learning_rate, make_optimizer
 from soflow.training.peers import require_plain_launch
 from soflow.training.precision import float32_products
-from soflow.training.run_folder import RunFolder
-from soflow.training.sharding import load_network, load_optimizer, spread, whole_state
+from soflow.training.sharding import gather_state, load_network, load_optimizer, spread
 from soflow.training.signals import Stopped, StopRequest, stop_request
+
+log = logging.getLogger(__name__)
 
 #: Called where a sample grid is due, with how far training is, the averaged weights and the device.
 Watch = Callable[[TrainState, dict[str, Tensor], torch.device], None]
@@ -44,7 +52,7 @@ class Trainer:
 
     def __init__(
         self,
-        network: nn.Module,
+        model: FlowModel,
         objective: Objective,
         dataset: Dataset,
         augment: AugmentPipe | None,
@@ -61,7 +69,8 @@ class Trainer:
         require_plain_launch()
         AcceleratorState._reset_state()  # Accelerate keeps the precision of a process's first run; this may be another run
         self.accelerator = Accelerator(
-            cpu=processes.count() > 1 and not torch.cuda.is_available(),  # else no process group there
+            cpu=processes.count() > 1
+            and not torch.cuda.is_available(),  # else no process group there
             mixed_precision="bf16" if config.precision.startswith("bf16") else "no",
             gradient_accumulation_steps=config.train.accumulate,
             log_with=list(config.train.trackers) or None,
@@ -74,32 +83,45 @@ class Trainer:
                 f"{self.accelerator.num_processes} processes with train.accumulate={config.train.accumulate}"
             )
         self.display = display
-        self.batches = Batches(dataset, config.train.batch_size, config.train.seed, augment, self.device, config.data.flip)
+        self.batches = Batches(
+            dataset,
+            config.train.batch_size,
+            config.train.seed,
+            augment,
+            self.device,
+            config.data.flip,
+        )
         self.objective = objective
-        self.network = network
+        assert isinstance(model.net, nn.Module)
+        self.model, self.network = model, model.net
+        network = model.net
         self.state = TrainState()
-        self.keeper = Keeper(folder, config.checkpoint, display.note)
+        self.manager = CheckpointManager(folder, config.checkpoint)
         if config.compile:
             compile_blocks(network)
-        loss = LossModule(network, objective)
+        loss = LossModule(model, objective)
         self.spread_out = config.parallel == "fsdp" and self.accelerator.num_processes > 1
         if self.spread_out:
             # evaluation_mode: autocast, and no DDP around it
-            self.module = self.accelerator.prepare_model(loss, device_placement=False, evaluation_mode=True)
-            spread(loss, self.device, blocks=not config.objective.whole_network)
-            self.optimizer = self.accelerator.prepare(make_optimizer(config.optimizer, network.parameters()))
+            self.module = self.accelerator.prepare_model(
+                loss, device_placement=False, evaluation_mode=True
+            )
+            spread(loss, self.device, blocks=not OBJECTIVES[config.objective.name].whole_network)
+            self.optimizer = self.accelerator.prepare(
+                make_optimizer(config.optimizer, network.parameters())
+            )
         else:
             optimizer = make_optimizer(config.optimizer, network.to(self.device).parameters())
             self.module, self.optimizer = self.accelerator.prepare(loss, optimizer)
         self.ema = Ema(network, config.ema)
-        loss.average = self.ema.net
+        self.model = loss.model = replace(model, average=self.ema.net)
         self.resume()
 
     def resume(self) -> None:
         """Takes up the newest good checkpoint, if there is one."""
         checkpoint, problems = newest_good(self.folder.checkpoints)
         for problem in problems:
-            self.display.note(f"{problem}; passing over it")
+            log.info(f"{problem}; passing over it")
         if len(set(self.of_all(checkpoint.step if checkpoint else -1))) > 1:
             raise RunError(
                 f"the processes do not see the same checkpoints: {self.folder.path} must be on a disk that all share"
@@ -107,9 +129,11 @@ class Trainer:
         if checkpoint is None:
             if problems:  # a run of which anything is left is not begun anew
                 place = self.folder.checkpoints
-                raise RunError(f"{problems[0]}; no checkpoint in {place} is good: bring one back, or move it to begin anew")
+                raise RunError(
+                    f"{problems[0]}; no checkpoint in {place} is good: bring one back, or move it to begin anew"
+                )
             return
-        self.display.note(f"going on from {checkpoint.path}")
+        log.info(f"going on from {checkpoint.path}")
         try:
             load_network(self.network, checkpoint.weights("raw"))
             self.ema.load_state_dict(checkpoint.weights("ema"))
@@ -117,9 +141,11 @@ class Trainer:
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
             if isinstance(error, RunError):
                 raise
-            raise RunError(f"{checkpoint.path} does not fit the run's network: {first_line(error)}") from None
+            raise RunError(
+                f"{checkpoint.path} does not fit the run's network: {first_line(error)}"
+            ) from None
         self.state = checkpoint.train_state()
-        self.keeper.remember_best(self.state)
+        self.manager.remember_best(self.state)
 
     def run(self) -> None:
         """Trains to the last step. Raises Stopped after a signal, RunError where numbers go wrong or cannot be kept."""
@@ -143,7 +169,9 @@ class Trainer:
                     if (stop := self.agreed(request)) is None:
                         stop = self.follow_up(request)
                     if stop is not None and (state.due or state.step < steps):
-                        self.save(last_chance=True)  # while signals still only ask: another must not cost this checkpoint
+                        self.save(
+                            last_chance=True
+                        )  # while signals still only ask: another must not cost this checkpoint
                         raise Stopped(stop)
         finally:
             self.display.stop()
@@ -158,7 +186,7 @@ class Trainer:
         measured = self.measure is not None and (final or done % config.evaluate.every == 0)
         figures: dict[str, float] = {}
         if drawn or measured:
-            weights = whole_state(self.ema.state_dict(), self.accelerator.is_main_process)
+            weights = gather_state(self.ema.state_dict(), self.accelerator.is_main_process)
             if self.accelerator.is_main_process:
                 request.cut_short(lambda: self.look(weights, drawn, figures if measured else None))
             self.accelerator.wait_for_everyone()
@@ -187,7 +215,9 @@ class Trainer:
             tell()
         except OSError as error:
             self.accelerator.trackers = []
-            self.display.note(f"cannot write what train.trackers asks for ({error.strerror or error}): going on without")
+            log.info(
+                f"cannot write what train.trackers asks for ({error.strerror or error}): going on without"
+            )
 
     def agreed(self, request: StopRequest) -> int | None:
         """A signal that reached any process, known to all of them after the same step."""
@@ -201,7 +231,10 @@ class Trainer:
 
     def timed_step(self) -> None:
         start = time.perf_counter()
-        with compile_errors_explained(), float32_products("tf32" in self.config.precision, self.device):
+        with (
+            compile_errors_explained(),
+            float32_products("tf32" in self.config.precision, self.device),
+        ):
             loss = self.step(self.state.step)
         seconds = time.perf_counter() - start
         self.state.step += 1
@@ -215,7 +248,9 @@ class Trainer:
         config, accelerator = self.config, self.accelerator
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config.optimizer, step)
-        torch.manual_seed(seed_of(config.train.seed, f"dropout of process {accelerator.process_index}", step))
+        torch.manual_seed(
+            seed_of(config.train.seed, f"dropout of process {accelerator.process_index}", step)
+        )
         parts: list[Losses] = []
         for batch, draws in self.shares(step):
             with accelerator.accumulate(self.module):
@@ -226,7 +261,9 @@ class Trainer:
                     loss, wrong = self.read(parts)
                     if not wrong:
                         if config.optimizer.clip:
-                            accelerator.clip_grad_norm_(self.network.parameters(), config.optimizer.clip)
+                            accelerator.clip_grad_norm_(
+                                self.network.parameters(), config.optimizer.clip
+                            )
                         self.optimizer.step()
                     self.optimizer.zero_grad()
         if wrong:
@@ -238,9 +275,13 @@ class Trainer:
         """What this process works on in a step, a part of the batch at a time."""
         train, device = self.config.train, self.device
         draws = self.objective.draw(
-            (train.batch_size, *self.config.data.shape), seeded_generator(train.seed, "draws", step, device)
+            (train.batch_size, *self.config.data.shape),
+            seeded_generator(train.seed, "draws", step, device),
         )
-        index, count = self.accelerator.process_index, self.accelerator.num_processes * train.accumulate
+        index, count = (
+            self.accelerator.process_index,
+            self.accelerator.num_processes * train.accumulate,
+        )
         for share in range(index, count, self.accelerator.num_processes):
             yield self.batches.share(step, share, count), draws.rows(slice(share, None, count))
 
@@ -250,17 +291,31 @@ class Trainer:
         """
         values = [{"loss": losses.total.detach()[None], **losses.parts} for losses in parts]
         names = list(values[0])
-        sums = torch.stack([torch.stack([part[name].sum() for part in values]).sum() for name in names])
+        sums = torch.stack(
+            [torch.stack([part[name].sum() for part in values]).sum() for name in names]
+        )
         counts = [float(sum(len(part[name]) for part in values)) for name in names]
         well = all_finite(parameter.grad for parameter in self.network.parameters())
-        mine = torch.cat([sums.float(), torch.tensor([*counts, 1.0], device=self.device), well.to(self.device)[None]])
+        mine = torch.cat(
+            [
+                sums.float(),
+                torch.tensor([*counts, 1.0], device=self.device),
+                well.to(self.device)[None],
+            ]
+        )
         *numbers, processes, well_in = self.accelerator.reduce(mine, "sum").tolist()
         totals = dict(zip(names, zip(numbers, numbers[len(names) :], strict=False), strict=False))
         loss = totals["loss"][0] / totals["loss"][1]
-        wrong = [f"the {name.replace('_', ' ')} is {total}" for name, (total, _) in totals.items() if not isfinite(total)]
+        wrong = [
+            f"the {name.replace('_', ' ')} is {total}"
+            for name, (total, _) in totals.items()
+            if not isfinite(total)
+        ]
         wrong = [what for what in wrong if " weight is " not in what] or wrong
         if not wrong and well_in < processes:
-            where = next(filter(None, gather_object([wrong_gradients(self.network)])), "a parameter")
+            where = next(
+                filter(None, gather_object([wrong_gradients(self.network)])), "a parameter"
+            )
             wrong = [f"the gradient of {where} is not finite"]
         if wrong:
             return loss, ", ".join(wrong)
@@ -276,9 +331,13 @@ class Trainer:
         if config.on_nonfinite == "stop":
             self.fail(what, "train.on_nonfinite=skip, or ")
         if self.state.skipped == config.max_skipped:
-            self.fail(f"{what}, after {config.max_skipped} updates were skipped, as many as train.max_skipped allows")
+            self.fail(
+                f"{what}, after {config.max_skipped} updates were skipped, as many as train.max_skipped allows"
+            )
         self.state.skipped += 1
-        self.display.note(f"{what}; skipping the update, {self.state.skipped} of at most {config.max_skipped}")
+        log.info(
+            f"{what}; skipping the update, {self.state.skipped} of at most {config.max_skipped}"
+        )
 
     def blame(self, step: int) -> str:
         """The first sample by which a step goes wrong, in whichever process; nothing where no single one does, or where no
@@ -292,13 +351,17 @@ class Trainer:
         with torch.compiler.set_stance("force_eager"), self.accelerator.autocast():
             for part, (batch, draws) in enumerate(self.shares(step)):
                 one = sample_to_blame(
-                    lambda batch, draws: self.objective(self.network, batch, draws, progress, self.ema.net),
+                    lambda batch, draws: self.objective(self.model, batch, draws, progress),
                     batch,
                     draws,
                     parameters,
                 )
                 if one:
-                    row = one[0] * count + part * self.accelerator.num_processes + self.accelerator.process_index
+                    row = (
+                        one[0] * count
+                        + part * self.accelerator.num_processes
+                        + self.accelerator.process_index
+                    )
                     found.append((row, one[1]))
         found = gather_object(found)
         if not found:
@@ -339,7 +402,7 @@ class Trainer:
         if self.state.skipped:
             metrics["skipped"] = self.state.skipped
         if self.accelerator.is_main_process:
-            self.keeper.log(metrics)
+            self.manager.log(metrics)
         values = {name: value for name, value in metrics.items() if name != "step"}
         self.track(lambda: self.accelerator.log(values, step=self.state.step))
         self.display.log(metrics)
@@ -351,12 +414,16 @@ class Trainer:
         if not all(self.of_all(int(all_finite(self.network.parameters())))):
             self.fail(f"weights are no longer finite numbers after step {self.state.step}")
         main = self.accelerator.is_main_process
-        weights, ema, optimizer = (whole_state(x.state_dict(), main) for x in (self.network, self.ema, self.optimizer))
+        weights, ema, optimizer = (
+            gather_state(x.state_dict(), main) for x in (self.network, self.ema, self.optimizer)
+        )
         if main:
-            self.keeper.save(self.state, weights, ema, optimizer, last_chance)
+            self.manager.save(self.state, weights, ema, optimizer, last_chance)
         self.accelerator.wait_for_everyone()
 
-    def look(self, weights: dict[str, Tensor], drawn: bool, figures: dict[str, float] | None) -> None:
+    def look(
+        self, weights: dict[str, Tensor], drawn: bool, figures: dict[str, float] | None
+    ) -> None:
         """Looks at the averaged weights, in the first process while the others wait: fills in `figures`, where these are
         asked for, and draws samples. Changes nothing else.
         """
@@ -365,25 +432,37 @@ class Trainer:
             try:
                 figures.update(self.measure(weights, self.device))
             except (InputError, RunError, OSError) as error:
-                self.display.note(f"step {self.state.step} has no figure: {error}")
+                log.info(f"step {self.state.step} has no figure: {error}")
         if drawn:
             try:
                 self.watch(self.state, weights, self.device)
             except (InputError, RunError, OSError) as error:
-                self.display.note(f"step {self.state.step} has no picture: {error}")
+                log.info(f"step {self.state.step} has no picture: {error}")
 
     def keep_best(self, figures: dict[str, float]) -> None:
         """Notes whether the first of the figures is the best so far."""
-        for name, distance in [(name, figure) for name, figure in figures.items() if isfinite(figure)][:1]:
+        for name, distance in [
+            (name, figure) for name, figure in figures.items() if isfinite(figure)
+        ][:1]:
             what = f"{name} of {self.config.evaluate.num_while_training}"
-            better = self.state.best is None or what != self.state.best_of or distance < self.state.best
+            better = (
+                self.state.best is None or what != self.state.best_of or distance < self.state.best
+            )
             if better:
-                self.state.best, self.state.best_of, self.state.best_step = distance, what, self.state.step
-            self.display.note(f"step {self.state.step}: {name} {distance:.4g}{', the best so far' if better else ''}")
+                self.state.best, self.state.best_of, self.state.best_step = (
+                    distance,
+                    what,
+                    self.state.step,
+                )
+            log.info(
+                f"step {self.state.step}: {name} {distance:.4g}{', the best so far' if better else ''}"
+            )
 
 
 def require_trackers(names: tuple[str, ...]) -> None:
     """Raises InputError with the install line for a tracker whose package is missing."""
     for name in names:
         if find_spec(name) is None:
-            raise InputError(f"train.trackers names {name}, which is not installed: pip install 'soflow[track]'")
+            raise InputError(
+                f"train.trackers names {name}, which is not installed: pip install 'soflow[track]'"
+            )

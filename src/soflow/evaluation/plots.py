@@ -1,0 +1,117 @@
+"""The report's plots. Each takes plain values and returns a matplotlib figure."""
+
+from math import nan
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+BLUE, ORANGE, GREEN, GREY = "#3056d3", "#e07b39", "#2f9e6e", "#98a2b3"
+COLORS = {"renoise": BLUE, "ode": ORANGE, "euler": "#8250c4"}
+
+
+def plain(figure: Figure, *, columns: int = 1) -> list[Axes]:
+    """Axes side by side without clutter."""
+    axes = [figure.add_subplot(1, columns, i + 1) for i in range(columns)]
+    for one in axes:
+        one.spines[["top", "right"]].set_visible(False)
+        one.grid(axis="y", color="#eceef2", linewidth=0.8)
+        one.set_axisbelow(True)
+    return axes
+
+
+def as_text(name: str) -> str:
+    """A name that matplotlib takes for no formula."""
+    return name.replace("$", r"\$")
+
+
+def losses(metrics: list[dict[str, Any]]) -> Figure:
+    """Mean squared errors of the loss's terms, and the total loss, against the step."""
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    errors, total = plain(figure, columns=2)
+    steps = [line["step"] for line in metrics]
+    names = list(dict.fromkeys(name for line in metrics for name in line if name.endswith("_mse")))
+    values = {name: [line.get(name, nan) for line in metrics] for name in (*names, "loss")}
+    for name, color in zip(names, (BLUE, ORANGE), strict=False):
+        label = name.removesuffix("_mse").replace("_", " ")
+        errors.plot(steps, values[name], color=color, label=as_text(label))
+    errors.set(xlabel="step", ylabel="mean squared error", yscale="log")
+    errors.legend(frameon=False)
+    total.plot(steps, values["loss"], color=GREY)
+    total.set(xlabel="step", ylabel="total loss (with the surrogate)")
+    return figure
+
+
+def distance_in_training(metrics: list[dict[str, Any]], name: str) -> Figure:
+    """The distance of the averaged weights' samples as training went on."""
+    figure = Figure(figsize=(6.5, 2.8), layout="constrained")
+    (axes,) = plain(figure)
+    axes.plot(
+        *zip(*((line["step"], line[name]) for line in metrics if name in line), strict=True),
+        "o-",
+        color=BLUE,
+    )
+    axes.set(xlabel="step", ylabel=as_text(name))
+    axes.set_ylim(bottom=0)
+    return figure
+
+
+def distance_against_nfe(evaluation: dict[str, Any]) -> Figure:
+    """Distance against network evaluations, a line a sampler, with the model's own ODE and real data as marks."""
+    figure = Figure(figsize=(6.5, 3.4), layout="constrained")
+    (axes,) = plain(figure)
+    rows = [row for row in evaluation["rows"] if row["weights"] == evaluation["rows"][0]["weights"]]
+    for sampler, color in COLORS.items():
+        points = sorted(
+            (row["nfe"], row["distance"])
+            for row in rows
+            if row["sampler"] == sampler or row["nfe"] == 1
+        )
+        if any(row["sampler"] == sampler for row in rows):
+            axes.plot(*zip(*points, strict=True), "o-", color=color, label=sampler)
+    for heun in (row for row in rows if row["sampler"] == "heun"):
+        axes.axhline(
+            heun["distance"],
+            color=GREEN,
+            linestyle="--",
+            label=f"own ODE, {heun['nfe'] // 2} Heun steps",
+        )
+    real = evaluation["real"]
+    if real is not None:
+        axes.axhline(real["distance"], color=GREY, linestyle=":", label="held-out real data")
+    counts = sorted({row["nfe"] for row in rows if row["sampler"] != "heun"})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(counts, [str(n) for n in counts])
+    axes.minorticks_off()
+    axes.set(xlabel="network evaluations a sample (NFE)", ylabel="distance to real data")
+    axes.set_ylim(bottom=0.0 if real is None else min(0.0, 1.5 * real["distance"]))
+    axes.legend(frameon=False)
+    return figure
+
+
+def clouds(points: dict[str, Tensor]) -> Figure:
+    """Clouds of points in the plane, side by side on equal axes."""
+    figure = Figure(figsize=(4.2 * len(points), 4.2), layout="constrained")
+    limit = 1.1 * float(max(cloud.abs().quantile(0.999) for cloud in points.values()))
+    for axes, (title, cloud) in zip(
+        plain(figure, columns=len(points)), points.items(), strict=True
+    ):
+        axes.scatter(cloud[:, 0], cloud[:, 1], s=3, alpha=0.4, linewidths=0, color=BLUE)
+        axes.set(title=title, aspect="equal", xlim=(-limit, limit), ylim=(-limit, limit))
+    return figure
+
+
+def journeys(steps: Tensor) -> Figure:
+    """Paths in the plane, (count, times, 2), from noise (grey) to data (blue)."""
+    figure = Figure(figsize=(5.5, 5.5), layout="constrained")
+    (axes,) = plain(figure)
+    for path in steps:
+        axes.plot(path[:, 0], path[:, 1], color=GREY, linewidth=0.5, alpha=0.6)
+    axes.scatter(steps[:, 0, 0], steps[:, 0, 1], s=5, color=GREY, label="noise", zorder=3)
+    axes.scatter(
+        steps[:, -1, 0], steps[:, -1, 1], s=7, color=BLUE, label="f(noise, 1, 0)", zorder=3
+    )
+    axes.set_aspect("equal")
+    axes.legend(frameon=False, loc="upper right")
+    return figure

@@ -1,0 +1,191 @@
+"""Samples made by anything: a folder of images, or an .npz in ADM's layout. Read part by part, never all at once."""
+
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from soflow.data.folder import files
+from soflow.data.images import MODES, channels_of, in_mode, open_image
+from soflow.data.npz import UNREADABLE, damaged, open_member, read_head
+from soflow.errors import InputError, RunError, first_line
+from soflow.evaluation.references import arrays_in, protocol_of, read
+
+#: Images read at once.
+ROWS = 500
+
+
+@dataclass(frozen=True)
+class SampleSet:
+    """Samples in files. shape: of one; parts(): all of them, bytes (B, C, H, W), or floats (B, D) where they are no images.
+
+    protocol: how they came, where that is written beside them.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    count: int
+    parts: Callable[[], Iterator[Tensor]]
+    labels: Tensor | None = None
+    protocol: dict[str, Any] = field(default_factory=dict)
+
+
+def open_sample_set(path: Path) -> SampleSet:
+    """Samples at a path. Raises InputError for what holds none, or images that are not all of one size and kind."""
+    if path.is_dir():
+        return sample_folder(path)
+    if path.suffix == ".npz" and path.is_file():
+        return sample_arrays(path)
+    if path.exists():
+        raise InputError(
+            f"{path} holds no samples: give a run folder, a folder of images, or an .npz with arr_0"
+        )
+    raise InputError(
+        f"there is no {path}: give a run folder, a folder of images, or an .npz of samples"
+    )
+
+
+def sample_folder(path: Path) -> SampleSet:
+    """The images below a folder, in the order of their names."""
+    names = sorted(file.name for file in files(path))
+    if not names:
+        raise InputError(
+            f"{path} is no run folder (it has no config.yaml) and no folder of images: it has none"
+        )
+    kinds: dict[tuple[int, int, int], str] = {}
+    for name in names:
+        kinds.setdefault(kind(path / name), name)
+        if len(kinds) > 1:
+            (one, first), (two, second) = kinds.items()
+            raise InputError(
+                f"{path}: {first} is {in_words(one)}, but {second} is {in_words(two)}: samples must be of one size and kind"
+            )
+    ((channels, height, width),) = kinds
+
+    def parts() -> Iterator[Tensor]:
+        for first in range(0, len(names), ROWS):
+            pixels = [decoded(path / name, channels) for name in names[first : first + ROWS]]
+            yield (
+                torch.from_numpy(np.stack(pixels))
+                .reshape(-1, height, width, channels)
+                .permute(0, 3, 1, 2)
+            )
+
+    file = path / "protocol.json"
+    protocol = (
+        protocol_of({"protocol": np.array(file.read_text(errors="replace"))}, file)
+        if file.is_file()
+        else {}
+    )
+    return SampleSet(
+        path.resolve().name, (channels, height, width), len(names), parts, None, protocol
+    )
+
+
+def in_words(found: tuple[int, int, int]) -> str:
+    channels, height, width = found
+    return f"{width}x{height} {'grey' if channels == 1 else 'RGB'}"
+
+
+def kind(file: Path) -> tuple[int, int, int]:
+    """Channels, height and width of an image, by its header."""
+    try:
+        with open_image(file) as image:
+            return channels_of(image), image.height, image.width
+    except Exception as error:  # whatever decoders raise
+        raise InputError(f"{file} cannot be read as an image: {first_line(error)}") from None
+
+
+def decoded(file: Path, channels: int) -> np.ndarray:
+    try:
+        with open_image(file) as image:
+            return np.asarray(in_mode(image, MODES[channels], set()))
+    except Exception as error:  # whatever decoders raise
+        raise RunError(f"{file} cannot be read as an image: {first_line(error)}") from None
+
+
+def sample_arrays(path: Path) -> SampleSet:
+    """arr_0: bytes (N, H, W, C) with C = 1 or 3, or floats (N, D); arr_1: labels (N,), if there are any."""
+    there = arrays_in(path)
+    if "arr_0" not in there:
+        raise InputError(
+            f"{path} has no arr_0, as samples in ADM's layout are called: it has {', '.join(sorted(there))}"
+        )
+    shape, dtype = header(path, "arr_0")
+    images = dtype == np.uint8 and len(shape) == 4 and shape[3] in MODES
+    vectors = np.issubdtype(dtype, np.floating) and len(shape) == 2
+    if not (images or vectors) or min(shape) < 1:
+        raise InputError(
+            f"{path}: arr_0 is {dtype}{list(shape)}, but samples are uint8 (N, H, W, 1 or 3), or floats (N, D)"
+        )
+    beside = read(path, ("arr_1", "protocol"), there)
+    labels = None
+    if "arr_1" in beside:
+        classes = beside["arr_1"]
+        if (
+            classes.shape != shape[:1]
+            or not np.issubdtype(classes.dtype, np.integer)
+            or classes.min() < 0
+        ):
+            raise InputError(
+                f"{path}: arr_1 is {classes.dtype}{list(classes.shape)}, but the labels of {shape[0]:,} samples are "
+                f"[{shape[0]}] whole numbers from 0"
+            )
+        labels = torch.from_numpy(classes.astype(np.int64))
+
+    def parts() -> Iterator[Tensor]:
+        for rows in rows_of(path, "arr_0"):
+            yield rows.permute(0, 3, 1, 2) if images else rows.float()
+
+    one = (shape[3], *shape[1:3]) if images else shape[1:]
+    return SampleSet(path.stem, one, shape[0], parts, labels, protocol_of(beside, path))
+
+
+def header(path: Path, name: str) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type of an array in a .npz, nothing else of it being read."""
+    with opened(path, name) as (_, shape, dtype):
+        return shape, dtype
+
+
+@contextmanager
+def opened(path: Path, name: str) -> Iterator[tuple[Any, tuple[int, ...], np.dtype]]:
+    """A stream of the bytes of an array in a .npz, with its shape and type."""
+    with ExitStack() as stack:
+        try:
+            archive = stack.enter_context(zipfile.ZipFile(path))
+            member = archive.getinfo(f"{name}.npy")
+            stream = stack.enter_context(open_member(archive, member))
+            head = read_head(stream, member.file_size)
+        except UNREADABLE as error:
+            raise damaged(path, error) from None
+        if head.columns_first or head.dtype.hasobject:
+            what = "objects" if head.dtype.hasobject else "an array in Fortran order"
+            raise InputError(f"{path} holds {what}: save plain arrays")
+        yield stream, head.shape, head.dtype
+
+
+def rows_of(path: Path, name: str) -> Iterator[Tensor]:
+    """The rows of an array in a .npz, compressed or not, ROWS at a time. Raises RunError for a file that ends too soon."""
+    with opened(path, name) as (stream, (count, *shape), dtype):
+        row = int(np.prod(shape)) * dtype.itemsize
+        for first in range(0, count, ROWS):
+            wanted = min(ROWS, count - first)
+            try:
+                content = stream.read(wanted * row)
+            except UNREADABLE as error:
+                raise RunError(f"{path} is damaged: {first_line(error)}") from None
+            if len(content) < wanted * row:
+                raise RunError(
+                    f"{path} is damaged: {name} ends after {first + len(content) // row:,} of {count:,} rows"
+                )
+            yield torch.from_numpy(
+                np.frombuffer(content, dtype)
+                .reshape(wanted, *shape)
+                .astype(dtype.newbyteorder("="))
+            )

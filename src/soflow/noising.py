@@ -1,0 +1,83 @@
+"""Noising paths: how a clean sample turns into noise as t goes from 0 to 1.
+
+    x_t = alpha(t) data + beta(t) noise            v_t = alpha'(t) data + beta'(t) noise
+
+Source: SoFlow (arXiv 2512.15657), the noising process. Symbols: soflow/symbols.py.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from math import pi
+
+import torch
+from torch import Tensor
+
+from soflow.symbols import Sample, Times, across
+
+
+@dataclass(frozen=True)
+class NoisedSample:
+    """One point on the path of each sample, with everything that made it."""
+
+    data: Sample
+    noise: Sample
+    t: Times
+    x_t: Sample
+    v_t: Sample
+
+
+class Noising(ABC):
+    """A noising path, given by alpha and beta and their derivatives, each (B,) -> (B,)."""
+
+    @abstractmethod
+    def alpha(self, t: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def beta(self, t: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def d_alpha(self, t: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def d_beta(self, t: Tensor) -> Tensor: ...
+
+    def add_noise(self, data: Sample, noise: Sample, t: Times) -> Sample:
+        """x_t = alpha(t) data + beta(t) noise."""
+        return across(self.alpha(t), data) * data + across(self.beta(t), data) * noise
+
+    def sample(self, data: Sample, noise: Sample, t: Times) -> NoisedSample:
+        """The point x_t of each sample and its conditional velocity v_t = alpha'(t) data + beta'(t) noise."""
+        v_t = across(self.d_alpha(t), data) * data + across(self.d_beta(t), data) * noise
+        return NoisedSample(data, noise, t, x_t=self.add_noise(data, noise, t), v_t=v_t)
+
+
+class LinearNoising(Noising):
+    """alpha = 1 - t, beta = t: straight lines from data to noise."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1 - t
+
+    def beta(self, t: Tensor) -> Tensor:
+        return t
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        return -torch.ones_like(t)
+
+    def d_beta(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+
+class TrigNoising(Noising):
+    """alpha = cos(pi t / 2), beta = sin(pi t / 2): a quarter turn that keeps the variance."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.cos(pi / 2 * t)
+
+    def beta(self, t: Tensor) -> Tensor:
+        return torch.sin(pi / 2 * t)
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        return -pi / 2 * torch.sin(pi / 2 * t)
+
+    def d_beta(self, t: Tensor) -> Tensor:
+        return pi / 2 * torch.cos(pi / 2 * t)

@@ -1,0 +1,122 @@
+"""How the network is called: passes packed together, their precision, and their dropout masks."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from soflow.symbols import Net
+
+
+class Inputs(NamedTuple):
+    """The network's arguments, one row per sample."""
+
+    x: Tensor  # (B, ...)
+    t: Tensor  # (B,)
+    s: Tensor  # (B,)
+    labels: Tensor | None  # (B,)
+    augment: Tensor | None  # (B, A)
+
+    def rows(self, which: slice) -> "Inputs":
+        return Inputs(*(None if column is None else column[which] for column in self))  # type: ignore[arg-type]
+
+
+def together(net: Net, *groups: Inputs) -> list[Tensor]:
+    """F of each group of rows, computed in one pass over all of them; groups may be empty."""
+    counts = [len(group.x) for group in groups]
+    if not any(counts):
+        return [group.x for group in groups]
+    columns = (
+        None if parts[0] is None else torch.cat(parts) for parts in zip(*groups, strict=True)
+    )
+    rows = Inputs(*columns)  # type: ignore[arg-type]  # only labels and augment are ever None
+    return list(net(*rows).split(counts))
+
+
+@torch.no_grad()
+def without_gradient(net: Net, *groups: Inputs) -> list[Tensor]:
+    """Like `together`, for values that no gradient flows back through."""
+    outputs = together(net, *groups)
+    torch.clear_autocast_cache()  # torch 2.6 would reuse this pass's detached weights in the next
+    return outputs
+
+
+def consistency_passes(
+    net: Net, velocities: Inputs, jumps: Inputs, nearer: Inputs
+) -> tuple[Tensor, Tensor, Tensor]:
+    """F of velocities and of jumps from x_t, with gradient; F of jumps from x_l, without.
+
+    The jumps are computed in float32 and under one dropout mask, since their difference is divided
+    by t - l. The velocities share their pass if that changes neither.
+    """
+    device = jumps.x.device
+    shared = may_share_a_pass(net, device)
+    with float32(device):
+        replay_dropout = same_dropout(device)
+        (F_l,) = without_gradient(net, nearer)  # the same network, not an averaged copy
+        replay_dropout()
+        if shared:
+            F_fm, F_t = together(net, velocities, jumps)
+            return F_fm, F_t, F_l
+        (F_t,) = together(net, jumps)
+    (F_fm,) = together(net, velocities)
+    return F_fm, F_t, F_l
+
+
+def with_derivative(net: Net, inputs: Inputs, v: Tensor) -> tuple[Tensor, Tensor]:
+    """F, and without gradient dF/dt along the trajectory: the direction (v, 1, 0) in (x, t, s)."""
+    x, t, s, labels, augment = inputs
+    if len(x) == 0:
+        return x, x
+
+    # Compiled code cannot be differentiated at views, such as a microbatch is.
+    at = (x.clone(), t.clone(), s.clone())
+    along = (v, torch.ones_like(t), torch.zeros_like(s))
+    # The fused attention kernels have no forward-mode derivative.
+    with sdpa_kernel(SDPBackend.MATH):
+        value, derivative = torch.func.jvp(  # type: ignore[misc]
+            lambda x, t, s: net(x, t, s, labels, augment), at, along
+        )
+    return value, derivative.detach()
+
+
+def may_share_a_pass(net: Net, device: torch.device) -> bool:
+    """Whether velocities and the pair of a difference quotient may share one pass.
+
+    Not under autocast, which gives them different precisions, nor with active dropout, whose masks
+    depend on what else is in the pass.
+    """
+    if torch.is_autocast_enabled(device.type) or not isinstance(net, nn.Module):
+        return False
+    return not any(
+        isinstance(module, nn.Dropout) and module.training and module.p > 0
+        for module in net.modules()
+    )
+
+
+@contextmanager
+def float32(device: torch.device) -> Iterator[None]:
+    """Computes in float32 even under bfloat16 autocast.
+
+    Difference quotients multiply rounding errors by hundreds. Where matrix products may not use
+    TF32, convolutions may not either; for them it is torch's default.
+    """
+    tf32 = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = tf32 and torch.get_float32_matmul_precision() != "highest"
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = tf32
+
+
+def same_dropout(device: torch.device) -> Callable[[], None]:
+    """Notes the state of the dropout masks; calling the result restores it."""
+    if device.type == "cuda":
+        state = torch.cuda.get_rng_state(device)
+        return lambda: torch.cuda.set_rng_state(state, device)
+    state = torch.get_rng_state()
+    return lambda: torch.set_rng_state(state)

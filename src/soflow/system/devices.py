@@ -1,0 +1,12 @@
+"""Which device to compute on."""
+
+import os
+
+import torch
+
+
+def default_device() -> torch.device:
+    """A GPU where there is one: of several processes on a machine, each its own."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())

@@ -1,0 +1,30 @@
+"""Notes for people, through Python's `logging`: module loggers below "soflow".
+
+`log = logging.getLogger(__name__)`, then `log.info` for remarks and `log.warning` for what needs attention.
+"""
+
+import logging
+import sys
+
+from soflow.system import processes
+from soflow.system.text import printable
+
+
+class OneLine(logging.Handler):
+    """Prints each note as one line on stderr, above a progress bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # sys.stderr is looked up each time: a progress bar puts itself in its place.
+        print(printable(record.getMessage()), file=sys.stderr, flush=True)
+
+
+def show_notes() -> None:
+    """Shows notes on stderr, once. In processes other than the first only warnings are shown.
+
+    A program that has configured logging itself keeps its own handlers: they get every note.
+    """
+    logger = logging.getLogger("soflow")
+    if not any(isinstance(handler, OneLine) for handler in logger.handlers):
+        logger.addHandler(OneLine())
+        logger.propagate = bool(logging.getLogger().handlers)
+    logger.setLevel(logging.WARNING if processes.index() > 0 else logging.INFO)

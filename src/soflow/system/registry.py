@@ -1,0 +1,73 @@
+"""Registries of objectives, networks and data sources, and the settings that each of them declares.
+
+A setting is a constructor parameter. Its range and one sentence stand in its annotation:
+
+    @OBJECTIVES.register("my_objective")
+    @dataclass(frozen=True)
+    class MyObjective:
+        p: Annotated[float, Setting("power of the adaptive weight", ge=0)] = 1.0
+
+The configuration is built from these parameters (config/sections.py), so nothing is declared twice.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from soflow.errors import InputError
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a setting means, and its range: >= ge, > gt, <= le, < lt."""
+
+    about: str
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+
+
+class Registry(Generic[T]):
+    """Classes or functions by the name that a configuration gives them."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.entries: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """A decorator that registers a class or function under `name`.
+
+        Raises:
+            InputError: If another class or function already has this name.
+        """
+
+        def add(entry: T) -> T:
+            known = self.entries.setdefault(name, entry)
+            if (known.__module__, known.__qualname__) != (entry.__module__, entry.__qualname__):
+                raise InputError(f"there is already a {self.kind} named '{name}': choose another")
+            self.entries[name] = entry  # a module that is reloaded, as notebooks do
+            return entry
+
+        return add
+
+    def __getitem__(self, name: str) -> T:
+        if name not in self.entries:
+            raise InputError(
+                f"unknown {self.kind} '{name}': known are {', '.join(self)}; "
+                "a module of your own that registers it must be imported first (--import MODULE)"
+            )
+        return self.entries[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def modules(self) -> list[str]:
+        """Modules outside this package that have registered something."""
+        found = {entry.__module__ for entry in self.entries.values()}
+        return sorted(name for name in found if not name.startswith("soflow."))

@@ -1,0 +1,9 @@
+"""Text that is safe to print."""
+
+
+def printable(text: str) -> str:
+    """The text in one line: line ends and what is no Unicode, as may stand in files' names, become escapes."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )

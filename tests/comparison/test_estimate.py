@@ -1,0 +1,219 @@
+"""What is counted without measuring, against counts by hand, and the page that shows it."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from soflow.cli import main
+from soflow.comparison.estimate import PEAK, SHARE, estimate, kept_for_backward
+from soflow.comparison.measure import count_flops
+from soflow.config import read_recipe
+from support.settings import TINY_DIT
+
+ROOT = Path(__file__).parents[2]
+WIDTH, DEPTH = 64, 3
+TINY_MLP = [f"network.width={WIDTH}", f"network.depth={DEPTH}", "objective.name=flow_matching"]
+UNGUIDED = "objective.guidance.scale=1"
+
+
+def mlp_parameters_by_hand(width, depth, dimensions, rows):
+    """Weights and biases: two time embeddings, the label table, the blocks of three linears, both ends."""
+    time = (256 + 1) * width + (width + 1) * width
+    ends = (dimensions + 1) * width + (width + 1) * dimensions
+    return 2 * time + rows * width + depth * 3 * (width + 1) * width + ends
+
+
+def mlp_kept_by_hand(width, depth):
+    """Numbers of `width` that a sample leaves for the backward pass, beside the two sinusoidal embeddings of 256.
+
+    Linear layers keep their input, SiLU its own: what is both is kept once.
+    """
+    times = 2 * 2  # SiLU's input, and its output, the second linear's input
+    condition = 2  # SiLU's input, and its output, which all blocks share
+    block = 4  # x, silu(x), the sum before SiLU, and after it
+    ends = 2  # x of the last SiLU, and the last linear's input
+    return (times + condition + depth * block + ends) * width + 2 * 256
+
+
+def test_what_a_linear_stack_keeps_for_its_gradient():
+    config = read_recipe("moons", [*TINY_MLP, "data.num_classes=0"])
+    by_hand = 4 * mlp_kept_by_hand(WIDTH, DEPTH)
+    for count in (8, 40):
+        kept = kept_for_backward(config, count) / count
+        assert (
+            by_hand <= kept < by_hand + 4 * WIDTH / 2
+        )  # the loss keeps a few numbers a sample, too; less than one layer
+
+
+def test_what_is_kept_grows_with_the_batch_and_knows_no_weights():
+    for overrides in ([], ["objective.name=mean_flow"], ["objective.name=consistency"]):
+        config = read_recipe("digits", [*TINY_DIT, *overrides])
+        assert kept_for_backward(config, 48) == pytest.approx(
+            3 * kept_for_backward(config, 16), rel=1e-3
+        )
+
+
+def test_a_deeper_network_keeps_as_much_more_for_every_block():
+    one, two, four = (
+        kept_for_backward(read_recipe("digits", [*TINY_DIT, f"network.depth={d}"]), 16)
+        for d in (1, 2, 4)
+    )
+    assert four - two == 2 * (two - one) > 0
+
+
+def test_states_by_hand():
+    config = read_recipe(
+        "moons", [*TINY_MLP, "data.num_classes=0", "ema.float64=true", "train.batch_size=64"]
+    )
+    parameters = mlp_parameters_by_hand(WIDTH, DEPTH, dimensions=2, rows=1)
+    one = estimate(config)
+    assert one.parameters == parameters
+    assert one.memory.states == parameters * (
+        4 + 4 + 2 * 4 + 8
+    )  # weights, gradients, two moments, average in float64
+    assert one.memory.total == one.memory.states + kept_for_backward(config, 64)
+
+    shared = estimate(config, gpus=2)  # gradients are exchanged in buckets of their own
+    assert (shared.memory.states, shared.samples) == (parameters * 28, 32)
+    assert shared.memory.activations == pytest.approx(one.memory.activations / 2, rel=1e-3)
+    sharded = estimate(config.model_copy(update={"parallel": "fsdp"}), gpus=2)
+    assert sharded.memory.states == parameters * 12
+    assert sharded.memory.activations == shared.memory.activations
+
+
+def test_accumulation_saves_what_is_kept():
+    whole, parts = (
+        estimate(read_recipe("digits", [*TINY_DIT, f"train.accumulate={n}"])) for n in (1, 4)
+    )
+    assert parts.memory.activations == pytest.approx(whole.memory.activations / 4, rel=1e-3)
+    assert (parts.memory.states, parts.samples, parts.flops) == (
+        whole.memory.states,
+        32,
+        whole.flops,
+    )
+
+
+def test_hours_are_operations_over_the_rate():
+    config = read_recipe("digits", [*TINY_DIT, "train.steps=1000", "train.batch_size=64"])
+    flops = count_flops(config)[0] * 64 * 1000  # counted by torch
+    assert estimate(config, flops_per_second=1e9).gpu_seconds == pytest.approx(flops / 1e9)
+    assert estimate(config).gpu_seconds == pytest.approx(flops / (SHARE * PEAK["float32"]))
+    assert estimate(config, gpus=4).gpu_seconds == estimate(config).gpu_seconds
+    tf32 = estimate(config.model_copy(update={"precision": "tf32"}))
+    assert tf32.gpu_seconds == pytest.approx(flops / (SHARE * PEAK["tf32"]))
+
+
+def test_under_bf16_the_pair_stays_in_float32():
+    """Of the quarter of a batch that is made consistent: a pass with gradient, 3, and one without, 1, of 4 forward passes in
+    all without guidance; flow matching has no pair.
+    """
+    made = {
+        name: read_recipe("digits", [*TINY_DIT, UNGUIDED, f"objective.name={name}"])
+        for name in ("soflow", "flow_matching")
+    }
+    counted = {}
+    for precision in ("fp32", "bf16", "bf16-tf32"):
+        for name, config in made.items():
+            counted[name, precision] = estimate(config.model_copy(update={"precision": precision}))
+    soflow = counted["soflow", "bf16"].flops
+    assert soflow["float32"] / sum(soflow.values()) == pytest.approx(
+        0.25 * 4 / (3 + 0.25), rel=0.02
+    )
+    assert counted["soflow", "bf16-tf32"].flops == {
+        "bfloat16": soflow["bfloat16"],
+        "tf32": soflow["float32"],
+    }
+    assert counted["flow_matching", "bf16"].flops.keys() == {"bfloat16"}
+    for name in made:
+        assert sum(counted[name, "bf16"].flops.values()) == sum(
+            counted[name, "fp32"].flops.values()
+        )
+    kept = {name: one.memory.activations for name, one in counted.items()}
+    assert kept["flow_matching", "bf16"] < kept["soflow", "bf16"] < kept["soflow", "fp32"]
+    assert kept["soflow", "fp32"] == pytest.approx(kept["flow_matching", "fp32"], rel=1e-3)
+
+
+def test_the_command_says_that_it_estimates(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr("soflow.comparison.measure.bench", None)  # nothing is measured
+    arguments = [
+        "bench",
+        "digits",
+        "imagenet256-b4",
+        "network.depth=1",
+        "--estimate",
+        "--gpus",
+        "2",
+    ]
+    assert main.run([*arguments, "--out", str(tmp_path / "needs.json")]) == 0
+    shown = capfd.readouterr().out
+    for word in (
+        "estimates, not measured: 2 GPUs",
+        "imagenet256-b4",
+        "30% of the peak",
+        "assumed, not measured",
+    ):
+        assert word in shown
+    figures = json.loads((tmp_path / "needs.json").read_text())
+    assert figures.keys() == {"assumption", "digits", "imagenet256-b4"}
+    assert figures["imagenet256-b4"]["estimate"] is True
+    assert figures["imagenet256-b4"]["samples"] == 128
+
+
+def test_methods_and_a_rate_of_ones_own(capfd):
+    arguments = [
+        "bench",
+        "digits",
+        *TINY_DIT,
+        "--estimate",
+        "--objectives",
+        "soflow,mean_flow",
+        "--flops-per-second",
+        "2e14",
+    ]
+    assert main.run(arguments) == 0
+    shown = capfd.readouterr().out
+    for word in ("digits, soflow", "digits, mean_flow", "200 TFLOP/s on each GPU, as given"):
+        assert word in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--gpus", "2"], "belong to --estimate"),
+        (["--estimate", "--gpus", "0"], "--gpus is 0"),
+        (
+            ["--estimate", "--gpus", "3"],
+            "train.batch_size=128 cannot be split into equal parts for 3 GPUs",
+        ),
+        (["--estimate", "--flops-per-second", "0"], "--flops-per-second is 0"),
+        (["--estimate", "imagenet256"], "imagenet256-b4"),
+        (["--estimate", "network.patch=3"], "size 8 must be a multiple"),
+    ],
+)
+def test_wrong_use_is_one_line(arguments, word, capfd):
+    assert main.run(["bench", "digits", *arguments]) == 2
+    lines = capfd.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert word in lines[0]
+
+
+def the_generator():
+    spec = importlib.util.spec_from_file_location("cluster", ROOT / "benchmarks" / "cluster.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_shows_what_is_counted_today():
+    """One row of one of its tables; the slow test below takes all of them."""
+    cluster, page = the_generator(), (ROOT / "docs" / "cluster.md").read_text()
+    for settings, gpus in list(cluster.TABLES)[:1]:
+        assert cluster.row("imagenet256-b4", settings, gpus) in page.splitlines()
+        assert cluster.command(settings, gpus) in page
+
+
+@pytest.mark.slow
+def test_the_page_is_what_its_generator_writes():
+    assert the_generator().page() == (ROOT / "docs" / "cluster.md").read_text()

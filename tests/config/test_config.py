@@ -1,0 +1,180 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from soflow.config import Config, dump, read_recipe, recipe_names
+from soflow.config.reading import fields, validate
+from soflow.errors import InputError
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_is_valid_and_survives_being_written_and_read(name, tmp_path):
+    config = read_recipe(name)
+    file = tmp_path / "copy.yaml"
+    file.write_text(dump(config))
+    assert read_recipe(str(file)) == config
+
+
+def test_the_recipes_that_must_ship_do():
+    paper = {f"imagenet256-{size}" for size in ("b4", "b2", "m2", "l2", "xl2")}
+    assert {"digits", "moons", "checkerboard", "cifar10"} | paper <= set(recipe_names())
+
+
+def test_the_papers_values():
+    scale = {
+        size: read_recipe(f"imagenet256-{size}").objective.guidance.scale
+        for size in ("b4", "b2", "m2", "l2", "xl2")
+    }
+    assert scale == {"b4": 3.0, "b2": 2.5, "m2": 2.25, "l2": 2.0, "xl2": 2.0}
+    cifar = read_recipe("cifar10")
+    assert cifar.objective.middle.end == 1 / 3200
+    assert (cifar.ema.every, cifar.ema.float64, cifar.optimizer.name, cifar.train.batch_size) == (
+        16,
+        True,
+        "radam",
+        1024,
+    )
+
+
+def test_an_override_of_one_value_keeps_the_others_of_its_section():
+    times = read_recipe("digits", ["objective.times.t.std=2"]).objective.times
+    assert (times.t.mean, times.t.std, times.s.mean) == (0.2, 2, -1)
+
+
+def test_another_kind_of_network_starts_from_its_own_defaults():
+    config = read_recipe(
+        "digits",
+        [
+            "data.num_classes=0",
+            "objective.guidance.scale=1",
+            "network.name=unet",
+            "network.blocks=1",
+        ],
+    )
+    assert (config.network.name, config.network.blocks) == ("unet", 1)
+
+
+def test_overrides_are_typed_and_dotted():
+    config = read_recipe(
+        "digits",
+        [
+            "objective.flow_matching_share=0.5",
+            "train.steps=7",
+            "optimizer.lr=1e-4",
+            "train.trackers=[tensorboard]",
+        ],
+    )
+    assert (config.objective.flow_matching_share, config.train.steps, config.optimizer.lr) == (
+        0.5,
+        7,
+        1e-4,
+    )
+    assert config.train.trackers == ("tensorboard",)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.stepz=5", r"unknown key 'train.stepz': did you mean train.steps"),
+        (
+            "flow_matching_share=0.5",
+            r"unknown key 'flow_matching_share': did you mean objective.flow_matching_share",
+        ),
+        ("train.steps.deeper=5", r"train.steps"),
+        (
+            "objective.flow_matching_share=1.5",
+            r"objective.flow_matching_share is 1.5: it must be less than or equal to 1",
+        ),
+        ("train.steps=0", r"train.steps is 0: it must be greater than 0"),
+        ("train.steps=many", r"train.steps is 'many'"),
+        ("noising.name=spiral", r"noising.name is 'spiral': it must be 'linear' or 'trig'"),
+        ("network.name=resnet", r"network.name is resnet: it must be dit, unet or mlp"),
+        ("network.depht=3", r"unknown key 'network.depht': did you mean network.depth"),
+        ("network.name=mlp", r"network.name=mlp does not fit data.shape"),
+        ("network.name=unet", r"network.name=unet takes no labels"),
+        ("train.seed=99999999999999999999999", r"train.seed is 9"),
+        ("train.trackers=[numpy]", r"train.trackers.0 is 'numpy': it must be 'tensorboard'"),
+        ("optimizer.betas=[1, 1]", r"optimizer.betas.0 is 1"),
+        ("optimizer.lr=.inf", r"optimizer.lr is inf: it must be a finite number"),
+        ("data.num_classes=0", r"guidance.scale above 1 needs labels"),
+        ("train.accumulate=3", r"cannot be split"),
+        ("nonsense", r"not of the form key=value"),
+        ("train.steps=[", r"not valid YAML"),
+    ],
+)
+def test_mistakes_in_overrides_are_one_clear_line(override, message):
+    with pytest.raises(InputError, match=message) as error:
+        read_recipe("digits", [override])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- a\n- list\n", "must hold a mapping"),
+        ("just words", "must hold a mapping"),
+        ("", "must hold a mapping"),
+        ("data: {", "not valid YAML"),
+        ("network: {width: 3}", "network.name is missing"),
+        ("network: 3", "network"),
+        ("train: 3", "train is 3"),
+        ("!!python/object/apply:os.system ['true']", "not valid YAML"),
+    ],
+)
+def test_mistakes_in_files_are_one_clear_line(text, message, tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError, match=message) as error:
+        read_recipe(str(file))
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_recipe_names_the_nearest():
+    with pytest.raises(InputError, match="did you mean digits"):
+        read_recipe("digit")
+    with pytest.raises(InputError, match="there is no file"):
+        read_recipe("none.yaml")
+
+
+KEYS = sorted({key for key, _ in fields()})
+VALUES = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.lists(st.integers(), max_size=3)
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.dictionaries(
+        st.sampled_from(KEYS) | st.text("abc.", min_size=1, max_size=6), VALUES, max_size=4
+    )
+)
+def test_any_values_give_a_configuration_or_one_clear_line(changes):
+    values = {"network": {"name": "dit"}}
+    try:
+        from soflow.config.reading import put
+
+        for key, value in changes.items():
+            put(values, key, value)
+        assert isinstance(validate(values), Config)
+    except InputError as error:
+        assert str(error)
+        assert "\n" not in str(error)
+
+
+def test_every_key_has_a_meaning():
+    assert [
+        key for key, field in fields() if not field.description and not key.endswith(".name")
+    ] == []
+
+
+def test_names_of_kinds_come_first_wherever_they_stand():
+    """What was set for the new kind is kept, and what it does not know is said, whatever the order."""
+    config = read_recipe("moons", ["objective.flow_matching_share=0.5", "objective.name=mean_flow"])
+    assert config.objective.flow_matching_share == 0.5
+    with pytest.raises(InputError, match=r"unknown key 'objective\.flow_matching_share'"):
+        read_recipe("digits", ["objective.flow_matching_share=0.5", "objective.name=mean_flow"])

@@ -1,0 +1,170 @@
+import numpy as np
+import pytest
+import torch
+
+from soflow.config.schema import DataConfig
+from soflow.data import sources
+from soflow.data.augment import AugmentPipe, inverse_map, warp
+from soflow.data.batches import Batches, seed_of
+from soflow.data.dataset import Dataset
+from soflow.errors import InputError
+
+
+def load(source, split="train"):
+    return sources.load(DataConfig(source=source), split)
+
+
+def test_digits_are_split_class_by_class_and_nothing_is_lost():
+    train, test = sources.digits("train"), sources.digits("test")
+    assert len(train) + len(test) == 1797
+    assert train.shape == (1, 8, 8)
+    assert (float(train.rows.min()), float(train.rows.max())) == (-1, 1)
+    shares = torch.bincount(test.labels) / (
+        torch.bincount(train.labels) + torch.bincount(test.labels)
+    )
+    assert float((shares - 0.2).abs().max()) < 0.01
+    together = torch.cat([train.rows, test.rows]).flatten(1)
+    assert len(torch.unique(together, dim=0)) == len(
+        torch.unique(torch.from_numpy(digits_array()), dim=0)
+    )
+
+
+def digits_array():
+    from sklearn.datasets import load_digits
+
+    return load_digits().data
+
+
+@pytest.mark.parametrize("name", ["moons", "checkerboard", "eight_gaussians"])
+def test_toy_sets_are_seeded_points_in_the_plane(name):
+    first, again, test = load(name), load(name), load(name, "test")
+    assert torch.equal(first.rows, again.rows)
+    assert first.shape == (2,)
+    assert first.labels is None
+    assert not torch.equal(first.rows[:100], test.rows[:100])
+    assert float(first.rows.mean(0).abs().max()) < 0.05
+
+
+def test_eight_gaussians_lie_where_they_should():
+    points = load("eight_gaussians").rows
+    assert float((points.norm(dim=1) - 2).std()) == pytest.approx(0.1, rel=0.05)
+
+
+def test_the_checkerboard_has_only_every_other_square():
+    square = (load("checkerboard").rows + 2).floor().long()
+    assert set(((square[:, 0] + square[:, 1]) % 2).tolist()) == {0}
+    assert len(torch.unique(square, dim=0)) == 8
+
+
+def test_unknown_sources_and_splits_are_named():
+    with pytest.raises(InputError, match="digits, moons"):
+        load("imagenet")
+    with pytest.raises(InputError, match="train and test"):
+        load("digits", "validation")
+
+
+def numbered(count):
+    data = torch.arange(count).float()[:, None]
+    return Dataset("numbers", "train", data, torch.arange(count) % 3, ("a", "b", "c"))
+
+
+def test_an_epoch_shows_every_sample_once_even_when_batches_do_not_fit_it():
+    batches = Batches(numbered(10), batch_size=4, seed=0)
+    seen = torch.cat([batches.share(step).data[:, 0] for step in range(5)])  # two epochs
+    assert sorted(seen[:10].tolist()) == list(range(10))
+    assert sorted(seen[10:].tolist()) == list(range(10))
+    assert seen[:10].tolist() != seen[10:].tolist()
+
+
+def test_the_batch_of_a_step_depends_on_the_seed_and_the_step_alone():
+    batches, again = Batches(numbered(100), 8, seed=3), Batches(numbered(100), 8, seed=3)
+    for step in (7, 0, 30):  # in any order
+        assert torch.equal(batches.share(step).data, again.share(step).data)
+    assert not torch.equal(batches.share(0).data, Batches(numbered(100), 8, seed=4).share(0).data)
+
+
+def test_shares_make_up_the_global_batch():
+    batches = Batches(numbered(100), 12, seed=0, augment=None)
+    whole = batches.share(5)
+    for i in range(3):
+        share = batches.share(5, i, 3)
+        assert torch.equal(share.data, whole.data[i::3])
+        assert torch.equal(share.labels, whole.labels[i::3])
+
+
+def test_seeds_of_different_purposes_and_steps_differ():
+    seeds = {seed_of(0, stream, step) for stream in ("draws", "augment") for step in range(1000)}
+    assert len(seeds) == 2000
+
+
+# --- augmentation ---------------------------------------------------------------------------------------------------
+
+
+def smooth_images(count=2, size=32):
+    """Images without fine detail, which resampling must keep."""
+    coarse = torch.randn(count, 3, 5, 5)
+    return torch.nn.functional.interpolate(
+        coarse, size=(size, size), mode="bicubic", align_corners=True
+    )
+
+
+def test_resampling_by_the_identity_gives_the_image_back():
+    images = torch.randn(2, 3, 32, 32)
+    identity = torch.tensor([[1.0, 0, 0], [0, 1, 0]]).expand(2, -1, -1)
+    inner = slice(4, -4)
+    torch.testing.assert_close(
+        warp(images, identity)[..., inner, inner], images[..., inner, inner], rtol=1e-4, atol=1e-4
+    )
+
+
+def test_a_shift_by_whole_pixels_moves_the_image():
+    images = smooth_images()
+    draws = torch.zeros(2, 6)
+    draws[:, 4] = 4 / 32 / 0.125  # four pixels to the right
+    moved = AugmentPipe(1.0)(images, draws)
+    torch.testing.assert_close(
+        moved[..., 8:-8, 12:-8], images[..., 8:-8, 8:-12], rtol=1e-3, atol=1e-3
+    )
+
+
+def test_scaling_and_stretching_move_points_as_stated():
+    point = torch.tensor([0.3, 0.1, 1.0])
+    scaled = inverse_map(torch.tensor([[5.0, 0, 0, 0, 0]]))[0] @ point  # scale 2^(0.2 * 5) = 2
+    torch.testing.assert_close(scaled, torch.tensor([0.15, 0.05]))
+    stretched = inverse_map(torch.tensor([[0, 5.0, 0, 0, 0]]))[0] @ point  # x by 2, y by 1 / 2
+    torch.testing.assert_close(stretched, torch.tensor([0.15, 0.2]))
+    across = inverse_map(torch.tensor([[0, 5.0, torch.pi / 2, 0, 0]]))[0] @ point  # along y instead
+    torch.testing.assert_close(across, torch.tensor([0.6, 0.05]))
+
+
+def test_untouched_images_stay_bit_for_bit_and_flips_are_exact():
+    images = torch.randn(4, 3, 16, 16)
+    draws = torch.zeros(4, 6)
+    draws[1, 0] = 1
+    out = AugmentPipe(0.1)(images, draws)
+    assert torch.equal(out[[0, 2, 3]], images[[0, 2, 3]])
+    assert torch.equal(out[1], images[1].flip(2))
+
+
+def test_augmentation_happens_as_often_as_asked_and_labels_tell_it():
+    pipe = AugmentPipe(0.12)
+    draws = pipe.draw(20_000, torch.Generator().manual_seed(0))
+    labels = pipe.labels(draws)
+    rates = (labels != 0).float().mean(0)
+    # The sine of a stretch is zero, too, where the stretch lies along the axes: half of them.
+    assert rates.tolist() == pytest.approx([0.5, 0.12, 0.12, 0.06, 0.12, 0.12], abs=0.01)
+    assert not pipe.labels(torch.zeros(1, 6)).any()
+    changed = labels[:, 1] != 0
+    assert float(labels[changed, 1].std()) == pytest.approx(1, abs=0.05)
+
+
+def test_augmented_batches_repeat_and_share_like_plain_ones():
+    dataset = Dataset("noise", "train", torch.randn(50, 3, 8, 8), None)
+    batches = Batches(dataset, 12, seed=0, augment=AugmentPipe(0.5))
+    whole = batches.share(3)
+    assert whole.augment.shape == (12, 6)
+    for i in range(2):
+        share = batches.share(3, i, 2)
+        torch.testing.assert_close(share.data, whole.data[i::2])
+        assert torch.equal(share.augment, whole.augment[i::2])
+    assert np.isfinite(whole.data.numpy()).all()

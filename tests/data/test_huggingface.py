@@ -1,0 +1,309 @@
+"""Images from Hugging Face datasets, from small ones made here: local parquet as the Hub's own copies are."""
+
+import io
+import os
+from dataclasses import replace
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Image, Value
+from PIL import Image as Pillow
+
+from soflow.config import read_recipe
+from soflow.config.schema import DataConfig
+from soflow.data import sources
+from soflow.data.huggingface import open_splits
+from soflow.data.training_data import make_dataset
+from soflow.errors import InputError
+from soflow.evaluation.classifier import ImageClassifier, cache_file
+from soflow.evaluation.features import as_seen, load_features
+from soflow.evaluation.pictures import to_uint8
+from soflow.workflows import runs
+from support.settings import TINY_DIT
+from support.small_data import pixels, write_parquet
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
+    open_splits.cache_clear()
+
+
+def load_images(path, split, channels, size=8, **columns):
+    return sources.load(
+        DataConfig(source="huggingface", path=path, shape=(channels, size, size), **columns), split
+    )
+
+
+@pytest.mark.parametrize(("shape", "channels"), [((8, 8), 1), ((8, 8, 3), 3)])
+def test_pixels_labels_and_names_come_back_exactly(shape, channels, tmp_path):
+    train, test = pixels(11, shape, 0), pixels(5, shape, 1)
+    folder = write_parquet(
+        write_parquet(tmp_path / "set", train), test, split="test", caption=["x"] * 5
+    )
+    folder = write_parquet(tmp_path / "set", train, caption=["x"] * 11)
+    for split, expected in (("train", train), ("test", test)):
+        dataset = load_images(str(folder), split, channels)
+        assert dataset.shape == (channels, 8, 8)
+        assert dataset.class_names == ("cat", "dog")
+        assert dataset.labels.tolist() == [i % 2 for i in range(len(expected))]
+        assert np.array_equal(to_uint8(dataset.samples()).reshape(expected.shape), expected)
+        assert float(dataset.samples().min()) >= -1
+        assert float(dataset.samples().max()) <= 1
+
+
+def test_grey_and_rgb_become_each_other(tmp_path):
+    grey = pixels(3, (8, 8), 0)
+    dataset = load_images(str(write_parquet(tmp_path / "grey", grey)), "train", 3)
+    assert torch.equal(dataset.samples()[:, 0], dataset.samples()[:, 2])
+
+
+def test_a_run_trains_on_it(tmp_path):
+    folder = write_parquet(
+        write_parquet(tmp_path / "set", pixels(40, (8, 8), 0)), pixels(8, (8, 8), 1), split="test"
+    )
+    settings = [*TINY_DIT, "data.source=huggingface", f"data.path={folder}", "data.num_classes=2"]
+    out = runs.train(
+        "digits",
+        tmp_path / "run",
+        [*settings, "train.steps=2", "train.batch_size=8", "train.log_every=1"],
+    )
+    assert len(out.read_metrics()) == 2
+    assert make_dataset(read_recipe(str(out.path), ["data.split=test"]).data).split == "test"
+
+
+@pytest.mark.parametrize(
+    ("made", "channels", "split", "word"),
+    [
+        ("nothing", 1, "train", "cannot be read"),
+        ("images", 1, "validation", "its splits are train"),
+        ("images", 4, "train", r"\[1, H, H\] .grey. or \[3, H, H\]"),
+        ("text", 1, "train", "no column of images; its columns are caption"),
+        ("", 1, "train", "needs data.path"),
+    ],
+)
+def test_what_cannot_be_read_is_said_in_one_line(made, channels, split, word, tmp_path):
+    path = str(tmp_path / made) if made else ""
+    if made == "images":
+        write_parquet(tmp_path / made, pixels(4, (8, 8), 0))
+    if made == "text":
+        (tmp_path / made).mkdir()
+        Dataset.from_dict({"caption": ["a", "b"]}).to_parquet(tmp_path / made / "train-0.parquet")
+    with pytest.raises(InputError, match=word) as raised:
+        load_images(path, split, channels)
+    assert "\n" not in str(raised.value)
+
+
+def rewritten(folder, **columns):
+    """The same file with some columns replaced, as no library would write them."""
+    table = pyarrow.parquet.read_table(folder / "train-00000-of-00001.parquet")
+    for name, values in columns.items():
+        place = table.schema.get_field_index(name)
+        field = table.schema.field(place)
+        table = table.set_column(place, field, pyarrow.array(values, field.type))
+    pyarrow.parquet.write_table(table, folder / "train-00000-of-00001.parquet")
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "word"),
+    [([0, 1, -1, 0], "row 2 has -1, its classes are"), ([0, None, 1, 0], "row 1 has None")],
+)
+def test_rows_without_a_class_can_only_be_trained_on_without_classes(kind, word, tmp_path):
+    path = rewritten(write_parquet(tmp_path / "set", pixels(4, (8, 8), 0)), kind=kind)
+    config = read_recipe(
+        "digits", ["data.source=huggingface", f"data.path={path}", "data.num_classes=2"]
+    ).data
+    with pytest.raises(InputError, match=word):
+        make_dataset(config)
+    assert len(make_dataset(config.model_copy(update={"num_classes": 0}))) == 4
+
+
+@pytest.mark.parametrize("picture", [{"bytes": b"not a picture", "path": None}, None])
+def test_damaged_images_are_named(picture, tmp_path):
+    path = rewritten(write_parquet(tmp_path / "set", pixels(4, (8, 8), 0)), picture=[picture] * 4)
+    with pytest.raises(InputError, match="1 or more of 4 images cannot be read, such as row 0"):
+        load_images(path, "train", 1)
+
+
+def two_of_each(folder):
+    """Two columns of images, two of classes, one of numbers, one of words."""
+    arrays, others = pixels(4, (8, 8), 0), pixels(4, (8, 8), 1)
+    columns = {
+        "front": list(arrays), "back": list(others), "fine": [0, 1, 2, 0], "coarse": [0, 1, 1, 0],
+        "number": [3, 0, 1, 3], "word": ["x", "b", "x", "a"],
+    }  # fmt: skip
+    kinds = {
+        "front": Image(), "back": Image(), "fine": ClassLabel(names=["p", "q", "r"]), "coarse": ClassLabel(names=["s", "t"]),
+        "number": Value("int64"), "word": Value("string"),
+    }  # fmt: skip
+    folder.mkdir()
+    Dataset.from_dict(columns, Features(kinds)).to_parquet(folder / "train-0.parquet")
+    return str(folder), arrays, others
+
+
+def test_columns_are_named_where_they_are_not_clear(tmp_path):
+    path, front, back = two_of_each(tmp_path / "set")
+    with pytest.raises(
+        InputError, match=r"several columns of images: choose one with data\.image_column=front"
+    ):
+        load_images(path, "train", 1)
+    with pytest.raises(
+        InputError,
+        match=r"several columns of classes, fine and coarse: choose .* data\.label_column=fine",
+    ):
+        load_images(path, "train", 1, image_column="back")
+    for column, arrays in (("front", front), ("back", back)):
+        dataset = load_images(path, "train", 1, image_column=column, label_column="coarse")
+        assert np.array_equal(to_uint8(dataset.samples())[..., 0], arrays)
+        assert (dataset.labels.tolist(), dataset.class_names) == ([0, 1, 1, 0], ("s", "t"))
+    numbers = load_images(path, "train", 1, image_column="front", label_column="number")
+    assert (numbers.labels.tolist(), numbers.class_names, numbers.num_classes) == (
+        [3, 0, 1, 3],
+        (),
+        4,
+    )
+    words = load_images(path, "train", 1, image_column="front", label_column="word")
+    assert (words.labels.tolist(), words.class_names) == ([2, 1, 2, 0], ("a", "b", "x"))
+    for column in ("image_column", "label_column"):
+        with pytest.raises(
+            InputError,
+            match=f"no column 'side', which data.{column} names; its columns are front, back",
+        ):
+            load_images(
+                path,
+                "train",
+                1,
+                **{"image_column": "front", "label_column": "fine", column: "side"},
+            )
+    with pytest.raises(InputError, match=r"the column 'fine' of .* has no images"):
+        load_images(path, "train", 1, image_column="fine")
+
+
+def test_a_file_a_saved_set_and_a_folder_are_the_same(tmp_path):
+    arrays = pixels(4, (8, 8), 0)
+    folder = write_parquet(tmp_path / "set", arrays)
+    Dataset.from_parquet(str(folder / "train-00000-of-00001.parquet")).save_to_disk(
+        tmp_path / "saved"
+    )
+    arrow = next((tmp_path / "saved").glob("*.arrow"))
+    for path in (folder, folder / "train-00000-of-00001.parquet", tmp_path / "saved", arrow):
+        assert np.array_equal(
+            to_uint8(load_images(str(path), "train", 1).samples())[..., 0], arrays
+        )
+
+
+def test_names_have_the_numbers_of_the_split_train(tmp_path):
+    arrays = pixels(4, (8, 8), 0)
+    write_parquet(tmp_path / "set", arrays, label=False, word=["cat", "dog", "owl", "dog"])
+    path = str(
+        write_parquet(tmp_path / "set", arrays[:2], split="test", label=False, word=["owl", "dog"])
+    )
+    test = load_images(path, "test", 1, label_column="word")
+    assert (test.labels.tolist(), test.class_names) == ([2, 1], ("cat", "dog", "owl"))
+    write_parquet(tmp_path / "more", arrays, label=False, word=["cat", "dog", "cat", "dog"])
+    path = str(
+        write_parquet(tmp_path / "more", arrays[:2], split="test", label=False, word=["owl", "dog"])
+    )
+    assert (
+        "has a class 'owl', which the split train has not"
+        in load_images(path, "test", 1, label_column="word").unlabelled
+    )
+
+
+@pytest.mark.parametrize("path", [None, {"path": "x.png"}])
+def test_a_column_of_bytes_that_is_named_holds_images(path, tmp_path):
+    arrays, stored = pixels(3, (8, 8), 0), []
+    for array in arrays:
+        Pillow.fromarray(array).save(stream := io.BytesIO(), "PNG")
+        stored.append(stream.getvalue() if path is None else {"bytes": stream.getvalue(), **path})
+    (tmp_path / "set.parquet").mkdir()  # a folder, as Spark writes it
+    pyarrow.parquet.write_table(
+        pyarrow.table({"x": stored}), tmp_path / "set.parquet" / "part-00000.parquet"
+    )
+    folder = str(tmp_path / "set.parquet")
+    with pytest.raises(
+        InputError, match=r"no column of images; .*; if images are in it, set data\.image_column=x"
+    ):
+        load_images(folder, "train", 1)
+    dataset = load_images(folder, "train", 1, image_column="x")
+    assert np.array_equal(to_uint8(dataset.samples())[..., 0], arrays)
+
+
+@pytest.mark.parametrize("name", ["", "train-00000-of-00001.parquet"])
+def test_files_of_one_path_and_time_are_told_apart_by_content(name, tmp_path):
+    for seed in (0, 1):
+        open_splits.cache_clear()  # as in another process
+        folder = write_parquet(tmp_path / "set", pixels(4, (8, 8), seed))
+        os.utime(folder / "train-00000-of-00001.parquet", ns=(10**18, 10**18))
+        found = load_images(str(folder / name), "train", 1).samples()
+        assert np.array_equal(to_uint8(found)[..., 0], pixels(4, (8, 8), seed))
+
+
+def test_images_without_classes_cannot_be_trained_with_classes(tmp_path):
+    folder = write_parquet(tmp_path / "set", pixels(4, (8, 8), 0), label=False)
+    config = read_recipe(
+        "digits", ["data.source=huggingface", f"data.path={folder}", "data.num_classes=2"]
+    )
+    with pytest.raises(InputError, match="has 0 classes"):
+        make_dataset(config.data)
+    assert make_dataset(config.data.model_copy(update={"num_classes": 0})).labels is None
+
+
+def striped(tmp_path, count=60):
+    """Two classes that differ in the direction of their stripes, each image with noise of its own."""
+    noise = np.random.default_rng(0).integers(0, 60, (count, 12, 12))
+    stripes = 150 * (np.arange(12) // 3 % 2)
+    arrays = [
+        (noise[i] + (stripes[None] if i % 2 else stripes[:, None])).astype(np.uint8)
+        for i in range(count)
+    ]
+    return load_images(str(write_parquet(tmp_path / "striped", arrays)), "train", 1, 12)
+
+
+def test_a_classifier_is_trained_once_on_the_data_and_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr("soflow.evaluation.classifier.STEPS", 30)
+    monkeypatch.setattr("soflow.evaluation.classifier.BATCH", 20)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    dataset, told = striped(tmp_path), []
+    classifier = load_features("classifier", dataset, dataset.shape, told.append)
+    assert classifier.metric == "FD-striped-classifier"
+    found = classifier(as_seen(dataset.samples()))
+    assert found.features.shape == (60, 64)
+    assert float((found.logits.argmax(1) == dataset.labels).float().mean()) > 0.95
+    assert len(told) == 1
+    again = load_features("classifier", dataset, dataset.shape, told.append)
+    assert len(told) == 1
+    assert torch.equal(again(as_seen(dataset.samples())).features, found.features)
+    other = type(dataset)(
+        dataset.name,
+        "train",
+        255 - dataset.rows[torch.arange(60)],
+        dataset.labels,
+        dataset.class_names,
+    )
+    assert cache_file(dataset, tmp_path) != cache_file(
+        other, tmp_path
+    )  # other data, another classifier
+    swapped = replace(dataset, labels=1 - dataset.labels)
+    assert cache_file(dataset, tmp_path) != cache_file(swapped, tmp_path)
+
+
+def test_features_do_not_depend_on_how_many_are_looked_at_together(monkeypatch):
+    classifier = ImageClassifier((1, 8, 8), 2).eval()
+    images = torch.randn(10, 1, 8, 8)
+    with torch.no_grad():
+        whole = classifier(images)
+        monkeypatch.setattr("soflow.evaluation.classifier.CHUNK", 3)
+        torch.testing.assert_close(classifier(images), whole)
+
+
+def test_a_classifier_needs_classes(tmp_path):
+    dataset = load_images(
+        str(write_parquet(tmp_path / "set", pixels(4, (8, 8), 0), label=False)), "train", 1
+    )
+    with pytest.raises(InputError, match="labelled images"):
+        load_features("classifier", dataset, dataset.shape)

@@ -1,0 +1,252 @@
+"""Data that cannot be used, through the real commands: one line that says what, why and what to do; nothing half-made."""
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from soflow.system.cache import cache_folder
+from support.commands import assert_fails
+from support.settings import TINY_DIT
+from support.small_data import make_vae, pixels, write_folder, write_parquet
+
+SMALL = [*TINY_DIT, "data.size=8", "train.steps=1", "train.batch_size=8", "train.log_every=1"]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def train(inside, tmp_path):
+    """soflow train with the recipe for one's own images, on a path."""
+
+    def call(path, *overrides):
+        return inside(
+            "train", "images", f"data.path={path}", *SMALL, *overrides, "--out", tmp_path / "run"
+        )
+
+    return call
+
+
+def test_folders_without_images(train, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert_fails(
+        train(tmp_path / "empty"),
+        2,
+        "has no images: files that end in .png, .jpg, .jpeg, .webp, .bmp",
+    )
+    assert_fails(train(tmp_path / "nowhere"), 2, "nowhere is no folder")
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("x")
+    assert_fails(train(tmp_path / "text"), 2, "has no images")
+    assert not (tmp_path / "run").exists()
+
+
+def test_broken_images_among_good_ones_are_counted_named_and_left_out(train, tmp_path):
+    photos = write_folder(tmp_path / "photos", pixels(200, (8, 8, 3)))
+    (photos / "cat" / "0000.png").write_bytes(b"")
+    (photos / "dog" / "0001.png").write_bytes(b"\x89PNG broken")
+    result = train(photos)
+    assert result.returncode == 0, result.stderr
+    (line,) = (line for line in result.stderr.splitlines() if "cannot be read" in line)
+    assert "photos: 2 of 200 images cannot be read and are left out; they are named in" in line
+    named = Path(line.rsplit("named in ", 1)[1]).read_text()
+    assert "cat/0000.png" in named
+    assert "dog/0001.png: it is no image" in named
+
+
+def test_more_than_a_hundredth_of_broken_images_stops_it(train, tmp_path):
+    photos = write_folder(tmp_path / "photos", pixels(100, (8, 8, 3)))
+    for number in (0, 2):
+        (photos / "cat" / f"{number:04d}.png").write_bytes(b"")
+    assert_fails(
+        train(photos),
+        2,
+        "of 100 images cannot be read, such as",
+        "cat/000",
+        "more than 1%",
+        "mend or remove them",
+    )
+    assert not (tmp_path / "run").exists()
+    assert not any(path.is_dir() for path in (cache_folder() / "data").iterdir())
+
+
+def test_images_of_every_kind_are_taken_and_told_of(train, tmp_path):
+    photos = write_folder(tmp_path / "photos", pixels(20, (8, 8, 3)), names=())
+    Image.fromarray(np.full((8, 8), 40000, np.uint16)).save(photos / "deep.png")
+    Image.fromarray(pixels(1, (8, 8, 3))[0]).convert("CMYK").save(photos / "print.jpg")
+    frames = [Image.fromarray(array) for array in pixels(3, (8, 8, 3))]
+    frames[0].save(photos / "moving.webp", save_all=True, append_images=frames[1:])
+    result = train(photos)
+    assert result.returncode == 0, result.stderr
+    for told in (
+        "reduced from 16 to 8 bits",
+        "CMYK to RGB",
+        "of an animation, the first frame was taken",
+    ):
+        assert f"photos: 1 of 23 images {told}" in result.stderr
+
+
+def test_class_folders_that_are_empty(train, tmp_path):
+    photos = write_folder(tmp_path / "photos", pixels(20, (8, 8, 3)))
+    (photos / "owl").mkdir()
+    told = ("owl has no images: fill it or delete it", "0 trains without labels")
+    assert_fails(train(photos, "data.num_classes=3"), 2, *told)
+    assert train(photos, "data.num_classes=0").returncode == 0
+
+
+def test_labels_that_guidance_needs_and_that_are_not_there(train, tmp_path):
+    photos = write_folder(tmp_path / "photos", pixels(20, (8, 8, 3)), names=())
+    guided = "objective.guidance.scale=2"
+    why, failed = train(photos, guided).stderr.splitlines()
+    assert "photos: 20 samples, training without classes: " in why
+    assert "has no subfolders, one for each class" in why
+    assert "guidance.scale above 1 needs labels" in failed
+    assert_fails(
+        train(photos, guided, "data.num_classes=4"),
+        2,
+        "num_classes is 4",
+        "has 0 classes",
+        "no subfolders",
+    )
+    write_folder(photos, pixels(4, (8, 8, 3)))
+    assert_fails(
+        train(photos, guided, "data.num_classes=2"),
+        2,
+        "has images beside its class folders, such as 0000.png",
+    )
+
+
+def test_sets_without_images_and_wrong_columns(train, tmp_path):
+    from datasets import Dataset
+
+    (tmp_path / "text").mkdir()
+    Dataset.from_dict({"caption": ["a", "b"]}).to_parquet(tmp_path / "text" / "train-0.parquet")
+    source = "data.source=huggingface"
+    assert_fails(
+        train(tmp_path / "text", source), 2, "has no column of images; its columns are caption"
+    )
+    stored = write_parquet(tmp_path / "stored", pixels(20, (8, 8, 3)))
+    wrong = train(stored, source, "data.image_column=img")
+    assert_fails(
+        wrong, 2, "no column 'img', which data.image_column names; its columns are picture, kind"
+    )
+    assert_fails(
+        train(stored, source, "data.split=dev"), 2, "has no split 'dev': its splits are train"
+    )
+    assert_fails(train(stored), 2, "parquet or arrow: use data.source=huggingface")
+    np.savez(tmp_path / "floats.npz", a=np.zeros((3, 8, 8)))
+    assert_fails(train(tmp_path / "floats.npz", "data.source=arrays"), 2, "has no images, uint8")
+
+
+def test_latents_of_another_size(inside, tmp_path):
+    photos = write_folder(tmp_path / "photos", pixels(20, (8, 8, 3)))
+    done = inside(
+        "encode",
+        photos,
+        "--vae",
+        make_vae(tmp_path / "vae"),
+        "--size",
+        8,
+        "--out",
+        tmp_path / "latents",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "20 latents 4x4x4 of 2 classes" in done.stdout
+    run = ("--out", tmp_path / "run")
+    other = inside("train", "imagenet256-b2", f"data.path={tmp_path / 'latents'}", *run)
+    assert_fails(other, 2, "data.shape is [4, 32, 32], but", "has [4, 4, 4]")
+    assert_fails(
+        inside("train", "imagenet256-b2", *run, cwd=tmp_path),
+        2,
+        "holds no latents: make them with soflow encode",
+    )
+    images = inside("train", "images", f"data.path={tmp_path / 'latents'}", *SMALL, *run)
+    assert_fails(images, 2, "is latents: use data.source=latents")
+
+
+def test_encode_into_what_is_something_else(inside, tmp_path):
+    photos, vae = (
+        write_folder(tmp_path / "photos", pixels(20, (8, 8, 3))),
+        make_vae(tmp_path / "vae"),
+    )
+
+    def encode(*options, source=photos, out=tmp_path / "latents"):
+        return inside("encode", source, "--vae", vae, "--out", out, *options)
+
+    assert encode("--size", 8).returncode == 0
+    assert_fails(encode("--size", 4), 2, "was begun with size=8, this is 4")
+    assert_fails(encode("--size", 8, "--flip"), 2, "was begun with flip=False, this is True")
+    assert_fails(
+        encode("--size", 8, out=photos), 2, "holds something else already: choose a new folder"
+    )
+    assert_fails(encode("--size", 8, source=tmp_path / "nowhere"), 2, "there is no")
+    assert_fails(encode("--size", 0), 2, "--size is 0")
+
+
+@pytest.mark.slow
+def test_a_full_disk_while_caching_leaves_nothing_that_is_read(tmp_path):
+    """No file of the process may grow beyond 2 kB: its first shard, of five images of 8x8x3, does not fit."""
+    photos = write_folder(tmp_path / "photos", pixels(200, (8, 8, 3)))
+    command = [
+        sys.executable,
+        "-m",
+        "soflow",
+        "train",
+        "images",
+        f"data.path={photos}",
+        *SMALL,
+        "--out",
+        str(tmp_path / "run"),
+    ]
+
+    def little_room():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+
+    result = subprocess.run(
+        command, capture_output=True, text=True, preexec_fn=little_room, timeout=120, check=False
+    )
+    assert_fails(
+        result, 1, "cannot write", "File too large; make room, then run the same command again"
+    )
+    (cache,) = (path for path in (cache_folder() / "data").iterdir() if path.is_dir())
+    assert [path.name for path in cache.iterdir()] == ["plan.json"]
+    whole = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert whole.returncode == 0, whole.stderr
+    assert len(list(cache.glob("shard-*.npy"))) == 16
+
+
+def test_batches_larger_than_the_data_and_data_that_changed(train, tmp_path):
+    classes = "data.num_classes=2"
+    photos = write_folder(tmp_path / "photos", pixels(6, (8, 8, 3)))
+    assert_fails(train(photos, classes), 2, "train.batch_size=8 is larger than the data, 6 samples")
+    write_folder(photos, pixels(20, (8, 8, 3)))
+    assert train(photos, classes).returncode == 0
+    write_folder(photos, pixels(30, (8, 8, 3)))
+    assert_fails(
+        train(photos, classes),
+        2,
+        "was begun on data whose count was 20, and now is 30",
+        "begin anew",
+    )
+
+
+def test_flips_where_they_make_no_sense(inside):
+    assert_fails(inside("train", "moons", "data.flip=true"), 2, "vectors have no mirror image")
+    assert_fails(inside("train", "imagenet256-b2", "data.flip=true"), 2, "soflow encode --flip")
+    assert_fails(inside("train", "cifar10", "data.flip=true"), 2, "data.augment mirrors already")
+
+
+def test_a_cache_from_other_settings_is_another_cache(train, tmp_path):
+    photos = write_folder(tmp_path / "photos", pixels(20, (12, 12, 3)))
+    assert train(photos).returncode == 0
+    result = train(photos, "data.size=12")
+    assert result.returncode == 2
+    assert "was begun with data.shape=(3, 8, 8), and this asks for (3, 12, 12)" in result.stderr
+    assert len([path for path in (cache_folder() / "data").iterdir() if path.is_dir()]) == 2

@@ -1,0 +1,101 @@
+import pytest
+import torch
+
+from soflow.data import sources
+from soflow.evaluation.diagnostics import (
+    composition_gap,
+    diagnose,
+    one_step_error,
+    solution_residual,
+)
+from soflow.evaluation.digits import load_digit_classifier, train_digit_classifier
+from soflow.evaluation.metrics import Moments, frechet_distance, recognized
+from soflow.noising import LinearNoising, TrigNoising
+from soflow.solution import EulerParameterization, FlowModel, TrigParameterization
+from support.exact import exact_model
+
+EVERY = [
+    (p, q)
+    for p in (LinearNoising(), TrigNoising())
+    for q in (EulerParameterization(), TrigParameterization())
+]
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    return load_digit_classifier()
+
+
+def test_the_classifier_recognizes_held_out_digits(classifier):
+    test = sources.digits("test")
+    with torch.no_grad():
+        assert recognized(classifier.logits(classifier(test.samples())), test.labels) >= 0.98
+
+
+def test_the_classifier_is_seeded_and_cached(classifier, monkeypatch):
+    monkeypatch.setattr(
+        "soflow.evaluation.digits.train_digit_classifier", lambda: pytest.fail("not from the cache")
+    )
+    cached = load_digit_classifier()
+    images = torch.randn(5, 1, 8, 8)
+    torch.testing.assert_close(cached(images), classifier(images))
+    monkeypatch.setattr("soflow.evaluation.digits.DIGITS_STEPS", 5)
+    for one, two in zip(
+        train_digit_classifier().parameters(), train_digit_classifier().parameters(), strict=True
+    ):
+        assert torch.equal(one, two)
+
+
+def test_a_damaged_cache_is_made_anew(classifier, monkeypatch, tmp_path):
+    from soflow.evaluation import digits
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(digits, "DIGITS_STEPS", 5)
+    file = tmp_path / "soflow" / f"{digits.DIGITS_VERSION}.safetensors"
+    file.parent.mkdir()
+    file.write_bytes(b"not a safetensors file")
+    load_digit_classifier()
+    assert file.stat().st_size > 10_000
+
+
+def test_the_distance_tells_real_digits_from_noise_and_from_one_class(classifier):
+    with torch.no_grad():
+        reference = Moments.of(classifier(sources.digits("train").rows))
+        test = sources.digits("test")
+        real = frechet_distance(Moments.of(classifier(test.rows)), reference)
+        one_class = frechet_distance(Moments.of(classifier(test.rows[test.labels == 3])), reference)
+        noise = frechet_distance(Moments.of(classifier(torch.randn(360, 1, 8, 8))), reference)
+    assert real < 1.5
+    assert noise > 20 * real
+    assert one_class > 10 * real
+
+
+@pytest.mark.parametrize(("path", "parameterization"), EVERY)
+def test_the_diagnostics_vanish_at_the_exact_map(path, parameterization):
+    model = exact_model(path, parameterization, (3,), c=0.6)
+    generator = torch.Generator().manual_seed(0)
+    data, noise = (torch.randn(100, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    t = torch.rand(100, generator=generator, dtype=torch.float64)
+    point = path.sample(0.6 * data, noise, t)
+    s, l = 0.3 * t, 0.7 * t
+    assert composition_gap(model, point.x_t, t, l, s) < 1e-12
+    assert one_step_error(model, noise) < 1e-3
+    residuals = [solution_residual(model, point.x_t, t, s, h=h) for h in (1e-3, 1e-4)]
+    assert residuals[0] / residuals[1] == pytest.approx(
+        10, rel=0.05
+    )  # only the difference's own error is left
+    assert residuals[1] < 1e-3
+
+
+def test_the_diagnostics_see_a_map_that_is_wrong():
+    path, parameterization = LinearNoising(), EulerParameterization()
+    exact = exact_model(path, parameterization, (3,), c=0.6).net
+
+    def wrong(x, t, s, labels=None):  # right velocity, jumps too long by a fifth
+        return torch.where((s < t)[:, None], 1.2, 1.0) * exact(x, t, s)
+
+    model = FlowModel(wrong, path, parameterization, (3,))
+    generator = torch.Generator().manual_seed(0)
+    data, noise, t = torch.randn(100, 3), torch.randn(100, 3), torch.rand(100)
+    found = diagnose(model, path.sample(0.6 * data, noise, t), None, generator)
+    assert min(found.solution_residual, found.composition_gap, found.one_step_error) > 1e-3

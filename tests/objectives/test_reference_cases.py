@@ -1,0 +1,257 @@
+"""The same numbers as the paper's reference implementation, on cases it was run on.
+
+Each case is NAME.json (settings, expected scalars) beside NAME.safetensors (the draws, expected tensors). An environment
+variable names their folder:  SOFLOW_REFERENCE_CASES=DIR pytest tests/test_reference_cases.py
+"""
+
+import json
+import os
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from soflow.assemble import PARAMETERIZATIONS, PATHS
+from soflow.guidance import Guidance
+from soflow.interop.reference import import_checkpoint
+from soflow.networks.dit import DiT
+from soflow.networks.unet import UNet
+from soflow.objectives.base import Draws
+from soflow.objectives.soflow import SoFlow
+from soflow.sampling import one_step, renoise
+from soflow.solution import FlowModel
+from soflow.symbols import Batch
+from soflow.times import LogitNormal, MiddleTime, middle_time
+from soflow.workflows.runs import load
+
+FOLDER = Path(
+    os.environ.get(
+        "SOFLOW_REFERENCE_CASES", Path(__file__).parents[3] / "shared" / "reference_cases"
+    )
+)
+OTHERS = {"networks", "schedules"}
+CASES = sorted(file.stem for file in FOLDER.glob("*.json") if file.stem not in OTHERS)
+if not CASES:
+    pytest.skip(
+        f"no reference cases in {FOLDER}: set SOFLOW_REFERENCE_CASES", allow_module_level=True
+    )
+
+#: Relative to the scalar, or to a tensor's largest magnitude; for the consistency branch where some t - l is below 1e-3.
+USUAL, TINY_STEP = 1e-4, 1e-2
+
+
+def consistency_tolerance(smallest):
+    """What float32 leaves of a quotient over t - l: eight roundings of numbers of size 1, divided by the smallest t - l.
+
+    That is USUAL from t - l = 1e-2 on; below 1e-3 TINY_STEP holds.
+    """
+    return (
+        TINY_STEP if smallest < 1e-3 else max(USUAL, 8 * torch.finfo(torch.float32).eps / smallest)
+    )
+
+
+def make_network(kind):
+    """The network of networks.json with the reference's weights, loaded strictly: every name must be ours."""
+    s = json.loads((FOLDER / "networks.json").read_text())[kind]
+    if kind == "dit":
+        network = DiT(s["input_size"], s["in_channels"], s["num_classes"], s["patch_size"], s["hidden_size"], s["depth"],
+                      s["num_heads"], float(s["mlp_ratio"]))  # fmt: skip
+    else:
+        network = UNet(s["img_resolution"], s["in_channels"], s["model_channels"], tuple(s["channel_mult"]), s["num_blocks"],
+                       tuple(s["attn_resolutions"]), s["dropout"], s["channel_mult_noise"], s["channel_mult_emb"],
+                       tuple(s["resample_filter"]), s["augment_dim"])  # fmt: skip
+    network.load_state_dict(load_file(FOLDER / f"{kind}_weights.safetensors"))
+    return network, s
+
+
+class StoredMiddleTime(MiddleTime):
+    """The middle time that a case was computed with, which nothing in the case need tell how to make."""
+
+    def __init__(self, l):
+        super().__init__("constant", 1.0, 1.0)
+        object.__setattr__(self, "l", l)
+
+    def __call__(self, t, s, progress):
+        return self.l[: len(t)]
+
+
+class Case:
+    """One case, read and assembled from the library's public parts."""
+
+    def __init__(self, name):
+        case = json.loads((FOLDER / f"{name}.json").read_text())
+        self.settings, self.expected = case["settings"], case["expected"]
+        self.tensors = load_file(FOLDER / f"{name}.safetensors")
+        self.network, self.sizes = make_network(self.settings["network"])
+        s, tensors = self.settings, self.tensors
+        self.path, self.parameterization = (
+            PATHS[s["path"]](),
+            PARAMETERIZATIONS[s["parameterization"]](),
+        )
+        self.labels = tensors.get("labels") if s.get("conditional", True) else None
+        self.augment = tensors.get("augment_labels")
+        null_label = self.sizes.get("null_label", 0)
+        self.guidance = Guidance(
+            float(s["cfg_scale"]), float(s["mix"]), 0.1, float(s["cfg_decay_time"]), null_label
+        )
+        guided = s["cfg_scale"] > 1 and self.labels is not None
+        unused = LogitNormal(0.0, 1.0)  # the draws are made by hand
+        self.objective = SoFlow(
+            self.path, self.parameterization, 0.75, float(s["p"]), float(s["eps"]), unused, unused, unused,
+            StoredMiddleTime(tensors["l"]), self.guidance if guided else None,
+        )  # fmt: skip
+        smallest = float((tensors["t"] - tensors["l"]).min())
+        self.tolerance = {"velocity": USUAL, "consistency": consistency_tolerance(smallest)}
+
+    @cache
+    def branch(self, name):
+        """The objective on the whole batch as one branch: its losses, and its gradients by parameter name."""
+        tensors, count = self.tensors, len(self.tensors["data"])
+        dropped = tensors.get("label_dropped", torch.zeros(count)).bool()
+        n_flow_matching = count if name == "velocity" else 0
+        draws = Draws(tensors["noise"], tensors["t"], tensors["s"], dropped, n_flow_matching)
+        losses = self.objective(
+            self.network, Batch(tensors["data"], self.labels, self.augment), draws, 0.5
+        )
+        self.network.zero_grad()
+        losses.total.backward()
+        return losses, {
+            n: p.grad.clone() for n, p in self.network.named_parameters() if p.grad is not None
+        }
+
+    def model(self):
+        shape, classes = self.tensors["data"].shape[1:], self.sizes.get("num_classes", 0)
+        return FlowModel(self.network.eval(), self.path, self.parameterization, shape, classes)
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request):
+    return Case(request.param)
+
+
+def assert_near(ours, theirs, tolerance=USUAL, size=None):
+    """Equal but for `tolerance` of theirs, or of `size` where that is larger."""
+    ours, theirs = torch.as_tensor(ours).detach().double(), torch.as_tensor(theirs).double()
+    assert ours.shape == theirs.shape
+    assert float((ours - theirs).abs().max()) <= tolerance * max(
+        float(theirs.abs().max()), size or 0.0, 1e-12
+    )
+
+
+@pytest.mark.parametrize("name", ["velocity", "consistency"])
+def test_losses_errors_and_weights(case, name):
+    losses, _ = case.branch(name)
+    ours = {"velocity": "flow_matching"}.get(name, name)
+    assert {name for name, part in losses.parts.items() if len(part)} == {
+        f"{ours}_mse",
+        f"{ours}_weight",
+    }
+    # The surrogate sums terms of both signs, so it is held against the size of the terms, w |q| |F|, not of their sum.
+    size = (
+        case.expected["consistency_weight"] * case.expected["consistency_mse"] ** 0.5
+        if name == "consistency"
+        else None
+    )
+    assert_near(losses.total, case.expected[f"{name}_loss"], case.tolerance[name], size)
+    for key in ("mse", "weight"):
+        assert_near(
+            losses.parts[f"{ours}_{key}"].mean(),
+            case.expected[f"{name}_{key}"],
+            case.tolerance[name],
+        )
+
+
+@pytest.mark.parametrize("name", ["velocity", "consistency"])
+def test_gradients(case, name):
+    _, gradients = case.branch(name)
+    norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
+    assert_near(norm, case.expected[f"{name}_grad_norm"], case.tolerance[name])
+    stored = {
+        key.split("/", 1)[1]: value
+        for key, value in case.tensors.items()
+        if key.startswith(f"{name}_grad/")
+    }
+    for parameter, theirs in stored.items():
+        assert_near(gradients[parameter], theirs, case.tolerance[name])
+
+
+@torch.no_grad()
+def test_noised_input_velocity_and_solution(case):
+    tensors = case.tensors
+    x_t, t, s = tensors["x_t"], tensors["t"], tensors["s"]
+    assert_near(case.path.sample(tensors["data"], tensors["noise"], t).x_t, x_t)
+    F_t, F_s = (case.network(x_t, t, end, case.labels, case.augment) for end in (t, s))
+    assert_near(case.parameterization.velocity(F_t), tensors["velocity"])
+    assert_near(case.parameterization.solution(x_t, t, s, F_s), tensors["solution"])
+
+
+@torch.no_grad()
+def test_samples_in_one_and_two_steps(case):
+    tensors = case.tensors
+    assert_near(one_step(case.model(), tensors["noise"], case.labels), tensors["one_step"])
+    two = renoise(case.model(), tensors["noise"], [tensors["renoise_noise"]], case.labels)
+    assert_near(two, tensors["two_step"])
+
+
+def test_the_guidance_decay(case):
+    assert_near(
+        case.guidance.decay(case.tensors["t"]), torch.tensor(case.expected["guidance_decay"])
+    )
+
+
+def test_the_middle_time(case):
+    """By its distance from t, which the floor decides where r is small."""
+    if "r" in case.settings:
+        t, s, l = (case.tensors[name] for name in "tsl")
+        torch.testing.assert_close(
+            t - middle_time(t, s, float(case.settings["r"])), t - l, rtol=TINY_STEP, atol=0
+        )
+
+
+def test_the_schedules_of_the_middle_time():
+    if not (FOLDER / "schedules.json").is_file():
+        pytest.skip(f"no schedules.json in {FOLDER}")
+    for row in json.loads((FOLDER / "schedules.json").read_text()):
+        middle = MiddleTime(row["schedule"], row["r_init"], row["r_end"])
+        t, s = (torch.tensor([row[key]], dtype=torch.float64) for key in "ts")
+        assert_near(middle(t, s, row["step"] / row["total"]), torch.tensor([row["l"]]))
+
+
+@torch.no_grad()
+def test_an_imported_checkpoint_draws_the_references_samples(case, tmp_path):
+    """From the reference's weights, as its averaged ones, through import, a run folder and `load` to its own samples."""
+    kind, tensors = case.settings["network"], case.tensors
+    average = {
+        f"network.{name}": x
+        for name, x in load_file(FOLDER / f"{kind}_weights.safetensors").items()
+    }
+    raw = {
+        name: x if "resample_filter" in name or "pos_embed" in name else x + 1
+        for name, x in average.items()
+    }
+    torch.save({"model": raw, "ema_model": average, "finished_steps": 7}, tmp_path / "reference.pt")
+    words = {"linear": "Linear", "trig": "Trig", "euler": "Euler"}
+    settings = {
+        "noising_type": words[case.settings["path"]],
+        "coefficient_type": words[case.settings["parameterization"]],
+        "model_type": "UNet" if kind == "unet" else "DiT-B-2",
+    }
+    (tmp_path / "reference.yaml").write_text(yaml.safe_dump(settings))
+    heads = case.sizes.get("num_heads")
+    import_checkpoint(
+        tmp_path / "reference.pt", tmp_path / "reference.yaml", tmp_path / "run", heads=heads
+    )
+    model = load(tmp_path / "run", device="cpu").model
+    assert_near(one_step(model, tensors["noise"], case.labels), tensors["one_step"])
+    assert_near(
+        renoise(model, tensors["noise"], [tensors["renoise_noise"]], case.labels),
+        tensors["two_step"],
+    )
+    with pytest.raises(AssertionError):  # with the weights that are not averaged
+        assert_near(
+            one_step(load(tmp_path / "run", "raw").model, tensors["noise"], case.labels),
+            tensors["one_step"],
+        )

@@ -1,0 +1,162 @@
+"""Kills training with -9, again and again, and looks whether what comes out is what would have without.
+
+    python tests/kills.py [KILLS [SEED [RUN ...]]]      RUN: a name in harness.py; all of them in turn
+
+A run is started, killed at a moment that the seed chooses, started again, until it is through; then all that it left is
+compared with a run that was let alone, and the next one begins, with another method. Moments are of three kinds: at the n-th
+call of a Python function, wherever that is; in the midst of the n-th thing done to the disk, half of the bytes being there;
+and, from outside, after some milliseconds. Some lives end by SIGTERM at such a call instead, so that others begin in the
+middle of what comes after a step. This process itself only forks: a child has its imports made and nothing else.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from soflow.run import checkpoint_manager as keeper
+from soflow.training.display import SilentDisplay
+from soflow.training.signals import Stopped
+from soflow.workflows import runs
+from support.faults import KILL, Disk, operations
+from support.whole_runs import WHOLE, assert_same_run
+
+KINDS = ("call", "disk", "clock", "term")
+LIVES = 5  # of a run that are cut short, at most
+
+
+def in_child(work):
+    """Does `work` in a child of this process; returns the child's number."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        except BaseException as error:
+            sys.excepthook(type(error), error, error.__traceback__)
+            os._exit(1)
+        os._exit(0)
+    return child
+
+
+def ended(child, after=None):
+    """How the child ended: its exit status, or -9; killed from here `after` so many seconds."""
+    if after is not None:
+        time.sleep(after)
+        os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def train(name, out):
+    recipe, settings = WHOLE[name]
+    runs.train(recipe, out, settings, display=SilentDisplay())
+
+
+def calls(work, until=None, signum=signal.SIGKILL):
+    """Counts the calls of Python functions while `work` is done; sends this process a signal at number `until`."""
+    number = 0
+
+    def count(frame, event, argument):
+        nonlocal number
+        if event == "call":
+            number += 1
+            if number == until:
+                os.kill(os.getpid(), signum)
+
+    sys.setprofile(count)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return number
+
+
+def measure(name, out, file):
+    """Trains once without being killed; notes the calls, disk operations and seconds that a life may have."""
+    start = time.monotonic()
+    train(name, out)
+    seconds = time.monotonic() - start
+    done = operations(out.parent, lambda: train(name, out.parent / "again"))
+    counted = calls(lambda: train(name, out.parent / "and again"))
+    assert_same_run(out, out.parent / "again")
+    file.write_text(
+        json.dumps({"call": counted, "term": counted, "disk": len(done), "clock": seconds})
+    )
+
+
+def live(name, out, kind, moment, saving):
+    """One life of a run, up to a moment, or to its end. Leaves the file `saving` there while a checkpoint is written."""
+    real = keeper.save_checkpoint
+
+    def noting(*arguments):
+        saving.touch()
+        real(*arguments)
+        saving.unlink()
+
+    keeper.save_checkpoint = noting
+    if kind == "call":
+        calls(lambda: train(name, out), until=moment)
+    elif kind == "term":
+        try:
+            calls(lambda: train(name, out), until=moment, signum=signal.SIGTERM)
+        except Stopped:
+            os._exit(143)
+    elif kind == "disk":
+        with Disk(out, moment, KILL).in_place():
+            train(name, out)
+    else:
+        train(name, out)
+
+
+def main(kills=50, seed=0, *names):
+    """Kills so many times; returns what happened. Raises AssertionError where anything was lost."""
+    torch.set_num_threads(1)  # threads do not survive a fork
+    chance = random.Random(seed)
+    names, folder = names or tuple(WHOLE), Path(tempfile.mkdtemp())
+    told = Counter()
+    for number in range(10**6):
+        name = names[number % len(names)]
+        place = folder / f"{number} {name}"
+        place.mkdir(parents=True)
+        whole, out, saving = place / "whole", place / "killed", place / "saving"
+        assert ended(in_child(lambda: measure(name, whole, place / "lives"))) == 0  # noqa: B023
+        lives = json.loads((place / "lives").read_text())
+        for life in range(10**6):
+            kind = chance.choice(KINDS) if told["kills"] < kills and life < LIVES else None
+            moment = chance.uniform(0, 0.8) * lives[kind] if kind else 0
+            saving.unlink(missing_ok=True)
+            child = in_child(lambda: live(name, out, kind, int(moment), saving))  # noqa: B023
+            status = ended(child, after=moment if kind == "clock" else None)
+            assert status in (0, -9, 143, -15), (
+                f"{out} ended with {status}"
+            )  # -15: before there was anything to save
+            told["stops by SIGTERM"] += status in (143, -15)
+            if status == -9:
+                told["kills"] += 1
+                told[f"by {kind}"] += 1
+                told["while a checkpoint was written"] += saving.exists()
+                print(
+                    f"kill {told['kills']} of {kills}: {name}, by {kind} {moment:.4g}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            if status == 0:
+                break
+        assert ended(in_child(lambda: assert_same_run(whole, out))) == 0, (  # noqa: B023
+            f"{out} is not what it would have been"
+        )
+        told["runs that ended as they would have"] += 1
+        if told["kills"] >= kills:
+            return dict(told)
+    raise AssertionError
+
+
+if __name__ == "__main__":
+    given = sys.argv[1:]
+    print(json.dumps(main(*map(int, given[:2]), *given[2:]), indent=1))

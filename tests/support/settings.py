@@ -1,0 +1,4 @@
+"""Settings that tests share."""
+
+#: A DiT that trains in milliseconds.
+TINY_DIT = ["network.width=32", "network.depth=1", "network.heads=2", "network.patch=4"]

@@ -1,0 +1,305 @@
+"""compile=true: the numbers of compile=false, compiled in the first step and never again.
+
+Most tests use the backend aot_eager, which traces and guards as inductor does but writes no code, so compiles in a second.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import jaxtyping
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch._dynamo.utils import counters
+
+from soflow.assemble import make_network, make_objective
+from soflow.cli import main
+from soflow.comparison.measure import count_flops, random_dataset
+from soflow.config import read_recipe
+from soflow.config.schema import EmaConfig
+from soflow.data.augment import AugmentPipe
+from soflow.data.batches import seeded_generator
+from soflow.errors import InputError
+from soflow.networks.unet import UNetBlock
+from soflow.run.checkpoint import checkpoints
+from soflow.run.folder import RunFolder
+from soflow.symbols import Batch
+from soflow.training import compile as compiling
+from soflow.training.display import SilentDisplay
+from soflow.training.ema import Ema
+from soflow.training.signals import Stopped
+from soflow.workflows import runs
+from support.settings import TINY_DIT
+
+METHODS = ["soflow", "mean_flow", "shortcut", "consistency", "flow_matching"]
+DIT = ("digits", TINY_DIT)
+MLP = ("moons", ["network.width=16", "network.depth=1"])
+UNET = (
+    "data: {source: digits, shape: [1, 8, 8], num_classes: 0, augment: 0.5}\n"
+    "network: {name: unet, model_channels: 16, channel_mult: [1], blocks: 1, attention: [], dropout: 0.3}\n"
+)
+RUN = [
+    "train.steps=6",
+    "train.batch_size=16",
+    "train.log_every=2",
+    "checkpoint.every=6",
+    "optimizer.warmup=5",
+]
+
+
+@pytest.fixture(autouse=True)
+def _afresh(monkeypatch):
+    """Every test begins with nothing compiled and leaves nothing compiled behind. Checks of shapes cannot be compiled."""
+    monkeypatch.setattr(compiling, "BACKEND", "aot_eager")
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def graphs():
+    return counters["stats"]["unique_graphs"]
+
+
+def configuration(network, objective, folder, *more):
+    recipe, overrides = network if isinstance(network, tuple) else (folder / "unet.yaml", [])
+    if not isinstance(network, tuple):
+        recipe.write_text(network)
+    overrides = [*overrides, f"objective.name={objective}", *more]
+    return read_recipe(str(recipe), overrides)
+
+
+def passes(config, steps):
+    """Loss and gradients at weights that are zero nowhere, of one step again and again, and the graphs after each."""
+    torch.manual_seed(0)
+    network, objective = make_network(config), make_objective(config)
+    for parameter in network.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    if config.compile:
+        compiling.compile_blocks(network)
+    average = Ema(network, EmaConfig()).net
+    dataset = random_dataset(config, 16)
+    draws = objective.draw(dataset.rows.shape, seeded_generator(0, "draws", 0, torch.device("cpu")))
+    augment = torch.zeros(16, AugmentPipe.num_labels) if config.data.augment else None
+    batch, counted = Batch(dataset.samples(), dataset.labels, augment), []
+    for _ in range(steps):
+        network.zero_grad()
+        torch.manual_seed(1)  # dropout
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
+            loss = objective(network, batch, draws, 0.5, average)
+        loss.total.backward()
+        counted.append(graphs())
+    gradients = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+    return loss, gradients, counted
+
+
+CASES = [(DIT, method, "fp32") for method in METHODS]
+CASES += [
+    (MLP, "soflow", "fp32"),
+    (UNET, "soflow", "fp32"),
+    pytest.param(UNET, "mean_flow", "fp32", marks=pytest.mark.slow),
+]
+CASES += [
+    (DIT, "soflow", "bf16"),
+    (DIT, "mean_flow", "bf16"),
+    pytest.param(UNET, "mean_flow", "bf16", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("network", "objective", "precision"), CASES)
+def test_losses_and_gradients_are_those_of_uncompiled_code_and_all_is_compiled_in_the_first_step(
+    network, objective, precision, tmp_path
+):
+    plain, fast = (
+        passes(
+            configuration(
+                network, objective, tmp_path, f"precision={precision}", f"compile={compile}"
+            ),
+            3,
+        )
+        for compile in ("false", "true")
+    )
+    rtol = 1e-4 if precision == "fp32" else 2e-2
+    torch.testing.assert_close(fast[0].total, plain[0].total, rtol=rtol, atol=1e-6)
+    for name, values in plain[0].parts.items():
+        torch.testing.assert_close(fast[0].parts[name], values, rtol=rtol, atol=1e-6)
+    assert fast[1].keys() == plain[1].keys()
+    for name, gradient in plain[1].items():
+        largest = float(gradient.abs().max())
+        torch.testing.assert_close(fast[1][name], gradient, rtol=rtol, atol=rtol * largest + 1e-7)
+    assert plain[2] == [0, 0, 0]
+    assert 0 < fast[2][0] == fast[2][-1]
+    if (network, objective) == (UNET, "soflow"):
+        assert (
+            fast[2][0] > 8
+        )  # torch's own limit for one function, beyond which it would go on uncompiled
+
+
+def test_blocks_that_are_alike_share_what_is_compiled(tmp_path):
+    counted = []
+    for depth in (1, 12):
+        passes(
+            configuration(DIT, "flow_matching", tmp_path, "compile=true", f"network.depth={depth}"),
+            1,
+        )
+        counted.append(graphs())
+    assert counted[0] == counted[1] > 0
+
+
+def test_a_block_that_cannot_be_compiled_whole_is_an_error(tmp_path, monkeypatch):
+    def forward(self, x, condition):
+        torch._dynamo.graph_break()
+        return x
+
+    config = configuration(MLP, "flow_matching", tmp_path, "compile=true")
+    network = make_network(config)
+    monkeypatch.setattr(type(network.blocks[0]), "forward", forward)
+    compiling.compile_blocks(network)
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        network(torch.randn(4, 2), torch.rand(4), torch.rand(4))
+
+
+def test_a_network_that_names_no_blocks_is_refused():
+    with pytest.raises(InputError, match="compile=true: Linear marks none of its modules"):
+        compiling.compile_blocks(torch.nn.Linear(1, 1))
+
+
+def test_inductor_gives_the_same_numbers_and_dropout_draws_alike_with_and_without_gradient(
+    monkeypatch,
+):
+    monkeypatch.setattr(compiling, "BACKEND", "inductor")
+    block = UNetBlock(4, 8, 6, 0.5, (1, 1))
+    x, condition = torch.randn(3, 4, 4, 4), torch.randn(3, 6)
+
+    def run():
+        torch.manual_seed(2)
+        with torch.no_grad():
+            without = block(x, condition)
+        torch.manual_seed(2)
+        block.zero_grad()
+        value = block(x, condition)
+        value.square().sum().backward()
+        return without, value.detach(), block.conv0.weight.grad
+
+    plain = run()
+    compiling.compile_blocks(block)
+    fast = run()
+    assert graphs() == 2
+    for one, two in zip(fast, plain, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(fast[0], fast[1], rtol=1e-4, atol=1e-5)
+
+
+class Watching(SilentDisplay):
+    """Notes the graphs after every step, and stops after some of them as Ctrl-C would."""
+
+    def __init__(self, at=0):
+        self.at, self.counted = at, []
+
+    def step(self, done, loss, samples_per_second):
+        self.counted.append(graphs())
+        if done == self.at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def last(out):
+    return checkpoints(RunFolder(out).checkpoints)[-1].path
+
+
+def test_a_compiled_run_keeps_all_names_and_goes_on_bit_for_bit(tmp_path):
+    settings = [*DIT[1], *RUN, "objective.name=shortcut", "train.accumulate=2"]
+    watching = Watching()
+    runs.train("digits", tmp_path / "whole", [*settings, "compile=true"], display=watching)
+    assert 0 < watching.counted[0] == watching.counted[-1]
+    with pytest.raises(Stopped):
+        runs.train(
+            "digits", tmp_path / "stopped", [*settings, "compile=true"], display=Watching(at=3)
+        )
+    shutil.copytree(tmp_path / "stopped", tmp_path / "moved")
+    runs.train("digits", tmp_path / "stopped", [*settings, "compile=true"])
+    runs.train("digits", tmp_path / "moved", settings)  # as to a machine without a compiler
+    runs.train("digits", tmp_path / "plain", settings)
+    for file in ("model.safetensors", "ema.safetensors"):
+        names = ("whole", "stopped", "moved", "plain")
+        whole, stopped, moved, plain = (load_file(last(tmp_path / name) / file) for name in names)
+        assert whole.keys() == plain.keys()
+        assert all(torch.equal(whole[key], stopped[key]) for key in whole)
+        for key in whole:
+            torch.testing.assert_close(whole[key], plain[key], rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(moved[key], plain[key], rtol=1e-3, atol=1e-4)
+    assert runs.load(tmp_path / "whole").config.compile
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("parallel", "objective"), [("ddp", "mean_flow"), ("fsdp", "soflow"), ("fsdp", "mean_flow")]
+)
+def test_two_processes_train_as_one(parallel, objective, tmp_path):
+    settings = [
+        *MLP[1],
+        *RUN,
+        f"objective.name={objective}",
+        "compile=true",
+        f"parallel={parallel}",
+    ]
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from soflow.training import compile\ncompile.BACKEND = 'aot_eager'\nfrom soflow.__main__ import main\nmain()\n"
+    )
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(program),
+    ]
+    command = [*launch, "train", "moons", *settings, "--out", str(tmp_path / "two")]
+    two = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert two.returncode == 0, two.stderr
+    runs.train("moons", tmp_path / "one", settings)
+    losses = [
+        [line["loss"] for line in RunFolder(tmp_path / name).read_metrics()]
+        for name in ("one", "two")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_where_there_is_no_compiler_it_says_so_in_one_line(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(compiling, "BACKEND", "inductor")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    with torch._inductor.config.patch({"cpp.cxx": ("/no/compiler",)}):
+        assert (
+            main.run(
+                [
+                    "train",
+                    "moons",
+                    *RUN,
+                    "compile=true",
+                    "network.width=16",
+                    "--out",
+                    str(tmp_path / "run"),
+                ]
+            )
+            == 2
+        )
+    (line,) = capfd.readouterr().err.strip().splitlines()
+    assert "No working C++ compiler found" in line
+    assert line.endswith("install a C++ compiler such as g++, or use compile=false")
+    runs.train(
+        "moons", tmp_path / "run", [*RUN, "network.width=16"]
+    )  # nothing of the failure is in the way
+
+
+def test_operations_are_counted_on_the_uncompiled_network(tmp_path):
+    counts = [
+        count_flops(configuration(DIT, "mean_flow", tmp_path, f"compile={flag}"))
+        for flag in ("true", "false")
+    ]
+    assert counts[0] == counts[1]
+    assert graphs() == 0

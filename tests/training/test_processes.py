@@ -1,0 +1,512 @@
+"""Several processes: that they train as one, leave what one leaves, and that none outlives another's end.
+
+Launched as users launch them. Each launch takes seconds, so a test asks of one all that it can tell.
+"""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import soflow
+from soflow.errors import InputError, RunError
+from soflow.run.checkpoint import checkpoints
+from soflow.run.folder import RunFolder
+from soflow.run.lock import only_trainer_of
+from soflow.training.trainer import Trainer
+from soflow.workflows import runs
+from support.settings import TINY_DIT
+from support.whole_runs import assert_same_run
+
+SHORT = ["train.steps=8", "train.batch_size=16", "train.log_every=2", "checkpoint.every=4"]
+#: Two blocks, gradients that are clipped, every part of a checkpoint off its default.
+DIT = [
+    *TINY_DIT,
+    *SHORT,
+    "network.depth=2",
+    "optimizer.clip=0.1",
+    "optimizer.lr=1e-3",
+    "ema.decay=0.9",
+    "ema.float64=true",
+]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+ACCELERATE = [
+    *[
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ],
+    *["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"],
+]
+ALONE = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
+
+
+def launch(launcher, *command, out=None):
+    """Runs `launcher` on `command` and `--out out` to its end."""
+    where = ["--out", str(out)] if out else []
+    return subprocess.run(
+        [*launcher, *command, *where],
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+        env=ALONE,
+    )
+
+
+def program(folder, before):
+    """A file that is `soflow`, after some lines of a test's own."""
+    file = folder / "program.py"
+    file.write_text(f"{before}\nfrom soflow.__main__ import main\nmain()\n")
+    return str(file)
+
+
+def last(out):
+    return checkpoints(RunFolder(out).checkpoints)[-1]
+
+
+def tensors(checkpoint):
+    """Every tensor that a checkpoint holds, by name."""
+    kept = {
+        f"{which} {name}": value
+        for which in ("raw", "ema")
+        for name, value in checkpoint.weights(which).items()
+    }
+    optimizer = checkpoint.optimizer_state()["state"]
+    return kept | {
+        f"moment {i} {name}": value
+        for i, values in optimizer.items()
+        for name, value in values.items()
+    }
+
+
+def assert_same_bits(one, two):
+    one, two = tensors(one), tensors(two)
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        assert value.dtype == two[name].dtype, name
+        assert torch.equal(value, two[name]), name
+
+
+def assert_same_training(one, two):
+    """Curves and final checkpoints equal to rounding: with two processes, sums of gradients take another order."""
+    lines = [RunFolder(out).read_metrics() for out in (one, two)]
+    assert [line["step"] for line in lines[0]] == [line["step"] for line in lines[1]] != []
+    clock = {"seconds", "steps_per_second", "samples_per_second"}
+    for a, b in zip(*lines, strict=True):
+        assert {key: a[key] for key in a.keys() - clock} == pytest.approx(
+            {key: b[key] for key in b.keys() - clock}, rel=1e-5
+        )
+    kept = [tensors(last(out)) for out in (one, two)]
+    assert kept[0].keys() == kept[1].keys()
+    for name, value in kept[0].items():
+        torch.testing.assert_close(value, kept[1][name], rtol=1e-4, atol=1e-6)
+
+
+def back_to_step_4(out, copy):
+    """A copy of a run as it was when step 4 had been saved."""
+    shutil.copytree(out, copy)
+    assert last(copy).step == 8
+    shutil.rmtree(last(copy).path)
+    assert last(copy).step == 4
+    return copy
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """What one process makes of it, its batches in two parts."""
+    out = tmp_path_factory.mktemp("runs") / "one"
+    runs.train("digits", out, [*DIT, "train.accumulate=2"])
+    return out
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_train_as_one_and_one_goes_on_where_two_stopped(
+    parallel, one, tmp_path, monkeypatch
+):
+    settings, two = [*DIT, "train.accumulate=2"], tmp_path / "two"
+    process = launch(
+        TORCHRUN, "-m", "soflow", "train", "digits", *settings, f"parallel={parallel}", out=two
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stderr.count("step 8/8") == 1  # only the first process speaks
+    assert_same_training(one, two)
+    assert sorted(path.name for path in two.iterdir()) == sorted(
+        path.name for path in one.iterdir()
+    )
+    model = soflow.load(two, device="cpu").model
+    assert (
+        soflow.one_step(model, torch.randn(3, *model.shape), labels=torch.arange(3))
+        .isfinite()
+        .all()
+    )
+
+    begun = back_to_step_4(two, tmp_path / "begun")
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "run", Trainer.save)  # what was read is written again
+        again = Path(shutil.copytree(begun, tmp_path / "again"))
+        runs.train("digits", again, settings)
+    assert_same_bits(last(begun), last(again))
+    runs.train("digits", begun, settings)
+    assert_same_training(one, begun)
+
+
+@pytest.mark.slow
+def test_two_processes_with_a_share_each_go_on_where_one_stopped(one, tmp_path):
+    begun = back_to_step_4(one, tmp_path / "begun")
+    save_first = (
+        "from soflow.training.trainer import Trainer\n"
+        "run = Trainer.run\n"
+        "Trainer.run = lambda self: (self.save(), run(self))\n"
+    )
+    settings = [*DIT, "train.accumulate=2", "parallel=fsdp"]
+    process = launch(
+        TORCHRUN, program(tmp_path, save_first), "train", "digits", *settings, out=begun
+    )
+    assert process.returncode == 0, process.stderr
+    assert f"going on from {begun}" in process.stderr
+    at_4, at_8 = checkpoints(RunFolder(begun).checkpoints)
+    assert_same_bits(checkpoints(RunFolder(one).checkpoints)[0], at_4)
+    assert (at_4.step, at_8.step) == (4, 8)
+    assert_same_training(one, begun)
+
+
+#: Trains many runs in the same two processes, to save launches. The second may not touch the run folders.
+MANY = """
+import os, sys
+from accelerate import Accelerator
+from soflow.workflows import runs
+
+out, settings = sys.argv[1], sys.argv[2:]
+Accelerator.end_training = lambda self: None
+
+def watch(event, arguments):
+    writes = event == "open" and (set(arguments[1] or "r") & set("wax+"))
+    if (writes or event.startswith(("os.", "shutil."))) and any(str(a).startswith(out) for a in arguments):
+        if event not in ("os.listdir", "os.scandir"):
+            raise AssertionError(f"the second process: {event} {arguments}")
+
+if os.environ["RANK"] == "1":
+    sys.addaudithook(watch)
+for parallel in ("ddp", "fsdp"):
+    for name in "soflow", "flow_matching", "mean_flow", "shortcut", "consistency":
+        runs.train("digits", f"{out}/{parallel} {name}", [*settings, f"objective.name={name}", f"parallel={parallel}"])
+"""
+
+
+@pytest.mark.slow
+def test_every_method_trains_alike_spread_or_not_and_only_the_first_process_writes(tmp_path):
+    file = tmp_path / "many.py"
+    file.write_text(MANY)
+    settings = [*DIT, "optimizer.lr=1e-2"]
+    process = launch(TORCHRUN, str(file), str(tmp_path / "two"), *settings)
+    assert process.returncode == 0, process.stderr
+    for name in ("soflow", "flow_matching", "mean_flow", "shortcut", "consistency"):
+        runs.train("digits", tmp_path / name, [*settings, f"objective.name={name}"])
+        for parallel in ("ddp", "fsdp"):
+            assert_same_training(tmp_path / name, tmp_path / "two" / f"{parallel} {name}")
+
+
+@pytest.mark.slow
+def test_accelerate_launch_is_as_good_as_torchrun(one, tmp_path):
+    settings = [*DIT, "train.accumulate=2"]
+    process = launch(ACCELERATE, "-m", "soflow", "train", "digits", *settings, out=tmp_path / "two")
+    assert process.returncode == 0, process.stderr
+    assert_same_training(one, tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_two_machines_train_as_one(one, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nnodes",
+        "2",
+        "--nproc-per-node",
+        "1",
+    ]
+    address = ["--master-addr", "127.0.0.1", "--master-port", port]
+    command = [
+        "-m",
+        "soflow",
+        "train",
+        "digits",
+        *DIT,
+        "train.accumulate=2",
+        "parallel=fsdp",
+        "--out",
+        str(tmp_path / "two"),
+    ]
+    machines = [
+        subprocess.Popen(
+            [*torchrun, *address, "--node-rank", str(rank), *command],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=ALONE,
+        )
+        for rank in range(2)
+    ]
+    for machine in machines:
+        _, error = machine.communicate(timeout=150)
+        assert machine.returncode == 0, error
+    assert_same_training(one, tmp_path / "two")
+
+
+#: Notes in which precision weights are held and outputs come.
+NOTING = """
+import atexit, sys
+from soflow.networks.dit import Attention
+forward, seen = Attention.forward, set()
+
+def noting(self, x):
+    out = forward(self, x)
+    seen.add((self.qkv.weight.dtype, out.dtype))
+    return out
+
+Attention.forward = noting
+atexit.register(lambda: sys.stderr.write(f"precisions {sorted(seen, key=str)}\\n"))
+"""
+
+
+@pytest.mark.slow
+def test_spread_networks_compute_in_bfloat16_all_but_the_consistency_pair_and_keep_their_weights(
+    tmp_path,
+):
+    settings = [*DIT, "precision=bf16", "train.steps=4"]
+    two = launch(
+        TORCHRUN,
+        program(tmp_path, NOTING),
+        "train",
+        "digits",
+        *settings,
+        "parallel=fsdp",
+        out=tmp_path / "two",
+    )
+    assert two.returncode == 0, two.stderr
+    assert (
+        two.stderr.count(
+            "precisions [(torch.float32, torch.bfloat16), (torch.float32, torch.float32)]"
+        )
+        == 2
+    )
+    runs.train("digits", tmp_path / "one", settings)
+    losses = [
+        [line["loss"] for line in RunFolder(tmp_path / out).read_metrics()]
+        for out in ("one", "two")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_one_process_alone_has_nothing_to_share(one, tmp_path):
+    runs.train("digits", tmp_path / "run", [*DIT, "train.accumulate=2", "parallel=fsdp"])
+    assert_same_bits(last(one), last(tmp_path / "run"))
+
+
+SLOW = pytest.mark.slow
+#: At step 6, of which the second process does not come back.
+FAILING = """
+import os, signal
+from soflow.errors import RunError
+from soflow.training.trainer import Trainer
+step = Trainer.step
+
+def failing(self, k):
+    if k == 5 and os.environ["RANK"] == "1":
+        {what}
+    return step(self, k)
+
+Trainer.step = failing
+"""
+
+
+@pytest.mark.parametrize(
+    ("parallel", "what", "said", "status"),
+    [
+        pytest.param(
+            "fsdp",
+            "raise RunError('its disk is full')",
+            "soflow: process 1: its disk is full",
+            1,
+            marks=SLOW,
+        ),
+        pytest.param(
+            "ddp",
+            "raise ZeroDivisionError('a bug')",
+            "[rank1]: ZeroDivisionError: a bug",
+            1,
+            marks=SLOW,
+        ),
+        (
+            "ddp",
+            "os.kill(os.getpid(), signal.SIGKILL)",
+            "traceback : Signal 9 (SIGKILL) received by PID",
+            -9,
+        ),
+    ],
+    ids=["error", "bug", "killed"],
+)
+def test_the_end_of_one_process_ends_the_others_and_is_told(
+    parallel, what, said, status, one, tmp_path
+):
+    file, settings = program(tmp_path, FAILING.format(what=what)), [*DIT, "train.accumulate=2"]
+    start = time.monotonic()
+    process = launch(
+        TORCHRUN, file, "train", "digits", *settings, f"parallel={parallel}", out=tmp_path / "run"
+    )
+    assert time.monotonic() - start < 60
+    assert process.returncode == 1
+    lines = process.stderr.splitlines()
+    assert [line for line in lines if said in line] != []
+    assert sum("soflow: another process of this run has ended" in line for line in lines) == 1
+    assert not any(
+        "[rank0]" in line for line in lines
+    )  # no traceback of a process that only lost another
+    cause = process.stderr.split("Root Cause (first observed failure)")[1]
+    assert "rank      : 1 " in cause
+    assert f"exitcode  : {status} " in cause
+    assert last(tmp_path / "run").step == 4
+    runs.train("digits", tmp_path / "run", settings)
+    assert_same_training(one, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_batch_that_does_not_split_is_refused_in_a_line_of_each_process(tmp_path):
+    process = launch(
+        TORCHRUN,
+        "-m",
+        "soflow",
+        "train",
+        "digits",
+        *DIT,
+        "train.batch_size=15",
+        out=tmp_path / "run",
+    )
+    assert process.returncode != 0
+    said = sorted(line for line in process.stderr.splitlines() if "soflow: " in line)
+    what = "train.batch_size=15 cannot be split into equal parts for 2 processes with train.accumulate=1"
+    assert said == [f"soflow: process 1: {what}", f"soflow: {what}"]
+    assert "exitcode  : 2 " in process.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("wrapper", ["FSDP", "DEEPSPEED"])
+def test_accelerates_own_wrappers_are_refused(wrapper, tmp_path, monkeypatch):
+    monkeypatch.setenv(f"ACCELERATE_USE_{wrapper}", "true")
+    with pytest.raises(
+        InputError, match=rf"set to use {wrapper}: launch without it.*parallel=fsdp"
+    ):
+        runs.train("digits", tmp_path / "run", DIT)
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_that_see_different_checkpoints_stop(tmp_path, monkeypatch):
+    """As on machines whose run folders are on disks of their own."""
+    runs.train("digits", tmp_path / "run", DIT)
+    monkeypatch.setattr(Trainer, "of_all", lambda self, number: [number, -1])
+    with pytest.raises(
+        RunError, match=r"do not see the same checkpoints: .*run must be on a disk that all share"
+    ):
+        runs.train("digits", tmp_path / "run", DIT)
+
+
+#: One of the digits is no number: that of the sixth row of the fifth step's batch, which is the second process's.
+POISONED = """
+from dataclasses import replace
+from soflow.data import sources
+from soflow.data.batches import Batches
+real = sources.digits("train")
+real.rows[int(Batches(real, 16, 0).indices(4)[5])] = float("nan")
+sources.SOURCES["digits"] = lambda split: real
+"""
+
+
+def test_numbers_that_go_wrong_in_one_process_stop_all_of_them_at_the_same_step(tmp_path):
+    process = launch(
+        TORCHRUN,
+        program(tmp_path, POISONED),
+        "train",
+        "digits",
+        *DIT,
+        "train.accumulate=2",
+        out=tmp_path / "run",
+    )
+    assert process.returncode != 0
+    told = [
+        line.partition("soflow: ")[2] for line in process.stderr.splitlines() if "soflow: " in line
+    ]
+    assert len(told) == 2
+    first, second = sorted(line.removeprefix("process 1: ") for line in told)
+    assert first == second  # each knows what went wrong in the other
+    assert re.match(
+        r"the loss is nan, the flow matching mse is nan, at step 5, by sample 5 of its batch \(number \d+ of the data\)",
+        first,
+    )
+    assert last(tmp_path / "run").step == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_several_processes_skip_the_same_step_as_one(parallel, tmp_path):
+    settings = [*DIT, "train.on_nonfinite=skip", f"parallel={parallel}"]
+    for out, launcher in (("one", [sys.executable]), ("two", TORCHRUN)):
+        process = launch(
+            launcher, program(tmp_path, POISONED), "train", "digits", *settings, out=tmp_path / out
+        )
+        assert process.returncode == 0, process.stderr
+        assert "at step 5" in process.stderr
+        assert "skipping the update, 1 of at most 100" in process.stderr
+    assert_same_training(tmp_path / "one", tmp_path / "two")
+    assert last(tmp_path / "two").train_state().skipped == 1
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_being_trained_is_refused_to_several_processes_too(tmp_path):
+    with only_trainer_of(tmp_path / "run"):
+        process = launch(TORCHRUN, "-m", "soflow", "train", "digits", *DIT, out=tmp_path / "run")
+    assert process.returncode != 0
+    assert (
+        f"soflow: {tmp_path / 'run'} is being trained by process {os.getpid()} on" in process.stderr
+    )
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+@pytest.mark.slow
+def test_sigterm_to_all_processes_as_a_cluster_sends_it_costs_nothing(tmp_path):
+    settings = [*DIT, "train.steps=400", "checkpoint.every=300", "checkpoint.keep_last=1"]
+    command = [*TORCHRUN, "-m", "soflow", "train", "digits", *settings, "--out"]
+    whole, stopped = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "stopped")
+    assert launch(command, str(whole.path)).returncode == 0
+    process = subprocess.Popen(
+        [*command, str(stopped.path)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ALONE,
+        start_new_session=True,
+    )
+    while not stopped.read_metrics():
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert "stopped by SIGTERM, checkpoint written" in error
+    assert 2 <= last(stopped.path).step < 300
+    again = launch(command, str(stopped.path))
+    assert again.returncode == 0, again.stderr
+    assert_same_run(whole.path, stopped.path)
