@@ -1,12 +1,11 @@
 """The same numbers as the paper's reference implementation, on cases it was run on.
 
-Each case is NAME.json (settings, expected scalars) beside NAME.safetensors (the draws, expected tensors). An environment
-variable names their folder: SOFLOW_REFERENCE_CASES=DIR pytest tests/objectives
+Each case is NAME.json (settings, expected scalars) beside NAME.safetensors (the draws, expected
+tensors). An environment variable names their folder: SOFLOW_REFERENCE_CASES=DIR pytest tests/objectives
 """
 
 import json
 import os
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -120,7 +119,6 @@ class Case:
         smallest = float((tensors["t"] - tensors["l"]).min())
         self.tolerance = {"velocity": USUAL, "consistency": consistency_tolerance(smallest)}
 
-    @cache
     def losses(self, name):
         """The losses of one term on the whole batch, and their gradients by parameter name."""
         tensors, count = self.tensors, len(self.tensors["data"])

@@ -5,7 +5,7 @@ constructor parameters, with the ranges and sentences of their annotations (syst
 """
 
 from collections.abc import Callable
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from inspect import Parameter, signature
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
@@ -45,8 +45,16 @@ class ComponentSection(Section):
 
 
 @cache
-def section_of(component: Callable[..., Any], name: str = "") -> type[ComponentSection]:
-    """The section with the settings of a class; `name` is its name in a registry."""
+def section_of(
+    component: Callable[..., Any], name: str = "", like: Any = None
+) -> type[ComponentSection]:
+    """The section with the settings of a class.
+
+    Args:
+        component: The class.
+        name: Its name in a registry.
+        like: An object of the class, whose values are the defaults in place of the class's own.
+    """
     constructor = component.__init__ if isinstance(component, type) else component  # type: ignore[misc]
     hints = get_type_hints(constructor, include_extras=True)
     keys: dict[str, Any] = {}
@@ -55,6 +63,8 @@ def section_of(component: Callable[..., Any], name: str = "") -> type[ComponentS
     for parameter in signature(component).parameters.values():
         if parameter.name not in SUPPLIED and parameter.kind is not Parameter.VAR_KEYWORD:
             hint, default = hints.get(parameter.name, Any), default_of(component, parameter)
+            if like is not None:
+                default = getattr(like, parameter.name)
             keys[parameter.name] = field_of(hint, default)
     base = type("Settings", (ComponentSection,), {"component": component, "__module__": __name__})
     return create_model(getattr(component, "__name__", "Section"), __base__=base, **keys)
@@ -75,8 +85,8 @@ def field_of(hint: Any, default: Any) -> tuple[Any, Any]:
     limits = {name: getattr(setting, name) for name in ("ge", "gt", "le", "lt")}
     limits = {name: limit for name, limit in limits.items() if limit is not None}
     if is_dataclass(kind):
-        kind = section_of(kind)  # type: ignore[arg-type]
-        default = default if default is ... else kind.model_validate(asdict(default))
+        kind = section_of(kind, like=None if default is ... else default)  # type: ignore[arg-type]
+        default = default if default is ... else kind()
     elif get_origin(kind) is tuple and limits:  # each element has the range
         kind, limits = tuple[Annotated[get_args(kind)[0], Field(**limits)], ...], {}  # type: ignore[misc]
     return kind, Field(default, description=setting.about or None, **limits)
