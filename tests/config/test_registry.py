@@ -181,9 +181,8 @@ LEAST = {"needed": 1, "bare": {"mean": 0, "std": 1}}
 def test_settings_become_keys_with_their_defaults_and_types():
     section = SECTION(**LEAST, times={"mean": 1}, sizes=[4])
     built = section.build(shape=(2,), num_classes=7)
-    assert built == Component(
-        (2,), 1, LogitNormal(0, 1), sizes=(4,), times=LogitNormal(1, 2), others=LogitNormal(0, 1)
-    )
+    standard = LogitNormal(0.0, 1.0)
+    assert built == Component((2,), 1, standard, "a", (4,), LogitNormal(1.0, 2.0), standard)
     assert isinstance(built.times.mean, float)
     assert "shape" not in SECTION.model_fields
     assert SECTION.model_fields["times"].description == "times"
@@ -192,7 +191,7 @@ def test_settings_become_keys_with_their_defaults_and_types():
 @pytest.mark.parametrize(
     ("values", "place"),
     [
-        ({}, ("needed",)),
+        ({"bare": LEAST["bare"]}, ("needed",)),
         ({**LEAST, "needed": 0}, ("needed",)),
         ({**LEAST, "needed": 9}, ("needed",)),
         ({**LEAST, "kind": "c"}, ("kind",)),

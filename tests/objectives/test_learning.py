@@ -9,8 +9,7 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
-from soflow.data.dataset import Dataset
-from soflow.data.registry import SOURCES
+from soflow.data import bundled, sources
 from soflow.noising import LinearNoising
 from soflow.solution import EulerParameterization
 from soflow.workflows import runs
@@ -55,12 +54,8 @@ def two_gaussians(count, random):
 
 def learned(draw, steps, folder, monkeypatch, more=()):
     """The model that `soflow.train` makes of points that `draw` draws."""
-
-    def points(config, split):
-        rows = torch.from_numpy(draw(65_536, np.random.default_rng(0))).float()
-        return Dataset("points", split, rows, labels=None)
-
-    monkeypatch.setitem(SOURCES.entries, "points", points)
+    points = type("Points", (bundled.Toy,), {"draw": staticmethod(draw)})
+    monkeypatch.setitem(sources.SOURCES.entries, "points", points)
     runs.train("moons", folder, ["data.source=points", f"train.steps={steps}", *SETTINGS, *more])
     return runs.load(folder, device="cpu").model
 
