@@ -1,4 +1,4 @@
-"""Noising paths: how a clean sample turns into noise as t goes from 0 to 1.
+"""Noising processes: how a clean sample turns into noise as t goes from 0 to 1.
 
     x_t = alpha(t) data + beta(t) noise            v_t = alpha'(t) data + beta'(t) noise
 
@@ -17,7 +17,7 @@ from soflow.symbols import Sample, Times, across
 
 @dataclass(frozen=True)
 class NoisedSample:
-    """One point on the path of each sample, with everything that made it."""
+    """The point x_t of each sample and its velocity, with what they are made of."""
 
     data: Sample
     noise: Sample
@@ -27,7 +27,7 @@ class NoisedSample:
 
 
 class Noising(ABC):
-    """A noising path, given by alpha and beta and their derivatives, each (B,) -> (B,)."""
+    """A noising process: alpha, beta and their derivatives, each (B,) -> (B,)."""
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor: ...
@@ -46,7 +46,7 @@ class Noising(ABC):
         return across(self.alpha(t), data) * data + across(self.beta(t), data) * noise
 
     def sample(self, data: Sample, noise: Sample, t: Times) -> NoisedSample:
-        """The point x_t of each sample and its conditional velocity v_t = alpha'(t) data + beta'(t) noise."""
+        """x_t of each sample and its conditional velocity v_t."""
         v_t = across(self.d_alpha(t), data) * data + across(self.d_beta(t), data) * noise
         return NoisedSample(data, noise, t, x_t=self.add_noise(data, noise, t), v_t=v_t)
 

@@ -1,7 +1,9 @@
 """Samplers: pure functions of a model and its noise.
 
-All take noise (B, ...) and labels (B,) or None (no condition), and return samples (B, ...). A network evaluation ("NFE") is
-one call of the network on the batch. Source: SoFlow (arXiv 2512.15657), sampling.
+All take noise (B, ...) and labels (B,) or None (no condition), and return samples (B, ...). A
+network evaluation (NFE) is one call of the network on the batch.
+
+Source: SoFlow (arXiv 2512.15657), sampling.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,10 +20,10 @@ from soflow.symbols import Labels, Sample
 
 Sampler = Literal["renoise", "ode", "euler", "heun"]
 SAMPLERS: tuple[Sampler, ...] = ("renoise", "ode", "euler", "heun")
-#: Steps of the Heun integration of the model's own velocity, the yardstick of few-step samples;
-#: two network evaluations each.
+#: Steps of the Heun integration that few-step samples are compared with; each takes two network
+#: evaluations.
 HEUN_STEPS = 32
-#: Tells a sample's random label from its noise, which is seeded by (seed, i).
+#: Separates the random label of sample i from its noise, which is seeded by (seed, i).
 LABEL = 1
 
 
@@ -44,9 +46,16 @@ def one_step(model: FlowModel, noise: Sample, labels: Labels | None = None) -> S
 def renoise(
     model: FlowModel, noise: Sample, fresh: Sequence[Sample], labels: Labels | None = None
 ) -> Sample:
-    """The paper's sampler of K steps: jump to data, go back to t_{i+1} with fresh noise, jump again.
+    """The paper's sampler of K steps: jumps to data, adds fresh noise up to t_{i+1}, jumps again.
 
-    fresh: K - 1 further noises, each (B, ...). With none this is `one_step`.
+    Args:
+        model: The model.
+        noise: (B, ...).
+        fresh: K - 1 further noises, each (B, ...). Without any this is `one_step`.
+        labels: (B,), or None for no condition.
+
+    Returns:
+        Samples (B, ...).
     """
     model.check(noise, labels)
     times = even_times(len(fresh) + 1)
@@ -58,7 +67,7 @@ def renoise(
 
 
 def ode(model: FlowModel, noise: Sample, steps: int, labels: Labels | None = None) -> Sample:
-    """Composes jumps along the model's own trajectories: x = f(x, t_i, t_{i+1}), i = 0 .. K - 1."""
+    """Composes jumps along the model's trajectories: x = f(x, t_i, t_{i+1}), i = 0 .. K - 1."""
     model.check(noise, labels)
     x = noise
     for t, s in pairwise(even_times(steps)):
@@ -92,7 +101,7 @@ def integrate_velocity(
 
 
 def class_by_class(num: int, num_classes: int) -> Tensor | None:
-    """Labels 0, 1, .. in turn, (num,): equally many of each; None without classes."""
+    """Labels 0, 1, ... in turn, (num,): equally many of each; None without classes."""
     return torch.arange(num) % num_classes if num_classes else None
 
 
@@ -111,15 +120,13 @@ LabelDraw = Literal["balanced", "random"]
 
 def draw_classes(how: LabelDraw, num: int, num_classes: int, seed: int) -> Tensor | None:
     """Labels (num,): balanced, each class in turn, or at random; None without classes."""
-    return (
-        random_classes(num, num_classes, seed)
-        if how == "random"
-        else class_by_class(num, num_classes)
-    )
+    if how == "random":
+        return random_classes(num, num_classes, seed)
+    return class_by_class(num, num_classes)
 
 
 def noise_count(sampler: Sampler, nfe: int) -> int:
-    """How many noises a sample needs: fresh ones between the steps of `renoise`, else the first alone."""
+    """How many noises a sample needs: `renoise` adds fresh noise between its steps."""
     return nfe if sampler == "renoise" else 1
 
 
@@ -135,7 +142,9 @@ def check_sampler(sampler: str, nfe: int) -> Sampler:
     if nfe < 1:
         raise InputError(f"the number of network evaluations is {nfe}: it must be 1 or more")
     if sampler == "heun" and nfe % 2:
-        raise InputError(f"heun takes two network evaluations a step: {nfe} is odd, use {nfe + 1}")
+        raise InputError(
+            f"heun takes two network evaluations per step: {nfe} is odd, use {nfe + 1}"
+        )
     return known
 
 
@@ -144,7 +153,18 @@ def sample(
 ) -> Sample:
     """Samples by any sampler in `nfe` network evaluations.
 
-    noises: (noise_count(sampler, nfe), B, ...).
+    Args:
+        model: The model.
+        noises: (noise_count(sampler, nfe), B, ...).
+        labels: (B,), or None for no condition.
+        sampler: The sampler's name.
+        nfe: The number of network evaluations.
+
+    Returns:
+        Samples (B, ...).
+
+    Raises:
+        InputError: If the sampler cannot be run so.
     """
     check_sampler(sampler, nfe)
     samplers: dict[str, Callable[[], Tensor]] = {
@@ -159,8 +179,11 @@ def sample(
 def noise_of_samples(
     seed: int, first: int, count: int, noises: int, shape: Sequence[int], device: torch.device
 ) -> Tensor:
-    """The noise of samples `first` .. `first + count - 1`, (noises, count, *shape): that of sample i depends on (seed, i)
-    alone, so samples do not change with the batch size or with how they are shared out."""
+    """The noise of samples `first` .. `first + count - 1`: (noises, count, *shape).
+
+    That of sample i depends on (seed, i) alone, so samples do not change with the batch size or
+    the number of processes.
+    """
     draws = [
         np.random.default_rng([seed, i]).standard_normal((noises, *shape), dtype=np.float32)
         for i in range(first, first + count)
@@ -180,7 +203,7 @@ def draw(
     device: torch.device | str = "cpu",
     start: int = 0,
 ) -> Iterator[Sample]:
-    """Samples `start` .. `start + num - 1` on the CPU, drawn and decoded in batches (B, ...) as they are asked for."""
+    """Draws and decodes samples `start` .. `start + num - 1`, in batches (B, ...) on the CPU."""
     check_sampler(sampler, nfe)
     device = torch.device(device)
     for first in range(0, num, batch_size):
@@ -204,7 +227,7 @@ def sample_many(
     on_batch: Callable[[int], None] = lambda done: None,
     start: int = 0,
 ) -> Sample:
-    """All that `draw` draws in one tensor; `on_batch` hears how many are done."""
+    """All samples of `draw` in one tensor; `on_batch` is called with the number drawn so far."""
     parts, done = [], 0
     for part in draw(model, num, labels, sampler, nfe, seed, batch_size, device, start):
         parts.append(part)

@@ -1,6 +1,6 @@
 """From the network F to the solution map f(x_t, t, s) and the velocity field v(x_t, t).
 
-    f(x_t, t, s) = a(t, s) x_t + b(t, s) F(x_t, t, s)          with a(t, t) = 1 and b(t, t) = 0, so f(x, t, t) = x
+    f(x_t, t, s) = a(t, s) x_t + b(t, s) F(x_t, t, s),   a(t, t) = 1, b(t, t) = 0, so f(x, t, t) = x
     v(x_t, t)    = (d/ds f)(x_t, t, s) at s = t
 
 Source: SoFlow (arXiv 2512.15657), parameterization of the solution function.
@@ -76,7 +76,7 @@ class FlowModel:
         parameterization: From F to the solution map f.
         shape: One sample's shape.
         num_classes: 0 without labels. The label `num_classes` means "no class".
-        decode: Turns samples (B, ...) into what people look at, e.g. latents into images.
+        decode: From samples (B, ...) to images or points, such as the decoder of latents.
         average: The network with averaged weights, during training.
     """
 

@@ -1,16 +1,18 @@
 """The symbols of the paper, as they appear everywhere in the code.
 
-| symbol | in code    | meaning                                                             | shape     |
-|--------|------------|---------------------------------------------------------------------|-----------|
-| x_0    | `data`     | a clean sample                                                      | (B, ...)  |
-| x_1    | `noise`    | standard normal                                                     | (B, ...)  |
-| t, s   | `t`, `s`   | times in [0, 1]; t = 0 is data, t = 1 is noise; jumps go t -> s <= t | (B,)      |
-| l      | `l`        | a time between: s < l < t                                           | (B,)      |
-| x_t    | `x_t`      | alpha(t) data + beta(t) noise                                       | (B, ...)  |
-| v_t    | `v_t`      | alpha'(t) data + beta'(t) noise, the conditional velocity           | (B, ...)  |
-| F      | `net`      | the network F(x_t, t, s, y)                                         | (B, ...)  |
-| f      | `solution` | the solution map f(x_t, t, s) = a(t, s) x_t + b(t, s) F(x_t, t, s, y) | (B, ...)  |
-| y      | `labels`   | class labels; the value `num_classes` is the null label             | (B,)      |
+| symbol | in code    | meaning                                                   | shape    |
+|--------|------------|-----------------------------------------------------------|----------|
+| x_0    | `data`     | a clean sample                                            | (B, ...) |
+| x_1    | `noise`    | standard normal                                           | (B, ...) |
+| t, s   | `t`, `s`   | times in [0, 1], s <= t; data at t = 0, noise at t = 1    | (B,)     |
+| l      | `l`        | a time between: s < l < t                                 | (B,)     |
+| x_t    | `x_t`      | alpha(t) data + beta(t) noise                             | (B, ...) |
+| v_t    | `v_t`      | alpha'(t) data + beta'(t) noise, the conditional velocity | (B, ...) |
+| F      | `net`      | the network F(x_t, t, s, y)                               | (B, ...) |
+| f      | `solution` | the solution map f(x_t, t, s) = a x_t + b F(x_t, t, s, y) | (B, ...) |
+| y      | `labels`   | class labels; `num_classes` is the null label             | (B,)     |
+
+Jumps go from t to s; a and b are functions of (t, s).
 
 Source: SoFlow (arXiv 2512.15657). From its equations to the code: docs/paper_map.md.
 """
@@ -30,7 +32,10 @@ PerSample = Float[Tensor, "batch"]
 
 @runtime_checkable
 class Net(Protocol):
-    """The one contract every network keeps: F(x, t, s, labels), shaped like x. `labels=None` is the null label."""
+    """The contract of every network: F(x, t, s, labels), shaped like x.
+
+    `labels=None` means the null label.
+    """
 
     def __call__(
         self,
@@ -44,7 +49,7 @@ class Net(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """Clean samples (B, ...), with labels (B,) and augmentation labels (B, A) if there are any."""
+    """Clean samples (B, ...), optionally with labels (B,) and augmentation labels (B, A)."""
 
     data: Tensor
     labels: Tensor | None = None
@@ -60,7 +65,7 @@ class Batch:
 
 
 def across(t: Tensor, x: Tensor) -> Tensor:
-    """Views one number a sample, (B,), so that it multiplies x, (B, ...)."""
+    """Views one number per sample, (B,), so that it multiplies x, (B, ...)."""
     return t.view(-1, *[1] * (x.ndim - 1))
 
 

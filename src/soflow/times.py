@@ -1,4 +1,4 @@
-"""Where in time a training step looks: logit-normal t and s, the schedule r(k, K), the middle time l.
+"""The times of a training step: logit-normal t and s, the schedule r(k, K), the middle time l.
 
 Source: SoFlow (arXiv 2512.15657), sampling of times and the schedule of l.
 """

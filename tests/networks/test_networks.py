@@ -146,7 +146,7 @@ def test_unet_parameter_names_follow_edm():
 
 
 def test_attention_of_the_unet_reads_interleaved_channels():
-    """Against softmax(q k / sqrt(C)) v written out, with channel 3 i + j of qkv as part j of channel i."""
+    """Against softmax(q k / sqrt(C)) v; channel 3 i + j of qkv is part j of channel i."""
     network = small_unet()
     channels, pixels = 6, 4
     qkv = torch.randn(2, 3 * channels, 2, 2)

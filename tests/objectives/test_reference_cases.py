@@ -1,7 +1,9 @@
 """The same numbers as the paper's reference implementation, on cases it was run on.
 
 Each case is NAME.json (settings, expected scalars) beside NAME.safetensors (the draws, expected
-tensors). An environment variable names their folder: SOFLOW_REFERENCE_CASES=DIR pytest tests/objectives
+tensors). An environment variable names their folder:
+
+    SOFLOW_REFERENCE_CASES=DIR pytest tests/objectives
 """
 
 import json

@@ -1,6 +1,7 @@
-"""Closed forms to test against: the true solution map F* where the data are a point or a Gaussian.
+"""Closed forms to test against: the true solution map for data at a point or from a Gaussian.
 
-Both hold for every path, since the flow of each keeps (x - alpha a) / sigma constant, where sigma is the spread at time t.
+They hold for every noising process: the flow keeps (x - alpha a) / sigma constant, where sigma is
+the spread at time t.
 """
 
 import torch

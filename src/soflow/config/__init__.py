@@ -1,4 +1,4 @@
-"""The configuration: its keys (schema.py) and how it is read from recipes, files and overrides (reading.py)."""
+"""The configuration: its keys (schema.py), and how it is read (reading.py)."""
 
 from soflow.config.reading import dump, read_objectives, read_recipe, recipe_names
 from soflow.config.schema import Config

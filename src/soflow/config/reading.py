@@ -6,8 +6,6 @@ Every mistake becomes one InputError of one line.
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from importlib.resources import files
-from itertools import chain
-from math import inf
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,18 +13,17 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from soflow.config.parsing import parse_yaml as parse_yaml
+from soflow.config.parsing import read_text as read_text
 from soflow.config.schema import Config
 from soflow.config.sections import chosen_from, section_of
-from soflow.errors import TOLD, InputError, first_line, in_short, shortened
+from soflow.errors import TOLD, InputError, in_short, shortened
 from soflow.objectives import OBJECTIVES
 
 RECIPES = files("soflow") / "recipes"
 #: Settings of guidance that another objective takes over.
 COMMON = ("scale", "label_dropout")
 COMMON_KEYS = tuple(f"objective.guidance.{key}=" for key in COMMON)
-#: Limits of YAML: bytes, values (an alias counts as what it stands for), and digits of a number.
-#: A configuration has 3,000 bytes and 150 values.
-MOST_BYTES, MOST_VALUES, MOST_DIGITS = 100_000, 10_000, 100
 #: Keys that have another name since an earlier version.
 RENAMED = {
     "path": "noising",
@@ -174,60 +171,9 @@ def read_yaml(recipe: str) -> dict[str, Any]:
     return values
 
 
-def read_text(file: Path) -> str:
-    """The text of a YAML file. Raises InputError if it is too large or no text."""
-    try:
-        if file.stat().st_size > MOST_BYTES:
-            raise InputError(f"{file} has more than {MOST_BYTES:,} bytes: it is no configuration")
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file} cannot be read as UTF-8 text: {first_line(error)}") from None
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}") from None
-
-
 def parse_value(key: str, text: str) -> Any:
     """An override's value as YAML reads it."""
     return parse_yaml(text, f"the value of {shortened(key)}, '{shortened(text)}',")
-
-
-def parse_yaml(text: str, what: str) -> Any:
-    """The plain values of a YAML text; messages call it `what`.
-
-    Raises:
-        InputError: If it is not YAML, or larger than any configuration.
-    """
-    try:
-        loader = yaml.SafeLoader(text[: MOST_BYTES + 1])
-        node = loader.get_single_node()
-        if len(text) > MOST_BYTES or count(node, {}) > MOST_VALUES:
-            raise InputError(
-                f"{what} holds more than any configuration: "
-                f"{MOST_VALUES:,} values or {MOST_BYTES:,} letters"
-            )
-        return None if node is None else loader.construct_document(node)
-    except InputError:
-        raise
-    except yaml.YAMLError as error:
-        raise InputError(f"{what} is not valid YAML: {one_line(str(error))}") from None
-    except Exception as error:  # PyYAML's own, for impossible dates, numbers and nesting
-        raise InputError(f"{what} is not valid YAML ({type(error).__name__})") from None
-
-
-def count(node: yaml.Node | None, known: dict[yaml.Node | None, float]) -> float:
-    """The number of values in a node, aliases followed; infinite if it contains itself.
-
-    Raises ValueError for a number that is too long.
-    """
-    if node not in known:
-        known[node] = inf  # what is met again before it is counted contains itself
-        number = isinstance(node, yaml.ScalarNode) and node.tag.endswith((":int", ":float"))
-        if number and len(node.value) > MOST_DIGITS:  # type: ignore[union-attr]
-            raise ValueError("a number of too many digits")
-        parts = node.value if isinstance(node, yaml.SequenceNode) else ()
-        parts = chain.from_iterable(node.value) if isinstance(node, yaml.MappingNode) else parts
-        known[node] = 1 + sum(count(part, known) for part in parts)
-    return known[node]
 
 
 def put(values: dict[str, Any], key: str, value: Any) -> None:
@@ -288,8 +234,7 @@ def unknown_key(key: str, values: dict[str, Any]) -> str:
                 f"unknown key {in_short(key)}: {name}.name={names[name]} has no such key, "
                 f"{' and '.join(others)} {'has' if len(others) == 1 else 'have'}"
             )
-    own = sorted({key for key, _ in fields(names=names)})
-    return f"unknown key {in_short(key)}{nearest(key, own)}"
+    return f"unknown key {in_short(key)}{nearest(key, known_keys(names))}"
 
 
 def fields(
@@ -323,16 +268,17 @@ def known_keys() -> list[str]:
     return sorted({key for key, _ in fields()})
 
 
+def known_keys(names: Mapping[str, str] = NO_NAMES) -> list[str]:
+    """Every dotted key, as `fields` has them."""
+    return sorted({key for key, _ in fields(names=names)})
+
+
 def nearest(word: str, known: list[str]) -> str:
     """': did you mean ...?', or all known words if none is near."""
     close = get_close_matches(word, known, n=3, cutoff=0.5)
     if not close:  # a right last word in a wrong section, or the other way round
         close = [key for key in known if key.split(".")[-1] == word.split(".")[-1]][:3]
     return f": did you mean {' or '.join(close)}?" if close else f": known are {', '.join(known)}"
-
-
-def one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 def dump(config: Config) -> str:

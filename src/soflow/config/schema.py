@@ -19,7 +19,8 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 class DataConfig(Section):
     source: str = Field(
         "digits",
-        description="digits, moons, checkerboard, eight_gaussians, folder, huggingface, arrays or latents",
+        description="digits, moons, checkerboard, eight_gaussians, "
+        "folder, huggingface, arrays or latents",
     )
     path: str = Field(
         "", description="a folder of images, a Hub name, parquet, .npz, or what soflow encode made"
@@ -57,7 +58,7 @@ class DataConfig(Section):
 
 
 class NoisingConfig(Section):
-    name: Literal["linear", "trig"] = Field("linear", description="noising path: linear or trig")
+    name: Literal["linear", "trig"] = Field("linear", description="linear or trig")
     parameterization: Literal["euler", "trig"] = Field(
         "euler", description="of the solution map: euler or trig"
     )
@@ -73,16 +74,16 @@ class OptimizerConfig(Section):
 
 
 class EmaConfig(Section):
-    decay: Decay = Field(0.9999, description="of the average of the weights, a step")
+    decay: Decay = Field(0.9999, description="of the average of the weights, per step")
     every: PositiveInt = Field(1, description="steps between two updates, each by decay^every")
     float64: bool = Field(False, description="keep the average in float64")
 
 
 class TrainConfig(Section):
     steps: PositiveInt = Field(400_000, description="number of steps K; r(k, K) depends on it")
-    batch_size: PositiveInt = Field(256, description="samples a step, over all processes")
+    batch_size: PositiveInt = Field(256, description="samples per step, over all processes")
     accumulate: PositiveInt = Field(
-        1, description="parts that a step's batch is worked off in, to save memory"
+        1, description="microbatches of a step's batch, one after another to save memory"
     )
     seed: int = Field(0, ge=0, lt=2**63, description="of weights, data order and draws")
     log_every: PositiveInt = Field(100, description="steps between two lines of metrics.jsonl")
@@ -93,7 +94,7 @@ class TrainConfig(Section):
         (), description="also log to these, e.g. [tensorboard]"
     )
     on_nonfinite: Literal["stop", "skip"] = Field(
-        "stop", description="where a loss or gradient is not finite: stop, or skip the update"
+        "stop", description="if a loss or gradient is not finite: stop, or skip the update"
     )
     max_skipped: int = Field(
         100, ge=0, description="updates that a run may skip; one more stops it"
@@ -108,7 +109,7 @@ class CheckpointConfig(Section):
     keep_every: int = Field(0, ge=0, description="also keep those of every so many steps; 0: none")
     on_failure: Literal["stop", "continue"] = Field(
         "stop",
-        description="where one cannot be written, as on a full disk: stop, or continue without it",
+        description="if one cannot be written, as on a full disk: stop, or continue without it",
     )
 
 
@@ -116,19 +117,21 @@ class EvaluateConfig(Section):
     nfe: tuple[PositiveInt, ...] = Field(
         (1, 2, 4),
         min_length=1,
-        description="network evaluations a sample, one row of the table each",
+        description="network evaluations per sample, one row of the table each",
     )
     num: int = Field(2000, ge=2, description="samples to draw for each row")
     features: str = Field(
         "digits",
-        description="inception (FID's), digits or classifier (trained on the data), coordinates, or a TorchScript file",
+        description="inception (FID's), digits or classifier (trained on the data), coordinates, "
+        "or a TorchScript file",
     )
     every: int = Field(
         0,
         ge=0,
-        description="steps between two small evaluations during training, which keep the best; 0: none",
+        description="steps between two small evaluations while training, which keep the best; "
+        "0: none",
     )
-    num_while_training: int = Field(1000, ge=2, description="samples that each of those draws")
+    num_while_training: int = Field(1000, ge=2, description="samples of each small evaluation")
 
 
 class Config(Section):
@@ -140,7 +143,7 @@ class Config(Section):
     )
     init_time: Literal["same", "reversed"] = Field(
         "same",
-        description="of that file: reversed where t = 0 is noise and t = 1 is data, as for SiT's velocity",
+        description="of that file: reversed if t = 0 is noise and t = 1 is data, as in SiT",
     )
     data: DataConfig = DataConfig()
     network: Annotated[Any, ChosenFrom(NETWORKS, "dit")] = Field({"name": "dit"})
@@ -153,21 +156,22 @@ class Config(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     precision: Literal["fp32", "tf32", "bf16", "bf16-tf32"] = Field(
         "fp32",
-        description="of the passes: fp32, tf32 on a GPU, bf16 with the consistency pair in fp32, bf16-tf32 with it in tf32",
+        description="of the passes: fp32, tf32 on a GPU, bf16 with the consistency pair in fp32, "
+        "bf16-tf32 with it in tf32",
     )
     compile: bool = Field(
         False, description="compile the network's blocks: a slow first step, faster ones after it"
     )
     parallel: Literal["ddp", "fsdp"] = Field(
         "ddp",
-        description="of several processes: ddp, each holds the network; fsdp, a share of it, for networks that do not fit",
+        description="of several processes: ddp, each holds the network; fsdp, each holds a shard, "
+        "for networks that do not fit",
     )
 
     @property
     def guidance_scale(self) -> float:
         """omega; 1 if nothing is guided, and for an objective without guidance."""
-        guidance = getattr(self.objective, "guidance", None)
-        return 1.0 if guidance is None else guidance.scale
+        return getattr(getattr(self.objective, "guidance", None), "scale", 1.0)
 
     @property
     def samplers(self) -> tuple[Sampler, ...]:
@@ -189,11 +193,11 @@ class Config(Section):
         """Rejects combinations that could only fail later, in the middle of a step."""
         network, objective = NETWORKS[self.network.name], OBJECTIVES[self.objective.name]
         vectors = len(self.data.shape) == 1
-        dimensions = getattr(network, "dimensions", len(self.data.shape))
-        if dimensions != len(self.data.shape):
+        if getattr(network, "dimensions", len(self.data.shape)) != len(self.data.shape):
+            fitting = "mlp for vectors" if vectors else "dit or unet for images"
             raise ValueError(
-                f"network.name={self.network.name} does not fit data.shape="
-                f"{list(self.data.shape)}: use {'mlp for vectors' if vectors else 'dit or unet for images'}"
+                f"network.name={self.network.name} does not fit "
+                f"data.shape={list(self.data.shape)}: use {fitting}"
             )
         if not getattr(network, "takes_labels", True) and self.data.num_classes:
             raise ValueError(
@@ -205,8 +209,8 @@ class Config(Section):
             )
         if self.data.flip and (vectors or self.data.source == "latents" or self.data.augment):
             raise ValueError(
-                "data.flip mirrors images: vectors have no mirror image, latents are mirrored by soflow encode --flip, "
-                "and data.augment mirrors already: set data.flip=false"
+                "data.flip mirrors images: vectors have no mirror image, soflow encode --flip "
+                "mirrors latents, and data.augment mirrors already: set data.flip=false"
             )
         if self.init_time == "reversed" and not self.init_from:
             raise ValueError("init_time=reversed says how to read init_from: set that, too")
@@ -218,11 +222,12 @@ class Config(Section):
             )
         if self.guidance_scale > 1 and not self.data.num_classes:
             raise ValueError(
-                "objective.guidance.scale above 1 needs labels: set data.num_classes, or the scale to 1"
+                "objective.guidance.scale above 1 needs labels: "
+                "set data.num_classes, or the scale to 1"
             )
         if self.train.batch_size % self.train.accumulate:
             raise ValueError(
                 f"train.batch_size={self.train.batch_size} cannot be split into train.accumulate="
-                f"{self.train.accumulate} equal parts"
+                f"{self.train.accumulate} equal microbatches"
             )
         return self

@@ -25,7 +25,7 @@ SIZES = {"B": (12, 768, 12), "M": (16, 1024, 16), "L": (24, 1024, 16), "XL": (28
 
 
 class PatchEmbedder(nn.Module):
-    """(B, C, H, W) -> (B, tokens, width), one token a patch."""
+    """(B, C, H, W) -> (B, tokens, width), one token per patch."""
 
     def __init__(self, channels: int, width: int, patch: int) -> None:
         super().__init__()
@@ -45,11 +45,10 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (
-            self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        )  # each (B, heads, tokens, d)
-        # Inside autocast on a GPU, torch's plain attention has a forward-mode derivative that cannot be
-        # differentiated backwards; q, k and v have their type already.
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # (B, tokens, 3, heads, d)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, tokens, d)
+        # Under autocast on a GPU, the forward-mode derivative of torch's plain attention cannot be
+        # differentiated backwards. q, k and v have their type already.
         with torch.autocast(x.device.type, enabled=False):
             x = functional.scaled_dot_product_attention(q, k, v)
         return self.proj(x.transpose(1, 2).flatten(2))
@@ -68,7 +67,7 @@ class Mlp(nn.Module):
 
 
 def modulation(width: int, parts: int) -> nn.Sequential:
-    """From the condition (B, width) to `parts` shifts, scales and gates; zero at the start (adaLN-Zero)."""
+    """From the condition (B, width) to `parts` shifts, scales and gates; zero at first."""
     return nn.Sequential(nn.SiLU(), nn.Linear(width, parts * width))
 
 
@@ -82,9 +81,9 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """A transformer block whose normalizations and residuals are steered by the condition."""
+    """A transformer block; the condition modulates its normalizations and residuals."""
 
-    repeated = True  # one of many alike: what compiling a network compiles
+    repeated = True  # one of many alike, compiled and sharded on its own
 
     def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
         super().__init__()
@@ -95,9 +94,8 @@ class Block(nn.Module):
         self.adaLN_modulation = modulation(width, 6)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(condition).chunk(
-            6, dim=1
-        )
+        modulations = self.adaLN_modulation(condition).chunk(6, dim=1)
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulations
         x = x + gate1[:, None] * self.attn(modulate(self.norm1(x), shift1, scale1))
         return x + gate2[:, None] * self.mlp(modulate(self.norm2(x), shift2, scale2))
 
@@ -161,18 +159,15 @@ class DiT(nn.Module):
         self.initialize()
 
     def initialize(self) -> None:
-        """Xavier-uniform linears, normal(0.02) for the label table and the t MLP, zeros for modulations and output."""
+        """Xavier-uniform linears, normal label table and t MLP, zero modulations and output."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))
         nn.init.zeros_(self.x_embedder.get_parameter("proj.bias"))
-        for module in (
-            self.y_embedder.embedding_table,
-            self.t_embedder.mlp[0],
-            self.t_embedder.mlp[2],
-        ):
+        mlp = self.t_embedder.mlp
+        for module in (self.y_embedder.embedding_table, mlp[0], mlp[2]):
             nn.init.normal_(module.get_parameter("weight"), std=0.02)
         for module in (*self.blocks, self.final_layer):
             nn.init.zeros_(module.get_parameter("adaLN_modulation.1.weight"))

@@ -26,7 +26,8 @@ def sinusoidal(t: Times, size: int) -> Tensor:
 def grid_positions(side: int, size: int) -> Tensor:
     """Fixed sin-cos positions of a square grid of tokens, row by row: (1, side * side, size).
 
-    The first half of the channels encodes the column, the second the row, each as [sin, cos] of `size / 4` frequencies.
+    The first half of the channels encodes the column, the second the row, each as [sin, cos] of
+    `size / 4` frequencies.
     """
     rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     exponent = torch.arange(size // 4, dtype=torch.float64) / (size // 4)
@@ -64,9 +65,8 @@ class LabelEmbedder(nn.Module):
     def forward(self, labels: Tensor | None, like: Tensor) -> Tensor:
         """Rows of the table; `labels=None` means the null label for every row of `like`."""
         if labels is None:
-            labels = torch.full(
-                (len(like),), self.num_classes, dtype=torch.long, device=like.device
-            )
+            null = self.num_classes
+            labels = torch.full((len(like),), null, dtype=torch.long, device=like.device)
         return self.embedding_table(labels)
 
 

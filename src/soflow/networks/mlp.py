@@ -1,4 +1,4 @@
-"""A small residual network for vectors: F(x, t, s, y) for data in the plane and other low dimensions."""
+"""A small residual network for vectors: F(x, t, s, y) for data of low dimension."""
 
 from typing import Annotated
 
@@ -14,7 +14,7 @@ from soflow.system.registry import Setting
 class ResidualBlock(nn.Module):
     """x + linear(silu(linear(x) + condition)), the second linear zero at the start."""
 
-    repeated = True  # one of many alike: what compiling a network compiles
+    repeated = True  # one of many alike, compiled and sharded on its own
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -25,9 +25,8 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.fc2.bias)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        return x + self.fc2(
-            functional.silu(self.fc1(functional.silu(x)) + self.condition(condition))
-        )
+        h = self.fc1(functional.silu(x)) + self.condition(condition)
+        return x + self.fc2(functional.silu(h))
 
 
 @NETWORKS.register("mlp")
@@ -68,9 +67,8 @@ class MLP(nn.Module):
         augment: Tensor | None = None,
     ) -> Tensor:
         assert augment is None, "MLP takes no augmentation labels"
-        condition = functional.silu(
-            self.t_embedder(t) + self.s_embedder(t - s) + self.y_embedder(labels, like=x)
-        )
+        condition = self.t_embedder(t) + self.s_embedder(t - s) + self.y_embedder(labels, like=x)
+        condition = functional.silu(condition)
         x = self.x_embedder(x)
         for block in self.blocks:
             x = block(x, condition)

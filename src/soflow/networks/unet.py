@@ -1,6 +1,6 @@
-"""EDM's DDPM++ UNet with two times: F(x_t, t, s) from embeddings of t, t - s and the augmentation labels.
+"""EDM's DDPM++ UNet with two times: F(x_t, t, s) from embeddings of t, t - s and augmentation.
 
-Layout, names and initialization follow EDM (arXiv 2206.00364, DDPM++), so checkpoints in its layout load.
+Layout, names and initialization follow EDM (arXiv 2206.00364), so checkpoints in its layout load.
 Source: SoFlow (arXiv 2512.15657), the network on CIFAR-10.
 """
 
@@ -21,7 +21,10 @@ TAPS = (1, 3, 3, 1)
 
 
 def frequencies(t: Times, size: int) -> Tensor:
-    """[sin(w_i t), cos(w_i t)], w_i = 10000^(-i / (n/2 - 1)), i = 0 .. n/2 - 1, with n = size: (B,) -> (B, size)."""
+    """[sin(w_i t), cos(w_i t)] of n / 2 frequencies, n = size: (B,) -> (B, size).
+
+    w_i = 10000^(-i / (n/2 - 1)), i = 0 .. n/2 - 1.
+    """
     half = size // 2
     exponent = torch.arange(half, device=t.device, dtype=torch.float32) / (half - 1)
     angles = t[:, None] * (1 / MAX_PERIOD) ** exponent
@@ -29,7 +32,10 @@ def frequencies(t: Times, size: int) -> Tensor:
 
 
 class GroupNorm(nn.GroupNorm):
-    """torch's, written out where it is compiled or in bfloat16: the fused one has no derivative along a direction there."""
+    """torch's, but written out when compiled or in bfloat16.
+
+    There the fused kernel has no forward-mode derivative.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.compiler.is_compiling() and x.dtype == torch.float32:
@@ -45,30 +51,24 @@ def group_norm(channels: int) -> GroupNorm:
     groups = max(1, min(32, channels // 4))
     if channels % groups:
         raise ValueError(
-            f"UNet: a width of {channels} channels cannot be split into {groups} groups; use multiples of 32"
+            f"UNet: a width of {channels} channels cannot be split into {groups} groups; "
+            "use multiples of 32"
         )
     return GroupNorm(groups, channels, eps=1e-6)
 
 
 class Conv(nn.Conv2d):
-    """A convolution that keeps the size, after resampling by `resample` ("up", "down" or None) with a smooth filter."""
+    """A convolution that keeps the size, after smooth resampling ("up", "down" or None)."""
 
     resample_filter: Tensor
 
-    def __init__(
-        self,
-        channels: int,
-        out: int,
-        kernel: int,
-        resample: str | None = None,
-    ) -> None:
+    def __init__(self, channels: int, out: int, kernel: int, resample: str | None = None) -> None:
         super().__init__(channels, out, kernel, padding=kernel // 2)
         self.resample = resample
         if resample:
             line = torch.tensor(TAPS, dtype=torch.float32)
-            self.register_buffer(
-                "resample_filter", (line.outer(line) / line.sum() ** 2)[None, None]
-            )
+            taps = line.outer(line) / line.sum() ** 2
+            self.register_buffer("resample_filter", taps[None, None])
 
     def forward(self, x: Tensor) -> Tensor:
         if self.resample:
@@ -82,9 +82,9 @@ class Conv(nn.Conv2d):
 
 
 class UNetBlock(nn.Module):
-    """A residual block, steered by the embedding, with optional resampling before it and attention after it."""
+    """A residual block that sees the embedding, after resampling and before attention, if any."""
 
-    repeated = True  # one of many alike: what compiling a network compiles
+    repeated = True  # one of many alike, compiled and sharded on its own
 
     def __init__(
         self,
@@ -121,11 +121,13 @@ class UNetBlock(nn.Module):
         return x
 
     def attend(self, qkv: Tensor) -> Tensor:
-        """One-head attention over all pixels, its softmax in float32; channel 3 i + j of `qkv` is part j of channel i."""
+        """One-head attention over all pixels, with its softmax in float32.
+
+        Channel 3 i + j of `qkv` is part j of channel i.
+        """
         size = qkv.shape[2:]
-        q, k, v = (
-            qkv.flatten(2).unflatten(1, (-1, 3)).permute(2, 0, 3, 1)[:, :, None].float()
-        )  # (B, 1, pixels, C)
+        parts = qkv.flatten(2).unflatten(1, (-1, 3)).float()  # (B, C, 3, pixels)
+        q, k, v = parts.permute(2, 0, 3, 1)[:, :, None]  # each (B, 1, pixels, C)
         with torch.autocast(qkv.device.type, enabled=False):
             out = functional.scaled_dot_product_attention(q, k, v)
         return out[:, 0].transpose(1, 2).unflatten(2, size).to(qkv.dtype).contiguous()
@@ -137,7 +139,7 @@ class UNet(nn.Module):
 
     Args:
         shape: One sample's, (C, H, H); H must be a multiple of 2^(levels - 1).
-        augment_labels: How many augmentation labels a sample has; 0: none.
+        augment_labels: The number of augmentation labels per sample.
 
     Raises:
         ValueError: For images that are not square, or that cannot be halved often enough.
@@ -197,7 +199,7 @@ class UNet(nn.Module):
                 width = out
                 skips.append(width)
 
-        # Decoder, from the bottom: each numbered block takes the last unused encoder output beside x.
+        # Decoder, from the bottom: each numbered block also takes the last unused encoder output.
         self.dec = nn.ModuleDict()
         for i, (r, out) in reversed(list(enumerate(levels))):
             if i == len(levels) - 1:
@@ -214,7 +216,7 @@ class UNet(nn.Module):
         self.initialize()
 
     def initialize(self) -> None:
-        """Xavier-uniform weights and zero biases, scaled down where a residual branch or the output begins."""
+        """Xavier-uniform weights and zero biases; residual branches and the output start small."""
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)

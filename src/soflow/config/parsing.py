@@ -1,0 +1,69 @@
+"""Parses YAML within limits: no file can take up the memory, or name a Python object."""
+
+from itertools import chain
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from soflow.errors import InputError, first_line
+
+#: Limits of YAML: bytes, values (an alias counts as what it stands for), and digits of a number.
+#: A configuration has 3,000 bytes and 150 values.
+MOST_BYTES, MOST_VALUES, MOST_DIGITS = 100_000, 10_000, 100
+
+
+def read_text(file: Path) -> str:
+    """The text of a YAML file. Raises InputError if it is too large or no text."""
+    try:
+        if file.stat().st_size > MOST_BYTES:
+            raise InputError(f"{file} has more than {MOST_BYTES:,} bytes: it is no configuration")
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} cannot be read as UTF-8 text: {first_line(error)}") from None
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}") from None
+
+
+def parse_yaml(text: str, what: str) -> Any:
+    """The plain values of a YAML text; messages call it `what`.
+
+    Raises:
+        InputError: If it is not YAML, or larger than any configuration.
+    """
+    try:
+        loader = yaml.SafeLoader(text[: MOST_BYTES + 1])
+        node = loader.get_single_node()
+        if len(text) > MOST_BYTES or count(node, {}) > MOST_VALUES:
+            raise InputError(
+                f"{what} holds more than any configuration: "
+                f"{MOST_VALUES:,} values or {MOST_BYTES:,} letters"
+            )
+        return None if node is None else loader.construct_document(node)
+    except InputError:
+        raise
+    except yaml.YAMLError as error:
+        raise InputError(f"{what} is not valid YAML: {one_line(str(error))}") from None
+    except Exception as error:  # PyYAML's own, for impossible dates, numbers and nesting
+        raise InputError(f"{what} is not valid YAML ({type(error).__name__})") from None
+
+
+def count(node: yaml.Node | None, known: dict[yaml.Node | None, float]) -> float:
+    """The number of values in a node, aliases followed; infinite if it contains itself.
+
+    Raises ValueError for a number that is too long.
+    """
+    if node not in known:
+        known[node] = inf  # what is met again before it is counted contains itself
+        number = isinstance(node, yaml.ScalarNode) and node.tag.endswith((":int", ":float"))
+        if number and len(node.value) > MOST_DIGITS:  # type: ignore[union-attr]
+            raise ValueError("a number of too many digits")
+        parts = node.value if isinstance(node, yaml.SequenceNode) else ()
+        parts = chain.from_iterable(node.value) if isinstance(node, yaml.MappingNode) else parts
+        known[node] = 1 + sum(count(part, known) for part in parts)
+    return known[node]
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
