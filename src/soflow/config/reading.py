@@ -264,10 +264,6 @@ def is_section(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
-def known_keys() -> list[str]:
-    return sorted({key for key, _ in fields()})
-
-
 def known_keys(names: Mapping[str, str] = NO_NAMES) -> list[str]:
     """Every dotted key, as `fields` has them."""
     return sorted({key for key, _ in fields(names=names)})
