@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Without byte-compiling everything: Python compiles what it imports, once, and torch is mostly never imported.
+# Not byte-compiled: Python compiles what it imports, once, and much of torch is never imported.
 PIP := $(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test test-processes test-slow lint format clean
