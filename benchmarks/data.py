@@ -73,7 +73,7 @@ def rates(dataset: Dataset, batch: int, resident: bool, device: torch.device) ->
     for _ in range(RATES + 1):
         start, first = time.perf_counter(), step
         while time.perf_counter() - start < SECONDS:
-            loader.share(step)
+            loader.microbatch(step)
             step += 1
         if device.type == "cuda":
             torch.cuda.synchronize()

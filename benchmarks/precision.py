@@ -25,8 +25,9 @@ from soflow.evaluation.judging import compared_with
 from soflow.evaluation.statistics import Scorer
 from soflow.objectives import soflow as method
 from soflow.sampling import class_by_class, draw
-from soflow.training.display import SilentDisplay
-from soflow.workflows import runs
+from soflow.system.progress import silent
+from soflow.workflows.load import load
+from soflow.workflows.train import train
 
 HERE = Path(__file__).parent
 PRODUCTS = (functional.linear, functional.conv2d, functional.scaled_dot_product_attention)
@@ -82,8 +83,8 @@ def one_run(
 ) -> tuple[float, float, float]:
     """One-step distance, mean_d(q^2) and the flow-matching error at the end of a run."""
     with context():
-        out = runs.train(config, folder, display=SilentDisplay())
-    model, num = runs.load(folder).model, config.evaluate.num
+        out = train(config, folder, progress=silent)
+    model, num = load(folder).model, config.evaluate.num
     labels = class_by_class(num, model.num_classes)
     last = out.read_metrics()[-1]
     return (

@@ -30,15 +30,15 @@ if TYPE_CHECKING:
     from soflow.solution import TrigParameterization as TrigParameterization
     from soflow.times import LogitNormal as LogitNormal
     from soflow.times import MiddleTime as MiddleTime
-    from soflow.workflows.runs import load as load
-    from soflow.workflows.runs import train as train
+    from soflow.workflows.load import load as load
+    from soflow.workflows.train import train as train
 
 __version__ = "0.1.0"
 
 _HOME = {
     # train and sample
-    "train": "workflows.runs",
-    "load": "workflows.runs",
+    "train": "workflows.train",
+    "load": "workflows.load",
     "compare": "comparison.compare",
     "import_checkpoint": "interop.reference",
     "one_step": "sampling",

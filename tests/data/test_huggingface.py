@@ -21,7 +21,7 @@ from soflow.errors import InputError
 from soflow.evaluation.classifier import ImageClassifier, cache_file
 from soflow.evaluation.features import as_seen, load_features
 from soflow.evaluation.pictures import to_uint8
-from soflow.workflows import runs
+import soflow as runs
 from support.settings import TINY_DIT
 from support.small_data import pixels, write_parquet
 

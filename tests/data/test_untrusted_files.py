@@ -783,7 +783,7 @@ def test_an_evaluation_of_any_shape_is_shown_or_called_damaged(run):
     from soflow.evaluation import report
     from soflow.evaluation.tables import EVALUATION
     from soflow.system.records import is_like
-    from soflow.workflows.runs import load
+    from soflow.workflows.load import load
 
     file = run / "evaluation.json"
     file.write_text(json.dumps(evaluation("plain", "step-00000030")))

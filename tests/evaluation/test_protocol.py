@@ -13,7 +13,7 @@ from soflow.evaluation.tables import table
 from soflow.run.checkpoint import checkpoints
 from soflow.run.folder import RunFolder
 from soflow.sampling import class_by_class, random_classes
-from soflow.workflows import runs
+import soflow as runs
 from support.commands import assert_fails
 from support.settings import TINY_DIT
 

@@ -12,7 +12,9 @@ from soflow.interop.sizes import Sizes, read_sizes
 from soflow.networks.dit import DiT
 from soflow.networks.unet import UNet
 from soflow.run.checkpoint import Checkpoint, newest_good
-from soflow.workflows import runs
+import soflow as runs
+from soflow.assemble import make_network
+from soflow.run.folder import RunFolder
 from support.settings import TINY_DIT
 
 DIT_YAML = {
@@ -75,7 +77,7 @@ QUIET = [
 
 def as_reference(checkpoint: Checkpoint, file, order=sorted, every_parameter=False):
     """One of our checkpoints as the reference implementation would have saved it, with parameters in another order."""
-    network = runs.make_network(runs.RunFolder(checkpoint.path.parents[1]).read_config())
+    network = make_network(RunFolder(checkpoint.path.parents[1]).read_config())
     ours = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
     weights, average = checkpoint.weights("raw"), checkpoint.weights("ema")
     names = order(weights)

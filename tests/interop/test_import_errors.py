@@ -16,7 +16,7 @@ from soflow.interop.settings import read_settings, translate
 from soflow.interop.sizes import read_sizes
 from soflow.networks.dit import DiT
 from soflow.networks.unet import UNet
-from soflow.workflows import runs
+import soflow as runs
 from support.settings import TINY_DIT
 
 

@@ -13,7 +13,7 @@ from soflow.interop.pretrained import load_pretrained
 from soflow.networks.dit import DiT, FinalLayer
 from soflow.networks.mlp import MLP
 from soflow.sampling import one_step
-from soflow.workflows import runs
+import soflow as runs
 
 QUIET = ["train.log_every=4", "train.sample_every=0", "checkpoint.every=4"]
 

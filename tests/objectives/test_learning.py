@@ -11,7 +11,7 @@ from scipy.integrate import solve_ivp
 from soflow.data import sources
 from soflow.noising import LinearNoising
 from soflow.solution import EulerParameterization
-from soflow.workflows import runs
+import soflow as runs
 from support.exact import Exact
 
 SPREAD = (

@@ -21,7 +21,7 @@ from soflow.solution import EulerParameterization, TrigParameterization
 from soflow.symbols import Batch
 from soflow.times import LogitNormal, MiddleTime
 from soflow.training.ema import Ema
-from soflow.workflows import runs
+import soflow as runs
 from support.exact import Exact
 from support.settings import TINY_DIT
 

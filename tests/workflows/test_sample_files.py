@@ -9,7 +9,7 @@ from PIL import Image
 
 from soflow.errors import InputError
 from soflow.sampling import sample_many
-from soflow.workflows import runs
+import soflow as runs
 from soflow.workflows import sample as sample_files
 from soflow.workflows.sample import sample_to_file
 

@@ -82,15 +82,15 @@ def compare(
 def make_progress() -> Progress:
     """What is told on stderr: a bar a run on a terminal, a line a run elsewhere."""
     from soflow.comparison.compare import Progress
-    from soflow.system.progress import counting
-    from soflow.training.display import BarDisplay, Display
+    from soflow.system.progress import Progress as TrainingProgress
+    from soflow.system.progress import counting, track
 
     class Told(Progress):
         def note(self, text: str) -> None:
             print(text, file=sys.stderr, flush=True)
 
-        def training(self, title: str) -> Display:
-            return BarDisplay(title) if sys.stderr.isatty() else super().training(title)
+        def training(self, title: str) -> TrainingProgress:
+            return track if sys.stderr.isatty() else super().training(title)
 
         def counting(self, what: str, total: int) -> AbstractContextManager[Any]:
             return counting(what, total)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from soflow.config import Config
     from soflow.evaluation.judging import Compared
     from soflow.sampling import LabelDraw, Sampler
-    from soflow.workflows.runs import Weights
+    from soflow.workflows.load import Weights
 
 
 SUBJECT = "A run, a checkpoint in it, or samples made by anything: a folder of images, an .npz, or a data set and :SPLIT."
@@ -164,13 +164,12 @@ def evaluate_run(
 ) -> None:
     from soflow.evaluation.evaluate import Protocol, evaluate, rows_of, work
     from soflow.evaluation.judging import compared_with
+    from soflow.run.folder import evaluation_file
     from soflow.system.progress import counting
-    from soflow.workflows import runs
+    from soflow.workflows.load import load
 
-    loaded = {name: runs.load(path, name, vae=drawing.vae) for name in drawing.weights}
+    loaded = {name: load(path, name, vae=drawing.vae) for name in drawing.weights}
     run = next(iter(loaded.values()))
-    for remark in run.notes:
-        log.info(remark)
     config = run.config.evaluate
     require_asked_for(config.features, f"--features {config.features}", asked=features is not None)
     samplers = chosen_samplers(drawing.methods, run.config)
@@ -196,9 +195,8 @@ def evaluate_run(
     results = {"checkpoint": run.checkpoint.path.name, **results}
     show(results)
     if out is None:
-        out = run.folder.write_evaluation(results)
-    else:
-        write(out, results)
+        out = evaluation_file(run.folder, run.checkpoint.path.name)
+    write(out, results)
     print(f"written: {out}")
 
 

@@ -24,21 +24,15 @@ def report(
     from soflow.evaluation.report import Subject, render
     from soflow.evaluation.tables import EVALUATION
     from soflow.system.progress import counting
-    from soflow.system.records import damaged, is_like, number
-    from soflow.workflows.runs import load
+    from soflow.system.records import read_json
+    from soflow.workflows.load import load
 
     subjects = []
     with counting("reporting", len(runs)) as on_done:
         for i, path in enumerate(runs):
             run = load(path)
-            for text in run.notes:
-                log.info(text)
-            evaluation = run.folder.read_evaluation()
-            if evaluation is not None and not is_like(evaluation, EVALUATION):
-                raise damaged(run.folder.evaluation)
+            evaluation = read_json(run.folder.evaluation, EVALUATION) or None
             metrics = run.folder.read_metrics()
-            if not is_like(metrics, [{"step": number, ...: number}]):
-                raise damaged(run.folder.metrics)
             if evaluation is not None and evaluation["checkpoint"] != run.checkpoint.path.name:
                 log.info(
                     f"{run.folder.evaluation} is of {evaluation['checkpoint']}, not of {run.checkpoint.path.name}: "

@@ -71,19 +71,17 @@ def sample(
     from soflow.evaluation.pictures import is_image
     from soflow.sampling import check_sampler, random_classes
     from soflow.system.progress import counting
-    from soflow.workflows import runs
+    from soflow.workflows.load import load
     from soflow.workflows.sample import sample_to_file
 
     if method is not None:
         check_sampler(method, nfe or (2 if method == "heun" else 1))
-    loaded = runs.load(run, "raw" if weights == "raw" else "ema", vae=vae)
+    loaded = load(run, "raw" if weights == "raw" else "ema", vae=vae)
     if method is None and nfe is None:
         sampler, nfe = loaded.config.default_sampler
     else:
         nfe = nfe or (2 if method == "heun" else 1)
         sampler = check_sampler(method or loaded.config.samplers[0], nfe)
-    for text in loaded.notes:
-        log.info(text)
     names = loaded.class_names
     chosen = (
         random_classes(num, len(names), seed)

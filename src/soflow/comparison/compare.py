@@ -30,14 +30,17 @@ from soflow.evaluation.report import real_by_class
 from soflow.evaluation.tables import EVALUATION
 from soflow.run.checkpoint import TrainState, checkpoints
 from soflow.run.folder import RunFolder
+from soflow.run.resume import require_same_settings
 from soflow.sampling import Sampler, class_by_class, draw, sample_many
 from soflow.solution import FlowModel
 from soflow.system import processes
 from soflow.system.atomic import require_writable, write_json, write_text
 from soflow.system.devices import default_device
+from soflow.system.progress import Progress as TrainingProgress
+from soflow.system.progress import silent
 from soflow.system.records import damaged, finite, is_like, read_json
-from soflow.training.display import Display, SilentDisplay
-from soflow.workflows import runs
+from soflow.workflows.load import load, make_decoder
+from soflow.workflows.train import train
 
 log = logging.getLogger(__name__)
 
@@ -64,9 +67,9 @@ class Progress:
 
     def note(self, text: str) -> None: ...
 
-    def training(self, title: str) -> Display:
-        """The display of one run's training."""
-        return SilentDisplay()
+    def training(self, title: str) -> TrainingProgress:
+        """The progress of one run's training."""
+        return silent
 
     def counting(self, what: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
         """For work of countable parts: the result hears how many are done."""
@@ -127,7 +130,7 @@ def compare(
     shared = next(iter(configs.values()))
     data = make_dataset(shared.data)  # which says what cannot be trained on
     configs = {name: with_classes(config, data) for name, config in configs.items()}
-    decode = runs.decoder(data.encoder, default_device())
+    decode = make_decoder(data.encoder, default_device())
     require_writable(out)
     require_same_as_begun(configs, seeds, budget, out)
     compared = compared_with(shared, data.encoder, decode, baseline=True)
@@ -190,7 +193,7 @@ def require_same_as_begun(
     for run in plan(configs, seeds, budget, out):
         if run.folder.config.is_file() and checkpoints(run.folder.checkpoints):
             begun = run.folder.read_config()
-            runs.require_same(begun, run.config, run.folder)
+            require_same_settings(begun, run.config, run.folder)
             if begun.evaluate != run.config.evaluate:
                 raise InputError(
                     f"{run.folder.path} was begun with other settings in evaluate: figures of both would be mixed; "
@@ -220,8 +223,8 @@ def train_and_evaluate(run: Planned, compared: Compared, title: str, progress: P
             points.setdefault(f"{sampler} {nfe}", {})[str(state.step)] = [state.seconds, distance]
         write_json(run.curve, points)
 
-    runs.train(config, run.folder.path, display=progress.training(title), watch=watch)
-    loaded = runs.load(run.folder.path)
+    train(config, run.folder.path, progress=progress.training(title), watch=watch)
+    loaded = load(run.folder.path)
     rows = rows_of(objective.samplers, settings.nfe)
     beside = compared.baseline
     real = [] if beside is None else [len(beside.data)]
@@ -233,7 +236,7 @@ def train_and_evaluate(run: Planned, compared: Compared, title: str, progress: P
             loaded.device, on_done, compared.points,
         )  # fmt: skip
     results = {"checkpoint": loaded.checkpoint.path.name, **results}
-    run.folder.write_evaluation(results)  # for soflow report
+    write_json(run.folder.evaluation, results)  # for soflow report
     seconds = loaded.checkpoint.train_state().seconds
     write_json(run.figures, {**results, "seconds": seconds})
     one = results["rows"][0]
@@ -294,7 +297,7 @@ def write_page(results: dict[str, Any], out: Path) -> None:
     """Writes report.html, table.md and the pictures for other pages: plots.png, samples.png."""
     drawn: dict[str, Image.Image] = {}
     for name, method in results["methods"].items():
-        run = runs.load(out / method["runs"][0]["folder"])
+        run = load(out / method["runs"][0]["folder"])
         shape, classes, (sampler, nfe) = (
             run.model.shape,
             run.model.num_classes,

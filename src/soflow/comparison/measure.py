@@ -33,7 +33,7 @@ from soflow.run.folder import RunFolder
 from soflow.sampling import class_by_class, one_step
 from soflow.symbols import Batch
 from soflow.training.compile import compiled
-from soflow.training.display import SilentDisplay
+from soflow.system.progress import silent
 from soflow.training.trainer import Trainer
 
 #: Seconds of training steps in one measurement, and of sampling, after WARM_UP of them; at least LEAST_STEPS.
@@ -93,7 +93,7 @@ def measure(config: Config, plain_attention: bool = False) -> Measurement:
             augment=None,
             config=config,
             folder=run,
-            display=SilentDisplay(),
+            progress=silent,
             watch=lambda state, weights, device: None,
         )
         trainer.module.train()

@@ -2,16 +2,17 @@
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from soflow.errors import InputError, in_short
 from soflow.system.fingerprints import fingerprint_of
-from soflow.system.records import finite, natural
+from soflow.system.records import Count, Record, finite, natural
 
 #: Bytes of rows that are looked at one and all to know them again; of more, so many rows are.
 LOOKED_THROUGH, LOOKED_AT = 2**26, 256
@@ -46,18 +47,35 @@ class Subset:
         return self.rows[self.indices[which]]
 
 
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Side = Annotated[int, Field(strict=True, ge=0, le=2**14)]
+
+
 @dataclass(frozen=True)
 class Encoder:
-    """The autoencoder that latents come from: z = (latent - shift) * scale, for images (channels, size, size).
+    """The autoencoder of latents, for images (channels, size, size); `name` is on the Hub or local.
 
-    name: on the Hub, or of a folder.
+    z = (latent - shift) * scale
     """
 
     name: str
-    scale: float
-    shift: float = 0.0
-    size: int = 0
-    channels: int = 3
+    scale: Finite
+    shift: Finite = 0.0
+    size: Side = 0
+    channels: Side = 3
+
+
+class DataRecord(Record):
+    """What a run keeps of its data (data.json), to name classes, decode latents and notice changes.
+
+    fingerprint: Of the stored samples and their labels.
+    """
+
+    name: str
+    count: Count
+    fingerprint: str
+    class_names: tuple[str, ...] = ()
+    encoder: Encoder | None = None
 
 
 def side(value: Any) -> bool:
@@ -143,17 +161,16 @@ class Dataset:
         indices = torch.arange(len(self))[which] if isinstance(which, slice) else which
         return self.read(self.rows[indices])
 
-    def describe(self) -> dict[str, Any]:
-        """What a run keeps of its data: enough to name classes, to decode latents, and to notice other data."""
-        return {
-            "name": self.name,
-            "count": len(self),
-            "content": fingerprint_of(
-                f"{fingerprint(self.rows)} {None if self.labels is None else checksum(self.labels)}"
-            ),
-            "class_names": list(self.class_names),
-            "encoder": None if self.encoder is None else asdict(self.encoder),
-        }
+    def describe(self) -> DataRecord:
+        """What a run keeps of its data."""
+        labels = None if self.labels is None else checksum(self.labels)
+        return DataRecord(
+            name=self.name,
+            count=len(self),
+            fingerprint=fingerprint_of(f"{fingerprint(self.rows)} {labels}"),
+            class_names=self.class_names,
+            encoder=self.encoder,
+        )
 
     def part(self, which: Tensor, split: str) -> "Dataset":
         """The samples that a mask (N,) or indices (n,) select, as a data set of their own; rows are not copied."""

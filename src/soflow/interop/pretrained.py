@@ -55,10 +55,9 @@ def load_pretrained(
 def find_weights(source: Path) -> tuple[dict[str, Tensor], list[str]]:
     """The weights in a file or a run, and a note that says which they are."""
     if source.is_dir():
-        _, checkpoint, notes = find_run(source)
+        _, checkpoint = find_run(source)
         return checkpoint.weights("ema"), [
-            *notes,
-            f"beginning with the averaged weights of {checkpoint.path}",
+            f"beginning with the averaged weights of {checkpoint.path}"
         ]
     content = read_file(source)
     places = [

@@ -23,7 +23,7 @@ from soflow.sampling import Sampler, sample_many
 from soflow.system import processes
 from soflow.system.atomic import beside, write_json
 from soflow.system.fingerprints import fingerprint_of
-from soflow.workflows.runs import Run
+from soflow.workflows.load import Run
 
 #: Samples of a piece, and rows of an array written at once.
 PIECE, ROWS = 500, 1000
