@@ -44,6 +44,9 @@ if TYPE_CHECKING:
     from soflow.times import MiddleTime as MiddleTime
     from soflow.workflows.runs import load as load
     from soflow.workflows.runs import train as train
+    from soflow.workflows.sample import SampleRequest as SampleRequest
+    from soflow.workflows.sample import sample as sample
+    from soflow.workflows.sample import sample_to_file as sample_to_file
 
 __version__ = "0.1.0"
 
@@ -51,6 +54,9 @@ _HOME = {
     # train and sample
     "train": "workflows.runs",
     "load": "workflows.runs",
+    "sample": "workflows.sample",
+    "sample_to_file": "workflows.sample",
+    "SampleRequest": "workflows.sample",
     "compare": "comparison.compare",
     "import_checkpoint": "interop.reference",
     "one_step": "sampling",

@@ -21,7 +21,8 @@ def split_imports(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     Raises:
         InputError: If the option has no value.
     """
-    modules, others = [], []
+    modules: list[str] = []
+    others: list[str] = []
     rest = iter(arguments)
     for argument in rest:
         if argument == "--":
