@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
-from soflow.data import sources
+from soflow.data import bundled, sources
 from soflow.noising import LinearNoising
 from soflow.solution import EulerParameterization
 import soflow as runs
@@ -43,7 +43,8 @@ def two_gaussians(count, random):
 
 def learned(draw, steps, folder, monkeypatch, more=()):
     """The model that `soflow.train` makes of points that `draw` draws."""
-    monkeypatch.setitem(sources.SOURCES, "points", sources.toy("points", draw))
+    points = type("Points", (bundled.Toy,), {"draw": staticmethod(draw)})
+    monkeypatch.setitem(sources.SOURCES.entries, "points", points)
     runs.train("moons", folder, ["data.source=points", f"train.steps={steps}", *SETTINGS, *more])
     return runs.load(folder, device="cpu").model
 

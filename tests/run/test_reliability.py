@@ -459,7 +459,9 @@ def poisoned(monkeypatch, step, batch_size=16, row=5, value=float("nan")):
         else real.rows.clone()
     )
     rows[item] = value
-    monkeypatch.setitem(sources.SOURCES, "digits", lambda split: replace(real, rows=rows))
+    monkeypatch.setitem(
+        sources.SOURCES.entries, "digits", lambda config, split: replace(real, rows=rows)
+    )
     return item
 
 
@@ -594,7 +596,7 @@ def test_skipping_has_a_limit_that_outlives_a_stop(tmp_path, monkeypatch):
     from dataclasses import replace
 
     monkeypatch.setitem(
-        sources.SOURCES, "digits", lambda split: replace(real, rows=real.rows * torch.nan)
+        sources.SOURCES.entries, "digits", lambda config, split: replace(real, rows=real.rows * torch.nan)
     )
     settings = [*DIT, *SHORT, "data.flip=false", "train.on_nonfinite=skip", "train.max_skipped=4"]
     with pytest.raises(Stopped):

@@ -123,7 +123,9 @@ def test_other_data_of_the_same_count_and_classes_are_noticed(large, tmp_path, m
     runs.train("digits", out.path, [*DIT, "train.steps=1"])
     real = sources.digits("train")
     for other in (replace(real, rows=-real.rows), replace(real, labels=real.labels.flip(0))):
-        monkeypatch.setitem(sources.SOURCES, "digits", lambda split, other=other: other)
+        monkeypatch.setitem(
+            sources.SOURCES.entries, "digits", lambda config, split, other=other: other
+        )
         with pytest.raises(
             InputError, match="was begun on other data, as many and of the same classes"
         ):

@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from soflow.config.schema import DataConfig
 from soflow.data.content import of_file
 from soflow.data.dataset import MOST_CLASSES
-from soflow.data.images import SPLITS, Opener
+from soflow.data.images import SPLITS, Images, Opener
 from soflow.data.npz import UNREADABLE, Head, heads, is_zip, load_array
+from soflow.data.registry import SOURCES, ImageSource
 from soflow.errors import InputError, first_line
 
 
@@ -66,6 +68,17 @@ class ArrayImages:
         return [partial(Image.fromarray, self.images[row]) for row in rows]
 
 
+@SOURCES.register("arrays")
+class Arrays(ImageSource):
+    """A .npz or .npy file."""
+
+    def splits(self, config: DataConfig) -> tuple[str, ...]:
+        return tuple(by_split(read(config.path)))
+
+    def open(self, config: DataConfig, split: str) -> Images:
+        return ArrayImages(config.path, split, config.image_column, config.label_column)
+
+
 def read(path: str) -> dict[str, Head]:
     """What the arrays of a file are; that of a .npy is called images."""
     if not path:
@@ -101,10 +114,6 @@ def by_split(arrays: dict[str, Head]) -> dict[str, dict[str, Head]]:
         for one in SPLITS
     }
     return {one: found for one, found in called.items() if found} or {"train": arrays}
-
-
-def splits_of_file(path: str) -> tuple[str, ...]:
-    return tuple(by_split(read(path)))
 
 
 def choose(found: list[str], named: str, what: str, path: str, told: str) -> str | None:

@@ -11,8 +11,10 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from soflow.config.schema import DataConfig
 from soflow.data.content import File, file_of, of_folder
-from soflow.data.images import ENDINGS, SPLITS, Opener, open_image
+from soflow.data.images import ENDINGS, SPLITS, Images, Opener, open_image
+from soflow.data.registry import SOURCES, ImageSource
 from soflow.errors import InputError
 
 
@@ -86,6 +88,17 @@ class FolderImages:
 
     def openers(self, rows: range) -> Sequence[Opener]:
         return [partial(open_image, self.root / self.files[row]) for row in rows]
+
+
+@SOURCES.register("folder")
+class Folder(ImageSource):
+    """A folder of images."""
+
+    def splits(self, config: DataConfig) -> tuple[str, ...]:
+        return tuple(splits_of(Path(config.path)))
+
+    def open(self, config: DataConfig, split: str) -> Images:
+        return FolderImages(config.path, split)
 
 
 def splits_of(root: Path) -> dict[str, Path]:

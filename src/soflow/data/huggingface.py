@@ -14,9 +14,11 @@ from typing import Any
 
 from PIL import Image
 
+from soflow.config.schema import DataConfig
 from soflow.data.content import file_of, of_folder
 from soflow.data.dataset import MOST_CLASSES
-from soflow.data.images import Opener, open_image
+from soflow.data.images import Images, Opener, open_image
+from soflow.data.registry import SOURCES, ImageSource
 from soflow.errors import InputError, first_line
 from soflow.system.records import read_json
 
@@ -57,6 +59,17 @@ class HuggingFaceImages:
         except Exception as error:  # whatever readers of damaged files raise
             raise InputError(f"{self.name} cannot be read: {first_line(error)}") from None
         return [partial(open_stored, one, self.roots) for one in stored]
+
+
+@SOURCES.register("huggingface")
+class HuggingFace(ImageSource):
+    """A data set on the Hub, or parquet and arrow files."""
+
+    def splits(self, config: DataConfig) -> tuple[str, ...]:
+        return tuple(open_splits(config.path))
+
+    def open(self, config: DataConfig, split: str) -> Images:
+        return HuggingFaceImages(config.path, split, config.image_column, config.label_column)
 
 
 def open_stored(stored: dict[str, Any] | None, roots: Roots) -> Image.Image:

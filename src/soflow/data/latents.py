@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from soflow.config.schema import DataConfig
 from soflow.data.dataset import ENCODER, Dataset, Encoder, Rows, as_labels, encoder_of
 from soflow.data.npz import UNREADABLE, require_in_proportion
+from soflow.data.registry import SOURCES
 from soflow.data.shards import open_store
 from soflow.errors import InputError, RunError, first_line
 from soflow.system.records import damaged, is_like
@@ -28,6 +30,17 @@ SD_SCALE, SD_FACTOR = 0.18215, 8
 LOOKED_AT, USUAL = 256, (0.3, 3.0)
 #: What index.json has of latents.
 ENCODED = {"name": str, "encoder": ENCODER, "class_names": [str], "unlabelled": str}
+
+
+@SOURCES.register("latents")
+class Latents:
+    """The latents that soflow encode made, or an HDF5 file."""
+
+    def splits(self, config: DataConfig) -> tuple[str, ...]:
+        return ("train",)
+
+    def load(self, config: DataConfig, split: str) -> Dataset:
+        return load_latents(config.path, split)
 
 
 def load_latents(path: str, split: str) -> Dataset:

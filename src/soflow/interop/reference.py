@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from soflow.assemble import make_network
 from soflow.config import Config
 from soflow.config.reading import override, validate
-from soflow.data.sources import KINDS, SOURCES
+from soflow.data.sources import LOOKS_LIKE, SOURCES
 from soflow.errors import InputError, in_short
 from soflow.interop.files import named_tensors, plain, read_file, require_fit
 from soflow.interop.optimizer import ANEW, optimizer_name, our_optimizer_state, parameter_groups
@@ -95,11 +95,11 @@ def import_checkpoint(
     on_stage(f"writing {out}")
     write_run(out, config, network, parts, optimizer, settings)
     notes = [*parts.notes, *doubts(flat, sizes, heads), *remarks]
-    if config.data.source not in KINDS:
+    if config.data.source not in SOURCES:
         notes.append(
             f"{config.data.source} is no known source: to train on or evaluate, import with data.source=NAME"
         )
-    elif config.data.source not in SOURCES:
+    elif config.data.source in LOOKS_LIKE:
         notes.append(
             f"its data are looked for at {config.data.path}: to train on others, import with data.path=PLACE"
         )
