@@ -7,10 +7,7 @@ from soflow.guidance import Guidance
 
 
 def guidance(**settings):
-    return Guidance(
-        **{"scale": 3.0, "mix": 0.25, "label_dropout": 0.1, "decay_time": 0.8, "null_label": 10}
-        | settings
-    )
+    return Guidance(**{"scale": 3.0} | settings)
 
 
 def test_the_decay_is_one_up_to_its_time_then_falls_smoothly_to_zero_at_noise():
@@ -41,11 +38,11 @@ def test_the_target_by_hand():
     assert float(guidance(mix=1.0).target(v_t, v_null, v_label, t, kept)) == 4
     assert float(guidance(mix=0.0).target(v_t, v_null, v_label, t, kept)) == 10
     assert float(guidance().target(v_t, v_null, v_label, t, dropped)) == 2
-    assert (
-        float(guidance(mix=1.0).target(v_t, v_null, v_label, torch.ones(1), kept)) == 2
-    )  # faded away at noise
+    at_noise = torch.ones(1)  # where guidance has faded away
+    assert float(guidance(mix=1.0).target(v_t, v_null, v_label, at_noise, kept)) == 2
 
 
-def test_dropped_labels_become_null():
-    labels, dropped = torch.tensor([3, 0, 9]), torch.tensor([False, True, True])
-    assert guidance().drop(labels, dropped).tolist() == [3, 10, 10]
+def test_guidance_is_active_above_scale_one():
+    assert guidance().active
+    assert not guidance(scale=1.0).active
+    assert not Guidance().active

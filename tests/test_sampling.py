@@ -28,32 +28,32 @@ def noise(count=6):
     return torch.randn(count, 3, dtype=torch.float64)
 
 
-@pytest.mark.parametrize(("path", "parameterization"), EVERY)
+@pytest.mark.parametrize(("noising", "parameterization"), EVERY)
 def test_at_the_exact_map_of_a_gaussian_one_step_and_composed_steps_are_exact(
-    path, parameterization
+    noising, parameterization
 ):
-    model, x = exact_model(path, parameterization, (3,), c=0.6), noise()
+    model, x = exact_model(noising, parameterization, (3,), c=0.6), noise()
     torch.testing.assert_close(one_step(model, x), 0.6 * x)
     torch.testing.assert_close(ode(model, x, 5), 0.6 * x)
     assert model.net.calls == 6
 
 
-@pytest.mark.parametrize(("path", "parameterization"), EVERY)
-@pytest.mark.parametrize(("method", "order"), [("euler", 1), ("heun", 2)])
-def test_integrating_the_velocity_converges_at_the_methods_order(
-    path, parameterization, method, order
+@pytest.mark.parametrize(("noising", "parameterization"), EVERY)
+@pytest.mark.parametrize(("scheme", "order"), [("euler", 1), ("heun", 2)])
+def test_integrating_the_velocity_converges_at_the_order_of_the_scheme(
+    noising, parameterization, scheme, order
 ):
-    model, x = exact_model(path, parameterization, (3,), c=0.6), noise()
+    model, x = exact_model(noising, parameterization, (3,), c=0.6), noise()
 
     def error(steps):
-        return float((integrate_velocity(model, x, steps, method=method) - 0.6 * x).norm())
+        return float((integrate_velocity(model, x, steps, scheme=scheme) - 0.6 * x).norm())
 
     assert math.log2(error(64) / error(128)) == pytest.approx(order, abs=0.15)
 
 
-@pytest.mark.parametrize(("path", "parameterization"), EVERY)
-def test_renoise_finds_the_point_that_the_data_are(path, parameterization):
-    model, x = exact_model(path, parameterization, (3,), a=0.7), noise()
+@pytest.mark.parametrize(("noising", "parameterization"), EVERY)
+def test_renoise_finds_the_point_that_the_data_are(noising, parameterization):
+    model, x = exact_model(noising, parameterization, (3,), a=0.7), noise()
     fresh = [noise(), noise()]
     torch.testing.assert_close(renoise(model, x, fresh), torch.full_like(x, 0.7))
     assert model.net.calls == 3
@@ -72,9 +72,9 @@ def test_renoise_by_hand():
 
 
 def test_heun_takes_two_evaluations_a_step_and_euler_one():
-    for method, calls in (("euler", 4), ("heun", 8)):
+    for scheme, calls in (("euler", 4), ("heun", 8)):
         model = exact_model(LinearNoising(), EulerParameterization(), (3,), c=1.0)
-        integrate_velocity(model, noise(), 4, method=method)
+        integrate_velocity(model, noise(), 4, scheme=scheme)
         assert model.net.calls == calls
 
 
@@ -82,8 +82,8 @@ def test_times_are_even_from_one_to_zero():
     assert even_times(4) == [1, 0.75, 0.5, 0.25, 0]
 
 
-@pytest.mark.parametrize("method", ["renoise", "ode", "euler", "heun"])
-def test_samples_do_not_change_with_the_batch_size(method):
+@pytest.mark.parametrize("sampler", ["renoise", "ode", "euler", "heun"])
+def test_samples_do_not_change_with_the_batch_size(sampler):
     exact = Exact(LinearNoising(), EulerParameterization(), c=0.5)
     model = FlowModel(
         lambda x, t, s, labels: exact(x, t, s) + labels[:, None],
@@ -93,12 +93,12 @@ def test_samples_do_not_change_with_the_batch_size(method):
         4,
     )
     labels = torch.arange(10) % 4
-    whole = sample_many(model, 10, labels, method, 4, seed=1, batch_size=100)
+    whole = sample_many(model, 10, labels, sampler, 4, seed=1, batch_size=100)
     torch.testing.assert_close(
-        whole, sample_many(model, 10, labels, method, 4, seed=1, batch_size=3)
+        whole, sample_many(model, 10, labels, sampler, 4, seed=1, batch_size=3)
     )
-    torch.testing.assert_close(whole[:7], sample_many(model, 7, labels[:7], method, 4, seed=1))
-    assert not torch.allclose(whole, sample_many(model, 10, labels, method, 4, seed=2))
+    torch.testing.assert_close(whole[:7], sample_many(model, 7, labels[:7], sampler, 4, seed=1))
+    assert not torch.allclose(whole, sample_many(model, 10, labels, sampler, 4, seed=2))
 
 
 def test_the_noise_of_samples_is_standard_normal_and_independent():
@@ -139,10 +139,10 @@ def integrate_2(model, x, labels=None):
 
 
 def test_impossible_requests_are_refused():
-    for method, nfe, word in (
+    for sampler, nfe, word in (
         ("heun", 3, "odd"),
         ("renoise", 0, "1 or more"),
         ("magic", 1, "renoise, ode"),
     ):
         with pytest.raises(InputError, match=word):
-            check_sampler(method, nfe)
+            check_sampler(sampler, nfe)

@@ -33,11 +33,11 @@ def test_the_velocity_is_the_s_derivative_of_the_solution_at_s_equal_t(parameter
     torch.testing.assert_close(model.velocity(x, t), slope, rtol=1e-7, atol=1e-7)
 
 
-@pytest.mark.parametrize(("path", "parameterization"), EVERY)
-def test_the_exact_map_of_a_gaussian_has_the_spread_of_the_path(path, parameterization):
-    """x_t of spread sigma(t) must become x_s of spread sigma(s), whatever the parameterization in between."""
+@pytest.mark.parametrize(("noising", "parameterization"), EVERY)
+def test_the_exact_map_of_a_gaussian_has_the_spread_of_the_noised_data(noising, parameterization):
+    """The map takes x_t of spread sigma(t) to x_s of spread sigma(s) in any parameterization."""
     c, count = 0.4, 200_000
-    model = exact_model(path, parameterization, (1,), c=c)
+    model = exact_model(noising, parameterization, (1,), c=c)
     generator = torch.Generator().manual_seed(0)
     data, noise = (
         torch.randn(count, 1, generator=generator, dtype=torch.float64) for _ in range(2)
@@ -46,6 +46,6 @@ def test_the_exact_map_of_a_gaussian_has_the_spread_of_the_path(path, parameteri
         torch.full((count,), 0.7, dtype=torch.float64),
         torch.full((count,), 0.2, dtype=torch.float64),
     )
-    x_s = model.solution(path.add_noise(c * data, noise, t), t, s)
-    expected = ((path.alpha(s[:1]) * c) ** 2 + path.beta(s[:1]) ** 2).sqrt()
+    x_s = model.solution(noising.add_noise(c * data, noise, t), t, s)
+    expected = ((noising.alpha(s[:1]) * c) ** 2 + noising.beta(s[:1]) ** 2).sqrt()
     assert float(x_s.std() / expected) == pytest.approx(1, rel=5e-3)

@@ -40,12 +40,9 @@ def make_network(config: Config) -> nn.Module:
         raise InputError(str(error)) from None
 
 
-def make_objective(config: Config, compile: Callable[..., Any] | None = None) -> Objective:
-    """The objective; with `compile`, one whose own derivatives are compiled."""
-    objective = config.objective.build()
-    if compile is not None and hasattr(objective, "compiled"):
-        objective = objective.compiled(compile)
-    return objective
+def make_objective(config: Config, compile: Callable[[Any], Any] | None = None) -> Objective:
+    """The objective. `compile` compiles its own derivatives, if it has any."""
+    return config.objective.build(**{} if compile is None else {"compile": compile})
 
 
 def make_model(

@@ -119,3 +119,14 @@ class FlowModel:
     def velocity(self, x: Sample, t: Times, labels: Labels | None = None) -> Sample:
         """v(x, t, y): the velocity field that the model implies, from one call of the network."""
         return self.parameterization.velocity(self.net(x, t, t, labels))
+
+
+def require_mean_velocity(model: FlowModel) -> None:
+    """Checks that F is a mean velocity, which some objectives learn it as.
+
+    Raises:
+        InputError: For any parameterization but Euler's.
+    """
+    if not isinstance(model.parameterization, EulerParameterization):
+        given = type(model.parameterization).__name__
+        raise InputError(f"{given}: F is a mean velocity only with EulerParameterization, use that")

@@ -1,4 +1,7 @@
-"""The peers against closed forms: each is at rest at the true map of a point and of a Gaussian, and not near it."""
+"""The objectives beside SoFlow: closed forms, resuming, precision, and the passes that they take.
+
+Each has zero error at the true map of a point and of a Gaussian, and more anywhere near it.
+"""
 
 import copy
 import dataclasses
@@ -7,17 +10,19 @@ import pytest
 import torch
 from torch import nn
 
-from soflow.assemble import make_network, make_objective
+from soflow.assemble import make_model, make_network, make_objective
 from soflow.config import read_recipe
 from soflow.config.schema import EmaConfig
 from soflow.data.batches import seeded_generator
+from soflow.errors import InputError
 from soflow.guidance import Guidance
 from soflow.noising import LinearNoising, TrigNoising
 from soflow.objectives.consistency import Consistency
 from soflow.objectives.flow_matching import FlowMatching
-from soflow.objectives.mean_flow import MeanFlow
+from soflow.objectives.guided import shown_labels
+from soflow.objectives.mean_flow import MeanFlow, MeanFlowGuidance
 from soflow.objectives.shortcut import Shortcut
-from soflow.solution import EulerParameterization, TrigParameterization
+from soflow.solution import EulerParameterization, FlowModel, TrigParameterization
 from soflow.symbols import Batch
 from soflow.times import LogitNormal, MiddleTime
 from soflow.training.ema import Ema
@@ -30,109 +35,119 @@ TIMES = LogitNormal(0.0, 1.0)
 EULER = EulerParameterization()
 
 
-def peer(name, path=None, parameterization=EULER, guidance=None, middle=None, p=0.0):
-    path, middle = path or LinearNoising(), middle or MiddleTime("constant", 0.01, 0.01)
+def peer(name, middle=None, **settings):
+    """An objective with p = 0 and half of the batch for each of its terms."""
+    middle = middle or MiddleTime("constant", 0.01, 0.01)
     return {
-        "flow_matching": lambda: FlowMatching(path, parameterization, p, 0.01, TIMES, guidance),
-        "mean_flow": lambda: MeanFlow(path, 0.5, "all", p, 0.01, TIMES, guidance),
-        "shortcut": lambda: Shortcut(path, 0.5, p, 0.01, TIMES, guidance),
-        "consistency": lambda: Consistency(path, parameterization, p, 0.01, TIMES, middle),
+        "flow_matching": lambda: FlowMatching(times=TIMES, **settings),
+        "mean_flow": lambda: MeanFlow(0.5, p=0.0, times=TIMES, **settings),
+        "shortcut": lambda: Shortcut(0.5, times=TIMES, **settings),
+        "consistency": lambda: Consistency(p=0.0, times=TIMES, middle=middle, **settings),
     }[name]()
 
 
+def model(net, noising=None, parameterization=EULER, num_classes=0, shape=(3,), average=None):
+    noising = noising or LinearNoising()
+    return FlowModel(net, noising, parameterization, shape, num_classes, average=average)
+
+
+def random_dit(double=True):
+    """A DiT of the digits recipe whose outputs depend on all inputs."""
+    network = make_network(read_recipe("digits", TINY_DIT))
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter, std=0.2)
+    return network.double() if double else network
+
+
+def dit_model(network):
+    return model(network, num_classes=10, shape=(1, 8, 8), average=network)
+
+
 def float64(draws):
-    """The draws in double precision, jumps short of t = 1 where the closed forms of a point divide by nothing."""
+    """The draws in double precision."""
     noise, t, s = (x.double() for x in (draws.noise, draws.t, draws.s))
-    return type(draws)(noise, t, s, draws.dropped, draws.n_flow_matching)
+    return dataclasses.replace(draws, noise=noise, t=t, s=s)
 
 
 def drawn(objective, count=64, seed=0):
     return float64(objective.draw((count, 3), torch.Generator().manual_seed(seed)))
 
 
-def errors(objective, net, data, draws):
-    """Each branch's squared errors."""
-    losses = objective(net, Batch(data), draws, 0.5)
+def errors(objective, flow_model, data, draws):
+    """The squared errors of each term."""
+    losses = objective(flow_model, Batch(data), draws, 0.5)
     return {name: value for name, value in losses.parts.items() if name.endswith("_mse")}
 
 
 @pytest.mark.parametrize("name", PEERS)
-def test_each_is_at_rest_at_the_exact_map_of_a_point_and_not_near_it(name):
+def test_each_has_no_error_at_the_exact_map_of_a_point_and_some_near_it(name):
     objective, a = peer(name), 0.7
     draws, exact = drawn(objective), Exact(LinearNoising(), EULER, a=a)
     data = torch.full((64, 3), a, dtype=torch.float64)
-    for squared in errors(objective, exact, data, draws).values():
+    for squared in errors(objective, model(exact), data, draws).values():
         assert float(squared.max()) < 1e-18
 
     def near(x, t, s, labels=None, augment=None):
         return exact(x, t, s) + 0.1 * torch.cos(3 * t + s)[:, None] * x
 
-    for squared in errors(objective, near, data, draws).values():
+    for squared in errors(objective, model(near), data, draws).values():
         assert float(squared.mean()) > 1e-5
 
 
-@pytest.mark.parametrize("path", [LinearNoising(), TrigNoising()])
+@pytest.mark.parametrize("noising", [LinearNoising(), TrigNoising()])
 @pytest.mark.parametrize("c", [0.4, 1.6])
-def test_shortcuts_two_half_steps_are_exact_for_a_gaussian(path, c):
-    objective = peer("shortcut", path)
+def test_two_half_steps_of_a_shortcut_are_exact_for_a_gaussian(noising, c):
+    objective = peer("shortcut")
     draws = drawn(objective)
     data = c * torch.randn(64, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    assert (
-        float(errors(objective, Exact(path, EULER, c=c), data, draws)["shortcut_mse"].max()) < 1e-20
-    )
+    exact = model(Exact(noising, EULER, c=c), noising)
+    assert float(errors(objective, exact, data, draws)["shortcut_mse"].max()) < 1e-20
 
 
 class Moved(nn.Module):
-    """The exact map plus theta times a bump: the gradient at theta = 0 is the mean of the loss's pull on the exact map."""
+    """The exact map plus theta times a bump.
+
+    The gradient at theta = 0 is the mean of the loss's pull on the exact map.
+    """
 
     def __init__(self, exact):
         super().__init__()
         self.exact, self.theta = exact, nn.Parameter(torch.zeros(2, dtype=torch.float64))
 
     def forward(self, x, t, s, labels=None, augment=None):
-        return (
-            self.exact(x, t, s)
-            + self.theta[0] * x
-            + self.theta[1] * torch.sin(2 * t + s)[:, None] * x
-        )
+        bump = self.theta[0] * x + self.theta[1] * torch.sin(2 * t + s)[:, None] * x
+        return self.exact(x, t, s) + bump
 
 
-@pytest.mark.parametrize("path", [LinearNoising(), TrigNoising()])
+@pytest.mark.parametrize("noising", [LinearNoising(), TrigNoising()])
 @pytest.mark.parametrize("name", ["flow_matching", "mean_flow"])
-def test_the_mean_pull_at_the_exact_map_of_a_gaussian_vanishes(name, path):
-    """Over mirrored pairs, x_t the same and v_t on the other side of its mean, the noise of the velocity cancels."""
+def test_the_mean_pull_at_the_exact_map_of_a_gaussian_vanishes(name, noising):
+    """The noise of the velocity cancels over pairs with one x_t and v_t mirrored at its mean."""
     c, count = 0.6, 200
-    objective = peer(name, path)
+    objective = peer(name)
     draws = drawn(objective, count)
     t = draws.t
-    exact, module = Exact(path, EULER, c=c), Moved(Exact(path, EULER, c=c))
+    exact, module = Exact(noising, EULER, c=c), Moved(Exact(noising, EULER, c=c))
     generator = torch.Generator().manual_seed(2)
-    point = path.sample(
-        c * torch.randn(count, 3, generator=generator, dtype=torch.float64), draws.noise, t
-    )
+    data = c * torch.randn(count, 3, generator=generator, dtype=torch.float64)
+    point = noising.sample(data, draws.noise, t)
     mean = exact.velocity(point.x_t, t)
     gradient = torch.zeros(2, dtype=torch.float64)
     size = 0.0
     for v in (point.v_t, 2 * mean - point.v_t):
-        # data and noise that give this x_t and this v: [alpha beta; alpha' beta'] (data, noise) = (x_t, v)
-        alpha, beta, d_alpha, d_beta = (
-            f(t)[:, None] for f in (path.alpha, path.beta, path.d_alpha, path.d_beta)
-        )
+        # [alpha beta; alpha' beta'] (data, noise) = (x_t, v), solved for data and noise
+        functions = (noising.alpha, noising.beta, noising.d_alpha, noising.d_beta)
+        alpha, beta, d_alpha, d_beta = (f(t)[:, None] for f in functions)
         determinant = alpha * d_beta - beta * d_alpha
-        data, noise = (
-            (d_beta * point.x_t - beta * v) / determinant,
-            (alpha * v - d_alpha * point.x_t) / determinant,
-        )
-        total = objective(
-            module,
-            Batch(data),
-            type(draws)(noise, t, draws.s, draws.dropped, draws.n_flow_matching),
-            0.5,
-        ).total
+        data = (d_beta * point.x_t - beta * v) / determinant
+        noise = (alpha * v - d_alpha * point.x_t) / determinant
+        same = dataclasses.replace(draws, noise=noise)
+        total = objective(model(module, noising), Batch(data), same, 0.5).total
         (part,) = torch.autograd.grad(total, module.theta)
         gradient, size = gradient + part, size + float(part.abs().max())
     assert float(gradient.abs().max()) < 1e-10 * max(size, 1)
-    assert size > 1e-3  # it is the pairs that cancel
+    assert size > 1e-3  # only the sum over a pair vanishes
 
 
 def test_the_pull_of_consistency_training_on_a_gaussian_vanishes_with_r():
@@ -146,13 +161,13 @@ def test_the_pull_of_consistency_training_on_a_gaussian_vanishes_with_r():
     def pull(r):
         objective = peer("consistency", middle=MiddleTime("constant", r, r))
         draws = objective.draw((count, 1), torch.Generator())
-        mean = exact.velocity(0.4 * c * data + 0.6 * noise, t)
+        x = 0.4 * c * data + 0.6 * noise
+        mean = exact.velocity(x, t)
         gradients = []
         for v in (noise - c * data, 2 * mean - (noise - c * data)):
-            x = 0.4 * c * data + 0.6 * noise
             module = Moved(exact)
-            same = type(draws)(x + 0.4 * v, t, torch.zeros_like(t), draws.dropped, 0)
-            total = objective(module, Batch(x - 0.6 * v), same, 0.5).total
+            same = dataclasses.replace(draws, noise=x + 0.4 * v, t=t, s=torch.zeros_like(t))
+            total = objective(model(module, shape=(1,)), Batch(x - 0.6 * v), same, 0.5).total
             gradients.append(torch.autograd.grad(total, module.theta)[0])
         return float((gradients[0] + gradients[1]).abs().max())
 
@@ -162,47 +177,32 @@ def test_the_pull_of_consistency_training_on_a_gaussian_vanishes_with_r():
 
 @pytest.mark.parametrize("flow_matching_share", [0.0, 0.6, 1.0])
 def test_mean_flow_needs_no_derivative_where_s_is_t(flow_matching_share):
-    """Leaving it out there changes neither the loss nor its gradient, and spares those rows the pass that makes it."""
-    network = make_network(read_recipe("digits", TINY_DIT)).double()
-    for parameter in network.parameters():
-        if parameter.requires_grad:
-            nn.init.normal_(parameter, std=0.2)
+    """Without it there, the loss and its gradient are the same, and those rows cost less."""
+    network = random_dit()
     generator = torch.Generator().manual_seed(0)
-    batch = Batch(
-        torch.randn(10, 1, 8, 8, generator=generator, dtype=torch.float64), torch.arange(10)
-    )
+    data = torch.randn(10, 1, 8, 8, generator=generator, dtype=torch.float64)
+    batch = Batch(data, torch.arange(10))
+    guidance = MeanFlowGuidance(2.0, 0.5, 0.2)
     totals, gradients = [], []
     for derivative in ("all", "jumps"):
-        objective = MeanFlow(
-            LinearNoising(),
-            flow_matching_share,
-            derivative,
-            1.0,
-            0.01,
-            TIMES,
-            Guidance(2.0, 0.5, 0.2, 1.0, 10),
-        )
-        draws = float64(objective.draw(batch.data.shape, torch.Generator().manual_seed(1)))
-        totals.append(objective(network, batch, draws, 0.5).total)
-        gradients.append(
-            torch.autograd.grad(totals[-1], [p for p in network.parameters() if p.requires_grad])
-        )
+        objective = MeanFlow(flow_matching_share, derivative, times=TIMES, guidance=guidance)
+        draws = float64(objective.draw(data.shape, torch.Generator().manual_seed(1)))
+        totals.append(objective(dit_model(network), batch, draws, 0.5).total)
+        trained = [p for p in network.parameters() if p.requires_grad]
+        gradients.append(torch.autograd.grad(totals[-1], trained))
     torch.testing.assert_close(*totals)
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other)
 
 
-def test_mean_flows_derivative_is_the_one_along_the_trajectory():
+def test_the_derivative_in_mean_flow_is_along_the_trajectory():
     """Against a central difference of F along (x + h v, t + h, s), for a network with attention."""
-    network = make_network(read_recipe("digits", TINY_DIT)).double()
-    for parameter in network.parameters():
-        if parameter.requires_grad:
-            nn.init.normal_(parameter, std=0.2)
-    objective = MeanFlow(LinearNoising(), 0.0, "all", 0.0, 0.01, TIMES)
+    network = random_dit()
+    objective = MeanFlow(0.0, p=0.0, times=TIMES)
     generator = torch.Generator().manual_seed(0)
     data = torch.randn(8, 1, 8, 8, generator=generator, dtype=torch.float64)
     draws = float64(objective.draw(data.shape, generator))
-    point = objective.path.sample(data, draws.noise, draws.t)
+    point = LinearNoising().sample(data, draws.noise, draws.t)
     h = 1e-4
     with torch.no_grad():
         ahead, behind = (
@@ -210,23 +210,17 @@ def test_mean_flows_derivative_is_the_one_along_the_trajectory():
         )
         target = point.v_t - (draws.t - draws.s)[:, None, None, None] * (ahead - behind) / (2 * h)
         expected = ((network(point.x_t, draws.t, draws.s) - target) ** 2).flatten(1).mean(1)
-    found = errors(objective, network, data, draws)["mean_flow_mse"]
+    found = errors(objective, dit_model(network), data, draws)["mean_flow_mse"]
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-8)
 
 
 def test_mean_flow_trains_a_network_whose_attention_is_fused():
     """Gradients reach every parameter, though the fused kernels have no forward-mode derivative."""
-    network = make_network(read_recipe("digits", TINY_DIT))
-    for parameter in network.parameters():
-        if parameter.requires_grad:
-            nn.init.normal_(parameter, std=0.2)
-    objective = MeanFlow(
-        LinearNoising(), 0.5, "all", 1.0, 0.01, TIMES, Guidance(2.0, 0.5, 0.3, 1.0, null_label=10)
-    )
+    network = random_dit(double=False)
+    objective = MeanFlow(0.5, times=TIMES, guidance=MeanFlowGuidance(2.0, 0.5, 0.3))
     batch = Batch(torch.randn(8, 1, 8, 8), torch.arange(8))
-    objective(
-        network, batch, objective.draw((8, 1, 8, 8), torch.Generator().manual_seed(0)), 0.0
-    ).total.backward()
+    draws = objective.draw((8, 1, 8, 8), torch.Generator().manual_seed(0))
+    objective(dit_model(network), batch, draws, 0.0).total.backward()
     assert all(
         parameter.grad is not None for parameter in network.parameters() if parameter.requires_grad
     )
@@ -234,27 +228,28 @@ def test_mean_flow_trains_a_network_whose_attention_is_fused():
 
 @pytest.mark.parametrize("mix", [1.0, 0.25])
 def test_mean_flow_is_guided_as_in_its_paper(mix):
-    """v = omega v_t + (1 - omega - kappa) F(null) + kappa F(y), with kappa = 1 - mix and omega = mix * scale, for
-    F(x, t, s, y) = k_y x, whose derivative along the trajectory is k_y v."""
+    """v = omega v_t + (1 - omega - kappa) F(null) + kappa F(y), kappa = 1 - mix, omega = mix scale.
+
+    For F(x, t, s, y) = k_y x, whose derivative along the trajectory is k_y v.
+    """
     scale, k = 2.5, torch.tensor([0.3, -0.8, 0.1], dtype=torch.float64)  # 2 is the null label
 
     def net(x, t, s, labels, augment):
         return k[labels][:, None] * x
 
-    objective = MeanFlow(
-        LinearNoising(), 0.5, "all", 0.0, 0.01, TIMES, Guidance(scale, mix, 0.5, 1.0, null_label=2)
-    )
+    objective = peer("mean_flow", guidance=MeanFlowGuidance(scale, mix, 0.5))
     labels, dropped = torch.tensor([0, 1, 0, 1]), torch.tensor([False, False, True, False])
     data = torch.randn(4, 3, dtype=torch.float64)
     draws = float64(objective.draw((4, 3), torch.Generator()))
-    draws = type(draws)(draws.noise, draws.t, draws.s, dropped, draws.n_flow_matching)
-    x_t, v_t = objective.path.add_noise(data, draws.noise, draws.t), draws.noise - data
+    draws = dataclasses.replace(draws, dropped=dropped)
+    x_t, v_t = LinearNoising().add_noise(data, draws.noise, draws.t), draws.noise - data
     kappa, omega = 1 - mix, mix * scale
     paper = omega * v_t + (1 - omega - kappa) * k[2] * x_t + kappa * k[labels][:, None] * x_t
     v = torch.where(dropped[:, None], v_t, paper)
     shown = k[torch.where(dropped, 2, labels)][:, None]
     target = v - (draws.t - draws.s)[:, None] * shown * v
-    found = objective(net, Batch(data, labels), draws, 0.0).parts["mean_flow_mse"]
+    batch = Batch(data, labels)
+    found = objective(model(net, num_classes=2), batch, draws, 0.0).parts["mean_flow_mse"]
     torch.testing.assert_close(found, ((shown * x_t - target) ** 2).mean(1))
 
 
@@ -273,9 +268,8 @@ def test_shortcut_steps_start_at_multiples_of_their_length_and_use_the_average()
     def average(x, t, s, labels=None, augment=None):
         return torch.ones_like(x)
 
-    losses = objective(
-        lambda x, t, s, *rest: torch.zeros_like(x), Batch(torch.zeros(4000, 3)), draws, 0.0, average
-    )
+    flow_model = model(lambda x, t, s, *rest: torch.zeros_like(x), average=average)
+    losses = objective(flow_model, Batch(torch.zeros(4000, 3)), draws, 0.0)
     assert torch.equal(losses.parts["shortcut_mse"], torch.ones(2000))
 
 
@@ -292,33 +286,36 @@ def test_the_average_as_a_network_has_the_averaged_weights():
     assert not ema.net(*inputs).requires_grad
 
 
-TINY_UNET = [
-    "network.name=unet",
-    "network.model_channels=32",
-    "network.channel_mult=[1]",
-    "network.blocks=1",
-]
-UNLABELLED = [
-    "network.attention=[8]",
-    "data.num_classes=0",
-    "data.augment=0.1",
-    "objective.guidance.scale=1",
-]
+def tiny_unet(name):
+    """Settings of an unconditional UNet for an objective."""
+    settings = [
+        "network.name=unet",
+        "network.model_channels=32",
+        "network.channel_mult=[1]",
+        "network.blocks=1",
+        "network.attention=[8]",
+        "data.num_classes=0",
+        "data.augment=0.1",
+        "objective.guidance.scale=1",
+    ]
+    return settings[:-1] if name == "consistency" else settings  # it has no guidance
+
+
 SHORT = [
     "train.batch_size=8",
     "train.log_every=2",
     "checkpoint.every=2",
     "checkpoint.keep_last=9",
     "train.sample_every=0",
+    "train.steps=4",
 ]
+SMALL_MLP = ["network.width=16", "network.depth=1"]
 
 
 @pytest.mark.parametrize("name", PEERS)
-@pytest.mark.parametrize("network", [TINY_DIT, [*TINY_UNET, *UNLABELLED]], ids=["dit", "unet"])
-def test_each_trains_each_network_and_goes_on_bit_for_bit(name, network, tmp_path):
-    settings = [f"objective.name={name}", *network, *SHORT, "train.steps=4"]
-    if name == "consistency":  # which has no guidance to turn off
-        settings = [setting for setting in settings if "guidance" not in setting]
+def test_each_resumes_bit_for_bit(name, tmp_path):
+    """With a UNet, whose dropout and augmentation draw random numbers, too."""
+    settings = [f"objective.name={name}", *tiny_unet(name), *SHORT]
     folder = runs.train("digits", tmp_path / "run", settings)
     last = folder.checkpoints / "step-00000004" / "model.safetensors"
     whole = last.read_bytes()
@@ -332,22 +329,20 @@ def test_training_gives_shortcut_models_the_averaged_network(tmp_path, monkeypat
     monkeypatch.setattr(
         Ema, "net", lambda self, *inputs: asked.append(len(inputs[0])) or net(self, *inputs)
     )
-    runs.train(
-        "digits", tmp_path / "run", [*TINY_DIT, "objective.name=shortcut", *SHORT, "train.steps=3"]
-    )
-    assert asked == [2] * 6  # two half steps a step of training, for a quarter of a batch of 8
+    runs.train("moons", tmp_path / "run", [*SMALL_MLP, "objective.name=shortcut", *SHORT])
+    assert asked == [2] * 8  # two half steps in each of four steps, for a quarter of a batch of 8
 
 
 @pytest.mark.parametrize("name", PEERS)
 def test_each_trains_the_mlp(name, tmp_path):
-    run = runs.train("moons", tmp_path / "run", [f"objective.name={name}", *SHORT, "train.steps=3"])
-    assert [line["step"] for line in run.read_metrics()] == [2, 3]
+    run = runs.train("moons", tmp_path / "run", [*SMALL_MLP, f"objective.name={name}", *SHORT])
+    assert [line["step"] for line in run.read_metrics()] == [2, 4]
     weights = runs.load(run.path, "raw", device="cpu").model.net.state_dict()
     assert float(weights["final_layer.weight"].abs().min()) > 0  # it was all zeros
 
 
 @pytest.mark.parametrize("name", PEERS)
-def test_each_takes_the_recipes_guidance_where_it_has_it(name):
+def test_each_takes_over_the_guidance_of_the_recipe_if_it_has_guidance(name):
     config = read_recipe("digits", [f"objective.name={name}"])
     guidance = getattr(make_objective(config), "guidance", None)
     assert (guidance.scale if guidance else None) == (None if name == "consistency" else 1.5)
@@ -356,28 +351,31 @@ def test_each_takes_the_recipes_guidance_where_it_has_it(name):
 
 @pytest.mark.parametrize("name", ["mean_flow", "shortcut"])
 def test_mean_velocities_need_the_euler_parameterization(name):
-    with pytest.raises(ValueError, match=r"set path\.parameterization=euler"):
+    with pytest.raises(InputError, match=r"noising\.parameterization=euler"):
         read_recipe("digits", [f"objective.name={name}", "noising.parameterization=trig"])
+    objective, flow_model = peer(name), model(lambda x, *rest: x, None, TrigParameterization())
+    with pytest.raises(InputError, match="TrigParameterization"):
+        objective(flow_model, Batch(torch.zeros(64, 3)), drawn(objective), 0.0)
 
 
 @pytest.mark.parametrize("parameterization", [EULER, TrigParameterization()])
 def test_consistency_training_pairs_points_of_the_same_data_and_noise(parameterization):
-    """f(x_t, t, 0) is asked for at x_t and x_l of one line, on the curved path, too."""
-    path, seen = TrigNoising(), []
+    """f(x_t, t, 0) is evaluated at x_t and x_l of one trajectory, a curved one, too."""
+    noising, seen = TrigNoising(), []
 
     def net(x, t, s, labels=None, augment=None):
         seen.append((x, t, s))
         return x.clone().requires_grad_()
 
-    objective = peer("consistency", path, parameterization, middle=MiddleTime("constant", 0.3, 0.3))
+    objective = peer("consistency", MiddleTime("constant", 0.3, 0.3))
     draws = drawn(objective)
     data = torch.randn(64, 3, dtype=torch.float64)
-    objective(net, Batch(data), draws, 0.5)
+    objective(model(net, noising, parameterization), Batch(data), draws, 0.5)
     (x_l, l, zero), (x_t, t, _) = seen
     torch.testing.assert_close(l, 0.7 * t)
     assert float(zero.abs().max()) == 0
-    torch.testing.assert_close(x_l, path.add_noise(data, draws.noise, l))
-    torch.testing.assert_close(x_t, path.add_noise(data, draws.noise, t))
+    torch.testing.assert_close(x_l, noising.add_noise(data, draws.noise, l))
+    torch.testing.assert_close(x_t, noising.add_noise(data, draws.noise, t))
 
 
 def test_each_draws_as_a_function_of_its_generator():
@@ -396,30 +394,22 @@ def test_each_draws_as_a_function_of_its_generator():
 
 @pytest.mark.parametrize("name", ["soflow", "flow_matching", "shortcut"])
 def test_the_gradient_of_guided_flow_matching_flows_through_the_prediction_alone(name):
-    """Once, not m times: what is mixed into the target is held fixed, and so are the guiding velocities."""
+    """Once, not m times: no gradient flows into the target, nor into the guiding velocities."""
     mix, scale, count = 0.25, 2.5, 12
-    config = read_recipe(
-        "digits", [*TINY_DIT, f"objective.name={name}", f"objective.guidance.scale={scale}"]
-    )
-    network = make_network(config).double()
-    for parameter in network.parameters():
-        if parameter.requires_grad:
-            nn.init.normal_(parameter, std=0.2)
-    guidance = Guidance(scale, mix, 0.3, 1.0, null_label=10)
-    objective = dataclasses.replace(make_objective(config), guidance=guidance, p=1.0, eps=0.01)
+    network = random_dit()
+    guidance = Guidance(scale, mix, 0.3, 1.0)
+    objective = make_objective(read_recipe("digits", [f"objective.name={name}"]))
+    objective = dataclasses.replace(objective, guidance=guidance, p=1.0, eps=0.01)
     generator = torch.Generator().manual_seed(0)
-    batch = Batch(
-        torch.randn(count, 1, 8, 8, generator=generator, dtype=torch.float64),
-        torch.arange(count) % 10,
-    )
-    draws = float64(objective.draw(batch.data.shape, generator))
+    data = torch.randn(count, 1, 8, 8, generator=generator, dtype=torch.float64)
+    batch = Batch(data, torch.arange(count) % 10)
+    draws = float64(objective.draw(data.shape, generator))
     draws = dataclasses.replace(
         draws, n_flow_matching=count, s=draws.t, dropped=torch.arange(count) % 3 == 0
     )
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    ours = torch.autograd.grad(
-        objective(network, batch, draws, 0.5, network).total, trained, allow_unused=True
-    )
+    total = objective(dit_model(network), batch, draws, 0.5).total
+    ours = torch.autograd.grad(total, trained, allow_unused=True)
 
     t, keep = draws.t[:, None, None, None], (~draws.dropped)[:, None, None, None]
     x_t, v_t = (1 - t) * batch.data + t * draws.noise, draws.noise - batch.data
@@ -438,7 +428,7 @@ def test_the_gradient_of_guided_flow_matching_flows_through_the_prediction_alone
 
 @pytest.mark.parametrize("name", ["shortcut", "mean_flow", "consistency", "flow_matching"])
 def test_one_pass_learns_and_the_others_are_without_gradient(name):
-    """Rows of each pass, and whether anything flows back: of 16 samples, a quarter, or half for MeanFlow, take jumps."""
+    """Rows of each pass, and whether it has a gradient; half of the 16 samples take jumps."""
     seen = []
 
     class Recording(nn.Module):
@@ -451,48 +441,47 @@ def test_one_pass_learns_and_the_others_are_without_gradient(name):
             return self.scale * x
 
     net = Recording()
-    objective = peer(
-        name, guidance=None if name == "consistency" else Guidance(2.0, 0.5, 0.1, 1.0, null_label=4)
-    )
+    kind = MeanFlowGuidance if name == "mean_flow" else Guidance
+    guidance = {} if name == "consistency" else {"guidance": kind(2.0, 0.5, 0.1, 1.0)}
+    objective = peer(name, **guidance)
     draws = objective.draw((16, 3), torch.Generator().manual_seed(0))
-    objective(net, Batch(torch.randn(16, 3), torch.arange(16) % 4), draws, 0.5, net)
-    assert (
-        seen
-        == {
-            "flow_matching": [(16, True), (16, False)],
-            "shortcut": [(16, True), (8, False), (8, False), (8, False)],
-            "mean_flow": [(32, False), (16, True)],
-            "consistency": [(16, False), (16, True)],
-        }[name]
-    )
+    batch = Batch(torch.randn(16, 3), torch.arange(16) % 4)
+    objective(model(net, num_classes=4, average=net), batch, draws, 0.5)
+    expected = {
+        "flow_matching": [(16, True), (16, False)],
+        "shortcut": [(16, True), (8, False), (8, False), (8, False)],
+        "mean_flow": [(32, False), (16, True)],
+        "consistency": [(16, False), (16, True)],
+    }
+    assert seen == expected[name]
 
 
 @pytest.mark.parametrize("network", ["dit", "unet"])
 @pytest.mark.parametrize("name", ["soflow", *PEERS])
-def test_each_learns_in_bfloat16_too(name, network, tmp_path):
+def test_each_learns_in_bfloat16_too(name, network):
     """Its gradient points where float32's does, for networks of attention and of convolutions."""
-    if network == "unet":
-        (tmp_path / "unet.yaml").write_text(
-            "data: {source: digits, shape: [1, 8, 8], num_classes: 0}\n"
-            "network: {name: unet, model_channels: 16, channel_mult: [1], blocks: 1, attention: [8], dropout: 0.0}\n"
-        )
-    recipe = str(tmp_path / "unet.yaml") if network == "unet" else "digits"
-    config = read_recipe(
-        recipe, [*(TINY_DIT if network == "dit" else []), f"objective.name={name}"]
-    )
+    settings = TINY_DIT if network == "dit" else [*tiny_unet(name), "network.dropout=0"]
+    config = read_recipe("digits", [*settings, f"objective.name={name}"])
     net, objective = make_network(config), make_objective(config)
     for parameter in net.parameters():
         if parameter.requires_grad:
             parameter.data += 0.05 * torch.randn_like(parameter)
-    batch = Batch(
-        torch.randn(32, 1, 8, 8), torch.arange(32) % 10 if config.data.num_classes else None
-    )
+    labels = torch.arange(32) % 10 if config.data.num_classes else None
+    batch = Batch(torch.randn(32, 1, 8, 8), labels)
     draws = objective.draw(batch.data.shape, torch.Generator().manual_seed(0))
     gradients = []
     for rounded in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=rounded):
-            total = objective(net, batch, draws, 0.0, net).total
+            total = objective(make_model(config, net), batch, draws, 0.0).total
         trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
         parts = torch.autograd.grad(total, trained, allow_unused=True)
         gradients.append(torch.cat([part.flatten().float() for part in parts if part is not None]))
     assert float(torch.cosine_similarity(*gradients, dim=0)) > 0.98
+
+
+def test_dropped_labels_become_the_null_label_if_guidance_is_active():
+    labels, dropped = torch.tensor([3, 0, 9]), torch.tensor([False, True, True])
+    draws = dataclasses.replace(drawn(peer("flow_matching"), count=3), dropped=dropped)
+    flow_model, batch = model(lambda x, *rest: x, num_classes=10), Batch(torch.zeros(3, 3), labels)
+    assert shown_labels(flow_model, batch, draws, Guidance(scale=2.0)).tolist() == [3, 10, 10]
+    assert shown_labels(flow_model, batch, draws, Guidance(scale=1.0)).tolist() == [3, 0, 9]

@@ -1,7 +1,7 @@
 """The same numbers as the paper's reference implementation, on cases it was run on.
 
 Each case is NAME.json (settings, expected scalars) beside NAME.safetensors (the draws, expected tensors). An environment
-variable names their folder:  SOFLOW_REFERENCE_CASES=DIR pytest tests/test_reference_cases.py
+variable names their folder: SOFLOW_REFERENCE_CASES=DIR pytest tests/objectives
 """
 
 import json
@@ -14,22 +14,22 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from soflow.assemble import PARAMETERIZATIONS, PATHS
+from soflow.assemble import NOISINGS, PARAMETERIZATIONS
 from soflow.guidance import Guidance
 from soflow.interop.reference import import_checkpoint
 from soflow.networks.dit import DiT
-from soflow.networks.unet import UNet
+from soflow.networks.unet import TAPS, UNet
 from soflow.objectives.base import Draws
 from soflow.objectives.soflow import SoFlow
 from soflow.sampling import one_step, renoise
 from soflow.solution import FlowModel
 from soflow.symbols import Batch
-from soflow.times import LogitNormal, MiddleTime, middle_time
+from soflow.times import MiddleTime, middle_time
 from soflow.workflows.load import load
 
 FOLDER = Path(
     os.environ.get(
-        "SOFLOW_REFERENCE_CASES", Path(__file__).parents[3] / "shared" / "reference_cases"
+        "SOFLOW_REFERENCE_CASES", Path(__file__).parents[2].parent / "shared" / "reference_cases"
     )
 )
 OTHERS = {"networks", "schedules"}
@@ -39,39 +39,50 @@ if not CASES:
         f"no reference cases in {FOLDER}: set SOFLOW_REFERENCE_CASES", allow_module_level=True
     )
 
-#: Relative to the scalar, or to a tensor's largest magnitude; for the consistency branch where some t - l is below 1e-3.
+#: Tolerances relative to a scalar or to a tensor's largest magnitude, and for the consistency loss
+#: with some t - l below 1e-3.
 USUAL, TINY_STEP = 1e-4, 1e-2
 
 
 def consistency_tolerance(smallest):
-    """What float32 leaves of a quotient over t - l: eight roundings of numbers of size 1, divided by the smallest t - l.
+    """What float32 leaves of a quotient: eight roundings of numbers of size 1, over t - l.
 
     That is USUAL from t - l = 1e-2 on; below 1e-3 TINY_STEP holds.
     """
-    return (
-        TINY_STEP if smallest < 1e-3 else max(USUAL, 8 * torch.finfo(torch.float32).eps / smallest)
-    )
+    roundings = 8 * torch.finfo(torch.float32).eps / smallest
+    return TINY_STEP if smallest < 1e-3 else max(USUAL, roundings)
 
 
 def make_network(kind):
-    """The network of networks.json with the reference's weights, loaded strictly: every name must be ours."""
+    """The network of networks.json with the reference's weights, loaded under the same names."""
     s = json.loads((FOLDER / "networks.json").read_text())[kind]
     if kind == "dit":
-        network = DiT(s["input_size"], s["in_channels"], s["num_classes"], s["patch_size"], s["hidden_size"], s["depth"],
-                      s["num_heads"], float(s["mlp_ratio"]))  # fmt: skip
+        shape = (s["in_channels"], s["input_size"], s["input_size"])
+        sizes = (s["patch_size"], s["hidden_size"], s["depth"], s["num_heads"])
+        network = DiT(shape, s["num_classes"], *sizes, float(s["mlp_ratio"]))
     else:
-        network = UNet(s["img_resolution"], s["in_channels"], s["model_channels"], tuple(s["channel_mult"]), s["num_blocks"],
-                       tuple(s["attn_resolutions"]), s["dropout"], s["channel_mult_noise"], s["channel_mult_emb"],
-                       tuple(s["resample_filter"]), s["augment_dim"])  # fmt: skip
+        assert tuple(s["resample_filter"]) == TAPS
+        shape = (s["in_channels"], s["img_resolution"], s["img_resolution"])
+        network = UNet(
+            shape,
+            s["model_channels"],
+            tuple(s["channel_mult"]),
+            s["num_blocks"],
+            tuple(s["attn_resolutions"]),
+            s["dropout"],
+            s["channel_mult_noise"],
+            s["channel_mult_emb"],
+            s["augment_dim"],
+        )
     network.load_state_dict(load_file(FOLDER / f"{kind}_weights.safetensors"))
     return network, s
 
 
 class StoredMiddleTime(MiddleTime):
-    """The middle time that a case was computed with, which nothing in the case need tell how to make."""
+    """The middle time that a case was computed with."""
 
     def __init__(self, l):
-        super().__init__("constant", 1.0, 1.0)
+        super().__init__()
         object.__setattr__(self, "l", l)
 
     def __call__(self, t, s, progress):
@@ -87,44 +98,41 @@ class Case:
         self.tensors = load_file(FOLDER / f"{name}.safetensors")
         self.network, self.sizes = make_network(self.settings["network"])
         s, tensors = self.settings, self.tensors
-        self.path, self.parameterization = (
-            PATHS[s["path"]](),
-            PARAMETERIZATIONS[s["parameterization"]](),
-        )
         self.labels = tensors.get("labels") if s.get("conditional", True) else None
         self.augment = tensors.get("augment_labels")
-        null_label = self.sizes.get("null_label", 0)
-        self.guidance = Guidance(
-            float(s["cfg_scale"]), float(s["mix"]), 0.1, float(s["cfg_decay_time"]), null_label
+        self.model = FlowModel(
+            self.network,
+            NOISINGS[s["path"]](),
+            PARAMETERIZATIONS[s["parameterization"]](),
+            tuple(tensors["data"].shape[1:]),
+            self.sizes.get("null_label", 0),
         )
         guided = s["cfg_scale"] > 1 and self.labels is not None
-        unused = LogitNormal(0.0, 1.0)  # the draws are made by hand
+        self.guidance = Guidance(
+            float(s["cfg_scale"]), float(s["mix"]), decay_time=float(s["cfg_decay_time"])
+        )
         self.objective = SoFlow(
-            self.path, self.parameterization, 0.75, float(s["p"]), float(s["eps"]), unused, unused, unused,
-            StoredMiddleTime(tensors["l"]), self.guidance if guided else None,
-        )  # fmt: skip
+            p=float(s["p"]),
+            eps=float(s["eps"]),
+            middle=StoredMiddleTime(tensors["l"]),
+            guidance=self.guidance if guided else Guidance(),
+        )
         smallest = float((tensors["t"] - tensors["l"]).min())
         self.tolerance = {"velocity": USUAL, "consistency": consistency_tolerance(smallest)}
 
     @cache
-    def branch(self, name):
-        """The objective on the whole batch as one branch: its losses, and its gradients by parameter name."""
+    def losses(self, name):
+        """The losses of one term on the whole batch, and their gradients by parameter name."""
         tensors, count = self.tensors, len(self.tensors["data"])
         dropped = tensors.get("label_dropped", torch.zeros(count)).bool()
         n_flow_matching = count if name == "velocity" else 0
         draws = Draws(tensors["noise"], tensors["t"], tensors["s"], dropped, n_flow_matching)
-        losses = self.objective(
-            self.network, Batch(tensors["data"], self.labels, self.augment), draws, 0.5
-        )
+        batch = Batch(tensors["data"], self.labels, self.augment)
+        losses = self.objective(self.model, batch, draws, 0.5)
         self.network.zero_grad()
         losses.total.backward()
-        return losses, {
-            n: p.grad.clone() for n, p in self.network.named_parameters() if p.grad is not None
-        }
-
-    def model(self):
-        shape, classes = self.tensors["data"].shape[1:], self.sizes.get("num_classes", 0)
-        return FlowModel(self.network.eval(), self.path, self.parameterization, shape, classes)
+        named = self.network.named_parameters()
+        return losses, {name: p.grad.clone() for name, p in named if p.grad is not None}
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -143,18 +151,14 @@ def assert_near(ours, theirs, tolerance=USUAL, size=None):
 
 @pytest.mark.parametrize("name", ["velocity", "consistency"])
 def test_losses_errors_and_weights(case, name):
-    losses, _ = case.branch(name)
+    losses, _ = case.losses(name)
     ours = {"velocity": "flow_matching"}.get(name, name)
-    assert {name for name, part in losses.parts.items() if len(part)} == {
-        f"{ours}_mse",
-        f"{ours}_weight",
-    }
-    # The surrogate sums terms of both signs, so it is held against the size of the terms, w |q| |F|, not of their sum.
-    size = (
-        case.expected["consistency_weight"] * case.expected["consistency_mse"] ** 0.5
-        if name == "consistency"
-        else None
-    )
+    found = {name for name, part in losses.parts.items() if len(part)}
+    assert found == {f"{ours}_mse", f"{ours}_weight"}
+    # The surrogate sums terms of both signs. Its error is relative to their size, w |q| |F|.
+    size = None
+    if name == "consistency":
+        size = case.expected["consistency_weight"] * case.expected["consistency_mse"] ** 0.5
     assert_near(losses.total, case.expected[f"{name}_loss"], case.tolerance[name], size)
     for key in ("mse", "weight"):
         assert_near(
@@ -166,7 +170,7 @@ def test_losses_errors_and_weights(case, name):
 
 @pytest.mark.parametrize("name", ["velocity", "consistency"])
 def test_gradients(case, name):
-    _, gradients = case.branch(name)
+    _, gradients = case.losses(name)
     norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
     assert_near(norm, case.expected[f"{name}_grad_norm"], case.tolerance[name])
     stored = {
@@ -182,17 +186,19 @@ def test_gradients(case, name):
 def test_noised_input_velocity_and_solution(case):
     tensors = case.tensors
     x_t, t, s = tensors["x_t"], tensors["t"], tensors["s"]
-    assert_near(case.path.sample(tensors["data"], tensors["noise"], t).x_t, x_t)
+    assert_near(case.model.noising.sample(tensors["data"], tensors["noise"], t).x_t, x_t)
     F_t, F_s = (case.network(x_t, t, end, case.labels, case.augment) for end in (t, s))
-    assert_near(case.parameterization.velocity(F_t), tensors["velocity"])
-    assert_near(case.parameterization.solution(x_t, t, s, F_s), tensors["solution"])
+    assert_near(case.model.parameterization.velocity(F_t), tensors["velocity"])
+    assert_near(case.model.parameterization.solution(x_t, t, s, F_s), tensors["solution"])
 
 
 @torch.no_grad()
 def test_samples_in_one_and_two_steps(case):
-    tensors = case.tensors
-    assert_near(one_step(case.model(), tensors["noise"], case.labels), tensors["one_step"])
-    two = renoise(case.model(), tensors["noise"], [tensors["renoise_noise"]], case.labels)
+    tensors, model = case.tensors, case.model
+    case.network.eval()
+    assert_near(one_step(model, tensors["noise"], case.labels), tensors["one_step"])
+    two = renoise(model, tensors["noise"], [tensors["renoise_noise"]], case.labels)
+    case.network.train()
     assert_near(two, tensors["two_step"])
 
 
@@ -222,7 +228,7 @@ def test_the_schedules_of_the_middle_time():
 
 @torch.no_grad()
 def test_an_imported_checkpoint_draws_the_references_samples(case, tmp_path):
-    """From the reference's weights, as its averaged ones, through import, a run folder and `load` to its own samples."""
+    """Its weights, imported as averaged ones into a run folder and loaded, draw its samples."""
     kind, tensors = case.settings["network"], case.tensors
     average = {
         f"network.{name}": x

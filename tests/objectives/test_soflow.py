@@ -1,4 +1,4 @@
-"""The objective against closed forms and against the paper's own form of the loss."""
+"""SoFlow against closed forms and against the paper's own form of the loss."""
 
 import dataclasses
 
@@ -10,9 +10,9 @@ from soflow.guidance import Guidance
 from soflow.noising import LinearNoising, TrigNoising
 from soflow.objectives.base import Draws
 from soflow.objectives.soflow import SoFlow
-from soflow.solution import EulerParameterization, TrigParameterization
+from soflow.solution import EulerParameterization, FlowModel, TrigParameterization
 from soflow.symbols import Batch, across, mean_d
-from soflow.times import LogitNormal, MiddleTime, middle_time
+from soflow.times import middle_time
 from support.exact import Exact
 
 EVERY = [
@@ -22,21 +22,12 @@ EVERY = [
 ]
 
 
-def objective(path=None, parameterization=None, **settings):
-    defaults = {
-        "flow_matching_share": 0.75,
-        "p": 1.0,
-        "eps": 0.01,
-        "fm_times": LogitNormal(-0.2, 1.0),
-        "t_times": LogitNormal(0.2, 0.8),
-        "s_times": LogitNormal(-1.0, 0.8),
-        "middle": MiddleTime("exponential", 0.1, 0.002),
-    }
-    return SoFlow(
-        path or LinearNoising(),
+def model(net, noising=None, parameterization=None, shape=(3,)):
+    noising, parameterization = (
+        noising or LinearNoising(),
         parameterization or EulerParameterization(),
-        **(defaults | settings),
     )
+    return FlowModel(net, noising, parameterization, shape, num_classes=4)
 
 
 def hand_made(count, shape=(3,), data=None):
@@ -45,14 +36,15 @@ def hand_made(count, shape=(3,), data=None):
     noise = torch.randn(count, *shape, generator=generator, dtype=torch.float64)
     t = 0.2 + 0.75 * torch.rand(count, generator=generator, dtype=torch.float64)
     s = t * torch.rand(count, generator=generator, dtype=torch.float64) * 0.9
-    data = (
-        torch.randn(count, *shape, generator=generator, dtype=torch.float64)
-        if data is None
-        else data
-    )
-    return Batch(data), Draws(
-        noise, t, s, torch.zeros(count, dtype=torch.bool), n_flow_matching=count // 2
-    )
+    if data is None:
+        data = torch.randn(count, *shape, generator=generator, dtype=torch.float64)
+    return Batch(data), Draws(noise, t, s, torch.zeros(count).bool(), count // 2)
+
+
+def labelled(batch, draws, **changes):
+    """The same with the labels 0 to 3, and changes to the draws."""
+    labels = torch.arange(len(batch)) % 4
+    return dataclasses.replace(batch, labels=labels), dataclasses.replace(draws, **changes)
 
 
 class Small(nn.Module):
@@ -72,74 +64,67 @@ class Small(nn.Module):
         return self.outer(torch.tanh(hidden))
 
 
-def flow_matching(method, net, batch, draws):
-    """The branch that matches the flow, of all samples."""
-    return method.terms(
-        net, batch, dataclasses.replace(draws, n_flow_matching=len(batch)), draws.t[:0]
-    )["flow_matching"]
+def flow_matching(objective, flow_model, batch, draws):
+    """The flow-matching term, of all samples."""
+    draws = dataclasses.replace(draws, n_flow_matching=len(batch))
+    return objective.terms(flow_model, batch, draws, draws.t[:0])["flow_matching"]
 
 
-def consistency(method, net, batch, draws, l):
-    """The branch that is made consistent, of all samples."""
-    return method.terms(net, batch, dataclasses.replace(draws, n_flow_matching=0), l)["consistency"]
+def consistency(objective, flow_model, batch, draws, l):
+    """The consistency term, of all samples."""
+    draws = dataclasses.replace(draws, n_flow_matching=0)
+    return objective.terms(flow_model, batch, draws, l)["consistency"]
 
 
 @pytest.mark.parametrize("parameterization", [EulerParameterization(), TrigParameterization()])
 def test_both_losses_vanish_at_the_exact_map_of_a_point_and_not_near_it(parameterization):
-    path, a = LinearNoising(), 0.7
+    noising, a = LinearNoising(), 0.7
     batch, draws = hand_made(64, data=torch.full((64, 3), a, dtype=torch.float64))
-    exact = Exact(path, parameterization, a=a)
-    parts = objective(path, parameterization)(exact, batch, draws, 0.5).parts
+    exact = Exact(noising, parameterization, a=a)
+    parts = SoFlow()(model(exact, noising, parameterization), batch, draws, 0.5).parts
     assert float(parts["flow_matching_mse"].max()) < 1e-20
     assert float(parts["consistency_mse"].max()) < 1e-20
-    near = objective(path, parameterization)(
-        lambda *inputs: exact(*inputs) + 0.1, batch, draws, 0.5
-    ).parts
+    near = model(lambda *inputs: exact(*inputs) + 0.1, noising, parameterization)
+    near = SoFlow()(near, batch, draws, 0.5).parts
     assert float(near["flow_matching_mse"].min()) > 5e-3
     assert float(near["consistency_mse"].min()) > 1e-3
 
 
 @pytest.mark.parametrize("parameterization", [EulerParameterization(), TrigParameterization()])
-def test_on_a_curved_path_the_quotient_at_the_exact_map_vanishes_in_proportion_to_r(
+def test_with_curved_trajectories_the_quotient_at_the_exact_map_vanishes_in_proportion_to_r(
     parameterization,
 ):
     batch, draws = hand_made(64, data=torch.full((64, 3), 0.7, dtype=torch.float64))
-    path = TrigNoising()
-    exact = Exact(path, parameterization, a=0.7)
+    noising = TrigNoising()
+    exact = model(Exact(noising, parameterization, a=0.7), noising, parameterization)
 
     def quotient(r):
-        branch = consistency(
-            objective(path, parameterization), exact, batch, draws, middle_time(draws.t, draws.s, r)
-        )
-        return float(branch.squared.mean().sqrt())
+        term = consistency(SoFlow(), exact, batch, draws, middle_time(draws.t, draws.s, r))
+        return float(term.squared.mean().sqrt())
 
     assert quotient(0.02) / quotient(0.01) == pytest.approx(2, rel=0.05)
 
 
 @pytest.mark.parametrize("c", [0.3, 1.5])
 def test_the_mean_consistency_gradient_of_a_gaussian_vanishes_as_r_does(c):
-    """q averages over data to zero at the exact map, up to a term in r: that makes the map a fixed point."""
+    """At the exact map q averages over data to zero, up to a term in r: the map is a fixed point.
+
+    Antithetic pairs, with one x_t and v_t mirrored at its mean, take most of the noise out.
+    """
     generator = torch.Generator().manual_seed(0)
     count = 400_000
     data, noise = (
         torch.randn(count, 1, generator=generator, dtype=torch.float64) for _ in range(2)
     )
-    half = (
-        count // 2
-    )  # antithetic pairs, x_t the same and v_t's fluctuation reversed, take most of the noise out
-    t, s = (
-        torch.full((count,), 0.6, dtype=torch.float64),
-        torch.full((count,), 0.1, dtype=torch.float64),
-    )
-    path, parameterization = LinearNoising(), EulerParameterization()
-    point = path.sample(c * data, noise, t)
-    exact = Exact(path, parameterization, c=c)
-    mirrored = (
-        2 * exact.velocity(point.x_t, t) - point.v_t
-    )  # same x_t, opposite deviation from the mean velocity
+    half = count // 2
+    t, s = (torch.full((count,), time, dtype=torch.float64) for time in (0.6, 0.1))
+    noising, parameterization = LinearNoising(), EulerParameterization()
+    point = noising.sample(c * data, noise, t)
+    exact = Exact(noising, parameterization, c=c)
+    mirrored = 2 * exact.velocity(point.x_t, t) - point.v_t
     data = torch.cat([(point.x_t - t[:, None] * v)[:half] for v in (point.v_t, mirrored)])
     noise = torch.cat([(point.x_t + (1 - t)[:, None] * v)[:half] for v in (point.v_t, mirrored)])
-    batch, draws = Batch(data), Draws(noise, t, s, torch.zeros(count, dtype=torch.bool), 0)
+    batch, draws = Batch(data), Draws(noise, t, s, torch.zeros(count).bool(), 0)
 
     def mean_q(r):
         outputs = []
@@ -148,9 +133,8 @@ def test_the_mean_consistency_gradient_of_a_gaussian_vanishes_as_r_does(c):
             outputs.append(exact(x, t, s).requires_grad_())
             return outputs[-1]
 
-        loss = consistency(
-            objective(path, parameterization, p=0.0), net, batch, draws, middle_time(t, s, r)
-        ).loss
+        flow_model = model(net, noising, parameterization, shape=(1,))
+        loss = consistency(SoFlow(p=0.0), flow_model, batch, draws, middle_time(t, s, r)).loss
         (gradient,) = torch.autograd.grad(loss.sum(), outputs[-1])
         weight = point.x_t[:half].repeat(2, 1)  # project on a function of x_t
         return abs(float((gradient * weight).mean()))
@@ -159,21 +143,20 @@ def test_the_mean_consistency_gradient_of_a_gaussian_vanishes_as_r_does(c):
     assert mean_q(0.002) < 0.03 * mean_q(0.2)
 
 
-@pytest.mark.parametrize(("path", "parameterization"), EVERY)
-def test_the_surrogate_has_half_the_gradient_of_the_papers_squared_form(path, parameterization):
+@pytest.mark.parametrize(("noising", "parameterization"), EVERY)
+def test_the_surrogate_has_half_the_gradient_of_the_papers_squared_form(noising, parameterization):
     net = Small()
     batch, draws = hand_made(16)
     l = middle_time(draws.t, draws.s, 0.05)
-    method = objective(path, parameterization)
-    branch = consistency(method, net, batch, draws, l)
-    ours = torch.autograd.grad(branch.loss.mean(), list(net.inner.parameters()))
+    term = consistency(SoFlow(), model(net, noising, parameterization), batch, draws, l)
+    ours = torch.autograd.grad(term.loss.mean(), list(net.inner.parameters()))
 
     # The paper: w / ((t - l) |b(t, s)|) mean_d (f(x_t, t, s) - sg f(x_l, l, s))^2, w held fixed.
-    point = path.sample(batch.data, draws.noise, draws.t)
+    point = noising.sample(batch.data, draws.noise, draws.t)
     x_l = point.x_t + point.v_t * across(l - draws.t, point.x_t)
     f_l = parameterization.solution(x_l, l, draws.s, net(x_l, l, draws.s)).detach()
     f_t = parameterization.solution(point.x_t, draws.t, draws.s, net(point.x_t, draws.t, draws.s))
-    scale = branch.weight / ((draws.t - l) * parameterization.b(draws.t, draws.s).abs())
+    scale = term.weight / ((draws.t - l) * parameterization.b(draws.t, draws.s).abs())
     paper = torch.autograd.grad(
         (scale * mean_d((f_t - f_l) ** 2)).mean(), list(net.inner.parameters())
     )
@@ -182,7 +165,7 @@ def test_the_surrogate_has_half_the_gradient_of_the_papers_squared_form(path, pa
 
 
 def test_adaptive_weights_go_from_the_square_to_its_logarithm():
-    """At p = 0 the flow-matching gradient is that of the mean square; at p = 1 of log(mean square + eps) a sample."""
+    """The gradient is that of the mean square at p = 0, and of log(square + eps) at p = 1."""
     net = Small()
     batch, draws = hand_made(16)
     point = LinearNoising().sample(batch.data, draws.noise, draws.t)
@@ -192,45 +175,40 @@ def test_adaptive_weights_go_from_the_square_to_its_logarithm():
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
 
     squared = mean_d((net(point.x_t, draws.t, draws.t) - point.v_t) ** 2)
-    plain = flow_matching(objective(p=0.0), net, batch, draws).loss.mean()
+    plain = flow_matching(SoFlow(p=0.0), model(net), batch, draws).loss.mean()
     torch.testing.assert_close(gradient(plain), gradient(squared.mean()))
     squared = mean_d((net(point.x_t, draws.t, draws.t) - point.v_t) ** 2)
-    weighted = flow_matching(objective(p=1.0, eps=0.3), net, batch, draws).loss.mean()
+    weighted = flow_matching(SoFlow(eps=0.3), model(net), batch, draws).loss.mean()
     torch.testing.assert_close(gradient(weighted), gradient(torch.log(squared + 0.3).mean()))
 
 
 def test_the_flow_matching_weight_is_divided_by_the_slope_of_b():
-    """Without the adaptive part (p = 0) a trigonometric network's residual counts 2 / pi times, an Euler one's once."""
+    """At p = 0, the error of a trigonometric network counts 2 / pi times, an Euler one's once."""
     batch, draws = hand_made(8)
-    for parameterization, expected in (
-        (EulerParameterization(), 1.0),
-        (TrigParameterization(), 0.6366197723675814),
-    ):
-        branch = flow_matching(
-            objective(parameterization=parameterization, p=0.0), Small(), batch, draws
-        )
-        torch.testing.assert_close(branch.loss, expected * branch.squared)
+    slopes = {EulerParameterization(): 1.0, TrigParameterization(): 0.6366197723675814}
+    for parameterization, expected in slopes.items():
+        flow_model = model(Small(), None, parameterization)
+        term = flow_matching(SoFlow(p=0.0), flow_model, batch, draws)
+        torch.testing.assert_close(term.loss, expected * term.squared)
 
 
-def test_the_total_is_the_mean_over_samples_of_both_branches():
+def test_the_total_is_the_mean_over_samples_of_both_terms():
     net = Small()
     batch, draws = hand_made(16)
     draws = dataclasses.replace(draws, n_flow_matching=12)
-    method, fm, scm = objective(), slice(12), slice(12, None)
-    l = method.middle(draws.t[scm], draws.s[scm], 0.3)
-    expected = (
-        12 / 16 * flow_matching(method, net, batch.rows(fm), draws.rows(fm)).loss.mean()
-        + 4 / 16 * consistency(method, net, batch.rows(scm), draws.rows(scm), l).loss.mean()
-    )
-    torch.testing.assert_close(method(net, batch, draws, 0.3).total, expected)
+    objective, flow_model, fm, scm = SoFlow(), model(net), slice(12), slice(12, None)
+    l = objective.middle(draws.t[scm], draws.s[scm], 0.3)
+    first = flow_matching(objective, flow_model, batch.rows(fm), draws.rows(fm))
+    second = consistency(objective, flow_model, batch.rows(scm), draws.rows(scm), l)
+    expected = 12 / 16 * first.loss.mean() + 4 / 16 * second.loss.mean()
+    torch.testing.assert_close(objective(flow_model, batch, draws, 0.3).total, expected)
 
 
 @pytest.mark.parametrize("n_flow_matching", [0, 16])
-def test_one_branch_alone(n_flow_matching):
+def test_one_term_alone(n_flow_matching):
     batch, draws = hand_made(16)
-    losses = objective()(
-        Small(), batch, dataclasses.replace(draws, n_flow_matching=n_flow_matching), 0.3
-    )
+    draws = dataclasses.replace(draws, n_flow_matching=n_flow_matching)
+    losses = SoFlow()(model(Small()), batch, draws, 0.3)
     assert len(losses.parts["flow_matching_mse"]) == n_flow_matching
     assert len(losses.parts["consistency_mse"]) == 16 - n_flow_matching
     assert losses.total.isfinite()
@@ -238,64 +216,47 @@ def test_one_branch_alone(n_flow_matching):
 
 @pytest.mark.parametrize("mix", [0.0, 0.25, 1.0])
 def test_guided_flow_matching_has_the_residual_m_times_prediction_minus_guided(mix):
-    net, guidance = (
-        Small(),
-        Guidance(scale=2.5, mix=mix, label_dropout=0.5, decay_time=1.0, null_label=4),
-    )
-    batch, draws = hand_made(16)
-    labels, dropped = torch.arange(16) % 4, torch.arange(16) % 3 == 0
-    batch, draws = (
-        dataclasses.replace(batch, labels=labels),
-        dataclasses.replace(draws, dropped=dropped),
-    )
-    squared = flow_matching(objective(guidance=guidance), net, batch, draws).squared
-    for i in range(16):  # sample by sample, from section 3 of the method, in words
+    net, guidance = Small(), Guidance(scale=2.5, mix=mix, label_dropout=0.5, decay_time=1.0)
+    dropped = torch.arange(16) % 3 == 0
+    batch, draws = labelled(*hand_made(16), dropped=dropped)
+    squared = flow_matching(SoFlow(guidance=guidance), model(net), batch, draws).squared
+    for i in range(16):  # sample by sample
         x0, x1, t = batch.data[i], draws.noise[i], draws.t[i]
         x, v = ((1 - t) * x0 + t * x1)[None], x1 - x0
         null = net(x, t[None], t[None], torch.tensor([4]))[0]
         if dropped[i]:
             residual = null - v
         else:
-            own = net(x, t[None], t[None], labels[i : i + 1])[0]
+            own = net(x, t[None], t[None], batch.labels[i : i + 1])[0]
             residual = mix * (own - (v + 1.5 * (v - null)))
-        assert float(squared[i]) == pytest.approx(
-            float((residual**2).mean().detach()), rel=1e-9, abs=1e-18
-        )
+        expected = float((residual**2).mean().detach())
+        assert float(squared[i]) == pytest.approx(expected, rel=1e-9, abs=1e-18)
 
 
 @pytest.mark.parametrize("mix", [0.0, 0.25, 1.0])
 def test_guided_consistency_steps_along_the_mixed_velocity(mix):
-    net, guidance = (
-        Small(),
-        Guidance(scale=2.5, mix=mix, label_dropout=0.5, decay_time=1.0, null_label=4),
-    )
-    batch, draws = hand_made(16)
-    labels, dropped = torch.arange(16) % 4, torch.arange(16) % 3 == 0
-    batch, draws = (
-        dataclasses.replace(batch, labels=labels),
-        dataclasses.replace(draws, dropped=dropped),
-    )
+    net, guidance = Small(), Guidance(scale=2.5, mix=mix, label_dropout=0.5, decay_time=1.0)
+    dropped = torch.arange(16) % 3 == 0
+    batch, draws = labelled(*hand_made(16), dropped=dropped)
     l = middle_time(draws.t, draws.s, 0.1)
-    squared = consistency(objective(guidance=guidance), net, batch, draws, l).squared
+    squared = consistency(SoFlow(guidance=guidance), model(net), batch, draws, l).squared
     for i in range(16):
         t, s, m = draws.t[i], draws.s[i], l[i]
         x, v = ((1 - t) * batch.data[i] + t * draws.noise[i])[None], draws.noise[i] - batch.data[i]
-        shown = torch.tensor([4 if dropped[i] else int(labels[i])])
+        label = int(batch.labels[i])
+        shown = torch.tensor([4 if dropped[i] else label])
         if not dropped[i]:
-            null, own = (
-                net(x, t[None], t[None], torch.tensor([y]))[0] for y in (4, int(labels[i]))
-            )
+            null, own = (net(x, t[None], t[None], torch.tensor([y]))[0] for y in (4, label))
             v = mix * (v + 1.5 * (v - null)) + (1 - mix) * own
         y = x - (t - m) * v
         f_t = x - (t - s) * net(x, t[None], s[None], shown)
         f_l = y - (m - s) * net(y, m[None], s[None], shown)
-        assert float(squared[i]) == pytest.approx(
-            float((((f_t - f_l) / (t - m)) ** 2).mean().detach()), rel=1e-6
-        )
+        expected = float((((f_t - f_l) / (t - m)) ** 2).mean().detach())
+        assert float(squared[i]) == pytest.approx(expected, rel=1e-6)
 
 
 def test_both_passes_of_the_consistency_pair_share_their_dropout_mask():
-    """With a network that is nothing but dropout, one mask gives q = v_t - F; two would give a quotient in the hundreds."""
+    """A network of dropout alone gives q = v_t - F under one mask, and hundreds under two."""
     dropout, outputs = nn.Dropout(0.5), []
 
     def net(x, t, s, labels=None, augment=None):
@@ -303,41 +264,43 @@ def test_both_passes_of_the_consistency_pair_share_their_dropout_mask():
         return outputs[-1]
 
     batch, draws = hand_made(32, shape=(50,))
-    branch = consistency(objective(), net, batch, draws, middle_time(draws.t, draws.s, 0.002))
+    l = middle_time(draws.t, draws.s, 0.002)
+    term = consistency(SoFlow(), model(net, shape=(50,)), batch, draws, l)
     assert torch.equal(*outputs)
     v_t = draws.noise - batch.data
-    torch.testing.assert_close(branch.squared, mean_d((v_t - outputs[0].detach()) ** 2))
+    torch.testing.assert_close(term.squared, mean_d((v_t - outputs[0].detach()) ** 2))
 
 
-def test_draws_are_a_function_of_the_generator_and_keep_their_order_when_shared():
-    method = objective(guidance=Guidance(2.0, 0.25, 0.3, 0.8, 10))
-    draws = method.draw((64, 3), torch.Generator().manual_seed(5))
-    again = method.draw((64, 3), torch.Generator().manual_seed(5))
+def test_draws_are_a_function_of_the_generator_and_keep_their_order_in_microbatches():
+    objective = SoFlow(guidance=Guidance(2.0, label_dropout=0.3))
+    draws = objective.draw((64, 3), torch.Generator().manual_seed(5))
+    again = objective.draw((64, 3), torch.Generator().manual_seed(5))
     assert torch.equal(draws.noise, again.noise)
     assert draws.n_flow_matching == 48
     assert torch.equal(draws.t[:48], draws.s[:48])
     assert bool((draws.s[48:] < draws.t[48:]).all())
-    shares = [draws.rows(slice(i, None, 3)) for i in range(3)]
-    assert sum(share.n_flow_matching for share in shares) == 48
-    for i, share in enumerate(shares):
-        assert torch.equal(share.t, draws.t[i::3])
-        assert torch.equal(share.t[: share.n_flow_matching], share.s[: share.n_flow_matching])
+    parts = [draws.rows(slice(i, None, 3)) for i in range(3)]
+    assert sum(part.n_flow_matching for part in parts) == 48
+    for i, part in enumerate(parts):
+        assert torch.equal(part.t, draws.t[i::3])
+        assert torch.equal(part.t[: part.n_flow_matching], part.s[: part.n_flow_matching])
     assert 5 < int(draws.dropped.sum()) < 35
 
 
 def test_without_guidance_no_label_is_dropped():
-    assert not objective().draw((1000, 3), torch.Generator()).dropped.any()
+    assert not SoFlow().draw((1000, 3), torch.Generator()).dropped.any()
 
 
 def test_bfloat16_autocast_keeps_the_gradient_of_every_parameter():
     torch.manual_seed(0)
     net = Small().float()
-    method = objective(guidance=Guidance(2.0, 0.25, 0.2, 0.8, null_label=4))
+    objective = SoFlow(guidance=Guidance(2.0, label_dropout=0.2))
     batch = Batch(torch.randn(256, 3), torch.arange(256) % 4)
-    draws = method.draw((256, 3), torch.Generator().manual_seed(0))
+    draws = objective.draw((256, 3), torch.Generator().manual_seed(0))
 
     def gradients():
-        return torch.autograd.grad(method(net, batch, draws, 0.5).total, list(net.parameters()))
+        total = objective(model(net), batch, draws, 0.5).total
+        return torch.autograd.grad(total, list(net.parameters()))
 
     exact = gradients()
     with torch.autocast("cpu", torch.bfloat16):
@@ -355,38 +318,34 @@ def test_bfloat16_autocast_leaves_the_consistency_pair_in_float32():
             seen.append(out.dtype)
             return out
 
-    generator = torch.Generator()
-    method = objective()
+    draws = SoFlow().draw((8, 3), torch.Generator())
     with torch.autocast("cpu", torch.bfloat16):
-        method(Linear(3, 3), Batch(torch.randn(8, 3)), method.draw((8, 3), generator), 0.5)
+        SoFlow()(model(Linear(3, 3)), Batch(torch.randn(8, 3)), draws, 0.5)
     assert seen == [torch.float32, torch.float32, torch.bfloat16]
 
 
-@pytest.mark.parametrize("guided", [False, True])
-def test_one_pass_for_both_branches_gives_what_two_give(guided):
-    """The network as a module has its rows together, as a plain function apart: the same losses and gradients."""
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+def test_one_pass_for_both_terms_gives_what_two_give(scale):
+    """A module gets the rows of both terms together, a plain function apart."""
     net = Small()
-    batch, draws = hand_made(16)
-    batch, draws = (
-        dataclasses.replace(batch, labels=torch.arange(16) % 4),
-        dataclasses.replace(draws, n_flow_matching=11),
-    )
-    method = objective(guidance=Guidance(2.5, 0.25, 0.1, 0.8, null_label=4) if guided else None)
-    apart = method(lambda *inputs: net(*inputs), batch, draws, 0.3)
-    as_one = method(net, batch, draws, 0.3)
+    batch, draws = labelled(*hand_made(16), n_flow_matching=11)
+    objective = SoFlow(guidance=Guidance(scale))
+    apart = objective(model(lambda *inputs: net(*inputs)), batch, draws, 0.3)
+    as_one = objective(model(net), batch, draws, 0.3)
     for name, value in apart.parts.items():
         torch.testing.assert_close(as_one.parts[name], value)
     parameters = list(net.parameters())
-    for one, other in zip(
-        *(torch.autograd.grad(x.total, parameters, allow_unused=True) for x in (as_one, apart)),
-        strict=True,
-    ):
+    gradients = (
+        torch.autograd.grad(losses.total, parameters, allow_unused=True)
+        for losses in (as_one, apart)
+    )
+    for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize(("dropout", "rows"), [(0.0, [20, 4, 16]), (0.3, [20, 4, 4, 12])])
 def test_passes_are_shared_unless_dropout_would_draw_other_masks(dropout, rows):
-    """Guiding velocities (16 null, 4 with label), the target of 4 jumps, then jumps and velocities with gradient."""
+    """Guiding velocities (16 null, 4 with label), targets of 4 jumps, then those with gradient."""
     seen, learning = [], []
 
     class Dropping(Small):
@@ -399,11 +358,7 @@ def test_passes_are_shared_unless_dropout_would_draw_other_masks(dropout, rows):
             learning.append(torch.is_grad_enabled())
             return self.dropout(super().forward(x, t, s, labels))
 
-    batch, draws = hand_made(16)
-    batch, draws = (
-        dataclasses.replace(batch, labels=torch.arange(16) % 4),
-        dataclasses.replace(draws, n_flow_matching=12),
-    )
-    objective(guidance=Guidance(2.5, 0.25, 0.1, 0.8, null_label=4))(Dropping(), batch, draws, 0.3)
+    batch, draws = labelled(*hand_made(16), n_flow_matching=12)
+    SoFlow(guidance=Guidance(2.5))(model(Dropping()), batch, draws, 0.3)
     assert seen == rows
     assert learning == [False, False, *[True] * (len(rows) - 2)]

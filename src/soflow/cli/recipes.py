@@ -26,18 +26,22 @@ def recipes(
         print(line)
 
 
-def explained(section: object, indent: str = "") -> Iterator[str]:
-    """A configuration as YAML with the meaning of each key behind it."""
+def explained(section: object, indent: str = "", names: str = "") -> Iterator[str]:
+    """A configuration as YAML with the meaning of each key behind it; `names` that `name` knows."""
     import yaml
     from pydantic import BaseModel
+
+    from soflow.config.sections import chosen_from
 
     assert isinstance(section, BaseModel)
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
-        comment = f"  # {field.description}" if field.description else ""
+        about = names if names and name == "name" else field.description
+        comment = f"  # {about}" if about else ""
         if isinstance(value, BaseModel):
             yield f"{indent}{name}:{comment}"
-            yield from explained(value, indent + "  ")
+            chosen = chosen_from(field.metadata)
+            yield from explained(value, indent + "  ", ", ".join(chosen.registry) if chosen else "")
         else:
             plain = list(value) if isinstance(value, tuple) else value
             text = (

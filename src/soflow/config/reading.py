@@ -1,6 +1,9 @@
-"""Reads recipes, YAML files and `key=value` overrides into a Config; every mistake becomes one InputError of one line."""
+"""Reads recipes, YAML files and `key=value` overrides into a Config.
 
-from collections.abc import Iterator, Sequence
+Every mistake becomes one InputError of one line.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from importlib.resources import files
 from itertools import chain
@@ -13,17 +16,25 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from soflow.config.schema import Config
-from soflow.config.sections import ChosenFrom, section_of, sections_in
+from soflow.config.sections import chosen_from, section_of
 from soflow.errors import TOLD, InputError, first_line, in_short, shortened
 from soflow.objectives import OBJECTIVES
 
 RECIPES = files("soflow") / "recipes"
-#: What objectives take over from one another, if they have it.
+#: Settings of guidance that another objective takes over.
 COMMON = ("scale", "label_dropout")
 COMMON_KEYS = tuple(f"objective.guidance.{key}=" for key in COMMON)
-#: What YAML may have: bytes, values with each alias counted as what it stands for, and digits of a number. A configuration
-#: has 3,000 bytes and 150 values.
+#: Limits of YAML: bytes, values (an alias counts as what it stands for), and digits of a number.
+#: A configuration has 3,000 bytes and 150 values.
 MOST_BYTES, MOST_VALUES, MOST_DIGITS = 100_000, 10_000, 100
+#: Keys that have another name since an earlier version.
+RENAMED = {
+    "path": "noising",
+    "objective.lambda_": "objective.flow_matching_share",
+    "objective.velocity_share": "objective.flow_matching_share",
+    "objective.step_share": "objective.flow_matching_share = 1 - step_share",
+}
+NO_NAMES: Mapping[str, str] = {}
 
 
 def recipe_names() -> list[str]:
@@ -36,9 +47,15 @@ def recipe_names() -> list[str]:
 
 
 def read_recipe(recipe: str, overrides: Sequence[str] = ()) -> Config:
-    """The configuration of a shipped recipe, a YAML file or a run folder, with `key=value` overrides in dotted keys.
+    """Reads a configuration.
 
-    Raises InputError, naming the nearest known word, for an unknown recipe or key, and the range for a value outside it.
+    Args:
+        recipe: The name of a shipped recipe, a YAML file, or a run folder.
+        overrides: `key=value` texts with dotted keys, such as `train.steps=2000`.
+
+    Raises:
+        InputError: For an unknown recipe or key, naming the nearest one, and for a value outside
+            its range.
     """
     if isinstance(overrides, str):
         raise InputError(f"overrides are a list, such as ['{overrides}'], not one text")
@@ -53,14 +70,13 @@ def read_recipe(recipe: str, overrides: Sequence[str] = ()) -> Config:
 def read_objectives(
     recipe: str, names: Sequence[str], overrides: Sequence[str] = ()
 ) -> dict[str, Config]:
-    """The recipe once for each objective: all the same but for the section `objective`.
+    """Reads a recipe once per objective. All sections but `objective` are the same.
 
-    An override `OBJECTIVE:key=value` is for that objective alone, one without an objective for all
-    of them. Of the recipe's objective the others take over how strongly to guide; all else is their
-    own default.
+    An override `OBJECTIVE:key=value` is for that objective alone. The other objectives take over
+    how strongly the recipe's own guides; all else has their own defaults.
 
     Raises:
-        InputError: As `read_recipe`, and for objectives named twice or overrides of others.
+        InputError: As `read_recipe`, and for an objective that is named twice or not at all.
     """
     names = [name.strip() for name in names]
     if len(set(names)) < len(names):
@@ -97,22 +113,22 @@ def read_objectives(
 
 
 def shared_with(shared: list[str], name: str) -> list[str]:
-    """The overrides for all objectives that are for this one too: some know no guidance."""
+    """Those of the shared overrides that this objective knows: some have no guidance."""
     return [text for text in shared if has_guidance(name) or not text.startswith(COMMON_KEYS)]
 
 
 def has_guidance(name: object) -> bool:
-    """Whether an objective has the section `guidance`; an unknown one has not."""
-    known = isinstance(name, str) and name in OBJECTIVES
-    return known and "guidance" in section_of(OBJECTIVES[str(name)], str(name)).model_fields
+    """Whether `name` is an objective with a section `guidance`."""
+    return name in OBJECTIVES and "guidance" in section_of(OBJECTIVES[name], name).model_fields
 
 
 def override(values: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Puts `key=value` texts into the plain values of a configuration, names of kinds first: they decide about the keys."""
-    for text in sorted(
-        overrides,
-        key=lambda text: not text.strip().startswith(("network.name=", "objective.name=")),
-    ):
+    """Puts `key=value` texts into plain values, the names of network and objective first.
+
+    They decide which other keys there are.
+    """
+    names = ("network.name=", "objective.name=")
+    for text in sorted(overrides, key=lambda text: not text.strip().startswith(names)):
         key, equals, value = text.partition("=")
         if not equals:
             raise InputError(f"'{text}' is not of the form key=value, e.g. train.steps=2000")
@@ -126,10 +142,11 @@ def override(values: dict[str, Any], overrides: Sequence[str]) -> None:
 
 
 def common(objective: dict[str, Any], name: object) -> dict[str, Any]:
-    """What another objective takes over: how strongly to guide. All else is its own default."""
+    """What another objective takes over: how strongly to guide."""
     if not has_guidance(name) or "guidance" not in objective:
         return {}
-    return {"guidance": {key: objective["guidance"][key] for key in COMMON}}
+    guidance = objective["guidance"]
+    return {"guidance": {key: guidance[key] for key in COMMON if key in guidance}}
 
 
 def read_yaml(recipe: str) -> dict[str, Any]:
@@ -150,14 +167,15 @@ def read_yaml(recipe: str) -> dict[str, Any]:
     values = parse_yaml(text, recipe)
     if not isinstance(values, dict):
         raise InputError(
-            f"{recipe} must hold a mapping of sections such as data and network, not {type(values).__name__}"
+            f"{recipe} must hold a mapping of sections such as data and network, "
+            f"not {type(values).__name__}"
         )
     values.pop("version", None)  # a run's own config.yaml is a recipe too
     return values
 
 
 def read_text(file: Path) -> str:
-    """The text of a YAML file. Raises InputError for what is too large to be one, or is no text."""
+    """The text of a YAML file. Raises InputError if it is too large or no text."""
     try:
         if file.stat().st_size > MOST_BYTES:
             raise InputError(f"{file} has more than {MOST_BYTES:,} bytes: it is no configuration")
@@ -174,37 +192,37 @@ def parse_value(key: str, text: str) -> Any:
 
 
 def parse_yaml(text: str, what: str) -> Any:
-    """What the text says, as plain values. Raises InputError, calling it `what`, where it is no YAML, or holds more than any
-    configuration does.
+    """The plain values of a YAML text; messages call it `what`.
+
+    Raises:
+        InputError: If it is not YAML, or larger than any configuration.
     """
     try:
         loader = yaml.SafeLoader(text[: MOST_BYTES + 1])
         node = loader.get_single_node()
         if len(text) > MOST_BYTES or count(node, {}) > MOST_VALUES:
             raise InputError(
-                f"{what} holds more than any configuration: {MOST_VALUES:,} values or {MOST_BYTES:,} letters"
+                f"{what} holds more than any configuration: "
+                f"{MOST_VALUES:,} values or {MOST_BYTES:,} letters"
             )
         return None if node is None else loader.construct_document(node)
     except InputError:
         raise
     except yaml.YAMLError as error:
         raise InputError(f"{what} is not valid YAML: {one_line(str(error))}") from None
-    except Exception as error:  # whatever dates and numbers that cannot be, and brackets without end, make of PyYAML
+    except Exception as error:  # PyYAML's own, for impossible dates, numbers and nesting
         raise InputError(f"{what} is not valid YAML ({type(error).__name__})") from None
 
 
 def count(node: yaml.Node | None, known: dict[yaml.Node | None, float]) -> float:
-    """The values that a node stands for, every alias being what it leads to; without end where that is itself.
+    """The number of values in a node, aliases followed; infinite if it contains itself.
 
     Raises ValueError for a number that is too long.
     """
     if node not in known:
-        known[node] = inf  # as long as it is not counted, it can only be met inside itself
-        if (
-            isinstance(node, yaml.ScalarNode)
-            and node.tag.endswith((":int", ":float"))
-            and len(node.value) > MOST_DIGITS
-        ):
+        known[node] = inf  # what is met again before it is counted contains itself
+        number = isinstance(node, yaml.ScalarNode) and node.tag.endswith((":int", ":float"))
+        if number and len(node.value) > MOST_DIGITS:  # type: ignore[union-attr]
             raise ValueError("a number of too many digits")
         parts = node.value if isinstance(node, yaml.SequenceNode) else ()
         parts = chain.from_iterable(node.value) if isinstance(node, yaml.MappingNode) else parts
@@ -215,49 +233,74 @@ def count(node: yaml.Node | None, known: dict[yaml.Node | None, float]) -> float
 def put(values: dict[str, Any], key: str, value: Any) -> None:
     """Sets a dotted key, making the sections on the way."""
     *sections, last = key.split(".")
+    place = values
     for section in sections:
-        inner = values.setdefault(section, {})
+        inner = place.setdefault(section, {})
         if not isinstance(inner, dict):
-            raise InputError(f"unknown key {in_short(key)}{nearest(key, known_keys())}")
-        values = inner
-    values[last] = value
+            raise InputError(unknown_key(key, values))
+        place = inner
+    place[last] = value
 
 
 def validate(values: dict[str, Any]) -> Config:
+    """The configuration from plain values. Raises InputError for the first mistake."""
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise InputError(explain(error)) from None
+        raise InputError(explain(error, values)) from None
 
 
-def explain(error: ValidationError, within: tuple[str, ...] = ()) -> str:
+def explain(error: ValidationError, values: dict[str, Any], within: tuple[str, ...] = ()) -> str:
     """The first mistake, in one line."""
     first = error.errors()[0]
     place = (*within, *map(str, first["loc"]))
     key = ".".join(place)
     if first["type"] == "extra_forbidden":
-        return f"unknown key {in_short(key)}{nearest(key, known_keys())}"
+        return unknown_key(key, values)
     if first["type"] == "value_error":
         inner = first["ctx"]["error"]
         if isinstance(inner, ValidationError):  # of a section that a registry describes
-            return explain(inner, place)
-        text = str(inner)[:TOLD]  # our own checks, already a sentence
-        return f"{key}.name: {text}" if text.startswith("unknown ") else text
+            return explain(inner, values, place)
+        return str(inner)[:TOLD]  # our own checks, already a sentence
     if first["type"] == "missing":
         return f"{key} is missing"
     message = first["msg"].replace("Input should be", "it must be")
     return f"{shortened(key)} is {in_short(first['input'])}: {message}"
 
 
-def fields(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every dotted key with its field, sections flattened, all objectives and networks included."""
+def unknown_key(key: str, values: dict[str, Any]) -> str:
+    """The message for a key that the configuration lacks: its new name, or the nearest key.
+
+    The keys of the chosen network and objective come first.
+    """
+    for old, new in RENAMED.items():
+        if key == old or key.startswith(f"{old}."):
+            return f"unknown key {in_short(key)}: it is now {new}{key.removeprefix(old)}"
+    section, _, setting = key.partition(".")
+    names = {}
+    for name, field in Config.model_fields.items():
+        if (chosen := chosen_from(field.metadata)) is None:
+            continue
+        names[name] = chosen.name(values.get(name))
+        others = [x for x in chosen.registry if setting in chosen.section(x).model_fields]
+        if name == section and others:
+            return (
+                f"unknown key {in_short(key)}: {name}.name={names[name]} has no such key, "
+                f"{' and '.join(others)} {'has' if len(others) == 1 else 'have'}"
+            )
+    own = sorted({key for key, _ in fields(names=names)})
+    return f"unknown key {in_short(key)}{nearest(key, own)}"
+
+
+def fields(
+    model: type[BaseModel] = Config, prefix: str = "", names: Mapping[str, str] = NO_NAMES
+) -> Iterator[tuple[str, FieldInfo]]:
+    """Every dotted key with its field: of the networks and objectives in `names`, or of all."""
     for name, field in model.model_fields.items():
-        chosen = next((x for x in field.metadata if isinstance(x, ChosenFrom)), None)
-        kinds = [
-            kind for kind in (field.annotation, *get_args(field.annotation)) if is_section(kind)
-        ]
+        chosen = chosen_from(field.metadata)
+        kinds = [x for x in (field.annotation, *get_args(field.annotation)) if is_section(x)]
         if chosen is not None:
-            kinds = list(sections_in(chosen.registry))
+            kinds = [chosen.section(x) for x in chosen.registry if names.get(name, x) == x]
         if not kinds:
             yield prefix + name, field
         for kind in kinds:
@@ -265,7 +308,7 @@ def fields(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[
 
 
 def lookup(config: Config, key: str) -> Any:
-    """The value of a dotted key; None where this kind of network has no such key."""
+    """The value of a dotted key; None if this kind of network or objective has no such key."""
     value: Any = config
     for name in key.split("."):
         value = getattr(value, name, None)
@@ -281,7 +324,7 @@ def known_keys() -> list[str]:
 
 
 def nearest(word: str, known: list[str]) -> str:
-    """': did you mean ...?', or all there is where nothing is near."""
+    """': did you mean ...?', or all known words if none is near."""
     close = get_close_matches(word, known, n=3, cutoff=0.5)
     if not close:  # a right last word in a wrong section, or the other way round
         close = [key for key in known if key.split(".")[-1] == word.split(".")[-1]][:3]

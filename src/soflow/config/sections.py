@@ -4,20 +4,19 @@ The keys of `objective` and `network` are the settings of the class that `name` 
 constructor parameters, with the ranges and sentences of their annotations (system/registry.py).
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, is_dataclass
-from functools import lru_cache
+from collections.abc import Callable
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from functools import cache
 from inspect import Parameter, signature
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, create_model
 from pydantic_core import core_schema
 
-from soflow.errors import InputError
 from soflow.system.registry import Registry, Setting
 
-#: Constructor parameters that the library fills in; all others are settings.
-SUPPLIED = ("shape", "num_classes", "augment_labels")
+#: Constructor parameters that the library fills in. All others are settings.
+SUPPLIED = ("shape", "num_classes", "augment_labels", "compile")
 
 
 class Section(BaseModel):
@@ -39,44 +38,48 @@ class ComponentSection(Section):
         settings = {
             name: value.build() if isinstance(value, ComponentSection) else value
             for name, value in self
-            if name != "name"
+            if name in parameters
         }
         taken = {name: value for name, value in supplied.items() if name in parameters}
         return self.component(**taken, **settings)
 
 
-@lru_cache(maxsize=256)
+@cache
 def section_of(component: Callable[..., Any], name: str = "") -> type[ComponentSection]:
     """The section with the settings of a class; `name` is its name in a registry."""
-    initializer = component.__init__ if isinstance(component, type) else component  # type: ignore[misc]
-    hints = get_type_hints(initializer, include_extras=True)
-    fields: dict[str, Any] = {}
+    constructor = component.__init__ if isinstance(component, type) else component  # type: ignore[misc]
+    hints = get_type_hints(constructor, include_extras=True)
+    keys: dict[str, Any] = {}
     if name:
-        fields["name"] = (Literal[name], Field(name, description="which one"))
+        keys["name"] = (Literal[name], Field(name, description="which one"))
     for parameter in signature(component).parameters.values():
-        if parameter.name not in SUPPLIED:
-            fields[parameter.name] = field_of(parameter, hints.get(parameter.name, Any))
+        if parameter.name not in SUPPLIED and parameter.kind is not Parameter.VAR_KEYWORD:
+            hint, default = hints.get(parameter.name, Any), default_of(component, parameter)
+            keys[parameter.name] = field_of(hint, default)
     base = type("Settings", (ComponentSection,), {"component": component, "__module__": __name__})
-    return create_model(getattr(component, "__name__", "Section"), __base__=base, **fields)
+    return create_model(getattr(component, "__name__", "Section"), __base__=base, **keys)
 
 
-def field_of(parameter: Parameter, hint: Any) -> tuple[Any, Any]:
-    """A constructor parameter as a field of pydantic's."""
-    setting = next((x for x in get_args(hint)[1:] if isinstance(x, Setting)), None)
+def default_of(component: Callable[..., Any], parameter: Parameter) -> Any:
+    """The default of a constructor parameter, ... for none."""
+    for field in fields(component) if is_dataclass(component) else ():
+        if field.name == parameter.name and field.default_factory is not MISSING:
+            return field.default_factory()
+    return ... if parameter.default is Parameter.empty else parameter.default
+
+
+def field_of(hint: Any, default: Any) -> tuple[Any, Any]:
+    """A setting as pydantic declares it: its type and its field."""
+    setting = next((x for x in get_args(hint)[1:] if isinstance(x, Setting)), Setting(""))
     kind = get_args(hint)[0] if get_origin(hint) is Annotated else hint
-    ranges = {}
-    if setting is not None:
-        limits = {name: getattr(setting, name) for name in ("ge", "gt", "le", "lt")}
-        ranges = {name: limit for name, limit in limits.items() if limit is not None}
-    default: Any = ... if parameter.default is Parameter.empty else parameter.default
+    limits = {name: getattr(setting, name) for name in ("ge", "gt", "le", "lt")}
+    limits = {name: limit for name, limit in limits.items() if limit is not None}
     if is_dataclass(kind):
-        nested = section_of(kind)  # type: ignore[arg-type]
-        kind = nested
-        default = default if default is ... else nested.model_validate(asdict(default))
-    elif get_origin(kind) is tuple and ranges:
-        kind = tuple[Annotated[get_args(kind)[0], Field(**ranges)], ...]  # type: ignore[misc]
-        ranges = {}
-    return kind, Field(default, description=setting.about if setting else None, **ranges)
+        kind = section_of(kind)  # type: ignore[arg-type]
+        default = default if default is ... else kind.model_validate(asdict(default))
+    elif get_origin(kind) is tuple and limits:  # each element has the range
+        kind, limits = tuple[Annotated[get_args(kind)[0], Field(**limits)], ...], {}  # type: ignore[misc]
+    return kind, Field(default, description=setting.about or None, **limits)
 
 
 @dataclass(frozen=True)
@@ -86,15 +89,26 @@ class ChosenFrom:
     registry: Registry[Any]
     default: str
 
+    def name(self, value: Any) -> Any:
+        """The name that plain values of the section select."""
+        return value.get("name", self.default) if isinstance(value, dict) else self.default
+
+    def section(self, name: Any) -> type[ComponentSection]:
+        """The section of a registered class.
+
+        Raises:
+            InputError: If there is none of this name.
+        """
+        return section_of(self.registry[name], name)
+
     def validate(self, value: Any) -> ComponentSection:
+        """The section from plain values."""
         if isinstance(value, ComponentSection):
             return value
         if not isinstance(value, dict):
             raise ValueError(f"{self.registry.kind} is {value!r:.60}: it must be a mapping")
-        name = value.get("name", self.default)
-        if not isinstance(name, str) or name not in self.registry:
-            raise ValueError(unknown(self.registry, name))
-        return section_of(self.registry[name], name).model_validate({**value, "name": name})
+        name = self.name(value)
+        return self.section(name).model_validate({**value, "name": name})
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
@@ -105,16 +119,6 @@ class ChosenFrom:
         return core_schema.no_info_plain_validator_function(self.validate, serialization=dump)
 
 
-def unknown(registry: Registry[Any], name: Any) -> str:
-    """The message for a name that the registry does not hold."""
-    try:
-        registry[str(name)[:60]]
-    except InputError as error:
-        return str(error)
-    raise AssertionError(name)
-
-
-def sections_in(registry: Registry[Any]) -> Iterator[type[ComponentSection]]:
-    """The section of every class that is registered now."""
-    for name in registry:
-        yield section_of(registry[name], name)
+def chosen_from(metadata: list[Any]) -> ChosenFrom | None:
+    """The registry that a field of the configuration chooses from, if it does."""
+    return next((mark for mark in metadata if isinstance(mark, ChosenFrom)), None)

@@ -61,10 +61,12 @@ class Losses(NamedTuple):
 class Objective(Protocol):
     """What is trained. Objectives do not inherit from one another; each reads like its paper.
 
-    The class of an objective has two attributes:
+    The fields of an objective are its settings. It may also take a field `compile`: the function
+    that compiles its own derivatives, if it has any. Class attributes:
         samplers: The samplers that suit what it learns, its own first.
         whole_network: Whether it does more with the network than call it, such as differentiate
             it. Data-parallel training then keeps all parameters gathered during a step.
+        parameterization: Optional; the only parameterization that it works with.
     """
 
     samplers: ClassVar[tuple[str, ...]]

@@ -6,20 +6,21 @@
 Source: Mean Flows for One-step Generative Modeling (arXiv 2505.13447).
 """
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import floor
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from torch import Tensor
 
 from soflow.guidance import Guidance
 from soflow.objectives import passes
 from soflow.objectives.base import OBJECTIVES, Draws, Losses, Term, adaptive_weight, losses
 from soflow.objectives.guided import draw_dropped, guiding_velocities, shown_labels
 from soflow.objectives.passes import Inputs, together
-from soflow.solution import FlowModel
+from soflow.solution import FlowModel, require_mean_velocity
 from soflow.symbols import Batch, across
 from soflow.system.registry import Setting
 from soflow.times import LogitNormal
@@ -41,7 +42,7 @@ class MeanFlow:
     """F(x_t, t, s, y) is trained towards the mean of the (guided) velocity from t to s."""
 
     samplers: ClassVar[tuple[str, ...]] = ("ode", "renoise", "heun")
-    whole_network: ClassVar[bool] = True  # whose derivative it takes
+    whole_network: ClassVar[bool] = True  # it differentiates the network
     parameterization: ClassVar[str] = "euler"
 
     flow_matching_share: Annotated[float, Setting("share of the batch with s = t", ge=0, le=1)] = (
@@ -60,16 +61,12 @@ class MeanFlow:
         MeanFlowGuidance()
     )
 
-    with_derivative: ClassVar[Callable[..., Any]] = staticmethod(passes.with_derivative)
+    compile: Callable[[Any], Any] = lambda function: function  # supplied, not a setting
 
-    def compiled(self, compile: Callable[..., Any]) -> "MeanFlow":
-        """The same objective with a compiled derivative.
-
-        Blocks that are compiled one by one can be differentiated only as a part of it.
-        """
-        other = copy.copy(self)
-        object.__setattr__(other, "with_derivative", compile(passes.with_derivative))
-        return other
+    @cached_property
+    def with_derivative(self) -> Callable[..., tuple[Tensor, Tensor]]:
+        """Compiled as a whole, since blocks compiled one by one are differentiable only so."""
+        return self.compile(passes.with_derivative)
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> Draws:
         count = shape[0]
@@ -81,6 +78,7 @@ class MeanFlow:
         return Draws(noise, t, s, draw_dropped(count, self.guidance, generator), n_fm)
 
     def __call__(self, model: FlowModel, batch: Batch, draws: Draws, progress: float) -> Losses:
+        require_mean_velocity(model)
         point = model.noising.sample(batch.data, draws.noise, draws.t)
         x_t, t, s, v = point.x_t, draws.t, draws.s, point.v_t
         guidance = self.guidance

@@ -19,7 +19,7 @@ from soflow.objectives.base import OBJECTIVES, Draws, Losses, Term, adaptive_wei
 from soflow.objectives.flow_matching import velocity_loss
 from soflow.objectives.guided import draw_dropped, guiding_velocities, shown_labels
 from soflow.objectives.passes import Inputs, together, without_gradient
-from soflow.solution import FlowModel
+from soflow.solution import FlowModel, require_mean_velocity
 from soflow.symbols import Batch, Net, Sample, across, mean_d
 from soflow.system.registry import Setting
 from soflow.times import LogitNormal
@@ -61,6 +61,7 @@ class Shortcut:
         return Draws(noise, t, s, draw_dropped(count, self.guidance, generator), n_fm)
 
     def __call__(self, model: FlowModel, batch: Batch, draws: Draws, progress: float) -> Losses:
+        require_mean_velocity(model)
         fm, steps = slice(draws.n_flow_matching), slice(draws.n_flow_matching, None)
         point = model.noising.sample(batch.data, draws.noise, draws.t)
         x_t, t, v_t = point.x_t, point.t, point.v_t

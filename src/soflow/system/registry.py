@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from soflow.errors import InputError
+from soflow.errors import InputError, in_short
 
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -53,16 +53,16 @@ class Registry(Generic[T]):
 
         return add
 
-    def __getitem__(self, name: str) -> T:
-        if name not in self.entries:
+    def __getitem__(self, name: object) -> T:
+        if name not in self:
             raise InputError(
-                f"unknown {self.kind} '{name}': known are {', '.join(self)}; "
-                "a module of your own that registers it must be imported first (--import MODULE)"
+                f"unknown {self.kind} {in_short(name)}: known are {', '.join(self)}; "
+                "import a module of your own that registers it first (--import MODULE)"
             )
-        return self.entries[name]
+        return self.entries[str(name)]
 
     def __contains__(self, name: object) -> bool:
-        return name in self.entries
+        return isinstance(name, str) and name in self.entries
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
