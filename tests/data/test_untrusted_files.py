@@ -31,7 +31,7 @@ from soflow.data.latents import load_latents
 from soflow.errors import InputError, RunError
 from soflow.evaluation.references import arrays_in, read
 from soflow.evaluation.sample_set import open_sample_set
-from soflow.interop.files import named_tensors, read_file
+from soflow.interop.weights import named_tensors, read_file
 from soflow.interop.reference import import_checkpoint
 from soflow.run.folder import RunFolder
 from support import hostile
