@@ -1,16 +1,16 @@
 """A data set: N samples as they are stored, and what they are once they are read."""
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from math import prod
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from soflow.errors import InputError, in_short
-from soflow.system.fingerprints import fingerprint_of
+from soflow.system.fingerprints import checksum_of, fingerprint_of
 from soflow.system.records import finite, natural
 
 #: Bytes of rows that are looked at one and all to know them again; of more, so many rows are.
@@ -46,18 +46,22 @@ class Subset:
         return self.rows[self.indices[which]]
 
 
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Side = Annotated[int, Field(strict=True, ge=0, le=2**14)]
+
+
 @dataclass(frozen=True)
 class Encoder:
-    """The autoencoder that latents come from: z = (latent - shift) * scale, for images (channels, size, size).
+    """The autoencoder of latents, for images (channels, size, size); `name` is on the Hub or local.
 
-    name: on the Hub, or of a folder.
+    z = (latent - shift) * scale
     """
 
     name: str
-    scale: float
-    shift: float = 0.0
-    size: int = 0
-    channels: int = 3
+    scale: Finite
+    shift: Finite = 0.0
+    size: Side = 0
+    channels: Side = 3
 
 
 def side(value: Any) -> bool:
@@ -133,9 +137,7 @@ class Dataset:
             latent = mean if noise is None else mean + std * noise
             return (latent - self.encoder.shift) * self.encoder.scale
         if stored.dtype == torch.uint8:
-            return (
-                stored.permute(0, 3, 1, 2).float().contiguous() / 127.5 - 1
-            )  # (B, H, W, C) -> (B, C, H, W)
+            return from_bytes(stored)
         return stored
 
     def samples(self, which: slice | Tensor = slice(None)) -> Tensor:
@@ -179,5 +181,10 @@ def fingerprint(rows: Rows) -> str:
 
 
 def checksum(values: Tensor) -> str:
-    """CRC-32 of what a tensor holds."""
-    return f"{zlib.crc32(values.contiguous().numpy().tobytes()):08x}"
+    """CRC-32 of the values of a tensor."""
+    return checksum_of([values.contiguous().numpy().tobytes()])
+
+
+def from_bytes(images: Tensor) -> Tensor:
+    """Bytes (B, H, W, C) as images (B, C, H, W) in [-1, 1]."""
+    return images.permute(0, 3, 1, 2).float().contiguous() / 127.5 - 1

@@ -6,7 +6,7 @@ import shutil
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from soflow import __version__
 from soflow.data.autoencoder import Decoder
 from soflow.data.dataset import Dataset
 from soflow.data.shards import Shards, open_store
-from soflow.data.store import Piece, make_store
+from soflow.data.store import Piece, Plan, make_store
 from soflow.errors import InputError
 from soflow.evaluation.pictures import is_image, save_picture, to_pil, to_uint8
 from soflow.sampling import Sampler, sample_many
@@ -48,14 +48,15 @@ def sample_to_file(
     folder with numbered images that are not those of an earlier call, or that would stay among the new ones.
     """
     require_room(file, num)
-    plan = {
-        "kind": "samples",
-        "weights": run.checkpoint.checksum_of(run.weights),
-        "decoder": decoder_of(run),
-        "labels": None if labels is None else fingerprint_of(str(labels.tolist())),
-        "sampler": [method, nfe],
-        "seed": seed,
-    }
+    plan = SamplesPlan(
+        weights=run.checkpoint.checksum_of(run.weights),
+        decoder=decoder_of(run),
+        labels=None if labels is None else fingerprint_of(str(labels.tolist())),
+        sampler=(method, nfe),
+        seed=seed,
+        count=num,
+        per_shard=PIECE,
+    )
 
     def make(rows: range) -> Piece:
         chosen = None if labels is None else labels[rows.start : rows.stop]
@@ -66,10 +67,10 @@ def sample_to_file(
         pixels = to_uint8(samples) if is_image(samples.shape[1:]) else samples.numpy()
         return Piece(pixels, None if chosen is None else chosen.tolist())
 
-    name = f".{file.name}.{fingerprint_of(f'{plan} {num}')}"
+    name = f".{file.name}.{fingerprint_of(repr(plan))}"
     pieces, whole = (file.absolute().parent / f"{name}.{state}" for state in ("pieces", "whole"))
     if not whole.is_dir():
-        if not make_store(pieces, plan, num, PIECE, make, processes.index(), processes.count()):
+        if not make_store(pieces, plan, make, processes.index(), processes.count()):
             return False
         try:
             os.rename(pieces, whole)
@@ -93,12 +94,23 @@ def sample_to_file(
     return True
 
 
-def decoder_of(run: Run) -> list[Any] | None:
+class SamplesPlan(Plan):
+    """What pieces of samples depend on."""
+
+    kind: Literal["samples"] = "samples"
+    weights: str
+    decoder: tuple[str, float, float] | None
+    labels: str | None
+    sampler: tuple[str, int]
+    seed: int
+
+
+def decoder_of(run: Run) -> tuple[str, float, float] | None:
     """What latents become images by: the checksum of the autoencoder's weights, scale and shift. None without latents."""
     if not isinstance(run.model.decode, Decoder):
         return None
     autoencoder, _ = run.model.decode.loaded
-    return [autoencoder.checksum(), autoencoder.encoder.scale, autoencoder.encoder.shift]
+    return autoencoder.checksum(), autoencoder.encoder.scale, autoencoder.encoder.shift
 
 
 def require_room(folder: Path, num: int) -> None:
