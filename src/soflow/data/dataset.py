@@ -1,6 +1,5 @@
 """A data set: N samples as they are stored, and what they are once they are read."""
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -11,8 +10,8 @@ from pydantic import Field
 from torch import Tensor
 
 from soflow.errors import InputError, in_short
-from soflow.system.fingerprints import fingerprint_of
-from soflow.system.records import Count, Record, finite, natural
+from soflow.system.fingerprints import checksum_of, fingerprint_of
+from soflow.system.records import Count, Record
 
 #: Bytes of rows that are looked at one and all to know them again; of more, so many rows are.
 LOOKED_THROUGH, LOOKED_AT = 2**26, 256
@@ -78,20 +77,6 @@ class DataRecord(Record):
     encoder: Encoder | None = None
 
 
-def side(value: Any) -> bool:
-    return natural(value) and value <= 2**14
-
-
-#: An Encoder as files keep it.
-ENCODER = {"name": str, "scale": finite, "shift": finite, "size": side, "channels": side}
-
-
-def encoder_of(values: dict[str, Any]) -> Encoder:
-    """The Encoder that values like ENCODER are of."""
-    numbers = {name: float(values[name]) for name in ("scale", "shift")}
-    return Encoder(values["name"], **numbers, size=values["size"], channels=values["channels"])
-
-
 #: Classes may be so many, or one a sample: what has larger labels are no classes, but times or identities.
 #: Small excerpts of sets with many classes are below it (ImageNet-21k has 21,841).
 MOST_CLASSES = 2**16
@@ -151,9 +136,7 @@ class Dataset:
             latent = mean if noise is None else mean + std * noise
             return (latent - self.encoder.shift) * self.encoder.scale
         if stored.dtype == torch.uint8:
-            return (
-                stored.permute(0, 3, 1, 2).float().contiguous() / 127.5 - 1
-            )  # (B, H, W, C) -> (B, C, H, W)
+            return from_bytes(stored)
         return stored
 
     def samples(self, which: slice | Tensor = slice(None)) -> Tensor:
@@ -196,5 +179,10 @@ def fingerprint(rows: Rows) -> str:
 
 
 def checksum(values: Tensor) -> str:
-    """CRC-32 of what a tensor holds."""
-    return f"{zlib.crc32(values.contiguous().numpy().tobytes()):08x}"
+    """CRC-32 of the values of a tensor."""
+    return checksum_of([values.contiguous().numpy().tobytes()])
+
+
+def from_bytes(images: Tensor) -> Tensor:
+    """Bytes (B, H, W, C) as images (B, C, H, W) in [-1, 1]."""
+    return images.permute(0, 3, 1, 2).float().contiguous() / 127.5 - 1

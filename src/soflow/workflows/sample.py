@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from soflow import __version__
 from soflow.data.autoencoder import Decoder
 from soflow.data.dataset import Dataset
 from soflow.data.shards import Shards, open_store
-from soflow.data.store import Piece, make_store
+from soflow.data.store import Piece, Plan, make_store
 from soflow.errors import InputError
 from soflow.evaluation.pictures import is_image, save_picture, to_pil, to_uint8
 from soflow.sampling import LabelDraw, Sampler, check_sampler, draw_classes, sample_many
@@ -163,12 +164,12 @@ def sample_to_file(
     require_suitable(run, file)
     require_room(file, request.num)
     plan, index = plan_of(run, request), processes.index()
-    name = f".{file.name}.{fingerprint_of(f'{plan} {request.num}')}"
+    name = f".{file.name}.{fingerprint_of(repr(plan))}"
     pieces, whole = (file.absolute().parent / f"{name}.{state}" for state in ("pieces", "whole"))
     if not whole.is_dir():
         with progress("sampling", request.num) as task:
             make = partial(make_piece, run, request, task)
-            if not make_store(pieces, plan, request.num, PIECE, make, index, processes.count()):
+            if not make_store(pieces, plan, make, index, processes.count()):
                 return False
         try:
             os.rename(pieces, whole)
@@ -194,17 +195,28 @@ def make_piece(run: Run, request: SampleRequest, task: Task, rows: range) -> Pie
     return Piece(pixels, None if labels is None else labels[rows.start : rows.stop].tolist())
 
 
-def plan_of(run: Run, request: SampleRequest) -> dict[str, object]:
-    """What pieces depend on: those of another plan are never mixed in."""
+class SamplesPlan(Plan):
+    """What pieces of samples depend on: those of another plan are never mixed in."""
+
+    kind: Literal["samples"] = "samples"
+    weights: str
+    decoder: tuple[str, float, float] | None
+    labels: str | None
+    sampler: tuple[str, int]
+    seed: int
+
+
+def plan_of(run: Run, request: SampleRequest) -> SamplesPlan:
     labels = request.labels
-    return {
-        "kind": "samples",
-        "weights": run.checkpoint.checksum_of(run.weights),
-        "decoder": decoder_of(run),
-        "labels": None if labels is None else fingerprint_of(str(labels.tolist())),
-        "sampler": [request.sampler, request.nfe],
-        "seed": request.seed,
-    }
+    return SamplesPlan(
+        weights=run.checkpoint.checksum_of(run.weights),
+        decoder=decoder_of(run),
+        labels=None if labels is None else fingerprint_of(str(labels.tolist())),
+        sampler=(request.sampler, request.nfe),
+        seed=request.seed,
+        count=request.num,
+        per_shard=PIECE,
+    )
 
 
 def protocol_of(run: Run, request: SampleRequest) -> SampleProtocol:
@@ -220,12 +232,12 @@ def protocol_of(run: Run, request: SampleRequest) -> SampleProtocol:
     )
 
 
-def decoder_of(run: Run) -> list[str | float] | None:
+def decoder_of(run: Run) -> tuple[str, float, float] | None:
     """The autoencoder that decodes latents: the checksum of its weights, its scale and shift."""
     if not isinstance(run.model.decode, Decoder):
         return None
     autoencoder, _ = run.model.decode.loaded
-    return [autoencoder.checksum(), autoencoder.encoder.scale, autoencoder.encoder.shift]
+    return autoencoder.checksum(), autoencoder.encoder.scale, autoencoder.encoder.shift
 
 
 def require_suitable(run: Run, file: Path) -> None:
