@@ -122,7 +122,9 @@ def test_bfloat16_trains_and_keeps_float32_weights(tmp_path):
 def test_accumulation_gives_the_same_run_to_rounding(moons_run, tmp_path):
     recipe, settings = WHOLE["moons"]
     whole = soflow.train(recipe, tmp_path, [*settings, "train.accumulate=1"])
-    losses = [[line["loss"] for line in run.read_metrics()] for run in (RunFolder(moons_run), whole)]
+    losses = [
+        [line["loss"] for line in run.read_metrics()] for run in (RunFolder(moons_run), whole)
+    ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
