@@ -79,14 +79,11 @@ class Trainer:
             self.module = self.accelerator.prepare_model(
                 loss, device_placement=False, evaluation_mode=True
             )
-            whole_network = OBJECTIVES[config.objective.name].whole_network
-            shard_network(loss, self.device, blocks=not whole_network)
-            optimizer = make_optimizer(config.optimizer, self.network.parameters())
-            self.optimizer = self.accelerator.prepare(optimizer)
+            shard_network(loss, self.device, not OBJECTIVES[config.objective.name].whole_network)
         else:
-            self.network.to(self.device)
-            optimizer = make_optimizer(config.optimizer, self.network.parameters())
-            self.module, self.optimizer = self.accelerator.prepare(loss, optimizer)
+            self.module = self.accelerator.prepare(loss)
+        optimizer = make_optimizer(config.optimizer, self.network.parameters())
+        self.optimizer = self.accelerator.prepare(optimizer)
         self.ema = Ema(self.network, config.ema)
         loss.model = replace(model, average=self.ema.net)
         train, flip = config.train, config.data.flip
@@ -119,9 +116,9 @@ class Trainer:
             load_network(self.network, checkpoint.weights("raw"))
             self.ema.load_state_dict(checkpoint.weights("ema"))
             load_optimizer(self.optimizer, checkpoint.optimizer_state())
-        except RunError:
-            raise
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+            if isinstance(error, RunError):
+                raise
             raise RunError(
                 f"{checkpoint.path} does not fit the run's network: {first_line(error)}"
             ) from None
@@ -193,11 +190,8 @@ class Trainer:
             main = self.accelerator.is_main_process
             weights = gather_state(self.ema.state_dict(), main)
             if main:  # the other processes wait
-                request.cut_short(
-                    lambda: figures.update(
-                        look.take(state, weights, self.device, self.watch, self.measure)
-                    )
-                )
+                at = (state, weights, self.device, self.watch, self.measure)
+                request.cut_short(lambda: figures.update(look.take(*at)))
             self.accelerator.wait_for_everyone()
             if (stop := self.agreed(request)) is not None:
                 return stop
@@ -211,13 +205,12 @@ class Trainer:
 
     def log(self, figures: Mapping[str, float], task: Task) -> None:
         """Writes one line of metrics.jsonl, and shows it."""
-        config = self.config
-        lr = learning_rate(config.optimizer, self.state.step - 1)
-        line = take_line(self.state, figures, lr, config.train.batch_size)
+        lr = learning_rate(self.config.optimizer, self.state.step - 1)
+        line = take_line(self.state, figures, lr, self.config.train.batch_size)
         if self.accelerator.is_main_process:
             self.manager.log(line)
         self.trackers.log(line)
-        task.log(summary(line, config.train.steps))
+        task.log(summary(line, self.config.train.steps))
 
     def save(self, last_chance: bool = True) -> None:
         """Writes a checkpoint of full tensors. Every process must call it.
@@ -255,12 +248,13 @@ class Trainer:
         return self.accelerator.gather(torch.tensor([number], device=self.device)).tolist()
 
     def close(self) -> None:
-        """Ends trackers and the process group.
+        """Ends trackers and the process group, and frees the memory of a GPU.
 
         The data-parallel wrapper holds the group, so it goes first: a group that outlives its end
-        aborts the process at exit.
+        aborts the process at exit. Collecting garbage takes half a second, so a CPU alone does not.
         """
-        self.accelerator.free_memory()
         del self.module, self.optimizer, self.train_step
-        gc.collect()
+        if self.accelerator.num_processes > 1 or self.device.type == "cuda":
+            self.accelerator.free_memory()
+            gc.collect()
         self.trackers.close()
