@@ -183,10 +183,10 @@ def test_training_survives_a_failing_disk_and_ends_where_it_would_have(on_failur
 
 def test_going_on_without_a_checkpoint_is_told_and_the_next_one_is_written(tmp_path, monkeypatch):
     """As where a disk is full for a while: those of steps 3, which would be the best, and 6 are lost, and no more."""
-    from soflow.evaluation import statistics
+    from soflow.evaluation.scorer import Scorer
 
     distances = iter([1.0, 4.0, 3.0])
-    monkeypatch.setattr(statistics.Scorer, "distance", lambda self, drawn: next(distances))
+    monkeypatch.setattr(Scorer, "distance", lambda self, drawn: next(distances))
     recipe, settings = WHOLE["moons, measured on the way"]
     notes = []
 

@@ -342,10 +342,10 @@ def test_the_trainers_name_is_not_written_through_a_link(tmp_path):
 
 
 def test_every_so_many_steps_one_is_kept_for_good_and_the_best_and_the_last(tmp_path, monkeypatch):
-    from soflow.evaluation import statistics
+    from soflow.evaluation.scorer import Scorer
 
     distances = iter([float("nan"), 2.0, 4.0, 3.0])  # what is no number is not the best
-    monkeypatch.setattr(statistics.Scorer, "distance", lambda self, drawn: next(distances))
+    monkeypatch.setattr(Scorer, "distance", lambda self, drawn: next(distances))
     recipe, settings = WHOLE["moons, measured on the way"]
     more = [
         "train.steps=12",

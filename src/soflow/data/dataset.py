@@ -17,6 +17,11 @@ from soflow.system.records import finite, natural
 LOOKED_THROUGH, LOOKED_AT = 2**26, 256
 
 
+def to_floats(pixels: Tensor) -> Tensor:
+    """Bytes as [-1, 1]. The opposite is evaluation.pictures.to_uint8."""
+    return pixels.float().contiguous() / 127.5 - 1
+
+
 @runtime_checkable
 class Rows(Protocol):
     """Stored samples, (N, ...), in memory or in files: a Tensor, or what data/store.py memory-maps."""
@@ -133,9 +138,7 @@ class Dataset:
             latent = mean if noise is None else mean + std * noise
             return (latent - self.encoder.shift) * self.encoder.scale
         if stored.dtype == torch.uint8:
-            return (
-                stored.permute(0, 3, 1, 2).float().contiguous() / 127.5 - 1
-            )  # (B, H, W, C) -> (B, C, H, W)
+            return to_floats(stored.permute(0, 3, 1, 2))  # (B, H, W, C) -> (B, C, H, W)
         return stored
 
     def samples(self, which: slice | Tensor = slice(None)) -> Tensor:

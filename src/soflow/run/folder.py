@@ -140,33 +140,6 @@ class RunFolder:
         with self.metrics.open("ab") as stream:
             os.fsync(stream.fileno())
 
-    def write_evaluation(self, results: dict[str, Any]) -> Path:
-        """Into evaluation.json; of a checkpoint that is not the newest, into a file named after it."""
-        newest, _ = newest_good(self.checkpoints)
-        other = newest is not None and results["checkpoint"] != newest.path.name
-        file = self.path / f"evaluation-{results['checkpoint']}.json" if other else self.evaluation
-        write_json(file, results)
-        return file
-
-    def read_evaluation(self) -> dict[str, Any] | None:
-        """What soflow evaluate wrote, or None where it has not run. Raises RunError for a damaged file."""
-        if not self.evaluation.is_file():
-            return None
-        results = parse_json(self.evaluation.read_bytes()) or {}
-        missing = {
-            "checkpoint",
-            "metric",
-            "rows",
-            "real",
-            "reference",
-            "diagnostics",
-            "warnings",
-        } - results.keys()
-        if missing:
-            what = f"{self.evaluation} is damaged or of an earlier version, it lacks {min(missing)}"
-            raise RunError(f"{what}: run soflow evaluate {self.path} again")
-        return results
-
 
 def find_run(path: Path) -> tuple[RunFolder, Checkpoint, list[str]]:
     """The run, a good checkpoint of it and notes on damaged ones, from a run folder or one checkpoint inside it;

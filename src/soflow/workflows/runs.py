@@ -24,9 +24,9 @@ from soflow.data.autoencoder import Decoder
 from soflow.data.dataset import ENCODER, Dataset, Encoder, encoder_of
 from soflow.data.training_data import make_dataset, with_classes
 from soflow.errors import InputError, RunError
-from soflow.evaluation import judging
 from soflow.evaluation.features import check_name
 from soflow.evaluation.pictures import picture
+from soflow.evaluation.references import make_scoring
 from soflow.interop.pretrained import load_pretrained
 from soflow.run.checkpoint import Checkpoint, TrainState, checkpoints
 from soflow.run.folder import RunFolder, find_run
@@ -289,9 +289,8 @@ def measuring(config: Config, encoder: Encoder | None) -> Measure:
     decode = decoder(encoder, default_device())
     if isinstance(decode, Decoder):
         decode.loaded  # loads it: latents as they are would be measured as images
-    compared = judging.compared_with(config, encoder, decode, baseline=False)
     scorer, num, (sampler, nfe) = (
-        compared.scorer,
+        make_scoring(config, encoder, decode, baseline=False).scorer,
         config.evaluate.num_while_training,
         config.default_sampler,
     )
