@@ -21,8 +21,8 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from soflow.config import Config, read_recipe
-from soflow.evaluation.judging import compared_with
-from soflow.evaluation.statistics import Scorer
+from soflow.evaluation.references import make_scoring
+from soflow.evaluation.scorer import Scorer
 from soflow.objectives import soflow as method
 from soflow.sampling import class_by_class, draw
 from soflow.system.progress import silent
@@ -98,7 +98,7 @@ def main() -> None:
     seeds = int(sys.argv[1]) if sys.argv[1:] else 3
     overrides = sys.argv[2:]
     config = read_recipe("digits", overrides)
-    scorer = compared_with(config, None, lambda samples: samples, baseline=False).scorer
+    scorer = make_scoring(config, None, lambda samples: samples, baseline=False).scorer
     lines = [
         f"Recipe digits{' with ' + ' '.join(overrides) if overrides else ''}, {config.train.steps:,} steps, {seeds} seeds, "
         f"on the CPU, torch {torch.__version__}; ± is the standard deviation over seeds.",

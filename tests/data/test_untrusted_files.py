@@ -29,7 +29,7 @@ from soflow.data.huggingface import HuggingFaceImages, open_splits
 from soflow.data.images import decode, open_image
 from soflow.data.latents import load_latents
 from soflow.errors import InputError, RunError
-from soflow.evaluation.references import arrays_in, read
+from soflow.evaluation.reference_files import arrays_in, read
 from soflow.evaluation.sample_set import open_sample_set
 from soflow.interop.weights import named_tensors, read_file
 from soflow.interop.reference import import_checkpoint

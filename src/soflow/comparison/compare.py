@@ -23,11 +23,12 @@ from soflow.comparison.page import markdown, name_of, page, plots, sheets
 from soflow.config import Config, read_objectives
 from soflow.data.training_data import make_dataset, with_classes
 from soflow.errors import InputError
-from soflow.evaluation.evaluate import Protocol, evaluate, rows_of, work
-from soflow.evaluation.judging import Compared, compared_with
+from soflow.evaluation.evaluate import EvaluationSettings, evaluate
 from soflow.evaluation.pictures import picture
+from soflow.evaluation.record import Evaluation
+from soflow.evaluation.references import make_scoring
 from soflow.evaluation.report import real_by_class
-from soflow.evaluation.tables import EVALUATION
+from soflow.evaluation.scorer import Scoring
 from soflow.run.checkpoint import TrainState, checkpoints
 from soflow.run.folder import RunFolder
 from soflow.run.resume import require_same_settings
@@ -133,7 +134,7 @@ def compare(
     decode = make_decoder(data.encoder, default_device())
     require_writable(out)
     require_same_as_begun(configs, seeds, budget, out)
-    compared = compared_with(shared, data.encoder, decode, baseline=True)
+    compared = make_scoring(shared, data.encoder, decode, baseline=True)
     costs = measure(configs, out / "cost.json", rounds, progress.counting)
     planned = plan(configs, seeds, budget, out, costs)
 
@@ -206,10 +207,11 @@ def finished(run: Planned) -> bool:
     return run.folder.config.is_file() and bool(read_json(run.figures))
 
 
-def train_and_evaluate(run: Planned, compared: Compared, title: str, progress: Progress) -> None:
+def train_and_evaluate(run: Planned, compared: Scoring, title: str, progress: Progress) -> None:
     """Trains one run, with distances on the way, and evaluates it."""
     scorer = compared.scorer
-    config, objective, settings = run.config, run.config.objective, run.config.evaluate
+    config, objective = run.config, run.config.objective
+    settings: Any = run.config.evaluate
     looks: list[tuple[Sampler, int]] = list(
         dict.fromkeys([(objective.samplers[0], 1), config.default_sampler])
     )
@@ -238,10 +240,10 @@ def train_and_evaluate(run: Planned, compared: Compared, title: str, progress: P
     results = {"checkpoint": loaded.checkpoint.path.name, **results}
     write_json(run.folder.evaluation, results)  # for soflow report
     seconds = loaded.checkpoint.train_state().seconds
-    write_json(run.figures, {**results, "seconds": seconds})
-    one = results["rows"][0]
+    write_json(run.figures, {**found.model_dump(mode="json"), "seconds": seconds})
+    one = found.rows[0]
     log.info(
-        f"  {one['sampler']} in {one['nfe']}: distance {one['distance']:.4g} after {seconds:.0f} s of training"
+        f"  {one.sampler} in {one.nfe}: distance {one.distance:.4g} after {seconds:.0f} s of training"
     )
 
 
@@ -260,8 +262,7 @@ def gather(
             run.name,
             {"steps": run.config.train.steps, "cost": costs[run.name].figures(), "runs": []},
         )
-        if not is_like(figures, {**EVALUATION, "seconds": finite}):
-            raise damaged(run.figures)
+        Evaluation.read(run.figures)  # raises RunError for a damaged file
         if not is_like(curve, CURVE):
             raise damaged(run.curve)
         method["runs"].append(

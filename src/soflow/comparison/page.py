@@ -13,8 +13,12 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image
 
 from soflow.evaluation.plots import as_text, plain
-from soflow.evaluation.report import NOT_FID, embed, minutes
+from soflow.evaluation.html import duration as minutes
+from soflow.evaluation.html import image
 
+NOT_FID = (
+    "Distances here are not FID: that name belongs to one network's features under one protocol."
+)
 COLORS = {
     "soflow": "#3056d3",
     "mean_flow": "#e07b39",
@@ -249,7 +253,7 @@ def page(results: dict[str, Any], pictures: dict[str, Image.Image]) -> str:
     """The whole page."""
     text, distances, costs = in_words(results)
     title = f"{results['recipe']}: {', '.join(name_of(name) for name in results['methods'])}"
-    style = (files("soflow.evaluation") / "report.css").read_text()
+    style = (files("soflow.evaluation") / "templates" / "page.css").read_text()
     best = {
         name: mean(values(method, few_step_samplers(method)[0], 1))
         for name, method in results["methods"].items()
@@ -273,11 +277,15 @@ def page(results: dict[str, Any], pictures: dict[str, Image.Image]) -> str:
     )
 
 
+def embed(figure: Figure) -> str:
+    return f'<figure class=plot><img alt="plot" src="{image(figure)}"></figure>'
+
+
 def html_table(rows: list[list[str]]) -> str:
     header, *body = rows
     head = "".join(f"<th>{escape(cell)}" for cell in header)
     return (
-        f"<table><tr>{head}"
+        f"<div class=scroll><table><tr>{head}"
         + "".join("<tr>" + "".join(f"<td>{escape(c)}" for c in row) for row in body)
-        + "</table>"
+        + "</table></div>"
     )

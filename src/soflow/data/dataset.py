@@ -17,6 +17,11 @@ from soflow.system.records import Count, Record
 LOOKED_THROUGH, LOOKED_AT = 2**26, 256
 
 
+def to_floats(pixels: Tensor) -> Tensor:
+    """Bytes as [-1, 1]. The opposite is evaluation.pictures.to_uint8."""
+    return pixels.float().contiguous() / 127.5 - 1
+
+
 @runtime_checkable
 class Rows(Protocol):
     """Stored samples, (N, ...), in memory or in files: a Tensor, or what data/store.py memory-maps."""

@@ -16,9 +16,9 @@ from soflow.data.autoencoder import Decoder
 from soflow.data.dataset import DataRecord, Dataset, Encoder
 from soflow.data.training_data import make_dataset, with_classes
 from soflow.errors import InputError
-from soflow.evaluation import judging
 from soflow.evaluation.features import check_name
 from soflow.evaluation.pictures import picture
+from soflow.evaluation.references import make_scoring
 from soflow.interop.pretrained import load_pretrained
 from soflow.run.checkpoint import TrainState, checkpoints
 from soflow.run.folder import RunFolder
@@ -154,7 +154,7 @@ def make_measure(config: Config, encoder: Encoder | None) -> Measure:
     decode = make_decoder(encoder, default_device())
     if isinstance(decode, Decoder):
         decode.loaded  # loads it: a missing autoencoder is reported before training
-    scorer = judging.compared_with(config, encoder, decode, baseline=False).scorer
+    scorer = make_scoring(config, encoder, decode, baseline=False).scorer
     num, (sampler, nfe) = config.evaluate.num_while_training, config.default_sampler
 
     def measure(weights: dict[str, Tensor], device: torch.device) -> dict[str, float]:
