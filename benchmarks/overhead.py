@@ -38,7 +38,10 @@ def bare_loop(config: Config, device: torch.device) -> Callable[[], None]:
     )
     shape = (config.train.batch_size, *config.data.shape)
     made = [
-        (batches.microbatch(step), objective.draw(shape, seeded_generator(0, "draws", step, device)))
+        (
+            batches.microbatch(step),
+            objective.draw(shape, seeded_generator(0, "draws", step, device)),
+        )
         for step in range(STEPS)
     ]
 

@@ -43,10 +43,10 @@ if TYPE_CHECKING:
     from soflow.times import LogitNormal as LogitNormal
     from soflow.times import MiddleTime as MiddleTime
     from soflow.workflows.load import load as load
-    from soflow.workflows.train import train as train
     from soflow.workflows.sample import SampleRequest as SampleRequest
     from soflow.workflows.sample import sample as sample
     from soflow.workflows.sample import sample_to_file as sample_to_file
+    from soflow.workflows.train import train as train
 
 __version__ = "0.1.0"
 

@@ -4,10 +4,10 @@ import json
 
 import torch
 
+import soflow as runs
 from soflow.data.augment import AugmentPipe
 from soflow.data.encoding import encode
 from soflow.networks.unet import UNet
-import soflow as runs
 from support.small_data import make_vae, pixels, write_folder, write_parquet
 
 FEW = ["train.steps=3", "train.batch_size=8", "train.log_every=1"]

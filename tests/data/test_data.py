@@ -80,7 +80,9 @@ def test_the_batch_of_a_step_depends_on_the_seed_and_the_step_alone():
     batches, again = Batches(numbered(100), 8, seed=3), Batches(numbered(100), 8, seed=3)
     for step in (7, 0, 30):  # in any order
         assert torch.equal(batches.microbatch(step).data, again.microbatch(step).data)
-    assert not torch.equal(batches.microbatch(0).data, Batches(numbered(100), 8, seed=4).microbatch(0).data)
+    assert not torch.equal(
+        batches.microbatch(0).data, Batches(numbered(100), 8, seed=4).microbatch(0).data
+    )
 
 
 def test_shares_make_up_the_global_batch():

@@ -12,6 +12,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as Pillow
 
+import soflow as runs
 from soflow.config import read_recipe
 from soflow.config.schema import DataConfig
 from soflow.data import sources
@@ -21,7 +22,6 @@ from soflow.errors import InputError
 from soflow.evaluation.classifier import ImageClassifier, cache_file
 from soflow.evaluation.features import as_seen, load_features
 from soflow.evaluation.pictures import to_uint8
-import soflow as runs
 from support.settings import TINY_DIT
 from support.small_data import pixels, write_parquet
 

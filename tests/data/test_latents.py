@@ -13,6 +13,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from PIL import Image
 
+import soflow as runs
 from soflow.data import encoding
 from soflow.data.autoencoder import load_autoencoder
 from soflow.data.batches import Batches
@@ -22,9 +23,8 @@ from soflow.errors import InputError, RunError
 from soflow.evaluation.pictures import to_uint8
 from soflow.evaluation.report import real_by_class
 from soflow.sampling import one_step, sample_many
-import soflow as runs
-from soflow.workflows.load import make_decoder
 from soflow.workflows import sample as sample_files
+from soflow.workflows.load import make_decoder
 from support.commands import assert_fails
 from support.small_data import make_tiny_vae, make_vae, pixels, write_folder
 

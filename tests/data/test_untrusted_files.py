@@ -31,8 +31,8 @@ from soflow.data.latents import load_latents
 from soflow.errors import InputError, RunError
 from soflow.evaluation.reference_files import arrays_in, read
 from soflow.evaluation.sample_set import open_sample_set
-from soflow.interop.weights import named_tensors, read_file
 from soflow.interop.reference import import_checkpoint
+from soflow.interop.weights import named_tensors, read_file
 from soflow.run.folder import RunFolder
 from support import hostile
 from support.commands import assert_fails

@@ -8,12 +8,12 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
+import soflow as runs
 from soflow.evaluation.evaluate import rows_of
 from soflow.evaluation.tables import table
 from soflow.run.checkpoint import checkpoints
 from soflow.run.folder import RunFolder
 from soflow.sampling import class_by_class, random_classes
-import soflow as runs
 from support.commands import assert_fails
 from support.settings import TINY_DIT
 
@@ -254,9 +254,7 @@ def test_evaluating_on_the_way_changes_nothing_and_goes_on_after_a_stop(tmp_path
 def test_the_best_of_one_measure_is_not_held_against_another(tmp_path, monkeypatch):
     from soflow.evaluation.scorer import Scorer
 
-    monkeypatch.setattr(
-        Scorer, "distance", lambda self, drawn: 60.0 if self.gaussian else 400.0
-    )
+    monkeypatch.setattr(Scorer, "distance", lambda self, drawn: 60.0 if self.gaussian else 400.0)
     folder = runs.train("digits", tmp_path / "run", EVERY)
     shutil.rmtree(checkpoints(folder.checkpoints)[-1].path)
     runs.train("digits", tmp_path / "run", [*EVERY, "evaluate.features=coordinates"])

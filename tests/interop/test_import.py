@@ -4,6 +4,8 @@ import pytest
 import torch
 import yaml
 
+import soflow as runs
+from soflow.assemble import make_network
 from soflow.config import read_recipe
 from soflow.errors import InputError
 from soflow.interop.reference import import_checkpoint
@@ -12,8 +14,6 @@ from soflow.interop.sizes import Sizes, read_sizes
 from soflow.networks.dit import DiT
 from soflow.networks.unet import UNet
 from soflow.run.checkpoint import Checkpoint, newest_good
-import soflow as runs
-from soflow.assemble import make_network
 from soflow.run.folder import RunFolder
 from support.reference_checkpoint import DIT_YAML, UNET_YAML, imported, reference_content
 from support.settings import TINY_DIT

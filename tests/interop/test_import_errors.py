@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 
+import soflow as runs
 from soflow.errors import InputError
 from soflow.interop.reference import import_checkpoint
 from soflow.interop.settings import read_settings, translate
@@ -15,7 +16,6 @@ from soflow.interop.sizes import read_sizes
 from soflow.interop.weights import read_file
 from soflow.networks.dit import DiT
 from soflow.networks.unet import UNet
-import soflow as runs
 from support.reference_checkpoint import (
     DIT_YAML,
     UNET_YAML,

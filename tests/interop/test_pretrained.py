@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+import soflow as runs
 from soflow.errors import InputError, RunError
 from soflow.interop.pretrained import load_pretrained
 from soflow.networks.dit import DiT, FinalLayer
 from soflow.networks.mlp import MLP
 from soflow.sampling import one_step
-import soflow as runs
 
 #: A run of the network that `Pretrained` is, which hardly learns.
 SETTINGS = [

@@ -8,10 +8,10 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
+import soflow as runs
 from soflow.data import bundled, sources
 from soflow.noising import LinearNoising
 from soflow.solution import EulerParameterization
-import soflow as runs
 from support.exact import Exact
 
 SPREAD = (

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import soflow as runs
 from soflow.assemble import make_model, make_network, make_objective
 from soflow.config import read_recipe
 from soflow.config.schema import EmaConfig
@@ -26,7 +27,6 @@ from soflow.solution import EulerParameterization, FlowModel, TrigParameterizati
 from soflow.symbols import Batch
 from soflow.times import LogitNormal, MiddleTime
 from soflow.training.ema import Ema
-import soflow as runs
 from support.exact import Exact
 from support.settings import TINY_DIT
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+import soflow as runs
 from soflow.errors import InputError
 from soflow.system.progress import silent
-import soflow as runs
 from soflow.workflows import sample as sample_files
 from soflow.workflows.sample import SampleProtocol, SampleRequest, sample, sample_to_file
 

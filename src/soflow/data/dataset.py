@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Annotated, Any, Protocol, runtime_checkable
+from typing import Annotated, Protocol, runtime_checkable
 
 import torch
 from pydantic import Field
@@ -190,4 +190,4 @@ def checksum(values: Tensor) -> str:
 
 def from_bytes(images: Tensor) -> Tensor:
     """Bytes (B, H, W, C) as images (B, C, H, W) in [-1, 1]."""
-    return images.permute(0, 3, 1, 2).float().contiguous() / 127.5 - 1
+    return to_floats(images.permute(0, 3, 1, 2))

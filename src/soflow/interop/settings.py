@@ -7,7 +7,7 @@ from typing import Any
 
 from soflow.config import Config, read_recipe, recipe_names
 from soflow.config.reading import lookup, parse_yaml, put, read_text, validate
-from soflow.data.sources import KINDS
+from soflow.data.sources import SOURCES
 from soflow.errors import InputError, shortened
 from soflow.interop.sizes import Sizes
 from soflow.networks.dit import SIZES
@@ -200,7 +200,7 @@ def source_of(dataset_type: str) -> dict[str, str]:
             data = read_recipe(recipe).data
             return {"data.source": data.source, "data.path": data.path}
     return {
-        "data.source": next((name for name in KINDS if name in dataset_type.lower()), dataset_type)
+        "data.source": next((name for name in SOURCES if name in dataset_type.lower()), dataset_type)
     }
 
 
