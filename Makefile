@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Not byte-compiled: Python compiles what it imports, once, and much of torch is never imported.
+PIP := $(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo test test-processes test-slow lint format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.core
@@ -16,6 +17,9 @@ demo: $(VENV)/.core
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+
+test-processes: $(VENV)/.dev
+	$(BIN)/python -m pytest -m processes --numprocesses 2 --dist worksteal
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow --numprocesses auto --maxprocesses 8 --dist worksteal

@@ -26,7 +26,7 @@ from soflow.data import sources
 from soflow.data.batches import Batches
 from soflow.data.dataset import Dataset, Encoder
 from soflow.data.shards import open_store
-from soflow.data.store import Piece, items_of_a_shard, make_store
+from soflow.data.store import Piece, Plan, items_of_a_shard, make_store
 
 IMAGES, LATENTS, SIDE = 2_000, 20_000, 64
 RATES, SECONDS = 5, 2.0
@@ -54,13 +54,8 @@ def latents(folder: Path) -> Dataset:
             random.standard_normal((len(rows), *shape), dtype=np.float32).astype(np.float16), None
         )
 
-    make_store(
-        folder,
-        {"kind": "latents"},
-        LATENTS,
-        items_of_a_shard(LATENTS, 2 * int(np.prod(shape))),
-        make,
-    )
+    per_shard = items_of_a_shard(LATENTS, 2 * int(np.prod(shape)))
+    make_store(folder, Plan(kind="latents", count=LATENTS, per_shard=per_shard), make)
     rows, _ = open_store(folder)
     return Dataset("latents", "train", rows, None, encoder=Encoder("none", 0.18215, size=256))
 
@@ -73,7 +68,7 @@ def rates(dataset: Dataset, batch: int, resident: bool, device: torch.device) ->
     for _ in range(RATES + 1):
         start, first = time.perf_counter(), step
         while time.perf_counter() - start < SECONDS:
-            loader.share(step)
+            loader.microbatch(step)
             step += 1
         if device.type == "cuda":
             torch.cuda.synchronize()

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from soflow.data.shards import Shards
-from soflow.evaluation.judging import data_named
+from soflow.evaluation.sample_set import data_named
 
 FIRST = 10_000
 

@@ -20,7 +20,7 @@ from soflow.config import Config, read_recipe
 from soflow.data.batches import Batches, seeded_generator
 from soflow.data.training_data import make_dataset
 from soflow.run.folder import RunFolder
-from soflow.training.display import SilentDisplay
+from soflow.system.progress import Task, silent
 from soflow.training.optimizers import make_optimizer
 from soflow.training.trainer import Trainer
 
@@ -38,7 +38,10 @@ def bare_loop(config: Config, device: torch.device) -> Callable[[], None]:
     )
     shape = (config.train.batch_size, *config.data.shape)
     made = [
-        (batches.share(step), objective.draw(shape, seeded_generator(0, "draws", step, device)))
+        (
+            batches.microbatch(step),
+            objective.draw(shape, seeded_generator(0, "draws", step, device)),
+        )
         for step in range(STEPS)
     ]
 
@@ -62,14 +65,14 @@ def library_loop(config: Config, folder: Path) -> tuple[Callable[[], None], torc
         augment=make_augment(config),
         config=config,
         folder=run,
-        display=SilentDisplay(),
+        progress=silent,
         watch=lambda state, weights, device: None,
     )
 
     def block() -> None:
         for _ in range(STEPS):
             trainer.timed_step()
-        trainer.log({})
+        trainer.log({}, Task())
 
     return block, trainer.device
 

@@ -21,12 +21,13 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from soflow.config import Config, read_recipe
-from soflow.evaluation.judging import compared_with
-from soflow.evaluation.statistics import Scorer
+from soflow.evaluation.references import make_scoring
+from soflow.evaluation.scorer import Scorer
 from soflow.objectives import soflow as method
 from soflow.sampling import class_by_class, draw
-from soflow.training.display import SilentDisplay
-from soflow.workflows import runs
+from soflow.system.progress import silent
+from soflow.workflows.load import load
+from soflow.workflows.train import train
 
 HERE = Path(__file__).parent
 PRODUCTS = (functional.linear, functional.conv2d, functional.scaled_dot_product_attention)
@@ -82,8 +83,8 @@ def one_run(
 ) -> tuple[float, float, float]:
     """One-step distance, mean_d(q^2) and the flow-matching error at the end of a run."""
     with context():
-        out = runs.train(config, folder, display=SilentDisplay())
-    model, num = runs.load(folder).model, config.evaluate.num
+        out = train(config, folder, progress=silent)
+    model, num = load(folder).model, config.evaluate.num
     labels = class_by_class(num, model.num_classes)
     last = out.read_metrics()[-1]
     return (
@@ -97,7 +98,7 @@ def main() -> None:
     seeds = int(sys.argv[1]) if sys.argv[1:] else 3
     overrides = sys.argv[2:]
     config = read_recipe("digits", overrides)
-    scorer = compared_with(config, None, lambda samples: samples, baseline=False).scorer
+    scorer = make_scoring(config, None, lambda samples: samples, baseline=False).scorer
     lines = [
         f"Recipe digits{' with ' + ' '.join(overrides) if overrides else ''}, {config.train.steps:,} steps, {seeds} seeds, "
         f"on the CPU, torch {torch.__version__}; ± is the standard deviation over seeds.",

@@ -5,9 +5,8 @@ import signal
 import subprocess
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests are about the numbers, and those are a CPU's
-os.environ["OMP_NUM_THREADS"] = (
-    "1"  # networks this small gain nothing from a second thread, and lose to a busy machine
-)
+# A second thread does not speed up networks this small.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 from jaxtyping import install_import_hook
 
@@ -41,13 +40,13 @@ def _steady(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _interruptible() -> None:
-    """Ctrl-C is not ignored, as it is in what a script starts in the background."""
+    """Ctrl-C is not ignored, as it would be in the background of a script."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory):
-    """A cache folder of the test run's own, so that the classifier is trained once and nothing of the user's is used."""
+    """A cache folder for this test run, so that the classifier is trained once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -56,7 +55,7 @@ def _cache(tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory):
     """A run of a tiny network on digits, trained for 30 steps: its folder."""
-    from soflow.workflows import runs
+    from soflow.workflows.train import train
 
     out = tmp_path_factory.mktemp("runs") / "tiny"
     overrides = [
@@ -66,24 +65,23 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory):
         "train.log_every=10",
         "checkpoint.every=15",
     ]
-    runs.train("digits", out, overrides)
+    train("digits", out, overrides)
     return out
 
 
 @pytest.fixture(scope="session")
 def moons_run(tmp_path_factory: pytest.TempPathFactory):
-    """The run WHOLE["moons"] of harness.py, let alone: its folder."""
-    from soflow.workflows import runs
+    """The run WHOLE["moons"], never interrupted: its folder."""
+    from soflow.workflows.train import train
     from support.whole_runs import WHOLE
 
     recipe, settings = WHOLE["moons"]
-    return runs.train(recipe, tmp_path_factory.mktemp("runs") / "moons", settings).path
+    return train(recipe, tmp_path_factory.mktemp("runs") / "moons", settings).path
 
 
 @pytest.fixture
 def inside(capfd, monkeypatch):
-    """The same commands without the seconds that a new process takes to load torch."""
-
+    """Runs commands in this process, without the seconds that a new one takes to load torch."""
     from soflow.cli import main
 
     def call(*arguments, cwd=None):

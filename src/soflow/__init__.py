@@ -1,8 +1,8 @@
 """soflow: generative models that draw a sample in one forward pass.
 
-An implementation of "SoFlow: Solution Flow Models for One-Step Generative Modeling" (arXiv 2512.15657). The names below are
-the public ones, in the order in which a newcomer should read them; each is imported when first used, so that importing
-soflow costs nothing.
+An implementation of "SoFlow: Solution Flow Models for One-Step Generative Modeling" (arXiv
+2512.15657). The names below are the public ones, in reading order. Each is imported when it is
+first used, so that importing soflow costs nothing.
 """
 
 from importlib import import_module
@@ -12,14 +12,24 @@ if TYPE_CHECKING:
     from soflow.comparison.compare import compare as compare
     from soflow.config import Config as Config
     from soflow.config import read_recipe as read_recipe
+    from soflow.data.registry import SOURCES as SOURCES
     from soflow.evaluation.pictures import save_picture as save_picture
     from soflow.guidance import Guidance as Guidance
     from soflow.interop.reference import import_checkpoint as import_checkpoint
+    from soflow.networks import NETWORKS as NETWORKS
     from soflow.networks.dit import DiT as DiT
     from soflow.networks.mlp import MLP as MLP
     from soflow.networks.unet import UNet as UNet
     from soflow.noising import LinearNoising as LinearNoising
     from soflow.noising import TrigNoising as TrigNoising
+    from soflow.objectives import OBJECTIVES as OBJECTIVES
+    from soflow.objectives.base import Draws as Draws
+    from soflow.objectives.base import Losses as Losses
+    from soflow.objectives.base import Term as Term
+    from soflow.objectives.consistency import Consistency as Consistency
+    from soflow.objectives.flow_matching import FlowMatching as FlowMatching
+    from soflow.objectives.mean_flow import MeanFlow as MeanFlow
+    from soflow.objectives.shortcut import Shortcut as Shortcut
     from soflow.objectives.soflow import SoFlow as SoFlow
     from soflow.sampling import integrate_velocity as integrate_velocity
     from soflow.sampling import ode as ode
@@ -28,17 +38,25 @@ if TYPE_CHECKING:
     from soflow.solution import EulerParameterization as EulerParameterization
     from soflow.solution import FlowModel as FlowModel
     from soflow.solution import TrigParameterization as TrigParameterization
+    from soflow.symbols import Batch as Batch
+    from soflow.system.registry import Setting as Setting
     from soflow.times import LogitNormal as LogitNormal
     from soflow.times import MiddleTime as MiddleTime
-    from soflow.workflows.runs import load as load
-    from soflow.workflows.runs import train as train
+    from soflow.workflows.load import load as load
+    from soflow.workflows.sample import SampleRequest as SampleRequest
+    from soflow.workflows.sample import sample as sample
+    from soflow.workflows.sample import sample_to_file as sample_to_file
+    from soflow.workflows.train import train as train
 
 __version__ = "0.1.0"
 
 _HOME = {
     # train and sample
-    "train": "workflows.runs",
-    "load": "workflows.runs",
+    "train": "workflows.train",
+    "load": "workflows.load",
+    "sample": "workflows.sample",
+    "sample_to_file": "workflows.sample",
+    "SampleRequest": "workflows.sample",
     "compare": "comparison.compare",
     "import_checkpoint": "interop.reference",
     "one_step": "sampling",
@@ -48,7 +66,7 @@ _HOME = {
     "save_picture": "evaluation.pictures",
     "read_recipe": "config",
     "Config": "config",
-    # the method
+    # the mathematics
     "LinearNoising": "noising",
     "TrigNoising": "noising",
     "EulerParameterization": "solution",
@@ -58,10 +76,23 @@ _HOME = {
     "MiddleTime": "times",
     "Guidance": "guidance",
     "SoFlow": "objectives.soflow",
+    "MeanFlow": "objectives.mean_flow",
+    "Shortcut": "objectives.shortcut",
+    "Consistency": "objectives.consistency",
+    "FlowMatching": "objectives.flow_matching",
     # networks
     "DiT": "networks.dit",
     "UNet": "networks.unet",
     "MLP": "networks.mlp",
+    # an objective, a network or a data source of your own
+    "OBJECTIVES": "objectives",
+    "NETWORKS": "networks",
+    "SOURCES": "data.registry",
+    "Setting": "system.registry",
+    "Batch": "symbols",
+    "Draws": "objectives.base",
+    "Losses": "objectives.base",
+    "Term": "objectives.base",
 }
 __all__ = list(_HOME)
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from test_import import DIT_YAML, reference_content
 
 from soflow.cli import sample
 from soflow.errors import InputError
 from support.commands import assert_fails
+from support.reference_checkpoint import DIT_YAML
 from support.settings import TINY_DIT
 
 TINY = [*TINY_DIT, "train.batch_size=32", "train.log_every=10"]

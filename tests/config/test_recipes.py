@@ -1,13 +1,13 @@
-"""The paper's recipes with their real components, a few steps on a CPU; only widths are smaller."""
+"""The paper's recipes with their real components for a few steps; only widths are smaller."""
 
 import json
 
 import torch
 
+import soflow
 from soflow.data.augment import AugmentPipe
 from soflow.data.encoding import encode
 from soflow.networks.unet import UNet
-from soflow.workflows import runs
 from support.small_data import make_vae, pixels, write_folder, write_parquet
 
 FEW = ["train.steps=3", "train.batch_size=8", "train.log_every=1"]
@@ -22,10 +22,10 @@ def test_cifar10_with_unet_augmentation_and_float64_average(tmp_path, monkeypatc
     )
     folder = write_parquet(tmp_path / "cifar", pixels(40, (32, 32, 3)))
     small = ["network.model_channels=16", "network.blocks=1", "ema.every=1", f"data.path={folder}"]
-    out = runs.train("cifar10", tmp_path / "run", [*small, *FEW])
+    out = soflow.train("cifar10", tmp_path / "run", [*small, *FEW])
     assert seen == [0.12] * 3
     assert len(out.read_metrics()) == 3
-    loaded = runs.load(out.path)
+    loaded = soflow.load(out.path)
     assert isinstance(loaded.model.net, UNet)
     average = loaded.checkpoint.weights("ema")
     assert {tensor.dtype for name, tensor in average.items() if name.endswith("weight")} == {
@@ -37,7 +37,7 @@ def test_imagenet_on_latents_with_guidance(tmp_path):
     photos = write_folder(tmp_path / "photos", pixels(40, (64, 64, 3)), names=tuple("abcd"))
     encode(str(photos), tmp_path / "latents", str(make_vae(tmp_path / "vae")), 64)
     small = ["network.width=32", "network.depth=2", "network.heads=2", "data.num_classes=4"]
-    out = runs.train(
+    out = soflow.train(
         "imagenet256-xl2", tmp_path / "run", [*small, f"data.path={tmp_path / 'latents'}", *FEW]
     )
     metrics = out.read_metrics()

@@ -137,7 +137,7 @@ def test_a_part_of_large_data_is_read_when_it_is_asked_for(tmp_path, monkeypatch
     assert torch.equal(part.samples(torch.tensor([2, 0])), dataset.samples(torch.tensor([23, 3])))
     assert torch.equal(part.labels, dataset.labels[which])
     assert torch.equal(
-        Batches(part, 4, seed=0).share(0).data,
+        Batches(part, 4, seed=0).microbatch(0).data,
         part.samples(torch.from_numpy(Batches(part, 4, 0).indices(0))),
     )
     assert cache_file(part, tmp_path) == cache_file(dataset.part(which, "same"), tmp_path)
@@ -444,10 +444,10 @@ def test_rows_read_ahead_are_those_in_memory(tmp_path, monkeypatch):
     assert not from_files.resident
     for step in (0, 1, 2, 7, 3):
         for index in (0, 1):
-            one, other = resident.share(step, index, 2), from_files.share(step, index, 2)
+            one, other = resident.microbatch(step, index, 2), from_files.microbatch(step, index, 2)
             assert torch.equal(one.data, other.data)
             assert torch.equal(one.labels, other.labels)
-            assert torch.equal(one.data, resident.share(step).data[index::2])
+            assert torch.equal(one.data, resident.microbatch(step).data[index::2])
 
 
 def test_flips_are_coin_tosses_of_every_visit(tmp_path):
@@ -455,7 +455,7 @@ def test_flips_are_coin_tosses_of_every_visit(tmp_path):
     plain, flipped = Batches(dataset, 40, seed=1), Batches(dataset, 40, seed=1, flip=True)
     mirrored = []
     for step in range(10):
-        x, y = plain.share(step).data, flipped.share(step).data
+        x, y = plain.microbatch(step).data, flipped.microbatch(step).data
         same, mirror = ((x == z).flatten(1).all(1) for z in (y, y.flip(3)))
         assert bool((same | mirror).all())
         mirrored.append(mirror)

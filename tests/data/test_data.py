@@ -1,3 +1,5 @@
+"""Bundled data, batches and augmentation."""
+
 import numpy as np
 import pytest
 import torch
@@ -56,9 +58,7 @@ def test_the_checkerboard_has_only_every_other_square():
     assert len(torch.unique(square, dim=0)) == 8
 
 
-def test_unknown_sources_and_splits_are_named():
-    with pytest.raises(InputError, match="digits, moons"):
-        load("imagenet")
+def test_unknown_splits_are_named():
     with pytest.raises(InputError, match="train and test"):
         load("digits", "validation")
 
@@ -70,7 +70,7 @@ def numbered(count):
 
 def test_an_epoch_shows_every_sample_once_even_when_batches_do_not_fit_it():
     batches = Batches(numbered(10), batch_size=4, seed=0)
-    seen = torch.cat([batches.share(step).data[:, 0] for step in range(5)])  # two epochs
+    seen = torch.cat([batches.microbatch(step).data[:, 0] for step in range(5)])  # two epochs
     assert sorted(seen[:10].tolist()) == list(range(10))
     assert sorted(seen[10:].tolist()) == list(range(10))
     assert seen[:10].tolist() != seen[10:].tolist()
@@ -79,15 +79,17 @@ def test_an_epoch_shows_every_sample_once_even_when_batches_do_not_fit_it():
 def test_the_batch_of_a_step_depends_on_the_seed_and_the_step_alone():
     batches, again = Batches(numbered(100), 8, seed=3), Batches(numbered(100), 8, seed=3)
     for step in (7, 0, 30):  # in any order
-        assert torch.equal(batches.share(step).data, again.share(step).data)
-    assert not torch.equal(batches.share(0).data, Batches(numbered(100), 8, seed=4).share(0).data)
+        assert torch.equal(batches.microbatch(step).data, again.microbatch(step).data)
+    assert not torch.equal(
+        batches.microbatch(0).data, Batches(numbered(100), 8, seed=4).microbatch(0).data
+    )
 
 
 def test_shares_make_up_the_global_batch():
     batches = Batches(numbered(100), 12, seed=0, augment=None)
-    whole = batches.share(5)
+    whole = batches.microbatch(5)
     for i in range(3):
-        share = batches.share(5, i, 3)
+        share = batches.microbatch(5, i, 3)
         assert torch.equal(share.data, whole.data[i::3])
         assert torch.equal(share.labels, whole.labels[i::3])
 
@@ -97,7 +99,7 @@ def test_seeds_of_different_purposes_and_steps_differ():
     assert len(seeds) == 2000
 
 
-# --- augmentation ---------------------------------------------------------------------------------------------------
+# --- augmentation ---
 
 
 def smooth_images(count=2, size=32):
@@ -161,10 +163,10 @@ def test_augmentation_happens_as_often_as_asked_and_labels_tell_it():
 def test_augmented_batches_repeat_and_share_like_plain_ones():
     dataset = Dataset("noise", "train", torch.randn(50, 3, 8, 8), None)
     batches = Batches(dataset, 12, seed=0, augment=AugmentPipe(0.5))
-    whole = batches.share(3)
+    whole = batches.microbatch(3)
     assert whole.augment.shape == (12, 6)
     for i in range(2):
-        share = batches.share(3, i, 2)
+        share = batches.microbatch(3, i, 2)
         torch.testing.assert_close(share.data, whole.data[i::2])
         assert torch.equal(share.augment, whole.augment[i::2])
     assert np.isfinite(whole.data.numpy()).all()

@@ -1,4 +1,4 @@
-"""Images from Hugging Face datasets, from small ones made here: local parquet as the Hub's own copies are."""
+"""Images from Hugging Face datasets: small local parquet files, like the Hub's own copies."""
 
 import io
 import os
@@ -12,6 +12,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as Pillow
 
+import soflow as runs
 from soflow.config import read_recipe
 from soflow.config.schema import DataConfig
 from soflow.data import sources
@@ -21,7 +22,6 @@ from soflow.errors import InputError
 from soflow.evaluation.classifier import ImageClassifier, cache_file
 from soflow.evaluation.features import as_seen, load_features
 from soflow.evaluation.pictures import to_uint8
-from soflow.workflows import runs
 from support.settings import TINY_DIT
 from support.small_data import pixels, write_parquet
 
@@ -78,11 +78,11 @@ def test_a_run_trains_on_it(tmp_path):
 @pytest.mark.parametrize(
     ("made", "channels", "split", "word"),
     [
-        ("nothing", 1, "train", "cannot be read"),
-        ("images", 1, "validation", "its splits are train"),
-        ("images", 4, "train", r"\[1, H, H\] .grey. or \[3, H, H\]"),
-        ("text", 1, "train", "no column of images; its columns are caption"),
-        ("", 1, "train", "needs data.path"),
+        ("nothing", 1, "train", "nothing"),
+        ("images", 1, "validation", "'validation'"),
+        ("images", 4, "train", r"data\.shape is \[4, 8, 8\]"),
+        ("text", 1, "train", "caption"),
+        ("", 1, "train", r"data\.path"),
     ],
 )
 def test_what_cannot_be_read_is_said_in_one_line(made, channels, split, word, tmp_path):
@@ -110,7 +110,7 @@ def rewritten(folder, **columns):
 
 @pytest.mark.parametrize(
     ("kind", "word"),
-    [([0, 1, -1, 0], "row 2 has -1, its classes are"), ([0, None, 1, 0], "row 1 has None")],
+    [([0, 1, -1, 0], "row 2 has -1"), ([0, None, 1, 0], "row 1 has None")],
 )
 def test_rows_without_a_class_can_only_be_trained_on_without_classes(kind, word, tmp_path):
     path = rewritten(write_parquet(tmp_path / "set", pixels(4, (8, 8), 0)), kind=kind)
@@ -125,7 +125,7 @@ def test_rows_without_a_class_can_only_be_trained_on_without_classes(kind, word,
 @pytest.mark.parametrize("picture", [{"bytes": b"not a picture", "path": None}, None])
 def test_damaged_images_are_named(picture, tmp_path):
     path = rewritten(write_parquet(tmp_path / "set", pixels(4, (8, 8), 0)), picture=[picture] * 4)
-    with pytest.raises(InputError, match="1 or more of 4 images cannot be read, such as row 0"):
+    with pytest.raises(InputError, match="of 4 images .* row 0"):
         load_images(path, "train", 1)
 
 
@@ -137,8 +137,8 @@ def two_of_each(folder):
         "number": [3, 0, 1, 3], "word": ["x", "b", "x", "a"],
     }  # fmt: skip
     kinds = {
-        "front": Image(), "back": Image(), "fine": ClassLabel(names=["p", "q", "r"]), "coarse": ClassLabel(names=["s", "t"]),
-        "number": Value("int64"), "word": Value("string"),
+        "front": Image(), "back": Image(), "fine": ClassLabel(names=["p", "q", "r"]),
+        "coarse": ClassLabel(names=["s", "t"]), "number": Value("int64"), "word": Value("string"),
     }  # fmt: skip
     folder.mkdir()
     Dataset.from_dict(columns, Features(kinds)).to_parquet(folder / "train-0.parquet")
@@ -147,14 +147,9 @@ def two_of_each(folder):
 
 def test_columns_are_named_where_they_are_not_clear(tmp_path):
     path, front, back = two_of_each(tmp_path / "set")
-    with pytest.raises(
-        InputError, match=r"several columns of images: choose one with data\.image_column=front"
-    ):
+    with pytest.raises(InputError, match=r"data\.image_column=front"):
         load_images(path, "train", 1)
-    with pytest.raises(
-        InputError,
-        match=r"several columns of classes, fine and coarse: choose .* data\.label_column=fine",
-    ):
+    with pytest.raises(InputError, match=r"fine and coarse.*data\.label_column=fine"):
         load_images(path, "train", 1, image_column="back")
     for column, arrays in (("front", front), ("back", back)):
         dataset = load_images(path, "train", 1, image_column=column, label_column="coarse")
@@ -169,17 +164,10 @@ def test_columns_are_named_where_they_are_not_clear(tmp_path):
     words = load_images(path, "train", 1, image_column="front", label_column="word")
     assert (words.labels.tolist(), words.class_names) == ([2, 1, 2, 0], ("a", "b", "x"))
     for column in ("image_column", "label_column"):
-        with pytest.raises(
-            InputError,
-            match=f"no column 'side', which data.{column} names; its columns are front, back",
-        ):
-            load_images(
-                path,
-                "train",
-                1,
-                **{"image_column": "front", "label_column": "fine", column: "side"},
-            )
-    with pytest.raises(InputError, match=r"the column 'fine' of .* has no images"):
+        columns = {"image_column": "front", "label_column": "fine", column: "side"}
+        with pytest.raises(InputError, match=rf"'side'.*data\.{column}.*front, back"):
+            load_images(path, "train", 1, **columns)
+    with pytest.raises(InputError, match="'fine'"):
         load_images(path, "train", 1, image_column="fine")
 
 
@@ -208,10 +196,7 @@ def test_names_have_the_numbers_of_the_split_train(tmp_path):
     path = str(
         write_parquet(tmp_path / "more", arrays[:2], split="test", label=False, word=["owl", "dog"])
     )
-    assert (
-        "has a class 'owl', which the split train has not"
-        in load_images(path, "test", 1, label_column="word").unlabelled
-    )
+    assert "'owl'" in load_images(path, "test", 1, label_column="word").unlabelled
 
 
 @pytest.mark.parametrize("path", [None, {"path": "x.png"}])
@@ -225,9 +210,7 @@ def test_a_column_of_bytes_that_is_named_holds_images(path, tmp_path):
         pyarrow.table({"x": stored}), tmp_path / "set.parquet" / "part-00000.parquet"
     )
     folder = str(tmp_path / "set.parquet")
-    with pytest.raises(
-        InputError, match=r"no column of images; .*; if images are in it, set data\.image_column=x"
-    ):
+    with pytest.raises(InputError, match=r"data\.image_column=x"):
         load_images(folder, "train", 1)
     dataset = load_images(folder, "train", 1, image_column="x")
     assert np.array_equal(to_uint8(dataset.samples())[..., 0], arrays)
@@ -248,13 +231,13 @@ def test_images_without_classes_cannot_be_trained_with_classes(tmp_path):
     config = read_recipe(
         "digits", ["data.source=huggingface", f"data.path={folder}", "data.num_classes=2"]
     )
-    with pytest.raises(InputError, match="has 0 classes"):
+    with pytest.raises(InputError, match=r"data\.num_classes"):
         make_dataset(config.data)
     assert make_dataset(config.data.model_copy(update={"num_classes": 0})).labels is None
 
 
 def striped(tmp_path, count=60):
-    """Two classes that differ in the direction of their stripes, each image with noise of its own."""
+    """Two classes that differ in the direction of their stripes, with noise."""
     noise = np.random.default_rng(0).integers(0, 60, (count, 12, 12))
     stripes = 150 * (np.arange(12) // 3 % 2)
     arrays = [
@@ -264,19 +247,21 @@ def striped(tmp_path, count=60):
     return load_images(str(write_parquet(tmp_path / "striped", arrays)), "train", 1, 12)
 
 
-def test_a_classifier_is_trained_once_on_the_data_and_kept(tmp_path, monkeypatch):
+def test_a_classifier_is_trained_once_on_the_data_and_kept(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("soflow.evaluation.classifier.STEPS", 30)
     monkeypatch.setattr("soflow.evaluation.classifier.BATCH", 20)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    dataset, told = striped(tmp_path), []
-    classifier = load_features("classifier", dataset, dataset.shape, told.append)
+    dataset = striped(tmp_path)
+    caplog.clear()
+    caplog.set_level("INFO", "soflow")
+    classifier = load_features("classifier", dataset, dataset.shape)
     assert classifier.metric == "FD-striped-classifier"
     found = classifier(as_seen(dataset.samples()))
     assert found.features.shape == (60, 64)
     assert float((found.logits.argmax(1) == dataset.labels).float().mean()) > 0.95
-    assert len(told) == 1
-    again = load_features("classifier", dataset, dataset.shape, told.append)
-    assert len(told) == 1
+    assert len(caplog.messages) == 1
+    again = load_features("classifier", dataset, dataset.shape)
+    assert len(caplog.messages) == 1
     assert torch.equal(again(as_seen(dataset.samples())).features, found.features)
     other = type(dataset)(
         dataset.name,
@@ -305,5 +290,5 @@ def test_a_classifier_needs_classes(tmp_path):
     dataset = load_images(
         str(write_parquet(tmp_path / "set", pixels(4, (8, 8), 0), label=False)), "train", 1
     )
-    with pytest.raises(InputError, match="labelled images"):
+    with pytest.raises(InputError, match="label"):
         load_features("classifier", dataset, dataset.shape)

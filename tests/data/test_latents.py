@@ -13,6 +13,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from PIL import Image
 
+import soflow as runs
 from soflow.data import encoding
 from soflow.data.autoencoder import load_autoencoder
 from soflow.data.batches import Batches
@@ -22,8 +23,8 @@ from soflow.errors import InputError, RunError
 from soflow.evaluation.pictures import to_uint8
 from soflow.evaluation.report import real_by_class
 from soflow.sampling import one_step, sample_many
-from soflow.workflows import runs
 from soflow.workflows import sample as sample_files
+from soflow.workflows.load import make_decoder
 from support.commands import assert_fails
 from support.small_data import make_tiny_vae, make_vae, pixels, write_folder
 
@@ -83,13 +84,13 @@ def test_every_visit_draws_from_the_posterior(latents):
     dataset = load_latents(str(latents), "train")
     batches = Batches(dataset, 40, seed=3)
     order = [np.argsort(batches.indices(step)) for step in range(3000)]
-    seen = torch.stack([batches.share(step).data[rows] for step, rows in enumerate(order)])
+    seen = torch.stack([batches.microbatch(step).data[rows] for step, rows in enumerate(order)])
     mean, std = rows_of(latents).float().chunk(2, dim=1)
     torch.testing.assert_close(
         seen.mean(0), (mean - 0.1) * 2, atol=6 * 2 * float(std.max()) / 3000**0.5, rtol=0
     )
     torch.testing.assert_close(seen.std(0), 2 * std, atol=0, rtol=0.1)
-    assert torch.equal(batches.share(5, 1, 2).data, batches.share(5).data[1::2])
+    assert torch.equal(batches.microbatch(5, 1, 2).data, batches.microbatch(5).data[1::2])
 
 
 @torch.no_grad()
@@ -98,7 +99,7 @@ def test_decoding_undoes_the_scale(vae, latents):
     z = torch.randn(37, 4, 4, 4)
     expected = AutoencoderKL.from_pretrained(vae).decode(z / 2 + 0.1).sample.clamp(-1, 1)
     torch.testing.assert_close(
-        runs.decoder(encoder, torch.device("cpu"))(z), expected, atol=1e-5, rtol=1e-5
+        make_decoder(encoder, torch.device("cpu"))(z), expected, atol=1e-5, rtol=1e-5
     )
 
 
@@ -252,7 +253,7 @@ def test_the_reference_implementations_file_is_read(options, latents, tmp_path):
         [*range(10), 0, 1],
     )
     assert (dataset.encoder.name, dataset.encoder.scale) == ("stabilityai/sd-vae-ft-mse", 0.18215)
-    batch = Batches(dataset, 8, seed=0).share(0)
+    batch = Batches(dataset, 8, seed=0).microbatch(0)
     assert batch.data.shape == (8, 4, 4, 4)
 
 
@@ -324,7 +325,7 @@ def test_training_sees_the_posterior_shifted_and_scaled(latents):
     batches = Batches(dataset, 8, seed=1)
     mean, std = rows_of(latents)[torch.from_numpy(batches.indices(0))].float().chunk(2, dim=1)
     noise = batches.visit_noise(0, slice(None))
-    torch.testing.assert_close(batches.share(0).data, (mean + std * noise - 0.1) * 2.0)
+    torch.testing.assert_close(batches.microbatch(0).data, (mean + std * noise - 0.1) * 2.0)
     torch.testing.assert_close(
         dataset.samples(), (rows_of(latents).float().chunk(2, dim=1)[0] - 0.1) * 2.0
     )
@@ -418,9 +419,8 @@ def test_images_of_two_autoencoders_are_not_pieced_together(run, vae, tmp_path, 
     for name, stop in (("", 1), (str(copy), 3), (str(other), None)):
         monkeypatch.setattr(sample_files, "sample_many", partial(counted, stop))
         with suppress(KeyboardInterrupt):
-            sample_files.sample_to_file(
-                runs.load(run, vae=name), tmp_path / "x.npz", 8, None, "renoise", 1, 0
-            )
+            request = sample_files.SampleRequest(8, None, "renoise", 1)
+            sample_files.sample_to_file(runs.load(run, vae=name), request, tmp_path / "x.npz")
     assert drawn == [0, 2, 4, 0, 2, 4, 6]
 
 

@@ -85,7 +85,7 @@ def test_splits_are_subfolders_and_share_the_numbers_of_classes(tmp_path):
     test = FolderImages(str(tmp_path), "test")
     assert test.class_names == ("a", "b", "c")
     assert test.labels == [0, 1, 2]
-    with pytest.raises(InputError, match="its splits are train and test"):
+    with pytest.raises(InputError, match="train and test"):
         FolderImages(str(tmp_path), "val")
 
 
@@ -103,55 +103,45 @@ def test_a_class_that_is_called_train_is_a_class_and_splits_are_known_in_either_
     assert FolderImages(str(tmp_path / "set"), "valid").class_names == ("cat", "dog")
     write_folder(tmp_path / "held" / "test", pixels(4))
     assert FolderImages(str(tmp_path / "held"), "test").class_names == ("cat", "dog")
-    with pytest.raises(InputError, match="has no split 'train': its splits are test"):
+    with pytest.raises(InputError, match="no split 'train'"):
         FolderImages(str(tmp_path / "held"), "train")
 
 
 def test_folders_that_may_be_splits_or_classes_are_not_guessed_at(tmp_path):
     for name in ("train", "test", "masks"):
         write_folder(tmp_path / name, pixels(2))
-    with pytest.raises(
-        InputError,
-        match="has splits, test and train, beside another folder of images, masks: move that elsewhere",
-    ):
+    with pytest.raises(InputError, match="test and train.* masks"):
         FolderImages(str(tmp_path), "train")
     (tmp_path / "masks").rename(tmp_path / "Test")
-    with pytest.raises(InputError, match="has one split twice, Test and test and train"):
+    with pytest.raises(InputError, match="Test and test and train"):
         FolderImages(str(tmp_path), "train")
 
 
 def test_why_there_are_no_labels_is_known(tmp_path):
     write_folder(tmp_path / "empty", pixels(4))
     (tmp_path / "empty" / "cow").mkdir()
-    assert (
-        "cow has no images: fill it or delete it"
-        in FolderImages(str(tmp_path / "empty"), "train").unlabelled
-    )
+    assert "cow has no images" in FolderImages(str(tmp_path / "empty"), "train").unlabelled
     write_folder(tmp_path / "beside", pixels(4))
     write_folder(tmp_path / "beside", pixels(1), names=())
     mixed = FolderImages(str(tmp_path / "beside"), "train")
     assert (len(mixed), mixed.labels) == (5, None)
-    assert "beside its class folders, such as 0000.png" in mixed.unlabelled
+    assert "0000.png" in mixed.unlabelled
     write_folder(tmp_path / "more" / "train", pixels(2))
     write_folder(tmp_path / "more" / "test", pixels(3), names=("cat", "dog", "owl"))
-    assert (
-        "'owl', which the split train has not"
-        in FolderImages(str(tmp_path / "more"), "test").unlabelled
-    )
+    assert "'owl'" in FolderImages(str(tmp_path / "more"), "test").unlabelled
 
 
-def test_whoever_leaves_classes_to_the_data_hears_how_many_there_are_or_why_none(tmp_path):
-    told = []
+def test_a_note_says_how_many_classes_there_are_or_why_there_are_none(tmp_path, caplog):
+    caplog.set_level("INFO", "soflow")
     photos = write_folder(tmp_path / "photos", pixels(4))
     config = DataConfig(source="folder", path=str(photos), size=12, num_classes=-1)
-    make_dataset(config, told.append)
+    make_dataset(config)
     write_folder(photos, pixels(1), names=())
-    make_dataset(config, told.append)
-    why = f"{photos} has images beside its class folders, such as 0000.png"
-    assert told == [
-        "photos: 4 samples, 2 classes",
-        f"photos: 5 samples, training without classes: {why}",
-    ]
+    make_dataset(config)
+    first, second = caplog.messages
+    assert first == "photos: 4 samples, 2 classes"
+    assert "photos: 5 samples" in second
+    assert "0000.png" in second
 
 
 def test_a_folder_is_known_by_its_content(tmp_path):
@@ -181,7 +171,7 @@ def test_arrays_of_every_layout(shape, seen, tmp_path):
     assert np.array_equal(content(images)[3], expected)
     bare = ArrayImages(str(tmp_path / "set.npy"), "train")
     assert np.array_equal(content(bare)[3], expected)
-    assert "no array of labels" in bare.unlabelled
+    assert "set.npy" in bare.unlabelled
 
 
 def test_arrays_called_by_their_split(tmp_path):
@@ -201,7 +191,7 @@ def test_arrays_called_by_their_split(tmp_path):
 
 
 def test_arrays_are_loaded_one_by_one_when_they_are_needed(tmp_path, monkeypatch):
-    """Labels at once, images when the first is opened, the rest never: here a good set stands beside what cannot be read."""
+    """Labels are read at once, images when the first is opened, other arrays never."""
     loaded = []
     monkeypatch.setattr(
         arrays_module,
@@ -222,7 +212,7 @@ def test_arrays_are_loaded_one_by_one_when_they_are_needed(tmp_path, monkeypatch
 
 
 def test_arrays_are_known_by_their_content(tmp_path, monkeypatch):
-    """One file of two arrays of images, two of labels and two splits, all of equal length: each load gives its own."""
+    """Each choice of split, image and label arrays in one file gives its own data."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path, arrays = tmp_path / "one" / "set.npz", {}
     for number, split in enumerate(("train", "test")):
@@ -253,15 +243,9 @@ def test_arrays_are_known_by_their_content(tmp_path, monkeypatch):
 def test_numbers_that_are_no_classes(tmp_path):
     path = str(tmp_path / "set.npz")
     for labels, word in (
-        (
-            1_700_000_000 + np.arange(3),
-            "has a label 1700000002 among 3 images: classes are counted from 0",
-        ),
-        (
-            np.arange(3.0),
-            r"no array of labels, whole numbers \(3,\); its arrays are images .*, labels float64\[3\]",
-        ),
-        (np.arange(4), r"no array of labels, .* labels int64\[4\]"),
+        (1_700_000_000 + np.arange(3), "label 1700000002 among 3 images"),
+        (np.arange(3.0), r"\(3,\).* labels float64\[3\]"),
+        (np.arange(4), r"\(3,\).* labels int64\[4\]"),
     ):
         np.savez(path, images=pixels(3), labels=labels)
         images = ArrayImages(path, "train")
@@ -276,26 +260,26 @@ def test_numbers_that_are_no_classes(tmp_path):
 def test_arrays_that_cannot_be_told_apart_are_named(tmp_path):
     path = str(tmp_path / "two.npz")
     np.savez(path, a=pixels(3), b=pixels(3, seed=1))
-    with pytest.raises(InputError, match="several arrays of images"):
+    with pytest.raises(InputError, match="a and b"):
         ArrayImages(path, "train")
     assert np.array_equal(ArrayImages(path, "train", "b").images, pixels(3, seed=1))
     np.savez(path, a=pixels(3).astype(float))
-    with pytest.raises(InputError, match=r"no images, uint8 .* a float64\[3, 12, 12, 3\]"):
+    with pytest.raises(InputError, match=r"a float64\[3, 12, 12, 3\]"):
         ArrayImages(path, "train")
     (tmp_path / "bad.npz").write_bytes(b"nothing")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match=r"bad\.npz"):
         ArrayImages(str(tmp_path / "bad.npz"), "train")
     np.savez(path, a=pixels(0))
-    with pytest.raises(InputError, match="no images"):
+    with pytest.raises(InputError, match=r"two\.npz has no images"):
         ArrayImages(path, "train")
     np.savez_compressed(path, a=np.zeros((9, 12, 12), np.uint8), b=np.arange(9))
     damaged = bytearray((tmp_path / "two.npz").read_bytes())
     damaged[damaged.index(b"b.npy") + 45] ^= 255
     (tmp_path / "two.npz").write_bytes(damaged)
-    with pytest.raises(InputError, match="is damaged: "):
+    with pytest.raises(InputError, match=r"two\.npz is damaged"):
         ArrayImages(path, "train")
     np.savez(path, a=pixels(3), b=np.array([0, -1, 1]))
-    assert "below 0" in ArrayImages(path, "train").unlabelled
+    assert "label -1" in ArrayImages(path, "train").unlabelled
 
 
 def test_a_text_names_a_source_and_a_split(tmp_path, monkeypatch):
@@ -323,7 +307,7 @@ def test_a_text_names_a_source_and_a_split(tmp_path, monkeypatch):
         assert (found.source, found.path, named) == (source, path, split)
         assert found.shape == (3, 12, 12)
     for text in ("./nowhere", "/no/such/place", "b.npz", "a/b/c"):
-        with pytest.raises(InputError, match="there is no"):
+        with pytest.raises(InputError, match=re.escape(text)):
             sources.find(text, like)
 
 
@@ -335,7 +319,7 @@ def test_endings_may_be_capital_letters(tmp_path):
         ("H5", "latents"),
     ):
         assert sources.kind_of(str(tmp_path / f"set.{ending}")) == source
-        with pytest.raises(InputError, match="there is no"):
+        with pytest.raises(InputError, match=rf"set\.{ending}"):
             sources.find(f"set.{ending}", DataConfig())
     np.savez(tmp_path / "set.npz", pixels(2))
     (tmp_path / "set.npz").rename(tmp_path / "SET.NPZ")
@@ -347,18 +331,16 @@ def test_endings_may_be_capital_letters(tmp_path):
 
 
 def test_what_holds_no_images_is_told_what_does(tmp_path):
-    with pytest.raises(
-        InputError, match="'digits', which holds no image files: folder, huggingface, arrays do"
-    ):
+    with pytest.raises(InputError, match="'digits'.* folder, huggingface, arrays"):
         sources.open_images(DataConfig(source="digits"), "train")
 
 
 def test_a_path_that_another_source_reads_says_which(tmp_path):
     write_parquet(tmp_path / "stored", pixels(2))
-    with pytest.raises(InputError, match=r"parquet or arrow: use data\.source=huggingface"):
+    with pytest.raises(InputError, match=r"data\.source=huggingface"):
         sources.load(DataConfig(source="folder", path=str(tmp_path / "stored"), size=12))
     write_folder(tmp_path / "photos", pixels(2))
-    with pytest.raises(InputError, match=r"a folder of images: use data\.source=folder"):
+    with pytest.raises(InputError, match=r"data\.source=folder"):
         sources.load(DataConfig(source="huggingface", path=str(tmp_path / "photos"), size=12))
 
 

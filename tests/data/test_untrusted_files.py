@@ -29,10 +29,10 @@ from soflow.data.huggingface import HuggingFaceImages, open_splits
 from soflow.data.images import decode, open_image
 from soflow.data.latents import load_latents
 from soflow.errors import InputError, RunError
-from soflow.evaluation.references import arrays_in, read
+from soflow.evaluation.reference_files import arrays_in, read
 from soflow.evaluation.sample_set import open_sample_set
-from soflow.interop.files import named_tensors, read_file
 from soflow.interop.reference import import_checkpoint
+from soflow.interop.weights import named_tensors, read_file
 from soflow.run.folder import RunFolder
 from support import hostile
 from support.commands import assert_fails
@@ -783,7 +783,7 @@ def test_an_evaluation_of_any_shape_is_shown_or_called_damaged(run):
     from soflow.evaluation import report
     from soflow.evaluation.tables import EVALUATION
     from soflow.system.records import is_like
-    from soflow.workflows.runs import load
+    from soflow.workflows.load import load
 
     file = run / "evaluation.json"
     file.write_text(json.dumps(evaluation("plain", "step-00000030")))

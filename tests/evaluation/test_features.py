@@ -13,11 +13,12 @@ from torch import nn
 from soflow.data import sources
 from soflow.errors import InputError, RunError
 from soflow.evaluation.features import Features, as_seen, load_features
-from soflow.evaluation.judging import scorer_from_file
 from soflow.evaluation.metrics import Moments
-from soflow.evaluation.references import read_reference, write_reference
+from soflow.evaluation.reference_files import read_reference, write_reference
+from soflow.evaluation.references import scorer_from_file
 from soflow.evaluation.sample_set import open_sample_set
-from soflow.evaluation.statistics import Scorer, gather, in_turn, rebatched, some
+from soflow.evaluation.scorer import Scorer, by_turns, random_subset
+from soflow.evaluation.statistics import gather, rebatched
 from support.commands import assert_fails
 
 RANDOM = np.random.default_rng(0)
@@ -448,12 +449,12 @@ def test_published_moments_with_images_give_the_distance_by_the_moments_and_the_
 def test_a_part_of_the_samples_is_no_class_of_them(tmp_path):
     """Sorted by class, the first of them would be one class."""
     points = torch.cat([torch.zeros(500, 1), torch.ones(500, 1)])
-    chosen = some(points, 100)
+    chosen = random_subset(points, 100)
     assert 30 < float(chosen.sum()) < 70
-    assert torch.equal(some(points, 2000), points)
+    assert torch.equal(random_subset(points, 2000), points)
     labels = torch.tensor([2, 2, 0, 0, 0, 1])
-    assert in_turn(labels).tolist() == [0, 2, 5, 1, 3, 4]
-    assert in_turn(torch.arange(30) % 10).tolist() == list(
+    assert by_turns(labels).tolist() == [0, 2, 5, 1, 3, 4]
+    assert by_turns(torch.arange(30) % 10).tolist() == list(
         range(30)
     )  # drawn in turn, they are so already
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
+import soflow as runs
 from soflow.evaluation.evaluate import rows_of
 from soflow.evaluation.tables import table
 from soflow.run.checkpoint import checkpoints
 from soflow.run.folder import RunFolder
 from soflow.sampling import class_by_class, random_classes
-from soflow.workflows import runs
 from support.commands import assert_fails
 from support.settings import TINY_DIT
 
@@ -216,10 +216,10 @@ EVERY = [*TINY_DIT, "train.steps=12", "train.batch_size=16", "train.log_every=5"
 
 def test_training_evaluates_itself_and_keeps_the_best(tmp_path, monkeypatch, inside):
     """The distances are made to have their least at step 6; it is logged, kept, and found as checkpoints/best."""
-    from soflow.evaluation import statistics
+    from soflow.evaluation.scorer import Scorer
 
     distances = iter([5.0, 2.0, 4.0, 3.0])
-    monkeypatch.setattr(statistics.Scorer, "distance", lambda self, drawn: next(distances))
+    monkeypatch.setattr(Scorer, "distance", lambda self, drawn: next(distances))
     runs.train("digits", tmp_path / "run", EVERY)
     folder = RunFolder(tmp_path / "run")
     told = {
@@ -252,11 +252,9 @@ def test_evaluating_on_the_way_changes_nothing_and_goes_on_after_a_stop(tmp_path
 
 
 def test_the_best_of_one_measure_is_not_held_against_another(tmp_path, monkeypatch):
-    from soflow.evaluation import statistics
+    from soflow.evaluation.scorer import Scorer
 
-    monkeypatch.setattr(
-        statistics.Scorer, "distance", lambda self, drawn: 60.0 if self.gaussian else 400.0
-    )
+    monkeypatch.setattr(Scorer, "distance", lambda self, drawn: 60.0 if self.gaussian else 400.0)
     folder = runs.train("digits", tmp_path / "run", EVERY)
     shutil.rmtree(checkpoints(folder.checkpoints)[-1].path)
     runs.train("digits", tmp_path / "run", [*EVERY, "evaluate.features=coordinates"])

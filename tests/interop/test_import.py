@@ -1,9 +1,11 @@
-"""Checkpoints of the reference implementation become run folders with all that they hold."""
+"""Checkpoints of the reference implementation become run folders, completely."""
 
 import pytest
 import torch
 import yaml
 
+import soflow as runs
+from soflow.assemble import make_network
 from soflow.config import read_recipe
 from soflow.errors import InputError
 from soflow.interop.reference import import_checkpoint
@@ -12,59 +14,33 @@ from soflow.interop.sizes import Sizes, read_sizes
 from soflow.networks.dit import DiT
 from soflow.networks.unet import UNet
 from soflow.run.checkpoint import Checkpoint, newest_good
-from soflow.workflows import runs
+from soflow.run.folder import RunFolder
+from support.reference_checkpoint import DIT_YAML, UNET_YAML, imported, reference_content
 from support.settings import TINY_DIT
-
-DIT_YAML = {
-    "noising_type": "Trig",
-    "coefficient_type": "Trig",
-    "model_type": "DiT-B-4",
-    "dataset_type": "digits",
-    "data_size": 8,
-    "velocity_loss_ratio": 0.5,
-    "p": 0.9,
-    "eps": "2e-2",  # what a YAML reader makes of 2e-2
-    "time_mean": [-0.1, -0.2, 0.3],
-    "time_std": [1.1, 1.2, 1.3],
-    "cfg_scale": 1.7,
-    "mix_ratio": 0.4,
-    "cfg_drop_rate": 0.2,
-    "cfg_decay_time": 0.9,
-    "l_schedule": "Cosine",
-    "l_init_ratio": 0.5,
-    "l_end_ratio": 0.01,
-    "total_steps": 8,
-    "ema_decay_rate": 0.95,
-    "learning_rate": 2e-4,
-    "betas": [0.8, 0.95],
-    "weight_decay": 0.01,
-    "batch_size": 32,
-}
 
 #: The same settings in our words, typed by hand.
 DIT_OURS = [
-    "noising.name=trig", "noising.parameterization=trig", "data.source=digits", "objective.flow_matching_share=0.5", "objective.p=0.9",
+    "noising.name=trig", "noising.parameterization=trig", "data.source=digits",
+    "objective.flow_matching_share=0.5", "objective.p=0.9",
     "objective.eps=0.02",
-    "objective.times.flow_matching.mean=-0.1", "objective.times.s.mean=-0.2", "objective.times.t.mean=0.3",
-    "objective.times.flow_matching.std=1.1", "objective.times.s.std=1.2", "objective.times.t.std=1.3",
-    "objective.guidance.scale=1.7", "objective.guidance.mix=0.4", "objective.guidance.label_dropout=0.2",
-    "objective.guidance.decay_time=0.9", "objective.middle.schedule=cosine", "objective.middle.init=0.5",
-    "objective.middle.end=0.01", "train.steps=8", "ema.decay=0.95", "optimizer.lr=2e-4", "optimizer.betas=[0.8, 0.95]",
+    "objective.times.flow_matching.mean=-0.1", "objective.times.flow_matching.std=1.1",
+    "objective.times.s.mean=-0.2", "objective.times.s.std=1.2",
+    "objective.times.t.mean=0.3", "objective.times.t.std=1.3",
+    "objective.guidance.scale=1.7", "objective.guidance.mix=0.4",
+    "objective.guidance.label_dropout=0.2", "objective.guidance.decay_time=0.9",
+    "objective.middle.schedule=cosine", "objective.middle.init=0.5", "objective.middle.end=0.01",
+    "train.steps=8", "ema.decay=0.95", "optimizer.lr=2e-4", "optimizer.betas=[0.8, 0.95]",
     "optimizer.weight_decay=0.01", "train.batch_size=32",
 ]  # fmt: skip
 
-UNET_YAML = {
-    "noising_type": "Linear", "coefficient_type": "Euler", "model_type": "UNet", "dataset_type": "digits",
-    "velocity_loss_ratio": 0.0, "p": 0.75, "eps": 0.001, "time_mean": [-0.9, -4.0, -0.9], "time_std": [1.6, 1.6, 1.6],
-    "cfg_scale": 1.0, "l_schedule": "Exponent", "l_init_ratio": 1.0, "l_end_ratio": 0.0003125, "total_steps": 8,
-    "ema_decay_rate": 0.95, "learning_rate": 1e-3, "betas": [0.9, 0.999], "weight_decay": 0.0, "batch_size": 16,
-}  # fmt: skip
 UNET_OURS = [
-    "data.source=digits", "data.shape=[1, 8, 8]", "train.steps=8", "train.batch_size=16", "ema.decay=0.95",
-    "optimizer.lr=1e-3",
-    "network.model_channels=16", "network.channel_mult=[1, 2]", "network.blocks=1", "network.attention=[4]",
+    "data.source=digits", "data.shape=[1, 8, 8]", "train.steps=8", "train.batch_size=16",
+    "ema.decay=0.95", "optimizer.lr=1e-3", "network.model_channels=16",
+    "network.channel_mult=[1, 2]", "network.blocks=1", "network.attention=[4]",
 ]  # fmt: skip
 
+#: One step after that of `reference_content`.
+SHORT = {**DIT_YAML, "total_steps": 2, "batch_size": 8}
 QUIET = [
     "train.log_every=4",
     "train.sample_every=0",
@@ -75,7 +51,9 @@ QUIET = [
 
 def as_reference(checkpoint: Checkpoint, file, order=sorted, every_parameter=False):
     """One of our checkpoints as the reference implementation would have saved it, with parameters in another order."""
-    network = runs.make_network(runs.RunFolder(checkpoint.path.parents[1]).read_config())
+    network = make_network(RunFolder(checkpoint.path.parents[1]).read_config())
+    """Saves one of our checkpoints as the reference implementation would, in another order."""
+    network = make_network(RunFolder(checkpoint.path.parents[1]).read_config())
     ours = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
     weights, average = checkpoint.weights("raw"), checkpoint.weights("ema")
     names = order(weights)
@@ -101,7 +79,7 @@ def as_reference(checkpoint: Checkpoint, file, order=sorted, every_parameter=Fal
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Runs of 8 steps that were never stopped, of a DiT and of a UNet, with their checkpoints of steps 4 and 8."""
+    """Uninterrupted runs of a DiT and a UNet, with their checkpoints of steps 4 and 8."""
     folder = tmp_path_factory.mktemp("trained")
     runs.train(
         "digits",
@@ -124,7 +102,7 @@ def backwards(names):
         ("unet", UNET_YAML, ["ema.every=2"], False),
     ],
 )
-def test_an_imported_run_goes_on_bit_for_bit(
+def test_an_imported_run_resumes_bit_for_bit(
     trained, tmp_path, kind, settings, overrides, every_parameter
 ):
     half, whole = (
@@ -132,18 +110,15 @@ def test_an_imported_run_goes_on_bit_for_bit(
     )
     as_reference(half, tmp_path / "reference.pt", backwards, every_parameter)
     (tmp_path / "reference.yaml").write_text(yaml.safe_dump(settings))
-    heads = 2 if kind == "dit" else None
-    imported = import_checkpoint(
+    run = import_checkpoint(
         tmp_path / "reference.pt",
         tmp_path / "reference.yaml",
         tmp_path / "run",
-        heads,
+        2 if kind == "dit" else None,
         [*overrides, *QUIET],
     )
-    assert [
-        note for note in imported.notes if "model_type" not in note
-    ] == []  # no DiT-B is as small as these
-    assert imported.step == 4
+    assert all("model_type" in note for note in run.notes)  # no DiT-B is as small as these
+    assert run.step == 4
     runs.train(str(tmp_path / "run"), tmp_path / "run")
     again, _ = newest_good(tmp_path / "run" / "checkpoints")
     assert again.step == 8
@@ -179,7 +154,7 @@ def test_every_setting_of_the_flat_yaml_arrives():
         assert any(line.startswith(f"{name}: {value}") for line in translation.used)
 
 
-def test_settings_without_a_place_and_places_without_a_setting_are_named():
+def test_unknown_and_missing_settings_are_listed():
     sizes = Sizes(
         {"name": "dit", "patch": 2, "width": 48, "depth": 1, "mlp_ratio": 4.0}, (4, 8, 8), 10, 0
     )
@@ -202,82 +177,53 @@ def test_settings_without_a_place_and_places_without_a_setting_are_named():
         ("Exponent", "exponential"),
     ],
 )
-def test_the_schedules_names(name, ours):
-    sizes = read_sizes(UNet(8, 3, 16, (1, 2), 1, (4,)).state_dict(), "it")
-    assert (
-        translate({**UNET_YAML, "l_schedule": name}, sizes).config.objective.middle.schedule == ours
-    )
+def test_names_of_schedules(name, ours):
+    sizes = read_sizes(UNet((3, 8, 8), 16, (1, 2), 1, (4,)).state_dict(), "it")
+    middle = translate({**UNET_YAML, "l_schedule": name}, sizes).config.objective.middle
+    assert middle.schedule == ours
 
 
-def test_guidance_that_the_reference_would_not_use_is_off():
-    unet = read_sizes(UNet(8, 3, 16, (1, 2), 1, (4,)).state_dict(), "it")
-    assert (
-        translate({**UNET_YAML, "cfg_scale": 3.0}, unet).config.objective.guidance.scale == 1
-    )  # no labels
-    dit = read_sizes(DiT(8, 4, 10, 2, 48, 1, 4).state_dict(), "it")
-    assert (
-        translate({**DIT_YAML, "cfg_scale": 0.0}, dit).config.objective.guidance.scale == 1
-    )  # not above 1
+def test_guidance_that_the_reference_ignores_is_off():
+    unet = read_sizes(UNet((3, 8, 8), 16, (1, 2), 1, (4,)).state_dict(), "it")  # no labels
+    dit = read_sizes(DiT((4, 8, 8), 10, 2, 48, 1, 4).state_dict(), "it")
+    for settings, sizes in (
+        ({**UNET_YAML, "cfg_scale": 3.0}, unet),
+        ({**DIT_YAML, "cfg_scale": 0.0}, dit),  # not above 1
+    ):
+        assert translate(settings, sizes).config.objective.guidance.scale == 1
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        {"size": 8, "channels": 4, "num_classes": 10, "patch": 2, "width": 48, "depth": 3},
-        {
-            "size": 32,
-            "channels": 3,
-            "num_classes": 0,
-            "patch": 4,
-            "width": 24,
-            "depth": 1,
-            "mlp_ratio": 2.0,
-        },
+        {"shape": (4, 8, 8), "num_classes": 10, "patch": 2, "width": 48, "depth": 3},
+        {"shape": (3, 32, 32), "num_classes": 0, "patch": 4, "width": 24, "mlp_ratio": 2.0},
     ],
 )
 def test_sizes_of_a_dit_are_read_off_its_weights(settings):
+    settings = {"depth": 1, "mlp_ratio": 4.0, **settings}
     sizes = read_sizes(DiT(**settings, heads=4).state_dict(), "it")
-    assert sizes.shape == (settings["channels"], settings["size"], settings["size"])
-    assert sizes.num_classes == settings["num_classes"]
-    assert sizes.network["mlp_ratio"] == settings.get("mlp_ratio", 4.0)
-    assert all(sizes.network[key] == settings[key] for key in ("patch", "width", "depth"))
+    assert (sizes.shape, sizes.num_classes) == (settings["shape"], settings["num_classes"])
+    read = {key: value for key, value in sizes.network.items() if key != "name"}
+    assert read.items() <= settings.items()
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        {
-            "model_channels": 16,
-            "channel_mult": (1, 2),
-            "blocks": 1,
-            "attention": (4,),
-            "augment_labels": 6,
-        },
-        {
-            "model_channels": 32,
-            "channel_mult": (2, 2, 1),
-            "blocks": 3,
-            "attention": (),
-            "channel_mult_emb": 2,
-        },
-        {
-            "model_channels": 16,
-            "channel_mult": (2, 2),
-            "blocks": 2,
-            "attention": (8, 4),
-            "channel_mult_noise": 1,
-        },
+        {"channel_mult": (1, 2), "blocks": 1, "attention": (4,), "augment_labels": 6},
+        {"channel_mult": (2, 2, 1), "blocks": 3, "attention": (), "channel_mult_emb": 2},
+        {"channel_mult": (2, 2), "blocks": 2, "attention": (8, 4), "channel_mult_noise": 1},
     ],
 )
 def test_sizes_of_a_unet_are_read_off_its_weights(settings):
-    network = UNet(8, 3, **settings)
+    network = UNet((3, 8, 8), 16, **settings)
     sizes = read_sizes(network.state_dict(), "it")
     assert sizes.shape == (3, 8, 8)
     assert sizes.augment_labels == settings.get("augment_labels", 0)
     read = {key: value for key, value in sizes.network.items() if key != "name"}
     again = UNet(
-        8,
-        3,
+        (3, 8, 8),
         **{k: tuple(v) if isinstance(v, list) else v for k, v in read.items()},
         augment_labels=sizes.augment_labels,
     )
@@ -286,68 +232,23 @@ def test_sizes_of_a_unet_are_read_off_its_weights(settings):
     }
 
 
-# What cannot be used
-
-
-def reference_content(**changes):
-    """A small checkpoint of the reference implementation, as a dict."""
-    network = DiT(8, 1, 10, 4, 48, 1, 4)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
-    sum(p.square().sum() for p in network.parameters() if p.requires_grad).backward()
-    optimizer.step()
-    weights = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
-    content = {
-        "model": weights,
-        "ema_model": dict(weights),
-        "optimizer": optimizer.state_dict(),
-        "finished_steps": 1,
-    }
-    return {**content, "finished_epochs": 0, **changes}
-
-
 def test_what_is_missing_or_left_out_is_noted(tmp_path):
     content = reference_content(scaler={"scale": 1.0})
     del content["optimizer"], content["model"]
-    torch.save(content, tmp_path / "reference.pt")
-    (tmp_path / "reference.yaml").write_text(yaml.safe_dump(DIT_YAML))
-    imported = import_checkpoint(
-        tmp_path / "reference.pt", tmp_path / "reference.yaml", tmp_path / "run"
-    )
-    for note, word in zip(
-        imported.notes, ("'ema_model'", "'optimizer'", "'scaler'", "heads"), strict=True
-    ):
+    notes = imported(tmp_path, content, SHORT, heads=None).notes
+    for note, word in zip(notes, ("'ema_model'", "'optimizer'", "'scaler'", "heads"), strict=True):
         assert word in note
     runs.train(str(tmp_path / "run"), tmp_path / "run")  # from fresh moments
 
 
-def test_an_optimizer_of_other_settings_is_noted(tmp_path):
-    torch.save(reference_content(), tmp_path / "reference.pt")  # AdamW's own betas and weight decay
-    (tmp_path / "reference.yaml").write_text(yaml.safe_dump(DIT_YAML))
-    notes = import_checkpoint(
-        tmp_path / "reference.pt", tmp_path / "reference.yaml", tmp_path / "run", heads=4
-    ).notes
-    assert [
-        note for note in notes if "betas [0.9, 0.999]; training goes on with [0.8, 0.95]" in note
-    ]
-    with pytest.raises(InputError, match="is there already"):
-        import_checkpoint(
-            tmp_path / "reference.pt", tmp_path / "reference.yaml", tmp_path / "run", heads=4
-        )
+def test_an_optimizer_with_other_settings_is_noted(tmp_path):
+    notes = imported(tmp_path).notes  # AdamW's own betas and weight decay
+    assert [note for note in notes if "betas [0.9, 0.999]" in note and "[0.8, 0.95]" in note]
+    with pytest.raises(InputError, match=str(tmp_path / "run")):
+        imported(tmp_path)
 
 
-def imported(folder, content, settings=None, **options):
-    """What import makes of this content and these settings; tensors and settings as given, files in `folder`."""
-    torch.save(content, folder / "reference.pt")
-    (folder / "reference.yaml").write_text(yaml.safe_dump(settings or DIT_YAML))
-    return import_checkpoint(
-        folder / "reference.pt",
-        folder / "reference.yaml",
-        folder / "run",
-        **{"heads": 4, **options},
-    )
-
-
-def test_half_precision_and_the_names_of_wrappers_are_no_obstacle(tmp_path):
+def test_half_precision_and_prefixes_of_wrappers_are_accepted(tmp_path):
     content = reference_content()
     weights = content["model"]
     content["model"] = {
@@ -367,35 +268,35 @@ def test_half_precision_and_the_names_of_wrappers_are_no_obstacle(tmp_path):
     ("optimizer", "word"),
     [
         (lambda p: torch.optim.AdamW([{"params": p[:3]}, {"params": p[3:]}]), "2 groups"),
-        (lambda p: torch.optim.AdamW(p, amsgrad=True), "not AdamW or RAdam as torch has them"),
-        (lambda p: torch.optim.SGD(p, momentum=0.9), "not AdamW or RAdam as torch has them"),
+        (lambda p: torch.optim.AdamW(p, amsgrad=True), "not torch's AdamW or RAdam"),
+        (lambda p: torch.optim.SGD(p, momentum=0.9), "not torch's AdamW or RAdam"),
         (lambda p: torch.optim.RAdam(p, weight_decay=0.1), "decoupled"),
     ],
 )
-def test_an_optimizer_that_goes_on_otherwise_is_noted(optimizer, word, tmp_path):
-    network = DiT(8, 1, 10, 4, 48, 1, 4)
+def test_an_optimizer_that_continues_differently_is_noted(optimizer, word, tmp_path):
+    network = DiT((1, 8, 8), 10, 4, 48, 1, 4)
     made = optimizer([p for p in network.parameters() if p.requires_grad])
     sum(p.square().sum() for p in network.parameters() if p.requires_grad).backward()
     made.step()
-    run = imported(tmp_path, reference_content(optimizer=made.state_dict()))
+    run = imported(tmp_path, reference_content(optimizer=made.state_dict()), SHORT)
     assert any(word in note for note in run.notes), run.notes
     runs.train(str(run.folder.path), run.folder.path)
 
 
-def test_an_optimizer_of_another_kind_than_asked_for_begins_anew(tmp_path):
+def test_another_kind_of_optimizer_starts_fresh(tmp_path):
     run = imported(tmp_path, reference_content(), overrides=["optimizer.name=radam"])
     assert any("optimizer.name is radam" in note for note in run.notes)
 
 
-def test_settings_left_empty_are_told_and_guidance_left_empty_is_off():
-    sizes = read_sizes(DiT(8, 4, 10, 2, 48, 1, 4).state_dict(), "it")
+def test_empty_settings_are_reported_and_empty_guidance_is_off():
+    sizes = read_sizes(DiT((4, 8, 8), 10, 2, 48, 1, 4).state_dict(), "it")
     translation = translate({**DIT_YAML, "cfg_scale": None, "eps": None, "time_mean": None}, sizes)
     assert translation.config.objective.guidance.scale == 1
     assert "objective.eps=0.01 (the YAML has eps: null)" in translation.assumed
     assert "objective.times.t.mean=0.2 (the YAML has time_mean: null)" in translation.assumed
 
 
-def test_the_recipe_for_the_rest_is_that_of_the_weights_size():
+def test_the_recipe_is_chosen_by_the_size_of_the_weights():
     sizes = Sizes(
         {"name": "dit", "patch": 2, "width": 1024, "depth": 24, "mlp_ratio": 4.0},
         (4, 32, 32),

@@ -9,10 +9,10 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
+import soflow
 from soflow.data import bundled, sources
 from soflow.noising import LinearNoising
 from soflow.solution import EulerParameterization
-from soflow.workflows import runs
 from support.exact import Exact
 
 #: Of each Gaussian, in each dimension; at 1 the map from t = 1 to 0 would be the identity.
@@ -56,8 +56,8 @@ def learned(draw, steps, folder, monkeypatch, more=()):
     """The model that `soflow.train` makes of points that `draw` draws."""
     points = type("Points", (bundled.Toy,), {"draw": staticmethod(draw)})
     monkeypatch.setitem(sources.SOURCES.entries, "points", points)
-    runs.train("moons", folder, ["data.source=points", f"train.steps={steps}", *SETTINGS, *more])
-    return runs.load(folder, device="cpu").model
+    soflow.train("moons", folder, ["data.source=points", f"train.steps={steps}", *SETTINGS, *more])
+    return soflow.load(folder, device="cpu").model
 
 
 def relative_error(model, points_at, truth):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import soflow
 from soflow.assemble import make_model, make_network, make_objective
 from soflow.config import read_recipe
 from soflow.config.schema import EmaConfig
@@ -26,7 +27,6 @@ from soflow.solution import EulerParameterization, FlowModel, TrigParameterizati
 from soflow.symbols import Batch
 from soflow.times import LogitNormal, MiddleTime
 from soflow.training.ema import Ema
-from soflow.workflows import runs
 from support.exact import Exact
 from support.settings import TINY_DIT
 
@@ -316,11 +316,11 @@ SMALL_MLP = ["network.width=16", "network.depth=1"]
 def test_each_resumes_bit_for_bit(name, tmp_path):
     """With a UNet, whose dropout and augmentation draw random numbers, too."""
     settings = [f"objective.name={name}", *tiny_unet(name), *SHORT]
-    folder = runs.train("digits", tmp_path / "run", settings)
+    folder = soflow.train("digits", tmp_path / "run", settings)
     last = folder.checkpoints / "step-00000004" / "model.safetensors"
     whole = last.read_bytes()
     last.write_bytes(b"damaged")
-    runs.train("digits", tmp_path / "run", settings)
+    soflow.train("digits", tmp_path / "run", settings)
     assert last.read_bytes() == whole
 
 
@@ -329,15 +329,15 @@ def test_training_gives_shortcut_models_the_averaged_network(tmp_path, monkeypat
     monkeypatch.setattr(
         Ema, "net", lambda self, *inputs: asked.append(len(inputs[0])) or net(self, *inputs)
     )
-    runs.train("moons", tmp_path / "run", [*SMALL_MLP, "objective.name=shortcut", *SHORT])
+    soflow.train("moons", tmp_path / "run", [*SMALL_MLP, "objective.name=shortcut", *SHORT])
     assert asked == [2] * 8  # two half steps in each of four steps, for a quarter of a batch of 8
 
 
 @pytest.mark.parametrize("name", PEERS)
 def test_each_trains_the_mlp(name, tmp_path):
-    run = runs.train("moons", tmp_path / "run", [*SMALL_MLP, f"objective.name={name}", *SHORT])
+    run = soflow.train("moons", tmp_path / "run", [*SMALL_MLP, f"objective.name={name}", *SHORT])
     assert [line["step"] for line in run.read_metrics()] == [2, 4]
-    weights = runs.load(run.path, "raw", device="cpu").model.net.state_dict()
+    weights = soflow.load(run.path, "raw", device="cpu").model.net.state_dict()
     assert float(weights["final_layer.weight"].abs().min()) > 0  # it was all zeros
 
 

@@ -26,7 +26,7 @@ from soflow.sampling import one_step, renoise
 from soflow.solution import FlowModel
 from soflow.symbols import Batch
 from soflow.times import MiddleTime, middle_time
-from soflow.workflows.runs import load
+from soflow.workflows.load import load
 
 FOLDER = Path(
     os.environ.get(

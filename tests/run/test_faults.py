@@ -1,30 +1,36 @@
-"""Disks that fail while a run writes: whatever goes wrong, no earlier checkpoint is lost, and going on is exact."""
+"""Disks that fail while a run writes: no earlier checkpoint is lost, and resuming is exact."""
 
 import itertools
+import os
 import resource
 import shutil
+import signal
 from contextlib import suppress
 from dataclasses import replace
 
 import pytest
 import torch
 
+import soflow
 from soflow.config.schema import CheckpointConfig
 from soflow.errors import InputError, RunError
+from soflow.evaluation import statistics
 from soflow.run.checkpoint import Checkpoint, TrainState, checkpoints, newest_good
 from soflow.run.checkpoint_manager import CheckpointManager
 from soflow.run.folder import RunFolder
-from soflow.training.display import SilentDisplay
-from soflow.workflows import runs
+from soflow.run.metrics import MetricsLine, forget_metrics_after
+from soflow.system.progress import silent
+from soflow.workflows import train as training
 from support.faults import ENOSPC, FAULTS, SHORT, Disk, operations
-from support.whole_runs import WHOLE, StopAt, add_figures, assert_same_run
+from support.watching import at_each_step
+from support.whole_runs import WHOLE, add_figures, assert_same_run
 
 #: Each fault once; and a disk that is full and stays so.
 KINDS = [(fault, False) for fault in FAULTS] + [(ENOSPC, True)]
 
 
 def state_of(step):
-    """Something for each part of a checkpoint, another for each step."""
+    """Each part of a checkpoint, different for each step."""
     weights = {"a": torch.full((40, 10), float(step)), "b": torch.arange(5) + step}
     moments = {"step": torch.tensor(float(step)), "exp_avg": torch.full((40, 10), step / 3)}
     return (
@@ -35,17 +41,15 @@ def state_of(step):
     )
 
 
-def save(folder, step, notes=(), on_failure="stop"):
-    """A log line and a checkpoint, as training writes them."""
-    keeper = CheckpointManager(
-        folder, CheckpointConfig(keep_last=1, on_failure=on_failure), list(notes).append
-    )
-    keeper.log({"step": step, "loss": step / 3})
-    keeper.save(*state_of(step), last_chance=False)
+def save(folder, step):
+    """Writes a log line and a checkpoint, as training does."""
+    manager = CheckpointManager(folder, CheckpointConfig(keep_last=1))
+    manager.log(MetricsLine(step=step, loss=step / 3))
+    manager.save(*state_of(step), last_chance=False)
 
 
 def begun(path):
-    """A run folder with the checkpoints of steps 1, the best, and 2; at 3 the second is to go."""
+    """A run folder with the checkpoints of steps 1, the best, and 2, which goes at step 3."""
     folder = RunFolder(path)
     folder.create()
     save(folder, 1)
@@ -67,17 +71,16 @@ def assert_holds(checkpoint, step):
 
 @pytest.mark.parametrize("every", [len(KINDS), pytest.param(1, marks=pytest.mark.slow)])
 def test_each_operation_of_a_checkpoint_may_fail_and_earlier_ones_are_still_there(every, tmp_path):
-    """The short test lets each operation fail in one way, those on the log in every way, as the long one all of them."""
+    """The fast test lets each operation fail in one way, and those on the log in every way."""
     start = begun(tmp_path / "begun")
     counted = RunFolder(shutil.copytree(start.path, tmp_path / "counted"))
     done = operations(tmp_path, lambda: save(counted, 3))
     assert {"open", "write", "flush", "fsync", "mkdir", "replace", "rmdir"} <= set(done)
-    renamed = done.index("replace")  # what is renamed is on the disk, and that it was
+    renamed = done.index("replace")  # content before it, the folder after it
     assert [done[renamed - 1], done[renamed + 1]] == ["fsync", "fsync"]
     assert done.count("fsync") >= 7
-    assert (
-        "fsync" in done[: done.index("mkdir")]
-    )  # the log is there before the checkpoint that counts on it
+    # The log is on the disk before the checkpoint that relies on it.
+    assert "fsync" in done[: done.index("mkdir")]
     tried = 0
     for case, (at, (fault, lasting)) in enumerate(itertools.product(range(len(done)), KINDS)):
         if (case + at) % every and at > done.index("mkdir"):
@@ -93,7 +96,7 @@ def test_each_operation_of_a_checkpoint_may_fail_and_earlier_ones_are_still_ther
         tried += fault != SHORT or done[at] == "write"
 
         good, problems = newest_good(folder.checkpoints)
-        assert problems == []  # what is half-written is never taken for a checkpoint
+        assert problems == []  # nothing half-written looks like a checkpoint
         assert good is not None
         assert failed or good.step == 3
         assert_holds(good, good.step)
@@ -106,7 +109,7 @@ def test_each_operation_of_a_checkpoint_may_fail_and_earlier_ones_are_still_ther
         assert steps in ([1, 2], [1, 2, 3])
         assert steps[-1] >= good.step
 
-        folder.forget_metrics_after(good.step)  # as a run does that goes on
+        forget_metrics_after(folder.metrics, good.step)  # as a resumed run does
         save(folder, 4)
         assert_holds(newest_good(folder.checkpoints)[0], 4)
         assert [path.name for path in sorted(folder.checkpoints.iterdir())] == [
@@ -120,11 +123,11 @@ def test_each_operation_of_a_checkpoint_may_fail_and_earlier_ones_are_still_ther
 
 
 def test_each_operation_may_fail_where_a_checkpoint_is_written_again(tmp_path):
-    """As one that a signal left: what came after its step was yet to be done, and then it is the only one there is."""
+    """Like one that a signal left, with something due after its step; it is the only one."""
     start = RunFolder(tmp_path / "begun")
     start.create()
-    keeper = CheckpointManager(start, CheckpointConfig(keep_last=1), str)
-    keeper.save(replace(state_of(3)[0], due=True), *state_of(3)[1:], last_chance=True)
+    manager = CheckpointManager(start, CheckpointConfig(keep_last=1))
+    manager.save(replace(state_of(3)[0], due=True), *state_of(3)[1:], last_chance=True)
     counted = RunFolder(shutil.copytree(start.path, tmp_path / "counted"))
     done = operations(tmp_path, lambda: save(counted, 3))
     for at, (fault, lasting) in itertools.product(range(len(done)), KINDS):
@@ -140,14 +143,15 @@ def test_each_operation_may_fail_where_a_checkpoint_is_written_again(tmp_path):
 @pytest.mark.parametrize("on_failure", ["stop", "continue"])
 @pytest.mark.parametrize("every", [90, pytest.param(1, marks=pytest.mark.slow)])
 def test_training_survives_a_failing_disk_and_ends_where_it_would_have(on_failure, every, tmp_path):
-    """Whatever fails, from the first folder to the last file: the run tells of it in a line, or goes on; the same command
-    ends in the same bits. Of the thousand writes only every twentieth is tried. What could not be drawn stays undrawn.
+    """Each operation, from the first folder to the last file, may fail: the run says so in one line
+    or continues, and the same command ends in the same bits. Only every twentieth write is tried.
+    Samples that could not be drawn stay undrawn.
     """
     recipe, settings = WHOLE["moons"]
     settings = [*settings, f"checkpoint.on_failure={on_failure}"]
 
     def train(name):
-        runs.train(recipe, tmp_path / name, settings, display=SilentDisplay())
+        soflow.train(recipe, tmp_path / name, settings, progress=silent)
 
     done = operations(tmp_path, lambda: train("whole"))
     others = [at for at, what in enumerate(done) if what != "write"]
@@ -168,9 +172,7 @@ def test_training_survives_a_failing_disk_and_ends_where_it_would_have(on_failur
         train("run")
         for file in (tmp_path / "whole" / "samples").iterdir():
             there = tmp_path / "run" / "samples" / file.name
-            assert (
-                not there.exists() or there.read_bytes() == file.read_bytes()
-            )  # half of one is none
+            assert not there.exists() or there.read_bytes() == file.read_bytes()
             shutil.copy(file, tmp_path / "run" / "samples")
         assert_same_run(tmp_path / "whole", tmp_path / "run", last_only=on_failure == "continue")
         shutil.rmtree(tmp_path / "run")
@@ -181,145 +183,101 @@ def test_training_survives_a_failing_disk_and_ends_where_it_would_have(on_failur
         add_figures(**{f"faults in whole runs, on_failure={on_failure}": tried})
 
 
-def test_going_on_without_a_checkpoint_is_told_and_the_next_one_is_written(tmp_path, monkeypatch):
-    """As where a disk is full for a while: those of steps 3, which would be the best, and 6 are lost, and no more."""
-    from soflow.evaluation import statistics
-
+def test_continuing_without_a_checkpoint_is_reported(tmp_path, monkeypatch, caplog):
+    """A disk is full for a while: the checkpoints of steps 3, the best, and 6 are lost, no more."""
     distances = iter([1.0, 4.0, 3.0])
     monkeypatch.setattr(statistics.Scorer, "distance", lambda self, drawn: next(distances))
-    recipe, settings = WHOLE["moons, measured on the way"]
-    notes = []
-
-    class Noting(SilentDisplay):
-        def note(self, text):
-            notes.append(text)
-
-        def step(self, done, loss, samples_per_second):
-            full.at = 0 if 3 <= done < 7 else None
-
+    recipe, settings = WHOLE["moons, evaluated"]
     full = Disk(tmp_path, lasting=True)
     full.operations = ["before"]
+
+    def fill(done):
+        full.at = 0 if 3 <= done < 7 else None
+
     with full.in_place():
-        runs.train(
-            recipe,
-            tmp_path / "run",
-            [*settings, "checkpoint.on_failure=continue"],
-            display=Noting(),
-        )
-    folder = RunFolder(tmp_path / "run")
-    assert [c.step for c in checkpoints(folder.checkpoints)] == [8]
+        settings = [*settings, "checkpoint.on_failure=continue"]
+        folder = soflow.train(recipe, tmp_path / "run", settings, progress=at_each_step(fill))
+    (only,) = checkpoints(folder.checkpoints)
+    assert (only.step, only.train_state().best_step) == (8, 8)  # not one that is not there
     assert [line["step"] for line in folder.read_metrics()] == [2, 3, 4, 6, 8]
     for step in (3, 6):
-        lost = [note for note in notes if f"cannot write the checkpoint of step {step}" in note]
+        lost = [note for note in caplog.messages if f"the checkpoint of step {step} " in note]
         assert len(lost) == 1
-        assert "No space left on device; earlier ones are untouched; going on without it" in lost[0]
-    assert (
-        checkpoints(folder.checkpoints)[-1].train_state().best_step == 8
-    )  # not one that is not there
+        assert "No space left on device" in lost[0]
 
 
 @pytest.mark.parametrize("end", ["the last step", "a signal"])
-def test_the_last_chance_of_a_checkpoint_is_not_let_go_by(end, tmp_path):
+def test_the_last_checkpoint_is_not_skipped(end, moons_run, tmp_path):
     recipe, settings = WHOLE["moons"]
     settings = [*settings, "checkpoint.on_failure=continue"]
-    runs.train(recipe, tmp_path / "whole", settings)
     full = Disk(tmp_path, lasting=True)
     full.operations = ["before"]
 
-    class FullFrom5(StopAt):
-        def step(self, done, loss, samples_per_second):
-            full.at = 0 if done >= 5 else None
-            super().step(done, loss, samples_per_second)
+    def fill(done):
+        full.at = 0 if done >= 5 else None
+        if end == "a signal" and done == 5:
+            os.kill(os.getpid(), signal.SIGINT)
 
     last = {"the last step": 8, "a signal": 5}[end]
-    with (
-        full.in_place(),
-        pytest.raises(
-            RunError, match=rf"cannot write the checkpoint of step {last} to .*; make room"
-        ),
-    ):
-        runs.train(
-            recipe, tmp_path / "run", settings, display=FullFrom5(5 if end == "a signal" else None)
-        )
+    with full.in_place(), pytest.raises(RunError, match=f"step {last} "):
+        soflow.train(recipe, tmp_path / "run", settings, progress=at_each_step(fill))
     assert [c.step for c in checkpoints(tmp_path / "run" / "checkpoints")] == [3]
-    runs.train(recipe, tmp_path / "run", settings)
-    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    soflow.train(recipe, tmp_path / "run", settings)
+    assert_same_run(moons_run, tmp_path / "run", config=False)
 
 
-def test_what_the_system_itself_refuses_to_write_costs_only_the_new_checkpoint(moons_run, tmp_path):
+def test_a_limit_of_the_system_costs_only_the_new_checkpoint(moons_run, tmp_path):
     recipe, settings = WHOLE["moons"]
-    sizes = [
-        file.stat().st_size for file in checkpoints(moons_run / "checkpoints")[-1].path.iterdir()
-    ]
+    newest = checkpoints(moons_run / "checkpoints")[-1].path
+    largest = max(file.stat().st_size for file in newest.iterdir())
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(
-        resource.RLIMIT_FSIZE, (max(sizes) - 1, hard)
-    )  # no file may grow beyond so many bytes
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest - 1, hard))
     try:
-        with pytest.raises(
-            RunError,
-            match=r"the checkpoint of step 3 to .*: File too large; earlier ones are untouched",
-        ):
-            runs.train(recipe, tmp_path / "run", settings, display=SilentDisplay())
+        with pytest.raises(RunError, match="step 3 .*File too large"):
+            soflow.train(recipe, tmp_path / "run", settings, progress=silent)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
-    runs.train(recipe, tmp_path / "run", settings)
+    soflow.train(recipe, tmp_path / "run", settings)
     assert_same_run(moons_run, tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", ["__init__", "add_scalar", "close"])
-def test_trackers_that_cannot_write_are_let_go(name, moons_run, tmp_path, monkeypatch):
+def test_trackers_that_cannot_write_are_dropped(name, moons_run, tmp_path, monkeypatch, caplog):
     from torch.utils.tensorboard import SummaryWriter
-
-    recipe, settings = WHOLE["moons"]
-    notes = []
 
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    class Noting(SilentDisplay):
-        def note(self, text):
-            notes.append(text)
-
+    recipe, settings = WHOLE["moons"]
     monkeypatch.setattr(SummaryWriter, name, full)
-    runs.train(
-        recipe, tmp_path / "run", [*settings, "train.trackers=[tensorboard]"], display=Noting()
-    )
-    assert_same_run(moons_run, tmp_path / "run", config=False)
-    assert (
-        len(
-            [
-                note
-                for note in notes
-                if "what train.trackers asks for (No space left on device)" in note
-            ]
-        )
-        == 1
-    )
+    soflow.train(recipe, tmp_path, [*settings, "train.trackers=[tensorboard]"], progress=silent)
+    assert_same_run(moons_run, tmp_path, config=False)
+    (note,) = [note for note in caplog.messages if "train.trackers" in note]
+    assert "No space left on device" in note
 
 
-@pytest.mark.parametrize("what", ["measuring", "draw_samples"])
-def test_samples_that_cannot_be_looked_at_cost_no_more_than_that(what, tmp_path, monkeypatch):
-    recipe, settings = WHOLE["moons, measured on the way"]
-    notes = []
-
+@pytest.mark.parametrize(
+    ("work", "lost", "steps"),
+    [("make_measure", "figure", [3, 6, 8]), ("draw_samples", "picture", [4, 8])],
+)
+def test_a_failed_evaluation_or_picture_does_not_stop_training(
+    work, lost, steps, tmp_path, monkeypatch, caplog
+):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    class Noting(SilentDisplay):
-        def note(self, text):
-            notes.append(text)
-
-    monkeypatch.setattr(runs, what, full if what == "draw_samples" else lambda *arguments: full)
-    runs.train(recipe, tmp_path / "run", settings, display=Noting())
-    lost = {"measuring": ([3, 6, 8], "figure"), "draw_samples": ([4, 8], "picture")}[what]
-    for step in lost[0]:
-        assert f"step {step} has no {lost[1]}: [Errno 28] No space left on device" in notes
-    assert checkpoints(tmp_path / "run" / "checkpoints")[-1].step == 8
+    recipe, settings = WHOLE["moons, evaluated"]
+    monkeypatch.setattr(training, work, full if work == "draw_samples" else lambda *_: full)
+    soflow.train(recipe, tmp_path, settings, progress=silent)
+    for step in steps:
+        (note,) = [note for note in caplog.messages if note.startswith(f"step {step} ")]
+        assert lost in note
+        assert "No space left on device" in note
+    assert checkpoints(tmp_path / "checkpoints")[-1].step == 8
 
 
-def test_what_lies_among_checkpoints_keeps_none_from_being_written(tmp_path):
+def test_other_things_among_checkpoints_do_not_stop_them(tmp_path, caplog):
     """A checkpoint moved to another disk and linked, an editor's file, a file for a checkpoint."""
     folder = begun(tmp_path / "run")
     elsewhere = folder.checkpoints.rename(tmp_path / "elsewhere") / "step-00000002"
@@ -328,13 +286,13 @@ def test_what_lies_among_checkpoints_keeps_none_from_being_written(tmp_path):
     (folder.checkpoints / "step-00000001").write_text("no checkpoint")
     (folder.checkpoints / ".step-00000001.swp").write_text("an editor's")
     (folder.checkpoints / ".step-00000001.partial").write_text("a file")
-    notes = []
     for step in (3, 4):
-        keeper = CheckpointManager(folder, CheckpointConfig(keep_last=1), notes.append)
-        keeper.save(replace(state_of(step)[0], best_step=0), *state_of(step)[1:], last_chance=True)
-    assert notes == []
+        manager = CheckpointManager(folder, CheckpointConfig(keep_last=1))
+        state, *tensors = state_of(step)
+        manager.save(replace(state, best_step=0), *tensors, last_chance=True)
+    assert caplog.messages == []
     assert sorted(path.name for path in folder.checkpoints.iterdir()) == [
         ".step-00000001.swp",
         "step-00000004",
     ]
-    assert_holds(Checkpoint(elsewhere), 2)  # what was linked is not touched
+    assert_holds(Checkpoint(elsewhere), 2)  # the target of the link is not touched

@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, or made by somebody who means harm: found, named, and never run."""
+"""Checkpoints that are damaged, or made to do harm: they are named, and nothing in them runs."""
 
 import io
 import json
@@ -6,7 +6,6 @@ import pickle
 import shutil
 import struct
 import zipfile
-import zlib
 
 import pytest
 import torch
@@ -14,12 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
+import soflow
 from soflow.errors import InputError, RunError
-from soflow.run.checkpoint import VERSION, checkpoints, newest_good
+from soflow.run.checkpoint import VERSION, checkpoints, checksum_of, newest_good
 from soflow.run.folder import RunFolder
 from soflow.system.fingerprints import checksum
-from soflow.training.display import SilentDisplay
-from soflow.workflows import runs
+from soflow.system.progress import silent
 from support.hostile import Canary
 from support.whole_runs import WHOLE, add_figures
 
@@ -29,14 +28,13 @@ RECIPE, SETTINGS = WHOLE["moons"]
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    return runs.train(
-        RECIPE, tmp_path_factory.mktemp("runs") / "whole", SETTINGS, display=SilentDisplay()
-    )
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    return soflow.train(RECIPE, out, SETTINGS, progress=silent)
 
 
 @st.composite
 def damage(draw, content):
-    """The bytes cut short, with bits turned over, with some bytes others, or with some more."""
+    """The bytes cut short, with a bit flipped, or with some bytes replaced or inserted."""
     kind = draw(st.sampled_from(["cut", "flip", "overwrite", "insert"]))
     place = draw(st.integers(0, len(content) - 1))
     if kind == "cut":
@@ -53,7 +51,7 @@ def damage(draw, content):
 
 @pytest.mark.parametrize("examples", [40, pytest.param(1000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", FILES)
-def test_whatever_damage_is_found_and_passed_over(name, examples, whole, tmp_path):
+def test_damage_of_any_kind_is_found_and_passed_over(name, examples, whole, tmp_path):
     folder = RunFolder(shutil.copytree(whole.path, tmp_path / "run"))
     older, newest = checkpoints(folder.checkpoints)
     file = newest.path / name
@@ -125,7 +123,7 @@ def moments(**changed):
 
 
 def optimizers(mark, right=None):
-    """Optimizers' states that are none, or not of this network; `right`: one that is."""
+    """Optimizer states that are not, or not of this network; `right` is one that is."""
     right = right or moments()
     return {
         "a pickle": pickle.dumps(Canary(mark)),
@@ -155,7 +153,7 @@ def header(tensors, data=b""):
 
 
 def weights(mark, names=("a",)):
-    """Safetensors files that are none, or not of this network, whose tensors have these names."""
+    """Safetensors files that are not, or not of this network; `names` are those of its tensors."""
     return {
         "a pickle": pickle.dumps(Canary(mark)),
         "a torch file": saved({"a": torch.zeros(3)}),
@@ -183,21 +181,21 @@ def weights(mark, names=("a",)):
 
 
 def states():
-    """What state.json may hold, its checksum being right."""
+    """States that state.json may hold under a right checksum."""
     wrong = {
         "a step that is text": {"step": "8"},
         "a step below zero": {"step": -8},
         "another step": {"step": 7},
         "a step beyond all numbers": {"step": 10**400},
-        "sums that are none": {"sums": {"loss": [1.0]}},
-        "sums of text": {"sums": {"loss": ["a", "b"]}},
+        "a mean without a count": {"means": {"loss": {"total": 1.0, "count": None}}},
+        "a mean of text": {"means": {"loss": {"total": "a", "count": "b"}}},
         "a best step beyond all numbers": {"best_step": 10**400},
         "skipped below zero": {"skipped": -1},
     }
     plain = {
         "step": 8,
         "seconds": 0.0,
-        "sums": {},
+        "means": {},
         "best": None,
         "best_of": "",
         "best_step": 0,
@@ -208,14 +206,14 @@ def states():
 
 
 def seal(checkpoint, state):
-    """A state.json with the checksums that belong to what it and the files hold now."""
+    """Writes state.json with the right checksums of itself and of the other files."""
     values = {
         "version": VERSION,
         "state": state,
         "checksums": {name: checksum(checkpoint.path / name) for name in FILES[:3]},
     }
-    own = f"{zlib.crc32(json.dumps(values, sort_keys=True).encode()):08x}"
-    (checkpoint.path / "state.json").write_text(json.dumps({**values, "checksum": own}))
+    content = json.dumps({**values, "checksum": checksum_of(values)})
+    (checkpoint.path / "state.json").write_text(content)
 
 
 CASES = [
@@ -226,10 +224,8 @@ CASES = [
 
 
 @pytest.mark.parametrize(("file", "what"), CASES, ids=[f"{file}, {what}" for file, what in CASES])
-def test_a_checkpoint_that_is_as_it_was_written_but_no_checkpoint_ends_in_a_line(
-    file, what, whole, tmp_path
-):
-    """Its checksums are right: somebody made it so. Nothing in it is run, and no more is taken for it than it holds."""
+def test_a_forged_checkpoint_ends_in_one_line(file, what, whole, tmp_path):
+    """Its checksums are right. Nothing in it runs, and it takes no more memory than it has bytes."""
     mark = tmp_path / "mark"
     folder = RunFolder(shutil.copytree(whole.path, tmp_path / "run"))
     shutil.rmtree(checkpoints(folder.checkpoints)[0].path)
@@ -242,11 +238,11 @@ def test_a_checkpoint_that_is_as_it_was_written_but_no_checkpoint_ends_in_a_line
         (checkpoint.path / file).write_bytes(weights(mark, list(checkpoint.weights("raw")))[what])
     seal(checkpoint, states()[what] if file == "state.json" else state)
     with pytest.raises((RunError, InputError)) as raised:
-        runs.train(RECIPE, folder.path, SETTINGS, display=SilentDisplay())
+        soflow.train(RECIPE, folder.path, SETTINGS, progress=silent)
     assert "step-00000008" in str(raised.value)
     assert "\n" not in str(raised.value)
-    assert what != "compressed" or "it is compressed" in str(raised.value)
+    assert what != "compressed" or "compressed" in str(raised.value)
     if file in ("ema.safetensors", "state.json"):
         with pytest.raises((RunError, InputError)):
-            runs.load(folder.path)
+            soflow.load(folder.path)
     assert not mark.exists()

@@ -1,6 +1,6 @@
-"""A disk that fails: stands between Python's writing below one folder and the system, and lets one operation go wrong.
+"""A disk that fails: it wraps Python's writing below one folder, and lets one operation fail.
 
-Operations are counted: opening a file to write, each write, flush, fsync, truncation, folder made, rename, removal.
+Operations are counted: opening a file to write, write, flush, fsync, mkdir, rename, removal.
 """
 
 import builtins
@@ -18,9 +18,10 @@ CALLS = ("mkdir", "replace", "rename", "fsync", "rmdir", "unlink", "remove", "op
 
 
 class Disk:
-    """Counts the operations below `root`, and has number `at` (counted from 0) go wrong; `lasting`: and all writes after it.
+    """Counts the operations below `root`, and lets number `at`, counted from 0, fail.
 
-    A write that goes wrong leaves half of its bytes; a short one says that it did, as the system does, and raises nothing.
+    With `lasting` all later writes fail, too. A failed write leaves half of its bytes; a short one
+    returns how many, as the system does, and raises nothing.
     """
 
     def __init__(self, root, at=None, fault=ENOSPC, lasting=False):
@@ -30,13 +31,11 @@ class Disk:
     def concerns(self, path, dir_fd=None):
         if not isinstance(path, str | os.PathLike):
             return False
-        folder = (
-            f"/proc/self/fd/{dir_fd}" if dir_fd is not None else ""
-        )  # as rmtree says where it is
+        folder = f"/proc/self/fd/{dir_fd}" if dir_fd is not None else ""  # as rmtree names it
         return os.path.realpath(os.path.join(folder, path)).startswith(self.root)
 
     def goes_wrong(self, what):
-        """Counts an operation; whether it is to fail. A disk that stays full takes nothing new, but lets go of things."""
+        """Counts an operation; returns whether it fails. A full disk still allows removals."""
         number = len(self.operations)
         self.operations.append(what)
         if self.at is None or (self.fault == SHORT and what != "write"):
@@ -53,7 +52,7 @@ class Disk:
 
     @contextmanager
     def in_place(self):
-        """Everything below the root goes through this disk for as long as the block lasts."""
+        """Inside the block, everything below the root goes through this disk."""
         real_open, threads_open = io.open, builtins.open
         with pytest.MonkeyPatch.context() as patch:
 
@@ -89,7 +88,7 @@ class Disk:
 
 
 class Stream:
-    """An open file whose writes are the disk's operations."""
+    """An open file whose writes are operations of the disk."""
 
     def __init__(self, disk, stream):
         self.disk, self.stream = disk, stream
@@ -130,7 +129,7 @@ class Stream:
 
 
 def operations(root, work):
-    """What `work` does below a folder."""
+    """The operations of `work` below a folder."""
     with Disk(root).in_place() as disk:
         work()
     return disk.operations

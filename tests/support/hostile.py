@@ -29,7 +29,7 @@ from soflow.data.images import decode, open_image
 from soflow.data.latents import load_latents
 from soflow.errors import InputError, RunError
 from soflow.evaluation import sample_set as samples
-from soflow.evaluation.references import arrays_in, read
+from soflow.evaluation.reference_files import arrays_in, read
 from soflow.interop.pretrained import load_pretrained
 from soflow.interop.reference import import_checkpoint
 

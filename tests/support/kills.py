@@ -1,12 +1,13 @@
-"""Kills training with -9, again and again, and looks whether what comes out is what would have without.
+"""Kills training with -9 again and again, and checks that the result is that of a run left alone.
 
-    python tests/kills.py [KILLS [SEED [RUN ...]]]      RUN: a name in harness.py; all of them in turn
+    PYTHONPATH=tests python -m support.kills [KILLS [SEED [RUN ...]]]
 
-A run is started, killed at a moment that the seed chooses, started again, until it is through; then all that it left is
-compared with a run that was let alone, and the next one begins, with another method. Moments are of three kinds: at the n-th
-call of a Python function, wherever that is; in the midst of the n-th thing done to the disk, half of the bytes being there;
-and, from outside, after some milliseconds. Some lives end by SIGTERM at such a call instead, so that others begin in the
-middle of what comes after a step. This process itself only forks: a child has its imports made and nothing else.
+RUN is a name in support/whole_runs.py; by default, all of them in turn. A run is started, killed at
+a moment that the seed chooses, and started again until it finishes. Then everything that it left is
+compared with an uninterrupted run, and the next run begins. Moments are of three kinds: at the n-th
+call of a Python function; within the n-th operation on the disk, with half of the bytes written;
+and after some milliseconds. Some lives end by SIGTERM at such a call instead, so that the next one
+begins in the middle of what follows a step. This process only forks: a child has its imports made.
 """
 
 import json
@@ -21,19 +22,19 @@ from pathlib import Path
 
 import torch
 
-from soflow.run import checkpoint_manager as keeper
-from soflow.training.display import SilentDisplay
+import soflow
+from soflow.run import checkpoint_manager
+from soflow.system.progress import silent
 from soflow.training.signals import Stopped
-from soflow.workflows import runs
 from support.faults import KILL, Disk, operations
 from support.whole_runs import WHOLE, assert_same_run
 
 KINDS = ("call", "disk", "clock", "term")
-LIVES = 5  # of a run that are cut short, at most
+LIVES = 5  # of one run that are cut short, at most
 
 
 def in_child(work):
-    """Does `work` in a child of this process; returns the child's number."""
+    """Does `work` in a child of this process, and returns its process number."""
     child = os.fork()
     if child == 0:
         try:
@@ -46,7 +47,7 @@ def in_child(work):
 
 
 def ended(child, after=None):
-    """How the child ended: its exit status, or -9; killed from here `after` so many seconds."""
+    """The exit status of the child, or -9; `after` so many seconds it is killed from here."""
     if after is not None:
         time.sleep(after)
         os.kill(child, signal.SIGKILL)
@@ -55,11 +56,11 @@ def ended(child, after=None):
 
 def train(name, out):
     recipe, settings = WHOLE[name]
-    runs.train(recipe, out, settings, display=SilentDisplay())
+    soflow.train(recipe, out, settings, progress=silent)
 
 
 def calls(work, until=None, signum=signal.SIGKILL):
-    """Counts the calls of Python functions while `work` is done; sends this process a signal at number `until`."""
+    """Counts calls of Python functions during `work`; sends this process a signal at one of them."""
     number = 0
 
     def count(frame, event, argument):
@@ -78,7 +79,7 @@ def calls(work, until=None, signum=signal.SIGKILL):
 
 
 def measure(name, out, file):
-    """Trains once without being killed; notes the calls, disk operations and seconds that a life may have."""
+    """Trains without being killed; notes the calls, disk operations and seconds of a whole life."""
     start = time.monotonic()
     train(name, out)
     seconds = time.monotonic() - start
@@ -91,15 +92,15 @@ def measure(name, out, file):
 
 
 def live(name, out, kind, moment, saving):
-    """One life of a run, up to a moment, or to its end. Leaves the file `saving` there while a checkpoint is written."""
-    real = keeper.save_checkpoint
+    """One life of a run, up to a moment or its end. `saving` exists while a checkpoint is written."""
+    real = checkpoint_manager.save_checkpoint
 
     def noting(*arguments):
         saving.touch()
         real(*arguments)
         saving.unlink()
 
-    keeper.save_checkpoint = noting
+    checkpoint_manager.save_checkpoint = noting
     if kind == "call":
         calls(lambda: train(name, out), until=moment)
     elif kind == "term":
@@ -115,11 +116,11 @@ def live(name, out, kind, moment, saving):
 
 
 def main(kills=50, seed=0, *names):
-    """Kills so many times; returns what happened. Raises AssertionError where anything was lost."""
+    """Kills so many times and returns counts. Raises AssertionError if anything was lost."""
     torch.set_num_threads(1)  # threads do not survive a fork
     chance = random.Random(seed)
     names, folder = names or tuple(WHOLE), Path(tempfile.mkdtemp())
-    told = Counter()
+    counts = Counter()
     for number in range(10**6):
         name = names[number % len(names)]
         place = folder / f"{number} {name}"
@@ -128,21 +129,20 @@ def main(kills=50, seed=0, *names):
         assert ended(in_child(lambda: measure(name, whole, place / "lives"))) == 0  # noqa: B023
         lives = json.loads((place / "lives").read_text())
         for life in range(10**6):
-            kind = chance.choice(KINDS) if told["kills"] < kills and life < LIVES else None
+            kind = chance.choice(KINDS) if counts["kills"] < kills and life < LIVES else None
             moment = chance.uniform(0, 0.8) * lives[kind] if kind else 0
             saving.unlink(missing_ok=True)
             child = in_child(lambda: live(name, out, kind, int(moment), saving))  # noqa: B023
             status = ended(child, after=moment if kind == "clock" else None)
-            assert status in (0, -9, 143, -15), (
-                f"{out} ended with {status}"
-            )  # -15: before there was anything to save
-            told["stops by SIGTERM"] += status in (143, -15)
+            # -15: SIGTERM before there was anything to save
+            assert status in (0, -9, 143, -15), f"{out} ended with {status}"
+            counts["stops by SIGTERM"] += status in (143, -15)
             if status == -9:
-                told["kills"] += 1
-                told[f"by {kind}"] += 1
-                told["while a checkpoint was written"] += saving.exists()
+                counts["kills"] += 1
+                counts[f"by {kind}"] += 1
+                counts["while a checkpoint was written"] += saving.exists()
                 print(
-                    f"kill {told['kills']} of {kills}: {name}, by {kind} {moment:.4g}",
+                    f"kill {counts['kills']} of {kills}: {name}, by {kind} {moment:.4g}",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -151,9 +151,9 @@ def main(kills=50, seed=0, *names):
         assert ended(in_child(lambda: assert_same_run(whole, out))) == 0, (  # noqa: B023
             f"{out} is not what it would have been"
         )
-        told["runs that ended as they would have"] += 1
-        if told["kills"] >= kills:
-            return dict(told)
+        counts["runs that ended as they would have"] += 1
+        if counts["kills"] >= kills:
+            return dict(counts)
     raise AssertionError
 
 

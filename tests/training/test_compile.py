@@ -13,6 +13,7 @@ import jaxtyping
 import pytest
 import torch
 from safetensors.torch import load_file
+from soflow.training.display import SilentDisplay
 from torch._dynamo.utils import counters
 
 from soflow.assemble import make_network, make_objective
@@ -28,7 +29,6 @@ from soflow.run.checkpoint import checkpoints
 from soflow.run.folder import RunFolder
 from soflow.symbols import Batch
 from soflow.training import compile as compiling
-from soflow.training.display import SilentDisplay
 from soflow.training.ema import Ema
 from soflow.training.signals import Stopped
 from soflow.workflows import runs

@@ -433,7 +433,7 @@ from soflow.data import sources
 from soflow.data.batches import Batches
 real = sources.digits("train")
 real.rows[int(Batches(real, 16, 0).indices(4)[5])] = float("nan")
-sources.SOURCES["digits"] = lambda split: real
+sources.SOURCES.entries["digits"] = lambda config, split: real
 """
 
 

@@ -1,4 +1,4 @@
-"""Samples in files: the same whoever draws them, and not drawn twice."""
+"""Samples in files: independent of the number of processes, and never drawn twice."""
 
 from contextlib import suppress
 
@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
+import soflow as runs
 from soflow.errors import InputError
-from soflow.sampling import sample_many
-from soflow.workflows import runs
+from soflow.system.progress import silent
 from soflow.workflows import sample as sample_files
-from soflow.workflows.sample import sample_to_file
+from soflow.workflows.sample import SampleProtocol, SampleRequest, sample, sample_to_file
 
 
 @pytest.fixture
@@ -22,10 +22,10 @@ def loaded(tiny_run, monkeypatch):
 
 def draw(loaded, file, num=40, labels=None, nfe=2, seed=3):
     labels = torch.arange(num) % 10 if labels is None else labels
-    return sample_to_file(loaded, file, num, labels, "renoise", nfe, seed=seed)
+    return sample_to_file(loaded, SampleRequest(num, labels, "renoise", nfe, seed), file, silent)
 
 
-def be(monkeypatch, index, count):
+def set_process(monkeypatch, index, count):
     monkeypatch.setenv("RANK", str(index))
     monkeypatch.setenv("WORLD_SIZE", str(count))
 
@@ -35,10 +35,10 @@ def arrays(file):
         return read["arr_0"], read["arr_1"]
 
 
-def test_the_file_is_the_same_however_many_processes_draw_it(loaded, tmp_path, monkeypatch):
+def test_the_file_is_the_same_for_any_number_of_processes(loaded, tmp_path, monkeypatch):
     assert draw(loaded, tmp_path / "one.npz")
     for number in (2, 0, 1):
-        be(monkeypatch, number, 3)
+        set_process(monkeypatch, number, 3)
         last = draw(loaded, tmp_path / "three.npz")
         assert last == (number == 1) == (tmp_path / "three.npz").exists()
     for one, three in zip(
@@ -46,25 +46,22 @@ def test_the_file_is_the_same_however_many_processes_draw_it(loaded, tmp_path, m
     ):
         assert np.array_equal(one, three)
     images, labels = arrays(tmp_path / "one.npz")
-    expected = sample_many(loaded.model, 40, torch.arange(40) % 10, "renoise", 2, seed=3)
-    assert (
-        np.abs(images[..., 0] - (expected[:, 0].numpy() * 127.5 + 128).clip(0, 255)).max() <= 1.01
-    )
+    request = SampleRequest(40, torch.arange(40) % 10, "renoise", 2, seed=3)
+    expected = sample(loaded, request, silent)[:, 0].numpy() * 127.5 + 128
+    assert np.abs(images[..., 0] - expected.clip(0, 255)).max() <= 1.01
     assert labels.tolist() == [i % 10 for i in range(40)]
-    assert [path.name for path in tmp_path.iterdir()] == ["one.npz", "three.npz"] or len(
-        list(tmp_path.iterdir())
-    ) == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"one.npz", "three.npz"}
 
 
-def test_a_process_without_a_share_leaves_nothing(loaded, tmp_path, monkeypatch):
-    be(monkeypatch, 9, 10)
+def test_a_process_without_a_piece_leaves_nothing(loaded, tmp_path, monkeypatch):
+    set_process(monkeypatch, 9, 10)
     assert not draw(loaded, tmp_path / "x.npz")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture
 def interrupted(monkeypatch):
-    """Calls with the interruption of its choice, and which pieces were drawn by then."""
+    """Draws with an interruption after some pieces; returns the first rows of those drawn."""
     real = sample_files.sample_many
 
     def call(after, *arguments, **options):
@@ -84,7 +81,7 @@ def interrupted(monkeypatch):
     return call
 
 
-def test_an_interrupted_call_goes_on(loaded, tmp_path, interrupted):
+def test_an_interrupted_call_reuses_its_pieces(loaded, tmp_path, interrupted):
     assert interrupted(4, loaded, tmp_path / "x.npz") == [0, 7, 14, 21]
     assert not (tmp_path / "x.npz").exists()
     assert interrupted(None, loaded, tmp_path / "x.npz") == [28, 35]
@@ -92,9 +89,7 @@ def test_an_interrupted_call_goes_on(loaded, tmp_path, interrupted):
 
 
 @pytest.mark.parametrize("change", ["weights", "labels", "nfe", "seed"])
-def test_samples_drawn_otherwise_are_not_pieced_together(
-    change, loaded, tiny_run, tmp_path, interrupted
-):
+def test_pieces_of_other_samples_are_not_mixed_in(change, loaded, tiny_run, tmp_path, interrupted):
     interrupted(4, loaded, tmp_path / "x.npz")
     changes = {"labels": torch.zeros(40, dtype=torch.int64), "nfe": 1, "seed": 4}
     options = {key: value for key, value in changes.items() if key == change}
@@ -105,22 +100,18 @@ def test_samples_drawn_otherwise_are_not_pieced_together(
         assert np.array_equal(one, fresh)
 
 
-def test_a_folder_keeps_what_others_put_there_and_mixes_nothing(loaded, tmp_path):
+def test_a_folder_keeps_other_images_and_mixes_nothing(loaded, tmp_path):
     folder = tmp_path / "many"
     folder.mkdir()
     (folder / "000003.png").write_bytes(b"mine")
-    with pytest.raises(
-        InputError,
-        match=r"holds 000003\.png, which soflow sample did not draw: delete .* or choose another",
-    ):
+    with pytest.raises(InputError, match=r"000003\.png"):
         draw(loaded, folder, 20)
     assert (folder / "000003.png").read_bytes() == b"mine"
     (folder / "000003.png").rename(folder / "cover.png")
     assert draw(loaded, folder, 20)
     assert draw(loaded, folder, 20, seed=4)
-    with pytest.raises(
-        InputError, match=r"holds 000010\.png, drawn before, which would stay among the new ones"
-    ):
+    assert SampleProtocol.read(folder / "protocol.json").seed == 4
+    with pytest.raises(InputError, match=r"000010\.png"):
         draw(loaded, folder, 10)
     assert draw(loaded, folder, 21)
     assert len(list(folder.glob("0*.png"))) == 21
@@ -139,3 +130,43 @@ def test_pictures_and_folders_come_from_the_same_pieces(loaded, tmp_path):
     assert np.array_equal(
         sheet[2:34:4, 36:68:4], images[1]
     )  # the second of the first row, each pixel four wide
+
+
+def test_a_request_is_completed_by_the_run(loaded):
+    request = SampleRequest.of(loaded, 5)
+    assert (request.sampler, request.nfe, request.seed) == ("renoise", 1, 0)
+    assert request.labels.tolist() == [0, 1, 2, 3, 4]
+    assert SampleRequest.of(loaded, 3, labels="7,2").labels.tolist() == [7, 2, 7]
+    assert SampleRequest.of(loaded, 3, sampler="heun").nfe == 2
+    assert SampleRequest.of(loaded, 3, nfe=4).sampler == "renoise"
+    at_random = SampleRequest.of(loaded, 50, draw="random", seed=1).labels
+    assert at_random[:40].tolist() != list(range(10)) * 4
+    assert torch.equal(SampleRequest.of(loaded, 5, draw="random", seed=1).labels, at_random[:5])
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"sampler": "magic"}, "magic.*renoise, ode, euler, heun"),
+        ({"sampler": "heun", "nfe": 3}, "3 is odd"),
+        ({"nfe": 0}, "0"),
+        ({"labels": "cat"}, "cat.* 0 to 9"),
+        ({"labels": "1", "draw": "random"}, "labels"),
+    ],
+)
+def test_wrong_requests(options, named, loaded):
+    with pytest.raises(InputError, match=named):
+        SampleRequest.of(loaded, 4, **options)
+
+
+def test_labels_must_be_one_per_sample():
+    with pytest.raises(InputError, match=r"\[3\].*\[4\]"):
+        SampleRequest(4, torch.arange(3), "renoise", 1)
+
+
+def test_a_file_that_cannot_be_written(loaded, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.png").mkdir()
+    for name in ("file/x.png", "x.gif", "file", "folder.png"):
+        with pytest.raises(InputError, match=name.split("/")[0]):
+            draw(loaded, tmp_path / name)

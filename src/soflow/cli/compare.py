@@ -1,76 +1,69 @@
-"""`soflow compare`: training methods side by side, over several seeds."""
+"""`soflow compare`: objectives side by side, over several seeds."""
 
 from __future__ import annotations
 
 import sys
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from soflow.cli.bench import ALL
-from soflow.cli.options import at_least, require_asked_for
-from soflow.errors import InputError
+from soflow.cli.options import at_least, one_of, require_asked_for
 
 if TYPE_CHECKING:
-    from soflow.comparison.compare import Progress
+    from soflow.comparison.record import Comparison
+
+RECIPE = "A shipped recipe's name, a YAML file, or a run folder."
+OVERRIDES = "Changes to it; OBJECTIVE:KEY=VALUE for one objective."
+BUDGET = "steps: the same steps for all; time: as many as fit into SoFlow's training time."
+ROUNDS = "Measurements of each cost, in turn (default: 3; 1 for trainings under 500 steps)."
+HEUN = "Also draw by 32 Heun steps on the way, which is slow."
 
 
 def compare(
-    recipe: Annotated[
-        str, typer.Argument(help="A shipped recipe's name, a YAML file, or a run folder.")
-    ] = "digits",
+    recipe: Annotated[str, typer.Argument(help=RECIPE)] = "digits",
     overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="KEY=VALUE", help="Changes to it; METHOD:KEY=VALUE for one method alone."
-        ),
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help=OVERRIDES)
     ] = None,
-    objectives: Annotated[str, typer.Option(help="Methods, with commas between.")] = ALL,
-    seeds: Annotated[int, typer.Option(help="How many runs of each.")] = 3,
-    budget: Annotated[
-        str,
-        typer.Option(
-            help="steps: the same steps for all; time: as many as SoFlow's training time has room for."
-        ),
-    ] = "steps",
-    rounds: Annotated[int, typer.Option(help="Measurements of each method's cost, in turn.")] = 3,
+    objectives: Annotated[str, typer.Option(help="Objectives, separated by commas.")] = ALL,
+    seeds: Annotated[int, typer.Option(help="Runs of each objective.")] = 3,
+    budget: Annotated[str, typer.Option(help=BUDGET)] = "steps",
+    rounds: Annotated[int | None, typer.Option(help=ROUNDS)] = None,
+    heun_curves: Annotated[bool, typer.Option("--heun-curves", help=HEUN)] = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="The folder (default: runs/compare-RECIPE, with -time behind)."),
+        typer.Option(help="The folder (default: runs/compare-RECIPE, or ...-time)."),
     ] = None,
 ) -> None:
-    """Train a recipe by several methods and compare what they draw and cost. Running it again goes on."""
+    """Train a recipe by several objectives, and compare their samples and costs.
+
+    The same command continues a comparison that was interrupted.
+    """
     at_least(seeds, 1, "--seeds")
-    at_least(rounds, 1, "--rounds")
-    if budget not in ("steps", "time"):
-        raise InputError(f"--budget is '{budget}': choose steps or time")
-    within: Literal["steps", "time"] = "time" if budget == "time" else "steps"
+    at_least(1 if rounds is None else rounds, 1, "--rounds")
+    within = one_of(budget, ("steps", "time"), "--budget")
     name = Path(recipe).name.removesuffix(".yaml").removesuffix(".yml")
     folder = out or Path("runs") / f"compare-{name}{'-time' if budget == 'time' else ''}"
 
     from soflow.config import read_objectives
 
     names = [name.strip() for name in objectives.split(",")]
-    configs = read_objectives(
-        recipe, names, overrides or []
-    )  # a mistake here is reported before torch is loaded
+    # Mistakes are reported before torch is loaded.
+    configs = read_objectives(recipe, names, overrides or [])
     features = next(iter(configs.values())).evaluate.features
     named = f"evaluate.features={features}"
     require_asked_for(features, named, asked=named in (overrides or []))
 
     from soflow.comparison.compare import compare as run
-    from soflow.comparison.compare import write_page
+    from soflow.comparison.page import write_page
     from soflow.training.signals import Stopped
 
     try:
-        results = run(
-            recipe, folder, names, seeds, within, overrides or [], rounds, make_progress()
-        )
+        results = run(recipe, folder, names, seeds, within, overrides or [], rounds, heun_curves)
     except Stopped as stopped:
         print(
-            f"stopped, checkpoint written; the same command goes on from it, in {folder}",
+            f"stopped, checkpoint written; the same command continues from it, in {folder}",
             file=sys.stderr,
         )
         raise typer.Exit(128 + stopped.signum) from None
@@ -79,34 +72,15 @@ def compare(
     print(f"written: {folder}/report.html, table.md, results.json")
 
 
-def make_progress() -> Progress:
-    """What is told on stderr: a bar a run on a terminal, a line a run elsewhere."""
-    from soflow.comparison.compare import Progress
-    from soflow.system.progress import counting
-    from soflow.training.display import BarDisplay, Display
-
-    class Told(Progress):
-        def note(self, text: str) -> None:
-            print(text, file=sys.stderr, flush=True)
-
-        def training(self, title: str) -> Display:
-            return BarDisplay(title) if sys.stderr.isatty() else super().training(title)
-
-        def counting(self, what: str, total: int) -> AbstractContextManager[Any]:
-            return counting(what, total)
-
-    return Told()
-
-
-def show(results: dict[str, Any]) -> None:
-    """Both tables on stdout."""
+def show(results: Comparison) -> None:
+    """Prints both tables."""
     from rich.console import Console
     from rich.table import Table
 
-    from soflow.comparison.page import cost_rows, quality_rows
+    from soflow.comparison.tables import cost_rows, quality_rows
 
     console = Console(width=None if sys.stdout.isatty() else 125)
-    for rows, title in ((quality_rows(results), results["metric"]), (cost_rows(results), "cost")):
+    for rows, title in ((quality_rows(results), results.metric), (cost_rows(results), "cost")):
         shown = Table(title=title)
         for i, column in enumerate(rows[0]):
             shown.add_column(column, justify="right" if i > 1 else "left")

@@ -1,9 +1,7 @@
-"""`soflow evaluate`: figures of a trained run, or of samples made by anything."""
+"""`soflow evaluate`: figures of a trained run, or of samples of any origin."""
 
-import logging
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,132 +16,118 @@ from soflow.cli.options import (
 )
 from soflow.errors import InputError
 
-log = logging.getLogger(__name__)
-
 if TYPE_CHECKING:
-    from soflow.config import Config
-    from soflow.evaluation.judging import Compared
-    from soflow.sampling import LabelDraw, Sampler
-    from soflow.workflows.runs import Weights
+    from soflow.evaluation.record import Evaluation
 
-
-SUBJECT = "A run, a checkpoint in it, or samples made by anything: a folder of images, an .npz, or a data set and :SPLIT."
-FEATURES = (
-    "inception (FID's), digits, classifier, coordinates, a TorchScript FILE or NAME=FILE (default: the recipe's). "
-    "TorchScript is a program: give only files that you trust."
+SUBJECT = (
+    "A run, a checkpoint in it, or samples: a folder of images, an .npz, or a data set "
+    "as SOURCE:SPLIT."
 )
-REFERENCE = "Data, a path or a name, and :SPLIT; or an .npz of images or statistics (default: the training data)."
-BASELINE = "Add real against real: held-out data in place of samples (default: for runs, where there are some)."
+FEATURES = (
+    "inception (FID's), digits, classifier, coordinates, a TorchScript FILE or NAME=FILE "
+    "(default: the recipe's). TorchScript is a program: give only files that you trust."
+)
+REFERENCE = (
+    "Real data as SOURCE[:SPLIT], or an .npz of images or statistics (default: the training data)."
+)
+BASELINE = "Score held-out real data, too (default: for runs, if there are some)."
+DRAW = "Classes of samples: balanced or random (default: balanced)."
+VAE = "The autoencoder that decodes latents (default: the one that made them)."
+SAMPLERS = ("renoise", "ode", "euler", "heun")
+OUT = "Where the figures go (default: evaluation.json in RUN; SAMPLES.evaluation.json)."
 
 
 def evaluate(
-    samples: Annotated[
-        Path,
-        typer.Argument(metavar="RUN|SAMPLES", help=SUBJECT),
-    ],
+    samples: Annotated[Path, typer.Argument(metavar="RUN|SAMPLES", help=SUBJECT)],
     nfe: Annotated[
         str | None,
-        typer.Option(help="Network evaluations a sample, e.g. 1,2,4 (default: the recipe's)."),
+        typer.Option(help="Network evaluations per sample, e.g. 1,2,4 (default: the recipe's)."),
     ] = None,
-    methods: Annotated[
+    samplers: Annotated[
         str | None,
-        typer.Option(
-            help="Samplers, e.g. renoise,ode (default: all of the method's; heun is its own ODE)."
-        ),
+        typer.Option(help="E.g. renoise,ode (default: all of the objective's; heun: its ODE)."),
     ] = None,
     num: Annotated[
-        int | None, typer.Option(help="Samples to draw for each row (default: the recipe's).")
+        int | None, typer.Option(help="Samples per row (default: the recipe's).")
     ] = None,
-    features: Annotated[
-        str | None,
-        typer.Option(help=FEATURES),
-    ] = None,
-    reference: Annotated[
-        str | None,
-        typer.Option(help=REFERENCE),
-    ] = None,
+    features: Annotated[str | None, typer.Option(help=FEATURES)] = None,
+    reference: Annotated[str | None, typer.Option(help=REFERENCE)] = None,
     weights: Annotated[
         str | None, typer.Option(help="ema (averaged), raw, or both (default: ema,raw).")
     ] = None,
-    draw: Annotated[
-        str | None, typer.Option(help="Classes of samples: balanced or random (default: balanced).")
-    ] = None,
+    draw: Annotated[str | None, typer.Option(help=DRAW)] = None,
     seed: Annotated[int | None, typer.Option(help="Of the samples (default: 0).")] = None,
     seeds: Annotated[
-        int | None, typer.Option(help="Draw again with so many seeds, for means and deviations.")
+        int | None, typer.Option(help="Draw with several seeds, for means and deviations.")
     ] = None,
     batch: Annotated[
         int | None, typer.Option(help="Samples drawn at once; changes no figure (default: 500).")
     ] = None,
-    baseline: Annotated[
-        bool | None,
-        typer.Option(help=BASELINE),
-    ] = None,
-    vae: Annotated[
-        str | None,
-        typer.Option(
-            help="The autoencoder that decodes latents (default: the one that made them)."
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Where the figures go (default: evaluation.json in RUN; SAMPLES.evaluation.json)."
-        ),
-    ] = None,
+    baseline: Annotated[bool | None, typer.Option(help=BASELINE)] = None,
+    vae: Annotated[str | None, typer.Option(help=VAE)] = None,
+    out: Annotated[Path | None, typer.Option(help=OUT)] = None,
 ) -> None:
-    """Evaluate a run, or samples made by anything: a table, and evaluation.json with the protocol."""
+    """Evaluate a run, or samples of any origin: a table, and evaluation.json with the protocol."""
     from soflow.system import processes
 
     if processes.count() > 1:
         raise InputError(
-            "soflow evaluate runs in one process: draw with torchrun -m soflow sample RUN -n N --out FILE.npz, "
-            "then evaluate FILE.npz"
+            "soflow evaluate runs in one process: draw with "
+            "torchrun -m soflow sample RUN -n N --out FILE.npz, then evaluate FILE.npz"
         )
     if out is not None:
         writable(out, "--out")
-    drawing = Drawing(
-        nfe=None
-        if nfe is None
-        else [at_least(n, 1, "--nfe") for n in dict.fromkeys(whole_numbers(nfe, "--nfe"))],
-        methods=None if methods is None else list(dict.fromkeys(methods.split(","))),
-        num=None if num is None else between(num, 2, MOST_SAMPLES, "--num"),
-        weights=[
-            one_of(name, ("ema", "raw"), "--weights")
-            for name in dict.fromkeys(("ema,raw" if weights is None else weights).split(","))
-        ],
-        labels=one_of(draw or "balanced", ("balanced", "random"), "--draw"),
-        seed=at_least(seed or 0, 0, "--seed"),
-        seeds=at_least(1 if seeds is None else seeds, 1, "--seeds"),
-        batch=at_least(500 if batch is None else batch, 1, "--batch"),
-        vae=vae or "",
-    )
     for_runs = {
-        "--nfe": nfe, "--methods": methods, "--num": num, "--weights": weights, "--draw": draw, "--seed": seed,
-        "--seeds": seeds, "--batch": batch, "--vae": vae,
+        "--nfe": nfe, "--samplers": samplers, "--num": num, "--weights": weights, "--draw": draw,
+        "--seed": seed, "--seeds": seeds, "--batch": batch, "--vae": vae,
     }  # fmt: skip
     given = [option for option, value in for_runs.items() if value is not None]
-    if is_run(samples) or (given and not samples.exists() and ":" not in str(samples)):
-        evaluate_run(samples, features, reference, baseline, out, drawing)
+    counts = [at_least(n, 1, "--nfe") for n in whole_numbers(nfe, "--nfe")] if nfe else []
+    first = at_least(seed or 0, 0, "--seed")
+    several = at_least(1 if seeds is None else seeds, 1, "--seeds")
+    which = [
+        one_of(name, ("ema", "raw"), "--weights")
+        for name in ("ema,raw" if weights is None else weights).split(",")
+    ]
+    named = (
+        [one_of(name, SAMPLERS, "--samplers") for name in samplers.split(",")] if samplers else []
+    )
+    number = 0 if num is None else between(num, 2, MOST_SAMPLES, "--num")
+    labels = one_of(draw or "balanced", ("balanced", "random"), "--draw")
+    at_once = at_least(500 if batch is None else batch, 1, "--batch")
+    if not is_run(samples) and (samples.exists() or ":" in str(samples) or not given):
+        if given:
+            raise InputError(f"{given[0]} is for runs, and {samples} is not one: leave it out")
+        evaluate_files(samples, features, reference, bool(baseline), out)
         return
-    if given:
-        raise InputError(f"{given[0]} is for runs, and {samples} is none: leave it out")
-    evaluate_samples(samples, features, reference, baseline, out)
 
+    from soflow.evaluation.evaluate import EvaluationSettings
+    from soflow.run.folder import find_run
+    from soflow.workflows.evaluate import evaluate, write_evaluation
 
-@dataclass(frozen=True)
-class Drawing:
-    """The options that say how the samples of a run are drawn; None leaves it to the recipe."""
-
-    nfe: list[int] | None
-    methods: list[str] | None
-    num: int | None
-    weights: "list[Weights]"
-    labels: "LabelDraw"
-    seed: int
-    seeds: int
-    batch: int
-    vae: str
+    settings = EvaluationSettings(
+        nfe=tuple(dict.fromkeys(counts)),
+        samplers=tuple(dict.fromkeys(named)),
+        num=number,
+        seeds=tuple(range(first, first + several)),
+        labels=labels,
+        batch=at_once,
+        weights=tuple(dict.fromkeys(which)),
+        features=features or "",
+        reference=reference or "",
+        baseline=baseline,
+        vae=vae or "",
+    )
+    folder, *_ = find_run(samples)
+    recipe = folder.read_config().evaluate.features
+    require_asked_for(recipe, f"--features {recipe}", asked=features is not None)
+    evaluation = evaluate(samples, settings)
+    show(evaluation)
+    if out is None:
+        out = write_evaluation(folder, evaluation)
+    else:
+        evaluation.write(out)
+    print(f"written: {out}")
 
 
 def is_run(path: Path) -> bool:
@@ -154,125 +138,45 @@ def is_run(path: Path) -> bool:
     return inside or (path / "config.yaml").exists() or (path / "checkpoints").exists()
 
 
-def evaluate_run(
-    path: Path,
-    features: str | None,
-    reference: str | None,
-    baseline: bool | None,
-    out: Path | None,
-    drawing: Drawing,
+def evaluate_files(
+    path: Path, features: str | None, reference: str | None, baseline: bool, out: Path | None
 ) -> None:
-    from soflow.evaluation.evaluate import Protocol, evaluate, rows_of, work
-    from soflow.evaluation.judging import compared_with
-    from soflow.system.progress import counting
-    from soflow.workflows import runs
+    from soflow.evaluation.sample_set import open_samples
+    from soflow.workflows.evaluate import evaluate_samples
 
-    loaded = {name: runs.load(path, name, vae=drawing.vae) for name in drawing.weights}
-    run = next(iter(loaded.values()))
-    for remark in run.notes:
-        log.info(remark)
-    config = run.config.evaluate
-    require_asked_for(config.features, f"--features {config.features}", asked=features is not None)
-    samplers = chosen_samplers(drawing.methods, run.config)
-    seeds = range(drawing.seed, drawing.seed + drawing.seeds)
-    protocol = Protocol(
-        drawing.nfe or list(config.nfe),
-        drawing.num or config.num,
-        seeds,
-        drawing.labels,
-        drawing.batch,
-    )
-    compared = compared_with(
-        run.config, run.encoder, run.model.decode, features or "", reference or "", baseline
-    )
-    sets = len(rows_of(samplers, protocol.nfe, drawing.weights)) * len(seeds)
-    with counting(
-        "evaluating", work(compared.scorer, [protocol.num] * sets + real_count(compared))
-    ) as on_done:
-        results = evaluate(
-            {name: one.model for name, one in loaded.items()}, samplers, compared.scorer, compared.baseline, protocol,
-            run.device, on_done, compared.points,
-        )  # fmt: skip
-    results = {"checkpoint": run.checkpoint.path.name, **results}
-    show(results)
-    if out is None:
-        out = run.folder.write_evaluation(results)
-    else:
-        write(out, results)
-    print(f"written: {out}")
-
-
-def chosen_samplers(named: list[str] | None, config: "Config") -> "list[Sampler]":
-    """The samplers of the run's method, or those of them that are named."""
-    there = config.samplers
-    for name in named or []:
-        one_of(name, there, f"--methods, of a run by {config.objective.name},")
-    return [sampler for sampler in there if named is None or sampler in named]
-
-
-def evaluate_samples(
-    path: Path, features: str | None, reference: str | None, baseline: bool | None, out: Path | None
-) -> None:
-    from soflow.evaluation.evaluate import evaluate_samples, work
-    from soflow.evaluation.judging import compared_samples, open_samples
-    from soflow.system.progress import counting
-
-    missing = [
-        option
-        for option, value in {"--reference DATA": reference, "--features NAME": features}.items()
-        if not value
-    ]
-    if path.exists() and missing:
+    if not features or not reference:
+        if not path.exists() and ":" not in str(path):
+            open_samples(str(path))  # which says so
+        missing = ["--reference DATA"] * (not reference) + ["--features NAME"] * (not features)
         raise InputError(
             f"{path} holds samples: say what to compare them with by {' and '.join(missing)}"
         )
-    named = (
-        path.absolute()
-        if path.exists()
-        else Path.cwd() / str(path).replace("/", "-").replace(":", "-")
-    )
+    named = path.absolute()
+    if not path.exists():
+        named = Path.cwd() / str(path).replace("/", "-").replace(":", "-")
     file = out or named.with_name(f"{named.name}.evaluation.json")
     writable(file, "--out")
-    given = open_samples(str(path))
-    if features is None or reference is None:
-        raise InputError(
-            f"{path} holds samples: say what to compare them with by {' and '.join(missing)}"
-        )
-    compared = compared_samples(given, features, reference, bool(baseline))
-    with counting(
-        "evaluating", work(compared.scorer, [given.count, *real_count(compared)])
-    ) as on_done:
-        results = evaluate_samples(
-            compared.scorer, given.parts(), given.count, given.labels, compared.baseline, on_done
-        )
-    results = {"samples": {**given.protocol, "path": path.name, "count": given.count}, **results}
-    show(results)
-    write(file, results)
+    evaluation = evaluate_samples(path, features, reference, baseline)
+    show(evaluation)
+    evaluation.write(file)
     print(f"written: {file}")
 
 
-def real_count(compared: "Compared") -> list[int]:
-    return [] if compared.baseline is None else [len(compared.baseline.data)]
-
-
-def write(file: Path, results: dict[str, Any]) -> None:
-    from soflow.system.atomic import write_json
-
-    write_json(file, results)
-
-
-def show(results: dict[str, Any]) -> None:
-    """The results as a table on stdout."""
+def show(evaluation: "Evaluation") -> None:
+    """The evaluation as a table on stdout."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    from soflow.evaluation.tables import reading_aid, table, title
+    from soflow.evaluation.tables import remarks, table, title
     from soflow.system.text import printable
 
-    header, *rows = table(results)
+    header, *rows = table(evaluation)
     shown = Table(
-        title=printable(title(results)), box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left"
+        title=printable(title(evaluation)),
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        title_justify="left",
     )
     for column in header:
         shown.add_column(column, justify="left" if column in ("weights", "sampler") else "right")
@@ -282,6 +186,6 @@ def show(results: dict[str, Any]) -> None:
     if not console.is_terminal:
         console = Console(width=max(console.width, 125), markup=False)
     console.print(shown)
-    console.print(printable(reading_aid(results)), highlight=False)
-    for name, value in results["diagnostics"].items():
+    console.print(printable(remarks(evaluation)), highlight=False)
+    for name, value in evaluation.diagnostics.items():
         console.print(f"{name.replace('_', ' ')}: {value:.4f}", highlight=False)

@@ -1,4 +1,4 @@
-"""`soflow import`: a checkpoint of the paper's reference implementation becomes a run folder."""
+"""`soflow import`: makes a run folder from a checkpoint of the paper's reference implementation."""
 
 import logging
 from pathlib import Path
@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from soflow.cli.options import at_least
 from soflow.system.text import printable
 
 log = logging.getLogger(__name__)
@@ -24,36 +23,30 @@ def import_(
     ] = None,
     heads: Annotated[
         int | None,
-        typer.Option(help="Attention heads of a DiT (default: those of the YAML's model_type)."),
+        typer.Option(
+            min=1, help="Attention heads of a DiT (default: those of the YAML's model_type)."
+        ),
     ] = None,
 ) -> None:
-    """Turn a checkpoint of the reference implementation into a run folder: sample it, evaluate it, train it on."""
-    if heads is not None:
-        at_least(heads, 1, "--heads")
-
+    """Make a run folder from a checkpoint of the reference implementation."""
     from soflow.interop.reference import import_checkpoint
-    from soflow.system.progress import stages
 
-    with stages() as on_stage:
-        imported = import_checkpoint(checkpoint, config, out, heads, overrides or [], on_stage)
+    imported = import_checkpoint(checkpoint, config, out, heads, overrides or [])
     sizes, translation = imported.sizes, imported.translation
     network = [f"network.{key}={value}" for key, value in sizes.network.items()]
     data = [f"data.shape={list(sizes.shape)}", f"data.num_classes={sizes.num_classes}"]
     for title, lines in (
-        ("read off the checkpoint", [*network, *data, *imported.told]),
-        ("settings", translation.used),
-        (f"not told by the YAML, so as in the recipe {translation.recipe}", translation.assumed),
+        ("from the checkpoint", [*network, *data, *imported.facts]),
+        ("from the YAML file", translation.used),
+        (f"not in the YAML file, taken from the recipe {translation.recipe}", translation.assumed),
         ("changed by you", overrides or []),
-        ("not taken over, their names have no known meaning", translation.unused),
+        ("not used, because their meaning is unknown", translation.unused),
     ):
         if lines:
             print(f"{title}:", *map(printable, lines), sep="\n  ")
-    for text in imported.notes:
-        log.info(f"note: {text}")
-    print(
-        f"written: {out}, {imported.step} of {imported.config.train.steps} steps done; next: soflow sample {out}"
-    )
-    if imported.step >= imported.config.train.steps:
-        print(
-            "nothing is left to train; to go on, import with train.steps=N (r(k, K) depends on it)"
-        )
+    for note in imported.notes:
+        log.info(f"note: {note}")
+    steps = imported.config.train.steps
+    print(f"written: {out}, {imported.step} of {steps} steps done; next: soflow sample {out}")
+    if imported.step >= steps:
+        print("training is complete; to continue, import with train.steps=N")

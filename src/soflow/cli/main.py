@@ -1,7 +1,7 @@
-"""`soflow`: the commands together, and what their failures look like.
+"""`soflow`: all commands, and how their failures are reported.
 
-Exit status: 0 done, 1 failed, 2 wrong use, 128 + signal after a signal (130 after Ctrl-C). Failures that a user can mend
-are one line on stderr; anything else is a bug and keeps its traceback.
+Exit status: 0 done, 1 failed, 2 wrong usage, 128 + signal after a signal (130 after Ctrl-C).
+Failures that a user can fix are one line on stderr. Anything else is a bug and keeps its traceback.
 """
 
 import sys
@@ -15,6 +15,7 @@ from soflow.cli.compare import compare
 from soflow.cli.encode import encode
 from soflow.cli.evaluate import evaluate
 from soflow.cli.import_ import import_
+from soflow.cli.modules import import_modules, split_imports
 from soflow.cli.recipes import recipes
 from soflow.cli.reference import reference
 from soflow.cli.report import report
@@ -34,36 +35,48 @@ app = typer.Typer(
 
 
 @app.callback(invoke_without_command=True)
-def version(
-    show: Annotated[
+def soflow(
+    version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)
     ] = False,
+    modules: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--import",
+            metavar="MODULE",
+            help="Import this Python module first, so that a configuration can name the "
+            "objectives, networks and data sources that it registers. The current folder is "
+            "searched, too. May stand anywhere on the line, and more than once.",
+        ),
+    ] = None,
 ) -> None:
-    """One-step generative models: train a solution flow model, sample it in a single forward pass."""
-    if show:
+    """One-step generative models: train a solution flow model, sample it in one forward pass."""
+    if version:
         from soflow import __version__
 
         print(f"soflow {__version__}")
         raise typer.Exit
 
 
+EPILOG = "Every command takes --import MODULE as well; see soflow --help."
+
 for command in (recipes, train, sample, evaluate, reference, report, compare, bench, encode):
-    app.command()(command)
-app.command("import")(import_)
+    app.command(epilog=EPILOG)(command)
+app.command("import", epilog=EPILOG)(import_)
 
-
-#: Every mistake in options and arguments; click's own class, wherever this version of typer keeps click.
+#: Every mistake in options and arguments; click's own class, wherever typer keeps click.
 UsageError: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
 
-
-#: Letters of a message, some of which may come from files.
-MOST = 4000
+#: Longest message in characters. Parts of it may come from files.
+LONGEST = 4000
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Runs one command; returns the exit status."""
+    """Runs one command and returns its exit status."""
     show_notes()
     try:
+        modules, arguments = split_imports(arguments)
+        import_modules(modules)
         status = app(list(arguments) or ["--help"], prog_name="soflow", standalone_mode=False)
         return status if isinstance(status, int) else 0
     except UsageError as error:
@@ -78,12 +91,12 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def fail(message: str, status: int) -> int:
-    rank = processes.index()  # of several processes each says what went wrong in it
+    """Prints why a command failed, in one line; each of several processes gives its own reason."""
+    rank = processes.index()
     speaker = f"soflow: process {rank}" if rank else "soflow"
-    line = printable(
-        " ".join(message.split())
-    )  # names in files may hold what moves a terminal's cursor
-    line = line if len(line) <= MOST else f"{line[: MOST // 2]} ... {line[-MOST // 2 :]}"
-    sys.stderr.write(f"{speaker}: {line}\n")  # at once, lest two processes share a line
+    line = printable(" ".join(message.split()))
+    if len(line) > LONGEST:
+        line = f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
+    sys.stderr.write(f"{speaker}: {line}\n")  # one write: two processes never share a line
     sys.stderr.flush()
     return status

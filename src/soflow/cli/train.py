@@ -1,4 +1,4 @@
-"""`soflow train`: a recipe into a run folder; the same command again goes on from the last checkpoint."""
+"""`soflow train`: trains a recipe in a run folder, or resumes it from the last checkpoint."""
 
 import logging
 import signal
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 def train(
     recipe: Annotated[
         str,
-        typer.Argument(help="A shipped recipe's name, a YAML file, or a run folder to go on with."),
+        typer.Argument(help="A shipped recipe's name, a YAML file, or a run folder to resume."),
     ],
     overrides: Annotated[
         list[str] | None,
@@ -26,13 +26,11 @@ def train(
     """Train a recipe. Running the same command again resumes."""
     from soflow.config import read_recipe
 
-    config = read_recipe(
-        recipe, overrides or []
-    )  # a mistake here is reported before torch is loaded
+    config = read_recipe(recipe, overrides or [])  # reports mistakes before torch is loaded
     folder = out or default_folder(Path(recipe))
 
     from soflow.training.signals import Stopped
-    from soflow.workflows import runs
+    from soflow.workflows.train import train as train_recipe
 
     if config.evaluate.every:
         named = f"evaluate.features={config.evaluate.features}"
@@ -40,20 +38,21 @@ def train(
 
     if (Path(recipe) / "config.yaml").is_file() and folder != Path(recipe):
         log.info(
-            f"beginning anew in {folder}, with the settings of {recipe}; for its weights, too, add init_from={recipe}"
+            f"new run in {folder} with the settings of {recipe}; add init_from={recipe} for its "
+            "weights, too"
         )
     try:
-        runs.train(config, folder)
+        train_recipe(config, folder)
     except Stopped as stopped:
         name = signal.Signals(stopped.signum).name
-        log.info(f"stopped by {name}, checkpoint written; go on with: soflow train {folder}")
+        log.info(f"stopped by {name}, checkpoint written; resume with: soflow train {folder}")
         return 128 + stopped.signum
     log.info(f"trained: {folder}; next: soflow evaluate {folder}")
     return 0
 
 
 def default_folder(recipe: Path) -> Path:
-    """runs/NAME for a recipe; a run folder, or the config.yaml in one, is gone on with where it is."""
+    """runs/NAME for a recipe; a run folder, or the config.yaml in one, is resumed in place."""
     if (recipe / "config.yaml").is_file():
         return recipe
     if recipe.name == "config.yaml" and (recipe.parent / "checkpoints").is_dir():

@@ -1,245 +1,174 @@
-"""Training methods side by side: one recipe, trained by each method over several seeds, evaluated in the same way.
+"""Trains one recipe by several objectives over several seeds, and evaluates all runs alike.
 
-All have the same network and initial weights, data in the same order, batch and optimizer, and the same number of steps or,
-with the budget "time", as many steps as SoFlow's training time has room for.
+All have the same network and initial weights, data in the same order, batch and optimizer. They
+get the same number of steps or, with the budget "time", as many as fit into SoFlow's seconds.
 """
 
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from math import ceil
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
-from statistics import median
-from typing import Any, Literal
 
 import torch
-from PIL import Image
 
-from soflow.comparison.cost import Cost, base_of, measure
-from soflow.comparison.page import markdown, name_of, page, plots, sheets
+from soflow.comparison.cost import Cost, base_of, costs_of
+from soflow.comparison.plan import Planned, plan, require_same_as_begun
+from soflow.comparison.record import (
+    Budget,
+    Comparison,
+    Curves,
+    ObjectiveResults,
+    Point,
+    RunEvaluation,
+    RunResults,
+)
 from soflow.config import Config, read_objectives
 from soflow.data.training_data import make_dataset, with_classes
 from soflow.errors import InputError
-from soflow.evaluation.evaluate import Protocol, evaluate, rows_of, work
-from soflow.evaluation.judging import Compared, compared_with
-from soflow.evaluation.pictures import picture
-from soflow.evaluation.report import real_by_class
-from soflow.evaluation.tables import EVALUATION
-from soflow.run.checkpoint import TrainState, checkpoints
-from soflow.run.folder import RunFolder
-from soflow.sampling import Sampler, class_by_class, draw, sample_many
+from soflow.evaluation.evaluate import EvaluationSettings, evaluate
+from soflow.evaluation.references import make_scoring
+from soflow.evaluation.scorer import Scoring
+from soflow.run.checkpoint import TrainState
+from soflow.sampling import HEUN_STEPS, Sampler, class_by_class, draw
 from soflow.solution import FlowModel
 from soflow.system import processes
-from soflow.system.atomic import require_writable, write_json, write_text
+from soflow.system.atomic import require_writable
 from soflow.system.devices import default_device
-from soflow.system.records import damaged, finite, is_like, read_json
-from soflow.training.display import Display, SilentDisplay
-from soflow.workflows import runs
+from soflow.system.progress import Progress, Task, track
+from soflow.workflows.evaluate import write_evaluation
+from soflow.workflows.load import load, make_decoder
+from soflow.workflows.train import train
 
 log = logging.getLogger(__name__)
 
-Budget = Literal["steps", "time"]
-METHODS = ("soflow", "mean_flow", "shortcut", "consistency", "flow_matching")
-#: What every run's figures must be told with.
-TOLD = ("metric", "num", "features", "reference", "real", "warnings", "versions", "machine")
-#: What curve.json is: of each sampler the steps, and at each the seconds and the distance.
-CURVE = {
-    ...: lambda points: (
-        is_like(points, {...: [finite]})
-        and all(
-            step.isdecimal() and len(step) < 19 and len(point) == 2
-            for step, point in points.items()
-        )
-    )
-}
-#: Times in a run at which the distance is measured, for the curves.
-POINTS = 8
-
-
-class Progress:
-    """What a comparison tells as it goes on; this one keeps silent."""
-
-    def note(self, text: str) -> None: ...
-
-    def training(self, title: str) -> Display:
-        """The display of one run's training."""
-        return SilentDisplay()
-
-    def counting(self, what: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
-        """For work of countable parts: the result hears how many are done."""
-        return nullcontext(lambda done: None)
-
-
-@dataclass(frozen=True)
-class Planned:
-    """One run of the comparison. Its figures are in compared.json, the distances on the way in curve.json."""
-
-    name: str
-    config: Config
-    folder: RunFolder
-
-    @property
-    def seed(self) -> int:
-        return self.config.train.seed
-
-    @property
-    def figures(self) -> Path:
-        return self.folder.path / "compared.json"
-
-    @property
-    def curve(self) -> Path:
-        return self.folder.path / "curve.json"
+OBJECTIVES = ("soflow", "mean_flow", "shortcut", "consistency", "flow_matching")
+#: Rounds of measuring costs, and rounds for trainings of fewer than SHORT steps.
+ROUNDS, ROUNDS_IF_SHORT, SHORT = 3, 1, 500
+#: Samples at each point of a curve: few, because a training is not to wait for its curve.
+CURVE_SAMPLES = 500
+#: Samplers of the curves: of objectives that learn no jumps, and of all if asked for.
+COARSE_HEUN: tuple[Sampler, int] = ("heun", 16)
+HEUN: tuple[Sampler, int] = ("heun", 2 * HEUN_STEPS)
 
 
 def compare(
     recipe: str,
     out: str | Path,
-    methods: Sequence[str] = METHODS,
+    objectives: Sequence[str] = OBJECTIVES,
     seeds: int = 3,
     budget: Budget = "steps",
     overrides: Sequence[str] = (),
-    rounds: int = 3,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Trains the recipe by each of the methods, `seeds` times, in folders under `out`; returns what results.json holds.
+    rounds: int | None = None,
+    heun_curves: bool = False,
+    progress: Progress = track,
+) -> Comparison:
+    """Compares objectives on a recipe, in run folders under `out`; writes results.json there.
 
-    budget: "steps" gives every method the recipe's steps, "time" the seconds that SoFlow takes for them. rounds: of
-    measuring costs. Called again it goes on where it stopped, and adds methods and seeds to those that are there.
+    A comparison that was interrupted continues, and objectives and seeds can be added to one.
 
-    Raises InputError for settings that cannot be used or that differ from those a run was begun with, RunError for a run
-    that fails.
+    Args:
+        recipe: A shipped recipe's name, a YAML file or a run folder.
+        out: The folder.
+        objectives: Names of objectives.
+        seeds: Runs of each objective.
+        budget: "steps": the recipe's steps for all; "time": as many as fit into SoFlow's seconds.
+        overrides: `key=value` for all objectives, or `objective:key=value` for one.
+        rounds: Measurements of each objective's cost; by default 3, or 1 for short trainings.
+        heun_curves: Also measures the samples of 32 Heun steps during training, which is slow.
+        progress: Shows what is going on.
+
+    Returns:
+        The content of results.json.
+
+    Raises:
+        InputError: For settings that cannot be used, or that differ from those of runs in `out`.
+        RunError: If a run fails or a file is damaged.
     """
-    progress, out = progress or Progress(), Path(out)
+    out = Path(out)
     if processes.count() > 1:
         raise InputError("a comparison runs in one process: start soflow compare without torchrun")
-    if min(seeds, rounds, len(methods)) < 1:
-        raise InputError(
-            "a comparison needs one method, one seed and one round of measuring, or more of them"
-        )
-    configs = read_objectives(recipe, methods, overrides)
+    if min(seeds, len(objectives), 1 if rounds is None else rounds) < 1:
+        raise InputError("objectives, seeds and rounds: a comparison needs at least one of each")
+    configs = read_objectives(recipe, objectives, overrides)
     if budget == "time" and "soflow" not in configs:
-        raise InputError(
-            "the budget 'time' is the time that soflow takes: name soflow among the methods"
-        )
+        raise InputError("budget=time is the time of soflow: name soflow among the objectives")
     shared = next(iter(configs.values()))
-    data = make_dataset(shared.data)  # which says what cannot be trained on
+    data = make_dataset(shared.data)
     configs = {name: with_classes(config, data) for name, config in configs.items()}
-    decode = runs.decoder(data.encoder, default_device())
+    decode = make_decoder(data.encoder, default_device())
     require_writable(out)
     require_same_as_begun(configs, seeds, budget, out)
-    compared = compared_with(shared, data.encoder, decode, baseline=True)
-    costs = measure(configs, out / "cost.json", rounds, progress.counting)
-    planned = plan(configs, seeds, budget, out, costs)
+    scoring = make_scoring(shared, data.encoder, decode, baseline=True)
+    rounds = rounds or (ROUNDS if shared.train.steps >= SHORT else ROUNDS_IF_SHORT)
+    costs = costs_of(configs, out / "cost.json", rounds, progress)
+    planned = list(plan(configs, seeds, budget, out, costs))
 
-    to_come = [run for run in planned if not finished(run)]
-    left = Left({run.folder.path: run.config.train.steps * costs[run.name].step for run in to_come})
+    to_come = [run for run in planned if not run.finished]
+    left = TimeLeft(to_come, costs)
     for number, run in enumerate(planned):
         title = f"run {number + 1} of {len(planned)}: {run.name}, seed {run.seed}"
         if run not in to_come:
-            log.info(f"{title}: done before")
+            log.info(f"{title}: already done")
             continue
-        log.info(f"{title}, {run.config.train.steps:,} steps; {left.in_words()} left in all")
-        train_and_evaluate(run, compared, title, progress)
-        left.finish(run.folder.path)
+        log.info(f"{title}, {run.config.train.steps:,} steps; {left} left in all")
+        train_run(run, scoring, heun_curves, title, progress)
+        evaluate_run(run, scoring, progress)
+        left.finish(run)
     results = gather(recipe, budget, planned, costs, overrides)
-    write_json(out / "results.json", results)
+    results.write(out / "results.json")
     return results
 
 
-def plan(
-    configs: dict[str, Config],
-    seeds: int,
-    budget: Budget,
-    out: Path,
-    costs: dict[str, Cost] | None = None,
-) -> list[Planned]:
-    """All runs, seed by seed, so that what is there after a stop is a comparison, too.
-
-    Within SoFlow's time a method has as many steps as its ratio of costs says; a run that was begun keeps those it has.
-    Without costs only the runs whose steps are known are told.
-    """
-    planned = []
-    for seed in range(seeds):
-        for name, config in configs.items():
-            seed_of_run = config.train.seed + seed
-            folder, steps = RunFolder(out / f"{name}-seed-{seed_of_run}"), config.train.steps
-            if budget == "time" and name != "soflow":
-                if folder.config.is_file():
-                    steps = folder.read_config().train.steps
-                elif costs is not None:
-                    steps = max(1, round(steps / median(costs[name].ratios())))
-                else:
-                    continue
-            train = {"steps": steps, "seed": seed_of_run, "sample_every": ceil(steps / POINTS)}
-            nfe = {"nfe": tuple(sorted({1, *config.evaluate.nfe}))}
-            changed = {
-                "train": config.train.model_copy(update=train),
-                "evaluate": config.evaluate.model_copy(update=nfe),
-            }
-            planned.append(Planned(name, config.model_copy(update=changed), folder))
-    return planned
-
-
-def require_same_as_begun(
-    configs: dict[str, Config], seeds: int, budget: Budget, out: Path
+def train_run(
+    run: Planned, scoring: Scoring, heun_curves: bool, title: str, progress: Progress
 ) -> None:
-    """Raises InputError where a run is there that was trained or evaluated with other settings."""
-    for run in plan(configs, seeds, budget, out):
-        if run.folder.config.is_file() and checkpoints(run.folder.checkpoints):
-            begun = run.folder.read_config()
-            runs.require_same(begun, run.config, run.folder)
-            if begun.evaluate != run.config.evaluate:
-                raise InputError(
-                    f"{run.folder.path} was begun with other settings in evaluate: figures of both would be mixed; "
-                    "compare anew in another folder with --out"
-                )
-
-
-def finished(run: Planned) -> bool:
-    """Whether this very run is trained to its end and evaluated."""
-    return run.folder.config.is_file() and bool(read_json(run.figures))
-
-
-def train_and_evaluate(run: Planned, compared: Compared, title: str, progress: Progress) -> None:
-    """Trains one run, with distances on the way, and evaluates it."""
-    scorer = compared.scorer
-    config, objective, settings = run.config, run.config.objective, run.config.evaluate
-    looks: list[tuple[Sampler, int]] = list(
-        dict.fromkeys([(objective.samplers[0], 1), config.default_sampler])
-    )
+    """Trains one run, with the distance of a few samples at every point of its curves."""
+    config, scorer = run.config, scoring.scorer
+    num = min(config.evaluate.num, CURVE_SAMPLES)
 
     def watch(state: TrainState, model: FlowModel, device: torch.device) -> None:
-        labels = class_by_class(settings.num, model.num_classes)
-        points = read_json(run.curve)
-        for sampler, nfe in looks:
-            samples = draw(model, settings.num, labels, sampler, nfe, seed=0, device=device)
-            distance = scorer.distance(scorer.gather(samples, settings.num))
-            points.setdefault(f"{sampler} {nfe}", {})[str(state.step)] = [state.seconds, distance]
-        write_json(run.curve, points)
+        labels = class_by_class(num, model.num_classes)
+        kept = run.read_curves()
+        for sampler, nfe in curve_samplers(config, heun_curves):
+            samples = draw(model, num, labels, sampler, nfe, seed=0, device=device)
+            distance = scorer.distance(scorer.gather(samples, num))
+            point = Point(step=state.step, seconds=state.seconds, distance=distance)
+            curve = kept.of(sampler, nfe, num)
+            others = [one for one in kept.curves if one != curve]
+            kept = Curves(curves=[*others, curve.with_point(point)])
+        kept.write(run.curves_file)
 
-    runs.train(config, run.folder.path, display=progress.training(title), watch=watch)
-    loaded = runs.load(run.folder.path)
-    rows = rows_of(objective.samplers, settings.nfe)
-    beside = compared.baseline
-    real = [] if beside is None else [len(beside.data)]
-    with progress.counting(
-        f"evaluating {run.name}, seed {run.seed}", work(scorer, [settings.num] * len(rows) + real)
-    ) as on_done:
-        results = evaluate(
-            {"ema": loaded.model}, objective.samplers, scorer, beside, Protocol(settings.nfe, settings.num),
-            loaded.device, on_done, compared.points,
-        )  # fmt: skip
-    results = {"checkpoint": loaded.checkpoint.path.name, **results}
-    run.folder.write_evaluation(results)  # for soflow report
-    seconds = loaded.checkpoint.train_state().seconds
-    write_json(run.figures, {**results, "seconds": seconds})
-    one = results["rows"][0]
-    log.info(
-        f"  {one['sampler']} in {one['nfe']}: distance {one['distance']:.4g} after {seconds:.0f} s of training"
+    titled = partial(titled_progress, progress, title)
+    train(config, run.folder.path, progress=titled, watch=watch)
+
+
+def curve_samplers(config: Config, heun: bool) -> list[tuple[Sampler, int]]:
+    """The samplers of the curves: one step, or 8 Heun steps if the objective learns no jumps."""
+    first = config.samplers[0]
+    cheap: tuple[Sampler, int] = COARSE_HEUN if first == "euler" else (first, 1)
+    return [cheap, HEUN] if heun and "heun" in config.samplers else [cheap]
+
+
+def evaluate_run(run: Planned, scoring: Scoring, progress: Progress) -> None:
+    """Evaluates a trained run, as soflow evaluate does."""
+    loaded, config = load(run.folder.path), run.config
+    found = evaluate(
+        {"ema": loaded.model},
+        config.samplers,
+        scoring,
+        EvaluationSettings(nfe=config.evaluate.nfe, num=config.evaluate.num),
+        loaded.device,
+        partial(titled_progress, progress, f"evaluating {run.name}, seed {run.seed}"),
     )
+    evaluation = found.model_copy(update={"checkpoint": loaded.checkpoint.path.name})
+    write_evaluation(run.folder, evaluation)  # for soflow report
+    seconds = loaded.checkpoint.train_state().seconds
+    RunEvaluation(**dict(evaluation), seconds=seconds).write(run.evaluation_file)
+    one = evaluation.rows[0]
+    log.info(f"  {one.sampler}, NFE {one.nfe}: distance {one.distance:.4g} after {seconds:.0f} s")
 
 
 def gather(
@@ -248,89 +177,67 @@ def gather(
     planned: list[Planned],
     costs: dict[str, Cost],
     overrides: Sequence[str],
-) -> dict[str, Any]:
-    """Everything results.json holds."""
-    methods: dict[str, Any] = {}
+) -> Comparison:
+    """The content of results.json, from the files of all runs."""
+    by_objective: dict[str, list[RunResults]] = {}
     for run in planned:
-        figures, curve = read_json(run.figures), read_json(run.curve)
-        method = methods.setdefault(
-            run.name,
-            {"steps": run.config.train.steps, "cost": costs[run.name].figures(), "runs": []},
+        evaluation = run.read_evaluation()
+        by_objective.setdefault(run.name, []).append(
+            RunResults(
+                folder=run.folder.path.name,
+                seed=run.seed,
+                seconds=evaluation.seconds,
+                rows=evaluation.rows,
+                diagnostics=evaluation.diagnostics,
+                curves=run.read_curves().curves,
+            )
         )
-        if not is_like(figures, {**EVALUATION, "seconds": finite}):
-            raise damaged(run.figures)
-        if not is_like(curve, CURVE):
-            raise damaged(run.curve)
-        method["runs"].append(
-            {
-                "folder": run.folder.path.name,
-                "seed": run.seed,
-                **{key: figures[key] for key in ("seconds", "rows", "diagnostics")},
-                "curve": {
-                    look: [[int(step), *point] for step, point in points.items()]
-                    for look, points in curve.items()
-                },
-            }
-        )
-        told = {key: figures[key] for key in TOLD}
-    return {
-        "recipe": recipe,
-        "overrides": list(overrides),
-        "budget": budget,
-        "base": base_of(methods),
-        "seeds": sorted({run.seed for run in planned}),
-        "batch_size": planned[0].config.train.batch_size,
-        **told,
-        "machine": {
-            **told["machine"],
-            "cores": os.cpu_count(),
-            "device": costs[planned[0].name].measured[0].device,
+    steps = {run.name: run.config.train.steps for run in planned}
+    device = costs[planned[0].name].measured[0].device
+    return Comparison(
+        recipe=recipe,
+        overrides=list(overrides),
+        budget=budget,
+        base=base_of(by_objective),
+        seeds=sorted({run.seed for run in planned}),
+        batch_size=planned[0].config.train.batch_size,
+        metric=evaluation.metric,
+        num=evaluation.num,
+        reference=evaluation.reference,
+        real=evaluation.real,
+        warnings=evaluation.warnings,
+        versions=evaluation.versions,
+        machine=evaluation.machine.model_copy(update={"cores": os.cpu_count(), "device": device}),
+        objectives={
+            name: ObjectiveResults(steps=steps[name], cost=costs[name].figures(), runs=found)
+            for name, found in by_objective.items()
         },
-        "methods": methods,
-    }
-
-
-def write_page(results: dict[str, Any], out: Path) -> None:
-    """Writes report.html, table.md and the pictures for other pages: plots.png, samples.png."""
-    drawn: dict[str, Image.Image] = {}
-    for name, method in results["methods"].items():
-        run = runs.load(out / method["runs"][0]["folder"])
-        shape, classes, (sampler, nfe) = (
-            run.model.shape,
-            run.model.num_classes,
-            run.config.default_sampler,
-        )
-        columns = min(classes or 10, 10)
-        num = 6 * columns if len(shape) > 1 else 2000
-        samples = sample_many(
-            run.model, num, class_by_class(num, classes), sampler, nfe, seed=0, device=run.device
-        )
-        drawn[f"{name_of(name)}, {'one step' if nfe == 1 else f'{nfe // 2} Heun steps'}"] = picture(
-            samples, columns
-        )
-    real = make_dataset(run.config.data)
-    shown = (
-        real_by_class(real, columns, num // columns) if len(shape) > 1 else real.samples(slice(num))
     )
-    drawn["real data"] = picture(run.model.decode(shown.to(run.device)).cpu(), columns)
-    write_text(out / "report.html", page(results, drawn))
-    write_text(out / "table.md", markdown(results))
-    plots(results).savefig(out / "plots.png", dpi=110)
-    sheets(drawn).savefig(out / "samples.png", dpi=110)
 
 
-class Left:
-    """The time left: what was expected of the runs to come, in units of how the finished ones kept to it."""
+def titled_progress(
+    progress: Progress, title: str, _: str, total: int, done: int = 0
+) -> AbstractContextManager[Task]:
+    """Progress under a title of the comparison's own."""
+    return progress(title, total, done)
 
-    def __init__(self, expected: dict[Path, float]) -> None:
-        self.expected = expected
+
+class TimeLeft:
+    """The time left: what costs predict, corrected by how long the finished runs took."""
+
+    def __init__(self, to_come: Sequence[Planned], costs: dict[str, Cost]) -> None:
+        self.expected = {
+            run.folder.path: run.config.train.steps * costs[run.name].seconds_per_step
+            for run in to_come
+        }
         self.done = self.taken = 0.0
         self.start = time.perf_counter()
 
-    def finish(self, path: Path) -> None:
-        self.done += self.expected.pop(path)
+    def finish(self, run: Planned) -> None:
+        """Counts a run as done."""
+        self.done += self.expected.pop(run.folder.path)
         self.taken = time.perf_counter() - self.start
 
-    def in_words(self) -> str:
+    def __str__(self) -> str:
         seconds = sum(self.expected.values()) * (self.taken / self.done if self.done else 1.0)
         return f"about {seconds:.0f} s" if seconds < 120 else f"about {seconds / 60:.0f} min"

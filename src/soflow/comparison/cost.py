@@ -1,111 +1,124 @@
-"""What each method's step costs beside another's, measured once and kept in cost.json."""
+"""The cost of each objective's steps, relative to a base, measured once and kept in cost.json."""
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
-from typing import Any
 
-from soflow.comparison.measure import Measurement, bench
+from pydantic import Field, JsonValue, model_validator
+from typing_extensions import Self
+
+from soflow.comparison.bench import bench
+from soflow.comparison.measure import Measurement
 from soflow.config import Config
-from soflow.system.atomic import write_json
-from soflow.system.records import damaged, number, read_json
+from soflow.system.progress import Progress, track
+from soflow.system.records import Count, Record
 
-#: What a step's cost depends on.
+#: Sections of the configuration that the cost of a step depends on.
 SECTIONS = {"data", "network", "noising", "objective", "optimizer", "ema", "precision", "compile"}
+BASE = "soflow"
 
 
-#: A measurement in cost.json.
-MEASURED = {field.name: str if field.name == "device" else number for field in fields(Measurement)}
+class CostFigures(Record):
+    """The cost of an objective in figures; ratios to the base are (least, median, most)."""
+
+    seconds_per_step: float
+    step_ratio: tuple[float, float, float]
+    peak_bytes: float
+    memory_ratio: tuple[float, float, float]
+    flops_per_sample: float
+    parameters: Count
+    one_step_samples_per_second: float
+    rounds: Count
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What a method costs, and what the one it is held against cost in the same rounds."""
+class Cost(Record):
+    """Measurements of an objective, and of the base in the same rounds."""
 
-    measured: list[Measurement]
-    beside: list[Measurement]
+    measured_with: dict[str, JsonValue]
+    base_measured_with: dict[str, JsonValue]
+    measured: list[Measurement] = Field(min_length=1)
+    base_measured: list[Measurement]
+
+    @model_validator(mode="after")
+    def in_pairs(self) -> Self:
+        """Rejects rounds without a partner."""
+        if len(self.measured) != len(self.base_measured):
+            raise ValueError("as many measurements of the base are needed")
+        return self
 
     @property
-    def step(self) -> float:
-        """Seconds a step, the median."""
-        return self.middle("seconds_per_step")
+    def seconds_per_step(self) -> float:
+        """The median."""
+        return median(one.seconds_per_step for one in self.measured)
 
-    def middle(self, key: str) -> float:
-        return median(getattr(one, key) for one in self.measured)
+    @property
+    def step_ratio(self) -> tuple[float, float, float]:
+        """The time of a step relative to the base's: least, median, most."""
+        return self.spread("seconds_per_step")
 
-    def ratios(self, key: str = "seconds_per_step") -> list[float]:
-        """What it cost in units of the other, a round each."""
-        return [
-            getattr(one, key) / getattr(other, key)
-            for one, other in zip(self.measured, self.beside, strict=True)
-        ]
+    def spread(self, name: str) -> tuple[float, float, float]:
+        """Least, median and most of a figure's ratios to the base, round by round."""
+        pairs = zip(self.measured, self.base_measured, strict=True)
+        ratios = [getattr(one, name) / getattr(base, name) for one, base in pairs]
+        return min(ratios), median(ratios), max(ratios)
 
-    def figures(self) -> dict[str, Any]:
-        """In plain numbers; ratios as least, median, most."""
-
-        def spread(key: str) -> list[float]:
-            ratios = self.ratios(key)
-            return [min(ratios), median(ratios), max(ratios)]
-
-        return {
-            "seconds_per_step": self.step,
-            "step_ratio": spread("seconds_per_step"),
-            "peak_bytes": self.middle("peak_bytes"),
-            "memory_ratio": spread("peak_bytes"),
-            "flops_per_sample": self.middle("flops_per_sample"),
-            "parameters": self.measured[0].parameters,
-            "one_step_samples_per_second": self.middle("one_step_samples_per_second"),
-            "rounds": len(self.measured),
-        }
+    def figures(self) -> CostFigures:
+        """Medians over the rounds, and ratios."""
+        return CostFigures(
+            seconds_per_step=self.seconds_per_step,
+            step_ratio=self.step_ratio,
+            peak_bytes=median(one.peak_bytes for one in self.measured),
+            memory_ratio=self.spread("peak_bytes"),
+            flops_per_sample=self.measured[0].flops_per_sample,
+            parameters=self.measured[0].parameters,
+            one_step_samples_per_second=median(
+                one.one_step_samples_per_second for one in self.measured
+            ),
+            rounds=len(self.measured),
+        )
 
 
-def key(config: Config) -> dict[str, Any]:
-    """What tells whether a cost was measured of such steps."""
+class Costs(Record):
+    """cost.json."""
+
+    objectives: dict[str, Cost] = Field({})
+
+
+def settings_of(config: Config) -> dict[str, JsonValue]:
+    """The settings that the cost of a step depends on."""
     batch = {"batch_size": config.train.batch_size, "accumulate": config.train.accumulate}
     return {**config.model_dump(mode="json", include=SECTIONS), **batch}
 
 
-def base_of(names: Mapping[str, Any]) -> str:
-    """The method that the others are held against: SoFlow, or the first where it is not among them."""
-    return "soflow" if "soflow" in names else next(iter(names))
+def base_of(names: Iterable[str]) -> str:
+    """The objective that costs are relative to: SoFlow, or the first if it is not among them."""
+    names = list(names)
+    return BASE if BASE in names else names[0]
 
 
-def measure(
-    configs: dict[str, Config],
-    file: Path,
-    rounds: int,
-    counting: Callable[[str, int], AbstractContextManager[Callable[[int], None]]],
+def costs_of(
+    configs: dict[str, Config], file: Path, rounds: int, progress: Progress = track
 ) -> dict[str, Cost]:
-    """The cost of each method beside the base, from the file or measured now and put there."""
+    """The cost of each objective. Reads the file, measures what is missing, and adds it there."""
     base = base_of(configs)
-    asked = {
-        name: {"key": key(config), "base": key(configs[base])} for name, config in configs.items()
-    }
-    kept = read_json(file, {...: {"measured": [MEASURED], "beside": [MEASURED]}})
-    try:
-        missing = {
-            name: config
-            for name, config in configs.items()
-            if kept.get(name, {}).get("asked") != asked[name]
-        }
-        if missing:
-            chosen = {base: configs[base], **missing}
-            with counting("measuring steps", rounds * len(chosen)) as on_done:
-                measured = bench(chosen, rounds, on_done)
-            for name in missing:
-                ones, others = ([asdict(one) for one in measured[which]] for which in (name, base))
-                kept[name] = {"asked": asked[name], "measured": ones, "beside": others}
-            write_json(file, kept)
-        return {
-            name: Cost(
-                *(
-                    [Measurement(**one) for one in kept[name][which]]
-                    for which in ("measured", "beside")
-                )
+    settings = {name: settings_of(config) for name, config in configs.items()}
+    kept = dict((Costs.read(file) or Costs()).objectives)
+    missing = [
+        name
+        for name in configs
+        if name not in kept
+        or kept[name].measured_with != settings[name]
+        or kept[name].base_measured_with != settings[base]
+    ]
+    if missing:
+        chosen = dict.fromkeys([base, *missing])
+        measured = bench({name: configs[name] for name in chosen}, rounds, progress=progress)
+        for name in missing:
+            kept[name] = Cost(
+                measured_with=settings[name],
+                base_measured_with=settings[base],
+                measured=measured[name],
+                base_measured=measured[base],
             )
-            for name in configs
-        }
-    except (AttributeError, KeyError, TypeError):
-        raise damaged(file) from None
+        Costs(objectives=kept).write(file)
+    return {name: kept[name] for name in configs}

@@ -1,16 +1,17 @@
-"""What training a recipe needs, from counting alone: no measurement, no GPU. Every figure from here is an estimate.
+"""What training a recipe needs, by counting: no measurement, no GPU.
 
-Operations and kept activations are counted on tensors that have shapes and no content, so it costs nothing whatever the
-network's size. What a GPU makes of the operations is an assumption, PEAK and SHARE, and stands beside every figure.
+Operations and kept activations are counted on tensors that have shapes and no content, whatever
+the size of the network. How fast a GPU works is an assumption, PEAK and SHARE, that is printed
+beside every figure.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from pydantic import computed_field
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -22,78 +23,68 @@ from soflow.comparison.measure import COUNTED, random_step
 from soflow.config import Config
 from soflow.errors import InputError
 from soflow.objectives.base import Losses
+from soflow.system.records import Count, Record
 
-#: The GPU that hours are stated for, its operations a second in matrix products of each kind, and the share that is reached.
+#: The GPU that hours are for, its operations per second in matrix products of each kind, and
+#: the share of them that a training reaches.
 GPU = "H100 SXM"
 PEAK = {"float32": 66.9e12, "tf32": 494.7e12, "bfloat16": 989.4e12}
 SHARE = 0.3
 
 
-@dataclass(frozen=True)
-class Memory:
+class Memory(Record):
     """Bytes on one GPU."""
 
-    weights: int
-    gradients: int
-    buckets: int  # in which several processes exchange gradients: DistributedDataParallel copies them there
-    moments: int  # of the optimizer
-    average: int
-    activations: int  # kept from the forward pass for the backward
+    weights: Count
+    gradients: Count
+    buckets: Count  # copies of gradients that DistributedDataParallel exchanges
+    moments: Count  # of the optimizer
+    average: Count
+    activations: Count  # kept from the forward pass for the backward pass
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def states(self) -> int:
-        """All but the activations: whatever the batch."""
-        return self.total - self.activations
+        """What does not depend on the batch."""
+        return self.weights + self.gradients + self.buckets + self.moments + self.average
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def total(self) -> int:
-        return sum(asdict(self).values())
+        """States and activations."""
+        return self.states + self.activations
 
 
-@dataclass(frozen=True)
-class Estimate:
+class Estimate(Record):
     """What a training needs."""
 
     precision: str
-    gpus: int
-    parameters: int  # trained
+    gpus: Count
+    parameters: Count  # trained
     flops_per_sample: float  # of a training step, forward and backward
-    flops: dict[
-        str, float
-    ]  # of the whole training, by the kind of matrix product: float32, tf32, bfloat16
+    flops: dict[str, float]  # of the whole training, by kind of matrix product
     gpu_seconds: float  # of the operations alone
-    samples: int  # a GPU's at a time: the batch over GPUs and train.accumulate
+    samples: Count  # on one GPU at a time
     memory: Memory
 
-    def plain(self) -> dict[str, Any]:
-        """As numbers for a file."""
-        sums = {"states": self.memory.states, "total": self.memory.total}
-        return {"estimate": True, **asdict(self), "memory": {**asdict(self.memory), **sums}}
+
+class Estimates(Record):
+    """Estimates by recipe, and what their hours rest on."""
+
+    assumption: str
+    estimates: dict[str, Estimate]
 
 
-#: What `cells` holds.
+#: Header of `cells`.
 COLUMNS = (
-    "recipe",
-    "precision",
-    "parameters",
-    "GFLOP/sample",
-    "EFLOP in all",
-    "GPU-hours",
-    "hours",
-    "samples",
-    "states",
-    "kept",
-    "GiB",
+    *("recipe", "precision", "parameters", "GFLOP/sample", "EFLOP in all", "GPU-hours"),
+    *("hours", "samples", "states", "kept", "GiB"),
 )
 
 
 def cells(name: str, one: Estimate) -> list[str]:
     """An estimate as a row of a table, memory in GiB."""
-    hours = one.gpu_seconds / 3600
-    memory = (
-        f"{size / 2**30:,.2f}"
-        for size in (one.memory.states, one.memory.activations, one.memory.total)
-    )
+    hours, memory = one.gpu_seconds / 3600, one.memory
     return [
         name,
         one.precision,
@@ -103,7 +94,7 @@ def cells(name: str, one: Estimate) -> list[str]:
         three_digits(hours),
         three_digits(hours / one.gpus),
         f"{one.samples}",
-        *memory,
+        *(f"{n / 2**30:,.2f}" for n in (memory.states, memory.activations, memory.total)),
     ]
 
 
@@ -112,7 +103,7 @@ def three_digits(number: float) -> str:
 
 
 def assumption(flops_per_second: float | None = None) -> str:
-    """In words, what the hours rest on."""
+    """The rate that hours rest on, in words."""
     if flops_per_second is not None:
         return f"{flops_per_second / 1e12:,.4g} TFLOP/s on each GPU, as given"
     rates = ", ".join(
@@ -122,63 +113,69 @@ def assumption(flops_per_second: float | None = None) -> str:
 
 
 def estimate(config: Config, gpus: int = 1, flops_per_second: float | None = None) -> Estimate:
-    """What the training that `config` describes needs on so many GPUs.
+    """Counts what a training needs.
 
-    flops_per_second: what a GPU reaches, in place of the assumption. Raises InputError for a network that cannot be, and for
-    a batch that cannot be split.
+    Args:
+        config: The training.
+        gpus: GPUs that share a batch.
+        flops_per_second: What one GPU reaches; by default SHARE of PEAK.
+
+    Raises:
+        InputError: For sizes that do not fit together, and a batch that cannot be split.
     """
-    config = config.model_copy(
-        update={"compile": False}
-    )  # counted where torch works off one operation after the other
-    batch, shares = config.train.batch_size, gpus * config.train.accumulate
-    if batch % shares:
+    # Operations of compiled code cannot be counted.
+    config = config.model_copy(update={"compile": False})
+    batch, parts = config.train.batch_size, gpus * config.train.accumulate
+    if batch % parts:
         raise InputError(
             f"train.batch_size={batch} cannot be split into equal parts for {gpus} GPUs "
             f"with train.accumulate={config.train.accumulate}"
         )
-    a_sample = count_by_kind(config)
-    flops = {kind: count * batch * config.train.steps for kind, count in a_sample.items()}
-    rates = PEAK if flops_per_second is None else dict.fromkeys(PEAK, flops_per_second / SHARE)
+    per_sample = count_by_kind(config)
+    flops = {kind: count * batch * config.train.steps for kind, count in per_sample.items()}
+    rates = {kind: flops_per_second or SHARE * peak for kind, peak in PEAK.items()}
     with torch.device("meta"):
         network = make_network(config)
     return Estimate(
         precision=config.precision,
         gpus=gpus,
-        parameters=sum(
-            parameter.numel() for parameter in network.parameters() if parameter.requires_grad
-        ),
-        flops_per_sample=sum(a_sample.values()),
+        parameters=sum(one.numel() for one in trained(network)),
+        flops_per_sample=sum(per_sample.values()),
         flops=flops,
-        gpu_seconds=sum(count / (SHARE * rates[kind]) for kind, count in flops.items()),
-        samples=batch // shares,
-        memory=memory(config, network, gpus, kept_for_backward(config, batch // shares)),
+        gpu_seconds=sum(count / rates[kind] for kind, count in flops.items()),
+        samples=batch // parts,
+        memory=memory(config, network, gpus, kept_for_backward(config, batch // parts)),
     )
 
 
 def memory(config: Config, network: nn.Module, gpus: int, activations: int) -> Memory:
-    """Bytes on each of so many GPUs; parallel=fsdp gives each a part of all that belongs to a parameter."""
-    sharded = getattr(config, "parallel", "ddp") == "fsdp"
+    """Bytes on each GPU; with parallel=fsdp each holds its part of every parameter's tensors."""
+    sharded = config.parallel == "fsdp"
     parts = gpus if sharded else 1
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    gradients = size(trained)
-    double = 2 if config.ema.float64 else 1
+    gradients = size(trained(network))
     return Memory(
         weights=size([*network.parameters(), *network.buffers()]) // parts,
         gradients=gradients // parts,
         buckets=gradients if gpus > 1 and not sharded else 0,
         moments=2 * gradients // parts,  # AdamW and RAdam alike
-        average=double * gradients // parts,
+        average=(2 if config.ema.float64 else 1) * gradients // parts,
         activations=activations,
     )
 
 
-def size(tensors: list[Tensor] | list[nn.Parameter]) -> int:
+def trained(network: nn.Module) -> list[Tensor]:
+    """The parameters that are trained."""
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]
+
+
+def size(tensors: list[Tensor]) -> int:
+    """Bytes of the tensors."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 @contextmanager
 def without_content(config: Config, count: int) -> Iterator[tuple[nn.Module, Callable[[], Losses]]]:
-    """The network, and the loss of a step of so many samples, under the configuration's precision, to be called inside."""
+    """The network and the loss of a step of `count` samples, to be called inside."""
     objective, batch, draws = random_step(config, count)
     bf16 = config.precision.startswith("bf16")
     autocast = torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext()
@@ -194,18 +191,16 @@ def without_content(config: Config, count: int) -> Iterator[tuple[nn.Module, Cal
 
 
 def kept_for_backward(config: Config, count: int) -> int:
-    """Bytes of what autograd keeps of the forward pass of so many samples, each piece of memory once, without weights."""
+    """Bytes that autograd keeps of the forward pass of `count` samples, without weights."""
     with without_content(config, count) as (network, loss):
         own = {key(tensor) for tensor in (*network.parameters(), *network.buffers())}
+        # The tensors are kept so that no memory is freed and comes again under the same key.
         kept: dict[int, Tensor] = {}
 
         def keep(tensor: Tensor) -> Tensor:
-            if (
-                key(tensor) not in own and not tensor._is_zerotensor()
-            ):  # zeros that forward-mode derivatives only stand for
-                kept[key(tensor)] = (
-                    tensor  # the tensor, too: memory that is given back could come again under its key
-                )
+            # Zeros of forward-mode derivatives take no memory.
+            if key(tensor) not in own and not tensor._is_zerotensor():
+                kept[key(tensor)] = tensor
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -219,7 +214,7 @@ def key(tensor: Tensor) -> int:
 
 
 def count_by_kind(config: Config) -> dict[str, float]:
-    """Operations a sample of the loss and its gradient, by the kind of matrix product that a GPU would use."""
+    """Operations per sample of the loss and its gradient, by kind of matrix product."""
     with (
         without_content(config, COUNTED) as (_, loss),
         attention_as_products(),
@@ -232,7 +227,7 @@ def count_by_kind(config: Config) -> dict[str, float]:
 
 
 class Products(TorchDispatchMode):
-    """Counts the operations of matrix products and convolutions by the type of their numbers."""
+    """Counts the operations of matrix products and convolutions by number type."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -250,7 +245,7 @@ class Products(TorchDispatchMode):
 
 @contextmanager
 def attention_as_products() -> Iterator[None]:
-    """Attention as the matrix products it is, and these in bfloat16 where its inputs are."""
+    """Attention as matrix products, in bfloat16 if its inputs are."""
     allowed = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
     try:

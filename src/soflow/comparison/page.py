@@ -1,10 +1,8 @@
-"""What a comparison of methods looks like: tables in Markdown, plots, and one self-contained page of both."""
+"""The page of a comparison: plots, samples and tables in one self-contained HTML file."""
 
-from collections.abc import Iterable
-from html import escape
-from importlib.resources import files
-from statistics import mean, stdev
-from typing import Any
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import mean
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,8 +10,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image
 
+from soflow.comparison import tables
+from soflow.comparison.record import Comparison, Curve, ObjectiveResults, Point
+from soflow.comparison.tables import HEUN, name_of
+from soflow.data.training_data import make_dataset
+from soflow.evaluation.html import duration, image, render
+from soflow.evaluation.pictures import picture
 from soflow.evaluation.plots import as_text, plain
-from soflow.evaluation.report import NOT_FID, embed, minutes
+from soflow.evaluation.report import real_by_class
+from soflow.sampling import class_by_class, sample_many
+from soflow.system.atomic import write_text
+from soflow.workflows.load import load
 
 COLORS = {
     "soflow": "#3056d3",
@@ -22,190 +29,99 @@ COLORS = {
     "consistency": "#b8469b",
     "flow_matching": "#667085",
 }
-HEUN = ("heun", 64)
 
 
-def name_of(method: str) -> str:
-    """As people write it."""
-    return {"soflow": "SoFlow", "mean_flow": "MeanFlow"}.get(method, method.replace("_", " "))
+def write_page(results: Comparison, out: Path) -> None:
+    """Writes report.html and table.md, and plots.png and samples.png for other pages."""
+    drawn = draw_samples(results, out)
+    write_text(out / "report.html", page(results, drawn))
+    write_text(out / "table.md", tables.markdown(results))
+    plots(results).savefig(out / "plots.png", dpi=110)
+    sheets(drawn).savefig(out / "samples.png", dpi=110)
 
 
-def over_seeds(values: list[float], digits: int = 3) -> str:
-    """Mean and standard deviation: '1.29 ± 0.16'; of a single value the value."""
-    spread = f" ± {stdev(values):.2g}" if len(values) > 1 else ""
-    return f"{mean(values):.{digits}g}{spread}"
+def draw_samples(results: Comparison, out: Path) -> dict[str, Image.Image]:
+    """Samples of every objective's first run, and real data, by title."""
+    drawn: dict[str, Image.Image] = {}
+    for name, objective in results.objectives.items():
+        run = load(out / objective.runs[0].folder)
+        model, (sampler, nfe) = run.model, run.config.default_sampler
+        images = len(model.shape) > 1
+        columns = min(model.num_classes or 10, 10)
+        num = 6 * columns if images else 2000
+        labels = class_by_class(num, model.num_classes)
+        samples = sample_many(model, num, labels, sampler, nfe, seed=0, device=run.device)
+        title = f"{name_of(name)}, {'one step' if nfe == 1 else f'{nfe // 2} Heun steps'}"
+        drawn[title] = picture(samples, columns)
+    data = make_dataset(run.config.data)
+    real = real_by_class(data, columns, num // columns) if images else data.samples(slice(num))
+    drawn["real data"] = picture(model.decode(real.to(run.device)).cpu(), columns)
+    return drawn
 
 
-def values(method: dict[str, Any], sampler: str, nfe: int, key: str = "distance") -> list[float]:
-    """One figure of a sampler, a seed each; empty where the method has no such sampler."""
-    rows = [
-        row
-        for run in method["runs"]
-        for row in run["rows"]
-        if (row["sampler"], row["nfe"]) == (sampler, nfe)
-    ]
-    return [row[key] for row in rows if row.get(key) is not None]
-
-
-def few_step_samplers(method: dict[str, Any]) -> list[str]:
-    return list(
-        dict.fromkeys(
-            row["sampler"] for row in method["runs"][0]["rows"] if row["sampler"] != "heun"
-        )
+def page(results: Comparison, drawn: dict[str, Image.Image]) -> str:
+    """The page as HTML."""
+    objectives = results.objectives
+    seconds = sum(run.seconds for one in objectives.values() for run in one.runs)
+    return render(
+        "comparison.html",
+        title=f"{results.recipe}: {', '.join(map(name_of, objectives))}",
+        tiles=[
+            (f"{mean(one.one_step):.3g}", f"{name_of(name)}, one step")
+            for name, one in objectives.items()
+        ],
+        training=duration(seconds),
+        results=results,
+        tables=tables,
+        curves=about_curves(results),
+        plots=image(plots(results)),
+        samples=image(sheets(drawn)),
     )
 
 
-def quality_rows(results: dict[str, Any]) -> list[list[str]]:
-    """Header and a row for each method's sampler: distance at each number of evaluations, mean and spread over seeds."""
-    methods = results["methods"]
-    few = sorted(
-        {
-            row["nfe"]
-            for method in methods.values()
-            for row in method["runs"][0]["rows"]
-            if row["sampler"] != "heun"
-        }
+def label_of(curve: Curve) -> str:
+    """How the samples of a curve were drawn."""
+    if curve.sampler == "heun":
+        return f"{curve.nfe // 2} Heun steps"
+    return "one step" if curve.nfe == 1 else f"{curve.nfe} steps"
+
+
+def about_curves(results: Comparison) -> str:
+    """What the curves show."""
+    runs = [run for one in results.objectives.values() for run in one.runs]
+    counts = sorted({curve.num for run in runs for curve in run.curves})
+    samples = " or ".join(f"{count:,}" for count in counts)
+    fewer = any(count < results.num for count in counts)
+    return (
+        f"Curves are distances of {samples} samples, drawn by the averaged weights in one step "
+        "unless the legend says otherwise. "
+        + ("So few samples read higher than those of the table. " if fewer else "")
+        + "A run on its way is an unfinished run: its schedules are those of the whole length."
     )
-    rows = [["method", "sampler", *(f"NFE {n}" for n in few), "32 Heun steps", "recognized, NFE 1"]]
-    for name, method in methods.items():
-        first, *_ = samplers = few_step_samplers(method)
-        for sampler in samplers:
-            cells = [values(method, sampler, n) for n in few]
-            own = values(method, *HEUN) if sampler == first else []
-            share = values(method, sampler, 1, "recognized")
-            told = [over_seeds(x) if x else "" for x in (*cells, own, share)]
-            rows.append([name_of(name), sampler, *told])
-    return rows if any(row[-1] for row in rows[1:]) else [row[:-1] for row in rows]
 
 
-def cost_rows(results: dict[str, Any]) -> list[list[str]]:
-    """Header and a row for each method: what training and a sample cost."""
-    rows = [
-        [
-            "method",
-            "steps",
-            "training",
-            "ms/step",
-            "time of a step",
-            "MiB",
-            "memory",
-            "MFLOP/sample",
-            "ms/sample",
-        ]
-    ]
-    for name, method in results["methods"].items():
-        cost = method["cost"]
-        least, middle, most = cost["step_ratio"]
-        rows.append(
-            [
-                name_of(name),
-                f"{method['steps']:,}",
-                over_seeds([run["seconds"] for run in method["runs"]]) + " s",
-                f"{1000 * cost['seconds_per_step']:.3g}",
-                f"{middle:.2f} ({least:.2f} to {most:.2f})",
-                f"{cost['peak_bytes'] / 2**20:,.0f}",
-                f"{cost['memory_ratio'][1]:.2f}",
-                f"{cost['flops_per_sample'] / 1e6:,.3g}",
-                f"{1000 / cost['one_step_samples_per_second']:.3g}",
-            ]
-        )
-    return rows
+def plots(results: Comparison) -> Figure:
+    """Distance against network evaluations, training time and samples seen.
 
-
-def in_words(results: dict[str, Any]) -> list[str]:
-    """What the tables show, in paragraphs."""
-    machine, real, seeds = results["machine"], results["real"], results["seeds"]
-    equal = (
-        "the same steps"
-        if results["budget"] == "steps"
-        else "as many steps as SoFlow's training time has room for"
-    )
-    versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
-    return [
-        f"Recipe {results['recipe']}{' with ' + ' '.join(results['overrides']) if results['overrides'] else ''}: the same "
-        f"network and initial weights, data in the same order, batches of {results['batch_size']}, the same optimizer, "
-        f"{equal}. {len(seeds)} seed{'s' if len(seeds) > 1 else ''} ({', '.join(map(str, seeds))}); ± is the standard "
-        "deviation over them.",
-        f"{results['metric']} of {results['num']:,} samples to {results['reference']['count']:,} real ones "
-        f"({results['reference']['dataset']}, {results['reference']['split']} split); smaller is better. "
-        f"{real['count']:,} held-out real samples: {real['distance']:.3g}"
-        + (f", recognized {real['recognized']:.3f}." if real.get("recognized") is not None else ".")
-        + "".join(f" Not reliable: {warning}." for warning in results.get("warnings", [])),
-        f"Machine: {machine['device']}, {machine['processor']}, {machine['cores']} cores, {machine['threads']} threads; "
-        f"{versions}. Costs are medians of {next(iter(results['methods'].values()))['cost']['rounds']} rounds, ratios to "
-        f"{name_of(results['base'])}'s (least to most); MiB is the process's peak, ms/sample one-step sampling in batches.",
-    ]
-
-
-def markdown(results: dict[str, Any]) -> str:
-    """Both tables, and what they show."""
-    text, figures, costs = in_words(results)
-    return f"{text}\n\n{figures}\n\n{table(quality_rows(results))}\n\n{costs}\n\n{table(cost_rows(results))}\n"
-
-
-def table(rows: list[list[str]]) -> str:
-    header, *body = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([header, "|" + "---|" * len(rows[0]), *body])
-
-
-def plots(results: dict[str, Any]) -> Figure:
-    """Distance against network evaluations, training time and samples seen: means over seeds, least to most shaded."""
+    Lines are means over seeds; least to most is shaded.
+    """
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     against_nfe, against_time, against_samples = plain(figure, columns=3)
-    for name, method in results["methods"].items():
+    for name, objective in results.objectives.items():
         color, label = COLORS.get(name, "#000000"), as_text(name_of(name))
-        for style, sampler in zip(("o-", "o:"), few_step_samplers(method), strict=False):
-            rows = [row["nfe"] for row in method["runs"][0]["rows"] if row["sampler"] == sampler]
-            counts = sorted({*rows, 1})
-            sampled = [
-                values(method, sampler, n) or values(method, few_step_samplers(method)[0], n)
-                for n in counts
-            ]
-            against_nfe.plot(
-                counts,
-                [mean(x) for x in sampled],
-                style,
-                color=color,
-                label=f"{label}, {as_text(sampler)}",
-            )
-        if own := values(method, *HEUN):
-            against_nfe.plot([HEUN[1]], [mean(own)], "s", color=color)
-        for look in method["runs"][0]["curve"]:
-            curves = common(run["curve"].get(look, []) for run in method["runs"])
-            style = "--" if look == "heun 64" else "-"
-            one = label + (", 32 Heun steps" if look == "heun 64" else "")
-            steps, distances = (
-                [point[0] for point in curves[0]],
-                np.array([[point[2] for point in curve] for curve in curves]),
-            )
-            seconds = np.mean([[point[1] for point in curve] for curve in curves], axis=0)
-            shaded(against_time, seconds, distances, style, color, one)
-            shaded(
-                against_samples,
-                np.array(steps) * results["batch_size"] / 1000,
-                distances,
-                style,
-                color,
-                one,
-            )
+        plot_evaluations(against_nfe, objective, color, label)
+        plot_curves([against_time, against_samples], objective, color, label, results.batch_size)
     against_nfe.set_xscale("log", base=2)
-    ticks = sorted(
-        {row["nfe"] for method in results["methods"].values() for row in method["runs"][0]["rows"]}
-    )
+    rows = [row for one in results.objectives.values() for row in one.runs[0].rows]
+    ticks = sorted({row.nfe for row in rows if row.nfe is not None})
     against_nfe.set_xticks(ticks, [str(n) for n in ticks])
     against_nfe.minorticks_off()
-    against_nfe.set(
-        xlabel="network evaluations a sample (squares: 32 Heun steps)",
-        ylabel="distance to real data",
-    )
-    against_time.set(xlabel="seconds of training")
-    against_samples.set(xlabel="thousands of samples seen")
-    for axes, title in (
-        (against_nfe, "at the end"),
-        (against_time, "in one step"),
-        (against_samples, "in one step"),
-    ):
-        axes.set(yscale="log", title=title)
+    against_nfe.set_xlabel("network evaluations per sample (squares: 32 Heun steps)")
+    against_nfe.set(ylabel="distance to real data", title="at the end")
+    against_time.set(xlabel="seconds of training", title="during training")
+    against_samples.set(xlabel="thousands of samples seen", title="during training")
+    for axes in (against_nfe, against_time, against_samples):
+        axes.set(yscale="log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
@@ -215,69 +131,72 @@ def plots(results: dict[str, Any]) -> Figure:
     return figure
 
 
-def common(curves: Iterable[Any]) -> list[list[Any]]:
-    """The points that all of the curves have, by step: (step, seconds, distance) each."""
-    by_step = [{point[0]: point for point in curve} for curve in curves]
+def plot_evaluations(axes: Axes, objective: ObjectiveResults, color: str, label: str) -> None:
+    """Distances at the end, one line per sampler."""
+    first, *_ = samplers = objective.few_step_samplers
+    for style, sampler in zip(("o-", "o:"), samplers, strict=False):
+        rows = [row for row in objective.runs[0].rows if row.sampler == sampler]
+        counts = sorted({1, *(row.nfe for row in rows if row.nfe is not None)})
+        # In one step all samplers are the same, and only the first is evaluated.
+        means = [
+            mean(objective.distances(sampler, n) or objective.distances(first, n)) for n in counts
+        ]
+        axes.plot(counts, means, style, color=color, label=f"{label}, {as_text(sampler)}")
+    if heun := objective.distances(*HEUN):
+        axes.plot([HEUN[1]], [mean(heun)], "s", color=color)
+
+
+def plot_curves(
+    both: Sequence[Axes], objective: ObjectiveResults, color: str, label: str, batch_size: int
+) -> None:
+    """Distances during training, against time and against samples."""
+    against_time, against_samples = both
+    for i, curve in enumerate(objective.runs[0].curves):
+        asked = (curve.sampler, curve.nfe, curve.num)
+        same = [
+            one.points
+            for run in objective.runs
+            for one in run.curves
+            if (one.sampler, one.nfe, one.num) == asked
+        ]
+        curves = common(same)
+        if len(same) < len(objective.runs) or not curves[0]:
+            continue
+        how = label_of(curve)
+        distances = np.array([[point.distance for point in points] for points in curves])
+        seconds = np.mean([[point.seconds for point in points] for points in curves], axis=0)
+        samples = np.array([point.step for point in curves[0]]) * batch_size / 1000
+        title = label if how == "one step" else f"{label}, {how}"
+        for axes, x in ((against_time, seconds), (against_samples, samples)):
+            shaded(axes, x, distances, "--" if i else "-", color, title)
+
+
+def common(curves: Iterable[list[Point]]) -> list[list[Point]]:
+    """Of each curve, the points whose steps are in all of them."""
+    by_step = [{point.step: point for point in curve} for curve in curves]
     steps = sorted(set.intersection(*(set(curve) for curve in by_step)))
     return [[curve[step] for step in steps] for curve in by_step]
 
 
-def shaded(axes: Axes, x: Any, distances: Any, style: str, color: str, label: str) -> None:
-    """The mean over seeds, (seeds, points) -> (points,), and from least to most."""
+def shaded(
+    axes: Axes, x: np.ndarray, distances: np.ndarray, style: str, color: str, label: str
+) -> None:
+    """The mean over seeds, (seeds, points) -> (points,), and a band from least to most."""
     axes.plot(x, distances.mean(0), style, color=color, label=label)
     if len(distances) > 1:
-        axes.fill_between(
-            x, distances.min(0), distances.max(0), color=color, alpha=0.12, linewidth=0
-        )
+        least, most = distances.min(0), distances.max(0)
+        axes.fill_between(x, least, most, color=color, alpha=0.12, linewidth=0)
 
 
 def sheets(pictures: dict[str, Image.Image]) -> Figure:
     """Grids of samples side by side, each under its title."""
     columns = 3 if len(pictures) > 4 else len(pictures)
     rows = -(-len(pictures) // columns)
-    height = max(picture.height / picture.width for picture in pictures.values())
+    height = max(sheet.height / sheet.width for sheet in pictures.values())
     figure = Figure(figsize=(13, rows * (13 / columns * height + 0.4)), layout="constrained")
-    for i, (title, picture) in enumerate(pictures.items()):
+    for i, (title, sheet) in enumerate(pictures.items()):
         axes = figure.add_subplot(rows, columns, i + 1)
-        axes.imshow(np.asarray(picture.convert("RGB")), interpolation="nearest")
+        axes.imshow(np.asarray(sheet.convert("RGB")), interpolation="nearest")
         axes.set_title(as_text(title), fontsize=10)
         axes.set_axis_off()
     return figure
-
-
-def page(results: dict[str, Any], pictures: dict[str, Image.Image]) -> str:
-    """The whole page."""
-    text, distances, costs = in_words(results)
-    title = f"{results['recipe']}: {', '.join(name_of(name) for name in results['methods'])}"
-    style = (files("soflow.evaluation") / "report.css").read_text()
-    best = {
-        name: mean(values(method, few_step_samplers(method)[0], 1))
-        for name, method in results["methods"].items()
-    }
-    tiles = "".join(
-        f"<div><b>{x:.3g}</b>{escape(name_of(name))}, one step</div>" for name, x in best.items()
-    )
-    seconds = sum(
-        run["seconds"] for method in results["methods"].values() for run in method["runs"]
-    )
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{style}</style></head><body><main>'
-        f"<h1>{escape(title)}</h1><div class=tiles>{tiles}</div><p>{escape(text)} {minutes(seconds)} of training in all.</p>"
-        f"<h2>Distance</h2><p>{escape(distances)}</p>{embed(plots(results))}"
-        "<p>On the way to its end a run's one-step distance is that of an unfinished run: schedules and averages are those "
-        f"of the whole length.</p>{html_table(quality_rows(results))}"
-        f"<h2>Samples</h2><p>Unselected, from the same noise, seed {results['seeds'][0]}.</p>{embed(sheets(pictures))}"
-        f"<h2>Cost</h2><p>{escape(costs)}</p>{html_table(cost_rows(results))}"
-        f"<footer>Made by soflow. {NOT_FID if results['metric'] != 'FID' else ''}</footer></main></body></html>"
-    )
-
-
-def html_table(rows: list[list[str]]) -> str:
-    header, *body = rows
-    head = "".join(f"<th>{escape(cell)}" for cell in header)
-    return (
-        f"<table><tr>{head}"
-        + "".join("<tr>" + "".join(f"<td>{escape(c)}" for c in row) for row in body)
-        + "</table>"
-    )

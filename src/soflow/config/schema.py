@@ -19,8 +19,8 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 class DataConfig(Section):
     source: str = Field(
         "digits",
-        description="digits, moons, checkerboard, eight_gaussians, "
-        "folder, huggingface, arrays or latents",
+        description="digits, moons, checkerboard, eight_gaussians, folder, huggingface, arrays, "
+        "latents, or a source of your own",
     )
     path: str = Field(
         "", description="a folder of images, a Hub name, parquet, .npz, or what soflow encode made"

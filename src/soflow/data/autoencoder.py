@@ -1,9 +1,9 @@
-"""Autoencoders of the package diffusers: images to the latents that are trained on, and samples back to images.
+"""Autoencoders of diffusers: from images to latents, and from samples back to images.
 
-Read by their name on the Hub or from a local folder; safetensors only, so that nothing in a file can run.
+They are read by name from the Hub or from a local folder. Only safetensors are read, so that no
+file can run code.
 """
 
-import zlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +14,17 @@ from torch import Tensor, nn
 
 from soflow.data.dataset import Encoder
 from soflow.errors import InputError, first_line, in_short
-from soflow.system.records import read_json
+from soflow.system.fingerprints import checksum_of
+from soflow.system.records import Record
 
 #: Images decoded at once.
 BATCH = 16
+
+
+class WeightParts(Record):
+    """*.safetensors.index.json: which file holds each tensor."""
+
+    weight_map: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -30,9 +37,14 @@ class Autoencoder:
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Mean and standard deviation of the latents of images (B, C, H, H) in [-1, 1]: (B, 2 c, h, h), not yet scaled.
+        """Encodes images.
 
-        An autoencoder without a posterior has deviation 0.
+        Args:
+            images: Images (B, C, H, H) in [-1, 1].
+
+        Returns:
+            Mean and standard deviation of the latents, (B, 2 c, h, h), not scaled. The deviation
+            is 0 for an autoencoder without a posterior.
         """
         encoded: Any = self.module.encode(images.to(self.device))  # type: ignore[operator]
         posterior = getattr(encoded, "latent_dist", None)
@@ -43,20 +55,23 @@ class Autoencoder:
 
     @torch.no_grad()
     def decode(self, samples: Tensor) -> Tensor:
-        """Images (B, C, H, H) in [-1, 1], on the samples' device, of samples (B, c, h, h): z / scale + shift, decoded."""
+        """Decodes samples (B, c, h, h), as z / scale + shift, to images (B, C, H, H) in [-1, 1]."""
         latents = samples / self.encoder.scale + self.encoder.shift
-        parts = [self.module.decode(part.to(self.device)).sample for part in latents.split(BATCH)]  # type: ignore[operator]
+        decode: Any = self.module.decode
+        parts = [decode(part.to(self.device)).sample for part in latents.split(BATCH)]
         return torch.cat(parts).float().clamp(-1, 1).to(samples.device)
 
     def checksum(self) -> str:
-        """CRC-32 of its weights: copies under other names have the same."""
-        value = 0
-        for tensor in self.module.state_dict().values():
-            value = zlib.crc32(tensor.cpu().contiguous().numpy().tobytes(), value)
-        return f"{value:08x}"
+        """CRC-32 of its weights; copies under other names have the same."""
+        tensors = self.module.state_dict().values()
+        return checksum_of(tensor.cpu().contiguous().numpy().tobytes() for tensor in tensors)
 
     def latent_shape(self, size: int) -> tuple[int, int, int]:
-        """[c, h, h] of images of side `size`. Raises InputError for a size that it cannot take."""
+        """The shape (c, h, h) of the latents of images of side `size`.
+
+        Raises:
+            InputError: If the autoencoder cannot take images of this size.
+        """
         try:
             mean, _ = self.encode(torch.zeros(1, self.encoder.channels, size, size)).chunk(2, dim=1)
             back = self.decode(mean).shape[-1]
@@ -66,16 +81,20 @@ class Autoencoder:
             ) from None
         if back != size:
             raise InputError(
-                f"{self.encoder.name} cannot take images of {size}x{size}: they come back as {back}x{back}"
+                f"{self.encoder.name} cannot take images of {size}x{size}: "
+                f"they come back as {back}x{back}"
             )
         channels, height, width = mean.shape[1:]
         return channels, height, width
 
 
 class Decoder:
-    """From samples to images as a run needs it: by its encoder's scale, the autoencoder being loaded when first asked.
+    """Decodes samples by the scale of an encoder. The autoencoder is loaded at the first call.
 
-    name: to be used in place of the encoder's, such as a local copy of it.
+    Args:
+        encoder: The encoder of the latents.
+        device: Where to decode.
+        name: Another copy of the autoencoder, used in place of the encoder's.
     """
 
     def __init__(self, encoder: Encoder, device: torch.device, name: str = "") -> None:
@@ -84,17 +103,22 @@ class Decoder:
         self.name = name or encoder.name
 
     def __call__(self, samples: Tensor) -> Tensor:
-        """Images (B, C, H, H) of samples (B, c, h, h). Raises InputError for an autoencoder of other latents."""
+        """Images (B, C, H, H) of samples (B, c, h, h).
+
+        Raises:
+            InputError: If the autoencoder has latents of another shape.
+        """
         autoencoder, expected = self.loaded
         if expected != tuple(samples.shape[1:]):
             raise InputError(
-                f"{self.name} has latents {list(expected)}, the samples are {list(samples.shape[1:])}"
+                f"{self.name} has latents {list(expected)}, "
+                f"the samples are {list(samples.shape[1:])}"
             )
         return autoencoder.decode(samples)
 
     @cached_property
     def loaded(self) -> tuple[Autoencoder, tuple[int, int, int]]:
-        """The autoencoder and the shape of its latents. Raises InputError where it cannot be loaded."""
+        """The autoencoder and the shape of its latents."""
         autoencoder = load_autoencoder(self.name, self.device)
         return replace(autoencoder, encoder=self.encoder), autoencoder.latent_shape(
             self.encoder.size
@@ -102,9 +126,14 @@ class Decoder:
 
 
 def load_autoencoder(name: str, device: torch.device | str = "cpu") -> Autoencoder:
-    """An autoencoder by its name on the Hub or from the folder that save_pretrained wrote.
+    """Loads an autoencoder.
 
-    Raises InputError where there is none, or where diffusers is missing.
+    Args:
+        name: A name on the Hub, or a folder written by save_pretrained.
+        device: The device to load it on.
+
+    Raises:
+        InputError: If it cannot be loaded, or diffusers is not installed.
     """
     try:
         import diffusers
@@ -130,31 +159,33 @@ def load_autoencoder(name: str, device: torch.device | str = "cpu") -> Autoencod
         encoder = encoder_of(module.config, name)
     except InputError:
         raise
-    except Exception as error:  # whatever the Hub, the file system and damaged files raise
+    except Exception as error:  # the Hub, the file system and damaged files raise anything
         raise InputError(
-            f"the autoencoder {name} cannot be loaded: {first_line(error)}; give a name on the Hub or a folder"
+            f"the autoencoder {name} cannot be loaded: {first_line(error)}; "
+            "give a name on the Hub or a folder"
         ) from None
     place = torch.device(device)
     return Autoencoder(module.to(place, torch.float32).eval().requires_grad_(False), encoder, place)
 
 
 def encoder_of(config: Any, name: str) -> Encoder:
-    """What an autoencoder's configuration says of latents."""
+    """What the configuration of an autoencoder says of its latents."""
     return Encoder(
-        str(Path(name).resolve())
-        if Path(name).is_dir()
-        else name,  # latents are decoded from other folders, too
-        float(config.get("scaling_factor") or 1.0),
-        float(config.get("shift_factor") or 0.0),
+        # an absolute path, since latents are decoded from other folders, too
+        name=str(Path(name).resolve()) if Path(name).is_dir() else name,
+        scale=float(config.get("scaling_factor") or 1.0),
+        shift=float(config.get("shift_factor") or 0.0),
         channels=int(config.in_channels),
     )
 
 
 def require_own_files(folder: Path) -> None:
-    """Raises InputError where a list of parts of weights names a file that does not lie beside it."""
-    for index in folder.rglob("*.safetensors.index.json"):
-        parts = read_json(index, {"weight_map": {...: str}})["weight_map"].values()
-        if strange := [part for part in parts if Path(part).name != part]:
-            raise InputError(
-                f"{index} names {in_short(strange[0])}, which does not lie beside it: nothing there is opened"
-            )
+    """Raises InputError if an index of weights names a file in another folder."""
+    for file in folder.rglob("*.safetensors.index.json"):
+        parts = WeightParts.read(file)
+        for part in () if parts is None else parts.weight_map.values():
+            if Path(part).name != part:
+                raise InputError(
+                    f"{file} names {in_short(part)}, which is not in the same folder: "
+                    "it is not opened"
+                )

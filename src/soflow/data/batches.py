@@ -1,6 +1,6 @@
 """The batch of step k, as a function of (seed, k) and nothing else.
 
-Every process works out the same global batch and takes its share of it, so a resumed run sees what the uninterrupted one
+Every process works out the same global batch and takes its microbatches of it, so a resumed run sees what the uninterrupted one
 saw, and two processes see what one would.
 """
 
@@ -75,8 +75,8 @@ class Batches:
             [self._epoch_order(int(e))[place[epoch == e]] for e in np.unique(epoch)]
         )
 
-    def share(self, step: int, index: int = 0, count: int = 1) -> Batch:
-        """Share `index` of `count` of the batch of `step`: every count-th sample of it."""
+    def microbatch(self, step: int, index: int = 0, count: int = 1) -> Batch:
+        """Microbatch `index` of `count` of the batch of `step`: every count-th sample of it."""
         mine = slice(index, None, count)
         labels = (
             None
@@ -110,7 +110,7 @@ class Batches:
         return seeded_generator(self.seed, stream, step, self.device)
 
     def stored(self, step: int, index: int, count: int) -> Tensor:
-        """The rows of a share, on the device."""
+        """The rows of a microbatch, on the device."""
         if self.resident:
             return self.rows[self.chosen(step, index, count).to(self.device)]
         future = self.ahead.pop((step, index, count), None) or self.reader.submit(
@@ -121,7 +121,7 @@ class Batches:
         return stored.to(self.device, non_blocking=True)
 
     def fetch(self, step: int, index: int, count: int) -> Tensor:
-        """The rows of a share, read from their files into memory that a GPU can fetch from."""
+        """The rows of a microbatch, read from their files into memory that a GPU can fetch from."""
         rows = self.rows[self.chosen(step, index, count)]
         return rows.pin_memory() if self.device.type == "cuda" else rows
 

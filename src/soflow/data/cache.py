@@ -1,17 +1,18 @@
-"""Images, decoded once and kept: the next run reads them in seconds.
+"""The cache of decoded images, which the next run reads in seconds.
 
-The cache is a store (data/store.py) in the cache folder, under a name that stands for the source's content and the
-settings. One process makes it while others wait; one that is killed leaves whole shards, which the next goes on from.
+It is a store (store.py) in the cache folder, named after the content of the source and the
+settings. One process makes it while others wait. A killed process leaves whole shards, and the
+next one continues from there.
 """
 
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -19,52 +20,77 @@ from PIL import UnidentifiedImageError
 
 from soflow.data.dataset import Dataset, as_labels
 from soflow.data.images import Images, Opener, decode
-from soflow.data.shards import open_store
-from soflow.data.store import OtherWork, Piece, items_of_a_shard, make_store
+from soflow.data.shards import Index, open_store
+from soflow.data.store import OtherWork, Piece, Plan, items_of_a_shard, make_store
 from soflow.errors import InputError, RunError, first_line
 from soflow.system.atomic import cannot_write
 from soflow.system.cache import cache_folder
 from soflow.system.fingerprints import fingerprint_of
-from soflow.system.progress import counting
+from soflow.system.progress import Progress, track
 from soflow.system.text import printable
 
 log = logging.getLogger(__name__)
 
 #: Changes whenever images are decoded differently.
 VERSION = 1
-#: Images opened at a time, and decoded side by side.
+#: Images opened and decoded in parallel.
 CHUNK = 256
 
 
-def cached(images: Images, size: int, channels: int) -> Dataset:
-    """The images as bytes (N, size, size, channels), from the cache or decoded now and put there.
+class ImagesPlan(Plan):
+    """The plan of a cache; its folder is named after everything else that matters."""
 
-    Those that cannot be read are left out, counted and named in a file. Raises InputError where they are more than 1 %.
+    kind: Literal["images"] = "images"
+    name: str
+    size: int
+    channels: int
+
+
+def cached(images: Images, size: int, channels: int, progress: Progress = track) -> Dataset:
+    """Decodes images, or reads them from the cache if they were decoded before.
+
+    Images that cannot be read are left out, counted and named in a file.
+
+    Args:
+        images: The images.
+        size: The side H to which they are cropped.
+        channels: C, 1 (grey) or 3 (RGB).
+        progress: Shows the progress of decoding.
+
+    Returns:
+        A data set whose rows are bytes (N, H, H, C).
+
+    Raises:
+        InputError: If more than 1 % of the images cannot be read.
     """
     key = fingerprint_of(f"{VERSION} {images.fingerprint} {images.class_names} {size} {channels}")
-    name = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in images.name)[
-        :40
-    ]
+    name = "".join(one if one.isalnum() or one in "-_" else "-" for one in images.name)[:40]
     folder = cache_folder() / "data" / f"{name}-{images.split}-{key}"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with alone(folder.with_suffix(".lock")):
+        with locked(folder.with_suffix(".lock")):
             if not (folder / "index.json").is_file():
-                decode_all(images, size, channels, folder)
-            rows, index = whole(folder, lambda: decode_all(images, size, channels, folder))
+                decode_all(images, size, channels, folder, progress)
+            try:
+                rows, index = open_store(folder)
+            except RunError as error:
+                log.info(f"{error}; reading the images again")
+                (folder / "index.json").unlink(missing_ok=True)
+                decode_all(images, size, channels, folder, progress)
+                rows, index = open_store(folder)
     except OSError as error:
         raise cannot_write(folder, error) from None
-    for text in remarks(index, folder):
+    for text in remarks(images, size, index, folder):
         log.info(text)
-    labels = as_labels(index.get("labels"), images.class_names, images.name)
+    labels = as_labels(index.labels, images.class_names, images.name)
     return Dataset(
         images.name, images.split, rows, labels, images.class_names, unlabelled=images.unlabelled
     )
 
 
 @contextmanager
-def alone(file: Path) -> Iterator[None]:
-    """Keeps other processes out, or waits for the one that is in; the lock of a killed process is free."""
+def locked(file: Path) -> Iterator[None]:
+    """Waits for other processes. The lock of a killed process is free."""
     lock = FileLock(file)
     try:
         lock.acquire(timeout=1)
@@ -77,45 +103,31 @@ def alone(file: Path) -> Iterator[None]:
         lock.release()
 
 
-def whole(folder: Path, again: Callable[[], None]) -> tuple[Any, dict[str, Any]]:
-    """The cache's rows and index; made again, with a remark, where they are damaged."""
-    try:
-        return open_store(folder)
-    except RunError as error:
-        log.info(f"{error}; reading the images again")
-        (folder / "index.json").unlink(missing_ok=True)
-        again()
-        return open_store(folder)
+def decode_all(images: Images, size: int, channels: int, folder: Path, progress: Progress) -> None:
+    count = len(images)
+    per_shard = items_of_a_shard(count, size * size * channels)
+    plan = ImagesPlan(
+        name=printable(images.name), size=size, channels=channels, count=count, per_shard=per_shard
+    )
+    with progress(f"reading {images.name}", count) as task, ThreadPoolExecutor() as pool:
 
+        def make(rows: range) -> Piece:
+            return decode_rows(images, rows, size, channels, pool)
 
-def decode_all(images: Images, size: int, channels: int, folder: Path) -> None:
-    plan = {"kind": "images", "name": images.name, "size": size, "channels": channels}
-    try:
-        with (
-            counting(f"reading {images.name}", len(images)) as on_done,
-            ThreadPoolExecutor() as pool,
-        ):
-
-            def make(rows: range) -> Piece:
-                return decode_rows(images, rows, size, channels, pool)
-
-            per_shard = items_of_a_shard(len(images), size * size * channels)
-            try:
-                make_store(folder, plan, len(images), per_shard, make, on_done=on_done)
-            except OtherWork:  # a damaged plan, or one of another version: the folder is the cache's own, so it begins anew
-                shutil.rmtree(folder)
-                make_store(folder, plan, len(images), per_shard, make, on_done=on_done)
-    except InputError:
-        shutil.rmtree(
-            folder
-        )  # once the images are mended they are another source, with a cache of its own
-        raise
+        try:
+            make_store(folder, plan, make, task=task)
+        except OtherWork:  # a damaged plan or one of another version
+            shutil.rmtree(folder)
+            make_store(folder, plan, make, task=task)
+        except InputError:
+            shutil.rmtree(folder)  # repaired images get a cache of their own
+            raise
 
 
 def decode_rows(
     images: Images, rows: range, size: int, channels: int, pool: ThreadPoolExecutor
 ) -> Piece:
-    """Some images as bytes; those that cannot be decoded are left out and named."""
+    """Some images as bytes. Images that cannot be decoded are left out and named."""
     pixels: list[np.ndarray] = []
     labels: list[int] | None = None if images.labels is None else []
     skipped: list[str] = []
@@ -125,8 +137,8 @@ def decode_rows(
         try:
             return decode(opener, size, channels)
         except UnidentifiedImageError:
-            return "it is no image"
-        except Exception as error:  # whatever decoders raise
+            return "not an image"
+        except Exception as error:  # decoders raise anything
             return first_line(error)
 
     for first in range(rows.start, rows.stop, CHUNK):
@@ -140,23 +152,20 @@ def decode_rows(
             if labels is not None and images.labels is not None:
                 labels.append(images.labels[row])
     shape = (len(pixels), size, size, channels)
-    return Piece(
-        np.stack(pixels) if pixels else np.empty(shape, np.uint8), labels, skipped, dict(done)
-    )
+    stacked = np.stack(pixels) if pixels else np.empty(shape, np.uint8)
+    return Piece(stacked, labels, skipped, dict(done))
 
 
-def remarks(index: dict[str, Any], folder: Path) -> list[str]:
-    """What people should know about how the images were read."""
-    count, size = index["count"], index["size"]
-    told = [
-        f"{index['name']}: {times:,} of {count:,} images {what}"
-        for what, times in sorted(index["done"].items())
-    ]
-    told = [
-        f"{text} to {size}x{size}" if text.endswith(("enlarged", "cropped")) else text
-        for text in told
-    ]
-    if index["skipped"]:
-        left_out = f"{index['skipped']:,} of {count:,} images cannot be read and are left out"
-        told.append(f"{index['name']}: {left_out}; they are named in {folder / 'skipped.txt'}")
-    return told
+def remarks(images: Images, size: int, index: Index, folder: Path) -> list[str]:
+    """What users should know about how the images were read."""
+    count = f"of {len(images):,} images"
+    found = []
+    for what, times in sorted(index.done.items()):
+        resized = f" to {size}x{size}" if what.endswith(("enlarged", "cropped")) else ""
+        found.append(f"{images.name}: {times:,} {count} {what}{resized}")
+    if index.skipped:
+        found.append(
+            f"{images.name}: {index.skipped:,} {count} cannot be read and are left out; "
+            f"they are named in {folder / 'skipped.txt'}"
+        )
+    return found

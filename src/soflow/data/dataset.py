@@ -1,20 +1,25 @@
 """A data set: N samples as they are stored, and what they are once they are read."""
 
-import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Protocol, runtime_checkable
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from soflow.errors import InputError, in_short
-from soflow.system.fingerprints import fingerprint_of
-from soflow.system.records import finite, natural
+from soflow.system.fingerprints import checksum_of, fingerprint_of
+from soflow.system.records import Count, Record
 
 #: Bytes of rows that are looked at one and all to know them again; of more, so many rows are.
 LOOKED_THROUGH, LOOKED_AT = 2**26, 256
+
+
+def to_floats(pixels: Tensor) -> Tensor:
+    """Bytes as [-1, 1]. The opposite is evaluation.pictures.to_uint8."""
+    return pixels.float().contiguous() / 127.5 - 1
 
 
 @runtime_checkable
@@ -46,32 +51,35 @@ class Subset:
         return self.rows[self.indices[which]]
 
 
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Side = Annotated[int, Field(strict=True, ge=0, le=2**14)]
+
+
 @dataclass(frozen=True)
 class Encoder:
-    """The autoencoder that latents come from: z = (latent - shift) * scale, for images (channels, size, size).
+    """The autoencoder of latents, for images (channels, size, size); `name` is on the Hub or local.
 
-    name: on the Hub, or of a folder.
+    z = (latent - shift) * scale
     """
 
     name: str
-    scale: float
-    shift: float = 0.0
-    size: int = 0
-    channels: int = 3
+    scale: Finite
+    shift: Finite = 0.0
+    size: Side = 0
+    channels: Side = 3
 
 
-def side(value: Any) -> bool:
-    return natural(value) and value <= 2**14
+class DataRecord(Record):
+    """What a run keeps of its data (data.json), to name classes, decode latents and notice changes.
 
+    fingerprint: Of the stored samples and their labels.
+    """
 
-#: An Encoder as files keep it.
-ENCODER = {"name": str, "scale": finite, "shift": finite, "size": side, "channels": side}
-
-
-def encoder_of(values: dict[str, Any]) -> Encoder:
-    """The Encoder that values like ENCODER are of."""
-    numbers = {name: float(values[name]) for name in ("scale", "shift")}
-    return Encoder(values["name"], **numbers, size=values["size"], channels=values["channels"])
+    name: str
+    count: Count
+    fingerprint: str
+    class_names: tuple[str, ...] = ()
+    encoder: Encoder | None = None
 
 
 #: Classes may be so many, or one a sample: what has larger labels are no classes, but times or identities.
@@ -133,9 +141,7 @@ class Dataset:
             latent = mean if noise is None else mean + std * noise
             return (latent - self.encoder.shift) * self.encoder.scale
         if stored.dtype == torch.uint8:
-            return (
-                stored.permute(0, 3, 1, 2).float().contiguous() / 127.5 - 1
-            )  # (B, H, W, C) -> (B, C, H, W)
+            return from_bytes(stored)
         return stored
 
     def samples(self, which: slice | Tensor = slice(None)) -> Tensor:
@@ -143,17 +149,16 @@ class Dataset:
         indices = torch.arange(len(self))[which] if isinstance(which, slice) else which
         return self.read(self.rows[indices])
 
-    def describe(self) -> dict[str, Any]:
-        """What a run keeps of its data: enough to name classes, to decode latents, and to notice other data."""
-        return {
-            "name": self.name,
-            "count": len(self),
-            "content": fingerprint_of(
-                f"{fingerprint(self.rows)} {None if self.labels is None else checksum(self.labels)}"
-            ),
-            "class_names": list(self.class_names),
-            "encoder": None if self.encoder is None else asdict(self.encoder),
-        }
+    def describe(self) -> DataRecord:
+        """What a run keeps of its data."""
+        labels = None if self.labels is None else checksum(self.labels)
+        return DataRecord(
+            name=self.name,
+            count=len(self),
+            fingerprint=fingerprint_of(f"{fingerprint(self.rows)} {labels}"),
+            class_names=self.class_names,
+            encoder=self.encoder,
+        )
 
     def part(self, which: Tensor, split: str) -> "Dataset":
         """The samples that a mask (N,) or indices (n,) select, as a data set of their own; rows are not copied."""
@@ -179,5 +184,10 @@ def fingerprint(rows: Rows) -> str:
 
 
 def checksum(values: Tensor) -> str:
-    """CRC-32 of what a tensor holds."""
-    return f"{zlib.crc32(values.contiguous().numpy().tobytes()):08x}"
+    """CRC-32 of the values of a tensor."""
+    return checksum_of([values.contiguous().numpy().tobytes()])
+
+
+def from_bytes(images: Tensor) -> Tensor:
+    """Bytes (B, H, W, C) as images (B, C, H, W) in [-1, 1]."""
+    return to_floats(images.permute(0, 3, 1, 2))

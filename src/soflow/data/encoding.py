@@ -1,13 +1,13 @@
-"""From images to the cached latents that are trained on: `soflow encode`.
+"""`soflow encode`: from images to cached latents to train on.
 
-Each process encodes its share of the shards and needs not know of the others; work that was interrupted goes on.
+Each process encodes some of the shards and needs no word from the others. Interrupted work
+continues.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +18,13 @@ from soflow.config.schema import DataConfig
 from soflow.data import sources
 from soflow.data.autoencoder import Autoencoder, load_autoencoder
 from soflow.data.cache import CHUNK, decode_rows
+from soflow.data.dataset import from_bytes
+from soflow.data.latents import LatentsPlan
 from soflow.data.store import Piece, items_of_a_shard, make_store
 from soflow.system import processes
 from soflow.system.devices import default_device
-from soflow.system.progress import counting
+from soflow.system.progress import Progress, track
+from soflow.system.text import printable
 
 
 def encode(
@@ -33,12 +36,27 @@ def encode(
     batch_size: int = 32,
     columns: tuple[str, str] = ("", ""),
     device: str | None = None,
+    progress: Progress = track,
 ) -> bool:
-    """Encodes SOURCE[:SPLIT] into the folder `out`: mean and standard deviation of each image's latents in float16.
+    """Encodes images into a folder of latents: mean and standard deviation, in float16.
 
-    True once the folder is whole, False while other processes are still at it. flip: mirror images, too, as rows of their
-    own. columns: of images and of classes, where a source leaves that open. Raises InputError for a source, an autoencoder
-    or a folder that cannot be used, RunError where the folder cannot be written.
+    Args:
+        source: SOURCE[:SPLIT], the images.
+        out: The folder to make.
+        vae: An autoencoder of diffusers, a name on the Hub or a folder.
+        size: The side to which images are cropped.
+        flip: Also encode mirror images, as rows of their own.
+        batch_size: Images encoded at once.
+        columns: The columns of images and of classes, if the source leaves them open.
+        device: Where to encode, by default on the GPU if there is one.
+        progress: Shows the progress.
+
+    Returns:
+        Whether the folder is whole; other processes may still be at work.
+
+    Raises:
+        InputError: If the source, the autoencoder or the folder cannot be used.
+        RunError: If the folder cannot be written.
     """
     autoencoder = load_autoencoder(vae, device or default_device())
     shape = autoencoder.latent_shape(size)
@@ -48,20 +66,23 @@ def encode(
     )
     config, split = sources.find(source, like)
     images = sources.open_images(config, split or config.split)
-    plan = {
-        "kind": "latents",
-        "name": images.name,
-        "split": images.split,
-        "source": images.fingerprint,
-        "class_names": list(images.class_names),
-        "unlabelled": images.unlabelled,
-        "encoder": asdict(encoder),
-        "flip": flip,
-    }
-    count, done = len(images), 0
-    chunk = batch_size * max(1, CHUNK // batch_size)  # of whole batches
+    count = len(images)
+    row_bytes = np.dtype(np.float16).itemsize * 2 * int(np.prod(shape)) * (2 if flip else 1)
+    plan = LatentsPlan(
+        name=printable(images.name),
+        split=images.split,
+        source=images.fingerprint,
+        class_names=images.class_names,
+        unlabelled=printable(images.unlabelled),
+        encoder=encoder,
+        flip=flip,
+        count=count,
+        per_shard=items_of_a_shard(count, row_bytes),
+    )
+    chunk = batch_size * max(1, CHUNK // batch_size)  # whole batches
+    index, number = processes.index(), processes.count()
     with (
-        counting(f"encoding {images.name}", -(-count // processes.count())) as on_done,
+        progress(f"encoding {images.name}", -(-count // number)) as task,
         ThreadPoolExecutor() as pool,
     ):
 
@@ -69,32 +90,22 @@ def encode(
             return decode_rows(images, rows, size, encoder.channels, pool)
 
         def make(rows: range) -> Piece:
+            done = rows.start // plan.per_shard // number * plan.per_shard  # by this process
             pieces: list[Piece] = []
-            before = done
-            for pixels in ahead(
-                decode, [rows[first : first + chunk] for first in range(0, len(rows), chunk)]
-            ):
-                told = partial(lambda so_far, n: on_done(so_far + n), before)
-                latents = latents_of(autoencoder, pixels.rows, shape, flip, batch_size, told)
-                labels = pixels.labels if pixels.labels is None or not flip else pixels.labels * 2
-                pieces.append(Piece(latents, labels, pixels.skipped, pixels.done))
-                before += len(pixels.rows)
+            chunks = [rows[first : first + chunk] for first in range(0, len(rows), chunk)]
+            for piece in ahead(decode, chunks):
+                latents = latents_of(autoencoder, piece.rows, shape, flip, batch_size)
+                labels = piece.labels if piece.labels is None or not flip else piece.labels * 2
+                pieces.append(Piece(latents, labels, piece.skipped, piece.done))
+                done += len(piece.rows)
+                task.update(done)
             return joined(pieces)
 
-        def on_shard(items: int) -> None:
-            nonlocal done
-            done = items
-            on_done(done)
-
-        row_bytes = np.dtype(np.float16).itemsize * 2 * int(np.prod(shape)) * (2 if flip else 1)
-        per_shard = items_of_a_shard(count, row_bytes)
-        return make_store(
-            Path(out), plan, count, per_shard, make, processes.index(), processes.count(), on_shard
-        )
+        return make_store(Path(out), plan, make, index, number, task)
 
 
 def ahead(decode: Callable[[range], Piece], chunks: Sequence[range]) -> Iterator[Piece]:
-    """What is decoded of each chunk; a thread decodes the next while the one before is worked on."""
+    """Decodes each chunk; a thread decodes the next one while this one is worked on."""
     with ThreadPoolExecutor(1) as thread:
         coming = thread.submit(decode, chunks[0])
         for chunk in chunks[1:]:
@@ -105,7 +116,7 @@ def ahead(decode: Callable[[range], Piece], chunks: Sequence[range]) -> Iterator
 
 
 def joined(pieces: Sequence[Piece]) -> Piece:
-    """Several pieces as one, in their order."""
+    """Several pieces as one, in order."""
     done: Counter[str] = Counter()
     for piece in pieces:
         done.update(piece.done)
@@ -124,19 +135,12 @@ def latents_of(
     shape: tuple[int, int, int],
     flip: bool,
     batch_size: int,
-    on_done: Callable[[int], None],
 ) -> np.ndarray:
-    """Mean and standard deviation (n, 2 c, h, w) in float16 of images (n, H, W, C) of bytes; then of their mirror images."""
+    """Latents of images (n, H, W, C), then of their mirror images: (n or 2 n, 2 c, h, w)."""
     c, h, w = shape
     parts: list[Tensor] = [torch.empty(0, 2 * c, h, w)]
     for mirrored in (False, True) if flip else (False,):
         for first in range(0, len(pixels), batch_size):
-            images = (
-                torch.from_numpy(pixels[first : first + batch_size]).permute(0, 3, 1, 2).float()
-                / 127.5
-                - 1
-            )
+            images = from_bytes(torch.from_numpy(pixels[first : first + batch_size]))
             parts.append(autoencoder.encode(images.flip(3) if mirrored else images))
-            if not mirrored:
-                on_done(min(first + batch_size, len(pixels)))
     return torch.cat(parts).half().numpy()

@@ -11,9 +11,23 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from soflow.data.content import File, file_of, of_folder
-from soflow.data.images import ENDINGS, SPLITS, Opener, open_image
+from soflow.config.schema import DataConfig
+from soflow.data.file_fingerprints import File, file_of, fingerprint_of_folder
+from soflow.data.images import ENDINGS, SPLITS, Images, Opener, open_image, require_split
+from soflow.data.registry import SOURCES, ImageSource
 from soflow.errors import InputError
+from soflow.system.text import printable
+
+
+@SOURCES.register("folder")
+class Folder(ImageSource):
+    """A folder of images."""
+
+    def splits(self, config: DataConfig) -> tuple[str, ...]:
+        return tuple(splits_of(Path(config.path)))
+
+    def open(self, config: DataConfig, split: str) -> Images:
+        return FolderImages(config.path, split)
 
 
 class FolderImages:
@@ -25,58 +39,40 @@ class FolderImages:
             raise InputError("data.source=folder needs data.path: a folder of images")
         if not root.is_dir():
             raise InputError(
-                f"data.path={path} is no folder: give one that holds images ({', '.join(ENDINGS)})"
+                f"data.path={path} is not a folder: name one with images ({', '.join(ENDINGS)})"
             )
-        there = splits_of(root)
-        if split not in there:
-            hint = (
-                ""
-                if len(there) > 1
-                else ", all that lies in it; others are made by subfolders train and test"
-            )
-            raise InputError(
-                f"{path} has no split '{split}': its splits are {' and '.join(there)}{hint}"
-            )
-        self.root = there[split]
-        self.name, self.split = root.resolve().name, split
-        listed = sorted(files(self.root))
-        if not listed:
+        splits = splits_of(root)
+        require_split(split, tuple(splits), f"{path} (subfolders train and test make splits)")
+        self.root = splits[split]
+        self.name, self.split = printable(root.resolve().name), split
+        found = sorted(files(self.root))
+        if not found:
             raise InputError(
                 f"{self.root} has no images: files that end in {', '.join(ENDINGS)} are read"
             )
-        self.files = [file.name for file in listed]
-        self.fingerprint = of_folder(self.root, listed)
-        self.labels, self.class_names, self.unlabelled = self.classes(
-            class_folders(there.get("train", self.root))
-        )
+        self.files = [file.name for file in found]
+        self.fingerprint = fingerprint_of_folder(self.root, found)
+        # Classes are those of the split train, so that they have the same number in every split.
+        names = class_folders(splits.get("train", self.root))
+        self.labels, self.unlabelled = self.classes(names)
+        self.class_names = tuple(map(printable, names)) if self.labels is not None else ()
 
-    def classes(self, names: tuple[str, ...]) -> tuple[list[int] | None, tuple[str, ...], str]:
-        """The class of each image, the names, and why there are no classes where there might be.
-
-        The names are those of the split train, so that a class has the same number in every split; others may lack some.
-        """
+    def classes(self, names: Sequence[str]) -> tuple[list[int] | None, str]:
+        """The class of each image, or None and the reason."""
         if not names:
-            return None, (), f"{self.root} has no subfolders, one for each class"
+            return None, f"{self.root} has no subfolders, one for each class"
         numbers = {name: number for number, name in enumerate(names)}
         tops = [file.split(os.sep)[0] if os.sep in file else "" for file in self.files]
         if "" in tops:
-            lost = self.files[tops.index("")]
-            return None, (), f"{self.root} has images beside its class folders, such as {lost}"
-        strange = sorted(set(tops) - set(names))
-        if strange:
-            return (
-                None,
-                (),
-                f"{self.root} has a class folder '{strange[0]}', which the split train has not",
-            )
+            file = self.files[tops.index("")]
+            return None, f"{self.root} has images beside its class folders, such as {file}"
+        unknown = sorted(set(tops) - set(names))
+        if unknown:
+            return None, f"{self.root} has a class folder '{unknown[0]}' that the split train lacks"
         empty = sorted(name for name in set(names) - set(tops) if (self.root / name).is_dir())
         if empty:
-            return (
-                None,
-                (),
-                f"the class folder {self.root / empty[0]} has no images: fill it or delete it",
-            )
-        return [numbers[top] for top in tops], names, ""
+            return None, f"the class folder {self.root / empty[0]} has no images: fill or delete it"
+        return [numbers[top] for top in tops], ""
 
     def __len__(self) -> int:
         return len(self.files)
@@ -89,47 +85,51 @@ class FolderImages:
 
 
 def splits_of(root: Path) -> dict[str, Path]:
-    """Split -> its folder, by names in either case; everything is the split train where the subfolders are classes.
+    """The folder of each split, in upper or lower case.
 
-    Subfolders are splits where all that hold images are called so. One that is called so among others is a class of that
-    name, as `train` among cars and planes. Raises InputError where that may be meant either way.
+    Subfolders are splits if all subfolders with images have names of splits. A single one among
+    others is a class of that name, such as `train` among cars and planes; then everything is the
+    split train.
+
+    Raises:
+        InputError: If the subfolders may be meant either way.
     """
     names = class_folders(root)
     splits = [name for name in names if name.lower() in SPLITS]
     if not splits:
         return {"train": root}
     others = [name for name in names if name not in splits and next(files(root / name), None)]
+    both = " and ".join(splits)
     if others and len(splits) > 1:
         raise InputError(
-            f"{root} has splits, {' and '.join(splits)}, beside another folder of images, {others[0]}: "
-            "move that elsewhere, or them"
+            f"{root} has splits, {both}, and another folder of images, {others[0]}: "
+            "move one or the other elsewhere"
         )
     if len({name.lower() for name in splits}) < len(splits):
-        raise InputError(
-            f"{root} has one split twice, {' and '.join(splits)}: put their images into one folder"
-        )
+        raise InputError(f"{root} has one split twice, {both}: put their images into one folder")
     if others:
         return {"train": root}
     found = {name.lower(): root / name for name in splits}
     return {name: found[name] for name in SPLITS if name in found}
 
 
-def class_folders(root: Path) -> tuple[str, ...]:
-    return tuple(
-        sorted(
-            entry.name for entry in os.scandir(root) if entry.is_dir() and not hidden(entry.name)
-        )
+def class_folders(root: Path) -> list[str]:
+    return sorted(
+        entry.name for entry in os.scandir(root) if entry.is_dir() and not hidden(entry.name)
     )
 
 
 def hidden(name: str) -> bool:
-    """Such as .git or the __MACOSX of archives."""
+    """Such as .git, or __MACOSX in archives."""
     return name.startswith((".", "__"))
 
 
 def files(root: Path) -> Iterator[File]:
-    """Every image below a folder, by its path from there. Links to folders are followed once each, after all folders that
-    are none: what can be reached both ways is found where it lies. Pipes and the like are no images.
+    """Every image below a folder, by its path from there.
+
+    Links to folders are followed once each, after all real folders, so that files reached both
+    ways are found where they are. Pipes and devices are no images; a broken link is an unreadable
+    image.
     """
     seen: set[str] = set()
     links: deque[str] = deque()
@@ -146,16 +146,12 @@ def files(root: Path) -> Iterator[File]:
                 yield from walk(entry.path)
             elif entry.is_dir():
                 links.append(entry.path)
-            elif entry.name.lower().endswith(ENDINGS) and (entry.is_file() or leads_nowhere(entry)):
-                stat = (
-                    entry.stat() if entry.is_file() else os.lstat(entry.path)
-                )  # a link to nothing is a broken image
-                yield file_of(os.path.relpath(entry.path, root), stat)
+            elif entry.name.lower().endswith(ENDINGS):
+                broken = entry.is_symlink() and not os.path.exists(entry.path)
+                if entry.is_file() or broken:
+                    stat = os.lstat(entry.path) if broken else entry.stat()
+                    yield file_of(os.path.relpath(entry.path, root), stat)
 
     yield from walk(str(root))
     while links:
         yield from walk(links.popleft())
-
-
-def leads_nowhere(entry: os.DirEntry) -> bool:
-    return entry.is_symlink() and not os.path.exists(entry.path)

@@ -1,6 +1,6 @@
-"""Images from Hugging Face datasets: by name from the Hub, or from local parquet or arrow files.
+"""Images from Hugging Face datasets: by name from the Hub, or local parquet and arrow files.
 
-Columns are found by their types, or named: the image column, and the class column if there is one.
+The columns of images and of classes are found by their types, or named.
 """
 
 import io
@@ -13,37 +13,70 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from pydantic import Field
 
-from soflow.data.content import file_of, of_folder
+from soflow.config.schema import DataConfig
 from soflow.data.dataset import MOST_CLASSES
-from soflow.data.images import Opener, open_image
+from soflow.data.file_fingerprints import file_of, fingerprint_of_folder
+from soflow.data.images import Images, Opener, open_image, require_split
+from soflow.data.registry import SOURCES, ImageSource
 from soflow.errors import InputError, first_line
-from soflow.system.records import read_json
+from soflow.system.records import Record
 
-#: Local files that the package `datasets` reads, by their endings.
+#: Builders of `datasets` for local files, by ending.
 BUILDERS = {".parquet": "parquet", ".arrow": "arrow"}
 TEXT = ("string", "large_string")
 #: Folders whose files may be opened.
 Roots = tuple[Path, ...]
 
 
+@SOURCES.register("huggingface")
+class HuggingFace(ImageSource):
+    """A data set on the Hub, or parquet and arrow files."""
+
+    def splits(self, config: DataConfig) -> tuple[str, ...]:
+        return tuple(open_splits(config.path))
+
+    def open(self, config: DataConfig, split: str) -> Images:
+        return HuggingFaceImages(config.path, split, config.image_column, config.label_column)
+
+
+class SavedSplits(Record):
+    """dataset_dict.json, as written by save_to_disk."""
+
+    splits: list[str]
+
+
+class SavedFile(Record):
+    """A file that state.json names."""
+
+    filename: str
+
+
+class SavedState(Record):
+    """state.json of a split, as written by save_to_disk."""
+
+    files: list[SavedFile] = Field(alias="_data_files")
+
+
 class HuggingFaceImages:
-    """The images of one split, with their classes if it has any."""
+    """The images of one split."""
 
     def __init__(
         self, path: str, split: str, image_column: str = "", label_column: str = ""
     ) -> None:
-        table = open_split(path, split)
-        self.name = Path(path).stem
-        self.split = split
-        image = image_column_of(table, path, image_column)
+        splits = open_splits(path)
+        require_split(split, tuple(splits), path)
+        table = splits[split]
+        self.name, self.split = Path(path).stem, split
+        self.column = image_column_of(table, path, image_column)
         label = label_column_of(table, path, label_column)
-        self.labels, self.class_names, self.unlabelled = classes(
-            table, label, self.name, names_of(path, label, table)
-        )
-        self.fingerprint = f"{table._fingerprint} {image} {label}"
-        self.column, self.roots = image, roots_of(path)
-        self.images = undecoded(table, image)
+        # Names are those of the split train, so that classes have the same number in every split.
+        names = text_in(splits.get("train", table), label)
+        self.labels, self.class_names, self.unlabelled = classes(table, label, self.name, names)
+        self.fingerprint = f"{table._fingerprint} {self.column} {label}"
+        self.roots = roots_of(path)
+        self.images = undecoded(table, self.column)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -54,13 +87,13 @@ class HuggingFaceImages:
     def openers(self, rows: range) -> Sequence[Opener]:
         try:
             stored = self.images[rows.start : rows.stop][self.column]
-        except Exception as error:  # whatever readers of damaged files raise
+        except Exception as error:  # readers of damaged files raise anything
             raise InputError(f"{self.name} cannot be read: {first_line(error)}") from None
         return [partial(open_stored, one, self.roots) for one in stored]
 
 
 def open_stored(stored: dict[str, Any] | None, roots: Roots) -> Image.Image:
-    """An image as `datasets` stores it: bytes, or the path of a file, which must lie below one of the folders."""
+    """An image as `datasets` stores it: bytes, or the path of a file below one of the folders."""
     if stored is None:
         raise ValueError("there is no image")
     data = stored["bytes"]
@@ -68,34 +101,33 @@ def open_stored(stored: dict[str, Any] | None, roots: Roots) -> Image.Image:
 
 
 def inside(roots: Roots, path: str) -> Path:
-    """The file at a path that data name, from the first of the folders or whole. Raises ValueError where it lies in none."""
+    """The file at a path, absolute or relative to the first folder.
+
+    Raises:
+        ValueError: If it is in none of the folders.
+    """
     file = Path(os.path.abspath(roots[0] / path))
-    if not any(
-        file.is_relative_to(place)
-        for root in roots
-        for place in (os.path.abspath(root), os.path.realpath(root))
-    ):
-        raise ValueError(f"{path} lies outside {roots[0]}: nothing there is opened")
+    places = (place(root) for root in roots for place in (os.path.abspath, os.path.realpath))
+    if not any(file.is_relative_to(place) for place in places):
+        raise ValueError(f"{path} lies outside {roots[0]}: it is not opened")
     return file
 
 
 def roots_of(path: str) -> Roots:
-    """The folder of data here; of those from the Hub the ones that they are downloaded into."""
+    """The folder of local data, or the folders that data from the Hub are downloaded to."""
     import datasets
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    if not Path(path).exists():
-        return (
-            Path(datasets.config.HF_DATASETS_CACHE),
-            Path(datasets.config.DOWNLOADED_DATASETS_PATH),
-            Path(HF_HUB_CACHE),
-        )
-    return (Path(path) if Path(path).is_dir() else Path(path).parent,)
+    if Path(path).exists():
+        return (Path(path) if Path(path).is_dir() else Path(path).parent,)
+    config = datasets.config
+    caches = (config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH, HF_HUB_CACHE)
+    return tuple(map(Path, caches))
 
 
 @lru_cache(maxsize=8)
 def open_splits(path: str) -> Any:
-    """All splits as `datasets` holds them, memory-mapped and not yet decoded."""
+    """All splits as `datasets` holds them, memory-mapped and not decoded."""
     try:
         import datasets
     except ImportError:
@@ -104,108 +136,110 @@ def open_splits(path: str) -> Any:
         ) from None
     if not path:
         raise InputError(
-            "data.source=huggingface needs data.path: a name on the Hub, or a folder of parquet files"
+            "data.source=huggingface needs data.path: a name on the Hub, or a folder of parquet"
         )
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
-    builder = (
-        None if Path(path).is_dir() else BUILDERS.get(Path(path).suffix.lower())
-    )  # Spark calls folders so, too
-    if builder and not Path(path).is_file():
-        raise InputError(f"data.path={path} cannot be read: there is no such file")
+    place = Path(path)
+    # Spark also gives folders such endings.
+    builder = None if place.is_dir() else BUILDERS.get(place.suffix.lower())
+    if builder and not place.is_file():
+        raise InputError(f"data.path={path} does not exist")
     try:
-        datasets.config.HF_DATASETS_TRUST_REMOTE_CODE = (
-            False  # versions before 4 would run scripts that lie among data
-        )
-        if (Path(path) / "dataset_dict.json").is_file() or (Path(path) / "state.json").is_file():
-            require_inside(Path(path))
+        # Versions before 4 would run scripts found among the data.
+        datasets.config.HF_DATASETS_TRUST_REMOTE_CODE = False
+        if (place / "dataset_dict.json").is_file() or (place / "state.json").is_file():
+            require_inside(place)
             saved = datasets.load_from_disk(path)
             return saved if isinstance(saved, dict) else {"train": saved}
-        if not Path(path).exists():
+        if not place.exists():
             return datasets.load_dataset(path)
         files = {"data_files": path} if builder else {}
         made = datasets.load_dataset_builder(
-            builder or path, description=content_of(Path(path)), **files
+            builder or path, description=fingerprint_of(place), **files
         )
         for file in chain.from_iterable((made.config.data_files or {}).values()):
-            inside(roots_of(path), file)  # a card among the data may name any
+            inside(roots_of(path), file)  # a card among the data may name any file
         made.download_and_prepare()
         return made.as_dataset()
-    except Exception as error:  # whatever its readers, the file system and the network raise
+    except Exception as error:  # readers, the file system and the network raise anything
         raise InputError(f"data.path={path} cannot be read: {first_line(error)}") from None
 
 
 def require_inside(folder: Path) -> None:
-    """Raises ValueError where what save_to_disk wrote leads to files that do not lie below the folder."""
-    splits = read_json(folder / "dataset_dict.json", {"splits": [str]}).get("splits", ["."])
-    for split in splits:
-        state = inside((folder,), os.path.join(split, "state.json"))
-        for file in read_json(state, {"_data_files": [{"filename": str}]}).get("_data_files", []):
-            inside((folder,), os.path.join(split, file["filename"]))
+    """Raises ValueError if what save_to_disk wrote names files outside the folder."""
+    saved = SavedSplits.read(folder / "dataset_dict.json")
+    for split in ["."] if saved is None else saved.splits:
+        state = SavedState.read(inside((folder,), os.path.join(split, "state.json")))
+        for file in [] if state is None else state.files:
+            inside((folder,), os.path.join(split, file.filename))
 
 
-def content_of(place: Path) -> str:
-    """Digits for files here. `datasets` knows these by their paths and times alone, and gives what it read before where
-    both are the same; what they are described by counts, too.
+def fingerprint_of(place: Path) -> str:
+    """A fingerprint of local files.
+
+    `datasets` knows files by their paths and times alone, but also by their description.
     """
     root, found = (place, sorted(place.rglob("*"))) if place.is_dir() else (place.parent, [place])
-    return of_folder(
-        root,
-        [file_of(str(file.relative_to(root)), file.stat()) for file in found if file.is_file()],
-    )
+    files = [file_of(str(one.relative_to(root)), one.stat()) for one in found if one.is_file()]
+    return fingerprint_of_folder(root, files)
 
 
-def open_split(path: str, split: str) -> Any:
-    splits = open_splits(path)
-    if split not in splits:
-        raise InputError(f"{path} has no split '{split}': its splits are {' and '.join(splits)}")
-    return splits[split]
+def columns_of(table: Any) -> str:
+    return f"its columns are {', '.join(table.features)}"
+
+
+def require_column(table: Any, path: str, named: str, setting: str) -> None:
+    """Raises InputError if a column is named and does not exist."""
+    if named and named not in table.features:
+        raise InputError(
+            f"{path} has no column '{named}', set by data.{setting}; {columns_of(table)}"
+        )
 
 
 def image_column_of(table: Any, path: str, named: str) -> str:
-    """The column of images; one that is named may hold images' files as bytes, not being marked as images.
+    """The column of images. A named one may also hold image files as bytes.
 
-    Raises InputError where the one that is named is none, or where there is not just one.
+    Raises:
+        InputError: If the named column has no images, or there is not exactly one.
     """
     import datasets
 
+    require_column(table, path, named, "image_column")
     images = [name for name, kind in table.features.items() if isinstance(kind, datasets.Image)]
     files = [name for name, kind in table.features.items() if holds_files(kind)]
-    there = f"its columns are {', '.join(table.features)}"
-    if named and named not in table.features:
-        raise InputError(f"{path} has no column '{named}', which data.image_column names; {there}")
     if named and named not in images + files:
         raise InputError(
-            f"the column '{named}' of {path}, which data.image_column names, has no images; {there}"
+            f"the column '{named}' of {path}, set by data.image_column, has no images; "
+            f"{columns_of(table)}"
         )
     if not named and not images:
-        bytes_are_there = (
-            f"; if images are in it, set data.image_column={files[0]}" if files else ""
-        )
-        raise InputError(f"{path} has no column of images; {there}{bytes_are_there}")
+        hint = f"; if it has images, set data.image_column={files[0]}" if files else ""
+        raise InputError(f"{path} has no column of images; {columns_of(table)}{hint}")
     if not named and len(images) > 1:
         raise InputError(
-            f"{path} has several columns of images: choose one with data.image_column={images[0]}; {there}"
+            f"{path} has several columns of images: choose one with data.image_column={images[0]}; "
+            f"{columns_of(table)}"
         )
     return named or images[0]
 
 
 def label_column_of(table: Any, path: str, named: str) -> str | None:
-    """The column of classes, None where there is none. Raises InputError where that is not clear."""
+    """The column of classes, or None. Raises InputError if it is not clear which one it is."""
     import datasets
 
+    require_column(table, path, named, "label_column")
     found = [name for name, kind in table.features.items() if isinstance(kind, datasets.ClassLabel)]
-    if named and named not in table.features:
-        there = f"its columns are {', '.join(table.features)}"
-        raise InputError(f"{path} has no column '{named}', which data.label_column names; {there}")
     if not named and len(found) > 1:
-        choice = f"choose one with data.label_column={found[0]}"
-        raise InputError(f"{path} has several columns of classes, {' and '.join(found)}: {choice}")
+        raise InputError(
+            f"{path} has several columns of classes, {' and '.join(found)}: "
+            f"choose one with data.label_column={found[0]}"
+        )
     return named or (found[0] if found else None)
 
 
 def holds_files(kind: Any) -> bool:
-    """Whether a column that is not marked as images may hold them: bytes, or {bytes, path} as `datasets` stores them."""
+    """Whether a column may hold image files: bytes, or {bytes, path} as `datasets` has it."""
     import datasets
 
     if isinstance(kind, datasets.Value):
@@ -213,58 +247,47 @@ def holds_files(kind: Any) -> bool:
     return isinstance(kind, dict) and set(kind) == {"bytes", "path"}
 
 
-def names_of(path: str, column: str | None, table: Any) -> tuple[str, ...]:
-    """The names in a column of text, sorted: those of the split train, so that a class has one number in every split."""
-    first = open_splits(path).get("train", table)
-    if (
-        column is None
-        or column not in first.features
-        or getattr(first.features[column], "dtype", "") not in TEXT
-    ):
+def text_in(table: Any, column: str | None) -> tuple[str, ...]:
+    """The different texts in a column, sorted; () if it holds no text."""
+    kind = None if column is None else table.features.get(column)
+    if getattr(kind, "dtype", "") not in TEXT:
         return ()
-    return tuple(sorted({name for name in first.unique(column) if name is not None}))
+    return tuple(sorted({text for text in table.unique(column) if text is not None}))
 
 
 def classes(
     table: Any, column: str | None, name: str, names: tuple[str, ...]
 ) -> tuple[list[int] | None, tuple[str, ...], str]:
-    """The class of each row, the classes' names, and why there are none where a row is not labelled. names: of text."""
-    if column is None:
-        return None, (), f"{name} has no column of classes"
+    """The class of each row and their names, or (None, (), reason). names: of a column of text."""
     import datasets
 
+    if column is None:
+        return None, (), f"{name} has no column of classes"
     kind, values = table.features[column], list(table[column])
+    most = max(len(values), MOST_CLASSES)
     if isinstance(kind, datasets.ClassLabel):
         names = tuple(str(one) for one in kind.names)
-    elif all(
-        isinstance(value, int) and 0 <= value < max(len(values), MOST_CLASSES) for value in values
-    ):
+    elif all(isinstance(value, int) and 0 <= value < most for value in values):
         return values, (), ""
     elif all(isinstance(value, str) for value in values):
+        unknown = sorted(set(values) - set(names))
+        if unknown:
+            why = f"has a class '{unknown[0]}' that the split train lacks"
+            return None, (), f"the column '{column}' of {name} {why}"
         numbers = {one: number for number, one in enumerate(names)}
-        strange = sorted(set(values) - set(names))
-        if strange:
-            return (
-                None,
-                (),
-                f"the column '{column}' of {name} has a class '{strange[0]}', which the split train has not",
-            )
         values = [numbers[value] for value in values]
     else:
-        return (
-            None,
-            (),
-            f"the column '{column}' of {name} holds neither classes nor numbers from 0 nor names throughout",
-        )
+        why = "holds neither classes nor numbers from 0 nor names throughout"
+        return None, (), f"the column '{column}' of {name} {why}"
     for row, value in enumerate(values):
         if value is None or not 0 <= value < len(names):
-            known = f"its classes are 0 to {len(names) - 1}"
-            return None, (), f"{name} is not labelled throughout: row {row} has {value}, {known}"
+            why = f"row {row} has {value}, its classes are 0 to {len(names) - 1}"
+            return None, (), f"{name} is not labelled throughout: {why}"
     return values, names, ""
 
 
 def undecoded(table: Any, column: str) -> Any:
-    """The image column alone, as it is stored."""
+    """The column of images alone, as it is stored."""
     import datasets
 
     return table.select_columns([column]).cast_column(column, datasets.Image(decode=False))

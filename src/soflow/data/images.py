@@ -1,7 +1,8 @@
-"""From any image file to bytes of one shape: decoded, made grey or RGB, cropped to a square.
+"""From image files to bytes of one shape: decoded, made grey or RGB, cropped to a square.
 
-Cropping is ADM's (arXiv 2105.05233), which most published figures on ImageNet rest on: halve by boxes while the short side
-is at least twice the target, bicubic to the target, crop the middle.
+Cropping is ADM's (arXiv 2105.05233), behind most published figures on ImageNet: halve by boxes
+while the short side is at least twice the target, resize to the target by bicubic interpolation,
+crop the middle.
 """
 
 import warnings
@@ -13,26 +14,33 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from PIL import Image, ImageOps
 
+from soflow.errors import InputError
+
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-#: What is decoded, whatever a file is called: of Pillow's other formats some start programs.
+#: Formats that are decoded, under any file name. Some of Pillow's other formats start programs.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
-#: An image may have so many pixels; from there on Pillow, too, takes it for an attack.
+#: The most pixels of an image. Pillow warns of larger ones, too.
 MOST_PIXELS = 89_478_485
-#: Names by which folders and arrays are known as splits.
+#: Names of splits in folders and arrays.
 SPLITS = ("train", "test", "val", "valid", "validation")
 MODES = {1: "L", 3: "RGB"}
 REDUCED = "reduced from 16 to 8 bits"
 
-#: Opens one image; raises whatever decoders raise.
+#: Opens one image. Decoders raise any exception.
 Opener = Callable[[], Image.Image]
 
 
 @runtime_checkable
 class Images(Protocol):
-    """A collection of images that have not been decoded yet.
+    """A collection of images that are not decoded yet.
 
-    labels: the class of each, or None, and then `unlabelled` says why if there might have been some. fingerprint: text that
-    changes when the collection does.
+    Attributes:
+        name: What messages call the collection.
+        split: Its split.
+        labels: The class of each image, or None.
+        class_names: The names of the classes, or ().
+        unlabelled: Why there are no classes.
+        fingerprint: A text that changes whenever the collection does.
     """
 
     name: str
@@ -44,11 +52,17 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
     def openers(self, rows: range) -> Sequence[Opener]: ...
-    def where(self, row: int) -> str: ...  # what people call this image
+    def where(self, row: int) -> str: ...  # what messages call this image
+
+
+def require_split(split: str, splits: Sequence[str], name: str) -> None:
+    """Raises InputError if there is no such split."""
+    if split not in splits:
+        raise InputError(f"{name} has no split '{split}': its splits are {' and '.join(splits)}")
 
 
 def open_image(source: Path | BytesIO) -> Image.Image:
-    """An image that is not decoded yet. Raises whatever Pillow raises, and ValueError for one of too many pixels."""
+    """Opens an image without decoding it. Raises any exception, ValueError for too many pixels."""
     image = Image.open(source, formats=FORMATS)
     require_size(image.width, image.height)
     return image
@@ -60,13 +74,16 @@ def require_size(width: int, height: int) -> None:
 
 
 def decode(opener: Opener, size: int, channels: int) -> tuple[np.ndarray, set[str]]:
-    """One image as bytes (size, size, channels), and in words what was done to it beyond decoding."""
+    """Decodes one image.
+
+    Returns:
+        Bytes (size, size, channels), and what was done to the image beyond decoding, in words.
+    """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's remarks on metadata and sizes
+        warnings.simplefilter("ignore")  # Pillow's, about metadata and sizes
         image = opener()
-        done = (
-            {REDUCED} if any(";16B" in str(tile) for tile in getattr(image, "tile", ())) else set()
-        )  # how PNG says it
+        deep = any(";16B" in str(tile) for tile in getattr(image, "tile", ()))  # a PNG of 16 bits
+        done = {REDUCED} if deep else set()
         image.load()
         if getattr(image, "n_frames", 1) > 1:
             done.add("of an animation, the first frame was taken")
@@ -78,15 +95,13 @@ def decode(opener: Opener, size: int, channels: int) -> tuple[np.ndarray, set[st
 
 
 def channels_of(image: Image.Image) -> int:
-    """1 of a grey image, 3 of one in colours."""
+    """1 for a grey image, 3 for one in colour."""
     return 1 if image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I") else 3
 
 
 def in_mode(image: Image.Image, mode: str, done: set[str]) -> Image.Image:
-    """The image as "L" or "RGB", nothing lost that can be kept; adds to `done` what had to be done."""
-    if image.mode.startswith(
-        "I"
-    ):  # 16 bits, in whichever of Pillow's modes; converting would cut off at 255
+    """The image as "L" or "RGB"; adds to `done` what had to be done."""
+    if image.mode.startswith("I"):  # 16 bits, which Pillow's conversion would cut off at 255
         done.add(REDUCED)
         deep = np.asarray(image).astype(np.float64)
         image = Image.fromarray((deep / 257).round().clip(0, 255).astype(np.uint8))
@@ -100,7 +115,7 @@ def in_mode(image: Image.Image, mode: str, done: set[str]) -> Image.Image:
 
 
 def crop_square(image: Image.Image, size: int) -> Image.Image:
-    """The middle of an image, `size` by `size`. Raises ValueError for one so thin that it would grow without measure."""
+    """The middle of an image, `size` by `size`. Raises ValueError if it is too long and thin."""
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)

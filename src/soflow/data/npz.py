@@ -1,6 +1,7 @@
-"""Arrays in .npz files, one by one: what they are is read from their heads, and what they hold when it is needed.
+"""Arrays in .npz files: their heads are read first, their values when they are needed.
 
-Files may be anybody's. Nothing is unpickled, nothing is unpacked onto the disk, no room is made for what is not there.
+Files may come from anybody. Nothing is unpickled, nothing is unpacked onto the disk, and no memory
+is allocated for values that do not exist.
 """
 
 import struct
@@ -15,7 +16,7 @@ import numpy as np
 
 from soflow.errors import InputError, first_line
 
-#: Whatever zipfile, its decompressor, numpy and h5py raise for files that they cannot read.
+#: What zipfile, its decompressors, numpy and h5py raise for files that they cannot read.
 UNREADABLE = (
     ArithmeticError,
     AttributeError,
@@ -32,12 +33,19 @@ UNREADABLE = (
     zipfile.BadZipFile,
     zlib.error,
 )
-#: Arrays of more bytes may not be more than so many times as large as what their file holds.
+#: Arrays of more than LARGE bytes may be at most MOST_EXPANDED times as large as in their file.
 LARGE, MOST_EXPANDED = 2**30, 100
 
 
 class Head(NamedTuple):
-    """An array that is not read: its shape and type, how it lies in memory, and digits for its content where known."""
+    """An array that is not read yet.
+
+    Attributes:
+        shape: Its shape.
+        dtype: Its type.
+        columns_first: Whether it is stored in Fortran's order.
+        content: Identifies its values, if known.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -46,24 +54,24 @@ class Head(NamedTuple):
 
 
 def heads(path: Path) -> dict[str, Head]:
-    """Every array of a .npz. Raises InputError for a damaged one."""
+    """The heads of all arrays of a .npz. Raises InputError if it is damaged."""
     try:
         with zipfile.ZipFile(path) as archive:
-            members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
             found = {}
-            for member in members:
-                with open_member(archive, member) as stream:
-                    head = read_head(stream, member.file_size)
-                found[member.filename.removesuffix(".npy")] = head._replace(
-                    content=f"{member.file_size} {member.CRC:08x}"
-                )
+            for member in archive.infolist():
+                if member.filename.endswith(".npy"):
+                    with open_member(archive, member) as stream:
+                        head = read_head(stream, member.file_size)
+                    content = f"{member.file_size} {member.CRC:08x}"
+                    name = member.filename.removesuffix(".npy")
+                    found[name] = head._replace(content=content)
             return found
     except UNREADABLE as error:
         raise damaged(path, error) from None
 
 
 def is_zip(path: str | Path) -> bool:
-    """Whether a file is a zip file, be it a damaged one."""
+    """Whether a file is a zip file, whole or damaged."""
     try:
         return zipfile.is_zipfile(path)
     except zipfile.BadZipFile:
@@ -71,43 +79,42 @@ def is_zip(path: str | Path) -> bool:
 
 
 def read_head(stream: Any, size: int) -> Head:
-    """The head that a stream of so many bytes begins with; what follows are the array's. Raises what is UNREADABLE, which is
-    also a head that speaks of more bytes, or fewer, than there are.
+    """Reads the head of an array from a stream of `size` bytes.
+
+    Raises:
+        Exception: One of UNREADABLE, also if the head states another number of bytes than follow.
     """
-    version = np.lib.format.read_magic(stream)
-    read_it = (
-        np.lib.format.read_array_header_1_0
-        if version == (1, 0)
-        else np.lib.format.read_array_header_2_0
-    )
-    shape, columns_first, dtype = read_it(stream)
-    there, told = size - stream.tell(), prod(shape) * dtype.itemsize
-    if told != there and not dtype.hasobject:
-        raise ValueError(f"an array of {told:,} bytes is said to be where {there:,} are")
+    old = np.lib.format.read_magic(stream) == (1, 0)
+    read = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
+    shape, columns_first, dtype = read(stream)
+    there, stated = size - stream.tell(), prod(shape) * dtype.itemsize
+    if stated != there and not dtype.hasobject:
+        raise ValueError(f"an array is said to have {stated:,} bytes, but has {there:,}")
     return Head(shape, dtype, columns_first)
 
 
 def open_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Any:
-    """A stream of one array. Raises ValueError for one that is compressed as numpy does not, or that would grow too much."""
+    """A stream of one array.
+
+    Raises:
+        ValueError: If it is compressed in another way than numpy's, or would grow too much.
+    """
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"{member.filename} is compressed in another way than numpy's")
     assert archive.filename is not None
-    require_in_proportion(
-        member.file_size, min(member.compress_size, Path(archive.filename).stat().st_size)
-    )
+    stored = min(member.compress_size, Path(archive.filename).stat().st_size)
+    require_in_proportion(member.file_size, stored)
     return archive.open(member)
 
 
 def require_in_proportion(size: int, stored: int) -> None:
-    """Raises ValueError for a large array that a file holds much less of than what it would be."""
+    """Raises ValueError if a large array of `size` bytes takes too few bytes in its file."""
     if size > LARGE and size > MOST_EXPANDED * stored:
-        raise ValueError(
-            f"{stored:,} bytes would become {size:,}, more than {MOST_EXPANDED} times as many"
-        )
+        raise ValueError(f"{stored:,} bytes expand to {size:,}, more than {MOST_EXPANDED} times")
 
 
 def load_array(path: Path, name: str) -> np.ndarray:
-    """One array; nothing that could run code is read."""
+    """Reads one array without unpickling anything. Raises InputError if it is damaged."""
     try:
         with zipfile.ZipFile(path) as archive:
             member = archive.getinfo(f"{name}.npy")

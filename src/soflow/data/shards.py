@@ -1,31 +1,61 @@
-"""Stored rows: a folder of memory-mapped shards, as store.py makes it. What is damaged or missing in it is named."""
+"""Stored rows: a folder of memory-mapped shards, made by store.py."""
 
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from soflow.data.npz import UNREADABLE
 from soflow.errors import RunError, first_line
-from soflow.system.atomic import write_json
 from soflow.system.cache import cache_folder
 from soflow.system.fingerprints import checksum, fingerprint_of
-from soflow.system.records import damaged, natural, read_json
+from soflow.system.records import Count, Record
 
-VERSION = 1
-#: What index.json has beside the plan: of each shard its rows and their checksum, of each row its label.
-INDEX = {
-    "version": natural,
-    "rows": [natural],
-    "checksums": [str],
-    "labels": ([natural], None),
-    "done": {...: natural},
-}
+
+class Index(Record):
+    """index.json of a whole store.
+
+    Attributes:
+        rows: The number of rows of each shard.
+        checksums: The CRC-32 of each shard.
+        labels: The label of each row, or None.
+        skipped: How many items of the source were left out.
+        done: How often items were changed beyond decoding, by what was done.
+    """
+
+    version: Literal[1] = 1
+    rows: list[Count]
+    checksums: list[str]
+    labels: list[Count] | None = None
+    skipped: Count = 0
+    done: dict[str, Count] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def lengths_agree(self) -> "Index":
+        if len(self.rows) != len(self.checksums):
+            raise ValueError("shards without checksum")
+        if self.labels is not None and len(self.labels) != sum(self.rows):
+            raise ValueError("rows without label")
+        return self
+
+
+class Stamp(Record):
+    """A shard as it was when its checksum was compared."""
+
+    checksum: str
+    size: int
+    modified: int
+
+
+class Seen(Record):
+    """Shards, by name, whose checksums need not be compared again until they change."""
+
+    shards: dict[str, Stamp] = Field(default_factory=dict)
 
 
 def shard_file(folder: Path, number: int) -> Path:
@@ -33,29 +63,23 @@ def shard_file(folder: Path, number: int) -> Path:
 
 
 class Shards:
-    """The rows of a store, (N, ...), memory-mapped: what is not looked at costs no memory. Its files have the names that
-    they are made with; none is taken from the index.
-    """
+    """The rows of a store, (N, ...), memory-mapped. No file name is taken from the index."""
 
-    def __init__(self, folder: Path, index: dict[str, Any]) -> None:
-        counts = {
-            shard_file(folder, number): rows for number, rows in enumerate(index["rows"]) if rows
-        }
+    def __init__(self, folder: Path, index: Index) -> None:
+        counts = {shard_file(folder, n): rows for n, rows in enumerate(index.rows) if rows}
         self.parts = [mapped(file) for file in counts]
         for part, (file, rows) in zip(self.parts, counts.items(), strict=True):
             first = self.parts[0]
-            if (
-                part.shape != (rows, *first.shape[1:])
-                or part.dtype != first.dtype
-                or part.dtype.kind not in "fu"
-            ):
+            same = part.shape == (rows, *first.shape[1:]) and part.dtype == first.dtype
+            if not same or part.dtype.kind not in "fu":
                 raise RunError(
-                    f"{file} is damaged: it holds {part.dtype}{list(part.shape)}, not {rows:,} rows as the others"
+                    f"{file} is damaged: it holds {part.dtype}{list(part.shape)}, "
+                    f"not {rows:,} rows like the others"
                 )
         self.ends = np.cumsum([len(part) for part in self.parts])
         self.shape = (int(self.ends[-1]), *self.parts[0].shape[1:])
         self.dtype = torch.from_numpy(np.empty(0, self.parts[0].dtype)).dtype
-        self.checksums = tuple(index["checksums"])
+        self.checksums = tuple(index.checksums)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -72,27 +96,23 @@ class Shards:
         return torch.from_numpy(rows)
 
 
-def open_store(folder: Path) -> tuple[Shards, dict[str, Any]]:
-    """The rows and the index of a whole store. Raises RunError that names what is missing or damaged.
+def open_store(folder: Path) -> tuple[Shards, Index]:
+    """Opens a whole store. Checksums are compared when a file is new or has changed.
 
-    Checksums are compared when a file is first seen, or seen changed.
+    Raises:
+        RunError: If the store is not whole, or a file is missing or damaged.
     """
-    index = read_json(folder / "index.json", INDEX)
-    if index.get("version") != VERSION:
-        raise RunError(
-            f"{folder} is not whole, or of another version of soflow: make it again with the same command"
-        )
-    rows, labels = index["rows"], index.get("labels")
-    if len(rows) != len(index["checksums"]) or (labels is not None and len(labels) != sum(rows)):
-        raise damaged(folder / "index.json")
-    verify(folder, index["checksums"])
-    if not any(index["rows"]):
+    index = Index.read(folder / "index.json")
+    if index is None:
+        raise RunError(f"{folder} is not whole: make it again with the same command")
+    verify(folder, index.checksums)
+    if not any(index.rows):
         raise RunError(f"{folder} has no rows")
     return Shards(folder, index), index
 
 
 def mapped(file: Path) -> np.ndarray:
-    """The rows of a shard. Raises RunError where they cannot be read."""
+    """The rows of a shard. Raises RunError if they cannot be read."""
     try:
         rows: np.ndarray = np.lib.format.open_memmap(file, mode="r")
         return rows
@@ -100,29 +120,29 @@ def mapped(file: Path) -> np.ndarray:
         raise RunError(f"{file} is damaged: {first_line(error)}") from None
 
 
-def verify(folder: Path, checksums: Sequence[str]) -> None:
-    """Raises RunError naming the first shard that is missing or damaged."""
+def verify(folder: Path, checksums: list[str]) -> None:
+    """Raises RunError with the name of the first shard that is missing or damaged."""
     seen_file = cache_folder() / "seen" / f"{fingerprint_of(str(folder.resolve()))}.json"
-    try:
-        seen = read_json(seen_file)
-    except RunError:
-        seen = {}  # only spares time
-    files = [shard_file(folder, number) for number in range(len(checksums))]
-    stamps: dict[str, Any] = {}
-    for file, expected in zip(files, checksums, strict=True):
+    seen = None
+    with suppress(RunError, OSError):
+        seen = Seen.read(seen_file)
+    known = {} if seen is None else seen.shards
+    files = {shard_file(folder, number): one for number, one in enumerate(checksums)}
+    stamps: dict[str, Stamp] = {}
+    for file, expected in files.items():
         if not file.is_file():
             raise RunError(f"{file} is missing: make it again with the command that made {folder}")
         stat = file.stat()
-        stamps[file.name] = [expected, stat.st_size, stat.st_mtime_ns]
-    new = [file for file in files if seen.get(file.name) != stamps[file.name]]
+        stamps[file.name] = Stamp(checksum=expected, size=stat.st_size, modified=stat.st_mtime_ns)
+    new = [file for file in files if known.get(file.name) != stamps[file.name]]
     with ThreadPoolExecutor() as pool:
         for file, found in zip(new, pool.map(checksum, new), strict=True):
-            if found != stamps[file.name][0]:
-                told = "its checksum is not the one recorded"
+            if found != files[file]:
                 raise RunError(
-                    f"{file} is damaged ({told}): run the command that made it again, which mends it"
+                    f"{file} is damaged (its checksum differs from the recorded one): "
+                    f"run the command that made {folder} again, which repairs it"
                 )
     if new:
-        with suppress(RunError, OSError):  # a cache that cannot be written only costs time
+        with suppress(RunError, OSError):  # without this cache the next start only takes longer
             seen_file.parent.mkdir(parents=True, exist_ok=True)
-            write_json(seen_file, stamps)
+            Seen(shards=stamps).write(seen_file)

@@ -1,55 +1,87 @@
-"""Storing rows: a folder of shards, made piece by piece, that is either whole or says what it lacks. Read by shards.py.
+"""Makes a store of rows, shard by shard. shards.py reads it.
 
-    plan.json                what is being made; work of another plan is never mixed in
+    plan.json                what is being made; rows of different plans are never mixed
     shard-00000.npy          rows (n, ...)
-    shard-00000.json         how many rows, their checksum and labels, which items of the source were skipped and why
+    shard-00000.json         their number, checksum and labels, and the items left out
     index.json               written when all shards are there
-    skipped.txt              what was left out and why, a line each
+    skipped.txt              the items left out and why, one per line
 
-Every file is written beside its place and renamed. Shards do not depend on one another, so several processes, each with its
-share of them, need not know of each other: whichever finds all shards there and good writes the index. One that finds a
-shard of another missing or damaged leaves it to that one, which makes it and then looks at all of them. Interrupted work
-goes on with the first shard that is missing.
+Every file is written under another name and renamed. Shards are independent, so several
+processes can each make some of them: the one that finds all shards whole writes the index. A
+shard of another process that is missing or damaged is left to that process. Interrupted work
+continues with the first missing shard.
 """
 
 import io
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
+from pydantic import ConfigDict
 
-from soflow.data.shards import VERSION, shard_file
+from soflow.data.shards import Index, shard_file
 from soflow.errors import InputError, RunError, first_line
 from soflow.system.atomic import (
     cannot_write,
     is_partial,
     remove_old_partials,
     replace_file,
-    write_json,
     write_text,
 )
 from soflow.system.fingerprints import checksum
-from soflow.system.records import natural, read_json
+from soflow.system.progress import Task
+from soflow.system.records import Count, Record
 
-#: Bytes of a shard, at most; and shards of a store, at least, so that several processes have something to share.
+#: The most bytes of a shard, and the fewest shards of a store, so that processes can share it.
 SHARD_BYTES, LEAST_SHARDS = 2**26, 16
-#: The share of a source's items that may be unreadable.
+#: The fraction of a source's items that may be unreadable.
 MAY_BE_BAD = 0.01
 
 
 class OtherWork(InputError):
-    """The folder of a store holds something else than what is to be made there."""
+    """The folder of a store holds something other than what is to be made there."""
+
+
+class Plan(Record):
+    """plan.json: what a store is made from. Subclasses add the settings that its rows depend on.
+
+    Attributes:
+        kind: What the rows are.
+        count: The number of items of the source.
+        per_shard: How many of them go into a shard.
+    """
+
+    version: Literal[1] = 1
+    kind: str
+    count: Count
+    per_shard: Count
+
+    def ranges(self) -> list[range]:
+        """The items of each shard."""
+        firsts = range(0, self.count, self.per_shard)
+        return [range(first, min(first + self.per_shard, self.count)) for first in firsts]
+
+
+class AnyPlan(Record):
+    """A plan of any kind and version."""
+
+    model_config = ConfigDict(extra="allow")
 
 
 @dataclass
 class Piece:
-    """What a range of a source's items became: rows (n, ...), the label of each row, reasons for the items left out, and
-    how often what was done to items beyond reading them.
+    """What a range of a source's items becomes.
+
+    Attributes:
+        rows: Rows (n, ...).
+        labels: The label of each row, or None.
+        skipped: Reasons, one for each item that is left out.
+        done: How often items were changed beyond decoding, by what was done.
     """
 
     rows: np.ndarray
@@ -58,192 +90,187 @@ class Piece:
     done: dict[str, int] = field(default_factory=dict)
 
 
-#: shard-NNNNN.json.
-RECORD = {
-    "rows": natural,
-    "checksum": str,
-    "labels": ([natural], None),
-    "skipped": [str],
-    "done": {...: natural},
-}
+class ShardRecord(Record):
+    """shard-NNNNN.json: a shard that is whole. See `Piece` and `Index`."""
+
+    rows: Count
+    checksum: str
+    labels: list[Count] | None = None
+    skipped: list[str]
+    done: dict[str, Count]
 
 
 def make_store(
     folder: Path,
-    plan: dict[str, Any],
-    count: int,
-    per_shard: int,
+    plan: Plan,
     make: Callable[[range], Piece],
     process: int = 0,
     processes: int = 1,
-    on_done: Callable[[int], None] = lambda done: None,
+    task: Task | None = None,
 ) -> bool:
-    """Makes this process's share of a store of a source's `count` items, `per_shard` in each; True once it is whole.
+    """Makes the shards that fall to this process.
 
-    `make` turns a range of items into rows. `on_done` hears how many items this process is through with. Raises OtherWork
-    where the folder holds something else, InputError where more than 1 % of the items cannot be read, RunError where the
-    source cannot be read or the folder cannot be written.
+    Args:
+        folder: The folder of the store.
+        plan: What is made.
+        make: Turns a range of items into rows.
+        process: The index of this process.
+        processes: The number of processes.
+        task: Is updated with the number of items done by this process.
+
+    Returns:
+        Whether the store is whole; other processes may still be at work.
+
+    Raises:
+        OtherWork: If the folder holds something else.
+        InputError: If more than 1 % of the items cannot be read.
+        RunError: If the source cannot be read or the folder cannot be written.
     """
-    plan = {"version": VERSION, **plan, "count": count, "per_shard": per_shard}
-    ranges = [range(first, min(first + per_shard, count)) for first in range(0, count, per_shard)]
+    ranges = plan.ranges()
     if process >= len(ranges):
-        return False  # nothing is left for this one
+        return False
     try:
         folder.mkdir(parents=True, exist_ok=True)
         remove_old_partials(folder)
         keep_to_plan(folder, plan)
         bad = done = 0
-        mine: dict[int, dict[str, Any]] = {}
+        mine: dict[int, ShardRecord] = {}
         for number in range(process, len(ranges), processes):
-            record = good_shard(folder, number)
-            if record is None:
-                # until it is made again, nobody takes the store for whole
+            shard = good_shard(folder, number)
+            if shard is None:
+                # No process may take the store for whole until this shard is made again.
                 record_file(folder, number).unlink(missing_ok=True)
-                record = write_shard(folder, number, made(make, ranges[number]))
-            mine[number] = record
-            bad += len(record["skipped"])
-            if bad > MAY_BE_BAD * count:
-                raise too_many_bad(record["skipped"], bad, count)
+                shard = write_shard(folder, number, made(make, ranges[number]))
+            mine[number] = shard
+            bad += len(shard.skipped)
+            require_few_bad(shard.skipped, bad, plan.count)
             done += len(ranges[number])
-            on_done(done)
-        return finish(folder, plan, len(ranges), mine)
+            if task is not None:
+                task.update(done)
+        return finish(folder, plan, mine)
     except OSError as error:
         if not folder.is_dir():
-            return False  # another process saw it whole first, and has taken it
+            return False  # another process found it whole and has moved it
         raise cannot_write(folder, error) from None
 
 
 def made(make: Callable[[range], Piece], items: range) -> Piece:
-    """What `make` makes of some items. Raises RunError where the source cannot be read."""
+    """What `make` makes of some items. Raises RunError if the source cannot be read."""
     try:
         return make(items)
     except OSError as error:
-        where = f" {error.filename}" if error.filename else ""
-        told = f"cannot read{where or ' the source'}: {error.strerror or first_line(error)}"
-        raise RunError(f"{told}; when it can be read again, the same command goes on") from None
+        raise RunError(
+            f"cannot read {error.filename or 'the source'}: "
+            f"{error.strerror or first_line(error)}; make it readable and run the same command "
+            "again, which continues"
+        ) from None
 
 
 def items_of_a_shard(count: int, item_bytes: int) -> int:
-    """How many of `count` items to put into a shard: neither large files nor so few that there is nothing to share."""
+    """How many of `count` items go into a shard: no large files, and enough of them to share."""
     return max(1, min(SHARD_BYTES // item_bytes, -(-count // LEAST_SHARDS)))
 
 
-def keep_to_plan(folder: Path, plan: dict[str, Any]) -> None:
-    """Notes the plan, or raises OtherWork where the folder was begun with another."""
+def keep_to_plan(folder: Path, plan: Plan) -> None:
+    """Writes the plan. Raises OtherWork if the folder was begun with another one."""
     file = folder / "plan.json"
     if not file.is_file():
         strange = any(not is_partial(entry) for entry in folder.iterdir())
-        if strange and not file.is_file():  # else another process has just written it
-            raise OtherWork(
-                f"{folder} holds something else already: choose a new folder with --out"
-            )
-        write_json(file, plan)
+        if strange and not file.is_file():  # another process may just have written it
+            raise OtherWork(f"{folder} is not empty: choose a new folder with --out")
+        plan.write(file)
     try:
-        begun = read_json(file)
+        begun = AnyPlan.read(file)
     except RunError:
         raise OtherWork(
             f"{file} is damaged: delete {folder} and run the same command again"
         ) from None
-    for key, before, now in differences(begun, plan):
-        told = f"with {key}={before}, this is {now}"
-        if key == "source":  # digests, which say nothing to people
-            told = "with images that are others now, or were changed (names, sizes or times)"
-        raise OtherWork(f"{folder} was begun {told}: choose another folder with --out")
+    before = {} if begun is None else begun.model_dump()
+    for key, old, new in differences(before, plan.model_dump(mode="json")):
+        what = f"with {key}={old}, this is {new}"
+        if key == "source":  # a fingerprint
+            what = "with other images (their names, sizes or times have changed)"
+        raise OtherWork(f"{folder} was begun {what}: choose another folder with --out")
 
 
-def differences(begun: dict[str, Any], plan: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Each key whose value is another now, with both values; those of inner mappings one by one."""
-    for key, now in plan.items():
-        before = begun.get(key)
-        if isinstance(before, dict) and isinstance(now, dict):
-            yield from differences(before, now)
-        elif before != now:
-            yield key, before, now
+def differences(
+    before: Mapping[str, object], now: Mapping[str, object]
+) -> Iterator[tuple[str, object, object]]:
+    """Each key with its old and new value if they differ; inner mappings are compared by key."""
+    for key, new in now.items():
+        old = before.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from differences(old, new)
+        elif old != new:
+            yield key, old, new
 
 
 def record_file(folder: Path, number: int) -> Path:
     return shard_file(folder, number).with_suffix(".json")
 
 
-def good_shard(folder: Path, number: int) -> dict[str, Any] | None:
-    """The record of a shard that was written before, if its rows are still those."""
+def good_shard(folder: Path, number: int) -> ShardRecord | None:
+    """The record of a shard, if there is one and the rows have its checksum."""
     try:
-        record = read_json(record_file(folder, number), RECORD)
-        return (
-            record
-            if record and checksum(shard_file(folder, number)) == record["checksum"]
-            else None
-        )
+        shard = ShardRecord.read(record_file(folder, number))
+        good = shard is not None and checksum(shard_file(folder, number)) == shard.checksum
+        return shard if good else None
     except (OSError, RunError):
         return None
 
 
-def write_shard(folder: Path, number: int, piece: Piece) -> dict[str, Any]:
-    """Writes rows, then the record that makes them count."""
+def write_shard(folder: Path, number: int, piece: Piece) -> ShardRecord:
+    """Writes the rows, then the record that makes them count."""
     content = io.BytesIO()
-    np.save(
-        content, piece.rows
-    )  # not into the file: numpy does not notice a disk that takes no more
-    replace_file(shard_file(folder, number), content.getbuffer())
-    record = {
-        "rows": len(piece.rows),
-        "checksum": f"{zlib.crc32(content.getbuffer()):08x}",
-        "labels": piece.labels,
-        "skipped": piece.skipped,
-        "done": piece.done,
-    }
-    write_json(record_file(folder, number), record)
-    return record
-
-
-def too_many_bad(skipped: Sequence[str], bad: int, count: int) -> InputError:
-    return InputError(
-        f"{bad:,} or more of {count:,} images cannot be read, such as {skipped[-1]}: more than {MAY_BE_BAD:.0%} is not "
-        f"training data; mend or remove them"
+    np.save(content, piece.rows)  # numpy itself does not notice a full disk
+    shard = ShardRecord(
+        rows=len(piece.rows),
+        checksum=replace_file(shard_file(folder, number), content.getbuffer()),
+        labels=piece.labels,
+        skipped=piece.skipped,
+        done=piece.done,
     )
+    shard.write(record_file(folder, number))
+    return shard
 
 
-def finish(
-    folder: Path, plan: dict[str, Any], shards: int, mine: dict[int, dict[str, Any]]
-) -> bool:
-    """Writes the index if every shard is there and good; says whether it is. mine: the records of the shards that this
-    process has made or looked at itself.
+def require_few_bad(skipped: Sequence[str], bad: int, count: int) -> None:
+    """Raises InputError if too many items are bad. skipped: some of them."""
+    if bad > MAY_BE_BAD * count:
+        raise InputError(
+            f"{bad:,} or more of {count:,} images cannot be read, such as {skipped[-1]}: "
+            f"at most {MAY_BE_BAD:.0%} may be unreadable; repair or remove them"
+        )
 
-    Each process ends with this, so the last of them finds all shards good; where two do, they write the same index.
+
+def finish(folder: Path, plan: Plan, mine: Mapping[int, ShardRecord]) -> bool:
+    """Writes the index if every shard is whole, and says whether it is.
+
+    Every process ends with this, so the last one finds all shards. If two do, they write the
+    same index. mine: the shards that this process has made or checked.
     """
-    others = [number for number in range(shards) if number not in mine]
+    numbers = range(len(plan.ranges()))
+    others = [number for number in numbers if number not in mine]
     if not all(record_file(folder, number).is_file() for number in others):
         return False
     with ThreadPoolExecutor() as pool:
         found = dict(zip(others, pool.map(partial(good_shard, folder), others), strict=True))
-    read = [
-        record
-        for number in range(shards)
-        if (record := mine.get(number) or found[number]) is not None
-    ]
-    if len(read) < shards:
+    shards = [one for n in numbers if (one := mine.get(n) or found[n]) is not None]
+    if len(shards) < len(numbers):
         return False
-    skipped = [reason for one in read for reason in one["skipped"]]
-    if len(skipped) > MAY_BE_BAD * plan["count"]:
-        raise too_many_bad(skipped, len(skipped), plan["count"])
+    skipped = [reason for shard in shards for reason in shard.skipped]
+    require_few_bad(skipped, len(skipped), plan.count)
     if skipped:
         write_text(folder / "skipped.txt", "".join(f"{reason}\n" for reason in skipped))
-    labels = (
-        None
-        if any(one.get("labels") is None for one in read)
-        else [label for one in read for label in one["labels"]]
-    )
-    done: dict[str, int] = {}
-    for one in read:
-        for what, times in one["done"].items():
-            done[what] = done.get(what, 0) + times
-    index = {
-        **plan,
-        "rows": [one["rows"] for one in read],
-        "checksums": [one["checksum"] for one in read],
-        "labels": labels,
-        "skipped": len(skipped),
-        "done": done,
-    }
-    write_json(folder / "index.json", index)
+    done: Counter[str] = Counter()
+    for shard in shards:
+        done.update(shard.done)
+    labelled = all(shard.labels is not None for shard in shards)
+    Index(
+        rows=[shard.rows for shard in shards],
+        checksums=[shard.checksum for shard in shards],
+        labels=[label for shard in shards for label in shard.labels or ()] if labelled else None,
+        skipped=len(skipped),
+        done=dict(done),
+    ).write(folder / "index.json")
     return True

@@ -101,7 +101,7 @@ def fit(
         optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3, weight_decay=1e-2)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=max_lr, total_steps=steps)
         for step in range(steps):
-            batch = batches.share(step)
+            batch = batches.microbatch(step)
             assert batch.labels is not None
             features = functional.dropout(classifier(batch.data), 0.2)
             loss = functional.cross_entropy(

@@ -1,6 +1,7 @@
-"""Does the learned map solve the flow it claims to solve? Three numbers that need no reference and no features.
+"""Does the learned map solve the flow it claims to solve? Three numbers without a reference.
 
-Each is a root mean square over dimensions, averaged over samples, so that data of spread 1 makes 1 a large number.
+Each is a root mean square over dimensions, averaged over samples. For data of standard deviation 1,
+1 is a large number.
 """
 
 from dataclasses import dataclass
@@ -8,18 +9,18 @@ from dataclasses import dataclass
 import torch
 
 from soflow.noising import NoisedSample
-from soflow.sampling import integrate_velocity, one_step
+from soflow.sampling import HEUN_STEPS, integrate_velocity, one_step
 from soflow.solution import FlowModel
 from soflow.symbols import Labels, Sample, Times, mean_d
 
 #: Steps of the Heun integration that one-step samples are compared with.
-HEUN_STEPS = 64
+STEPS = 2 * HEUN_STEPS
 
 
 @dataclass(frozen=True)
 class Diagnostics:
     """solution_residual: |df/ds - v(f, s)|. composition_gap: |f(f(x, t, l), l, s) - f(x, t, s)|.
-    one_step_error: |f(noise, 1, 0) - Heun_64 of v|."""
+    one_step_error: |f(noise, 1, 0) - Heun of v|."""
 
     solution_residual: float
     composition_gap: float
@@ -34,7 +35,7 @@ def rms(x: Sample) -> float:
 def solution_residual(
     model: FlowModel, x_t: Sample, t: Times, s: Times, labels: Labels | None = None, h: float = 1e-3
 ) -> float:
-    """|| d f/ds (x_t, t, s) - v(f(x_t, t, s), s) ||, the derivative by a forward difference of step h in s."""
+    """|| d f/ds (x_t, t, s) - v(f(x_t, t, s), s) ||, by a forward difference of step h in s."""
     f = model.solution(x_t, t, s, labels)
     f_next = model.solution(x_t, t, s + h, labels)
     return rms((f_next - f) / h - model.velocity(f, s, labels))
@@ -49,9 +50,9 @@ def composition_gap(
 
 
 def one_step_error(
-    model: FlowModel, noise: Sample, labels: Labels | None = None, steps: int = HEUN_STEPS
+    model: FlowModel, noise: Sample, labels: Labels | None = None, steps: int = STEPS
 ) -> float:
-    """|| f(noise, 1, 0) - Heun of v from the same noise ||: one jump against the model's own ODE."""
+    """|| f(noise, 1, 0) - Heun of v from the same noise ||: one jump against the own ODE."""
     return rms(
         one_step(model, noise, labels) - integrate_velocity(model, noise, steps, labels, "heun")
     )
@@ -65,7 +66,15 @@ def diagnose(
     generator: torch.Generator,
     batch: int = 500,
 ) -> Diagnostics:
-    """All three, at points of the path with t = point.t, `batch` at once; s and l are drawn evenly below t, s < l < t."""
+    """All three numbers.
+
+    Args:
+        model: The model.
+        point: Noised samples at times `point.t`; s < l < t are drawn evenly below them.
+        labels: Of the samples, (B,), or None.
+        generator: Draws s and l.
+        batch: How many points to take at once.
+    """
     count = len(point.t)
     below = torch.rand(2, count, generator=generator).sort(dim=0).values.to(point.t.device)
     s, l = 0.98 * point.t * below  # leaves room for the forward difference

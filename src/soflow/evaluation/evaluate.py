@@ -1,12 +1,12 @@
-"""Evaluates a model: a row of figures for each weights and sampler, with what real data reach beside them."""
+"""Evaluates models: a row of figures per weights and sampler, beside those of held-out real data."""
 
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,16 +22,20 @@ from soflow.evaluation.metrics import (
     NEIGHBOURS,
     SCORE_PARTS,
 )
-from soflow.evaluation.references import describe
-from soflow.evaluation.statistics import (
-    ENERGY_POINTS,
-    Baseline,
+from soflow.evaluation.record import (
+    Evaluation,
     Figures,
-    Scorer,
-    Statistics,
-    parts_of,
+    Machine,
+    RealRow,
+    Row,
+    Samples,
 )
+from soflow.evaluation.reference_files import describe_features
+from soflow.evaluation.sample_set import SampleSet
+from soflow.evaluation.scorer import Baseline, Scorer, Scoring
+from soflow.evaluation.statistics import ENERGY_POINTS, parts_of
 from soflow.sampling import (
+    HEUN_STEPS,
     LabelDraw,
     Sampler,
     class_by_class,
@@ -41,33 +45,52 @@ from soflow.sampling import (
     sample,
 )
 from soflow.solution import FlowModel
+from soflow.system.progress import Progress, Task, track
 
-#: Heun steps of the model's own velocity, the yardstick for few-step samples; two network evaluations each.
-HEUN_STEPS = 32
 #: Points that the diagnostics look at.
 DIAGNOSTIC_POINTS = 500
-#: Samples drawn at once where the time of drawing is measured, where there are as many.
+#: Samples drawn at once, at most, to measure the time of drawing.
 TIMED_BATCH = 500
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """How samples are drawn: `num` of them for each seed, at each number of evaluations, their classes balanced or at
-    random, `batch` at once, which changes no figure.
+class EvaluationSettings:
+    """What to evaluate, and against what.
+
+    Attributes:
+        nfe: Network evaluations of the few-step samplers; by default the recipe's.
+        samplers: By default all that suit the run's objective.
+        num: Samples per row and seed; 0 for the recipe's number.
+        seeds: With several of them, figures are means and spreads are over seeds.
+        labels: How the classes of samples are chosen.
+        batch: Samples drawn at once. It changes no figure.
+        weights: Of the run.
+        features: By name; by default the recipe's.
+        reference: SOURCE[:SPLIT], or a file of statistics; by default the training data.
+        baseline: Whether to score held-out real data; by default if there are some.
+        vae: The autoencoder that decodes latents; by default the one that made them.
     """
 
-    nfe: Sequence[int]
-    num: int
-    seeds: Sequence[int] = (0,)
+    nfe: tuple[int, ...] = ()
+    samplers: tuple[Sampler, ...] = ()
+    num: int = 0
+    seeds: tuple[int, ...] = (0,)
     labels: LabelDraw = "balanced"
     batch: int = 500
+    weights: tuple[Literal["ema", "raw"], ...] = ("ema", "raw")
+    features: str = ""
+    reference: str = ""
+    baseline: bool | None = None
+    vae: str = ""
 
 
 def rows_of(
     samplers: Sequence[Sampler], nfe: Sequence[int], weights: Sequence[str] = ("ema",)
 ) -> list[tuple[str, Sampler, int]]:
-    """What is evaluated: of each weights each few-step sampler at each number of evaluations; and the model's own ODE, of
-    the first weights alone, if it has one. In one step renoise and ode are the same.
+    """The weights, sampler and network evaluations of each row.
+
+    For all weights each few-step sampler at each number of evaluations; in one step all are the
+    same. For the first weights also the model's own ODE, if `heun` is among the samplers.
     """
     few: list[Sampler] = [sampler for sampler in samplers if sampler != "heun"]
     rows = [
@@ -82,161 +105,157 @@ def rows_of(
 def evaluate(
     models: Mapping[str, FlowModel],
     samplers: Sequence[Sampler],
-    scorer: Scorer,
-    baseline: Baseline | None,
-    protocol: Protocol,
+    scoring: Scoring,
+    settings: EvaluationSettings,
     device: torch.device,
-    on_progress: Callable[[int], None] = lambda done: None,
-    points: Dataset | None = None,
-) -> dict[str, Any]:
-    """Everything evaluation.json holds of the model's quality.
+    progress: Progress = track,
+) -> Evaluation:
+    """Evaluates a model.
 
-    models: by the name of their weights, "ema" or "raw". samplers: those that mean something for what the model learned.
-    baseline: real samples, which say what a distance of real data is; None leaves them out.
-    points: data as the model sees them, which may be latents, for the diagnostics; None leaves those out. `on_progress`
-    hears how much is done of `work`. Raises InputError for settings that cannot give a figure, RunError for samples that are
-    no numbers.
+    Args:
+        models: The model with each of its weights, "ema" or "raw".
+        samplers: Those to evaluate.
+        scoring: What samples are scored against.
+        settings: How samples are drawn: `nfe`, `num`, `seeds`, `labels`, `batch`.
+        device: Of the models.
+        progress: Shows how much is done.
+
+    Raises:
+        InputError: If a setting cannot give a figure.
+        RunError: If a sample holds NaN or infinity.
     """
-    progress = Progressing(on_progress)
     first = next(iter(models.values()))
-    costs: dict[tuple[Sampler, int], float] = {}
+    chosen = rows_of(samplers, settings.nfe, list(models))
+    times: dict[tuple[Sampler, int], float] = {}
 
-    def row(weights: str, method: Sampler, n: int) -> dict[str, Any]:
-        found, alike = [], []
-        for seed in protocol.seeds:
-            labels = draw_classes(protocol.labels, protocol.num, first.num_classes, seed)
+    def row(weights: str, sampler: Sampler, nfe: int) -> Row:
+        found = []
+        for seed in settings.seeds:
+            labels = draw_classes(settings.labels, settings.num, first.num_classes, seed)
             parts = draw(
-                models[weights], protocol.num, labels, method, n, seed, protocol.batch, device
+                models[weights], settings.num, labels, sampler, nfe, seed, settings.batch, device
             )
-            drawn = progress.gather(scorer, parts, protocol.num)
-            found.append(scorer.figures(drawn, labels, progress.add))
-            if baseline is not None and len(baseline.data) < protocol.num:
-                alike.append(scorer.distance_of_some(drawn, len(baseline.data), labels))
-        if (method, n) not in costs:
-            costs[method, n] = milliseconds_per_sample(
-                first, method, n, device, min(protocol.num, protocol.batch, TIMED_BATCH)
-            )
-        return {
-            "weights": weights,
-            "sampler": method,
-            "nfe": n,
+            found.append(figures(scoring, parts, settings.num, labels, count))
+        if (sampler, nfe) not in times:
+            times[sampler, nfe] = milliseconds_per_sample(first, sampler, nfe, device, settings)
+        return Row(
+            weights=weights,
+            sampler=sampler,
+            nfe=nfe,
+            milliseconds_per_sample=times[sampler, nfe],
             **over_seeds(found),
-            "distance_at_real_count": mean(alike) if alike else None,
-            "milliseconds_per_sample": costs[method, n],
-        }
+        )
 
-    rows = [row(*chosen) for chosen in rows_of(samplers, protocol.nfe, list(models))]
-    solved = points is not None and {"ode", "heun"} <= set(samplers)
-    count = min(protocol.num, DIAGNOSTIC_POINTS)
-    return {
-        **about(scorer, protocol.num),
-        "seeds": list(protocol.seeds),
-        "labels": protocol.labels if first.num_classes else "none",
-        "rows": rows,
-        "real": None if baseline is None else real_row(baseline, progress),
-        "diagnostics": diagnostics(first, points, count, protocol, device)
-        if solved and points
-        else {},
-        "machine": {
-            "device": str(device),
-            "processor": platform.machine(),
-            "threads": torch.get_num_threads(),
-        },
-    }
+    sets = [settings.num] * (len(chosen) * len(settings.seeds))
+    with progress("evaluating", work(scoring, sets)) as task:
+        count = Counter(task)
+        rows = [row(*one) for one in chosen]
+        real = real_row(scoring.baseline, count)
+    solves = {"ode", "heun"} <= set(samplers)
+    points = scoring.points if solves else None
+    return Evaluation(
+        rows=rows,
+        real=real,
+        seeds=list(settings.seeds),
+        labels=settings.labels if first.num_classes else "none",
+        diagnostics={} if points is None else diagnostics(first, points, settings, device),
+        machine=this_machine(str(device)),
+        **protocol(scoring.scorer, settings.num),
+    )
 
 
-def evaluate_samples(
-    scorer: Scorer,
-    parts: Iterable[Tensor],
-    count: int,
-    labels: Tensor | None,
-    baseline: Baseline | None,
-    on_progress: Callable[[int], None] = lambda done: None,
-) -> dict[str, Any]:
-    """The same of samples that are there already."""
-    progress = Progressing(on_progress)
-    drawn = progress.gather(scorer, parts, count)
-    few = len(baseline.data) if baseline is not None else count
-    row = {
-        **over_seeds([scorer.figures(drawn, labels, progress.add)]),
-        "distance_at_real_count": scorer.distance_of_some(drawn, few, labels)
-        if few < count
-        else None,
-    }
-    return {
-        **about(scorer, count),
-        "rows": [{"weights": "", "sampler": "given", "nfe": None, **row}],
-        "real": None if baseline is None else real_row(baseline, progress),
-        "diagnostics": {},
-        "machine": {"processor": platform.machine(), "threads": torch.get_num_threads()},
-    }
+def evaluate_sample_set(
+    samples: SampleSet, path: str, scoring: Scoring, progress: Progress = track
+) -> Evaluation:
+    """Evaluates samples in files, which `path` names."""
+    with progress("evaluating", work(scoring, [samples.count])) as task:
+        count = Counter(task)
+        found = figures(scoring, samples.parts(), samples.count, samples.labels, count)
+        real = real_row(scoring.baseline, count)
+    how = samples.protocol.model_extra if samples.protocol is not None else None
+    return Evaluation(
+        samples=Samples.model_validate({**(how or {}), "path": path, "count": samples.count}),
+        rows=[Row(weights="", sampler="given", nfe=None, **over_seeds([found]))],
+        real=real,
+        machine=this_machine(),
+        **protocol(scoring.scorer, samples.count),
+    )
 
 
-class Progressing:
-    """Adds up what is done by everything that an evaluation does in turn."""
+class Counter:
+    """Adds up the rows that the parts of an evaluation finish."""
 
-    def __init__(self, on_progress: Callable[[int], None]) -> None:
-        self.on_progress = on_progress
-        self.done = 0
+    def __init__(self, task: Task) -> None:
+        self.task, self.done = task, 0
 
     def add(self, rows: int) -> None:
         self.done += rows
-        self.on_progress(self.done)
-
-    def gather(self, scorer: Scorer, parts: Iterable[Tensor], count: int) -> Statistics:
-        before = self.done
-        statistics = scorer.gather(parts, count, lambda done: self.on_progress(before + done))
-        self.done = before + count
-        return statistics
+        self.task.update(self.done)
 
 
-def work(scorer: Scorer, counts: Sequence[int]) -> int:
-    """How much there is to do for sets of so many samples: each is drawn, and its neighbourhoods are looked at."""
-    return sum(count + (count + len(scorer.reference.points)) for count in counts)
+def work(scoring: Scoring, counts: Sequence[int]) -> int:
+    """Rows to be done for sets of so many samples, and for the baseline.
+
+    Each sample is drawn once, and compared once with the reference.
+    """
+    real = [] if scoring.baseline is None else [len(scoring.baseline.data)]
+    reference = len(scoring.scorer.reference.points)
+    return sum(2 * count + reference for count in (*counts, *real))
 
 
-def real_row(baseline: Baseline, progress: Progressing) -> dict[str, Any]:
-    """The figures of real samples."""
+def figures(
+    scoring: Scoring, parts: Iterable[Tensor], num: int, labels: Tensor | None, count: Counter
+) -> Figures:
+    """The figures of `num` samples that come in parts (B, ...)."""
+    scorer, baseline = scoring.scorer, scoring.baseline
+    statistics = scorer.gather(parts, num, count.add)
+    found = scorer.figures(statistics, labels, count.add)
+    if baseline is None or len(baseline.data) >= num:
+        return found
+    alike = scorer.distance_of_some(statistics, len(baseline.data), labels)
+    return found.model_copy(update={"distance_at_real_count": alike})
+
+
+def real_row(baseline: Baseline | None, count: Counter) -> RealRow | None:
+    """The figures of held-out real samples, if there are some."""
+    if baseline is None:
+        return None
     data, scorer = baseline.data, baseline.scorer
-    found = scorer.figures(
-        progress.gather(scorer, parts_of(data), len(data)), data.labels, progress.add
+    statistics = scorer.gather(parts_of(data), len(data), count.add)
+    return RealRow(
+        dataset=data.name,
+        split=data.split,
+        count=len(data),
+        reference=scorer.about,
+        warnings=warnings_of(scorer, len(data)),
+        **dict(scorer.figures(statistics, data.labels, count.add)),
     )
-    return {
-        "dataset": data.name,
-        "split": data.split,
-        "count": len(data),
-        "reference": scorer.about,
-        "warnings": warnings_of(scorer, len(data)),
-        **asdict(found),
-    }
 
 
 def over_seeds(found: Sequence[Figures]) -> dict[str, Any]:
-    """Means over seeds; of several seeds the spreads are standard deviations over them."""
+    """The fields of a row: means over seeds. Of several seeds spreads are over them."""
+    values = dict(found[0])
     if len(found) == 1:
-        return {**asdict(found[0]), "spread": None}
-    values = [asdict(figures) for figures in found]
+        return values
     names = [
         name
-        for name, value in values[0].items()
+        for name, value in values.items()
         if value is not None and "spread" not in name and name != "reliable"
     ]
-    spread = {name: stdev(one[name] for one in values) for name in names}
-    return {
-        **values[0],
-        **{name: mean(one[name] for one in values) for name in names},
-        **{f"{name}_spread": spread[name] for name in names if f"{name}_spread" in values[0]},
-        "spread": spread,
-    }
+    spread = {name: stdev(getattr(one, name) for one in found) for name in names}
+    values |= {name: mean(getattr(one, name) for one in found) for name in names}
+    values |= {f"{name}_spread": spread[name] for name in names if f"{name}_spread" in values}
+    return {**values, "spread": spread}
 
 
-def about(scorer: Scorer, count: int) -> dict[str, Any]:
-    """The protocol: what a figure must be told with, so that it can be traced."""
+def protocol(scorer: Scorer, count: int) -> dict[str, Any]:
+    """The fields of an evaluation that figures must be quoted with."""
+    reference = scorer.reference
     return {
         "metric": scorer.features.metric,
         "num": count,
-        "features": {**describe(scorer.features), "dimensions": scorer.reference.dimensions},
-        "reference": {**scorer.about, "points": len(scorer.reference.points)},
+        "features": describe_features(scorer.features, reference.dimensions),
+        "reference": scorer.about.model_copy(update={"points": len(reference.points)}),
         "settings": {
             "samples": "rounded to 8 bits" if scorer.gaussian else "as they are",
             **({} if scorer.gaussian else {"points": f"{ENERGY_POINTS} of each set, or all"}),
@@ -246,10 +265,16 @@ def about(scorer: Scorer, count: int) -> dict[str, Any]:
             "inception score": f"{SCORE_PARTS} parts or fewer",
         },
         "warnings": warnings_of(scorer, count),
-        "versions": {"soflow": __version__}
-        | {name: version(name) for name in ("torch", "torchmetrics", "numpy")}
-        | {"python": platform.python_version()},
+        "versions": {
+            "soflow": __version__,
+            **{name: version(name) for name in ("torch", "torchmetrics", "numpy")},
+            "python": platform.python_version(),
+        },
     }
+
+
+def this_machine(device: str = "") -> Machine:
+    return Machine(device=device, processor=platform.machine(), threads=torch.get_num_threads())
 
 
 def warnings_of(scorer: Scorer, count: int) -> list[str]:
@@ -257,38 +282,40 @@ def warnings_of(scorer: Scorer, count: int) -> list[str]:
         return []
     fewer, who = min((count, "samples"), (scorer.reference.count or count, "real samples"))
     return [
-        f"{fewer:,} {who} are no more than the {scorer.reference.dimensions:,} dimensions of the features "
-        f"'{scorer.features.name}': figures marked * are not reliable, and not to be quoted"
+        f"{fewer:,} {who} are no more than the {scorer.reference.dimensions:,} dimensions of the "
+        f"features '{scorer.features.name}': figures marked * are not reliable, do not quote them"
     ]
 
 
 @torch.no_grad()
 def milliseconds_per_sample(
-    model: FlowModel, method: Sampler, nfe: int, device: torch.device, batch: int
+    model: FlowModel,
+    sampler: Sampler,
+    nfe: int,
+    device: torch.device,
+    settings: EvaluationSettings,
 ) -> float:
-    """What a sampler takes once its noise is there; the second of two batches, so warmed up."""
-    noises = torch.randn(noise_count(method, nfe), batch, *model.shape, device=device)
+    """The time of a batch like those that were just drawn, without the time of its noise."""
+    batch = min(settings.num, settings.batch, TIMED_BATCH)
+    noises = torch.randn(noise_count(sampler, nfe), batch, *model.shape, device=device)
     labels = class_by_class(batch, model.num_classes)
     labels = None if labels is None else labels.to(device)
-    for _ in range(2):
-        start = time.perf_counter()
-        sample(model, noises, labels, method, nfe).sum().item()  # waits for the device
-        seconds = time.perf_counter() - start
-    return 1000 * seconds / batch
+    noises.sum().item()  # waits for the device
+    start = time.perf_counter()
+    sample(model, noises, labels, sampler, nfe).sum().item()
+    return 1000 * (time.perf_counter() - start) / batch
 
 
 def diagnostics(
-    model: FlowModel, dataset: Dataset, count: int, protocol: Protocol, device: torch.device
+    model: FlowModel, dataset: Dataset, settings: EvaluationSettings, device: torch.device
 ) -> dict[str, float]:
-    """Jumps against velocities, at points of the path between held-out data and noise, t even on (0, 1)."""
-    generator = seeded_generator(protocol.seeds[0], "diagnostics", 0, torch.device("cpu"))
-    data = dataset.samples(slice(count))
-    labels = (
-        dataset.labels[: len(data)].to(device)
-        if dataset.labels is not None and model.num_classes
-        else None
-    )
+    """Jumps against velocities, at points between held-out data and noise, t even on (0, 1)."""
+    generator = seeded_generator(settings.seeds[0], "diagnostics", 0, torch.device("cpu"))
+    data = dataset.samples(slice(min(settings.num, DIAGNOSTIC_POINTS)))
+    labels = None
+    if dataset.labels is not None and model.num_classes:
+        labels = dataset.labels[: len(data)].to(device)
     noise = torch.randn(data.shape, generator=generator)
     t = torch.rand(len(data), generator=generator)
     point = model.noising.sample(*(x.to(device) for x in (data, noise, t)))
-    return asdict(diagnose(model, point, labels, generator, protocol.batch))
+    return asdict(diagnose(model, point, labels, generator, settings.batch))

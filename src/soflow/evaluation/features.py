@@ -1,7 +1,7 @@
 """Feature networks: what samples are compared by.
 
-Images go in as bytes, as files of them hold them, and in parts of BATCH, whatever they were drawn in: so figures do not
-depend on how samples came. The name of the features is part of every figure's name: only those of `inception` make FID.
+Images are bytes, as in files, and go in in parts of BATCH, so figures do not depend on how samples
+were drawn. The name of the features is part of a figure's name: only those of `inception` make FID.
 """
 
 import zlib
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from soflow.data.dataset import Dataset
+from soflow.data.dataset import Dataset, to_floats
 from soflow.errors import InputError, RunError, first_line
 from soflow.evaluation.classifier import Classifier, load_classifier
 from soflow.evaluation.digits import load_digit_classifier
@@ -22,7 +22,7 @@ from soflow.evaluation.inception import load_inception
 from soflow.evaluation.pictures import is_image, to_uint8
 from soflow.system.fingerprints import checksum
 
-#: Where networks of files, and distances between many points, are worked out.
+#: Where networks of files run, and distances between many points are computed.
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 #: Images that a network sees together.
 BATCH = 100
@@ -30,7 +30,7 @@ NAMES = ("inception", "digits", "classifier", "coordinates")
 
 
 class Activations(NamedTuple):
-    """features (B, d); class logits (B, classes) of a classifier; spatial features (B, k), which FID's network has."""
+    """Features (B, d); of a classifier also logits (B, classes); of FID's network also (B, k)."""
 
     features: Tensor
     logits: Tensor | None = None
@@ -39,19 +39,25 @@ class Activations(NamedTuple):
 
 @dataclass(frozen=True)
 class Features:
-    """A feature network by its name. network: of bytes (B, C, H, W), or of samples as they are if they are no images.
+    """A feature network.
 
-    origin: what is needed to tell it from another of that name.
+    Attributes:
+        name: Its name.
+        network: A function of bytes (B, C, H, W), or of samples as they are if they are no images.
+        origin: What tells it from another of that name, such as a checksum.
     """
 
     name: str
     network: Callable[[Tensor], Activations | Tensor | tuple[Tensor, ...]]
-    origin: dict[str, Any] = field(default_factory=dict)
+    origin: dict[str, str] = field(default_factory=dict)
 
     @torch.no_grad()
     def __call__(self, seen: Tensor) -> Activations:
-        """Of bytes (B, C, H, W) or samples (B, ...), on the CPU. Raises InputError for what the network cannot take or gives
-        in another shape, RunError for features that are no numbers.
+        """The features of bytes (B, C, H, W) or samples (B, ...), on the CPU.
+
+        Raises:
+            InputError: If the network cannot take them, or gives something of another shape.
+            RunError: If features are NaN or infinite.
         """
         try:
             # one layout for all: the last digits of sums follow it
@@ -61,7 +67,8 @@ class Features:
                 -1:
             ]  # TorchScript's own words come first
             raise InputError(
-                f"the features '{self.name}' cannot take {len(seen)} images of shape {list(seen.shape[1:])}: {''.join(told)}"
+                f"the features '{self.name}' cannot take {len(seen)} images "
+                f"of shape {list(seen.shape[1:])}: {''.join(told)}"
             ) from None
         parts = (given,) if isinstance(given, Tensor) else given
         if (
@@ -70,10 +77,11 @@ class Features:
             or not all(fits(part, len(seen)) for part in parts)
         ):
             raise InputError(
-                f"the features '{self.name}' must return (B, d), or that and logits (B, classes), but give {shapes(parts)} "
-                f"of {len(seen)} images"
+                f"the features '{self.name}' must return (B, d), or that and logits (B, classes), "
+                f"but give {shapes(parts)} of {len(seen)} images"
             )
-        found = Activations(*(part if part is None else part.float().cpu() for part in parts))  # type: ignore[arg-type]
+        plain = [None if part is None else part.float().cpu() for part in parts]
+        found = Activations(*plain)  # type: ignore[arg-type]
         if not all(bool(part.isfinite().all()) for part in found if part is not None):
             raise RunError(
                 f"the features '{self.name}' are not finite numbers for some of the images"
@@ -116,7 +124,8 @@ def as_seen(samples: Tensor) -> Tensor:
     strange = ~samples.flatten(1).isfinite().all(1)
     if bool(strange.any()):
         raise RunError(
-            f"{int(strange.sum())} of {len(samples)} samples hold values that are not finite numbers (NaN)"
+            f"{int(strange.sum())} of {len(samples)} samples hold values that are not finite "
+            "numbers (NaN)"
         )
     return (
         torch.from_numpy(to_uint8(samples)).permute(0, 3, 1, 2)
@@ -125,26 +134,27 @@ def as_seen(samples: Tensor) -> Tensor:
     )
 
 
-def to_floats(seen: Tensor) -> Tensor:
-    """Bytes as [-1, 1], as networks of ours are trained."""
-    return seen.float() / 127.5 - 1
-
-
 def load_features(
     name: str,
     dataset: Dataset | None,
     shape: tuple[int, ...],
 ) -> Features:
-    """Features by name, or of a TorchScript file, FILE or NAME=FILE; tried on samples of `shape`.
+    """Loads features and tries them on samples of a shape.
 
-    dataset: the training split, of which `classifier` is trained. Raises InputError for an unknown name, a network that
-    cannot be loaded, or one that cannot take such samples.
+    Args:
+        name: Of features, or a TorchScript file, FILE or NAME=FILE.
+        dataset: The training split, on which `classifier` is trained.
+        shape: Of a sample.
+
+    Raises:
+        InputError: If the name is unknown, or the network cannot be loaded or take such samples.
     """
     features = find_features(name, dataset, shape)
     widths = {dimensions(features, shape, count) for count in (2, 1, BATCH)}
     if len(widths) > 1:
         raise InputError(
-            f"the features '{name}' have other dimensions for other numbers of images: {sorted(widths)}"
+            f"the features '{name}' have other dimensions for other numbers of images: "
+            f"{sorted(widths)}"
         )
     return features
 
@@ -160,18 +170,21 @@ def find_features(name: str, dataset: Dataset | None, shape: tuple[int, ...]) ->
         return Features(name, lambda samples: Activations(samples.flatten(1).float()))
     if not is_image(shape):
         raise InputError(
-            f"the features '{name}' are for images, not for samples of shape {list(shape)}: use coordinates"
+            f"the features '{name}' are for images, not for samples of shape {list(shape)}: "
+            "use coordinates"
         )
     if name == "digits":
         if shape != (1, 8, 8):
             raise InputError(
-                f"the features 'digits' are for 8x8 digits, [1, 8, 8], not for samples of shape {list(shape)}"
+                "the features 'digits' are for 8x8 digits, [1, 8, 8], "
+                f"not for samples of shape {list(shape)}"
             )
         return classifier_features("digits", load_digit_classifier())
     if name == "classifier":
         if dataset is None:
             raise InputError(
-                "the features 'classifier' are trained on data with classes: name others, or such data"
+                "the features 'classifier' are trained on data with classes: "
+                "name others, or such data"
             )
         return classifier_features(f"{dataset.name}-classifier", load_classifier(dataset))
     if name == "inception":
@@ -183,7 +196,7 @@ def find_features(name: str, dataset: Dataset | None, shape: tuple[int, ...]) ->
 
 
 def file_of(name: str) -> tuple[str, Path]:
-    """FILE or NAME=FILE: the name, "" where there is none, and the file."""
+    """FILE or NAME=FILE: the name, or "", and the file."""
     called, _, file = (
         ("", "", name) if Path(name).is_file() or "=" not in name else name.partition("=")
     )
@@ -191,7 +204,7 @@ def file_of(name: str) -> tuple[str, Path]:
 
 
 def check_name(name: str) -> None:
-    """Raises InputError for features that there are none of, without loading any."""
+    """Raises InputError for unknown features, without loading any."""
     if name not in NAMES and not file_of(name)[1].is_file():
         raise unknown(name)
 
@@ -202,7 +215,8 @@ def unknown(name: str) -> InputError:
     if "." in name or "/" in name:
         hint = f"; there is no file {file_of(name)[1]}"
     return InputError(
-        f"unknown features '{name}': choose one of {', '.join(NAMES)}, or name a TorchScript file{hint}"
+        f"unknown features '{name}': choose one of {', '.join(NAMES)}, "
+        f"or name a TorchScript file{hint}"
     )
 
 
@@ -218,10 +232,14 @@ def classifier_features(name: str, classifier: Classifier) -> Features:
 
 
 def scripted(name: str, file: Path) -> Features:
-    """Features of a TorchScript file: bytes (B, C, H, W) to features (B, d), or to (features, logits)."""
+    """Features of a TorchScript file.
+
+    It maps bytes (B, C, H, W) to features (B, d), or to (features, logits).
+    """
     if name in NAMES:
         raise InputError(
-            f"{file} cannot be called '{name}', as features of another kind are: use --features NAME={file}"
+            f"{file} cannot be called '{name}', the name of other features: "
+            f"use --features NAME={file}"
         )
     try:
         module = torch.jit.load(str(file), map_location=DEVICE).eval()

@@ -1,4 +1,7 @@
-"""The FID network, through torch-fidelity: InceptionV3 of 2015 as published figures use it, its own resizing inside."""
+"""The FID network of torch-fidelity: InceptionV3 of 2015 as published figures use it.
+
+It resizes images itself.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,34 +12,42 @@ from torch import Tensor
 
 from soflow.errors import InputError, first_line
 
-#: sFID (arXiv 2103.03841) as ADM computes it: the first channels of this convolution's output, at all 17 x 17 places.
+#: sFID (arXiv 2103.03841) as ADM computes it: the first channels of a convolution's output, at all
+#: 17 x 17 places.
 SPATIAL_CHANNELS = 7
 
 
 def load_inception(device: torch.device) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
-    """A function of bytes (B, 3 or 1, H, W), grey being repeated: pooled features (B, 2048), logits without bias (B, 1008)
-    and spatial features (B, 2023). Raises InputError that says what to install, or where the weights belong.
+    """Loads the network.
+
+    Returns:
+        A function of bytes (B, 3 or 1, H, W), grey being repeated. It gives pooled features
+        (B, 2048), logits without bias (B, 1008) and spatial features (B, 2023).
+
+    Raises:
+        InputError: If something must be installed, or the weights are missing.
     """
     try:
         from torch_fidelity import feature_extractor_inceptionv3 as package
     except ImportError as error:
         missing = "torchvision" if "torchvision" in str(error) else "torch-fidelity"
         raise InputError(
-            f"the features 'inception' need {missing}: pip install 'soflow[eval]'; figures by other features are no FID"
+            f"the features 'inception' need {missing}: pip install 'soflow[eval]'; "
+            "figures by other features are no FID"
         ) from None
     except (
         Exception
     ) as error:  # a torchvision that was built for another torch raises whatever it meets
         raise InputError(
-            f"the features 'inception' need a torchvision that fits torch {torch.__version__}, and this one cannot be "
-            f"loaded ({first_line(error)}): install both as pytorch.org says"
+            f"the features 'inception' need a torchvision that fits torch {torch.__version__}, "
+            f"and this one cannot be loaded ({first_line(error)}): install both as pytorch.org says"
         ) from None
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(package.URL_INCEPTION_V3).name
     try:
         network: Any = package.FeatureExtractorInceptionV3(
             "inception-v3-compat", ["2048", "logits_unbiased"]
         )
-    except Exception as error:  # whatever the network, the disk and a damaged file raise
+    except Exception as error:  # of the network, the disk or a damaged file
         raise InputError(
             f"the weights of the features 'inception' cannot be had ({first_line(error)}): put "
             f"{package.URL_INCEPTION_V3} at {file}"

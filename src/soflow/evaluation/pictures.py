@@ -18,7 +18,7 @@ def to_uint8(images: Sample) -> np.ndarray:
 
 
 def is_image(shape: Sequence[int]) -> bool:
-    """Whether a sample of this shape is an image of one or three channels, not a vector or a latent."""
+    """Whether a sample of this shape is an image of one or three channels."""
     return len(shape) == 3 and shape[0] in (1, 3)
 
 
@@ -28,7 +28,10 @@ def to_pil(image: np.ndarray) -> Image.Image:
 
 
 def grid(images: Sample, columns: int, scale: int | None = None) -> Image.Image:
-    """Images side by side, `columns` a row, each pixel `scale` wide (default: so that an image is 32 wide or more)."""
+    """Images side by side, `columns` per row.
+
+    Each pixel is `scale` wide; by default an image becomes at least 32 wide.
+    """
     pixels = to_uint8(images)
     count, height, width, channels = pixels.shape
     scale = scale or max(1, 32 // width)
@@ -57,11 +60,12 @@ def scatter(points: Tensor) -> Image.Image:
 
 
 def picture(samples: Tensor, columns: int) -> Image.Image:
-    """Samples as people would look at them. Latents (more than three channels) show their first three."""
+    """Samples as a picture. Latents (more than three channels) show their first three."""
     if samples.ndim == 2:
         return scatter(samples)
     return grid(samples if is_image(samples.shape[1:]) else samples[:, :3], columns)
 
 
-def save_picture(samples: Tensor, file: Path, columns: int) -> None:
+def save_picture(samples: Tensor, file: str | Path, columns: int) -> None:
+    """Saves samples as one picture; see `picture`."""
     picture(samples, columns).save(file)

@@ -1,11 +1,15 @@
-"""The report's plots. Each takes plain values and returns a matplotlib figure."""
+"""The report's plots, as matplotlib figures."""
 
 from math import nan
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
+
+from soflow.evaluation.record import Evaluation, Row
+
+#: The lines of metrics.jsonl.
+Curve = list[dict[str, float]]
 
 BLUE, ORANGE, GREEN, GREY = "#3056d3", "#e07b39", "#2f9e6e", "#98a2b3"
 COLORS = {"renoise": BLUE, "ode": ORANGE, "euler": "#8250c4"}
@@ -26,7 +30,20 @@ def as_text(name: str) -> str:
     return name.replace("$", r"\$")
 
 
-def losses(metrics: list[dict[str, Any]]) -> Figure:
+def training(metrics: Curve) -> list[Figure]:
+    """The losses, and each distance that was measured while training."""
+    if not metrics:
+        return []
+    names = dict.fromkeys(name for line in metrics for name in line if is_distance(name))
+    return [losses(metrics), *(distance_in_training(metrics, name) for name in names)]
+
+
+def is_distance(name: str) -> bool:
+    """Whether a logged value comes from an evaluation."""
+    return name in ("FID", "energy distance") or name.startswith("FD-")
+
+
+def losses(metrics: Curve) -> Figure:
     """Mean squared errors of the loss's terms, and the total loss, against the step."""
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     errors, total = plain(figure, columns=2)
@@ -43,7 +60,7 @@ def losses(metrics: list[dict[str, Any]]) -> Figure:
     return figure
 
 
-def distance_in_training(metrics: list[dict[str, Any]], name: str) -> Figure:
+def distance_in_training(metrics: Curve, name: str) -> Figure:
     """The distance of the averaged weights' samples as training went on."""
     figure = Figure(figsize=(6.5, 2.8), layout="constrained")
     (axes,) = plain(figure)
@@ -57,35 +74,37 @@ def distance_in_training(metrics: list[dict[str, Any]], name: str) -> Figure:
     return figure
 
 
-def distance_against_nfe(evaluation: dict[str, Any]) -> Figure:
-    """Distance against network evaluations, a line a sampler, with the model's own ODE and real data as marks."""
+def heun_steps(row: Row) -> int:
+    """Heun takes two network evaluations per step."""
+    return (row.nfe or 0) // 2
+
+
+def distance_against_nfe(evaluation: Evaluation) -> Figure:
+    """Distance against network evaluations, one line per sampler.
+
+    The model's own ODE and real data are horizontal lines.
+    """
     figure = Figure(figsize=(6.5, 3.4), layout="constrained")
     (axes,) = plain(figure)
-    rows = [row for row in evaluation["rows"] if row["weights"] == evaluation["rows"][0]["weights"]]
+    weights, real = evaluation.rows[0].weights, evaluation.real
+    rows = [row for row in evaluation.rows if row.weights == weights and row.nfe is not None]
     for sampler, color in COLORS.items():
-        points = sorted(
-            (row["nfe"], row["distance"])
-            for row in rows
-            if row["sampler"] == sampler or row["nfe"] == 1
-        )
-        if any(row["sampler"] == sampler for row in rows):
+        if any(row.sampler == sampler for row in rows):
+            alike = [row for row in rows if row.sampler == sampler or row.nfe == 1]
+            points = sorted((row.nfe or 0, row.distance) for row in alike)
             axes.plot(*zip(*points, strict=True), "o-", color=color, label=sampler)
-    for heun in (row for row in rows if row["sampler"] == "heun"):
-        axes.axhline(
-            heun["distance"],
-            color=GREEN,
-            linestyle="--",
-            label=f"own ODE, {heun['nfe'] // 2} Heun steps",
-        )
-    real = evaluation["real"]
+    for row in rows:
+        if row.sampler == "heun":
+            label = f"own ODE, {heun_steps(row)} Heun steps"
+            axes.axhline(row.distance, color=GREEN, linestyle="--", label=label)
     if real is not None:
-        axes.axhline(real["distance"], color=GREY, linestyle=":", label="held-out real data")
-    counts = sorted({row["nfe"] for row in rows if row["sampler"] != "heun"})
+        axes.axhline(real.distance, color=GREY, linestyle=":", label="held-out real data")
+    counts = sorted({row.nfe or 0 for row in rows if row.sampler != "heun"})
     axes.set_xscale("log", base=2)
     axes.set_xticks(counts, [str(n) for n in counts])
     axes.minorticks_off()
-    axes.set(xlabel="network evaluations a sample (NFE)", ylabel="distance to real data")
-    axes.set_ylim(bottom=0.0 if real is None else min(0.0, 1.5 * real["distance"]))
+    axes.set(xlabel="network evaluations per sample (NFE)", ylabel="distance to real data")
+    axes.set_ylim(bottom=0.0 if real is None else min(0.0, 1.5 * real.distance))
     axes.legend(frameon=False)
     return figure
 

@@ -1,27 +1,45 @@
 """What an evaluation found: evaluation.json, written and read back by these classes."""
 
-from pydantic import Field
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from typing_extensions import Self
 
 from soflow.system.records import Count, Record
+
+
+def as_unicode(text: Any) -> Any:
+    """Text with escapes for what is not Unicode, as in some files' names."""
+    if isinstance(text, str):
+        return text.encode("utf-8", "backslashreplace").decode()
+    return text
+
+
+Name = Annotated[str, BeforeValidator(as_unicode)]
 
 
 class Reference(Record):
     """The real data that samples are compared with."""
 
-    dataset: str
-    split: str = ""
+    dataset: Name
+    split: Name = ""
     count: Count  # 0 if a file of statistics does not say
     points: Count = 0  # kept for what compares points, such as precision and recall
-    file: str = ""
+    file: Name = ""  # of statistics
+
+    @property
+    def name(self) -> str:
+        return f"{self.dataset} {self.split}".strip()
 
 
 class Figures(Record):
     """How a set of samples compares with a reference; None is what does not apply.
 
     distance: Frechet distance (FID if the features are FID's), or energy distance of coordinates.
-    spatial_distance: sFID. kernel_distance: KID. recognized: the share of samples that the
-    features' classifier takes for their class. reliable: False if a Frechet distance rests on no
-    more samples, or real ones, than there are dimensions. Spreads are standard deviations.
+    distance_at_real_count: of as few samples as there are held-out real ones. spatial_distance:
+    sFID. kernel_distance: KID. recognized: the fraction of samples that the features' classifier
+    takes for their class. reliable: False if a Frechet distance rests on no more samples, or real
+    ones, than there are dimensions. Spreads are standard deviations.
     """
 
     distance: float = Field(allow_inf_nan=False)
@@ -45,7 +63,7 @@ class Row(Figures):
 
     weights: str
     sampler: str
-    nfe: Count | None
+    nfe: Count | None  # None for samples that were drawn elsewhere
     spread: dict[str, float] | None = None  # standard deviations over seeds, if there are several
     milliseconds_per_sample: float | None = None
 
@@ -53,11 +71,11 @@ class Row(Figures):
 class RealRow(Figures):
     """Held-out real data, scored like samples."""
 
-    dataset: str
-    split: str
+    dataset: Name
+    split: Name
     count: Count
     reference: Reference
-    warnings: list[str] = []
+    warnings: list[Name] = []
 
 
 class Machine(Record):
@@ -72,26 +90,52 @@ class Machine(Record):
 class FeaturesUsed(Record):
     """The feature network, and what is needed to tell it from another of that name."""
 
-    name: str
+    name: Name
     checksum: str | None = None
+    network: str | None = None
     dimensions: Count = 0
-    weights: str | None = None
+
+
+class SampleProtocol(Record):
+    """How samples in a file were drawn, as its author describes it: any keys."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class Samples(SampleProtocol):
+    """Samples in files, with what their own protocol says."""
+
+    path: Name
+    count: Count
 
 
 class Evaluation(Record):
     """Everything that a figure must be quoted with, and the figures."""
 
-    checkpoint: str = ""  # of a run
-    metric: str
+    checkpoint: Name = ""  # of a run
+    samples: Samples | None = None  # in place of a run
+    metric: Name
     num: Count
     seeds: list[Count] = [0]
     labels: str = "none"
     features: FeaturesUsed
     reference: Reference
     settings: dict[str, str] = {}
-    warnings: list[str] = []
+    warnings: list[Name] = []
     versions: dict[str, str] = {}
     rows: list[Row] = Field(min_length=1)
     real: RealRow | None = None
     diagnostics: dict[str, float] = {}
     machine: Machine
+
+    @model_validator(mode="after")
+    def _runs_have_counts(self) -> Self:
+        """Only samples in files have no number of network evaluations."""
+        if self.samples is None and any(row.nfe is None for row in self.rows):
+            raise ValueError("a row has no nfe")
+        return self
+
+    def row(self, sampler: str | None, nfe: int) -> Row | None:
+        """The first row in `nfe` network evaluations, of one sampler or of any."""
+        found = (r for r in self.rows if r.nfe == nfe and sampler in (None, r.sampler))
+        return next(found, None)

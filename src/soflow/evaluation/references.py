@@ -1,181 +1,289 @@
-"""References in files: worked out once, used for every evaluation.
+"""What samples are scored against: the reference, from data or a file, and held-out real data."""
 
-ADM's layout, float64: mu (d,), sigma (d, d), and mu_s, sigma_s of spatial features where there are any. Ours has beside them
-count, points (n, d), which precision, recall, density, coverage and the kernel distance are worked out on, and protocol,
-JSON that names the features. A file of ADM's has images in their place, arr_0 (N, H, W, C), which points are made of.
-"""
-
-import io
-import json
-import zipfile
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor
 
-from soflow.data.npz import UNREADABLE, load_array
-from soflow.errors import InputError, RunError, first_line, in_short
-from soflow.evaluation.features import Features
-from soflow.evaluation.metrics import Moments
-from soflow.evaluation.statistics import Statistics
-from soflow.system.atomic import write_bytes
-from soflow.system.records import parse_json
+from soflow.config import Config
+from soflow.config.schema import DataConfig
+from soflow.data import sources
+from soflow.data.dataset import Dataset, Encoder
+from soflow.data.images import channels_of
+from soflow.data.training_data import make_dataset
+from soflow.errors import InputError, RunError
+from soflow.evaluation.features import Features, as_seen, dimensions, load_features
+from soflow.evaluation.record import Reference
+from soflow.evaluation.reference_files import arrays_in, holds_statistics, read_reference
+from soflow.evaluation.sample_set import SampleSet, first_image, sample_arrays
+from soflow.evaluation.scorer import Baseline, Scorer, Scoring
+from soflow.evaluation.statistics import ENERGY_POINTS, POINTS, Statistics, gather, parts_of
+from soflow.system.progress import Progress, track
 
+log = logging.getLogger(__name__)
 
-def arrays_in(file: Path) -> set[str]:
-    """The names of the arrays in a .npz. Raises InputError for one that is damaged."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return {name.removesuffix(".npy") for name in archive.namelist()}
-    except UNREADABLE as error:
-        raise InputError(f"{file} cannot be read as .npz: {first_line(error)}") from None
+#: Latents that are decoded at once.
+DECODED = 64
 
-
-def holds_statistics(file: Path) -> bool:
-    return file.suffix == ".npz" and file.is_file() and bool({"mu", "sigma"} & arrays_in(file))
-
-
-def write_reference(
-    file: Path,
-    reference: Statistics,
-    features: Features,
-    about: dict[str, Any],
-    shape: Sequence[int],
-) -> None:
-    """shape: of a sample. Raises RunError where it cannot be written."""
-    protocol = {"features": describe(features), "reference": about, "shape": list(shape)}
-    arrays: dict[str, Any] = {
-        "mu": reference.moments.mean.numpy(),
-        "sigma": reference.moments.covariance.numpy(),
-        "count": np.array(reference.count),
-        "points": reference.points.numpy(),
-        "protocol": np.array(json.dumps(protocol)),
-    }
-    if reference.spatial is not None:
-        arrays |= {
-            "mu_s": reference.spatial.mean.numpy(),
-            "sigma_s": reference.spatial.covariance.numpy(),
-        }
-    content = io.BytesIO()
-    np.savez(
-        content, **arrays
-    )  # not into the file: numpy does not notice a disk that takes no more
-    write_bytes(file, content.getvalue())
+Decode = Callable[[Tensor], Tensor]
 
 
-def describe(features: Features) -> dict[str, Any]:
-    return {"name": features.name, **features.origin}
+def make_scoring(
+    config: Config,
+    encoder: Encoder | None,
+    decode: Decode,
+    features: str = "",
+    reference: str = "",
+    baseline: bool | None = None,
+) -> Scoring:
+    """What the samples of a run are scored against.
 
+    Args:
+        config: Of the run.
+        encoder: The autoencoder that the run's latents come from, or None.
+        decode: From the model's samples to images; the identity without an encoder.
+        features: By name; `evaluate.features` by default.
+        reference: SOURCE[:SPLIT], or a file of statistics; the training data by default.
+        baseline: Whether to score held-out real data, too. By default it does unless latents would
+            have to be decoded once more.
 
-def read_reference(
-    file: Path, features: Features, dimensions: int, shape: Sequence[int]
-) -> tuple[Statistics, dict[str, Any]] | None:
-    """The statistics in a file, and which reference they are of; None where they are of other features, but the file holds
-    images of which these can be worked out. shape: of a sample to be compared.
-
-    Raises InputError for a file that lacks something, that is damaged, or that is of other features or other images.
+    Raises:
+        InputError: If data or features do not fit the samples.
     """
-    there = arrays_in(file)
-    if missing := {"mu", "sigma"} - there:
+    require_real(reference, baseline)
+    shape = config.data.shape if encoder is None else (encoder.channels, encoder.size, encoder.size)
+    num, num_classes = config.evaluate.num, config.data.num_classes
+    name = features or config.evaluate.features
+    # Any mistake in the name of the features is found before long work begins.
+    network = None if name == "classifier" else load_features(name, None, shape)
+
+    def loaded() -> Features:
+        if network is not None:
+            return network
+        training = sources.load(config.data, config.data.split)
+        return load_features(name, as_images(training, decode, num), shape)
+
+    if holds_statistics(Path(reference)):
+        scorer = scorer_from_file(Path(reference), loaded(), shape, num_classes)
+        return Scoring(scorer, None, training_points(config))
+    data, split = reference_data(config, encoder, reference, shape)
+    first = as_images(sources.load(data, split), decode, num)
+    require_shape(first, shape, reference or config.data.path or config.data.source)
+    scorer = scorer_of(first, loaded(), num_classes)
+    if baseline is None:
+        baseline = data.source != "latents" or other_split(data, split) is not None
+    held_out = make_baseline(scorer, first, data, split, decode, num) if baseline else None
+    if encoder is not None:
+        return Scoring(scorer, held_out, training_points(config))
+    return Scoring(scorer, held_out, first if held_out is None else held_out.data)
+
+
+def make_sample_scoring(
+    samples: SampleSet, features: str, reference: str, baseline: bool = False
+) -> Scoring:
+    """What samples in files are scored against. `classifier` is trained on the reference.
+
+    Raises:
+        InputError: If data or features do not fit the samples.
+    """
+    require_real(reference, baseline)
+    if samples.count < 2:
+        raise InputError(f"{samples.name} holds one sample: a distance needs 2 or more")
+    shape = samples.shape
+    network = None if features == "classifier" else load_features(features, None, shape)
+    if network is not None:
+        # Samples that cannot be used are found before the reference is read.
+        network(as_seen(next(samples.parts()))[:2])
+    if holds_statistics(Path(reference)):
+        network = network or load_features(features, None, shape)  # which asks for data
+        return Scoring(scorer_from_file(Path(reference), network, shape))
+    data, split = sources.find(reference, DataConfig(shape=shape, num_classes=0))
+    split = split or data.split
+    require_images(data, reference)
+    require_fitting(data, split, shape, reference)
+    first = sources.load(data, split)
+    require_shape(first, shape, reference)
+    scorer = scorer_of(first, network or load_features(features, first, shape), first.num_classes)
+    if not baseline:
+        return Scoring(scorer)
+    return Scoring(scorer, make_baseline(scorer, first, data, split, lambda images: images, 0))
+
+
+# ---------------------------------------------------------------------------------------------
+# Scorers
+
+
+def scorer_of(data: Dataset, features: Features, num_classes: int) -> Scorer:
+    return Scorer(features, statistics_of(data, features), describe_data(data), num_classes)
+
+
+def statistics_of(data: Dataset, features: Features, progress: Progress = track) -> Statistics:
+    """The statistics of a data set."""
+    keep = ENERGY_POINTS if features.name == "coordinates" else POINTS
+    return gather_all(parts_of(data), features, len(data), keep, data.name, progress)
+
+
+def gather_all(
+    parts: Iterable[Tensor],
+    features: Features,
+    count: int,
+    keep: int,
+    name: str,
+    progress: Progress = track,
+) -> Statistics:
+    done = 0
+    with progress(f"reading {name}", count) as task:
+
+        def on_rows(rows: int) -> None:
+            nonlocal done
+            done += rows
+            task.update(done)
+
+        return gather(parts, features, count, keep, on_rows)
+
+
+def describe_data(data: Dataset) -> Reference:
+    return Reference(dataset=data.name, split=data.split, count=len(data))
+
+
+def scorer_from_file(
+    file: Path, features: Features, shape: tuple[int, ...], num_classes: int = 0
+) -> Scorer:
+    """A scorer from a file of statistics; what they lack is computed from the images in it."""
+    found = read_reference(file, features, dimensions(features, shape), shape)
+    if found is not None and (len(found[0].points) or "arr_0" not in arrays_in(file)):
+        return Scorer(features, *found, num_classes)
+    images = sample_arrays(file)
+    if images.shape != shape:
         raise InputError(
-            f"{file} lacks the array {min(missing)}: a reference holds mu and sigma, or images as arr_0"
+            f"{file} has images of shape {list(images.shape)}, but the samples have {list(shape)}"
         )
-    arrays = read(file, ("mu", "sigma", "mu_s", "sigma_s", "count", "points", "protocol"), there)
-    protocol = protocol_of(arrays, file)
-    made_with, asked = protocol.get("features", {"name": "inception"}), describe(features)
-    if not isinstance(made_with, dict) or any(
-        made_with.get(key) != asked[key] for key in asked if key in IDENTITY
-    ):
-        if "arr_0" in there:
-            return None
-        raise InputError(
-            f"{file} is a reference of the features {told(made_with)}, and this asks for {told(asked)}"
-        )
-    if list(shape) != protocol.get("shape", list(shape)):
-        raise InputError(
-            f"{file} is a reference of images {in_short(protocol['shape'])}, and those compared are {list(shape)}"
-        )
-    count = count_of(arrays, file)
-    whole = moments(arrays["mu"], arrays["sigma"], count, dimensions, file)
-    spatial = None
-    if {"mu_s", "sigma_s"} <= arrays.keys():
-        spatial = moments(arrays["mu_s"], arrays["sigma_s"], count, arrays["mu_s"].size, file)
-    points = torch.zeros(0, dimensions)
-    if "points" in arrays:
-        points = torch.from_numpy(
-            numbers(arrays["points"], (*arrays["points"].shape[:1], dimensions), "points", file)
-        ).float()
-    about = protocol.get("reference")
-    if not isinstance(about, dict) or "dataset" not in about:
-        about = {"dataset": file.stem}
-    of = {"dataset": str(about["dataset"]), "split": str(about.get("split", ""))}
-    return Statistics(count, whole, spatial, points, None), {
-        **of,
-        "count": count,
-        "file": file.name,
-    }
+    of_images = gather_all(images.parts(), features, images.count, POINTS, file.name)
+    if found is None:
+        about = Reference(dataset=file.stem, count=images.count, file=file.name)
+        return Scorer(features, of_images, about, num_classes)
+    statistics, about = found
+    return Scorer(features, replace(statistics, points=of_images.points), about, num_classes)
 
 
-#: What of a description of features must agree.
-IDENTITY = ("name", "checksum")
+# ---------------------------------------------------------------------------------------------
+# Data
 
 
-def count_of(arrays: dict[str, np.ndarray], file: Path) -> int:
-    """How many samples the moments are of; 0 where the file does not say."""
-    if "count" not in arrays:
-        return 0
-    count = arrays["count"]
-    if count.shape != () or not np.issubdtype(count.dtype, np.integer) or count < 2:
-        raise InputError(
-            f"{file} has count {in_short(count)}, which must be a whole number of 2 or more"
-        )
-    return int(count)
+def reference_data(
+    config: Config, encoder: Encoder | None, source: str, shape: tuple[int, ...]
+) -> tuple[DataConfig, str]:
+    """The data that samples of a run are compared with, and their split."""
+    if not source:
+        return config.data, config.data.split
+    like = config.data if encoder is None else config.data.model_copy(update={"shape": shape})
+    data, split = sources.find(source, like)
+    split = split or data.split
+    require_fitting(data, split, shape, source)
+    return data, split
 
 
-def numbers(values: np.ndarray, shape: tuple[int, ...], name: str, file: Path) -> np.ndarray:
-    """The values in float64. Raises InputError unless they are finite numbers of that shape."""
-    if values.shape != shape or not np.issubdtype(values.dtype, np.floating):
-        raise InputError(
-            f"{file} has {name} {values.dtype}{list(values.shape)}, but these features need {list(shape)} floats"
-        )
-    if not np.isfinite(values).all():
-        raise InputError(f"{file} has values in {name} that are not finite numbers")
-    return values.astype(np.float64)
+def make_baseline(
+    scorer: Scorer, first: Dataset, data: DataConfig, split: str, decode: Decode, num: int
+) -> Baseline:
+    """Another split and the same scorer; without one, every tenth sample against the others."""
+    other = other_split(data, split)
+    if other is not None:
+        return Baseline(as_images(sources.load(data, other), decode, num), scorer)
+    tenth = torch.arange(len(first)) % 10 == 0
+    rest = first.part(~tenth, f"{split} without every tenth")
+    against = scorer_of(rest, scorer.features, scorer.num_classes)
+    return Baseline(first.part(tenth, f"{split}, every tenth"), against)
 
 
-def told(made_with: Any) -> str:
-    if not isinstance(made_with, dict):
-        return "of no name"
-    checksum = f" (checksum {made_with['checksum']})" if "checksum" in made_with else ""
-    return f"'{made_with.get('name')}'{checksum}"
+def other_split(data: DataConfig, split: str) -> str | None:
+    """A split other than this one, test first."""
+    there = sources.splits(data)
+    others = ("test", "validation", "valid", "val", "train")
+    return next((other for other in others if other != split and other in there), None)
 
 
-def moments(mu: np.ndarray, sigma: np.ndarray, count: int, dimensions: int, file: Path) -> Moments:
-    """Raises InputError for what is no mean and covariance."""
-    mean = torch.from_numpy(numbers(mu, (dimensions,), "mu", file))
-    covariance = torch.from_numpy(numbers(sigma, (dimensions, dimensions), "sigma", file))
-    if not torch.allclose(covariance, covariance.T, atol=1e-6 * float(covariance.abs().max())):
-        raise InputError(f"{file} has a sigma that is no covariance: it is not symmetric")
-    found = Moments(mean, covariance, count)
+def training_points(config: Config) -> Dataset | None:
+    """What a run was trained on; None, with a remark, if it is gone."""
     try:
-        found.root  # now, and not after all samples are drawn
-    except RunError as error:
-        raise InputError(f"{file}: {error}") from None
-    return found
+        return make_dataset(config.data)
+    except (InputError, RunError) as error:
+        log.info(f"{error}; diagnostics are left out")
+        return None
 
 
-def read(file: Path, names: tuple[str, ...], there: set[str]) -> dict[str, np.ndarray]:
-    """Arrays of a .npz; nothing that could run code is read."""
-    return {name: load_array(file, name) for name in names if name in there}
+def as_images(data: Dataset, decode: Decode, num: int) -> Dataset:
+    """Latents as images: `num` from all over the data set, never all in memory. Others as is."""
+    if data.encoder is None:
+        return data
+    which = torch.linspace(0, len(data) - 1, min(num, len(data)), dtype=torch.float64).long()
+    labels = None if data.labels is None else data.labels[which]
+    rows = DecodedRows(data, which, decode)
+    return Dataset(f"{data.name}, decoded", data.split, rows, labels, data.class_names)
 
 
-def protocol_of(arrays: dict[str, np.ndarray], file: Path) -> dict[str, Any]:
-    """What is written beside arrays about how they came; {} of a file that says nothing."""
-    if "protocol" not in arrays:
-        return {}
-    protocol = parse_json(str(arrays["protocol"]))
-    if protocol is None:
-        raise InputError(f"{file} is damaged: its protocol is no JSON")
-    return protocol
+class DecodedRows:
+    """Some latents of a data set as images (n, C, H, W), decoded each time they are read."""
+
+    dtype = torch.float32
+
+    def __init__(self, latents: Dataset, which: Tensor, decode: Decode) -> None:
+        self.latents, self.which, self.decode = latents, which, decode
+        self.shape = (len(which), *self[torch.tensor([0])].shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.which)
+
+    def __getitem__(self, which: Tensor, /) -> Tensor:
+        parts = self.which[which].split(DECODED)
+        return torch.cat([self.decode(self.latents.samples(part)) for part in parts])
+
+
+# ---------------------------------------------------------------------------------------------
+# What is refused
+
+
+def require_real(reference: str, baseline: bool | None) -> None:
+    """Raises InputError for a run as reference, and for a baseline beside statistics."""
+    if reference and (Path(reference) / "config.yaml").is_file():
+        raise InputError(f"--reference {reference} is a run folder: name real data")
+    if baseline and holds_statistics(Path(reference)):
+        raise InputError(
+            f"--baseline needs real images, but {reference} holds statistics: "
+            "name the data as --reference"
+        )
+
+
+def require_images(data: DataConfig, named: str) -> None:
+    if data.source == "latents":
+        raise InputError(f"{named} holds latents: name the images that they are of")
+
+
+def require_shape(data: Dataset, shape: tuple[int, ...], named: str) -> None:
+    if data.shape != shape:
+        raise InputError(
+            f"{named} has samples of shape {list(data.shape)}, but the samples to be compared "
+            f"have {list(shape)}"
+        )
+
+
+def require_fitting(data: DataConfig, split: str, shape: tuple[int, ...], named: str) -> None:
+    """Raises InputError for images that would have to be enlarged or recolored to fit `shape`.
+
+    The first image decides. Larger images of a folder or a data set are cropped as for training;
+    arrays must fit.
+    """
+    if data.source not in sources.IMAGES or len(shape) != 3:
+        return
+    image = first_image(data, split, named)
+    size, channels = shape[1], channels_of(image)
+    wrong = image.size != (size, size) if data.source == "arrays" else min(image.size) < size
+    if wrong or channels != shape[0]:
+        colors = {1: "grey", 3: "RGB"}
+        raise InputError(
+            f"{named} has images of {image.width}x{image.height}, {colors[channels]}, but the "
+            f"samples are {shape[2]}x{size}, {colors[shape[0]]}: name data of the same kind"
+        )

@@ -1,31 +1,50 @@
-"""Samples made by anything: a folder of images, or an .npz in ADM's layout. Read part by part, never all at once."""
+"""Samples in files: a folder of images, an .npz in ADM's layout, or a data set.
+
+They are read part by part, never all at once.
+"""
 
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
+from soflow.config.schema import DataConfig
+from soflow.data import sources
+from soflow.data.dataset import Dataset
 from soflow.data.folder import files
 from soflow.data.images import MODES, channels_of, in_mode, open_image
 from soflow.data.npz import UNREADABLE, damaged, open_member, read_head
 from soflow.errors import InputError, RunError, first_line
-from soflow.evaluation.references import arrays_in, protocol_of, read
+from soflow.evaluation.record import SampleProtocol
+from soflow.evaluation.reference_files import arrays_in, parse_protocol, protocol_of, read
+from soflow.evaluation.statistics import parts_of
 
 #: Images read at once.
 ROWS = 500
 
 
+#: What may be evaluated.
+KINDS = "a run folder, a folder of images, an .npz with arr_0, or a data set"
+
+
 @dataclass(frozen=True)
 class SampleSet:
-    """Samples in files. shape: of one; parts(): all of them, bytes (B, C, H, W), or floats (B, D) where they are no images.
+    """Samples in files.
 
-    protocol: how they came, where that is written beside them.
+    Attributes:
+        name: Of the file or the folder.
+        shape: Of one sample.
+        count: How many samples.
+        parts: Reads all of them: bytes (B, C, H, W), or floats (B, D) if they are no images.
+        labels: (N,), if there are any.
+        protocol: How they were drawn, if that is written beside them.
     """
 
     name: str
@@ -33,22 +52,55 @@ class SampleSet:
     count: int
     parts: Callable[[], Iterator[Tensor]]
     labels: Tensor | None = None
-    protocol: dict[str, Any] = field(default_factory=dict)
+    protocol: SampleProtocol | None = None
+
+
+def open_samples(text: str) -> SampleSet:
+    """Samples by a path, or by the name of a data set, SOURCE[:SPLIT].
+
+    Raises:
+        InputError: If there are none, or images are not all of one size and kind.
+    """
+    path = Path(text)
+    if path.exists() and (path.suffix == ".npz" or sources.kind_of(text) == "folder"):
+        return open_sample_set(path)
+    if path.is_file() and path.suffix not in sources.FILES:
+        raise InputError(f"{path} holds no samples: give {KINDS}")
+    known = ":" in text or text in sources.SOURCES or path.parent == Path(".")
+    if not path.exists() and not known:
+        raise InputError(f"there is no {path}: give {KINDS}")
+    data = data_named(text, 0)
+    return SampleSet(data.name, data.shape, len(data), lambda: parts_of(data), data.labels)
+
+
+def data_named(text: str, size: int) -> Dataset:
+    """The images or points of SOURCE[:SPLIT]; images of side `size`, or 0: that of the first."""
+    data, split = sources.find(text, DataConfig(num_classes=0))
+    if data.source == "latents":
+        raise InputError(f"{text} holds latents: name the images that they are of")
+    if data.source in sources.IMAGES:
+        image = first_image(data, split or data.split, text)
+        side = size or min(image.size)
+        data = data.model_copy(update={"shape": (channels_of(image), side, side)})
+    return sources.load(data, split or data.split)
+
+
+def first_image(data: DataConfig, split: str, named: str) -> Image:
+    images = sources.open_images(data, split)
+    try:
+        return images.openers(range(1))[0]()
+    except Exception:
+        raise InputError(f"{named}: {images.where(0)} cannot be read as an image") from None
 
 
 def open_sample_set(path: Path) -> SampleSet:
-    """Samples at a path. Raises InputError for what holds none, or images that are not all of one size and kind."""
+    """The samples in a folder of images or an .npz. Raises InputError as `open_samples`."""
     if path.is_dir():
         return sample_folder(path)
     if path.suffix == ".npz" and path.is_file():
         return sample_arrays(path)
-    if path.exists():
-        raise InputError(
-            f"{path} holds no samples: give a run folder, a folder of images, or an .npz with arr_0"
-        )
-    raise InputError(
-        f"there is no {path}: give a run folder, a folder of images, or an .npz of samples"
-    )
+    what = f"{path} holds no samples" if path.exists() else f"there is no {path}"
+    raise InputError(f"{what}: give {KINDS}")
 
 
 def sample_folder(path: Path) -> SampleSet:
@@ -64,7 +116,8 @@ def sample_folder(path: Path) -> SampleSet:
         if len(kinds) > 1:
             (one, first), (two, second) = kinds.items()
             raise InputError(
-                f"{path}: {first} is {in_words(one)}, but {second} is {in_words(two)}: samples must be of one size and kind"
+                f"{path}: {first} is {in_words(one)}, but {second} is {in_words(two)}: "
+                "samples must be of one size and kind"
             )
     ((channels, height, width),) = kinds
 
@@ -77,15 +130,11 @@ def sample_folder(path: Path) -> SampleSet:
                 .permute(0, 3, 1, 2)
             )
 
-    file = path / "protocol.json"
-    protocol = (
-        protocol_of({"protocol": np.array(file.read_text(errors="replace"))}, file)
-        if file.is_file()
-        else {}
-    )
-    return SampleSet(
-        path.resolve().name, (channels, height, width), len(names), parts, None, protocol
-    )
+    file, protocol = path / "protocol.json", None
+    if file.is_file():
+        protocol = parse_protocol(file.read_text(errors="replace"), file, SampleProtocol)
+    shape = (channels, height, width)
+    return SampleSet(path.resolve().name, shape, len(names), parts, None, protocol)
 
 
 def in_words(found: tuple[int, int, int]) -> str:
@@ -111,18 +160,23 @@ def decoded(file: Path, channels: int) -> np.ndarray:
 
 
 def sample_arrays(path: Path) -> SampleSet:
-    """arr_0: bytes (N, H, W, C) with C = 1 or 3, or floats (N, D); arr_1: labels (N,), if there are any."""
+    """The samples in an .npz.
+
+    arr_0: bytes (N, H, W, 1 or 3), or floats (N, D). arr_1: labels (N,), if there are any.
+    """
     there = arrays_in(path)
     if "arr_0" not in there:
         raise InputError(
-            f"{path} has no arr_0, as samples in ADM's layout are called: it has {', '.join(sorted(there))}"
+            f"{path} has no arr_0, the name of samples in ADM's layout: "
+            f"it has {', '.join(sorted(there))}"
         )
     shape, dtype = header(path, "arr_0")
     images = dtype == np.uint8 and len(shape) == 4 and shape[3] in MODES
     vectors = np.issubdtype(dtype, np.floating) and len(shape) == 2
     if not (images or vectors) or min(shape) < 1:
         raise InputError(
-            f"{path}: arr_0 is {dtype}{list(shape)}, but samples are uint8 (N, H, W, 1 or 3), or floats (N, D)"
+            f"{path}: arr_0 is {dtype}{list(shape)}, "
+            "but samples are uint8 (N, H, W, 1 or 3), or floats (N, D)"
         )
     beside = read(path, ("arr_1", "protocol"), there)
     labels = None
@@ -134,7 +188,8 @@ def sample_arrays(path: Path) -> SampleSet:
             or classes.min() < 0
         ):
             raise InputError(
-                f"{path}: arr_1 is {classes.dtype}{list(classes.shape)}, but the labels of {shape[0]:,} samples are "
+                f"{path}: arr_1 is {classes.dtype}{list(classes.shape)}, "
+                f"but the labels of {shape[0]:,} samples are "
                 f"[{shape[0]}] whole numbers from 0"
             )
         labels = torch.from_numpy(classes.astype(np.int64))
@@ -144,18 +199,20 @@ def sample_arrays(path: Path) -> SampleSet:
             yield rows.permute(0, 3, 1, 2) if images else rows.float()
 
     one = (shape[3], *shape[1:3]) if images else shape[1:]
-    return SampleSet(path.stem, one, shape[0], parts, labels, protocol_of(beside, path))
+    return SampleSet(
+        path.stem, one, shape[0], parts, labels, protocol_of(beside, path, SampleProtocol)
+    )
 
 
 def header(path: Path, name: str) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and type of an array in a .npz, nothing else of it being read."""
+    """Shape and type of an array in an .npz; the rest is not read."""
     with opened(path, name) as (_, shape, dtype):
         return shape, dtype
 
 
 @contextmanager
-def opened(path: Path, name: str) -> Iterator[tuple[Any, tuple[int, ...], np.dtype]]:
-    """A stream of the bytes of an array in a .npz, with its shape and type."""
+def opened(path: Path, name: str) -> Iterator[tuple[IO[bytes], tuple[int, ...], np.dtype]]:
+    """A stream of the bytes of an array in an .npz, with its shape and type."""
     with ExitStack() as stack:
         try:
             archive = stack.enter_context(zipfile.ZipFile(path))
@@ -171,7 +228,10 @@ def opened(path: Path, name: str) -> Iterator[tuple[Any, tuple[int, ...], np.dty
 
 
 def rows_of(path: Path, name: str) -> Iterator[Tensor]:
-    """The rows of an array in a .npz, compressed or not, ROWS at a time. Raises RunError for a file that ends too soon."""
+    """The rows of an array in an .npz, compressed or not, ROWS at a time.
+
+    Raises RunError for a file that ends too soon.
+    """
     with opened(path, name) as (stream, (count, *shape), dtype):
         row = int(np.prod(shape)) * dtype.itemsize
         for first in range(0, count, ROWS):
@@ -182,7 +242,8 @@ def rows_of(path: Path, name: str) -> Iterator[Tensor]:
                 raise RunError(f"{path} is damaged: {first_line(error)}") from None
             if len(content) < wanted * row:
                 raise RunError(
-                    f"{path} is damaged: {name} ends after {first + len(content) // row:,} of {count:,} rows"
+                    f"{path} is damaged: {name} ends after "
+                    f"{first + len(content) // row:,} of {count:,} rows"
                 )
             yield torch.from_numpy(
                 np.frombuffer(content, dtype)

@@ -1,98 +1,76 @@
-"""What an evaluation found, for people: the table, its title, and what stands beside it."""
+"""An evaluation as text: the table, its title, and the remarks below it."""
 
 from collections.abc import Callable
-from typing import Any
 
-from soflow.system.records import finite, is_like, natural, number
+from soflow.evaluation.record import Evaluation, Figures, RealRow, Reference, Row
 
-FIGURES = {
-    "distance": finite,
-    "reliable": lambda value: isinstance(value, bool),
-    **dict.fromkeys(("precision", "recall", "density", "coverage"), (number, None)),
-    **dict.fromkeys(
-        ("distance_spread", "distance_at_real_count", "spatial_distance", "kernel_distance"),
-        (number, None),
-    ),
-    **dict.fromkeys(("inception_score", "recognized", "milliseconds_per_sample"), (number, None)),
-}
-ROW = {**FIGURES, "weights": str, "sampler": str, "nfe": natural, "milliseconds_per_sample": number}
-OF = {"dataset": str, "split": str, "count": natural}
-#: What evaluation.json of a run must be, so that it can be shown: files in a run folder may be anybody's.
-EVALUATION = {
-    "checkpoint": str,
-    "metric": str,
-    "num": natural,
-    "features": {"checksum": (str, None)},
-    "reference": {**OF, "points": natural},
-    "rows": lambda rows: bool(rows) and is_like(rows, [ROW]),
-    "real": ({**FIGURES, **OF, "warnings": [str], "reference": OF}, None),
-    "diagnostics": {...: number},
-    "warnings": [str],
-    "versions": {...: str},
-    "machine": {"device": str, "processor": str, "threads": natural},
-    "seeds": ([natural], None),
-}
+#: A column: the cell of each row.
+Column = Callable[[Row | RealRow], str]
 
 
-def table(results: dict[str, Any]) -> list[list[str]]:
-    """The figures for people, header first, the last row real data's where there are any; columns that say nothing are left
-    out. ms are milliseconds a sample.
+def table(evaluation: Evaluation) -> list[list[str]]:
+    """The figures as text, header first, the row of real data last; empty columns are left out.
 
-    Where there are fewer real samples than drawn ones, the distance of as few drawn ones stands there, too.
+    If there are fewer real samples than drawn ones, a column has the distance of as few drawn ones.
     """
-    rows, real = list(results["rows"]), results["real"]
-    if real is not None:
-        which = f"real, {real['split']}" if real["split"] else "real"
-        alike = real["distance"] if rows[0].get("distance_at_real_count") is not None else None
-        rows.append(
-            {**real, "weights": "", "sampler": which, "nfe": None, "distance_at_real_count": alike}
-        )
-    fid = results["metric"] == "FID"
-    few_mark = (
-        ""
-        if real is None or real["reliable"] or rows[0].get("distance_at_real_count") is None
-        else " *"
-    )
-    columns: dict[str, Callable[[dict[str, Any]], str]] = {
-        "weights": lambda row: (
-            row["weights"] if len({one["weights"] for one in results["rows"]}) > 1 else ""
+    rows: list[Row | RealRow] = [*evaluation.rows]
+    if evaluation.real is not None:
+        rows.append(evaluation.real)
+    cells = {name: [column(row) for row in rows] for name, column in columns(evaluation).items()}
+    kept = {name: column for name, column in cells.items() if any(column)}
+    return [list(kept), *map(list, zip(*kept.values(), strict=True))]
+
+
+def columns(evaluation: Evaluation) -> dict[str, Column]:
+    real, fid = evaluation.real, evaluation.metric == "FID"
+    several = len({row.weights for row in evaluation.rows}) > 1
+    few = real.count if real is not None else 0
+
+    def drawn(cell: Callable[[Row], str]) -> Column:
+        return lambda row: cell(row) if isinstance(row, Row) else ""
+
+    def figure(name: str, form: str) -> Column:
+        return lambda row: shown(getattr(row, name), form)
+
+    def alike(row: Figures) -> str:
+        if real is None or evaluation.rows[0].distance_at_real_count is None:
+            return ""
+        value = row.distance if isinstance(row, RealRow) else row.distance_at_real_count
+        return shown(value, ".4g") + mark(real)
+
+    return {
+        "weights": drawn(lambda row: row.weights if several else ""),
+        "sampler": lambda row: row.sampler if isinstance(row, Row) else real_name(row),
+        "NFE": drawn(lambda row: shown(row.nfe, "d")),
+        short(evaluation.metric): lambda row: (
+            with_spread(row.distance, row.distance_spread) + mark(row)
         ),
-        "sampler": lambda row: row["sampler"],
-        "NFE": lambda row: "" if row["nfe"] is None else str(row["nfe"]),
-        short(results["metric"]): lambda row: (
-            with_spread(row["distance"], row.get("distance_spread")) + mark(row)
-        ),
-        f"of {real['count'] if real else 0:,}": lambda row: (
-            shown(row.get("distance_at_real_count"), ".4g") + few_mark
-        ),
-        "sFID" if fid else "sFD": lambda row: shown(row.get("spatial_distance"), ".4g"),
-        "KID" if fid else "KD": lambda row: shown(row.get("kernel_distance"), ".3g"),
-        "IS": lambda row: shown(row.get("inception_score"), ".4g"),
+        f"of {few:,}": alike,
+        "sFID" if fid else "sFD": figure("spatial_distance", ".4g"),
+        "KID" if fid else "KD": figure("kernel_distance", ".3g"),
+        "IS": figure("inception_score", ".4g"),
         **{
-            name: named(name)
+            name: figure(name, ".3f")
             for name in ("precision", "recall", "density", "coverage", "recognized")
         },
-        "ms": lambda row: shown(row.get("milliseconds_per_sample"), ".3f"),
+        "ms": drawn(lambda row: shown(row.milliseconds_per_sample, ".3f")),
     }
-    cells = {name: [cell(row) for row in rows] for name, cell in columns.items()}
-    kept = [name for name, column in cells.items() if any(column)]
-    return [kept, *([cells[name][i] for name in kept] for i in range(len(rows)))]
 
 
-def mark(row: dict[str, Any]) -> str:
-    return "" if row["reliable"] else " *"
+def real_name(row: RealRow) -> str:
+    return f"real, {row.split}" if row.split else "real"
 
 
-def named(name: str) -> Callable[[dict[str, Any]], str]:
-    return lambda row: shown(row.get(name), ".3f")
+def mark(row: Figures) -> str:
+    return "" if row.reliable else " *"
 
 
 def shown(value: float | int | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def with_spread(value: float | int, spread: float | int | None) -> str:
-    """A value with its standard deviation, where there is one: 1.26 ± 0.02."""
+def with_spread(value: float, spread: float | None) -> str:
+    """A value with its standard deviation, if there is one: 1.26 ± 0.02."""
     return f"{value:.4g}" + ("" if spread is None else f" ± {spread:.2g}")
 
 
@@ -100,38 +78,47 @@ def short(metric: str) -> str:
     return {"FID": "FID", "energy distance": "energy"}.get(metric, "FD")
 
 
-def title(results: dict[str, Any]) -> str:
-    """What the figures are of."""
-    reference = results["reference"]
-    which = " ".join(filter(None, (reference["dataset"], reference.get("split"))))
-    count = f"{reference['count']:,}" if reference["count"] else "an unknown number of"
-    return f"{results['metric']} of {results['num']:,} samples to {count} real ones ({which})"
+def title(evaluation: Evaluation) -> str:
+    """What the figures describe."""
+    reference = evaluation.reference
+    count = f"{reference.count:,}" if reference.count else "an unknown number of"
+    which = f"{count} real ones ({reference.name})"
+    return f"{evaluation.metric} of {evaluation.num:,} samples to {which}"
 
 
-def reading_aid(results: dict[str, Any]) -> str:
-    """What stands beside the figures, in some sentences."""
-    real, reference = results["real"], results["reference"]
-    told = dict.fromkeys([*results["warnings"], *(real["warnings"] if real is not None else [])])
-    text = "".join(f"* {warning}. " for warning in told)
+def remarks(evaluation: Evaluation) -> str:
+    """What a reader of the figures must know, in some sentences."""
+    real, reference, first = evaluation.real, evaluation.reference, evaluation.rows[0]
+    warnings = [*evaluation.warnings, *(real.warnings if real is not None else [])]
+    said = [f"* {warning}." for warning in dict.fromkeys(warnings)]
     if real is not None:
-        which = (
-            "samples of the training split of"
-            if real["split"] == "train"
-            else "held-out samples of"
-        )
-        text += f"real: {real['count']:,} {which} {real['dataset']} ({real['split']})"
-        others = real["reference"]
-        same = all(reference.get(key) == value for key, value in others.items())
-        text += ". " if same else f", held against the other {others['count']:,}. "
-        if results["rows"][0].get("distance_at_real_count") is not None:
-            text += f"So small a set reads high: hold it against as few drawn ones, 'of {real['count']:,}'. "
-    if results["metric"] != "energy distance":
-        several = len(results.get("seeds", [0])) > 1
-        text += f"±: one standard deviation, {'over seeds' if several else 'from halves of the samples'}. "
-    if results["metric"] not in ("FID", "energy distance"):
-        text += "FD on these features is no FID, and not to be set beside one. "
-    if reference.get("points"):
-        text += f"Neighbours among {reference['points']:,} real ones. "
-    return text + (
-        "ms: milliseconds a sample." if "milliseconds_per_sample" in results["rows"][0] else ""
-    )
+        said.append(about_real(real, reference))
+        if first.distance_at_real_count is not None:
+            said.append(
+                "A small set has a larger distance: "
+                f"compare it with as few drawn samples, 'of {real.count:,}'."
+            )
+    if evaluation.metric != "energy distance":
+        how = "over seeds" if len(evaluation.seeds) > 1 else "from halves of the samples"
+        said.append(f"±: one standard deviation, {how}.")
+    if evaluation.metric not in ("FID", "energy distance"):
+        said.append("FD by these features is no FID and cannot be compared with one.")
+    if reference.points:
+        said.append(f"Neighbors are searched among {reference.points:,} real samples.")
+    if first.milliseconds_per_sample is not None:
+        said.append("ms: milliseconds per sample.")
+    return " ".join(said)
+
+
+def about_real(real: RealRow, reference: Reference) -> str:
+    """Which real data stand in the table."""
+    kind = "samples of the training split" if real.split == "train" else "held-out samples"
+    text = f"real: {real.count:,} {kind} of {real.dataset} ({real.split})"
+    other = real.reference
+    if (other.dataset, other.split, other.count) == (
+        reference.dataset,
+        reference.split,
+        reference.count,
+    ):
+        return f"{text}."
+    return f"{text}, compared with the other {other.count:,}."

@@ -1,138 +1,161 @@
 """The reference implementation's optimizer state, for our optimizer."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 from torch import Tensor, nn
 
 from soflow.config.schema import OptimizerConfig
 from soflow.errors import InputError
-from soflow.interop.files import is_plain, plain
-from soflow.system.records import is_like, natural, number
+from soflow.interop.weights import is_finite_tensor, plain
+from soflow.system.records import Count
 from soflow.training.optimizers import make_optimizer
 
-#: What AdamW and RAdam keep of a parameter: the number of its updates, and averages of its gradient and of the square.
+#: What AdamW and RAdam keep of a parameter beside its number of updates.
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 #: Options of a parameter group that change what is learned.
 OPTIONS = ("lr", "betas", "eps", "weight_decay")
 
-ANEW = "training would go on with its averages of gradients empty"
+FRESH = "training would start with fresh moments"
+
+Number = Annotated[float, BeforeValidator(plain), Field(strict=True)]
 
 
-def parameter_groups(state: object) -> list[dict[str, Any]]:
-    """The parameter groups of an optimizer's state. Raises InputError for what is none."""
-    if isinstance(state, Mapping) and isinstance(state.get("state"), Mapping):
-        groups = state.get("param_groups")
-        if isinstance(groups, list) and groups and all(is_group(group) for group in groups):
-            return groups
-    raise InputError(
-        "'optimizer' is no state of a torch optimizer: it should hold 'state' and 'param_groups'"
-    )
+class Group(BaseModel):
+    """One parameter group of a torch optimizer."""
+
+    params: list[Count]
+    lr: Number | None = None
+    betas: Annotated[list[Number], BeforeValidator(plain)] | None = None
+    eps: Number | None = None
+    weight_decay: Number | None = None
+    amsgrad: Any = None
+    decoupled_weight_decay: Any = None
+
+    @property
+    def optimizer(self) -> str:
+        """The name of our optimizer: AdamW has the option amsgrad, RAdam has not."""
+        return "adamw" if "amsgrad" in self.model_fields_set else "radam"
 
 
-def is_group(group: object) -> bool:
-    if not isinstance(group, dict) or not is_like(group.get("params"), [natural]):
-        return False
-    return all(
-        is_like(plain(group[option]), (number, [number])) for option in OPTIONS if option in group
-    )
+class OptimizerState(BaseModel):
+    """The state dict of a torch optimizer; `state` holds a mapping per number of a parameter."""
+
+    state: dict[Any, Any]
+    param_groups: list[Group] = Field(min_length=1)
+
+    @property
+    def name(self) -> str:
+        return self.param_groups[0].optimizer
 
 
-def optimizer_name(groups: list[dict[str, Any]]) -> str:
-    """Which of our optimizers the groups are of: AdamW has the option amsgrad, RAdam has not."""
-    return "adamw" if "amsgrad" in groups[0] else "radam"
+def read_optimizer(state: object) -> OptimizerState:
+    """Raises InputError if this is no state of a torch optimizer."""
+    try:
+        return OptimizerState.model_validate(state)
+    except ValidationError:
+        raise InputError(
+            "'optimizer' is no state of a torch optimizer: it must hold 'state' and 'param_groups'"
+        ) from None
 
 
 def our_optimizer_state(
-    state: Mapping[str, Any] | None, names: list[str], network: nn.Module, config: OptimizerConfig
+    state: OptimizerState | None, names: list[str], network: nn.Module, config: OptimizerConfig
 ) -> tuple[dict[str, Any], list[str]]:
-    """The state in our order of parameters and with the options of `config`, and notes on what that changes.
+    """Translates a state into our order of parameters, with the options of `config`.
 
-    names: the reference's parameters in the order of its state dict, in which its optimizer numbers them, with or without
-    those that are not trained. A state that cannot go on here gives a fresh one and a note; so does None, without.
-    Raises InputError for a state that is of another network, or of none.
+    Args:
+        state: The reference's state; None gives a fresh one.
+        names: The reference's parameters in the order of its state dict, in which its optimizer
+            numbers them, with or without those that are not trained.
+        network: Our network.
+        config: Our settings.
+
+    Returns:
+        The state, which is fresh if the reference's cannot be continued, and notes on what changes.
+
+    Raises:
+        InputError: If the state is of another network.
     """
     fresh = make_optimizer(config, network.parameters()).state_dict()
     if state is None:
         return fresh, []
-    groups = parameter_groups(state)
-    if len(groups) > 1:
+    if len(state.param_groups) > 1:
         return fresh, [
-            f"'optimizer' has {len(groups)} groups of parameters, in an order that nothing tells: {ANEW}"
+            f"'optimizer' has {len(state.param_groups)} groups of parameters, and their order is "
+            f"unknown: {FRESH}"
         ]
-    if optimizer_name(groups) != config.name:
-        return fresh, [
-            f"'optimizer' is of {optimizer_name(groups)}, and optimizer.name is {config.name}: {ANEW}"
-        ]
+    if state.name != config.name:
+        return fresh, [f"'optimizer' is {state.name}, and optimizer.name is {config.name}: {FRESH}"]
 
+    (group,) = state.param_groups
     parameters = dict(network.named_parameters())
     trained = [name for name, parameter in parameters.items() if parameter.requires_grad]
-    numbers = groups[0]["params"]
-    orders = (
-        [name for name in names if name in trained],
-        [name for name in names if name in parameters],
-    )
-    order = next((order for order in orders if len(order) == len(numbers)), None)
-    if order is None:
-        raise InputError(
-            f"'optimizer' is of {len(numbers)} parameters, the network has {len(trained)} that are trained"
-        )
+    order = order_of(group, names, parameters)
     entries = {
-        name: state["state"].get(number) for name, number in zip(order, numbers, strict=True)
+        name: state.state.get(number) for name, number in zip(order, group.params, strict=True)
     }
     kept = {name: entry for name in trained if (entry := entries[name]) is not None}
-    other = [
-        name
-        for name, entry in kept.items()
-        if not isinstance(entry, Mapping) or entry.keys() != {"step", *MOMENTS}
-    ]
-    if other:
-        return fresh, [
-            f"'optimizer' is not AdamW or RAdam as torch has them by default (see {other[0]}): {ANEW}"
-        ]
+    for name, entry in kept.items():
+        if not isinstance(entry, Mapping) or entry.keys() != {"step", *MOMENTS}:
+            return fresh, [f"'optimizer' is not torch's AdamW or RAdam (see {name}): {FRESH}"]
 
-    ours = {
-        **fresh,
-        "state": {
-            trained.index(name): moments(kept[name], name, parameters[name]) for name in kept
-        },
-    }
-    notes = changed_options(groups[0], fresh["param_groups"][0])
+    ours = {trained.index(name): moments(kept[name], name, parameters[name]) for name in kept}
+    notes = changed_options(group, fresh["param_groups"][0])
     if len(kept) < len(trained):
         missing = next(name for name in trained if name not in kept)
         notes.append(
-            f"'optimizer' keeps nothing of {len(trained) - len(kept)} parameters, such as {missing}: they start anew"
+            f"'optimizer' lacks {len(trained) - len(kept)} parameters, such as {missing}: "
+            "they start with fresh moments"
         )
-    return ours, notes
+    return {**fresh, "state": ours}, notes
+
+
+def order_of(group: Group, names: list[str], parameters: Mapping[str, nn.Parameter]) -> list[str]:
+    """The names of the parameters that the group numbers.
+
+    Raises:
+        InputError: If their number fits neither all parameters nor those that are trained.
+    """
+    everything = [name for name in names if name in parameters]
+    trained = [name for name in everything if parameters[name].requires_grad]
+    for order in (trained, everything):
+        if len(order) == len(group.params):
+            return order
+    raise InputError(
+        f"'optimizer' is of {len(group.params)} parameters, the network trains {len(trained)}"
+    )
 
 
 def moments(entry: Mapping[str, Any], name: str, parameter: Tensor) -> dict[str, Tensor]:
-    """What the optimizer keeps of one parameter. Raises InputError where it cannot be of this one."""
+    """What the optimizer keeps of one parameter. Raises InputError for other shapes."""
     for moment in MOMENTS:
-        if not is_plain(entry[moment]) or entry[moment].shape != parameter.shape:
+        if not is_finite_tensor(entry[moment]) or entry[moment].shape != parameter.shape:
             raise InputError(
-                f"{moment} in 'optimizer' is not {list(parameter.shape)} finite numbers, the shape of {name}"
+                f"{moment} of {name} in 'optimizer' is not {list(parameter.shape)} finite numbers"
             )
     step = plain(entry["step"])
     if not isinstance(step, int | float) or not 0 <= step < 2**53:
-        raise InputError(f"step in 'optimizer' is not a number for {name}")
+        raise InputError(f"step of {name} in 'optimizer' is not a number of steps")
     return {
         "step": torch.as_tensor(step, dtype=torch.float32),
         **{moment: entry[moment].float() for moment in MOMENTS},
     }
 
 
-def changed_options(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    """A note on each option with which training goes on otherwise than it went so far."""
+def changed_options(theirs: Group, ours: Mapping[str, Any]) -> list[str]:
+    """A note on each option that training continues with another value of."""
     notes = [
-        f"'optimizer' went by {option} {plain(theirs[option])}; training goes on with {plain(ours[option])}"
+        f"'optimizer' had {option} {value}; training continues with {plain(ours[option])}"
         for option in OPTIONS
-        if option in theirs and plain(theirs[option]) != plain(ours[option])
+        if (value := getattr(theirs, option)) is not None and value != plain(ours[option])
     ]
-    if theirs.get("weight_decay") and theirs.get("decoupled_weight_decay") is False:
+    if theirs.weight_decay and theirs.decoupled_weight_decay is False:
         notes.append(
-            "'optimizer' added its weight decay to the gradient; training goes on with decoupled weight decay"
+            "'optimizer' added its weight decay to the gradient; training continues with "
+            "decoupled weight decay"
         )
     return notes

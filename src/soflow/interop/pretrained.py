@@ -1,9 +1,10 @@
-"""Weights to begin with: of a DiT or a SiT, which know one time, or of the very network that is trained.
+"""Initial weights: those of a DiT or a SiT, which take one time, or of the same network.
 
-A DiT has no embedding of t - s. Here it starts at zero, so that the network is the pretrained one at every s:
+A DiT has no embedding of t - s. Here that embedding starts at zero, so that the network equals the
+pretrained one at every s:
 
-    F(x, t, s, y) = DiT(x, t, y)                       init_time "same"
-    F(x, t, s, y) = -DiT(x, 1 - t, y)                  init_time "reversed": SiT's velocity leads from noise to data
+    F(x, t, s, y) = DiT(x, t, y)         init_time "same"
+    F(x, t, s, y) = -DiT(x, 1 - t, y)    init_time "reversed": SiT goes from noise to data
 """
 
 from collections.abc import Mapping
@@ -14,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from soflow.errors import InputError
-from soflow.interop.files import named_tensors, read_file, require_fit
 from soflow.interop.sizes import read_sizes
+from soflow.interop.weights import named_tensors, read_file, require_fit
 from soflow.networks.dit import DiT
 from soflow.networks.embeddings import frequencies
 from soflow.run.folder import find_run
 
-#: Where training scripts put the weights among other things, the averaged ones first.
+#: Names that training scripts give to weights, averaged ones first.
 PLACES = ("ema_model", "ema", "model", "state_dict")
 
 TABLE = "y_embedder.embedding_table.weight"
@@ -29,15 +30,23 @@ TABLE = "y_embedder.embedding_table.weight"
 def load_pretrained(
     network: nn.Module, source: Path, time: Literal["same", "reversed"] = "same"
 ) -> list[str]:
-    """Gives `network` the weights that `source` holds: a file, or a run of ours, whose averaged weights are taken.
+    """Loads initial weights into a network.
 
-    Returns notes for people: what was taken, and what could not be as it is. Raises InputError for what cannot be read, and
-    for weights of another network.
+    Args:
+        network: The network.
+        source: A file of weights, or a run, whose averaged weights are taken.
+        time: "same", or "reversed" for a SiT, whose time runs from noise to data.
+
+    Returns:
+        Notes on what was loaded and what was changed.
+
+    Raises:
+        InputError: If the weights cannot be read or are of another network.
     """
     weights, notes = find_weights(source)
     if time == "reversed" and any(name.startswith("s_embedder.") for name in weights):
         raise InputError(
-            f"init_time=reversed is for networks of one time; {source} knows t and t - s: leave it out"
+            f"init_time=reversed is for networks of one time; {source} has t and t - s"
         )
     if isinstance(network, DiT) and "x_embedder.proj.weight" in weights:
         require_same_size(weights, network, source)
@@ -53,29 +62,23 @@ def load_pretrained(
 
 
 def find_weights(source: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """The weights in a file or a run, and a note that says which they are."""
+    """The weights in a file or a run, and a note on which they are."""
     if source.is_dir():
-        _, checkpoint, notes = find_run(source)
+        _, checkpoint = find_run(source)
         return checkpoint.weights("ema"), [
-            *notes,
-            f"beginning with the averaged weights of {checkpoint.path}",
+            f"starting from the averaged weights of {checkpoint.path}",
         ]
     content = read_file(source)
-    places = [
-        name
-        for name in PLACES
-        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping)
-    ]
-    places = [name for name in places if content[name]]  # some scripts leave an empty one
-    if not places:
-        return named_tensors(content, str(source)), [f"beginning with {source}"]
-    return named_tensors(content[places[0]], f"'{places[0]}' in {source}"), [
-        f"beginning with '{places[0]}' of {source}"
-    ]
+    for name in PLACES:
+        found = content.get(name) if isinstance(content, Mapping) else None
+        if isinstance(found, Mapping) and found:  # some scripts leave an empty one
+            what = f"'{name}' in {source}"
+            return named_tensors(found, what), [f"starting from {what}"]
+    return named_tensors(content, str(source)), [f"starting from {source}"]
 
 
 def require_same_size(weights: Mapping[str, Tensor], network: DiT, source: Path) -> None:
-    """Raises InputError, naming the settings to change, unless the weights are of a DiT as large as `network`."""
+    """Raises InputError, with the settings to change, if the sizes of two DiTs differ."""
     ours, theirs = (
         read_sizes({**state, "pos_embed": network.pos_embed}, str(source))
         for state in (network.state_dict(), weights)
@@ -86,17 +89,17 @@ def require_same_size(weights: Mapping[str, Tensor], network: DiT, source: Path)
         if value != ours.network[key]
     ]
     if other:
-        raise InputError(f"{source} holds a network of another size: set {' '.join(other)}")
+        raise InputError(f"{source} is of a network of another size: set {' '.join(other)}")
     if theirs.shape[0] != ours.shape[0]:
         raise InputError(
-            f"{source} holds a network for {theirs.shape[0]} channels, data.shape has {ours.shape[0]}"
+            f"{source} is for {theirs.shape[0]} channels, data.shape has {ours.shape[0]}"
         )
 
 
 def as_ours(weights: dict[str, Tensor], network: DiT) -> tuple[dict[str, Tensor], list[str]]:
-    """The weights of a DiT or SiT as ours; what does not answer to ours is left for the comparison with the network."""
+    """The weights of a DiT or SiT, changed to fit our network where that is possible."""
     weights, expected = dict(weights), network.state_dict()
-    notes = [f"no file tells the number of attention heads: network.heads={network.heads} it is"]
+    notes = [f"the file does not hold the number of attention heads: {network.heads} are used"]
 
     if not any(name.startswith("s_embedder.") for name in weights):
         weights |= {
@@ -104,18 +107,15 @@ def as_ours(weights: dict[str, Tensor], network: DiT) -> tuple[dict[str, Tensor]
             for name, tensor in expected.items()
             if name.startswith("s_embedder.")
         }
+        # The embedding of t - s starts at zero. Its first layer stays random, so that it can learn.
         for name in ("s_embedder.mlp.2.weight", "s_embedder.mlp.2.bias"):
-            weights[
-                name
-            ].zero_()  # the embedding of t - s; its first layer stays random, so that it can learn
+            weights[name].zero_()
 
-    # learn_sigma: a DiT's last layer also puts out a variance, as further channels of every pixel
+    # learn_sigma: the last layer of a DiT also returns a variance, as more channels of every pixel
     for name in ("final_layer.linear.weight", "final_layer.linear.bias"):
         if name in weights and list(weights[name].shape[:1]) == [2 * len(expected[name])]:
-            pixels = network.patch**2
-            weights[name] = (
-                weights[name].unflatten(0, (pixels, -1))[:, : network.channels].flatten(0, 1)
-            )
+            parts = weights[name].unflatten(0, (network.patch**2, -1))
+            weights[name] = parts[:, : network.channels].flatten(0, 1)
             if name.endswith("weight"):
                 notes.append("its learned variance is left out")
 
@@ -123,18 +123,20 @@ def as_ours(weights: dict[str, Tensor], network: DiT) -> tuple[dict[str, Tensor]
         rows, wanted = len(weights[TABLE]), len(expected[TABLE])
         if rows == wanted - 1:
             raise InputError(
-                f"its label table has {rows} rows, the last one for no label: set data.num_classes={rows - 1}"
+                f"its label table has {rows} rows, the last one for no label: "
+                f"set data.num_classes={rows - 1}"
             )
         if rows != wanted:
             weights[TABLE] = weights[TABLE][-1:].expand(wanted, -1).clone()
             notes.append(
-                f"it has {rows - 1} classes, data.num_classes is {wanted - 1}: each begins as its null label"
+                f"it has {rows - 1} classes, data.num_classes is {wanted - 1}: "
+                "each starts as its null label"
             )
 
     positions = weights.get("pos_embed", expected["pos_embed"])
     like = expected["pos_embed"].shape
     if positions.ndim == 3 and positions.shape[1] != like[1] and positions.shape[2] == like[2]:
-        notes.append("it is of another image size: positions are those of data.shape")
+        notes.append("it is of another image size: positions are computed for data.shape")
         positions = expected["pos_embed"]
     weights["pos_embed"] = positions
     return weights, notes
@@ -143,7 +145,8 @@ def as_ours(weights: dict[str, Tensor], network: DiT) -> tuple[dict[str, Tensor]
 def reverse_time(weights: dict[str, Tensor]) -> None:
     """From G to -G(x, 1 - t), in place.
 
-    The embedding of time is linear in cos(w t) and sin(w t) up to the first activation, and so is that of 1 - t:
+    The embedding of time is linear in cos(w t) and sin(w t) up to the first activation, and so is
+    the embedding of 1 - t:
 
         cos(w - w t) = cos(w) cos(w t) + sin(w) sin(w t)
         sin(w - w t) = sin(w) cos(w t) - cos(w) sin(w t)

@@ -1,12 +1,12 @@
-"""Checkpoints of the paper's reference implementation become run folders.
+"""Turns checkpoints of the paper's reference implementation into run folders.
 
-Such a checkpoint is a dict of 'model', 'ema_model', 'optimizer', 'finished_steps' and 'finished_epochs', its parameters
-named `network.NAME`; beside it lies a flat YAML, which interop/settings.py reads.
+Such a checkpoint is a dict of 'model', 'ema_model', 'optimizer', 'finished_steps' and
+'finished_epochs'. Its parameters are named `network.NAME`. A flat YAML file lies beside it.
 """
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,27 +17,38 @@ from torch import Tensor, nn
 from soflow.assemble import make_network
 from soflow.config import Config
 from soflow.config.reading import override, validate
-from soflow.data.sources import KINDS, SOURCES
+from soflow.data.sources import LOOKS_LIKE, SOURCES
 from soflow.errors import InputError, in_short
-from soflow.interop.files import named_tensors, plain, read_file, require_fit
-from soflow.interop.optimizer import ANEW, optimizer_name, our_optimizer_state, parameter_groups
+from soflow.interop.optimizer import FRESH, OptimizerState, our_optimizer_state, read_optimizer
 from soflow.interop.settings import Translation, model_type, read_settings, translate
 from soflow.interop.sizes import Sizes, read_sizes
+from soflow.interop.weights import named_tensors, plain, read_file, require_fit
 from soflow.networks.dit import SIZES
 from soflow.run.checkpoint import TrainState, save_checkpoint
 from soflow.run.folder import RunFolder
+from soflow.system.progress import stage
 
 KNOWN = ("model", "ema_model", "optimizer", "finished_steps", "finished_epochs")
 
 
 @dataclass(frozen=True)
 class Imported:
-    """A run folder made from a checkpoint of the reference implementation, and what a person should know of it."""
+    """A run folder made from a checkpoint of the reference implementation.
+
+    Attributes:
+        folder: The run folder.
+        config: Its configuration.
+        sizes: The sizes of the network, read off the weights.
+        facts: Other settings that the checkpoint reveals, as `key=value`.
+        step: The number of steps done.
+        translation: What the settings of the YAML file became.
+        notes: What a person should know.
+    """
 
     folder: RunFolder
     config: Config
     sizes: Sizes
-    told: list[str]  # settings that the checkpoint tells, beside the sizes
+    facts: list[str]
     step: int
     translation: Translation
     notes: list[str]
@@ -45,13 +56,13 @@ class Imported:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a checkpoint holds, under our names."""
+    """The parts of a checkpoint, under our names, and notes on what is missing or left out."""
 
     weights: dict[str, Tensor]
     average: dict[str, Tensor]
-    optimizer: Mapping[str, Any] | None
+    optimizer: OptimizerState | None
     step: int
-    notes: list[str]  # on what was not found, or left out
+    notes: list[str]
 
 
 def import_checkpoint(
@@ -60,26 +71,33 @@ def import_checkpoint(
     out: str | Path,
     heads: int | None = None,
     overrides: Sequence[str] = (),
-    on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Imported:
-    """Makes the run folder `out` from a checkpoint of the reference implementation and its YAML file `settings`.
+    """Makes a run folder from a checkpoint of the reference implementation.
 
-    heads: attention heads of a DiT; by default those of the setting model_type. overrides: `key=value` in our keys, e.g.
-    data.source=digits. `on_stage` hears what is being done. The folder is there whole or not at all; the YAML lies in it as
-    reference.yaml. Raises InputError for files that cannot be used, and for a folder that is there already.
+    The folder appears as a whole or not at all. It keeps the YAML file as reference.yaml.
+
+    Args:
+        checkpoint: The checkpoint.
+        settings: The YAML file that it was trained with.
+        out: The run folder to make.
+        heads: Attention heads of a DiT; by default those of the setting model_type.
+        overrides: `key=value` in our keys, e.g. data.source=digits.
+
+    Raises:
+        InputError: If a file cannot be used, or the folder exists already.
     """
     checkpoint, settings, out = Path(checkpoint), Path(settings), Path(out).absolute()
     require_new(out)
     flat = read_settings(settings)
-    on_stage(f"reading {checkpoint}")
-    parts = read_parts(checkpoint)
+    with stage(f"reading {checkpoint}"):
+        parts = read_parts(checkpoint)
     sizes = read_sizes(parts.weights, str(checkpoint))
     try:
         translation = translate(flat, sizes, heads)
     except InputError as error:
         raise InputError(f"{settings}: {error}") from None
-    values, told = translation.config.model_dump(mode="json"), facts(parts)
-    override(values, [*told, *overrides])
+    values, facts = translation.config.model_dump(mode="json"), facts_in(parts)
+    override(values, [*facts, *overrides])
     config = validate(values)
 
     with torch.device("meta"):
@@ -89,25 +107,17 @@ def import_checkpoint(
     network.load_state_dict(
         {name: tensor.float() for name, tensor in parts.weights.items()}, assign=True
     )
-    optimizer, remarks = our_optimizer_state(
+    optimizer, changes = our_optimizer_state(
         parts.optimizer, list(parts.weights), network, config.optimizer
     )
-    on_stage(f"writing {out}")
-    write_run(out, config, network, parts, optimizer, settings)
-    notes = [*parts.notes, *doubts(flat, sizes, heads), *remarks]
-    if config.data.source not in KINDS:
-        notes.append(
-            f"{config.data.source} is no known source: to train on or evaluate, import with data.source=NAME"
-        )
-    elif config.data.source not in SOURCES:
-        notes.append(
-            f"its data are looked for at {config.data.path}: to train on others, import with data.path=PLACE"
-        )
-    return Imported(RunFolder(out), config, sizes, told, parts.step, translation, notes)
+    with stage(f"writing {out}"):
+        write_run(out, config, network, parts, optimizer, settings)
+    notes = [*parts.notes, *contradictions(flat, sizes, heads), *changes, *data_notes(config)]
+    return Imported(RunFolder(out), config, sizes, facts, parts.step, translation, notes)
 
 
 def require_new(out: Path) -> None:
-    """Raises InputError unless a run folder can be made at `out`: nothing is there, or an empty folder."""
+    """Raises InputError unless a run folder can be made here: nothing, or an empty folder."""
     try:
         taken = out.exists() and not (out.is_dir() and not any(out.iterdir()) and out != Path.cwd())
     except OSError as error:
@@ -115,93 +125,88 @@ def require_new(out: Path) -> None:
             f"cannot write {out}: {error.strerror}; choose another run folder with --out"
         ) from None
     if taken:
-        raise InputError(f"{out} is there already: choose another run folder with --out")
+        raise InputError(f"{out} exists already: choose another run folder with --out")
 
 
 def read_parts(checkpoint: Path) -> Parts:
-    """A checkpoint's parts. Raises InputError for a file that is none, or lacks what nothing can stand in for."""
+    """Reads a checkpoint. Raises InputError if it is none, or lacks what is needed."""
     content = read_file(checkpoint)
-    content = (
-        {name: part for name, part in content.items() if part is not None}
-        if isinstance(content, Mapping)
-        else {}
-    )
+    if not isinstance(content, Mapping):
+        content = {}
+    content = {name: part for name, part in content.items() if part is not None}
     found = [name for name in ("model", "ema_model") if name in content]
     if not found or "finished_steps" not in content:
         raise InputError(
-            f"{checkpoint} is no checkpoint of the reference implementation, a dict of {', '.join(KNOWN)}; "
-            "weights alone can start a run: soflow train RECIPE init_from=FILE"
+            f"{checkpoint} is no checkpoint of the reference implementation, a dict of "
+            f"{', '.join(KNOWN)}; weights alone can start a run: "
+            "soflow train RECIPE init_from=FILE"
         )
     weights, average = (
         named_tensors(content[name], f"'{name}' in {checkpoint}") for name in (found[0], found[-1])
     )
     notes = []
     if len(found) == 1:
-        notes.append(
-            f"{checkpoint} holds only '{found[0]}': it stands for the averaged weights and the raw ones"
-        )
+        notes.append(f"{checkpoint} holds only '{found[0]}': it is used as raw and as averaged")
     if "optimizer" not in content:
-        notes.append(f"{checkpoint} has no 'optimizer': {ANEW}")
+        notes.append(f"{checkpoint} has no 'optimizer': {FRESH}")
     notes += [
         f"{checkpoint} also holds {in_short(name)}, which is left out"
         for name in content
         if name not in KNOWN
     ]
-    return Parts(
-        weights,
-        average,
-        content.get("optimizer"),
-        whole_number(content["finished_steps"], checkpoint),
-        notes,
+    optimizer = read_optimizer(content["optimizer"]) if "optimizer" in content else None
+    step = steps_done(content["finished_steps"], checkpoint)
+    return Parts(weights, average, optimizer, step, notes)
+
+
+def steps_done(value: Any, checkpoint: Path) -> int:
+    """The number of steps, also from 3.0 or tensor(3). Raises InputError for anything else."""
+    step: Any = plain(value)
+    number = isinstance(step, int | float) and not isinstance(step, bool)
+    if number and 0 <= step < 10**9 and step == int(step):
+        return int(step)
+    raise InputError(
+        f"'finished_steps' in {checkpoint} is {in_short(step)}: it must be the number of steps done"
     )
 
 
-def whole_number(step: object, checkpoint: Path) -> int:
-    """The number of steps done, also from 3.0 or tensor(3). Raises InputError for anything else."""
-    step = plain(step)
-    if (
-        isinstance(step, bool)
-        or not isinstance(step, int | float)
-        or not 0 <= step < 10**9
-        or step != int(step)
-    ):
-        raise InputError(
-            f"'finished_steps' in {checkpoint} is {in_short(step)}: it must be the number of steps done"
-        )
-    return int(step)
-
-
-def facts(parts: Parts) -> list[str]:
-    """Settings that the checkpoint tells and no YAML needs to, as `key=value`."""
+def facts_in(parts: Parts) -> list[str]:
+    """Settings that the checkpoint itself reveals, as `key=value`."""
     float64 = any(tensor.dtype == torch.float64 for tensor in parts.average.values())
-    told = [f"ema.float64={str(float64).lower()}"]
+    facts = [f"ema.float64={str(float64).lower()}"]
     if parts.optimizer is not None:
-        told.append(f"optimizer.name={optimizer_name(parameter_groups(parts.optimizer))}")
-    return told
+        facts.append(f"optimizer.name={parts.optimizer.name}")
+    return facts
 
 
-def doubts(settings: Mapping[str, Any], sizes: Sizes, heads: int | None) -> list[str]:
-    """What in the settings the weights contradict."""
+def contradictions(settings: Mapping[str, Any], sizes: Sizes, heads: int | None) -> list[str]:
+    """Notes on settings that the weights contradict."""
     notes = []
     size, patch = model_type(settings)
     found = [str(sizes.network.get(key)) for key in ("depth", "width", "patch")]
     if size and found != [str(SIZES[size][0]), str(SIZES[size][1]), patch]:
-        notes.append(
-            f"model_type is {settings['model_type']}, but the weights have depth {found[0]}, width {found[1]}, "
-            f"patch {found[2]}"
-            + (
-                ""
-                if heads
-                else f"; its number of heads, {SIZES[size][2]}, was taken: give --heads N if it is another"
-            )
+        note = (
+            f"model_type is {settings['model_type']}, but the weights have depth {found[0]}, "
+            f"width {found[1]}, patch {found[2]}"
         )
+        if not heads:
+            note += f"; its {SIZES[size][2]} heads were taken: give --heads N for another number"
+        notes.append(note)
     side, data_size = sizes.shape[-1], settings.get("data_size")
-    if isinstance(data_size, int) and data_size not in (
-        side,
-        8 * side,
-    ):  # pixels, eight of them to a latent one
+    # in pixels, or in latents, which have an eighth of them
+    if isinstance(data_size, int) and data_size not in (side, 8 * side):
         notes.append(f"data_size is {data_size}, the weights are for samples of {side} x {side}")
     return notes
+
+
+def data_notes(config: Config) -> list[str]:
+    """A note on where training and evaluation will look for data."""
+    source, path = config.data.source, config.data.path
+    if source not in SOURCES:
+        return [f"{source} is no known source: to train or evaluate, import with data.source=NAME"]
+    if source in LOOKS_LIKE:
+        return [f"data are read from {path}: to use others, import with data.path=PLACE"]
+    return []
 
 
 def write_run(
@@ -212,7 +217,7 @@ def write_run(
     optimizer: Mapping[str, Any],
     settings: Path,
 ) -> None:
-    """Writes the run folder beside its place and renames it. Raises InputError where it cannot be written."""
+    """Writes the run folder beside its place and renames it. Raises InputError if it cannot."""
     precision = torch.float64 if config.ema.float64 else torch.float32
     average = {name: tensor.to(precision) for name, tensor in parts.average.items()}
     partial = RunFolder(out.with_name(f".{out.name}.partial"))

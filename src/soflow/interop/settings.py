@@ -1,4 +1,4 @@
-"""The flat YAML of the reference implementation, in our words; nothing in it is dropped in silence."""
+"""Translates the flat YAML of the reference implementation and accounts for every setting."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -35,13 +35,13 @@ KEYS = {
     "dataset_type": "data.source",
 }
 
-#: Its keys whose three entries are of flow matching, s and t.
+#: Its keys with three entries: of flow matching, s and t.
 TIMES = {
     name: [f"objective.times.{density}.{part}" for density in ("flow_matching", "s", "t")]
     for name, part in (("time_mean", "mean"), ("time_std", "std"))
 }
 
-#: Its words, where ours are others.
+#: Its words that differ from ours.
 WORDS = {
     "noising_type": {"Linear": "linear", "Trig": "trig"},
     "coefficient_type": {"Euler": "euler", "Trig": "trig"},
@@ -53,35 +53,43 @@ WORDS = {
     },
 }
 
-#: What the weights tell better.
+#: Settings that are read off the weights instead.
 READ_OFF = ("model_type", "data_size")
 
 
 @dataclass(frozen=True)
 class Translation:
-    """Our configuration, and for people a line on each setting: what it became, or that nothing here answers to it."""
+    """Our configuration, and lines for people on what each setting became.
+
+    Attributes:
+        config: The configuration.
+        recipe: The shipped recipe with which the YAML file was completed.
+        used: What each known setting became.
+        unused: Settings with unknown names.
+        assumed: Our settings that the file lacks, as the recipe has them.
+    """
 
     config: Config
-    recipe: str  # the shipped one that has the rest
+    recipe: str
     used: list[str]
-    unused: list[str]  # names that are not known here
-    assumed: list[str]  # what the file does not tell, as the recipe has it
+    unused: list[str]
+    assumed: list[str]
 
 
 def read_settings(file: Path) -> dict[str, Any]:
-    """The flat mapping that the file holds. Raises InputError for anything else."""
+    """Reads the file. Raises InputError if it is no flat YAML of the reference implementation."""
     if not file.is_file():
         raise InputError(f"there is no file {file}")
     try:
         text = read_text(file)
     except InputError as error:
         raise InputError(
-            f"{error}: --config takes the YAML file, the checkpoint stands before it"
+            f"{error}: --config takes the YAML file, the checkpoint comes before it"
         ) from None
     values = parse_yaml(text, str(file))
     if not isinstance(values, dict) or not values.keys() & {*KEYS, *TIMES, *READ_OFF}:
         raise InputError(
-            f"{file} is no YAML of the reference implementation: it sets none of {', '.join(KEYS)}"
+            f"{file} is no YAML of the reference implementation: it has none of {', '.join(KEYS)}"
         )
     return {str(name): value for name, value in values.items()}
 
@@ -92,16 +100,22 @@ def words(value: Any) -> str:
 
 
 def translate(settings: Mapping[str, Any], sizes: Sizes, heads: int | None = None) -> Translation:
-    """Our configuration of a run with these flat settings and a network of these sizes.
+    """Translates flat settings into our configuration.
 
-    heads: attention heads of a DiT; None takes them from the setting model_type. Raises InputError for values that cannot
-    be, for a model_type that the weights are not of, and for a DiT whose heads are not known.
+    Args:
+        settings: The flat settings.
+        sizes: The sizes of the network.
+        heads: Attention heads of a DiT; by default those of the setting model_type.
+
+    Raises:
+        InputError: If a value is out of range, model_type contradicts the weights, or the number of
+            heads is unknown.
     """
     require_kind(settings, sizes)
     recipe = recipe_for(settings, sizes)
     values = read_recipe(recipe).model_dump(mode="json")
-    told = list(in_our_words(settings))
-    for _, key, value in told:
+    translated = list(in_our_words(settings))
+    for _, key, value in translated:
         put(values, key, value)
     values["description"] = "imported from a checkpoint of the reference implementation"
     values["data"] |= {"shape": list(sizes.shape), "num_classes": sizes.num_classes}
@@ -109,7 +123,7 @@ def translate(settings: Mapping[str, Any], sizes: Sizes, heads: int | None = Non
     if sizes.network["name"] == "dit":
         values["network"]["heads"] = heads_of(settings, sizes) if heads is None else heads
     elif heads is not None:
-        raise InputError("--heads is for a DiT, and the weights are a UNet's: leave it out")
+        raise InputError("--heads is for a DiT, and the weights are of a UNet: leave it out")
     if not sizes.augment_labels:
         values["data"]["augment"] = 0.0
     if not sizes.num_classes:
@@ -117,7 +131,8 @@ def translate(settings: Mapping[str, Any], sizes: Sizes, heads: int | None = Non
     config = validate(values)
 
     used = [
-        f"{name}: {words(settings[name])} -> {key}={lookup(config, key)}" for name, key, _ in told
+        f"{name}: {words(settings[name])} -> {key}={lookup(config, key)}"
+        for name, key, _ in translated
     ]
     used += [
         f"{name}: {words(settings[name])} (the sizes are those of the weights)"
@@ -129,42 +144,43 @@ def translate(settings: Mapping[str, Any], sizes: Sizes, heads: int | None = Non
         for name, value in settings.items()
         if name not in {*KEYS, *TIMES, *READ_OFF}
     ]
-    known = {key for _, key, _ in told}
-    places = {
-        key: name
-        for name in KEYS.keys() | TIMES.keys()
-        for key in (TIMES.get(name) or [KEYS[name]])
-    }
+    known = {key for _, key, _ in translated}
+    empty = {key: name for name, key in our_keys() if name in settings}
+    missing = sorted(key for _, key in our_keys() if key not in known)
     assumed = [
         f"{key}={lookup(config, key)}"
-        + (f" (the YAML has {name}: null)" if name in settings else "")
-        for key, name in sorted(places.items())
-        if key not in known
+        + (f" (the YAML has {empty[key]}: null)" if key in empty else "")
+        for key in [*missing, *keys_without_setting(sizes)]
     ]
-    assumed += [f"{key}={lookup(config, key)}" for key in untold(sizes)]
     return Translation(config, recipe, used, unused, assumed)
 
 
-def untold(sizes: Sizes) -> list[str]:
-    """Keys that no known setting tells, nor the weights."""
+def our_keys() -> Iterator[tuple[str, str]]:
+    """(its key, our key) of every setting that can be translated."""
+    yield from KEYS.items()
+    yield from ((name, key) for name, keys in TIMES.items() for key in keys)
+
+
+def keys_without_setting(sizes: Sizes) -> list[str]:
+    """Our keys that neither a setting nor the weights determine."""
     if sizes.network["name"] == "dit":
         return ["ema.every"]
     return ["ema.every", "network.dropout", *(["data.augment"] if sizes.augment_labels else [])]
 
 
 def in_our_words(settings: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
-    """(its key, our key, our value) of every setting that has a value and a place here."""
+    """(its key, our key, our value) of every setting that has a value and can be translated."""
     for name, value in settings.items():
         if name == "cfg_scale" and (
             value is None or (isinstance(value, int | float) and value <= 1)
         ):
-            yield name, KEYS[name], 1.0  # it guides above 1 only
+            yield name, KEYS[name], 1.0  # the reference guides only above 1
         elif value is None:
             continue
         elif name in TIMES:
             if not isinstance(value, list) or len(value) != 3:
                 raise InputError(
-                    f"{name} is {words(value)}: it must list three numbers, of flow matching, s and t"
+                    f"{name} is {words(value)}: it must be three numbers, for flow matching, s, t"
                 )
             yield from ((name, key, number) for key, number in zip(TIMES[name], value, strict=True))
         elif name in WORDS:
@@ -178,20 +194,18 @@ def in_our_words(settings: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
 
 
 def source_of(dataset_type: str) -> dict[str, str]:
-    """Where its data are to be found, in our keys; under its own name where we know none."""
+    """Our keys for its data; an unknown source keeps its own name."""
     for name, recipe in (("cifar", "cifar10"), ("imagenet", "imagenet256-b2")):
         if name in dataset_type.lower():
             data = read_recipe(recipe).data
             return {"data.source": data.source, "data.path": data.path}
     return {
-        "data.source": next(
-            (name for name in SOURCES if name in dataset_type.lower()), dataset_type
-        )
+        "data.source": next((name for name in SOURCES if name in dataset_type.lower()), dataset_type)
     }
 
 
 def model_type(settings: Mapping[str, Any]) -> tuple[str, str]:
-    """Size and patch that model_type names, such as ("XL", "2") for DiT-XL-2; ("", "") for any other."""
+    """Size and patch of a DiT, such as ("XL", "2") for DiT-XL-2; ("", "") for any other name."""
     match str(settings.get("model_type")).split("-"):
         case ["DiT", size, patch] if size in SIZES:
             return size, patch
@@ -199,33 +213,35 @@ def model_type(settings: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def require_kind(settings: Mapping[str, Any], sizes: Sizes) -> None:
-    """Raises InputError where model_type names one kind of network and the weights are the other."""
+    """Raises InputError if model_type and the weights are of different kinds of network."""
     kind = str(settings.get("model_type")).lower()
     if kind.startswith(("dit", "unet")) and not kind.startswith(sizes.network["name"]):
         raise InputError(
-            f"model_type is {settings['model_type']}, but the weights are a {sizes.network['name']}'s"
+            f"model_type is {settings['model_type']}, but the weights are of a "
+            f"{sizes.network['name']}"
         )
 
 
 def heads_of(settings: Mapping[str, Any], sizes: Sizes) -> int:
-    """The attention heads of the size that model_type names; weights do not tell them."""
+    """The attention heads of a DiT, which only model_type reveals."""
     size, _ = model_type(settings)
     if not size:
         raise InputError(
-            f"the number of attention heads cannot be read off the weights, and model_type, {settings.get('model_type')}, "
-            f"is none of DiT-{{{','.join(SIZES)}}}-PATCH: give --heads N"
+            "the number of attention heads cannot be read off the weights, and model_type "
+            f"{words(settings.get('model_type'))} is not DiT-{{{','.join(SIZES)}}}-PATCH: "
+            "give --heads N"
         )
     heads = SIZES[size][2]
     if sizes.network["width"] % heads:
         raise InputError(
-            f"the {heads} attention heads of model_type {settings['model_type']} do not divide the weights' width, "
-            f"{sizes.network['width']}: give --heads N"
+            f"the {heads} attention heads of model_type {settings['model_type']} do not divide the "
+            f"width of the weights, {sizes.network['width']}: give --heads N"
         )
     return heads
 
 
 def recipe_for(settings: Mapping[str, Any], sizes: Sizes) -> str:
-    """The shipped recipe of the paper's run that this one is most like."""
+    """The shipped recipe that is most like this run."""
     network = sizes.network
     if network["name"] == "unet":
         return "cifar10"

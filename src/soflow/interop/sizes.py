@@ -1,4 +1,4 @@
-"""What weights say of the network that they are of, by the names and shapes of its tensors."""
+"""Reads the sizes of a network off the names and shapes of its weights."""
 
 import re
 from collections.abc import Mapping
@@ -13,16 +13,32 @@ from soflow.errors import InputError
 
 @dataclass(frozen=True)
 class Sizes:
-    """A network's sizes in the configuration's words; `network` lacks what weights cannot tell: heads, dropout."""
+    """The sizes of a network.
 
-    network: dict[str, Any]  # keys of the section `network`
-    shape: tuple[int, int, int]  # one sample's
+    Attributes:
+        network: Keys of the section `network` with their values, without heads and dropout, which
+            weights do not reveal.
+        shape: One sample's shape.
+        num_classes: 0 without labels.
+        augment_labels: 0 without augmentation labels.
+    """
+
+    network: dict[str, Any]
+    shape: tuple[int, int, int]
     num_classes: int
     augment_labels: int
 
 
 def read_sizes(weights: Mapping[str, Tensor], what: str) -> Sizes:
-    """The sizes of a DiT or of EDM's UNet. Raises InputError, calling the weights `what`, for any other network."""
+    """The sizes of a DiT or of EDM's UNet.
+
+    Args:
+        weights: A state dict.
+        what: Its name in error messages.
+
+    Raises:
+        InputError: If the weights are of another network.
+    """
     try:
         if "x_embedder.proj.weight" in weights:
             return dit_sizes(weights)
@@ -30,11 +46,7 @@ def read_sizes(weights: Mapping[str, Tensor], what: str) -> Sizes:
             return unet_sizes(weights)
     except KeyError as error:
         raise InputError(f"{what} is incomplete: it lacks {error.args[0]}") from None
-    except (
-        ValueError,
-        IndexError,
-        ZeroDivisionError,
-    ):  # a tensor with too few dimensions, or with none of some
+    except (ValueError, IndexError, ZeroDivisionError):  # dimensions that are missing or empty
         raise InputError(f"{what} has tensors of shapes that no DiT and no UNet has") from None
     raise InputError(f"{what} is neither a DiT (x_embedder.proj.weight) nor EDM's UNet (enc.*)")
 
@@ -80,5 +92,5 @@ def unet_sizes(weights: Mapping[str, Tensor]) -> Sizes:
 
 
 def numbers(weights: Mapping[str, Tensor], pattern: str) -> set[int]:
-    """The different numbers that stand in the names where `pattern`, from a name's beginning, has its group."""
+    """The numbers that the group of `pattern` matches in the names."""
     return {int(match[1]) for name in weights if (match := re.match(pattern, name))}

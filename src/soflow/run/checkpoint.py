@@ -1,13 +1,13 @@
-"""Checkpoints: everything a run needs to go on, and nothing else, in one place.
+"""Checkpoints: everything that a run needs to be resumed.
 
     checkpoints/step-00002000/
         model.safetensors       the network's weights
         ema.safetensors         their average
         optimizer.pt            the optimizer's state, loadable with weights_only=True
-        state.json              the step, the seconds of training, the running means of the log; checksums of all this
+        state.json              step, seconds, running means of the log; checksums of all this
 
-The folder is written beside its place, flushed to the disk, read again, and renamed: a checkpoint either is there whole or
-is not there. None is removed before a newer one is there.
+The folder is written beside its place, flushed to the disk, read back and renamed: a checkpoint is
+complete or absent. No checkpoint is removed before a newer one is complete.
 """
 
 import json
@@ -16,12 +16,12 @@ import shutil
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field, TypeAdapter
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -30,31 +30,47 @@ from soflow.errors import RunError, first_line
 from soflow.system.archives import is_compressed
 from soflow.system.atomic import flush_folder, new_file, replace_file
 from soflow.system.fingerprints import checksum
-from soflow.system.records import parse_json
+from soflow.system.records import Count, Record
 
-VERSION = 2
+#: Version of run folders.
+VERSION = 3
 WEIGHTS = {"raw": "model.safetensors", "ema": "ema.safetensors"}
 OPTIMIZER = "optimizer.pt"
-RECORD = "state.json"
+STATE = "state.json"
 
-Count = Annotated[int, Field(ge=0, lt=2**63)]
+
+@dataclass
+class RunningMean:
+    """The mean of `count` values."""
+
+    total: float = 0.0
+    count: float = 0.0
+
+    def add(self, total: float, count: float) -> None:
+        self.total += total
+        self.count += count
+
+    @property
+    def value(self) -> float:
+        return self.total / self.count
 
 
 @dataclass
 class TrainState:
-    """Where a run stands.
+    """The state of a run beside its tensors.
 
-    step: steps done. seconds: spent training. sums: [sum, count] of each value since the last log line. best, best_of,
-    best_step: the best figure of the evaluations on the way, with what it is and the step that it is of (0: there is none).
-    skipped: updates left out because their numbers went wrong. due: whether what comes after this step, such as its log line
-    or its evaluation, has yet to be done.
+    step: Steps done.
+    seconds: Time spent in them.
+    means: Running means of the logged values since the last line of the log.
+    best, best_of, best_step: The best figure of the evaluations during training, what it is, and
+        the step that it is of (0 if there is none).
+    skipped: Updates that were skipped because numbers were not finite.
+    due: Whether what follows this step, such as its log line or evaluation, is still to be done.
     """
 
     step: Count = 0
     seconds: float = 0.0
-    sums: dict[str, Annotated[list[float], Field(min_length=2, max_length=2)]] = field(
-        default_factory=dict
-    )
+    means: dict[str, RunningMean] = field(default_factory=dict)
     best: float | None = None
     best_of: str = ""
     best_step: Count = 0
@@ -62,17 +78,47 @@ class TrainState:
     due: bool = False
 
 
-@dataclass
-class Record:
-    """What state.json holds beside its own checksum."""
+class CheckpointRecord(Record):
+    """state.json, which also holds the checksum of these fields."""
 
     version: int
     state: TrainState
     checksums: dict[str, str]
 
+    @classmethod
+    def load(cls, file: Path) -> "CheckpointRecord":
+        """Reads state.json.
 
-def checksum_of(values: dict[str, Any]) -> str:
-    """Of what a record holds, however it is written."""
+        Raises:
+            Damaged: If it is not what was written.
+            RunError: If it was written by another version.
+        """
+        try:
+            values = json.loads(file.read_bytes())
+            intact = values.pop("checksum") == checksum_of(values)
+        except (ValueError, RecursionError, AttributeError, LookupError, TypeError):
+            intact = False
+        if not intact:
+            raise Damaged(f"{file} is damaged (its checksum is not the one recorded)")
+        if values.get("version") != VERSION:
+            raise RunError(
+                f"{file.parent} is of run-folder version {values.get('version')}, "
+                f"this soflow reads {VERSION}"
+            )
+        try:
+            return cls.model_validate_json(json.dumps(values), strict=True)
+        except ValidationError:
+            raise Damaged(f"{file} is damaged (soflow did not write it)") from None
+
+    def save(self, file: Path) -> None:
+        """Writes or replaces state.json."""
+        values = self.model_dump(mode="json")
+        values["checksum"] = checksum_of(values)
+        replace_file(file, json.dumps(values, indent=1).encode())
+
+
+def checksum_of(values: object) -> str:
+    """The checksum of JSON values, independent of how they are spaced and ordered."""
     return f"{zlib.crc32(json.dumps(values, sort_keys=True).encode()):08x}"
 
 
@@ -82,7 +128,7 @@ class Damaged(RunError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One checkpoint folder. Reading what is damaged raises RunError."""
+    """One checkpoint folder. Reading a damaged file raises RunError."""
 
     path: Path
 
@@ -91,8 +137,10 @@ class Checkpoint:
         return int(self.path.name.removeprefix("step-"))
 
     def problem(self) -> str | None:
-        """The first file that is missing or is not what was written, with what is wrong; None if all are good. Raises
-        RunError for what may be good, but cannot be read now, or not by this version.
+        """The first file that is missing or not what was written, and why; None if all are good.
+
+        Raises:
+            RunError: If a file may be good, but cannot be read now or by this version.
         """
         try:
             checksums = self.record().checksums
@@ -104,61 +152,53 @@ class Checkpoint:
         except (FileNotFoundError, NotADirectoryError) as error:
             return f"{error.filename} is missing"
         except OSError as error:
-            what = f"{error.filename or self.path} cannot be read ({error.strerror})"
             raise RunError(
-                f"{what}: mend that, or remove {self.path} to go on from an earlier one"
+                f"{error.filename or self.path} cannot be read ({error.strerror}): repair that, "
+                f"or remove {self.path} to resume from an earlier checkpoint"
             ) from None
         return None
 
-    def record(self) -> Record:
+    def record(self) -> CheckpointRecord:
         """What state.json says."""
-        file = self.path / RECORD
-        values = parse_json(file.read_bytes()) or {}
-        if values.pop("checksum", None) != checksum_of(values):
-            raise Damaged(f"{file} is damaged (its checksum is not the one recorded)")
-        if values.get("version") != VERSION:
-            raise RunError(
-                f"{self.path} is of run-folder version {values.get('version')}, this soflow reads {VERSION}"
-            )
-        try:
-            record = TypeAdapter(Record).validate_json(json.dumps(values), strict=True)
-        except ValueError:
-            record = None
-        if record is None or record.state.step != self.step:
-            raise Damaged(f"{file} is damaged (it is none that soflow wrote)")
+        record = CheckpointRecord.load(self.path / STATE)
+        if record.state.step != self.step:
+            raise Damaged(f"{self.path / STATE} is damaged (it is of step {record.state.step})")
         return record
 
     def checksum_of(self, which: str) -> str:
-        """The recorded checksum of its weights, "raw" or "ema"."""
+        """The recorded checksum of the weights, "raw" or "ema"."""
         return self.record().checksums[WEIGHTS[which]]
 
     def train_state(self) -> TrainState:
         return self.record().state
 
     def weights(self, which: str) -> dict[str, Tensor]:
-        """The network's state: "raw" or "ema"."""
+        """The state of the network: "raw" or "ema"."""
         file = self.path / WEIGHTS[which]
         try:
             return load_file(file)
         except (SafetensorError, OSError, ValueError) as error:
-            raise RunError(f"{file} is no safetensors file: {first_line(error)}") from None
+            raise RunError(f"{file} is not a safetensors file: {first_line(error)}") from None
 
     def optimizer_state(self) -> dict[str, Any]:
-        """What the optimizer had. Nothing in the file can run code, or unfold into more than the file holds."""
+        """The state of the optimizer.
+
+        Nothing in the file can run code, or decompress to more than its size.
+        """
         file = self.path / OPTIMIZER
         try:
             if is_compressed(file):
-                raise ValueError("it is compressed, which torch never does")
+                raise ValueError("it is compressed, which torch.save never does")
             state = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # whatever torch makes of bytes that are not its own
-            raise RunError(f"{file} is no optimizer's state: {first_line(error)}") from None
+        except Exception as error:  # torch raises many types for foreign bytes
+            raise RunError(f"{file} is not an optimizer state: {first_line(error)}") from None
         if not isinstance(state, dict) or not state.keys() >= {"state", "param_groups"}:
-            raise RunError(f"{file} is no optimizer's state")
+            raise RunError(f"{file} is not an optimizer state")
         return state
 
 
 def checkpoints(folder: Path) -> list[Checkpoint]:
-    """All checkpoints in a `checkpoints` folder, oldest first; whether they are good is not looked at."""
+    """All checkpoints in a `checkpoints` folder, good or damaged, oldest first."""
     found = [
         Checkpoint(path)
         for path in folder.glob("step-*")
@@ -168,7 +208,7 @@ def checkpoints(folder: Path) -> list[Checkpoint]:
 
 
 def newest_good(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that is whole, and what is wrong with each newer one."""
+    """The newest good checkpoint, and what is wrong with each newer one."""
     problems: list[str] = []
     for checkpoint in reversed(checkpoints(folder)):
         problem = checkpoint.problem()
@@ -179,16 +219,12 @@ def newest_good(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def require_good(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint itself, or RunError that names the damaged file and the last good checkpoint."""
+    """The checkpoint itself; RunError naming its damaged file and the last good checkpoint."""
     problem = checkpoint.problem()
     if problem is None:
         return checkpoint
     good, _ = newest_good(checkpoint.path.parent)
-    advice = (
-        f"the last good checkpoint is {good.path}"
-        if good
-        else "there is no good checkpoint beside it"
-    )
+    advice = f"the last good checkpoint is {good.path}" if good else "no other checkpoint is good"
     raise RunError(f"{problem}; {advice}")
 
 
@@ -199,14 +235,17 @@ def save_checkpoint(
     ema: Mapping[str, Tensor],
     optimizer: Mapping[str, Any],
 ) -> Checkpoint:
-    """Writes `folder`/step-NNNNNNNN. Raises OSError where it cannot be written; others are then as they were."""
+    """Writes `folder`/step-NNNNNNNN.
+
+    Raises:
+        OSError: If it cannot be written; other checkpoints are then unchanged.
+    """
     final = Checkpoint(folder / f"step-{state.step:08d}")
     partial = folder / f".{final.path.name}.partial"
     folder.mkdir(parents=True, exist_ok=True)
-    if (
-        final.path.exists() and final.problem() is None
-    ):  # saved before what comes after its step, which is all that is new
-        write_record(final.path, Record(VERSION, state, final.record().checksums))
+    if final.path.exists() and final.problem() is None:
+        # Saved before what follows its step was done: only the state is new.
+        write_record(final.path, state, final.record().checksums)
         return final
     with suppress(OSError):
         sweep(folder)
@@ -218,10 +257,10 @@ def save_checkpoint(
                 stream.write(save({key: tensor.contiguous() for key, tensor in tensors.items()}))
             checksums[name] = stream.checksum
         with new_file(partial / OPTIMIZER) as stream:
-            torch.save(optimizer, stream)  # type: ignore[arg-type]  # it needs no more of a stream
+            torch.save(optimizer, stream)  # type: ignore[arg-type]  # it only writes
         checksums[OPTIMIZER] = stream.checksum
-        write_record(partial, Record(VERSION, state, checksums))
-        if final.path.exists():  # a damaged one, from before the run went back to an earlier one
+        write_record(partial, state, checksums)
+        if final.path.exists():  # damaged, so the run was resumed from an earlier one
             remove(final.path)
         os.replace(partial, final.path)
         flush_folder(folder)
@@ -231,24 +270,19 @@ def save_checkpoint(
     return final
 
 
-def write_record(place: Path, record: Record) -> None:
-    """Writes state.json, or writes it anew."""
-    values = asdict(record)
-    replace_file(
-        place / RECORD, json.dumps({**values, "checksum": checksum_of(values)}, indent=1).encode()
-    )
+def write_record(place: Path, state: TrainState, checksums: dict[str, str]) -> None:
+    CheckpointRecord(version=VERSION, state=state, checksums=checksums).save(place / STATE)
 
 
 def remove_old(folder: Path, state: TrainState, keep_last: int, keep_every: int = 0) -> None:
-    """Removes what the checkpoint of `state.step`, which must be good, makes superfluous: all but the last `keep_last`,
-    those of every `keep_every` steps (0: none) and the best; and those of later steps, damaged as they are.
+    """Removes checkpoints that the good one of `state.step` makes superfluous.
+
+    Kept are the last `keep_last`, those of every `keep_every` steps (0: none) and the best one.
+    Those of later steps, which are damaged, are removed.
     """
     steps = [checkpoint.step for checkpoint in checkpoints(folder) if checkpoint.step <= state.step]
-    kept = {
-        *steps[-keep_last:],
-        state.best_step,
-        *(step for step in steps if keep_every and step % keep_every == 0),
-    }
+    kept = {*steps[-keep_last:], state.best_step}
+    kept |= {step for step in steps if keep_every and step % keep_every == 0}
     for checkpoint in checkpoints(folder):
         if checkpoint.step not in kept:
             remove(checkpoint.path)
@@ -256,21 +290,21 @@ def remove_old(folder: Path, state: TrainState, keep_last: int, keep_every: int 
 
 
 def remove(path: Path) -> None:
-    """Removes a checkpoint, at once: one that is half gone would look like a damaged one."""
+    """Removes a checkpoint at once: a half-removed one would look damaged."""
     aside = path.with_name(f".{path.name}.removed")
     os.replace(path, aside)
     delete(aside)
 
 
 def sweep(folder: Path) -> None:
-    """Removes what was left half-written or half-removed. Nobody else may be at work in the folder."""
+    """Removes what was left half-written or half-removed. No other process may work there."""
     for path in folder.glob(".step-*"):
         if path.suffix in (".partial", ".removed"):
             delete(path)
 
 
 def delete(path: Path) -> None:
-    """A folder with all that is in it; of a link the link."""
+    """Removes a folder with its content, or a link."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

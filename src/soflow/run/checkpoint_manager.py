@@ -1,4 +1,4 @@
-"""What a run leaves on the disk as it goes, its log and its checkpoints; and what happens where the disk takes no more."""
+"""The checkpoint manager writes, rotates and selects the checkpoints of a run, and its log."""
 
 import logging
 from collections.abc import Mapping
@@ -10,48 +10,50 @@ from soflow.config.schema import CheckpointConfig
 from soflow.errors import RunError
 from soflow.run.checkpoint import TrainState, remove_old, save_checkpoint
 from soflow.run.folder import RunFolder
+from soflow.run.metrics import MetricsLine, add_metrics, flush_metrics
 
 log = logging.getLogger(__name__)
 
 
 class CheckpointManager:
-    """Keeps the log and the checkpoints of one run, in its first process."""
+    """Writes the log and the checkpoints of one run, in its first process."""
 
     def __init__(self, folder: RunFolder, config: CheckpointConfig) -> None:
         self.folder = folder
         self.config = config
-        self.unwritten: list[dict[str, Any]] = []  # lines of the log for which there was no room
+        self.unwritten: list[MetricsLine] = []  # lines for which the disk had no room
         self.place: tuple[int, int] | None = None  # of the folder, once something was written
         self.remember_best(TrainState())
 
     def remember_best(self, state: TrainState) -> None:
-        """What the newest checkpoint holds to be the best."""
+        """Remembers the best figure as the newest checkpoint has it."""
         self.best = state.best, state.best_of, state.best_step
 
-    def require_place(self) -> None:
-        """Raises RunError where the folder is another than before: one that was removed, and made anew by another run."""
-        there = self.folder.path.stat()
-        place = there.st_dev, there.st_ino
-        if self.place not in (None, place):
-            raise RunError(
-                f"{self.folder.path} was removed while it was being trained, and is another folder now"
-            )
-        self.place = place
-
-    def log(self, line: dict[str, Any]) -> None:
-        """Adds a line to metrics.jsonl; where there is no room, with the next one, or the next checkpoint."""
+    def log(self, line: MetricsLine) -> None:
+        """Appends a line to metrics.jsonl; if there is no room, together with the next one."""
         self.unwritten.append(line)
         try:
             self.write_log()
         except OSError as error:
             log.warning(
-                f"cannot write {self.folder.metrics}: {error.strerror}; the next checkpoint needs it to be written"
+                f"cannot write {self.folder.metrics}: {error.strerror}; the next checkpoint needs "
+                "it to be written"
             )
 
     def write_log(self) -> None:
         self.require_place()
-        self.folder.add_metrics(self.unwritten)
+        add_metrics(self.folder.metrics, self.unwritten)
         self.unwritten.clear()
+
+    def require_place(self) -> None:
+        """Raises RunError if the folder was removed, and another run made it again."""
+        there = self.folder.path.stat()
+        place = there.st_dev, there.st_ino
+        if self.place not in (None, place):
+            raise RunError(
+                f"{self.folder.path} was removed during training, and is another folder now"
+            )
+        self.place = place
 
     def save(
         self,
@@ -61,29 +63,35 @@ class CheckpointManager:
         optimizer: Mapping[str, Any],
         last_chance: bool,
     ) -> None:
-        """Writes a checkpoint, the log before it, and removes older ones. Raises RunError where it cannot be written, unless
-        training is to continue and this is not the last chance; the best is then that of the last one that was.
+        """Writes the log and then a checkpoint, and removes older ones.
+
+        Args:
+            last_chance: Whether training ends here, so that checkpoint.on_failure=continue does
+                not apply.
+
+        Raises:
+            RunError: If the checkpoint cannot be written and training is not to continue.
         """
         try:
             self.write_log()
-            self.folder.flush_metrics()
+            flush_metrics(self.folder.metrics)
             save_checkpoint(self.folder.checkpoints, state, weights, ema, optimizer)
         except OSError as error:
-            place = self.folder.checkpoints
-            what = f"cannot write the checkpoint of step {state.step} to {place}: {error.strerror or error}"
+            what = (
+                f"cannot write the checkpoint of step {state.step} to {self.folder.checkpoints}: "
+                f"{error.strerror or error}; earlier ones are untouched"
+            )
             if last_chance or self.config.on_failure == "stop":
-                raise RunError(
-                    f"{what}; earlier ones are untouched; make room, then run the same command again"
-                ) from None
-            log.warning(f"{what}; earlier ones are untouched; going on without it")
+                raise RunError(f"{what}; make room, then run the same command again") from None
+            log.warning(f"{what}; continuing without it")
             state.best, state.best_of, state.best_step = self.best
             return
         self.remember_best(state)
+        config = self.config
         try:
-            remove_old(
-                self.folder.checkpoints, state, self.config.keep_last, self.config.keep_every
-            )
+            remove_old(self.folder.checkpoints, state, config.keep_last, config.keep_every)
         except OSError as error:
             log.warning(
-                f"cannot remove older checkpoints in {self.folder.checkpoints}: {error.strerror or error}"
+                f"cannot remove older checkpoints in {self.folder.checkpoints}: "
+                f"{error.strerror or error}"
             )

@@ -1,10 +1,10 @@
-"""What zip files hold, before anything is unpacked."""
+"""Checks of zip files that need no unpacking."""
 
 import zipfile
 from pathlib import Path
 
 
 def is_compressed(file: Path) -> bool:
-    """Whether a zip file holds anything compressed, which torch.save never does: it may unfold to anything."""
+    """Whether any member of a zip file is compressed. torch.save never compresses."""
     with zipfile.ZipFile(file) as archive:
         return any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist())

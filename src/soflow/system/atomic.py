@@ -1,35 +1,33 @@
-"""Files that are always whole: written beside their place, flushed to disk and renamed."""
+"""Files that are always whole: written under another name, flushed to disk and renamed."""
 
 import errno
 import json
 import os
 import secrets
 import time
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from soflow.errors import InputError, RunError
-from soflow.system.fingerprints import checksum
+from soflow.system.fingerprints import Checksum, checksum
 
-#: Seconds after which a file that is still beside its place belongs to no process.
+#: Seconds after which a half-written file belongs to no running process.
 OLD = 86_400
 
 
 def require_writable(folder: Path) -> None:
-    """Makes the folder. Raises InputError where it cannot be written."""
+    """Makes the folder. Raises InputError if it cannot be written."""
+    reason = "no permission"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(
-            f"cannot write to {folder}: {error.strerror}; choose another folder with --out"
-        ) from None
-    if not os.access(folder, os.W_OK):
-        raise InputError(
-            f"cannot write to {folder}: no permission; choose another folder with --out"
-        )
+        reason = str(error.strerror)
+    else:
+        if os.access(folder, os.W_OK):
+            return
+    raise InputError(f"cannot write to {folder}: {reason}; choose another folder with --out")
 
 
 def write_json(file: Path, values: dict[str, Any]) -> None:
@@ -37,20 +35,28 @@ def write_json(file: Path, values: dict[str, Any]) -> None:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Raises RunError where it cannot be written. What is no Unicode, such as some files' names, is written as escapes."""
+    """Writes a text; what UTF-8 cannot encode, as in some file names, becomes escapes.
+
+    Raises:
+        RunError: If the file cannot be written.
+    """
     write_bytes(file, text.encode("utf-8", "backslashreplace"))
 
 
 def write_bytes(file: Path, content: bytes) -> None:
-    """Raises RunError where it cannot be written."""
+    """Raises RunError if the file cannot be written."""
     try:
         replace_file(file, content)
     except OSError as error:
         raise cannot_write(file, error) from None
 
 
-def replace_file(file: Path, content: bytes | memoryview) -> None:
-    """Raises OSError where it cannot be written; the file then is as it was."""
+def replace_file(file: Path, content: bytes | memoryview) -> str:
+    """Writes a file whole and returns its checksum.
+
+    Raises:
+        OSError: If it cannot be written. The file is then unchanged.
+    """
     partial = beside(file)
     try:
         with new_file(partial) as stream:
@@ -60,18 +66,19 @@ def replace_file(file: Path, content: bytes | memoryview) -> None:
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+    return stream.checksum
 
 
 class Summed:
-    """Writes to a stream, and adds up the checksum of what it was given."""
+    """A stream to write to that also computes the checksum."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self.stream = stream
-        self.value = 0
+        self.total = Checksum()
         self.failure: OSError | None = None
 
     def write(self, data: bytes | memoryview) -> int:
-        self.value = zlib.crc32(data, self.value)
+        self.total.add(data)
         try:
             return self.stream.write(data)
         except OSError as error:
@@ -83,29 +90,33 @@ class Summed:
 
     @property
     def checksum(self) -> str:
-        return f"{self.value:08x}"
+        return str(self.total)
 
 
 @contextmanager
 def new_file(file: Path) -> Iterator[Summed]:
-    """A file to write, which is on the disk when the block ends. Raises OSError where it is not, or not as it was given."""
+    """A new file to write to, which is on disk when the block ends.
+
+    Raises:
+        OSError: If it cannot be written, or does not read back as it was written.
+    """
     with open(file, "xb") as stream:
         summed = Summed(stream)
         try:
             yield summed
-        except RuntimeError:  # what torch's writer makes of a failure
+        except RuntimeError:  # torch's writer hides the error of the stream
             if summed.failure is None:
                 raise
             raise summed.failure from None
         stream.flush()
         os.fsync(stream.fileno())
     if checksum(file) != summed.checksum:
-        raise OSError(errno.EIO, "what was written is not what is there")
+        raise OSError(errno.EIO, "the file does not read back as it was written")
 
 
 def flush_folder(folder: Path) -> None:
-    """Has the disk take note of what was renamed in a folder, and what was removed."""
-    if os.name == "nt":  # where folders cannot be opened, and the system sees to it
+    """Flushes what was renamed or removed in a folder to disk."""
+    if os.name == "nt":  # folders cannot be opened there
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -115,7 +126,7 @@ def flush_folder(folder: Path) -> None:
 
 
 def beside(file: Path) -> Path:
-    """Where a file is written before it is renamed to its place; no two processes, on any machine, get the same."""
+    """The name under which a file is written before it is renamed, different at every call."""
     return file.with_name(f".{file.name}.{secrets.token_hex(4)}.partial")
 
 
@@ -124,7 +135,7 @@ def is_partial(file: Path) -> bool:
 
 
 def remove_old_partials(folder: Path) -> None:
-    """Removes what processes that were killed have left half-written: files that nobody has touched for a day."""
+    """Removes half-written files of killed processes, a day after the last change."""
     for file in folder.iterdir():
         with suppress(OSError):  # another process may have renamed or removed it
             if is_partial(file) and time.time() - file.stat().st_mtime > OLD:
@@ -133,5 +144,6 @@ def remove_old_partials(folder: Path) -> None:
 
 def cannot_write(place: Path, error: OSError) -> RunError:
     return RunError(
-        f"cannot write {place}: {error.strerror or error}; make room, then run the same command again"
+        f"cannot write {place}: {error.strerror or error}; "
+        "make room, then run the same command again"
     )

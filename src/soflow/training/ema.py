@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from soflow.config.schema import EmaConfig
-from soflow.training.sharding import shard_like, share, whole
+from soflow.training.distributed import full_tensor, local_shard, shard_like
 
 
 class Ema:
     """average <- d average + (1 - d) weights, with d = decay^every, after every `every` steps.
 
-    Averages what is trained; buffers and fixed parameters are taken as they are. Of a network spread over processes each
-    averages its own share. Source: SoFlow; EDM for the float64 form.
+    Averages trained parameters; buffers and fixed parameters are copied. Of a sharded network,
+    each process averages its local shards. Source: SoFlow; EDM for the float64 form.
     """
 
     def __init__(self, network: nn.Module, config: EmaConfig) -> None:
@@ -27,11 +27,11 @@ class Ema:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Takes in the weights as they are after `step` (counted from 0)."""
+        """Updates the average with the weights after `step`, counted from 0."""
         if (step + 1) % self.config.every:
             return
-        averages = [share(average) for average in self.average.values()]
-        weights = [share(p.detach()).to(self.dtype) for p in self.trained.values()]
+        averages = [local_shard(average) for average in self.average.values()]
+        weights = [local_shard(p.detach()).to(self.dtype) for p in self.trained.values()]
         torch._foreach_lerp_(averages, weights, 1 - self.config.decay**self.config.every)
 
     @torch.no_grad()
@@ -45,13 +45,13 @@ class Ema:
     ) -> Tensor:
         """F(x, t, s, labels) with the averaged weights, without gradient. Every process must call it."""
         weights = {
-            name: whole(average.to(self.trained[name].dtype))
+            name: full_tensor(average.to(self.trained[name].dtype))
             for name, average in self.average.items()
         }
         return torch.func.functional_call(self.network, weights, (x, t, s, labels, augment))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The network's state with averaged weights, spread as the network is."""
+        """The network's state with averaged weights, sharded as the network is."""
         return {**self.network.state_dict(), **self.average}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

@@ -1,141 +1,303 @@
-"""Samples into a file: drawn in pieces that several processes share, and that an interrupted call goes on from."""
+"""Sampling a run, into a tensor or into a file.
 
-import json
+Files are made in pieces, which several processes share and which an interrupted call reuses.
+"""
+
 import os
 import shutil
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from soflow import __version__
 from soflow.data.autoencoder import Decoder
 from soflow.data.dataset import Dataset
 from soflow.data.shards import Shards, open_store
-from soflow.data.store import Piece, make_store
+from soflow.data.store import Piece, Plan, make_store
 from soflow.errors import InputError
 from soflow.evaluation.pictures import is_image, save_picture, to_pil, to_uint8
-from soflow.sampling import Sampler, sample_many
+from soflow.sampling import LabelDraw, Sampler, check_sampler, draw_classes, sample_many
 from soflow.system import processes
-from soflow.system.atomic import beside, write_json
+from soflow.system.atomic import beside
 from soflow.system.fingerprints import fingerprint_of
-from soflow.workflows.runs import Run
+from soflow.system.progress import Progress, Task, track
+from soflow.system.records import Record
+from soflow.workflows.labels import labels_in_turn
+from soflow.workflows.load import Run
 
-#: Samples of a piece, and rows of an array written at once.
-PIECE, ROWS = 500, 1000
+#: Samples per piece of a file.
+PIECE = 500
+#: Rows of an array that are written at once.
+ROWS = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class SampleRequest:
+    """What to draw. Sample i depends on the seed, i and its label alone.
+
+    Attributes:
+        num: The number of samples.
+        labels: Their classes, (num,); None for a model without classes, or for no condition.
+        sampler: "renoise", "ode", "euler" or "heun".
+        nfe: Network evaluations per sample.
+        seed: The seed of the noise.
+        batch_size: How many samples are drawn at once.
+        labels_from: How the labels were chosen, for the protocol.
+    """
+
+    num: int
+    labels: Tensor | None
+    sampler: Sampler
+    nfe: int
+    seed: int = 0
+    batch_size: int = 500
+    labels_from: str = "given"
+
+    def __post_init__(self) -> None:
+        check_sampler(self.sampler, self.nfe)
+        if self.labels is not None and self.labels.shape != (self.num,):
+            raise InputError(f"labels have shape {list(self.labels.shape)}, not [{self.num}]")
+
+    @classmethod
+    def of(
+        cls,
+        run: Run,
+        num: int = 64,
+        labels: str | None = None,
+        draw: LabelDraw = "balanced",
+        sampler: str | None = None,
+        nfe: int | None = None,
+        seed: int = 0,
+    ) -> Self:
+        """A request in words that people use, completed by what suits the run.
+
+        Args:
+            run: The run to sample.
+            num: The number of samples.
+            labels: Classes to draw in turn, by name or number: "cat,dog" or "3,7".
+            draw: Without `labels`, "balanced" draws all classes in turn, "random" at random.
+            sampler: By default the one that suits the run's objective.
+            nfe: Network evaluations per sample, by default as few as the sampler allows.
+            seed: The seed of noise and random labels.
+
+        Raises:
+            InputError: If a class or the sampler is unknown, or the sampler cannot use `nfe`.
+        """
+        default, default_nfe = run.config.default_sampler
+        if sampler is not None or nfe is not None:
+            default, default_nfe = run.config.samplers[0], 2 if sampler == "heun" else 1
+        nfe = default_nfe if nfe is None else nfe
+        checked = check_sampler(sampler or default, nfe)
+        names = run.class_names
+        if labels is None:
+            chosen = draw_classes(draw, num, len(names), seed)
+        elif draw == "random":
+            raise InputError("labels are drawn in turn: leave out --labels, or --draw random")
+        else:
+            chosen = labels_in_turn(labels, num, names)
+        return cls(num, chosen, checked, nfe, seed, labels_from=labels or draw if names else "none")
+
+
+class SampleProtocol(Record):
+    """How samples were drawn: protocol.json in a folder, `protocol` in an .npz."""
+
+    run: str
+    checkpoint: str
+    weights: str
+    sampler: str
+    nfe: int
+    seed: int
+    labels: str
+    versions: dict[str, str]
+
+
+def sample(run: Run, request: SampleRequest, progress: Progress = track) -> Tensor:
+    """Draws the samples of a request.
+
+    Returns:
+        Samples (num, ...) on the CPU: images (num, C, H, W) in -1 .. 1, or vectors (num, D).
+    """
+    with progress("sampling", request.num) as task:
+        return draw_rows(run, request, range(request.num), task.update)
+
+
+def draw_rows(
+    run: Run, request: SampleRequest, rows: range, on_batch: Callable[[int], None]
+) -> Tensor:
+    """The samples with these numbers."""
+    labels = None if request.labels is None else request.labels[rows.start : rows.stop]
+    return sample_many(
+        run.model, len(rows), labels, request.sampler, request.nfe, request.seed,
+        request.batch_size, run.device, on_batch, start=rows.start,
+    )  # fmt: skip
 
 
 def sample_to_file(
-    run: Run,
-    file: Path,
-    num: int,
-    labels: Tensor | None,
-    method: Sampler,
-    nfe: int,
-    seed: int,
-    on_done: Callable[[int], None] = lambda done: None,
-    told: Mapping[str, Any] | None = None,
+    run: Run, request: SampleRequest, file: str | Path, progress: Progress = track
 ) -> bool:
-    """`num` samples as a picture (.png), as arrays in ADM's layout (.npz: arr_0 samples, arr_1 labels) or as one PNG each (a
-    folder). True when the file is there, False while other processes still draw their pieces.
+    """Draws the samples of a request into a file.
 
-    Sample i is a function of (seed, i), so the file is the same however many processes draw it. How they were drawn, and
-    what is `told` beside, is kept with arrays (protocol, a text) and in a folder (protocol.json). Raises InputError for a
-    folder with numbered images that are not those of an earlier call, or that would stay among the new ones.
+    The file is the same for any number of processes. Arrays and folders hold a `SampleProtocol`.
+
+    Args:
+        run: The run to sample.
+        request: What to draw.
+        file: FILE.png for one picture, FILE.npz for arrays in ADM's layout (arr_0 samples, arr_1
+            labels), or a folder for one PNG per sample.
+        progress: Shows the progress.
+
+    Returns:
+        True once the file is there, False while other processes still draw their pieces.
+
+    Raises:
+        InputError: If the file cannot be written, or the folder holds other numbered images.
     """
-    require_room(file, num)
-    plan = {
-        "kind": "samples",
-        "weights": run.checkpoint.checksum_of(run.weights),
-        "decoder": decoder_of(run),
-        "labels": None if labels is None else fingerprint_of(str(labels.tolist())),
-        "sampler": [method, nfe],
-        "seed": seed,
-    }
-
-    def make(rows: range) -> Piece:
-        chosen = None if labels is None else labels[rows.start : rows.stop]
-        samples = sample_many(
-            run.model, len(rows), chosen, method, nfe, seed, device=run.device, start=rows.start,
-            on_batch=lambda done: on_done(min(num, processes.count() * rows.start + done)),
-        )  # fmt: skip
-        pixels = to_uint8(samples) if is_image(samples.shape[1:]) else samples.numpy()
-        return Piece(pixels, None if chosen is None else chosen.tolist())
-
-    name = f".{file.name}.{fingerprint_of(f'{plan} {num}')}"
+    file = Path(file)
+    require_suitable(run, file)
+    require_room(file, request.num)
+    plan, index = plan_of(run, request), processes.index()
+    name = f".{file.name}.{fingerprint_of(repr(plan))}"
     pieces, whole = (file.absolute().parent / f"{name}.{state}" for state in ("pieces", "whole"))
     if not whole.is_dir():
-        if not make_store(pieces, plan, num, PIECE, make, processes.index(), processes.count()):
-            return False
+        with progress("sampling", request.num) as task:
+            make = partial(make_piece, run, request, task)
+            if not make_store(pieces, plan, make, index, processes.count()):
+                return False
         try:
             os.rename(pieces, whole)
         except FileNotFoundError:
-            return False  # another process saw the last piece at the same time, and is writing the file
-    elif processes.index() > 0:
+            return False  # another process saw the last piece at the same time and writes the file
+    elif index > 0:
         return False
     rows, _ = open_store(whole)
-    protocol = {
-        "run": run.folder.path.resolve().name,
-        "checkpoint": run.checkpoint.path.name,
-        "weights": run.weights,
-        "sampler": method,
-        "nfe": nfe,
-        "seed": seed,
-        **(told or {}),
-        "versions": {"soflow": __version__, "torch": torch.__version__},
-    }
-    write(rows, labels, file, protocol)
+    write(rows, request.labels, file, protocol_of(run, request))
     shutil.rmtree(whole)
     return True
 
 
-def decoder_of(run: Run) -> list[Any] | None:
-    """What latents become images by: the checksum of the autoencoder's weights, scale and shift. None without latents."""
+def make_piece(run: Run, request: SampleRequest, task: Task, rows: range) -> Piece:
+    """Draws some of the samples, as they are stored."""
+
+    def on_batch(done: int) -> None:  # other processes are about as far
+        task.update(min(request.num, rows.start + processes.count() * done))
+
+    samples = draw_rows(run, request, rows, on_batch)
+    pixels = to_uint8(samples) if is_image(samples.shape[1:]) else samples.numpy()
+    labels = request.labels
+    return Piece(pixels, None if labels is None else labels[rows.start : rows.stop].tolist())
+
+
+class SamplesPlan(Plan):
+    """What pieces of samples depend on: those of another plan are never mixed in."""
+
+    kind: Literal["samples"] = "samples"
+    weights: str
+    decoder: tuple[str, float, float] | None
+    labels: str | None
+    sampler: tuple[str, int]
+    seed: int
+
+
+def plan_of(run: Run, request: SampleRequest) -> SamplesPlan:
+    labels = request.labels
+    return SamplesPlan(
+        weights=run.checkpoint.checksum_of(run.weights),
+        decoder=decoder_of(run),
+        labels=None if labels is None else fingerprint_of(str(labels.tolist())),
+        sampler=(request.sampler, request.nfe),
+        seed=request.seed,
+        count=request.num,
+        per_shard=PIECE,
+    )
+
+
+def protocol_of(run: Run, request: SampleRequest) -> SampleProtocol:
+    return SampleProtocol(
+        run=run.folder.path.resolve().name,
+        checkpoint=run.checkpoint.path.name,
+        weights=run.weights,
+        sampler=request.sampler,
+        nfe=request.nfe,
+        seed=request.seed,
+        labels=request.labels_from,
+        versions={"soflow": __version__, "torch": torch.__version__},
+    )
+
+
+def decoder_of(run: Run) -> tuple[str, float, float] | None:
+    """The autoencoder that decodes latents: the checksum of its weights, its scale and shift."""
     if not isinstance(run.model.decode, Decoder):
         return None
     autoencoder, _ = run.model.decode.loaded
-    return [autoencoder.checksum(), autoencoder.encoder.scale, autoencoder.encoder.shift]
+    return autoencoder.checksum(), autoencoder.encoder.scale, autoencoder.encoder.shift
 
 
-def require_room(folder: Path, num: int) -> None:
-    """Raises InputError where a folder holds images NNNNNN.png that `num` new ones must not replace or lie among."""
-    numbered = sorted(
-        file for file in folder.glob("*.png") if len(file.stem) >= 6 and file.stem.isdecimal()
-    )
-    if numbered and not (folder / "protocol.json").is_file():
-        told = "which soflow sample did not draw"
-    else:
-        numbered = [file for file in numbered if int(file.stem) >= num]
-        told = "drawn before, which would stay among the new ones"
-    if numbered:
+def require_suitable(run: Run, file: Path) -> None:
+    """Makes the folder of a file.
+
+    Raises:
+        InputError: If it cannot hold these samples, or cannot be written.
+    """
+    if file.suffix not in (".png", ".npz", ""):
+        raise InputError(f"the output is {file}: it must end in .png or .npz, or be a folder")
+    if file.suffix == "" and run.encoder is None and not is_image(run.model.shape):
+        raise InputError(f"{file} is a folder of images, and these samples are none: use FILE.npz")
+    folder = file if file.suffix == "" else file.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
         raise InputError(
-            f"{folder} holds {numbered[0].name}, {told}: delete what is there or choose another folder with --out"
+            f"cannot write to {folder}: {error.strerror}; choose another place with --out"
+        ) from None
+    if not os.access(folder, os.W_OK) or file.is_dir() != (file.suffix == ""):
+        raise InputError(
+            f"cannot write {file}: no permission, or a folder of that name; "
+            "choose another place with --out"
         )
 
 
-def write(rows: Shards, labels: Tensor | None, file: Path, protocol: dict[str, Any]) -> None:
-    """All rows into their file, or into a file each."""
+def require_room(folder: Path, num: int) -> None:
+    """Raises InputError if the folder holds images NNNNNN.png that must not mix with new ones."""
+    numbered = sorted(
+        file for file in folder.glob("*.png") if len(file.stem) >= 6 and file.stem.isdecimal()
+    )
+    if numbered and SampleProtocol.read(folder / "protocol.json") is None:
+        why = "which soflow sample did not draw"
+    else:
+        numbered = [file for file in numbered if int(file.stem) >= num]
+        why = "from an earlier call, which would stay among the new ones"
+    if numbered:
+        raise InputError(
+            f"{folder} holds {numbered[0].name}, {why}: delete it or choose another folder "
+            "with --out"
+        )
+
+
+def write(rows: Shards, labels: Tensor | None, file: Path, protocol: SampleProtocol) -> None:
+    """Writes all samples into their file or folder."""
     if file.suffix == ".png":
         samples = Dataset("samples", "", rows, None).samples()
         save_picture(samples, file, columns=max(1, min(10, len(samples))))
     elif file.suffix == ".npz":
         write_npz(rows, labels, file, protocol)
     else:
-        write_json(file / "protocol.json", protocol)
+        protocol.write(file / "protocol.json")
         for i in range(len(rows)):
             to_pil(rows[torch.tensor([i])][0].numpy()).save(file / f"{i:06d}.png")
 
 
-def write_npz(rows: Shards, labels: Tensor | None, file: Path, protocol: dict[str, Any]) -> None:
-    """ADM's layout: arr_0, the samples, and arr_1, their labels; beside them the protocol, JSON in a text. Never
-    more than some rows are in memory.
-    """
-    partial = beside(file)
-    with zipfile.ZipFile(partial, "w") as archive:
+def write_npz(rows: Shards, labels: Tensor | None, file: Path, protocol: SampleProtocol) -> None:
+    """Writes arrays in ADM's layout, with the protocol as JSON, a few rows at a time."""
+    partly = beside(file)
+    with zipfile.ZipFile(partly, "w") as archive:
         with archive.open("arr_0.npy", "w", force_zip64=True) as stream:
             first = rows[torch.tensor([0])].numpy()
             header = {"descr": first.dtype.str, "fortran_order": False, "shape": tuple(rows.shape)}
@@ -146,5 +308,5 @@ def write_npz(rows: Shards, labels: Tensor | None, file: Path, protocol: dict[st
             with archive.open("arr_1.npy", "w", force_zip64=True) as stream:
                 np.lib.format.write_array(stream, labels.numpy())
         with archive.open("protocol.npy", "w") as stream:
-            np.lib.format.write_array(stream, np.array(json.dumps(protocol)))
-    os.replace(partial, file)
+            np.lib.format.write_array(stream, np.array(protocol.model_dump_json()))
+    os.replace(partly, file)

@@ -1,4 +1,4 @@
-"""Weights from elsewhere, read without running any code that their file may hold."""
+"""Reads weights of others without running any code that their file may hold."""
 
 import argparse
 import pickle
@@ -17,14 +17,17 @@ from soflow.data.npz import is_zip
 from soflow.errors import InputError, first_line
 from soflow.system.archives import is_compressed
 
-#: What wrappers put before a parameter's name: the reference implementation, data parallelism, torch.compile.
+#: Prefixes of parameter names: the reference implementation's, data parallelism's, torch.compile's.
 WRAPPERS = re.compile(r"^((network|module|_orig_mod)\.)+")
+#: How a pickle begins: with a protocol from 2 to 5.
+PICKLES = {bytes([0x80, protocol]) for protocol in (2, 3, 4, 5)}
 
 
 def read_file(file: Path) -> Any:
-    """What a .safetensors file holds, or any file that torch.save wrote: its tensors, numbers, texts, dicts and lists.
+    """Reads a .safetensors file, or a file of torch.save with tensors, numbers, texts and dicts.
 
-    Raises InputError for a file that is damaged, and for one that would have to run code to be read.
+    Raises:
+        InputError: If the file is damaged, or would have to run code to be read.
     """
     if not file.is_file():
         raise InputError(
@@ -35,61 +38,55 @@ def read_file(file: Path) -> Any:
     if file.suffix == ".safetensors":
         try:
             return load_file(file)
-        except (
-            Exception
-        ) as error:  # SafetensorError, and what the file system and unknown types raise
+        except Exception as error:  # SafetensorError, and errors of files and unknown types
             raise InputError(f"{file} cannot be read as safetensors: {first_line(error)}") from None
     zipped = is_zip(file)
     try:
         if zipped:
             require_whole(file)
-        # A Namespace is only its attributes; checkpoints of DiT and SiT keep their command line in one.
+        # A Namespace is only its attributes. Checkpoints of DiT and SiT keep their options in one.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of old pickle protocols
+            warnings.simplefilter("ignore")  # about old pickle protocols
             return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         code = re.search(r"GLOBAL (\S+)", str(error))
         if not code and not is_pickle(file):
             raise InputError(f"{file} is no file of torch.save, nor of safetensors") from None
         raise InputError(
-            f"{file} asks for more than tensors, numbers and texts{f': {code[1]}' if code else ''}; that could run code, so "
-            "it was not read: get a file that holds weights alone, or save them alone where you trust this one"
+            f"{file} asks for more than tensors, numbers and texts{f': {code[1]}' if code else ''}"
+            "; that could run code, so it was not read: get a file that holds only weights, or "
+            "save only the weights if you trust this one"
         ) from None
     except InputError:
         raise
-    except Exception as error:  # whatever a damaged file makes the reader stumble over
+    except Exception as error:  # torch raises many kinds of errors for damaged files
         raise InputError(
             f"{file} is damaged, or is no file of torch.save ({type(error).__name__})"
         ) from None
 
 
 def require_whole(file: Path) -> None:
-    """Raises InputError for a zip file that torch.save did not write, or whose content is not what was written."""
+    """Raises InputError for a zip file that is compressed, or whose content has changed."""
     if is_compressed(file):
         raise InputError(
-            f"{file} is compressed, as torch.save does not: it may unpack to anything, and was not read"
+            f"{file} is compressed, as torch.save never does: it may unpack to any size, and was "
+            "not read"
         )
     with zipfile.ZipFile(file) as archive:
-        if archive.testzip() is not None:  # torch.load does not look at checksums
-            raise InputError(
-                f"{file} is damaged: its content does not have the checksum recorded with it"
-            )
+        if archive.testzip() is not None:  # torch.load does not check checksums
+            raise InputError(f"{file} is damaged: its content does not match its checksum")
 
 
 def is_pickle(file: Path) -> bool:
-    """Whether a file is one of torch.save, or begins as a pickle does: with a protocol from 2 to 5."""
+    """Whether the file may be one of torch.save: a zip file or a pickle."""
     with file.open("rb") as stream:
-        return is_zip(file) or stream.read(2) in {
-            b"\x80\x02",
-            b"\x80\x03",
-            b"\x80\x04",
-            b"\x80\x05",
-        }
+        return is_zip(file) or stream.read(2) in PICKLES
 
 
-def is_plain(value: object) -> bool:
-    """Whether this is a tensor of finite floating-point numbers, each of which is there: a small file can hold one that
-    repeats a few without end, or has no elements and huge sizes.
+def is_finite_tensor(value: object) -> bool:
+    """Whether this is a dense tensor of finite floating-point numbers, all of them stored.
+
+    A small file can hold a tensor that repeats a few numbers without end.
     """
     return (
         isinstance(value, Tensor)
@@ -102,7 +99,7 @@ def is_plain(value: object) -> bool:
 
 
 def plain(value: object) -> object:
-    """A number out of a tensor of one, a list for a tuple; all else as it is."""
+    """The number in a tensor of one number, a list for a tuple, and all else unchanged."""
     if (
         isinstance(value, Tensor)
         and value.layout == torch.strided
@@ -114,27 +111,32 @@ def plain(value: object) -> object:
 
 
 def named_tensors(value: object, what: str) -> dict[str, Tensor]:
-    """A state dict under the network's own names, without what wrappers put before them.
+    """A state dict under the network's own names, without the prefixes of wrappers.
 
-    Raises InputError where `value`, called `what` in the message, is none, or holds numbers that are not finite.
+    Args:
+        value: What a file holds.
+        what: Its name in error messages.
+
+    Raises:
+        InputError: If it is no state dict, or holds numbers that are not finite.
     """
     if not isinstance(value, Mapping) or not all(isinstance(x, Tensor) for x in value.values()):
-        raise InputError(f"{what} holds no weights: it should map parameter names to tensors")
+        raise InputError(f"{what} holds no weights: it must map parameter names to tensors")
     tensors = {WRAPPERS.sub("", str(name)): tensor for name, tensor in value.items()}
     if len(tensors) < len(value):
         raise InputError(
             f"{what} holds the same parameter under two names, such as module.NAME and NAME"
         )
-    strange = [name for name, tensor in tensors.items() if not is_plain(tensor)]
-    if strange:
-        raise InputError(
-            f"{what} cannot be used: {strange[0]} is not a tensor of finite floating-point numbers"
-        )
+    for name, tensor in tensors.items():
+        if not is_finite_tensor(tensor):
+            raise InputError(
+                f"{what} cannot be used: {name} is not a tensor of finite floating-point numbers"
+            )
     return tensors
 
 
 def require_fit(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
-    """Raises InputError, naming the first few tensors, unless names and shapes are the `expected` ones."""
+    """Raises InputError with the first few differences in names and shapes."""
     problems = [f"it lacks {name}" for name in expected if name not in weights]
     problems += [f"{name} has no place in the network" for name in weights if name not in expected]
     problems += [

@@ -1,0 +1,101 @@
+"""The runs of a comparison, and their files."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+
+from soflow.comparison.cost import Cost
+from soflow.comparison.record import Budget, Curves, RunEvaluation
+from soflow.config import Config
+from soflow.errors import InputError, RunError
+from soflow.run.checkpoint import checkpoints
+from soflow.run.folder import RunFolder
+from soflow.run.resume import require_same_settings
+
+#: Points of a curve.
+POINTS = 8
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run of the comparison."""
+
+    name: str
+    config: Config
+    folder: RunFolder
+
+    @property
+    def seed(self) -> int:
+        return self.config.train.seed
+
+    @property
+    def evaluation_file(self) -> Path:
+        return self.folder.path / "compared.json"
+
+    @property
+    def curves_file(self) -> Path:
+        return self.folder.path / "curve.json"
+
+    @property
+    def finished(self) -> bool:
+        """Whether this run is trained and evaluated."""
+        return self.folder.config.is_file() and RunEvaluation.read(self.evaluation_file) is not None
+
+    def read_evaluation(self) -> RunEvaluation:
+        """The evaluation of a finished run."""
+        found = RunEvaluation.read(self.evaluation_file)
+        if found is None:
+            raise RunError(f"{self.evaluation_file} is missing: run the same command again")
+        return found
+
+    def read_curves(self) -> Curves:
+        """The curves so far."""
+        return Curves.read(self.curves_file) or Curves()
+
+
+def plan(
+    configs: dict[str, Config],
+    seeds: int,
+    budget: Budget,
+    out: Path,
+    costs: dict[str, Cost] | None = None,
+) -> Iterator[Planned]:
+    """All runs, seed by seed, so that an interrupted comparison compares what it has.
+
+    With the budget "time" the ratio of costs decides how many steps a new run gets. Runs in `out`
+    keep theirs. Without costs, new runs whose steps depend on them are left out.
+    """
+    for seed in range(seeds):
+        for name, config in configs.items():
+            seed_of_run = config.train.seed + seed
+            folder, steps = RunFolder(out / f"{name}-seed-{seed_of_run}"), config.train.steps
+            if budget == "time" and name != "soflow":
+                if folder.config.is_file():
+                    steps = folder.read_config().train.steps
+                elif costs is not None:
+                    steps = max(1, round(steps / costs[name].step_ratio[1]))
+                else:
+                    continue
+            train = {"steps": steps, "seed": seed_of_run, "sample_every": ceil(steps / POINTS)}
+            nfe = {"nfe": tuple(sorted({1, *config.evaluate.nfe}))}
+            changed = {
+                "train": config.train.model_copy(update=train),
+                "evaluate": config.evaluate.model_copy(update=nfe),
+            }
+            yield Planned(name, config.model_copy(update=changed), folder)
+
+
+def require_same_as_begun(
+    configs: dict[str, Config], seeds: int, budget: Budget, out: Path
+) -> None:
+    """Raises InputError if a run in `out` was trained or evaluated with other settings."""
+    for run in plan(configs, seeds, budget, out):
+        if run.folder.config.is_file() and checkpoints(run.folder.checkpoints):
+            begun = run.folder.read_config()
+            require_same_settings(begun, run.config, run.folder)
+            if begun.evaluate != run.config.evaluate:
+                raise InputError(
+                    f"{run.folder.path} was begun with other settings in the section evaluate: "
+                    "use these, or compare in another folder with --out"
+                )

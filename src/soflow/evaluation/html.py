@@ -1,0 +1,56 @@
+"""Self-contained HTML pages from Jinja2 templates. All values are escaped."""
+
+import base64
+import io
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from PIL.Image import Image
+
+
+@cache
+def environment() -> Environment:
+    """The templates of all packages that make pages; base.html is shared."""
+    packages = ("evaluation", "comparison")
+    folders = [str(files("soflow") / package / "templates") for package in packages]
+    return Environment(
+        loader=FileSystemLoader(folders),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def render(template: str, **values: Any) -> str:
+    """Fills in a template.
+
+    Args:
+        template: The name of a file in a `templates` folder, such as `report.html`.
+        values: What the template names.
+
+    Returns:
+        The page, with styles and pictures inside.
+    """
+    return environment().get_template(template).render(values)
+
+
+def image(picture: Figure | Image) -> Markup:
+    """A plot or a picture as a data URI, for the `src` of an `img`."""
+    stream = io.BytesIO()
+    if isinstance(picture, Figure):
+        picture.savefig(stream, format="png", dpi=160)
+    else:
+        picture.save(stream, format="png")
+    return Markup("data:image/png;base64,{}").format(base64.b64encode(stream.getvalue()).decode())
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: '90 s', '12.5 min', '3.0 h'."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,159 @@
+"""The scorer compares samples with a reference, by the features of a network."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from soflow.data.dataset import Dataset
+from soflow.evaluation.features import DEVICE, Features
+from soflow.evaluation.metrics import (
+    energy_distance,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    neighbourhood,
+    radii,
+    recognized,
+    spread_of_frechet,
+)
+from soflow.evaluation.record import Figures, Reference
+from soflow.evaluation.statistics import ENERGY_POINTS, OnRows, Statistics, gather, ignore
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Compares samples with a reference.
+
+    Attributes:
+        features: The feature network.
+        reference: The statistics of the reference.
+        about: Which reference that is.
+        num_classes: Of the samples.
+    """
+
+    features: Features
+    reference: Statistics
+    about: Reference
+    num_classes: int = 0
+
+    @property
+    def gaussian(self) -> bool:
+        """Whether features are compared as Gaussians.
+
+        Coordinates are far from Gaussian: they are compared by the energy distance.
+        """
+        return self.features.name != "coordinates"
+
+    @cached_property
+    def radii(self) -> tuple[Tensor, Tensor]:
+        """Of the reference's points, (M,) each."""
+        return radii(self.reference.points.to(DEVICE))
+
+    def gather(self, parts: Iterable[Tensor], count: int, on_rows: OnRows = ignore) -> Statistics:
+        """Computes the statistics of `count` samples, which come in parts (B, ...)."""
+        keep = None if self.gaussian else ENERGY_POINTS
+        return gather(parts, self.features, count, keep, on_rows)
+
+    def distance(self, statistics: Statistics) -> float:
+        """The distance of samples to the reference."""
+        if self.gaussian:
+            return frechet_distance(statistics.moments, self.reference.moments)
+        return energy_distance(statistics.points, self.reference.points)
+
+    def distance_of_some(self, statistics: Statistics, count: int, labels: Tensor | None) -> float:
+        """The distance of `count` samples alone; with labels (N,), of equally many per class."""
+        points = statistics.points
+        if labels is None:
+            return self.distance(Statistics.of(random_subset(points, count)))
+        return self.distance(Statistics.of(points[by_turns(labels)[:count]]))
+
+    def reliable(self, count: int) -> bool:
+        """Whether a distance of `count` samples rests on more samples than dimensions."""
+        least = min(count, self.reference.count or count)
+        return not self.gaussian or least > self.reference.dimensions
+
+    def figures(
+        self, statistics: Statistics, labels: Tensor | None, on_rows: OnRows = ignore
+    ) -> Figures:
+        """All figures of a set of samples.
+
+        Args:
+            statistics: Of the samples.
+            labels: The classes that the samples were drawn for, (N,), or None.
+            on_rows: Hears how many rows of samples and reference were just compared.
+        """
+        own, other = statistics.points, self.reference.points
+        logits, spatial = statistics.logits, statistics.spatial
+        near, spread = None, None
+        kernel: tuple[float | None, float | None] = (None, None)
+        score: tuple[float | None, float | None] = (None, None)
+        spatial_distance, share = None, None
+        if len(other) > 1:
+            near = neighbourhood(own.to(DEVICE), other.to(DEVICE), self.radii, on_rows)
+            if self.gaussian:
+                kernel = kernel_distance(own, other)
+        if self.gaussian and len(own) > 3:
+            spread = spread_of_frechet(own, self.reference.moments)
+        if spatial is not None and self.reference.spatial is not None:
+            spatial_distance = frechet_distance(spatial, self.reference.spatial)
+        if logits is not None:
+            score = inception_score(logits)
+            if labels is not None and logits.shape[1] == self.num_classes:
+                share = recognized(logits, labels)
+        return Figures(
+            distance=self.distance(statistics),
+            distance_spread=spread,
+            spatial_distance=spatial_distance,
+            kernel_distance=kernel[0],
+            kernel_distance_spread=kernel[1],
+            inception_score=score[0],
+            inception_score_spread=score[1],
+            recognized=share,
+            reliable=self.reliable(statistics.count),
+            **(asdict(near) if near else {}),
+        )
+
+
+def random_subset(points: Tensor, count: int) -> Tensor:
+    """`count` of the points (N, d) or all of them: not the first, which may be of one class."""
+    if len(points) <= count:
+        return points
+    return points[torch.randperm(len(points), generator=torch.Generator().manual_seed(0))[:count]]
+
+
+def by_turns(labels: Tensor) -> Tensor:
+    """Indices (N,) of the first sample of each class, then of the second of each, and so on."""
+    by_class = labels.argsort(stable=True)
+    sizes = labels[by_class].unique_consecutive(return_counts=True)[1]
+    rank = torch.empty_like(labels)
+    rank[by_class] = torch.cat([torch.arange(int(size)) for size in sizes])
+    return rank.argsort(stable=True)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Real data in place of samples, and their scorer.
+
+    Another split has the scorer of the samples; otherwise the scorer's reference lacks these data.
+    """
+
+    data: Dataset
+    scorer: Scorer
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What samples are scored against.
+
+    Attributes:
+        scorer: The scorer.
+        baseline: Real data that are scored like samples, or None.
+        points: Data as the model sees them, for the diagnostics, or None.
+    """
+
+    scorer: Scorer
+    baseline: Baseline | None = None
+    points: Dataset | None = None

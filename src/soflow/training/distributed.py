@@ -1,0 +1,171 @@
+"""Several processes: how they start and end, and networks that are sharded over them.
+
+A shard is a DTensor; every function here also takes ordinary tensors and leaves them as they are.
+Networks are sharded by torch's fully_shard rather than by Accelerate's FSDP2, which does nothing on
+CPUs and rounds the weights themselves to bfloat16, while the consistency pair needs float32.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+from torch.distributed import DistError
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from soflow.config import Config
+from soflow.errors import InputError, RunError
+from soflow.run.folder import RunFolder
+from soflow.system import processes
+
+#: What AdamW and RAdam keep of a parameter.
+MOMENTS = {"step", "exp_avg", "exp_avg_sq"}
+
+
+def make_accelerator(config: Config, folder: RunFolder) -> Accelerator:
+    """The Accelerator of a run.
+
+    Raises:
+        InputError: If `accelerate launch` is set to wrap the network itself, which checkpoints do
+            not support, or if the batch cannot be split equally.
+    """
+    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
+            raise InputError(
+                f"accelerate launch is set to use {name}: launch without it (--multi_gpu); "
+                "parallel=fsdp shards a network over processes"
+            )
+    # Accelerate keeps the precision of a process's first run; this may be another run.
+    AcceleratorState._reset_state()
+    train = config.train
+    accelerator = Accelerator(
+        # Without cpu=True there is no process group on machines without a GPU.
+        cpu=processes.count() > 1 and not torch.cuda.is_available(),
+        mixed_precision="bf16" if config.precision.startswith("bf16") else "no",
+        gradient_accumulation_steps=train.accumulate,
+        log_with=list(train.trackers) or None,
+        project_dir=str(folder.path),
+    )
+    if train.batch_size % (accelerator.num_processes * train.accumulate):
+        raise InputError(
+            f"train.batch_size={train.batch_size} cannot be split equally over "
+            f"{accelerator.num_processes} processes with train.accumulate={train.accumulate}"
+        )
+    return accelerator
+
+
+@contextmanager
+def lost_processes_explained() -> Iterator[None]:
+    """Raises RunError in place of torch's errors after another process has ended."""
+    try:
+        yield
+    except RuntimeError as error:
+        # gloo's errors have no class of their own.
+        if isinstance(error, DistError) or "gloo" in str(error):
+            raise RunError(
+                "another process of this run has ended or does not answer; its own message, if "
+                "any, has the cause; the same command resumes from the last checkpoint"
+            ) from error
+        raise
+
+
+def shard_network(module: nn.Module, device: torch.device, blocks: bool = True) -> None:
+    """Replaces each parameter, the same on all processes, by this process's shard on `device`.
+
+    Repeated blocks are gathered only while they compute, the rest for the whole forward and
+    backward pass. Under autocast, bfloat16 copies of weights stay gathered until the backward pass.
+
+    Args:
+        blocks: False gathers everything for the whole step, for objectives that do more with a
+            network than call it.
+
+    Raises:
+        InputError: If this torch cannot shard on CPUs.
+    """
+    if device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
+        raise InputError(
+            f"parallel=fsdp on CPUs needs a torch newer than {torch.__version__}: use parallel=ddp"
+        )
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    repeated = [child for child in module.modules() if getattr(child, "repeated", False)]
+    for block in repeated if blocks else []:
+        fully_shard(block, mesh=mesh)
+    fully_shard(module, mesh=mesh, reshard_after_forward=False)
+
+
+def local_shard(tensor: Tensor) -> Tensor:
+    """This process's shard of a tensor, sharing its memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def full_tensor(tensor: Tensor) -> Tensor:
+    """The tensor gathered from all shards. Every process must call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """A full tensor, the same on all processes, sharded as `like` is. Every process must call it."""
+    if not isinstance(like, DTensor):
+        return tensor
+    return distribute_tensor(tensor, like.device_mesh, like.placements)
+
+
+def gather_state(state: Mapping[Any, Any], keep: bool) -> dict[Any, Any]:
+    """A state_dict of full tensors on the CPU; empty if `keep` is False. Every process must call it.
+
+    Tensors are gathered one at a time, so that no device has to hold them all.
+    """
+    kept: dict[Any, Any] = {}
+    for key, value in state.items():
+        if isinstance(value, Mapping):
+            value = gather_state(value, keep)
+        elif isinstance(value, Tensor):
+            value = full_tensor(value.detach())
+            value = value.cpu() if keep else None
+        if keep:
+            kept[key] = value
+    return kept
+
+
+def load_network(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Loads full weights."""
+    state = network.state_dict()
+    network.load_state_dict(
+        {
+            name: shard_like(value, state[name]) if name in state else value
+            for name, value in weights.items()
+        }
+    )
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Loads the moments of a full state; options stay as the configuration sets them.
+
+    Raises:
+        ValueError: If the state belongs to other parameters or another optimizer.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    def sharded(parameter: Tensor, value: Tensor) -> Tensor:
+        if value.shape not in (parameter.shape, ()):
+            raise ValueError(
+                f"the optimizer state has {list(value.shape)} for a parameter of "
+                f"{list(parameter.shape)}"
+            )
+        return shard_like(value, parameter) if value.shape == parameter.shape else value
+
+    shards = {}
+    for index, moments in state["state"].items():
+        if index not in range(len(parameters)) or moments.keys() != MOMENTS:
+            raise ValueError(
+                f"the optimizer state has {', '.join(map(str, moments))} of parameter {index}"
+            )
+        shards[index] = {name: sharded(parameters[index], value) for name, value in moments.items()}
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": shards, "param_groups": groups})

@@ -1,0 +1,108 @@
+"""Evaluation: of a run, or of samples in files."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from soflow.config import Config
+from soflow.errors import InputError
+from soflow.evaluation.evaluate import EvaluationSettings, evaluate_sample_set
+from soflow.evaluation.evaluate import evaluate as evaluate_models
+from soflow.evaluation.record import Evaluation
+from soflow.evaluation.references import make_sample_scoring, make_scoring
+from soflow.evaluation.sample_set import open_samples
+from soflow.run.folder import RunFolder, evaluation_file
+from soflow.sampling import Sampler
+from soflow.system.progress import Progress, track
+from soflow.workflows.load import Run, load
+
+
+def evaluate(
+    run: str | Path | Run,
+    settings: EvaluationSettings = EvaluationSettings(),
+    progress: Progress = track,
+) -> Evaluation:
+    """Evaluates a run.
+
+    Args:
+        run: Its folder, a checkpoint in it, or the run itself, with the weights it was loaded with.
+        settings: What to evaluate, and against what.
+        progress: Shows how much is done.
+
+    Returns:
+        The figures with their protocol. `write_evaluation` writes them into the run's folder.
+
+    Raises:
+        InputError: If there is no run, or a setting does not suit it.
+        RunError: If the checkpoint is damaged, or a sample holds NaN or infinity.
+    """
+    if isinstance(run, Run):
+        loaded = {run.weights: run}
+    else:
+        loaded = {name: load(run, name, vae=settings.vae) for name in settings.weights}
+    first = next(iter(loaded.values()))
+    config = first.config
+    scoring = make_scoring(
+        config,
+        first.encoder,
+        first.model.decode,
+        settings.features,
+        settings.reference,
+        settings.baseline,
+    )
+    found = evaluate_models(
+        {name: one.model for name, one in loaded.items()},
+        chosen_samplers(settings.samplers, config),
+        scoring,
+        replace(
+            settings,
+            nfe=settings.nfe or tuple(config.evaluate.nfe),
+            num=settings.num or config.evaluate.num,
+        ),
+        first.device,
+        progress,
+    )
+    return found.model_copy(update={"checkpoint": first.checkpoint.path.name})
+
+
+def evaluate_samples(
+    path: str | Path,
+    features: str,
+    reference: str,
+    baseline: bool = False,
+    progress: Progress = track,
+) -> Evaluation:
+    """Evaluates samples of any origin.
+
+    Args:
+        path: A folder of images, an .npz in ADM's layout, or a data set, SOURCE[:SPLIT].
+        features: By name, or a TorchScript file.
+        reference: Real data, SOURCE[:SPLIT], or a file of statistics.
+        baseline: Whether to score another split of the real data, too.
+        progress: Shows how much is done.
+
+    Raises:
+        InputError: If samples, features and reference do not fit each other.
+        RunError: If a file is damaged, or a sample holds NaN or infinity.
+    """
+    samples = open_samples(str(path))
+    scoring = make_sample_scoring(samples, features, reference, baseline)
+    return evaluate_sample_set(samples, Path(path).name, scoring, progress)
+
+
+def chosen_samplers(chosen: tuple[Sampler, ...], config: Config) -> tuple[Sampler, ...]:
+    """The samplers that suit the run's objective, or those of them that are chosen."""
+    known = config.samplers
+    for name in chosen:
+        if name not in known:
+            raise InputError(
+                f"the sampler '{name}' does not suit a run by {config.objective.name}: "
+                f"choose {' or '.join(known)}"
+            )
+    return tuple(name for name in known if not chosen or name in chosen)
+
+
+def write_evaluation(folder: RunFolder, evaluation: Evaluation) -> Path:
+    """Writes the evaluation into the run's folder and returns the file."""
+    file = evaluation_file(folder, evaluation.checkpoint)
+    evaluation.write(file)
+    return file

@@ -1,0 +1,107 @@
+"""Loading a run: its configuration, its weights, and what turns its samples into images."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from soflow.assemble import make_model, make_network
+from soflow.config import Config
+from soflow.data.autoencoder import Decoder
+from soflow.data.dataset import DataRecord, Encoder
+from soflow.errors import InputError, RunError
+from soflow.run.checkpoint import Checkpoint
+from soflow.run.folder import RunFolder, find_run
+from soflow.sampling import Sampler
+from soflow.solution import FlowModel
+from soflow.system.devices import default_device
+
+Decode = Callable[[Tensor], Tensor]
+Weights = Literal["ema", "raw"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained run, ready to sample from.
+
+    `weights` says which weights of `checkpoint` the `model` has; it lies on `device`. Runs on
+    latents have an `encoder`, and `model.decode` makes images of their samples.
+    """
+
+    folder: RunFolder
+    config: Config
+    checkpoint: Checkpoint
+    model: FlowModel
+    device: torch.device
+    weights: Weights = "ema"
+    class_names: tuple[str, ...] = ()
+    encoder: Encoder | None = None
+
+    @property
+    def samplers(self) -> tuple[Sampler, ...]:
+        """The samplers that suit the objective, its own first."""
+        return self.config.samplers
+
+    @property
+    def default_sampler(self) -> tuple[Sampler, int]:
+        """The sampler and the number of network evaluations that the configuration prefers."""
+        return self.config.default_sampler
+
+
+def load(
+    path: str | Path, weights: Weights = "ema", device: str | None = None, vae: str = ""
+) -> Run:
+    """Loads a run for sampling.
+
+    Args:
+        path: A run folder, RUN/checkpoints/best, or one checkpoint inside a run folder.
+        weights: "ema" for the averaged weights, "raw" for those of the last step.
+        device: Where the model goes; a GPU by default, if there is one.
+        vae: For runs on latents, a local copy of the autoencoder that made them, or its name.
+
+    Raises:
+        InputError: If there is no run, or it is a run of another version.
+        RunError: If the checkpoint is damaged.
+    """
+    folder, checkpoint = find_run(Path(path))
+    config, data = folder.read_config(), DataRecord.read(folder.data)
+    place = torch.device(device) if device else default_device()
+    encoder = data.encoder if data else None
+    decode = make_decoder(encoder, place, vae)
+    try:
+        model = load_model(config, checkpoint.weights(weights), place, decode)
+    except RuntimeError:  # names or shapes that load_state_dict cannot place
+        raise RunError(
+            f"the weights in {checkpoint.path} do not fit the network of {folder.config}: "
+            "was it edited?"
+        ) from None
+    count = config.data.num_classes
+    names = (data.class_names if data else ()) or tuple(map(str, range(count)))
+    return Run(folder, config, checkpoint, model, place, weights, names[:count], encoder)
+
+
+def load_model(
+    config: Config, weights: dict[str, Tensor], device: torch.device, decode: Decode = lambda x: x
+) -> FlowModel:
+    """A model with these weights on `device`, in evaluation mode and without gradients."""
+    with torch.device("meta"):
+        network = make_network(config)
+    network.load_state_dict(weights, assign=True)
+    network = network.to(device, torch.float32).requires_grad_(False).eval()
+    return make_model(config, network, decode)
+
+
+def make_decoder(encoder: Encoder | None, device: torch.device, vae: str = "") -> Decode:
+    """What turns samples into what people look at: latents into images, all else is unchanged.
+
+    Raises:
+        InputError: If `vae` is given for a run that was not trained on latents.
+    """
+    if encoder is not None:
+        return Decoder(encoder, device, vae)
+    if vae:
+        raise InputError(f"{vae} decodes latents, but this run was not trained on latents: omit it")
+    return lambda samples: samples

@@ -1,0 +1,92 @@
+"""A page about one or more runs."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from soflow.data.training_data import make_dataset
+from soflow.errors import InputError, RunError
+from soflow.evaluation.plots import Curve
+from soflow.evaluation.record import Evaluation
+from soflow.evaluation.report import Subject, page
+from soflow.run.folder import RunFolder
+from soflow.system.atomic import replace_file
+from soflow.system.progress import Progress, track
+from soflow.workflows.load import load
+
+log = logging.getLogger(__name__)
+
+#: Lines of metrics.jsonl: each value a number.
+CURVE = TypeAdapter(Curve)
+
+
+def report(
+    runs: Sequence[str | Path], out: str | Path | None = None, progress: Progress = track
+) -> Path:
+    """Writes a self-contained HTML page about runs.
+
+    Args:
+        runs: Run folders.
+        out: The page; by default report.html in the run's folder, or here for several runs.
+        progress: Shows how many runs are loaded.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: If there is no such run, or the page cannot be written.
+        RunError: If a file of a run is damaged.
+    """
+    subjects = []
+    with progress("reporting", len(runs)) as task:
+        for done, path in enumerate(runs):
+            subjects.append(subject_of(Path(path)))
+            task.update(done + 1)
+    default = Path(subjects[0].name) / "report.html" if len(runs) == 1 else Path("report.html")
+    file = Path(out) if out else default
+    try:
+        replace_file(file, page(subjects).encode())
+    except OSError as error:
+        raise InputError(
+            f"cannot write {file}: {error.strerror}; choose another place with --out"
+        ) from None
+    return file
+
+
+def subject_of(path: Path) -> Subject:
+    """A run, as the page shows it."""
+    run = load(path)
+    return Subject(
+        name=str(run.folder.path),
+        model=run.model,
+        dataset=make_dataset(run.config.data),
+        metrics=read_curve(run.folder),
+        evaluation=read_evaluation(run.folder, run.checkpoint.path.name),
+        config=run.folder.config.read_text(),
+        seconds=run.checkpoint.train_state().seconds,
+        device=run.device,
+        samplers=run.config.samplers,
+        drawing=run.config.default_sampler,
+        class_names=run.class_names,
+    )
+
+
+def read_curve(folder: RunFolder) -> Curve:
+    try:
+        return CURVE.validate_python(folder.read_metrics())
+    except ValidationError:
+        raise RunError(f"{folder.metrics} is damaged: a value in it is not a number") from None
+
+
+def read_evaluation(folder: RunFolder, checkpoint: str) -> Evaluation | None:
+    """The evaluation of a checkpoint; None, with a remark, if it is of another one."""
+    evaluation = Evaluation.read(folder.evaluation)
+    if evaluation is not None and evaluation.checkpoint != checkpoint:
+        log.info(
+            f"{folder.evaluation} is of {evaluation.checkpoint}, not of {checkpoint}: "
+            f"left out; run soflow evaluate {folder.path} again"
+        )
+        return None
+    return evaluation

@@ -1,0 +1,196 @@
+"""Training a recipe in a run folder."""
+
+import io
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from math import ceil
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from soflow.assemble import make_augment, make_model, make_network, make_objective
+from soflow.config import Config, read_recipe
+from soflow.data.autoencoder import Decoder
+from soflow.data.dataset import DataRecord, Dataset, Encoder
+from soflow.data.training_data import make_dataset, with_classes
+from soflow.errors import InputError
+from soflow.evaluation.features import check_name
+from soflow.evaluation.pictures import picture
+from soflow.evaluation.references import make_scoring
+from soflow.interop.pretrained import load_pretrained
+from soflow.run.checkpoint import TrainState, checkpoints
+from soflow.run.folder import RunFolder
+from soflow.run.lock import only_trainer_of
+from soflow.run.resume import require_same_data, require_same_settings
+from soflow.sampling import class_by_class, draw, sample_many
+from soflow.solution import FlowModel
+from soflow.system import processes
+from soflow.system.atomic import write_bytes
+from soflow.system.devices import default_device
+from soflow.system.progress import Progress, track
+from soflow.training.compile import compiled
+from soflow.training.distributed import lost_processes_explained
+from soflow.training.looks import Measure
+from soflow.training.signals import Stopped
+from soflow.training.trackers import require_trackers
+from soflow.training.trainer import Trainer
+from soflow.workflows.load import Decode, load_model, make_decoder
+
+log = logging.getLogger(__name__)
+
+Watch = Callable[[TrainState, FlowModel, torch.device], None]
+
+
+def train(
+    recipe: str | Config,
+    out: str | Path,
+    overrides: Sequence[str] = (),
+    progress: Progress = track,
+    watch: Watch = lambda state, model, device: None,
+) -> RunFolder:
+    """Trains a recipe in a run folder, or resumes the run that is there.
+
+    Args:
+        recipe: The name of a shipped recipe, a YAML file, or a configuration.
+        out: The run folder.
+        overrides: Changes to the recipe, such as "train.steps=2000".
+        progress: Shows the steps; by default a bar or lines on stderr.
+        watch: Called with the averaged weights each time a sample grid is drawn.
+
+    Returns:
+        The run folder, for `soflow.load`.
+
+    Raises:
+        InputError: If settings cannot be used, or differ from those the run was begun with.
+        RunError: If another process trains in the folder, if numbers are no longer finite, or if
+            a checkpoint cannot be written.
+        Stopped: After Ctrl-C or SIGTERM, with a checkpoint written.
+    """
+    config = recipe if isinstance(recipe, Config) else read_recipe(recipe, overrides)
+    folder = RunFolder(Path(out))
+    require_trackers(config.train.trackers)
+    dataset = make_dataset(config.data)
+    config = with_classes(config, dataset)
+    if config.train.batch_size > len(dataset):
+        raise InputError(
+            f"train.batch_size={config.train.batch_size} is larger than the data "
+            f"({len(dataset)} samples): choose a smaller one"
+        )
+    first = processes.index() == 0
+    with only_trainer_of(folder.path) if first else nullcontext(), lost_processes_explained():
+        trainer = make_trainer(config, folder, dataset, progress, watch)
+        try:
+            if first:
+                write_head(config, folder, dataset)
+            trainer.run()
+        except BaseException as error:
+            # After other errors, closing would wait for processes that do not come.
+            if isinstance(error, Stopped) or trainer.accelerator.num_processes == 1:
+                trainer.close()
+            raise
+        trainer.close()
+    return folder
+
+
+def make_trainer(
+    config: Config, folder: RunFolder, dataset: Dataset, progress: Progress, watch: Watch
+) -> Trainer:
+    """The trainer of a run, at the step of the newest checkpoint."""
+    resumed = bool(checkpoints(folder.checkpoints))
+    if resumed:
+        if not folder.config.is_file():
+            raise InputError(
+                f"{folder.path} has checkpoints but no config.yaml: restore it, or begin a new "
+                "run in another folder with --out"
+            )
+        require_same_settings(folder.read_config(), config, folder)
+        if (data := DataRecord.read(folder.data)) is not None:
+            require_same_data(data, dataset.describe(), folder)
+    torch.manual_seed(config.train.seed)
+    network = make_network(config)
+    if config.init_from and not resumed:
+        for note in load_pretrained(network, Path(config.init_from), config.init_time):
+            log.info(note)
+
+    decode = picture_decoder(dataset.encoder)
+    check_name(config.evaluate.features)
+    measure = make_measure(config, dataset.encoder) if config.evaluate.every else None
+
+    def draw_and_watch(state: TrainState, weights: dict[str, Tensor], device: torch.device) -> None:
+        model = load_model(config, weights, device, decode)
+        draw_samples(config, folder, state.step, model, device)
+        watch(state, model, device)
+
+    return Trainer(
+        model=make_model(config, network),
+        objective=make_objective(config, compiled if config.compile else None),
+        dataset=dataset,
+        augment=make_augment(config),
+        config=config,
+        folder=folder,
+        progress=progress,
+        watch=draw_and_watch,
+        measure=measure,
+    )
+
+
+def write_head(config: Config, folder: RunFolder, dataset: Dataset) -> None:
+    """Writes what describes the run: config.yaml, and data.json unless it is resumed."""
+    folder.create()
+    folder.write_config(config)
+    if not checkpoints(folder.checkpoints) or not folder.data.is_file():
+        dataset.describe().write(folder.data)
+
+
+def make_measure(config: Config, encoder: Encoder | None) -> Measure:
+    """What evaluates the weights during training: a distance, by the run's default sampler.
+
+    Only the first process prepares it.
+    """
+    if processes.index() > 0:
+        return lambda weights, device: {}
+    decode = make_decoder(encoder, default_device())
+    if isinstance(decode, Decoder):
+        decode.loaded  # loads it: a missing autoencoder is reported before training
+    scorer = make_scoring(config, encoder, decode, baseline=False).scorer
+    num, (sampler, nfe) = config.evaluate.num_while_training, config.default_sampler
+
+    def measure(weights: dict[str, Tensor], device: torch.device) -> dict[str, float]:
+        model = load_model(config, weights, device, decode)
+        labels = class_by_class(num, model.num_classes)
+        samples = draw(model, num, labels, sampler, nfe, seed=0, device=device)
+        return {scorer.features.metric: scorer.distance(scorer.gather(samples, num))}
+
+    return measure
+
+
+def picture_decoder(encoder: Encoder | None) -> Decode:
+    """The decoder for pictures during training; without its autoencoder they show latents."""
+    decode = make_decoder(encoder, default_device())
+    try:
+        if isinstance(decode, Decoder):
+            decode.loaded  # loads it
+    except InputError as error:
+        log.warning(f"{error}; until then samples/ shows the first three channels of latents")
+        return lambda samples: samples
+    return decode
+
+
+def draw_samples(
+    config: Config, folder: RunFolder, step: int, model: FlowModel, device: torch.device
+) -> None:
+    """Writes a picture of samples: images with one column per class, points as a scatter plot."""
+    if len(config.data.shape) == 1:
+        num, columns = 2000, 1
+    else:
+        columns = min(config.data.num_classes or 8, 10)
+        num = columns * ceil(40 / columns)
+    labels = torch.arange(num) % columns if config.data.num_classes else None
+    samples = sample_many(
+        model, num, labels, *config.default_sampler, seed=0, batch_size=num, device=device
+    )
+    stream = io.BytesIO()
+    picture(samples, columns).save(stream, format="png")
+    write_bytes(folder.samples / f"step-{step:08d}.png", stream.getvalue())

@@ -1,0 +1,78 @@
+"""One trainer per run folder."""
+
+import os
+import shutil
+import signal
+import time
+
+import pytest
+
+import soflow
+from soflow.errors import RunError
+from soflow.run.lock import only_trainer_of
+from support.commands import assert_fails
+from support.watching import at_each_step
+from support.whole_runs import WHOLE, assert_same_run
+
+RECIPE, SETTINGS = WHOLE["moons"]
+
+
+def test_a_second_process_is_refused_and_the_first_is_named(tmp_path, inside):
+    out = tmp_path / "run"
+    ready, write = os.pipe()
+    child = os.fork()
+    if child == 0:  # only files: a fork of a process with threads may do no more
+        with only_trainer_of(out):
+            os.write(write, b"!")
+            time.sleep(100)
+        os._exit(0)
+    try:
+        os.read(ready, 1)
+        refused = inside("train", RECIPE, *SETTINGS, "--out", out)
+        assert_fails(refused, 1, str(out), f"process {child} on", "--out")
+        assert sorted(path.name for path in out.iterdir()) == [".lock", ".trainer"]
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    # The lock of a dead process holds nobody up.
+    assert inside("train", RECIPE, *SETTINGS, "--out", out).returncode == 0
+    assert not (out / ".trainer").exists()
+
+
+def test_a_folder_made_only_for_the_lock_is_removed_and_others_stay(tmp_path):
+    (tmp_path / "there").mkdir()
+    for out in (tmp_path / "new" / "run", tmp_path / "there"):
+        with pytest.raises(ZeroDivisionError), only_trainer_of(out):
+            raise ZeroDivisionError
+    assert not (tmp_path / "new").exists()
+    assert (tmp_path / "there").exists()
+
+
+def test_a_folder_that_was_removed_and_made_again_belongs_to_the_new_run(moons_run, tmp_path):
+    """The first trainer does not mix its log and its checkpoints with those of the new run."""
+    out = tmp_path / "run"
+
+    def replaced(done):
+        if done == 5:
+            shutil.rmtree(out)
+            soflow.train(RECIPE, out, SETTINGS)
+
+    with pytest.raises(RunError, match=f"{out} was removed"):
+        soflow.train(RECIPE, out, SETTINGS, progress=at_each_step(replaced))
+    assert_same_run(moons_run, out)
+
+
+def test_a_folder_that_was_removed_is_not_made_again(tmp_path):
+    out = tmp_path / "run"
+    gone = at_each_step(lambda done: shutil.rmtree(out) if done == 5 else None)
+    with pytest.raises(RunError, match="step 6"):
+        soflow.train(RECIPE, out, SETTINGS, progress=gone)
+
+
+def test_the_name_of_the_trainer_is_not_written_through_a_link(tmp_path):
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".trainer").symlink_to(tmp_path / "precious")
+    with only_trainer_of(tmp_path / "run"):
+        assert str(os.getpid()) in (tmp_path / "run" / ".trainer").read_text()
+    assert (tmp_path / "precious").read_text() == "precious"

@@ -1,0 +1,22 @@
+"""Digits that hold numbers which are not finite."""
+
+from dataclasses import replace
+
+from soflow.data import sources
+from soflow.data.batches import Batches
+
+
+def replace_digits(monkeypatch, dataset):
+    """The source `digits` gives another data set."""
+    registered = getattr(sources.SOURCES, "entries", sources.SOURCES)
+    monkeypatch.setitem(registered, "digits", lambda *arguments: dataset)
+
+
+def poison(monkeypatch, step, rows, value=float("nan"), batch_size=16):
+    """Sets the digits at some rows of the batch of a step, counted from 0; returns their numbers."""
+    real = sources.digits("train")
+    numbers = Batches(real, batch_size, 0).indices(step)[rows]
+    pixels = real.rows.clone()
+    pixels[numbers] = value
+    replace_digits(monkeypatch, replace(real, rows=pixels))
+    return numbers
