@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from soflow.comparison.bench import Measurements, bench
 from soflow.comparison.measure import count
 from soflow.config import read_recipe
 from soflow.errors import RunError
+from soflow.objectives import OBJECTIVES
 from support.settings import TINY_DIT
 
 SMALL = [*TINY_DIT, "train.batch_size=16"]
@@ -41,54 +43,50 @@ def test_the_operations_of_a_forward_pass_and_of_objectives():
     assert counted["mean_flow"] > 1.5 * flow_matching
 
 
+MODULE = """
+from dataclasses import dataclass
+from soflow.objectives import OBJECTIVES
+from soflow.objectives.flow_matching import FlowMatching
+
+@OBJECTIVES.register("mine")
+@dataclass(frozen=True)
+class Mine(FlowMatching):
+    pass
+"""
+
+
 @pytest.fixture
-def one_thread(monkeypatch):
-    """Measuring processes with one thread, that measure for a moment."""
+def my_objective(tmp_path, monkeypatch):
+    """An objective that a module outside the package registers."""
+    (tmp_path / "my_objective.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(OBJECTIVES, "entries", dict(OBJECTIVES.entries))
+    import_module("my_objective")
+
+
+def test_the_command_measures_and_shows(tmp_path, capfd, monkeypatch, my_objective):
+    """The measuring process imports the module that registers the objective."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
-def test_the_command_measures_and_shows(tmp_path, capfd, one_thread):
     file = tmp_path / "bench.json"
-    options = ["--objectives", "mean_flow", "--rounds", "1", "--out", str(file)]
+    options = ["--objectives", "mine", "--rounds", "1", "--out", str(file)]
     assert main.run(["bench", "digits", *SMALL, *options]) == 0
     shown = capfd.readouterr().out
-    for word in ("mean_flow", "MFLOP/sample", "one-step sampling"):
+    for word in ("mine", "MFLOP/sample", "one-step sampling"):
         assert word in shown
     measured = Measurements.read(file).measured
-    assert measured.keys() == {"mean_flow"}
-    (one,) = measured["mean_flow"]
+    assert measured.keys() == {"mine"}
+    (one,) = measured["mine"]
     assert 0 < one.seconds_per_step < 10
     assert one.peak_bytes > 50 * 2**20
     assert one.parameters > 1000
     assert 0 < one.flops_per_sample * 16 / one.seconds_per_step < one.peak_flops_per_second
 
 
-def test_a_measurement_that_fails_is_named(one_thread):
+def test_a_measurement_that_fails_is_named():
     program = ("-c", "raise SystemExit('no memory')")
     config = read_recipe("digits", SMALL)
     with pytest.raises(RunError, match=r"measurement of mine.*no memory"):
         bench({"mine": config}, 1, {"mine": program})
-
-
-def test_an_objective_of_ones_own_is_measured(tmp_path, monkeypatch, one_thread):
-    """The measuring process imports the module that registers it."""
-    (tmp_path / "my_objective.py").write_text(
-        "from dataclasses import dataclass\n"
-        "from soflow.objectives import OBJECTIVES\n"
-        "from soflow.objectives.flow_matching import FlowMatching\n"
-        "@OBJECTIVES.register('mine')\n"
-        "@dataclass(frozen=True)\n"
-        "class Mine(FlowMatching):\n"
-        "    pass\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    from soflow.objectives import OBJECTIVES
-
-    monkeypatch.setattr(OBJECTIVES, "entries", dict(OBJECTIVES.entries))
-    __import__("my_objective")
-    config = read_recipe("digits", [*SMALL, "objective.name=mine"])
-    (one,) = bench({"mine": config}, 1)["mine"]
-    assert one.seconds_per_step > 0
 
 
 def test_the_peak_is_of_the_measuring_process_alone():
