@@ -113,8 +113,8 @@ def main() -> None:
             )
             for resident in (True, False)
         }
-    config = read_recipe("imagenet256-b4", [f"train.batch_size={batch}"])
-    (measured,) = bench({"DiT-B/4": config}, 1)["DiT-B/4"]
+    recipe = read_recipe("imagenet256-b4", [f"train.batch_size={batch}"])
+    (measured,) = bench({"DiT-B/4": recipe}, 1)["DiT-B/4"]
     consumed = batch / measured.seconds_per_step
     print(f"decoding 256x256 JPEGs, once: {decoding:,.0f} images/s")
     print(f"opening the cache again: {again:.2f} s")

@@ -16,13 +16,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from soflow.data.shards import Shards
 from soflow.evaluation.judging import data_named
+from soflow.evaluation.record import Evaluation, Row
 
 FIRST = 10_000
 SHOWN = (
@@ -43,9 +43,11 @@ def soflow(*arguments: object) -> tuple[float, float]:
     return time.perf_counter() - start, used.ru_maxrss / 1e6
 
 
-def row(file: Path) -> dict[str, Any]:
-    figures: dict[str, Any] = json.loads(file.read_text())["rows"][0]
-    return figures
+def row(file: Path) -> Row:
+    """The first row of an evaluation."""
+    evaluation = Evaluation.read(file)
+    assert evaluation is not None
+    return evaluation.rows[0]
 
 
 def main() -> None:
@@ -60,10 +62,11 @@ def main() -> None:
         arr_0=train.rows[torch.arange(FIRST)].numpy(),
         arr_1=train.labels[:FIRST].numpy(),
     )
-    results: dict[str, Any] = {
+    rows: dict[str, object] = {}
+    results: dict[str, object] = {
         "versions": {"torch": torch.__version__},
         "threads": torch.get_num_threads(),
-        "rows": {},
+        "rows": rows,
     }
     for name, reference in (
         ("train", data),
@@ -75,8 +78,8 @@ def main() -> None:
             "evaluate", f"{data}:test", "--reference", reference, *asked, "--out", file
         )
         figures = row(file)
-        results["rows"][name] = {"seconds": seconds, "gigabytes": memory, **figures}
-        shown = ", ".join(f"{key} {figures[key]:.4f}" for key in SHOWN)
+        rows[name] = {"seconds": seconds, "gigabytes": memory, **figures.model_dump()}
+        shown = ", ".join(f"{key} {getattr(figures, key):.4f}" for key in SHOWN)
         print(f"test against {name}: {shown}; {seconds:.0f} s, {memory:.2f} GB")
     tiny = [
         "network.model_channels=16",
@@ -113,7 +116,7 @@ def main() -> None:
         )
         drawn[batch] = row(place / "x.json")
     worst = max(
-        abs(drawn[10][key] / drawn[500][key] - 1)
+        abs(getattr(drawn[10], key) / getattr(drawn[500], key) - 1)
         for key in ("distance", "kernel_distance", "inception_score")
     )
     results["batch 10 against 500, largest relative difference"] = worst
