@@ -43,8 +43,8 @@ from soflow.workflows import runs
 log = logging.getLogger(__name__)
 
 OBJECTIVES = ("soflow", "mean_flow", "shortcut", "consistency", "flow_matching")
-#: Rounds of measuring costs, and rounds for trainings of fewer than SHORT steps.
-ROUNDS, ROUNDS_IF_SHORT, SHORT = 3, 1, 500
+#: Rounds of measuring costs and seconds of each, and both for trainings under SHORT steps.
+MEASURING, MEASURING_IF_SHORT, SHORT = (3, 2.0), (1, 0.5), 500
 #: Samples at each point of a curve: few, because a training is not to wait for its curve.
 CURVE_SAMPLES = 500
 #: Samplers of the curves: of objectives that learn no jumps, and of all if asked for.
@@ -100,8 +100,8 @@ def compare(
     require_writable(out)
     require_same_as_begun(configs, seeds, budget, out)
     scoring = compared_with(shared, data.encoder, decode, baseline=True)
-    rounds = rounds or (ROUNDS if shared.train.steps >= SHORT else ROUNDS_IF_SHORT)
-    costs = costs_of(configs, out / "cost.json", rounds, progress)
+    usual, seconds = MEASURING if shared.train.steps >= SHORT else MEASURING_IF_SHORT
+    costs = costs_of(configs, out / "cost.json", rounds or usual, progress, seconds)
     planned = list(plan(configs, seeds, budget, out, costs))
 
     to_come = [run for run in planned if not run.finished]
