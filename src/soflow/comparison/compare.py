@@ -25,6 +25,7 @@ from soflow.comparison.record import (
     RunEvaluation,
     RunResults,
 )
+from soflow.comparison.tables import HEUN
 from soflow.config import Config, read_objectives
 from soflow.data.training_data import make_dataset, with_classes
 from soflow.errors import InputError
@@ -32,7 +33,7 @@ from soflow.evaluation.evaluate import Protocol, evaluate, rows_of, work
 from soflow.evaluation.judging import Compared, compared_with
 from soflow.evaluation.record import Evaluation
 from soflow.run.checkpoint import TrainState
-from soflow.sampling import HEUN_STEPS, Sampler, class_by_class, draw
+from soflow.sampling import Sampler, class_by_class, draw
 from soflow.solution import FlowModel
 from soflow.system import processes
 from soflow.system.atomic import require_writable
@@ -47,9 +48,8 @@ OBJECTIVES = ("soflow", "mean_flow", "shortcut", "consistency", "flow_matching")
 MEASURING, MEASURING_IF_SHORT, SHORT = (3, 2.0), (1, 0.5), 500
 #: Samples at each point of a curve: few, because a training is not to wait for its curve.
 CURVE_SAMPLES = 500
-#: Samplers of the curves: of objectives that learn no jumps, and of all if asked for.
+#: The sampler of the curves of objectives that learn no jumps.
 COARSE_HEUN: tuple[Sampler, int] = ("heun", 16)
-HEUN: tuple[Sampler, int] = ("heun", 2 * HEUN_STEPS)
 
 
 def compare(
