@@ -1,20 +1,20 @@
-"""What each of the paper's sizes needs, estimated, and how far estimates are from measurements: docs/cluster.md, whole.
+"""Estimates of what each of the paper's sizes needs, and how accurate they are: docs/cluster.md.
 
     python benchmarks/cluster.py
 
-Nothing is measured here; the measurements that estimates are held against are those in benchmarks/results/.
+Nothing is measured here: estimates are compared with the measurements in benchmarks/results/.
 """
 
-import json
 from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from soflow.comparison.estimate import COLUMNS, Estimate, assumption, cells, estimate
+from soflow.comparison.measure import Measurement
 from soflow.config import read_recipe
+from soflow.system.records import Record
 
 HERE = Path(__file__).parent
 FIGURES, PAGE = HERE / "results" / "performance.json", HERE.parent / "docs" / "cluster.md"
@@ -47,6 +47,12 @@ VARIANTS = {
 }
 
 
+class Measured(Record):
+    """What benchmarks/performance.py measured: by title and variant."""
+
+    recipes: dict[str, dict[str, list[Measurement]]]
+
+
 def command(settings: tuple[str, ...], gpus: int) -> str:
     return f"soflow bench {' '.join(RECIPES)} {' '.join(settings)} --estimate --gpus {gpus}"
 
@@ -68,8 +74,10 @@ def of(recipe: list[str], plain_attention: bool = False) -> Estimate:
 
 
 def against_measured() -> str:
-    """A row a measurement: memory less that of the process itself, and the share of the machine's peak that was reached."""
-    figures = json.loads(FIGURES.read_text())["recipes"]
+    """One row per measurement: memory without the process's own, and the share of the peak."""
+    read = Measured.read(FIGURES)
+    assert read is not None
+    figures = read.recipes
     small = of(["digits"]).memory.total
     process = middle(figures["digits"]["SoFlow as it is"], "peak_bytes") - small
     lines = [
@@ -80,10 +88,8 @@ def against_measured() -> str:
         for name, settings in VARIANTS.items():
             if name not in figures[title]:
                 continue
-            ones, made = (
-                figures[title][name],
-                of([*recipe, *settings], plain_attention=name == "plain attention"),
-            )
+            ones = figures[title][name]
+            made = of([*recipe, *settings], plain_attention=name == "plain attention")
             took = middle(ones, "peak_bytes") - process
             rate = made.samples * made.flops_per_sample / middle(ones, "seconds_per_step")
             share = rate / middle(ones, "peak_flops_per_second")
@@ -94,8 +100,8 @@ def against_measured() -> str:
     return "\n".join(lines)
 
 
-def middle(ones: list[dict[str, Any]], name: str) -> float:
-    return median(one[name] for one in ones)
+def middle(ones: list[Measurement], name: str) -> float:
+    return median(getattr(one, name) for one in ones)
 
 
 def against_the_paper() -> str:

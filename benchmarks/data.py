@@ -1,9 +1,10 @@
-"""Does the input side keep up? Samples a second of the loader alone, beside what training DiT-B/4 consumes here.
+"""Does the input side keep up? The loader's samples per second, and what training consumes.
 
     python benchmarks/data.py [BATCH]     prints a table, writes benchmarks/results/data.json
 
-Images: a folder of 2,000 JPEGs of 256x256, decoded into the cache at 64x64. Latents: 20,000 of 4x32x32, as soflow encode
-writes them. Each is read as training reads it, from memory and from memory-mapped files. On a GPU the batch ends there.
+Images: a folder of 2,000 JPEGs of 256x256, decoded into the cache at 64x64. Latents: 20,000 of
+4x32x32, as soflow encode writes them. Both are read as in training, from memory and from
+memory-mapped files, onto the GPU if there is one. The training is that of DiT-B/4.
 """
 
 import json
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from soflow.comparison.measure import bench
+from soflow.comparison.bench import bench
 from soflow.config import read_recipe
 from soflow.config.schema import DataConfig
 from soflow.data import batches as batches_module
@@ -33,7 +34,7 @@ RATES, SECONDS = 5, 2.0
 
 
 def photographs(folder: Path) -> None:
-    """JPEGs that are as busy as photographs: noise at several scales."""
+    """Writes JPEGs with noise at several scales, which are as hard to decode as photographs."""
     random = np.random.default_rng(0)
     for i in range(IMAGES):
         noise = [
@@ -61,7 +62,7 @@ def latents(folder: Path) -> Dataset:
 
 
 def rates(dataset: Dataset, batch: int, resident: bool, device: torch.device) -> list[float]:
-    """Samples a second, several times, after a warm-up."""
+    """Samples per second, several times, after a warm-up."""
     batches_module.RESIDENT = 2**40 if resident else 0
     loader = Batches(dataset, batch, seed=0, device=device)
     measured, step = [], 0
@@ -107,21 +108,16 @@ def main() -> None:
             )
             for resident in (True, False)
         }
-    (measured,) = bench({"b4": read_recipe("imagenet256-b4", [f"train.batch_size={batch}"])}, 1)[
-        "b4"
-    ]
+    recipe = read_recipe("imagenet256-b4", [f"train.batch_size={batch}"])
+    (measured,) = bench({"DiT-B/4": recipe}, 1)["DiT-B/4"]
     consumed = batch / measured.seconds_per_step
-    print(
-        f"decoding 256x256 JPEGs, once: {decoding:,.0f} images/s; opening the cache again: {again:.2f} s"
-    )
-    print(
-        f"training DiT-B/4 at batch {batch} consumes {consumed:,.1f} samples/s on {measured.device}"
-    )
+    print(f"decoding 256x256 JPEGs, once: {decoding:,.0f} images/s")
+    print(f"opening the cache again: {again:.2f} s")
+    print(f"training DiT-B/4, batches of {batch}: {consumed:,.1f} samples/s on {measured.device}")
     for name, measurements in loaders.items():
         low, middle, high = min(measurements), statistics.median(measurements), max(measurements)
-        print(
-            f"{name}: {middle:,.0f} samples/s ({low:,.0f} to {high:,.0f}), {middle / consumed:,.0f} times as many"
-        )
+        spread = f"({low:,.0f} to {high:,.0f})"
+        print(f"{name}: {middle:,.0f} samples/s {spread}, {middle / consumed:,.0f} times as many")
     results |= {
         "decoding": decoding,
         "reopening_seconds": again,

@@ -1,10 +1,12 @@
-"""Is `soflow evaluate` right on real data, fast, and small? CIFAR-10's test split against its training split.
+"""Is `soflow evaluate` right, fast and small on real data? CIFAR-10's test split as samples.
 
-    python benchmarks/evaluation.py CIFAR10 NAME=FEATURES     prints a table, writes benchmarks/results/evaluation.json
+    python benchmarks/evaluation.py CIFAR10 NAME=FEATURES
 
-CIFAR10 is a data set of that name, on the Hub or as a folder of parquet; FEATURES a TorchScript file that takes its bytes.
-Three commands, each in a process of its own: the whole training split as the reference; its first 10,000 images; and test
-against test, whose distance is 0 in theory. Last, what samples of a small untrained run give, drawn 10 and 500 at once.
+prints a table and writes benchmarks/results/evaluation.json. CIFAR10 is that data set, on the Hub
+or as a folder of parquet; FEATURES is a TorchScript file that takes its bytes. Three commands run
+in processes of their own. Their references are the whole training split, its first 10,000 images,
+and the test split itself, whose distance is 0 in theory. Last come samples of a small untrained
+run, drawn 10 and 500 at once.
 """
 
 import json
@@ -14,15 +16,19 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from soflow.data.shards import Shards
 from soflow.evaluation.sample_set import data_named
+from soflow.evaluation.record import Evaluation, Row
 
 FIRST = 10_000
+SHOWN = (
+    *("distance", "distance_spread", "precision", "recall", "density", "coverage"),
+    "recognized",
+)
 
 
 def soflow(*arguments: object) -> tuple[float, float]:
@@ -37,9 +43,11 @@ def soflow(*arguments: object) -> tuple[float, float]:
     return time.perf_counter() - start, used.ru_maxrss / 1e6
 
 
-def row(file: Path) -> dict[str, Any]:
-    figures: dict[str, Any] = json.loads(file.read_text())["rows"][0]
-    return figures
+def row(file: Path) -> Row:
+    """The first row of an evaluation."""
+    evaluation = Evaluation.read(file)
+    assert evaluation is not None
+    return evaluation.rows[0]
 
 
 def main() -> None:
@@ -54,10 +62,11 @@ def main() -> None:
         arr_0=train.rows[torch.arange(FIRST)].numpy(),
         arr_1=train.labels[:FIRST].numpy(),
     )
-    results: dict[str, Any] = {
+    rows: dict[str, object] = {}
+    results: dict[str, object] = {
         "versions": {"torch": torch.__version__},
         "threads": torch.get_num_threads(),
-        "rows": {},
+        "rows": rows,
     }
     for name, reference in (
         ("train", data),
@@ -69,12 +78,9 @@ def main() -> None:
             "evaluate", f"{data}:test", "--reference", reference, *asked, "--out", file
         )
         figures = row(file)
-        results["rows"][name] = {"seconds": seconds, "gigabytes": memory, **figures}
-        print(
-            f"test against {name}: distance {figures['distance']:.4f} ± {figures['distance_spread']:.4f}, precision "
-            f"{figures['precision']:.3f}, recall {figures['recall']:.3f}, density {figures['density']:.3f}, coverage "
-            f"{figures['coverage']:.3f}, recognized {figures['recognized']:.4f}; {seconds:.0f} s, {memory:.2f} GB"
-        )
+        rows[name] = {"seconds": seconds, "gigabytes": memory, **figures.model_dump()}
+        shown = ", ".join(f"{key} {getattr(figures, key):.4f}" for key in SHOWN)
+        print(f"test against {name}: {shown}; {seconds:.0f} s, {memory:.2f} GB")
     tiny = [
         "network.model_channels=16",
         "network.blocks=1",
@@ -110,7 +116,7 @@ def main() -> None:
         )
         drawn[batch] = row(place / "x.json")
     worst = max(
-        abs(drawn[10][key] / drawn[500][key] - 1)
+        abs(getattr(drawn[10], key) / getattr(drawn[500], key) - 1)
         for key in ("distance", "kernel_distance", "inception_score")
     )
     results["batch 10 against 500, largest relative difference"] = worst

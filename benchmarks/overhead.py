@@ -1,9 +1,10 @@
-"""What training through the library costs over the bare loop of the same passes and optimizer step.
+"""The cost of the library's training loop over a bare loop of the same passes and optimizer.
 
     python benchmarks/overhead.py [RECIPE] [KEY=VALUE ...]
 
-Both loops train the same network by the same objective, block by block in turn, so that a machine whose speed drifts drifts
-for both. The bare loop has its batches and draws made beforehand, and no average, clipping, logging or checks.
+Both loops train the same network by the same objective, block by block in turn, so that drift
+affects both alike. The bare loop gets its batches and draws ready-made, and has no average,
+clipping, logging or checks.
 """
 
 import sys
@@ -99,11 +100,10 @@ def main() -> None:
         print(file=sys.stderr)
     ratios = sorted(one / other for one, other in pairs)
     print(f"{recipe} on {device}, torch {torch.__version__}, {torch.get_num_threads()} threads")
-    print(f"library {1000 * median(one for one, _ in pairs):.1f} ms a step")
-    print(f"bare    {1000 * median(other for _, other in pairs):.1f} ms a step")
-    print(
-        f"ratio   {median(ratios):.3f} (from {ratios[0]:.3f} to {ratios[-1]:.3f} over {BLOCKS} pairs of {STEPS} steps)"
-    )
+    print(f"library {1000 * median(one for one, _ in pairs):.1f} ms/step")
+    print(f"bare    {1000 * median(other for _, other in pairs):.1f} ms/step")
+    spread = f"from {ratios[0]:.3f} to {ratios[-1]:.3f} over {BLOCKS} pairs of {STEPS} steps"
+    print(f"ratio   {median(ratios):.3f} ({spread})")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
-"""What each measure for speed buys, one by one: docs/performance.md, whole.
+"""The effect of each optimization for speed, one by one: docs/performance.md.
 
-    python benchmarks/performance.py               measures everything again (a quarter of an hour on two cores)
-    python benchmarks/performance.py --write       writes the page from the figures in benchmarks/results/
+    python benchmarks/performance.py            measures (a quarter of an hour on two cores)
+    python benchmarks/performance.py --write    writes the page from benchmarks/results/
 
-Every variant of a step is measured by `soflow bench`'s own code, in fresh processes, in turn. A variant that no setting
-makes is made by a patch: `python benchmarks/performance.py PATCH` is one measurement with it, configuration on stdin.
+Every variant of a step is measured by the code of `soflow bench`, in fresh processes, in turn.
+Variants that no setting makes are patches: `python benchmarks/performance.py PATCH` is one
+measurement with a patch, as of `python -m soflow.comparison.measure`.
 """
 
-import json
 import sys
-from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from statistics import median
@@ -18,10 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from soflow.comparison import measure as bench
+from soflow.comparison import measure
+from soflow.comparison.bench import PLAIN_ATTENTION, bench
+from soflow.comparison.measure import Measurement
 from soflow.config import Config, read_recipe
 from soflow.objectives.passes import Inputs
 from soflow.symbols import Net
+from soflow.system.records import Record
 
 HERE = Path(__file__).parent
 FIGURES, PAGE = HERE / "results" / "performance.json", HERE.parent / "docs" / "performance.md"
@@ -30,7 +32,7 @@ VARIANTS: dict[str, tuple[list[str], list[str]]] = {
     "SoFlow as it is": ([], []),
     "passes one by one": ([], [__file__, "apart"]),
     "AdamW and average in loops": ([], [__file__, "loops"]),
-    "plain attention": ([], list(bench.PLAIN_ATTENTION)),
+    "plain attention": ([], list(PLAIN_ATTENTION)),
     "compile=true": (["compile=true"], []),
     "precision=bf16": (["precision=bf16"], []),
     "flow matching": (["objective.name=flow_matching"], []),
@@ -50,15 +52,23 @@ RECIPES = {
 }
 
 
+class Performance(Record):
+    """benchmarks/results/performance.json: measurements by title and variant."""
+
+    torch: str
+    threads: int
+    recipes: dict[str, dict[str, list[Measurement]]]
+
+
 def apart(net: Net, *groups: Inputs) -> list[Tensor]:
-    """A pass for each group of rows, in place of one for all."""
+    """One pass per group of rows, in place of one for all."""
     return [net(*group) if len(group.x) else group.x for group in groups]
 
 
 def patch(name: str) -> None:
     """Makes this process's steps the slow way."""
     if name == "apart":
-        for module in ("base", "soflow", "shortcut", "mean_flow"):
+        for module in ("passes", "shortcut", "mean_flow"):
             import_module(f"soflow.objectives.{module}").together = apart  # type: ignore[attr-defined]
     elif name == "loops":
         adamw = torch.optim.AdamW
@@ -76,14 +86,11 @@ def patch(name: str) -> None:
         raise SystemExit(f"unknown patch {name}")
 
 
-def measure_all() -> dict[str, Any]:
-    """All variants of all recipes: plain figures by recipe and variant."""
-    figures: dict[str, Any] = {
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "recipes": {},
-    }
+def measure_all() -> Performance:
+    """Measures all variants of all recipes."""
+    recipes = {}
     for title, ((recipe, *overrides), rounds, variants) in RECIPES.items():
+        print(title, file=sys.stderr, flush=True)
         configs: dict[str, Config] = {}
         programs: dict[str, list[str]] = {}
         for name in variants:
@@ -91,47 +98,43 @@ def measure_all() -> dict[str, Any]:
             configs[name] = read_recipe(recipe, [*overrides, *settings])
             if program:
                 programs[name] = program
-        total = rounds * len(configs)
-
-        def told(done: int, title: str = title, total: int = total) -> None:
-            print(f"\r{title}: {done} of {total} measurements", end="", file=sys.stderr, flush=True)
-
-        measured = bench.bench(configs, rounds, told, programs)
-        print(file=sys.stderr)
-        figures["recipes"][title] = {
-            name: [asdict(one) for one in ones] for name, ones in measured.items()
-        }
-    return figures
+        recipes[title] = bench(configs, rounds, programs)
+    threads = torch.get_num_threads()
+    return Performance(torch=torch.__version__, threads=threads, recipes=recipes)
 
 
-def table(measured: dict[str, list[dict[str, Any]]]) -> str:
-    """A row a variant, ratios to SoFlow as it is of the same round."""
+def table(measured: dict[str, list[Measurement]]) -> str:
+    """One row per variant, with ratios to SoFlow as it is in the same round."""
     first = measured["SoFlow as it is"]
     lines = [
         "| variant | ms/step | time | least to most | MiB | memory | MFLOP/sample |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, ones in measured.items():
-        times, memory = (
-            sorted(one[key] / base[key] for one, base in zip(ones, first, strict=True))
-            for key in ("seconds_per_step", "peak_bytes")
-        )
-        lines.append(
-            f"| {name} | {1000 * median(one['seconds_per_step'] for one in ones):.4g} | {median(times):.2f} "
-            f"| {times[0]:.2f} to {times[-1]:.2f} | {median(one['peak_bytes'] for one in ones) / 2**20:,.0f} "
-            f"| {median(memory):.2f} | {ones[0]['flops_per_sample'] / 1e6:,.4g} |"
-        )
+        pairs = list(zip(ones, first, strict=True))
+        times = sorted(one.seconds_per_step / base.seconds_per_step for one, base in pairs)
+        memory = median(one.peak_bytes / base.peak_bytes for one, base in pairs)
+        cells = [
+            name,
+            f"{1000 * median(one.seconds_per_step for one in ones):.4g}",
+            f"{median(times):.2f}",
+            f"{times[0]:.2f} to {times[-1]:.2f}",
+            f"{median(one.peak_bytes for one in ones) / 2**20:,.0f}",
+            f"{memory:.2f}",
+            f"{ones[0].flops_per_sample / 1e6:,.4g}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def page(figures: dict[str, Any]) -> str:
+def page(figures: Performance) -> str:
     """docs/performance.md."""
     text = (HERE / "performance.md.in").read_text()
-    device = next(iter(figures["recipes"]["digits"].values()))[0]["device"]
-    machine = f"{device}, {figures['threads']} threads, torch {figures['torch']}"
+    device = next(iter(figures.recipes["digits"].values()))[0].device
+    machine = f"{device}, {figures.threads} threads, torch {figures.torch}"
     tables = "\n\n".join(
         f"**{title}** ({machine}; rounds: {len(one['MeanFlow'])})\n\n{table(one)}"
-        for title, one in figures["recipes"].items()
+        for title, one in figures.recipes.items()
     )
     precision = HERE / "results" / "precision.md"
     return text.replace("@TABLES@", tables).replace("@PRECISION@", precision.read_text().strip())
@@ -140,12 +143,14 @@ def page(figures: dict[str, Any]) -> str:
 def main() -> None:
     if sys.argv[1:] and sys.argv[1] != "--write":
         patch(sys.argv[1])
-        print(json.dumps(asdict(bench.measure(Config.model_validate_json(sys.stdin.read())))))
+        measure.answer()
         return
     if not sys.argv[1:]:
         FIGURES.parent.mkdir(exist_ok=True)
-        FIGURES.write_text(json.dumps(measure_all(), indent=1) + "\n")
-    PAGE.write_text(page(json.loads(FIGURES.read_text())))
+        measure_all().write(FIGURES)
+    figures = Performance.read(FIGURES)
+    assert figures is not None
+    PAGE.write_text(page(figures))
     print(f"written: {PAGE}")
 
 

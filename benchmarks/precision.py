@@ -1,10 +1,11 @@
-"""What a coarser precision costs in quality: recipes trained under each, over several seeds, side by side.
+"""The effect of a coarser precision on quality: the recipe digits, over several seeds.
 
-    python benchmarks/precision.py [SEEDS] [KEY=VALUE ...]        the recipe digits; writes results/precision.md
+    python benchmarks/precision.py [SEEDS] [KEY=VALUE ...]        writes results/precision.md
 
-TF32 is a GPU's. Here it is made on any machine: the inputs of every matrix product, and the gradients that come back to it,
-are rounded to TF32's ten bits of mantissa. "tf32" does so in all passes; "bf16 everywhere" is what this library does not do,
-the consistency pair in bfloat16 like all the rest. Runs that are there are not trained again.
+TF32 exists on GPUs only. Here it is imitated: the inputs of every matrix product, and the
+gradients that come back to it, are rounded to TF32's ten bits of mantissa. "tf32" does so in all
+passes. "bf16 everywhere" is what this library does not do: the consistency pair in bfloat16 like
+all the rest. Finished runs are not trained again.
 """
 
 import sys
@@ -23,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from soflow.config import Config, read_recipe
 from soflow.evaluation.references import make_scoring
 from soflow.evaluation.scorer import Scorer
-from soflow.objectives import soflow as method
+from soflow.objectives import passes
 from soflow.sampling import class_by_class, draw
 from soflow.system.progress import silent
 from soflow.workflows.load import load
@@ -66,7 +67,7 @@ class Tf32(TorchFunctionMode):
 @contextmanager
 def everywhere() -> Iterator[None]:
     """Takes away what keeps the consistency pair in float32."""
-    with mock.patch.object(method, "float32", return_value=nullcontext()):
+    with mock.patch.object(passes, "float32", return_value=nullcontext()):
         yield
 
 
@@ -99,9 +100,10 @@ def main() -> None:
     overrides = sys.argv[2:]
     config = read_recipe("digits", overrides)
     scorer = make_scoring(config, None, lambda samples: samples, baseline=False).scorer
+    changes = f" with {' '.join(overrides)}" if overrides else ""
     lines = [
-        f"Recipe digits{' with ' + ' '.join(overrides) if overrides else ''}, {config.train.steps:,} steps, {seeds} seeds, "
-        f"on the CPU, torch {torch.__version__}; ± is the standard deviation over seeds.",
+        f"Recipe digits{changes}, {config.train.steps:,} steps, {seeds} seeds, on the CPU, "
+        f"torch {torch.__version__}; ± is the standard deviation over seeds.",
         "",
         "| precision | one-step distance | mean_d(q^2) at the end | flow-matching error |",
         "|---|---|---|---|",

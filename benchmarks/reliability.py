@@ -1,7 +1,7 @@
-"""The long versions of the tests that kill, damage and attack: docs/reliability.md with what they counted.
+"""The long tests that kill, damage and attack, and what they counted: docs/reliability.md.
 
-python benchmarks/reliability.py            runs them (eight minutes on two cores), then writes the page
-python benchmarks/reliability.py --write    writes the page from the figures in benchmarks/results/
+python benchmarks/reliability.py            runs them (eight minutes on two cores), then writes
+python benchmarks/reliability.py --write    writes from the figures in benchmarks/results/
 """
 
 import json
@@ -17,10 +17,10 @@ import torch
 HERE = Path(__file__).parent
 FIGURES, PAGE = HERE / "results" / "reliability.json", HERE.parent / "docs" / "reliability.md"
 TESTS = (
-    "test_reliability.py",
-    "test_faults.py",
-    "test_hostile_checkpoints.py",
-    "test_untrusted_files.py",
+    "run/test_reliability.py",
+    "run/test_faults.py",
+    "run/test_hostile_checkpoints.py",
+    "data/test_untrusted_files.py",
 )
 
 

@@ -1,13 +1,12 @@
-"""The comparisons that ship: docs/results.md, whole, with its pictures.
+"""The comparisons that ship: docs/results.md and its pictures.
 
-    python benchmarks/results.py --fashion-mnist FOLDER     trains what is not yet trained (hours on a CPU), then writes
-    python benchmarks/results.py --write                    writes the page again from benchmarks/results/*.json
+    python benchmarks/results.py --fashion-mnist FOLDER    trains (hours on a CPU), then writes
+    python benchmarks/results.py --write                   writes from benchmarks/results/*.json
 
-Every section is one `soflow compare` in runs/; what is there is not trained again.
+Every section is one `soflow compare` in runs/; finished runs are not trained again.
 """
 
 import argparse
-import json
 import shlex
 import shutil
 import subprocess
@@ -15,9 +14,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
-from soflow.comparison.page import few_step_samplers, markdown, name_of, values
+from soflow.comparison.record import Comparison
+from soflow.comparison.tables import markdown, name_of
 
 HERE = Path(__file__).parent
 PAGE, PICTURES = HERE.parent / "docs" / "results.md", HERE.parent / "docs" / "results"
@@ -25,7 +24,7 @@ PAGE, PICTURES = HERE.parent / "docs" / "results.md", HERE.parent / "docs" / "re
 
 @dataclass(frozen=True)
 class Section:
-    """One comparison: its title, its command and what is to be said of it beside its figures."""
+    """One comparison: its name, its title and the arguments of its command."""
 
     name: str
     title: str
@@ -41,7 +40,8 @@ SECTIONS = [
     Section(
         "digits-time",
         "Digits, equal time",
-        "digits --objectives soflow,mean_flow,shortcut,consistency --budget time --out runs/compare-digits-time",
+        "digits --objectives soflow,mean_flow,shortcut,consistency --budget time "
+        "--out runs/compare-digits-time",
     ),
     Section(
         "fashion-mnist",
@@ -56,23 +56,24 @@ def run(section: Section, extra: list[str]) -> None:
     arguments = shlex.split(section.arguments)
     subprocess.run([sys.executable, "-m", "soflow", "compare", *arguments, *extra], check=True)
     out = Path(arguments[arguments.index("--out") + 1])
-    results = json.loads((out / "results.json").read_text())
-    results["overrides"] = [
-        text for text in results["overrides"] if not text.startswith("data.path=")
-    ]
+    results = read(out / "results.json")
+    shown = [text for text in results.overrides if not text.startswith("data.path=")]
     section.figures.parent.mkdir(exist_ok=True)
-    section.figures.write_text(json.dumps(results, indent=1) + "\n")
+    results.model_copy(update={"overrides": shown}).write(section.figures)
     PICTURES.mkdir(exist_ok=True)
     for picture in ("plots", "samples"):
         shutil.copyfile(out / f"{picture}.png", PICTURES / f"{section.name}-{picture}.png")
 
 
-def verdict(results: dict[str, Any]) -> str:
-    """SoFlow's one-step distance against each other method's, in units of the spread over seeds."""
-    one = {
-        name: values(method, few_step_samplers(method)[0], 1)
-        for name, method in results["methods"].items()
-    }
+def read(file: Path) -> Comparison:
+    results = Comparison.read(file)
+    assert results is not None
+    return results
+
+
+def verdict(results: Comparison) -> str:
+    """SoFlow's one-step distance against every other's, in units of the spread over seeds."""
+    one = {name: objective.one_step for name, objective in results.objectives.items()}
     ours = one.pop("soflow")
     told = []
     for name, theirs in one.items():
@@ -86,14 +87,18 @@ def verdict(results: dict[str, Any]) -> str:
 
 
 def text_of(section: Section) -> str:
-    results = json.loads(section.figures.read_text())
+    results = read(section.figures)
     note = HERE / "results" / f"{section.name}.md"
-    return (
-        f"## {section.title}\n\n    soflow compare {section.arguments}\n\n**{verdict(results)}**\n\n"
-        + (note.read_text().strip() + "\n\n" if note.is_file() else "")
-        + f"![distances](results/{section.name}-plots.png)\n\n{markdown(results)}\n"
-        f"![samples](results/{section.name}-samples.png)\n"
-    )
+    parts = [
+        f"## {section.title}",
+        f"    soflow compare {section.arguments}",
+        f"**{verdict(results)}**",
+        *([note.read_text().strip()] if note.is_file() else []),
+        f"![distances](results/{section.name}-plots.png)",
+        markdown(results),
+        f"![samples](results/{section.name}-samples.png)",
+    ]
+    return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
 
 def main() -> None:
@@ -111,9 +116,8 @@ def main() -> None:
             local = section.name == "fashion-mnist" and asked.fashion_mnist
             run(section, [f"data.path={asked.fashion_mnist}"] if local else [])
     if asked.only and asked.only not in {section.name for section in SECTIONS}:
-        parser.error(
-            f"--only {asked.only}: the sections are {', '.join(section.name for section in SECTIONS)}"
-        )
+        names = ", ".join(section.name for section in SECTIONS)
+        parser.error(f"--only {asked.only}: the sections are {names}")
     there = [section for section in SECTIONS if section.figures.is_file()]
     head = (HERE / "results" / "head.md").read_text().strip()
     PAGE.write_text("\n".join([head, "", *map(text_of, there)]))

@@ -1,113 +1,131 @@
-"""Counted operations against a count by hand, and the command as a stranger runs it."""
+"""Counted operations against a count by hand, and the command that measures."""
 
-import json
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 import torch
 
 from soflow.cli import main
-from soflow.comparison.measure import count_flops
+from soflow.comparison.bench import Measurements, bench
+from soflow.comparison.measure import count
 from soflow.config import read_recipe
+from soflow.errors import RunError
+from soflow.objectives import OBJECTIVES
 from support.settings import TINY_DIT
+
+SMALL = [*TINY_DIT, "train.batch_size=16"]
 
 
 def forward_by_hand(tokens, patch_values, width, depth):
-    """Two operations a multiply-add of every matrix product of a DiT: blocks, attention, modulations, embeddings, ends."""
+    """Two operations per multiplication in every matrix product of a DiT."""
     block = 2 * tokens * (3 + 1 + 4 + 4) * width**2 + 2 * 2 * tokens**2 * width + 2 * 6 * width**2
     times = 2 * 2 * (256 * width + width**2)
     ends = 2 * 2 * tokens * patch_values * width + 2 * 2 * width**2
     return depth * block + times + ends
 
 
-def test_the_operations_of_a_forward_pass_and_of_methods():
-    """Flow matching without guidance is a forward pass and a backward of twice as much, less the first layer's input."""
+def test_the_operations_of_a_forward_pass_and_of_objectives():
+    """Flow matching without guidance: a forward pass, and twice as much backward."""
     by_hand = forward_by_hand(tokens=4, patch_values=16, width=32, depth=1)
     counted = {}
     for name in ("flow_matching", "consistency", "soflow", "mean_flow"):
         unguided = ["objective.guidance.scale=1"] if name != "consistency" else []
-        counted[name], forward = count_flops(
-            read_recipe("digits", [*TINY_DIT, f"objective.name={name}", *unguided])
-        )
-        assert forward == pytest.approx(by_hand, rel=1e-6)
-    assert counted["flow_matching"] == pytest.approx(3 * by_hand, rel=0.1)
-    assert counted["consistency"] - counted["flow_matching"] == pytest.approx(
-        by_hand
-    )  # one pass without gradient more
-    assert counted["soflow"] - counted["flow_matching"] == pytest.approx(
-        0.25 * by_hand
-    )  # for a quarter of the batch
-    assert counted["mean_flow"] > 1.5 * counted["flow_matching"]
+        counts = count(read_recipe("digits", [*TINY_DIT, f"objective.name={name}", *unguided]))
+        assert counts.forward_flops_per_sample == pytest.approx(by_hand, rel=1e-6)
+        counted[name] = counts.flops_per_sample
+    flow_matching = counted["flow_matching"]
+    assert flow_matching == pytest.approx(3 * by_hand, rel=0.1)  # the input needs no gradient
+    # One pass without gradient more, for all of the batch or for a quarter of it.
+    assert counted["consistency"] - flow_matching == pytest.approx(by_hand)
+    assert counted["soflow"] - flow_matching == pytest.approx(0.25 * by_hand)
+    assert counted["mean_flow"] > 1.5 * flow_matching
 
 
-def test_the_command_measures_and_shows(tmp_path, capfd, monkeypatch):
+MODULE = """
+from dataclasses import dataclass
+from soflow.objectives import OBJECTIVES
+from soflow.objectives.flow_matching import FlowMatching
+
+@OBJECTIVES.register("mine")
+@dataclass(frozen=True)
+class Mine(FlowMatching):
+    pass
+"""
+
+
+@pytest.fixture
+def my_objective(tmp_path, monkeypatch):
+    """An objective that a module outside the package registers."""
+    (tmp_path / "my_objective.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(OBJECTIVES, "entries", dict(OBJECTIVES.entries))
+    import_module("my_objective")
+
+
+def test_the_command_measures_and_shows(tmp_path, capfd, monkeypatch, my_objective):
+    """The measuring process imports the module that registers the objective."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    arguments = [
-        "bench",
-        "digits",
-        *TINY_DIT,
-        "train.batch_size=16",
-        "--objectives",
-        "mean_flow",
-        "--rounds",
-        "1",
-    ]
-    assert main.run([*arguments, "--out", str(tmp_path / "bench.json")]) == 0
+    file = tmp_path / "bench.json"
+    options = ["--objectives", "mine", "--rounds", "1", "--out", str(file)]
+    assert main.run(["bench", "digits", *SMALL, *options]) == 0
     shown = capfd.readouterr().out
-    for word in ("mean_flow", "MFLOP/sample", "one-step sampling"):
+    for word in ("mine", "MFLOP/sample", "one-step sampling"):
         assert word in shown
-    figures = json.loads((tmp_path / "bench.json").read_text())
-    assert figures.keys() == {"mean_flow"}
-    for (one,) in figures.values():
-        assert 0 < one["seconds_per_step"] < 10
-        assert one["peak_bytes"] > 50 * 2**20
-        assert (
-            0
-            < one["flops_per_sample"] * 16 / one["seconds_per_step"]
-            < one["peak_flops_per_second"]
-        )
+    measured = Measurements.read(file).measured
+    assert measured.keys() == {"mine"}
+    (one,) = measured["mine"]
+    assert 0 < one.seconds_per_step < 10
+    assert one.peak_bytes > 50 * 2**20
+    assert one.parameters > 1000
+    assert 0 < one.flops_per_sample * 16 / one.seconds_per_step < one.peak_flops_per_second
 
 
-def test_the_peak_is_that_of_the_measuring_process_whatever_started_it():
-    """Linux hands the largest size of a process down to what it starts."""
+def test_a_measurement_that_fails_is_named():
+    program = ("-c", "raise SystemExit('no memory')")
+    config = read_recipe("digits", SMALL)
+    with pytest.raises(RunError, match=r"measurement of mine.*no memory"):
+        bench({"mine": config}, 1, {"mine": program})
+
+
+def test_the_peak_is_of_the_measuring_process_alone():
+    """Linux hands the peak of a process down to its children."""
     ballast = torch.ones(200 * 2**20)  # 800 MiB
-    code = "import torch; from soflow.comparison.measure import peak_bytes; print(peak_bytes(torch.device('cpu')))"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert 50 * 2**20 < int(told.stdout) < 700 * 2**20
+    code = (
+        "import torch; from soflow.comparison.measure import peak_bytes;"
+        "print(peak_bytes(torch.device('cpu')))"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 50 * 2**20 < int(shown.stdout) < 700 * 2**20
     del ballast
 
 
-@pytest.mark.slow
-def test_on_a_gpu_soflow_is_measured_with_plain_attention_too(capfd, monkeypatch):
-    """This process believes in a GPU; the processes that measure have none, and measure all the same."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def test_on_a_gpu_soflow_is_also_measured_with_plain_attention(capfd, monkeypatch):
+    """Only the parent sees a GPU; here nothing is measured at all."""
+    asked = {}
+
+    def bench(configs, rounds, programs):
+        asked.update(configs=configs, programs=programs)
+        raise RunError("enough")
+
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    arguments = [
-        "bench",
-        "digits",
-        *TINY_DIT,
-        "train.batch_size=16",
-        "--objectives",
-        "soflow",
-        "--rounds",
-        "1",
-    ]
-    assert main.run(arguments) == 0
-    assert "soflow, plain attention" in capfd.readouterr().out
+    monkeypatch.setattr("soflow.comparison.bench.bench", bench)
+    assert main.run(["bench", "digits", *SMALL, "--objectives", "soflow"]) == 1
+    assert list(asked["configs"]) == ["soflow", "soflow, plain attention"]
+    assert asked["programs"]["soflow, plain attention"][-1] == "math"
 
 
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
         (["--objectives", "meanflow"], "mean_flow"),
-        (["--rounds", "0"], "--rounds is 0"),
+        (["--rounds", "0"], "--rounds"),
         (["--out", "nowhere/x.json"], "--out"),
-        (["network.patch=3"], "soflow: DiT: size 8 must be a multiple"),
+        (["network.patch=3"], "size 8"),
     ],
 )
 def test_wrong_use_is_one_line(arguments, word, capfd):
-    assert main.run(["bench", "digits", *arguments]) in (1, 2)
-    lines = capfd.readouterr().err.strip().splitlines()
-    assert len(lines) == 1
-    assert word in lines[0]
+    assert main.run(["bench", "digits", *arguments]) == 2
+    (line,) = capfd.readouterr().err.strip().splitlines()
+    assert word in line

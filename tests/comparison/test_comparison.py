@@ -30,6 +30,8 @@ SETTINGS = [
     "evaluate.num=40",
     "checkpoint.every=2",
 ]
+#: Fewer rows to evaluate.
+QUICK = [*SETTINGS, "evaluate.nfe=[1]"]
 SECONDS = {
     "soflow": 3.0,
     "mean_flow": 6.0,
@@ -65,7 +67,7 @@ def costs_without_measuring():
     """Measurements that take no time and have known ratios; yields the objectives asked for."""
     asked = []
 
-    def bench(configs, rounds, progress):
+    def bench(configs, rounds, progress, seconds):
         asked.append(list(configs))
         return {
             name: [measured(config.objective.name)] * rounds for name, config in configs.items()
@@ -86,29 +88,31 @@ def known_costs():
         yield asked
 
 
-def compare(out, objectives=("soflow", "mean_flow"), seeds=1, budget="steps", overrides=(), **more):
-    settings = [*SETTINGS, *overrides]
+def compare(out, objectives, seeds=1, budget="steps", overrides=(), settings=QUICK, **more):
+    settings = [*settings, *overrides]
     return comparison.compare("digits", out, objectives, seeds, budget, settings, **more)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A comparison of all objectives over two seeds: its folder and results. Only to be read."""
+    """A comparison of all objectives: its folder and results. Only to be read."""
     out = tmp_path_factory.mktemp("comparison")
     with costs_without_measuring() as asked:
-        results = compare(out, comparison.OBJECTIVES, seeds=2)
+        results = compare(out, comparison.OBJECTIVES, settings=SETTINGS)
     assert asked == [list(comparison.OBJECTIVES)]
     return out, results
 
 
-@pytest.fixture
-def one_run(tmp_path, known_costs):
+@pytest.fixture(scope="module")
+def one_run(tmp_path_factory):
     """A comparison of one run: its folder and results."""
-    return tmp_path, compare(tmp_path, ["soflow"])
+    out = tmp_path_factory.mktemp("one")
+    with costs_without_measuring():
+        return out, compare(out, ["soflow"])
 
 
 def command(out, *more, objectives="soflow"):
-    arguments = ["compare", "digits", *SETTINGS, "--objectives", objectives, "--seeds", "1"]
+    arguments = ["compare", "digits", *QUICK, "--objectives", objectives, "--seeds", "1"]
     return main.run([*arguments, "--out", str(out), *more])
 
 
@@ -142,7 +146,7 @@ def test_every_objective_is_evaluated_by_its_samplers(whole):
     assert samplers["consistency"] == {"renoise"}
     assert samplers["shortcut"] == {"ode", "heun"}
     for objective in results.objectives.values():
-        assert [run.seed for run in objective.runs] == [0, 1]
+        assert [run.seed for run in objective.runs] == [0]
         assert objective.steps == 4
         for run in objective.runs:
             assert {row.nfe for row in run.rows if row.sampler != "heun"} == {1, 2, 4}
@@ -162,15 +166,16 @@ def test_curves_have_a_point_per_look_and_end_at_the_evaluation(whole):
                 assert curve.points[-1].distance == pytest.approx(at_the_end)
 
 
-def test_curves_draw_few_samples_and_no_heun_unless_asked(tmp_path, known_costs, monkeypatch):
+def test_curves_draw_few_samples_and_heun_if_asked(tmp_path, known_costs, monkeypatch):
+    """One step is always evaluated, whatever evaluate.nfe says."""
     monkeypatch.setattr(comparison, "CURVE_SAMPLES", 20)
     monkeypatch.setattr(comparison, "HEUN", ("heun", 4))
-    results = compare(tmp_path, ["soflow"], overrides=["train.steps=1"], heun_curves=True)
-    curves = results.objectives["soflow"].runs[0].curves
-    assert [(curve.sampler, curve.nfe, curve.num) for curve in curves] == [
-        ("renoise", 1, 20),
-        ("heun", 4, 20),
-    ]
+    overrides = ["train.steps=1", "evaluate.nfe=[2]"]
+    results = compare(tmp_path, ["soflow"], overrides=overrides, heun_curves=True)
+    (run,) = results.objectives["soflow"].runs
+    drawn = [(curve.sampler, curve.nfe, curve.num) for curve in run.curves]
+    assert drawn == [("renoise", 1, 20), ("heun", 4, 20)]
+    assert {row.nfe for row in run.rows if row.sampler != "heun"} == {1, 2}
 
 
 def test_a_finished_comparison_is_only_read_again(whole, caplog):
@@ -178,11 +183,11 @@ def test_a_finished_comparison_is_only_read_again(whole, caplog):
     caplog.set_level(logging.INFO, "soflow")
     before = {file: file.stat().st_mtime_ns for file in out.rglob("metrics.jsonl")}
     with costs_without_measuring() as asked:
-        again = compare(out, comparison.OBJECTIVES, seeds=2)
+        again = compare(out, comparison.OBJECTIVES, settings=SETTINGS)
     assert again == results == Comparison.read(out / "results.json")
     assert {file: file.stat().st_mtime_ns for file in out.rglob("metrics.jsonl")} == before
     notes = [record.getMessage() for record in caplog.records if "run " in record.getMessage()]
-    assert len(notes) == 10
+    assert len(notes) == 5
     assert all("already done" in note for note in notes)
     assert asked == []  # costs were measured once
 
@@ -199,15 +204,16 @@ def test_an_interrupted_comparison_gets_the_same_figures(tmp_path, known_costs, 
     def progress(title, total, done=0):
         yield Interrupting() if "run 2" in title else Task()
 
+    objectives = ["soflow", "mean_flow"]
     with pytest.raises(KeyboardInterrupt):
-        compare(tmp_path, progress=progress)
-    results = compare(tmp_path)
+        compare(tmp_path, objectives, settings=SETTINGS, progress=progress)
+    results = compare(tmp_path, objectives, settings=SETTINGS)
     notes = [record.getMessage() for record in caplog.records]
     assert "run 1 of 2: soflow, seed 0: already done" in notes
     assert not any("run 2 of 2" in note and "already done" in note for note in notes)
 
     def distances(results):
-        runs = [results.objectives[name].runs[0] for name in ("soflow", "mean_flow")]
+        runs = [results.objectives[name].runs[0] for name in objectives]
         rows = [[row.distance for row in run.rows] for run in runs]
         return rows, [[p.distance for curve in run.curves for p in curve.points] for run in runs]
 
@@ -215,31 +221,34 @@ def test_an_interrupted_comparison_gets_the_same_figures(tmp_path, known_costs, 
 
 
 def test_objectives_and_seeds_can_be_added_and_costs_are_relative_to_soflow(tmp_path, known_costs):
-    results = compare(tmp_path, ["mean_flow"])
+    short = ["train.steps=1"]
+    results = compare(tmp_path, ["mean_flow"], overrides=short)
     assert results.base == "mean_flow"
     assert results.objectives["mean_flow"].cost.step_ratio == (1, 1, 1)
-    results = compare(tmp_path, ["mean_flow", "soflow"], seeds=2)
+    results = compare(tmp_path, ["mean_flow", "soflow"], overrides=short)
     assert results.base == "soflow"
-    assert [len(objective.runs) for objective in results.objectives.values()] == [2, 2]
+    assert [len(objective.runs) for objective in results.objectives.values()] == [1, 1]
     assert results.objectives["mean_flow"].cost.step_ratio == (2, 2, 2)
     assert results.objectives["mean_flow"].cost.memory_ratio == (2, 2, 2)
-    assert known_costs == [["mean_flow"], ["soflow", "mean_flow"]]
     assert "ratios to SoFlow's" in markdown(results)
+    assert known_costs == [["mean_flow"], ["soflow", "mean_flow"]]
+    results = compare(tmp_path, ["soflow"], seeds=2, overrides=short)
+    assert [run.seed for run in results.objectives["soflow"].runs] == [0, 1]
 
 
 def test_within_soflows_time_others_get_as_many_steps_as_fit(tmp_path, known_costs):
     """A mistaken command changes nothing, and runs keep their steps if costs are measured again."""
-    objectives = ["mean_flow", "soflow", "consistency"]
-    steps = {"mean_flow": 2, "soflow": 4, "consistency": 8}
+    objectives = ["soflow", "consistency"]
+    steps = {"soflow": 4, "consistency": 8}
     results = compare(tmp_path, objectives, budget="time")
     assert {name: one.steps for name, one in results.objectives.items()} == steps
-    for override in ("optimizer.lr=0.5", "evaluate.num=50", "evaluate.nfe=[1]"):
+    for override in ("optimizer.lr=0.5", "evaluate.num=50", "evaluate.nfe=[2]"):
         with pytest.raises(InputError, match=r"-seed-0 was begun with"):
             compare(tmp_path, objectives, budget="time", overrides=[override])
     assert len(known_costs) == 1
     (tmp_path / "cost.json").unlink()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SECONDS, "mean_flow", 12.0)
+        patch.setitem(SECONDS, "consistency", 12.0)
         again = compare(tmp_path, objectives, budget="time")
     assert {name: one.steps for name, one in again.objectives.items()} == steps
 
@@ -249,11 +258,6 @@ def test_what_soflow_evaluate_writes_does_not_change_a_comparison(one_run):
     options = ["--features", "coordinates", "--num", "20", "--nfe", "2"]
     assert main.run(["evaluate", str(out / "soflow-seed-0"), *options]) == 0
     assert compare(out, ["soflow"]) == results
-
-
-def test_one_step_is_always_evaluated(tmp_path, known_costs):
-    results = compare(tmp_path, ["consistency"], overrides=["evaluate.nfe=[2]", "train.steps=1"])
-    assert {row.nfe for row in results.objectives["consistency"].runs[0].rows} == {1, 2}
 
 
 def test_curves_are_drawn_where_all_have_points():
@@ -272,7 +276,7 @@ def test_a_point_of_the_same_step_is_replaced():
 def test_a_comparison_is_not_for_several_processes(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="one process"):
-        compare(tmp_path)
+        compare(tmp_path, ["soflow"])
 
 
 def test_means_and_spreads():

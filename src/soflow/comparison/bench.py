@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from types import MappingProxyType
 
-from soflow.comparison.measure import Measurement, Request, Times, count
+import torch
+
+from soflow.assemble import make_network
+from soflow.comparison.measure import SECONDS, Counts, Measurement, Request, Times, count
 from soflow.config import Config
 from soflow.errors import RunError
 from soflow.networks import NETWORKS
@@ -31,6 +34,7 @@ def bench(
     rounds: int,
     programs: Mapping[str, Sequence[str]] = MappingProxyType({}),
     progress: Progress = track,
+    seconds: float = SECONDS,
 ) -> dict[str, list[Measurement]]:
     """Measures each configuration `rounds` times, in turn, so that drift affects all alike.
 
@@ -41,6 +45,7 @@ def bench(
         rounds: Measurements of each.
         programs: Arguments of Python for some of them, in place of PROGRAM.
         progress: Shows how many measurements are done.
+        seconds: Training steps are measured for so long in each.
 
     Returns:
         `rounds` measurements of each configuration.
@@ -49,7 +54,10 @@ def bench(
         InputError: For a network whose sizes do not fit together.
         RunError: If a measurement fails.
     """
-    counts = {name: count(config) for name, config in configs.items()}
+    with torch.device("meta"):
+        for config in configs.values():
+            make_network(config)  # reports wrong sizes before anything starts
+    counts: dict[str, Counts] = {}
     measured: dict[str, list[Measurement]] = {name: [] for name in configs}
     with progress("measuring steps", rounds * len(configs)) as task:
         for done in range(0, rounds * len(configs), len(configs)):
@@ -58,10 +66,11 @@ def bench(
                     name: stack.enter_context(Worker(name, programs.get(name, PROGRAM)))
                     for name in configs
                 }
+                counts = counts or {name: count(config) for name, config in configs.items()}
                 for worker in workers.values():
                     worker.wait_until_ready()
                 for i, (name, worker) in enumerate(workers.items()):
-                    times = worker.measure(configs[name])
+                    times = worker.measure(configs[name], seconds)
                     both = {**times.model_dump(), **counts[name].model_dump()}
                     measured[name].append(Measurement.model_validate(both))
                     task.update(done + i + 1, name)
@@ -94,10 +103,10 @@ class Worker:
         assert self.process.stdout is not None
         self.process.stdout.readline()
 
-    def measure(self, config: Config) -> Times:
+    def measure(self, config: Config, seconds: float) -> Times:
         """Has the process measure, and waits for it."""
         modules = [*OBJECTIVES.modules(), *NETWORKS.modules()]
-        request = Request(modules=modules, config=config.model_dump(mode="json"))
+        request = Request(modules=modules, config=config.model_dump(mode="json"), seconds=seconds)
         out, errors = self.process.communicate(request.model_dump_json())
         if self.process.returncode:
             reason = (errors.strip().splitlines() or ["killed, perhaps for memory"])[-1]

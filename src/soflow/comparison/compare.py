@@ -25,6 +25,7 @@ from soflow.comparison.record import (
     RunEvaluation,
     RunResults,
 )
+from soflow.comparison.tables import HEUN
 from soflow.config import Config, read_objectives
 from soflow.data.training_data import make_dataset, with_classes
 from soflow.errors import InputError
@@ -32,7 +33,7 @@ from soflow.evaluation.evaluate import EvaluationSettings, evaluate
 from soflow.evaluation.references import make_scoring
 from soflow.evaluation.scorer import Scoring
 from soflow.run.checkpoint import TrainState
-from soflow.sampling import HEUN_STEPS, Sampler, class_by_class, draw
+from soflow.sampling import Sampler, class_by_class, draw
 from soflow.solution import FlowModel
 from soflow.system import processes
 from soflow.system.atomic import require_writable
@@ -45,13 +46,12 @@ from soflow.workflows.train import train
 log = logging.getLogger(__name__)
 
 OBJECTIVES = ("soflow", "mean_flow", "shortcut", "consistency", "flow_matching")
-#: Rounds of measuring costs, and rounds for trainings of fewer than SHORT steps.
-ROUNDS, ROUNDS_IF_SHORT, SHORT = 3, 1, 500
+#: Rounds of measuring costs and seconds of each, and both for trainings under SHORT steps.
+MEASURING, MEASURING_IF_SHORT, SHORT = (3, 2.0), (1, 0.5), 500
 #: Samples at each point of a curve: few, because a training is not to wait for its curve.
 CURVE_SAMPLES = 500
-#: Samplers of the curves: of objectives that learn no jumps, and of all if asked for.
+#: The sampler of the curves of objectives that learn no jumps.
 COARSE_HEUN: tuple[Sampler, int] = ("heun", 16)
-HEUN: tuple[Sampler, int] = ("heun", 2 * HEUN_STEPS)
 
 
 def compare(
@@ -102,8 +102,8 @@ def compare(
     require_writable(out)
     require_same_as_begun(configs, seeds, budget, out)
     scoring = make_scoring(shared, data.encoder, decode, baseline=True)
-    rounds = rounds or (ROUNDS if shared.train.steps >= SHORT else ROUNDS_IF_SHORT)
-    costs = costs_of(configs, out / "cost.json", rounds, progress)
+    usual, seconds = MEASURING if shared.train.steps >= SHORT else MEASURING_IF_SHORT
+    costs = costs_of(configs, out / "cost.json", rounds or usual, progress, seconds)
     planned = list(plan(configs, seeds, budget, out, costs))
 
     to_come = [run for run in planned if not run.finished]

@@ -8,7 +8,7 @@ from pydantic import Field, JsonValue, model_validator
 from typing_extensions import Self
 
 from soflow.comparison.bench import bench
-from soflow.comparison.measure import Measurement
+from soflow.comparison.measure import SECONDS, Measurement
 from soflow.config import Config
 from soflow.system.progress import Progress, track
 from soflow.system.records import Count, Record
@@ -97,7 +97,11 @@ def base_of(names: Iterable[str]) -> str:
 
 
 def costs_of(
-    configs: dict[str, Config], file: Path, rounds: int, progress: Progress = track
+    configs: dict[str, Config],
+    file: Path,
+    rounds: int,
+    progress: Progress = track,
+    seconds: float = SECONDS,
 ) -> dict[str, Cost]:
     """The cost of each objective. Reads the file, measures what is missing, and adds it there."""
     base = base_of(configs)
@@ -112,7 +116,9 @@ def costs_of(
     ]
     if missing:
         chosen = dict.fromkeys([base, *missing])
-        measured = bench({name: configs[name] for name in chosen}, rounds, progress=progress)
+        measured = bench(
+            {name: configs[name] for name in chosen}, rounds, progress=progress, seconds=seconds
+        )
         for name in missing:
             kept[name] = Cost(
                 measured_with=settings[name],

@@ -38,8 +38,8 @@ from soflow.system.records import Count, Record
 from soflow.training.compile import compiled
 from soflow.training.trainer import Trainer
 
-#: Seconds of training steps, and half of them of sampling, in one measurement after WARM_UP
-#: rounds; at least LEAST_STEPS.
+#: Seconds of training steps in one measurement, of sampling half of them; but at least
+#: LEAST_STEPS, after WARM_UP others.
 SECONDS, WARM_UP, LEAST_STEPS = 2.0, 2, 3
 #: Samples in the step whose operations are counted.
 COUNTED = 64
@@ -50,6 +50,7 @@ class Request(Record):
 
     modules: list[str]  # that register objectives and networks of the user's own
     config: dict[str, JsonValue]
+    seconds: float = SECONDS
 
 
 class Counts(Record):
@@ -91,7 +92,7 @@ def random_step(config: Config, count: int) -> tuple[Objective, Batch, Draws]:
     return objective, Batch(data, dataset.labels, augment), draws
 
 
-def measure(config: Config, plain_attention: bool = False) -> Times:
+def measure(config: Config, plain_attention: bool = False, least_seconds: float = SECONDS) -> Times:
     """Measures training steps of the trainer itself, then one-step sampling, in this process."""
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -101,13 +102,13 @@ def measure(config: Config, plain_attention: bool = False) -> Times:
         trainer.module.train()
         times: list[float] = []
         with sdpa_kernel(SDPBackend.MATH) if plain_attention else nullcontext():
-            while len(times) < WARM_UP + LEAST_STEPS or sum(times[WARM_UP:]) < SECONDS:
+            while len(times) < WARM_UP + LEAST_STEPS or sum(times[WARM_UP:]) < least_seconds:
                 before = trainer.state.seconds
                 trainer.timed_step()  # reads the loss, and so waits for the device
                 times.append(trainer.state.seconds - before)
         device, network = trainer.device, trainer.network
         peak = peak_bytes(device)
-        rate, ratio = sampling_rate(config, network, device)
+        rate, ratio = sampling_rate(config, network, device, least_seconds / 2)
         trainer.close()
     return Times(
         seconds_per_step=median(times[WARM_UP:]),
@@ -179,7 +180,9 @@ def peak_rate(device: torch.device) -> float:
 
 
 @torch.no_grad()
-def sampling_rate(config: Config, network: nn.Module, device: torch.device) -> tuple[float, float]:
+def sampling_rate(
+    config: Config, network: nn.Module, device: torch.device, least_seconds: float
+) -> tuple[float, float]:
     """Samples per second of one-step sampling, and its speed over the bare network's."""
     model, count = make_model(config, network.eval()), config.train.batch_size
     noise = torch.randn(count, *config.data.shape, device=device)
@@ -187,7 +190,7 @@ def sampling_rate(config: Config, network: nn.Module, device: torch.device) -> t
     labels = None if labels is None else labels.to(device)
     t, s = torch.ones(count, device=device), torch.zeros(count, device=device)
     pairs: list[tuple[float, float]] = []
-    while len(pairs) < WARM_UP + LEAST_STEPS or sum(map(sum, pairs[WARM_UP:])) < SECONDS / 2:
+    while len(pairs) < WARM_UP + LEAST_STEPS or sum(map(sum, pairs[WARM_UP:])) < least_seconds:
         bare = seconds(lambda: network(noise, t, s, labels), device)
         pairs.append((seconds(lambda: one_step(model, noise, labels), device), bare))
     timed = pairs[WARM_UP:]
@@ -210,7 +213,8 @@ def answer(plain_attention: bool = False) -> None:
     request = Request.model_validate_json(sys.stdin.read())
     for module in request.modules:
         import_module(module)
-    print(measure(validate(request.config), plain_attention).model_dump_json())
+    times = measure(validate(request.config), plain_attention, request.seconds)
+    print(times.model_dump_json())
 
 
 if __name__ == "__main__":

@@ -116,7 +116,7 @@ def plots(results: Comparison) -> Figure:
     ticks = sorted({row.nfe for row in rows if row.nfe is not None})
     against_nfe.set_xticks(ticks, [str(n) for n in ticks])
     against_nfe.minorticks_off()
-    against_nfe.set_xlabel("network evaluations per sample (squares: 32 Heun steps)")
+    against_nfe.set_xlabel(f"network evaluations per sample (squares: {HEUN[1] // 2} Heun steps)")
     against_nfe.set(ylabel="distance to real data", title="at the end")
     against_time.set(xlabel="seconds of training", title="during training")
     against_samples.set(xlabel="thousands of samples seen", title="during training")

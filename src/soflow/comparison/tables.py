@@ -3,8 +3,10 @@
 from statistics import mean, stdev
 
 from soflow.comparison.record import Comparison, ObjectiveResults
+from soflow.sampling import HEUN_STEPS, Sampler
 
-HEUN = ("heun", 64)
+#: The yardstick: Heun steps of the model's own velocity.
+HEUN: tuple[Sampler, int] = ("heun", 2 * HEUN_STEPS)
 
 
 def name_of(objective: str) -> str:
@@ -30,7 +32,7 @@ def quality_rows(results: Comparison) -> list[list[str]]:
     """Distances as a table, header first: one row per objective and sampler."""
     few = evaluations_of(results.objectives)
     header = ["objective", "sampler", *(f"NFE {n}" for n in few)]
-    rows = [[*header, "32 Heun steps", "recognized, NFE 1"]]
+    rows = [[*header, f"{HEUN_STEPS} Heun steps", "recognized, NFE 1"]]
     for name, objective in results.objectives.items():
         for i, sampler in enumerate(objective.few_step_samplers):
             heun = objective.distances(*HEUN) if i == 0 else []
