@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from soflow.system import processes
 from soflow.system.text import printable
@@ -31,6 +31,7 @@ class Task:
         """Reports a milestone, which becomes a line of its own where there is no bar."""
 
 
+@runtime_checkable
 class Progress(Protocol):
     """Shows work of `total` parts, of which `done` were done before."""
 
