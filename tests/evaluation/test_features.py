@@ -217,9 +217,7 @@ def test_the_fid_network_is_never_replaced_in_silence(monkeypatch):
         raise OSError("urlopen error: no route to host")
 
     fake_package(monkeypatch, offline)
-    with pytest.raises(
-        InputError, match=r"no route to host.*weights\.pth"
-    ):
+    with pytest.raises(InputError, match=r"no route to host.*weights\.pth"):
         load_features("inception", None, (3, 32, 32))
 
 
@@ -419,7 +417,9 @@ def test_features_have_the_datas_classes_or_recognize_nothing(tmp_path):
     features = load_features(str(script(tmp_path, Both())), None, (3, 8, 8))
     kept = gather([torch.from_numpy(pictures(30)).permute(0, 3, 1, 2)], features, 30)
     labels = torch.zeros(30, dtype=torch.long)
-    assert Scorer(features, kept, DIGITS, num_classes=2).figures(kept, labels).recognized is not None
+    assert (
+        Scorer(features, kept, DIGITS, num_classes=2).figures(kept, labels).recognized is not None
+    )
     assert Scorer(features, kept, DIGITS, num_classes=10).figures(kept, labels).recognized is None
     assert Scorer(features, kept, DIGITS, num_classes=2).figures(kept, None).recognized is None
 

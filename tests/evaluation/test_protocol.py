@@ -257,9 +257,7 @@ def test_evaluating_on_the_way_changes_nothing_and_goes_on_after_a_stop(tmp_path
 def test_the_best_of_one_measure_is_not_held_against_another(tmp_path, monkeypatch):
     from soflow.evaluation.scorer import Scorer
 
-    monkeypatch.setattr(
-        Scorer, "distance", lambda self, drawn: 60.0 if self.gaussian else 400.0
-    )
+    monkeypatch.setattr(Scorer, "distance", lambda self, drawn: 60.0 if self.gaussian else 400.0)
     folder = runs.train("digits", tmp_path / "run", EVERY)
     shutil.rmtree(checkpoints(folder.checkpoints)[-1].path)
     runs.train("digits", tmp_path / "run", [*EVERY, "evaluate.features=coordinates"])

@@ -74,7 +74,7 @@ class RealRow(Figures):
     split: Name
     count: Count
     reference: Reference
-    warnings: list[Name] = []
+    warnings: tuple[Name, ...] = ()
 
 
 class Machine(Record):
@@ -115,16 +115,16 @@ class Evaluation(Record):
     samples: Samples | None = None  # in place of a run
     metric: Name
     num: Count
-    seeds: list[Count] = [0]
+    seeds: tuple[Count, ...] = (0,)
     labels: str = "none"
     features: FeaturesUsed
     reference: Reference
-    settings: dict[str, str] = {}
-    warnings: list[Name] = []
-    versions: dict[str, str] = {}
+    settings: dict[str, str] = Field(default_factory=dict)
+    warnings: tuple[Name, ...] = ()
+    versions: dict[str, str] = Field(default_factory=dict)
     rows: list[Row] = Field(min_length=1)
     real: RealRow | None = None
-    diagnostics: dict[str, float] = {}
+    diagnostics: dict[str, float] = Field(default_factory=dict)
     machine: Machine
 
     @model_validator(mode="after")

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 def evaluate(
     run: str | Path | Run,
-    settings: EvaluationSettings = EvaluationSettings(),
+    settings: EvaluationSettings | None = None,
     progress: Progress = track,
 ) -> Evaluation:
     """Evaluates a run.
@@ -39,6 +39,7 @@ def evaluate(
         InputError: If there is no run, or a setting does not suit it.
         RunError: If the checkpoint is damaged, or a sample holds NaN or infinity.
     """
+    settings = settings or EvaluationSettings()
     if isinstance(run, Run):
         loaded = {run.weights: run}
     else:
