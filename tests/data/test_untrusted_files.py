@@ -780,6 +780,8 @@ def test_names_in_a_run_do_not_become_elements_of_its_report(run, inside):
 
 
 def test_an_evaluation_of_any_shape_is_shown_or_called_damaged(run, monkeypatch):
+    from markupsafe import Markup
+
     from soflow.evaluation import report
     from soflow.evaluation.record import Evaluation
     from soflow.workflows.runs import load
@@ -787,7 +789,7 @@ def test_an_evaluation_of_any_shape_is_shown_or_called_damaged(run, monkeypatch)
     file = run / "evaluation.json"
     file.write_text(json.dumps(evaluation("plain", "step-00000030")))
     model, data, shown = load(run).model, sources.digits("test"), [0]
-    monkeypatch.setattr(report, "image", lambda figure: "")
+    monkeypatch.setattr(report, "image", lambda figure: Markup(""))
 
     def work():
         values = Evaluation.read(file)

@@ -13,8 +13,8 @@ from torch import nn
 from soflow.data import sources
 from soflow.errors import InputError, RunError
 from soflow.evaluation.features import Features, as_seen, load_features
-from soflow.evaluation.record import Reference
 from soflow.evaluation.metrics import Moments
+from soflow.evaluation.record import Reference
 from soflow.evaluation.reference_files import read_reference, write_reference
 from soflow.evaluation.references import scorer_from_file
 from soflow.evaluation.sample_set import open_sample_set
