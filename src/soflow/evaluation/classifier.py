@@ -1,8 +1,10 @@
-"""A small classifier of a labelled data set, trained once on its training split: its last hidden layer gives features."""
+"""A small classifier of a labelled data set, trained once on its training split.
+
+Its last hidden layer gives features.
+"""
 
 import hashlib
 import logging
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -10,21 +12,22 @@ from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional
 
 from soflow.data.batches import Batches
 from soflow.data.dataset import Dataset
 from soflow.errors import InputError
+from soflow.system.atomic import replace_file
 from soflow.system.cache import cache_folder
-from soflow.system.progress import counting
+from soflow.system.progress import track
 
 log = logging.getLogger(__name__)
 
 
 class Classifier(nn.Module, ABC):
-    """Features (B, d) of images (B, C, H, W) in [-1, 1] by a call, and class logits (B, classes) from them."""
+    """Maps images (B, C, H, W) in [-1, 1] to features (B, d), and these to logits (B, classes)."""
 
     @abstractmethod
     def logits(self, features: Tensor) -> Tensor: ...
@@ -32,7 +35,7 @@ class Classifier(nn.Module, ABC):
 
 Trained = TypeVar("Trained", bound=Classifier)
 
-#: Changes whenever the classifier or its training does, so that figures of different ones are never mixed.
+#: Changes whenever the classifier or its training does, so that figures are never mixed.
 VERSION = 1
 STEPS, BATCH = 800, 128
 #: Images looked at together.
@@ -40,7 +43,7 @@ CHUNK = 1000
 
 
 class ImageClassifier(Classifier):
-    """Three convolutions and a hidden layer of 64 that gives the features; for square images of 8 pixels or more."""
+    """Three convolutions and a hidden layer of 64; for square images of 8 pixels or more."""
 
     def __init__(self, shape: tuple[int, ...], classes: int) -> None:
         super().__init__()
@@ -70,10 +73,15 @@ class ImageClassifier(Classifier):
 def train_classifier(
     dataset: Dataset, on_step: Callable[[int], None] = lambda done: None, seed: int = 0
 ) -> ImageClassifier:
-    """Trains one on a training split; seeded, a minute or two on a CPU. Raises InputError for data without classes."""
+    """Trains a classifier on a training split; seeded, a minute or two on a CPU.
+
+    Raises:
+        InputError: If the data have no classes.
+    """
     if dataset.labels is None or len(dataset.shape) != 3 or min(dataset.shape[1:]) < 8:
         raise InputError(
-            "the features 'classifier' need labelled images of 8 pixels or more: use evaluate.features=coordinates"
+            "the features 'classifier' need labelled images of 8 pixels or more: "
+            "use evaluate.features=coordinates"
         )
     return fit(
         lambda: ImageClassifier(dataset.shape, dataset.num_classes),
@@ -126,15 +134,15 @@ def cache_file(dataset: Dataset, folder: Path) -> Path:
 
 
 def load_classifier(dataset: Dataset) -> ImageClassifier:
-    """The classifier of a training split, from the cache or trained now and put there."""
+    """The classifier of a training split, from the cache or trained now and cached."""
 
     def train() -> ImageClassifier:
-        kept = f"it is kept in {cache_folder()}"
         log.info(
-            f"training a classifier of {dataset.name} ({len(dataset):,} images), a minute or two; {kept}"
+            f"training a classifier of {dataset.name} ({len(dataset):,} images), a minute or two; "
+            f"it is kept in {cache_folder()}"
         )
-        with counting("training the classifier", STEPS) as on_step:
-            return train_classifier(dataset, on_step)
+        with track("training the classifier", STEPS) as task:
+            return train_classifier(dataset, task.update)
 
     if dataset.labels is None or len(dataset.shape) != 3:
         return train()  # which says what is wrong
@@ -147,13 +155,11 @@ def cached(classifier: Trained, file: Path, train: Callable[[], Trained]) -> Tra
     try:
         classifier.load_state_dict(load_file(file))
         return classifier.eval()
-    except (OSError, RuntimeError, SafetensorError):  # not there, or not whole
+    except (OSError, RuntimeError, SafetensorError):  # missing or damaged
         classifier = train()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(f".{os.getpid()}.partial")
-        save_file(classifier.state_dict(), partial)
-        os.replace(partial, file)
+        replace_file(file, save(classifier.state_dict()))
     except OSError:
         return classifier  # a cache that cannot be written only costs time
     return classifier

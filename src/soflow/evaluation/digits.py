@@ -1,4 +1,4 @@
-"""The classifier of the bundled digits: small, trained once in some seconds, the same on every machine."""
+"""The classifier of the bundled digits: small, trained once in some seconds, seeded."""
 
 import logging
 from dataclasses import replace
@@ -15,13 +15,13 @@ from soflow.system.cache import cache_folder
 
 log = logging.getLogger(__name__)
 
-#: Changes whenever the classifier or its training does, so that figures of different ones are never mixed.
+#: Changes whenever the classifier or its training does, so that figures are never mixed.
 DIGITS_VERSION = "digits-classifier-2"
 DIGITS_STEPS = 500
 
 
 class DigitClassifier(Classifier):
-    """A small convolutional classifier of 8x8 digits; its last hidden layer, 32 wide, gives the features."""
+    """A small convolutional classifier of 8x8 digits, with a last hidden layer of 32."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class DigitClassifier(Classifier):
 
 
 def with_shifts(dataset: Dataset) -> Dataset:
-    """Every image nine times: as it is and moved by a pixel in each direction, since digits are not always centred."""
+    """Every image nine times: as it is and moved by one pixel in each direction."""
     assert dataset.labels is not None
     padded = functional.pad(dataset.samples(), (1, 1, 1, 1), value=-1.0)
     moved = [padded[:, :, y : y + 8, x : x + 8] for y in range(3) for x in range(3)]
@@ -58,7 +58,7 @@ def train_digit_classifier(seed: int = 0) -> DigitClassifier:
 
 
 def load_digit_classifier() -> DigitClassifier:
-    """The digit classifier, from the cache or trained now and put there."""
+    """The digit classifier, from the cache or trained now and cached."""
 
     def train() -> DigitClassifier:
         log.info("training the digit classifier, once, about ten seconds")

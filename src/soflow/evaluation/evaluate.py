@@ -1,4 +1,4 @@
-"""Evaluates models: a row of figures per weights and sampler, beside those of held-out real data."""
+"""Evaluates models: a row of figures per weights and sampler, and one of held-out real data."""
 
 import platform
 import time
@@ -51,6 +51,8 @@ from soflow.system.progress import Progress, Task, track
 DIAGNOSTIC_POINTS = 500
 #: Samples drawn at once, at most, to measure the time of drawing.
 TIMED_BATCH = 500
+#: Network evaluations that are timed, at most.
+TIMED_STEPS = 8
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ def evaluate(
     return Evaluation(
         rows=rows,
         real=real,
-        seeds=list(settings.seeds),
+        seeds=tuple(settings.seeds),
         labels=settings.labels if first.num_classes else "none",
         diagnostics={} if points is None else diagnostics(first, points, settings, device),
         machine=this_machine(str(device)),
@@ -277,14 +279,15 @@ def this_machine(device: str = "") -> Machine:
     return Machine(device=device, processor=platform.machine(), threads=torch.get_num_threads())
 
 
-def warnings_of(scorer: Scorer, count: int) -> list[str]:
+def warnings_of(scorer: Scorer, count: int) -> tuple[str, ...]:
     if scorer.reliable(count):
-        return []
+        return ()
     fewer, who = min((count, "samples"), (scorer.reference.count or count, "real samples"))
-    return [
+    text = (
         f"{fewer:,} {who} are no more than the {scorer.reference.dimensions:,} dimensions of the "
         f"features '{scorer.features.name}': figures marked * are not reliable, do not quote them"
-    ]
+    )
+    return (text,)
 
 
 @torch.no_grad()
@@ -295,15 +298,18 @@ def milliseconds_per_sample(
     device: torch.device,
     settings: EvaluationSettings,
 ) -> float:
-    """The time of a batch like those that were just drawn, without the time of its noise."""
-    batch = min(settings.num, settings.batch, TIMED_BATCH)
-    noises = torch.randn(noise_count(sampler, nfe), batch, *model.shape, device=device)
+    """The time of a batch like those that were just drawn, without the time of its noise.
+
+    Only TIMED_STEPS of many evaluations are timed: all take the same time.
+    """
+    batch, timed = min(settings.num, settings.batch, TIMED_BATCH), min(nfe, TIMED_STEPS)
+    noises = torch.randn(noise_count(sampler, timed), batch, *model.shape, device=device)
     labels = class_by_class(batch, model.num_classes)
     labels = None if labels is None else labels.to(device)
     noises.sum().item()  # waits for the device
     start = time.perf_counter()
-    sample(model, noises, labels, sampler, nfe).sum().item()
-    return 1000 * (time.perf_counter() - start) / batch
+    sample(model, noises, labels, sampler, timed).sum().item()
+    return 1000 * (time.perf_counter() - start) / batch * nfe / timed
 
 
 def diagnostics(

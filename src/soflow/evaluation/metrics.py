@@ -1,8 +1,9 @@
-"""How alike two sets of samples are, by their features (N, d): pure functions in float64.
+"""How similar two sets of samples are, by their features (N, d): pure functions in float64.
 
-The inception score and the kernel distance are torchmetrics'. The Frechet distance is our own, since a published reference
-is a mean and a covariance, and since the root must say when it fails; so are the measures of neighbourhoods, which it lacks.
-None of these is FID unless the features are those of the FID network: see features.py.
+The inception score is torchmetrics'. The Frechet distance is our own: a published reference is a
+mean and a covariance, and a matrix root that fails must say so. So are the measures of
+neighbourhoods, which torchmetrics lacks, and the kernel distance, which is faster here. The Frechet distance is FID only
+by the features of the FID network: see features.py.
 """
 
 import warnings
@@ -16,14 +17,17 @@ from torch import Tensor, nn
 
 from soflow.errors import RunError
 
-#: Rows that are taken together; figures do not depend on how samples came in.
+#: Rows that are taken together. Figures do not depend on the parts that samples come in.
 ROWS = 1000
-#: Subsets of the kernel distance (KID's protocol), parts of the inception score, and neighbours: k of precision and recall
-#: as in ADM (arXiv 2105.05233), k of density and coverage as in their paper (arXiv 2002.09797).
+#: Subsets of the kernel distance (KID's protocol), and parts of the inception score.
 KERNEL_SUBSETS, KERNEL_SUBSET = 100, 1000
+#: Rows of a kernel's matrix that are computed at once.
+KERNEL_ROWS = 125
 SCORE_PARTS = 10
+#: k of precision and recall as in ADM (arXiv 2105.05233), and k of density and coverage as in their
+#: paper (arXiv 2002.09797).
 NEIGHBOURS, DENSITY_NEIGHBOURS = 3, 5
-#: Relative to the largest eigenvalue: below zero by more than this, a matrix was no covariance, or has no root.
+#: A covariance has no eigenvalue below minus this times its largest one.
 TOLERANCE = 1e-6
 
 
@@ -37,7 +41,7 @@ class Moments:
 
     @staticmethod
     def of(features: Tensor) -> "Moments":
-        """Moments of features (N, d), N of 2 or more, worked out ROWS at a time."""
+        """Moments of features (N, d), N of 2 or more, ROWS at a time."""
         total: Moments | None = None
         for rows in features.split(ROWS):
             x = rows.double()
@@ -48,7 +52,10 @@ class Moments:
         return total
 
     def merged(self, other: "Moments") -> "Moments":
-        """The moments of both sets together (Chan, Golub and LeVeque 1983), no large numbers being subtracted."""
+        """The moments of both sets together (Chan, Golub and LeVeque 1983).
+
+        No large numbers are subtracted.
+        """
         a, b, n = self.count, other.count, self.count + other.count
         apart = other.mean - self.mean
         scatter = (
@@ -60,13 +67,16 @@ class Moments:
 
     @cached_property
     def root(self) -> Tensor:
-        """The symmetric square root of the covariance, (d, d). Raises RunError where there is none."""
+        """The symmetric square root of the covariance, (d, d). Raises RunError if it has none."""
         values, vectors = eigen(self.covariance)
         return vectors * values.sqrt() @ vectors.T
 
 
 def eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, none below zero, and vectors of a symmetric matrix (d, d). Raises RunError where that cannot be had."""
+    """Eigenvalues, none below zero, and eigenvectors of a covariance (d, d).
+
+    Raises RunError for a matrix that is no covariance.
+    """
     if not bool(matrix.isfinite().all()):
         raise RunError(
             "the matrix square root does not exist: the covariance holds values that are not finite"
@@ -79,17 +89,20 @@ def eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
         ) from None
     if bool(values.min() < -TOLERANCE * values.max().clamp(min=1e-12)):
         raise RunError(
-            f"the matrix square root does not exist: an eigenvalue is {float(values.min()):.3g}, the largest "
-            f"{float(values.max()):.3g}, so this is no covariance"
+            f"the matrix square root does not exist: an eigenvalue is {float(values.min()):.3g}, "
+            f"the largest {float(values.max()):.3g}, so this is no covariance"
         )
     return values.clamp(min=0), vectors
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """|mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)): the Frechet distance, squared, of two Gaussians (as in FID).
+    """The Frechet distance of two Gaussians, squared (as in FID).
 
-    tr (A B)^(1/2) is the sum of the roots of the eigenvalues of A^(1/2) B A^(1/2), which is symmetric. Raises RunError where
-    the root does not converge.
+    |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)), where tr (A B)^(1/2) is the sum of the roots of
+    the eigenvalues of A^(1/2) B A^(1/2), which is symmetric.
+
+    Raises:
+        RunError: If the root does not converge.
     """
     product = b.root @ a.covariance @ b.root
     cross = eigen((product + product.T) / 2)[0].sqrt().sum()
@@ -102,8 +115,8 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 def spread_of_frechet(features: Tensor, reference: Moments, splits: int = 5) -> float:
     """The standard deviation of the Frechet distance of features (N, d), from their halves.
 
-    Two halves of N/2 are drawn from one distribution, so their distances differ by sqrt(2) deviations of N/2, which are
-    sqrt(2) deviations of N: sd = rms(difference) / 2, over `splits` random ways to halve.
+    Two halves of N/2 come from one distribution, so their distances differ by sqrt(2) deviations of
+    N/2, which are sqrt(2) deviations of N: sd = rms(difference) / 2, over `splits` random halvings.
     """
     generator = torch.Generator().manual_seed(0)
     squares = []
@@ -118,34 +131,81 @@ def spread_of_frechet(features: Tensor, reference: Moments, splits: int = 5) -> 
 
 @contextmanager
 def seeded() -> Iterator[None]:
-    """torchmetrics draws from torch's global generator, and warns of the memory that it takes."""
+    """Seeds torch's global generator, which torchmetrics draws from, and hides its warnings."""
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
         yield
 
 
-def kernel_distance(features: Tensor, reference: Tensor) -> tuple[float, float]:
-    """KID (arXiv 1801.01401): the squared maximum mean discrepancy by the kernel (x.y / d + 1)^3, unbiased.
+class KernelDistance:
+    """KID (arXiv 1801.01401): the squared maximum mean discrepancy to a reference, unbiased.
 
-    Of features (N, d) and a reference (M, d): mean and standard deviation over KERNEL_SUBSETS random subsets of
-    KERNEL_SUBSET, or of all where there are fewer.
+    The kernel is (x.y / d + 1)^3. Figures are those of torchmetrics, to the last digit; it takes
+    several times as long, since it makes new matrices for each subset and scores the reference anew
+    for each set of samples.
+
+    Args:
+        reference: The features of the reference, (M, d).
     """
-    from torchmetrics.image.kid import KernelInceptionDistance
 
-    size = min(KERNEL_SUBSET, len(features), len(reference))
-    with seeded():
-        metric = KernelInceptionDistance(
-            feature=nn.Identity(), subsets=KERNEL_SUBSETS, subset_size=size
-        )
-        metric.update(features.double(), real=False)
-        metric.update(reference.double(), real=True)
-        mean, spread = metric.compute()
-    return float(mean), float(spread)
+    def __init__(self, reference: Tensor) -> None:
+        self.reference = reference.double()
+        self.terms: dict[int, list[Tensor]] = {}  # of the reference alone, by the samples' number
+
+    def __call__(self, features: Tensor) -> tuple[float, float]:
+        """The distance of features (N, d).
+
+        Returns:
+            Mean and standard deviation over KERNEL_SUBSETS random subsets of KERNEL_SUBSET, or of
+            all if there are fewer.
+        """
+        features, count = features.double(), len(features)
+        m = min(KERNEL_SUBSET, count, len(self.reference))
+        across = features.new_empty(m, m)
+        values, terms, known = [], [], self.terms.get(count)
+        with seeded():
+            for subset in range(KERNEL_SUBSETS):
+                y = self.reference[torch.randperm(len(self.reference))[:m]]
+                x = features[torch.randperm(count)[:m]]
+                term = kernel_within(y) if known is None else known[subset]
+                within = term + kernel_within(x)
+                kernel(y, x, across)
+                values.append(within / (m * (m - 1)) - 2 * across.sum(0).sum() / m**2)
+                terms.append(term)
+        self.terms[count] = terms
+        found = torch.stack(values)
+        return float(found.mean()), float(found.std(unbiased=False))
+
+
+def kernel_distance(features: Tensor, reference: Tensor) -> tuple[float, float]:
+    """The `KernelDistance` of features (N, d) to a reference (M, d)."""
+    return KernelDistance(reference)(features)
+
+
+def kernel(x: Tensor, y: Tensor, out: Tensor) -> None:
+    """(x.y / d + 1)^3 of x (n, d) and y (m, d) into `out` (n, m), as much at once as caches hold."""
+    for rows, part in zip(x.split(KERNEL_ROWS), out.split(KERNEL_ROWS), strict=True):
+        torch.mm(rows, y.T, out=part).mul_(1.0 / x.shape[1]).add_(1.0).pow_(3)
+
+
+def kernel_within(x: Tensor) -> Tensor:
+    """The sum of the kernel of all pairs of x (m, d), without pairs of a point with itself."""
+    sums, part = [], x.new_empty(min(KERNEL_ROWS, len(x)), len(x))
+    for first in range(0, len(x), KERNEL_ROWS):
+        rows = x[first : first + KERNEL_ROWS]
+        values = part[: len(rows)]
+        kernel(rows, x, values)
+        sums.append(values.sum(-1) - values.diagonal(first))
+    return torch.cat(sums).sum()
 
 
 def inception_score(logits: Tensor) -> tuple[float, float]:
-    """exp E KL(p(class | x) || p(class)) of logits (N, classes) (arXiv 1606.03498): mean and deviation over SCORE_PARTS."""
+    """exp E KL(p(class | x) || p(class)) of logits (N, classes) (arXiv 1606.03498).
+
+    Returns:
+        Mean and standard deviation over SCORE_PARTS.
+    """
     from torchmetrics.image.inception import InceptionScore
 
     with seeded():
@@ -161,7 +221,11 @@ def distances(a: Tensor, b: Tensor) -> Tensor:
 
 
 def radii(points: Tensor, on_rows: Callable[[int], None] = lambda n: None) -> tuple[Tensor, Tensor]:
-    """Of each point (n, d) the distances to its NEIGHBOURS-th and its DENSITY_NEIGHBOURS-th nearest other one, (n,) each."""
+    """The distances of each point (n, d) to its nearest others.
+
+    Returns:
+        To the NEIGHBOURS-th and to the DENSITY_NEIGHBOURS-th nearest one, (n,) each.
+    """
     found, points = [], points.double()
     most = min(DENSITY_NEIGHBOURS + 1, len(points))  # the nearest is the point itself
     for rows in points.split(ROWS):
@@ -173,9 +237,16 @@ def radii(points: Tensor, on_rows: Callable[[int], None] = lambda n: None) -> tu
 
 @dataclass(frozen=True)
 class Neighbourhood:
-    """precision: the share of samples that lie within a real one's reach, the distance to its third nearest; recall: of real
-    ones within a sample's (arXiv 1904.06991). density: how many real fifth-nearest reaches a sample lies in, of 5 expected;
-    coverage: the share of real ones with a sample in reach (arXiv 2002.09797).
+    """How samples lie among real ones (arXiv 1904.06991, 2002.09797).
+
+    The reach of a sample is the distance to its third nearest neighbour, or to its fifth for
+    density and coverage.
+
+    Attributes:
+        precision: The fraction of samples within reach of a real one.
+        recall: The fraction of real ones within reach of a sample.
+        density: The number of real ones within whose reach a sample is, relative to 5.
+        coverage: The fraction of real ones with a sample in reach.
     """
 
     precision: float
@@ -190,8 +261,13 @@ def neighbourhood(
     reference_radii: tuple[Tensor, Tensor] | None = None,
     on_rows: Callable[[int], None] = lambda n: None,
 ) -> Neighbourhood:
-    """All four, of features (N, d) and a reference (M, d), whose `radii` (M,) may be known. `on_rows` hears of every row of
-    N + M as it is done.
+    """Precision, recall, density and coverage.
+
+    Args:
+        features: (N, d).
+        reference: (M, d).
+        reference_radii: The `radii` of the reference, (M,) each, if they are known.
+        on_rows: Hears how many of the N + M rows were just finished.
     """
     features, reference = features.double(), reference.double()
     real_reach, real_wide_reach = reference_radii or radii(reference)  # (M,) each
@@ -217,9 +293,10 @@ def neighbourhood(
 
 
 def energy_distance(a: Tensor, b: Tensor) -> float:
-    """2 E|x - y| - E|x - x'| - E|y - y'|, x of a (N, d) and y of b (M, d): zero only for equal distributions.
+    """2 E|x - y| - E|x - x'| - E|y - y'|, x from a (N, d) and y from b (M, d).
 
-    Pairs of a point with itself are left out, so two sets from one distribution give zero on average.
+    It is zero only for equal distributions. Pairs of a point with itself are left out, so two sets
+    from one distribution give zero on average.
     """
     a, b = a.double(), b.double()
     within_a = torch.cdist(a, a).sum() / (len(a) * (len(a) - 1))
@@ -228,5 +305,5 @@ def energy_distance(a: Tensor, b: Tensor) -> float:
 
 
 def recognized(logits: Tensor, labels: Tensor) -> float:
-    """The share of samples whose likeliest class, by logits (N, classes), is their label (N,)."""
+    """The fraction of samples whose likeliest class, by logits (N, classes), is their label."""
     return float((logits.argmax(1) == labels).double().mean())

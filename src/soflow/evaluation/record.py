@@ -3,7 +3,6 @@
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
-from typing_extensions import Self
 
 from soflow.system.records import Count, Record
 
@@ -75,7 +74,7 @@ class RealRow(Figures):
     split: Name
     count: Count
     reference: Reference
-    warnings: list[Name] = []
+    warnings: tuple[Name, ...] = ()
 
 
 class Machine(Record):
@@ -116,20 +115,20 @@ class Evaluation(Record):
     samples: Samples | None = None  # in place of a run
     metric: Name
     num: Count
-    seeds: list[Count] = [0]
+    seeds: tuple[Count, ...] = (0,)
     labels: str = "none"
     features: FeaturesUsed
     reference: Reference
-    settings: dict[str, str] = {}
-    warnings: list[Name] = []
-    versions: dict[str, str] = {}
+    settings: dict[str, str] = Field(default_factory=dict)
+    warnings: tuple[Name, ...] = ()
+    versions: dict[str, str] = Field(default_factory=dict)
     rows: list[Row] = Field(min_length=1)
     real: RealRow | None = None
-    diagnostics: dict[str, float] = {}
+    diagnostics: dict[str, float] = Field(default_factory=dict)
     machine: Machine
 
     @model_validator(mode="after")
-    def _runs_have_counts(self) -> Self:
+    def _runs_have_counts(self) -> "Evaluation":
         """Only samples in files have no number of network evaluations."""
         if self.samples is None and any(row.nfe is None for row in self.rows):
             raise ValueError("a row has no nfe")

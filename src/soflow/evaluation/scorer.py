@@ -10,10 +10,10 @@ from torch import Tensor
 from soflow.data.dataset import Dataset
 from soflow.evaluation.features import DEVICE, Features
 from soflow.evaluation.metrics import (
+    KernelDistance,
     energy_distance,
     frechet_distance,
     inception_score,
-    kernel_distance,
     neighbourhood,
     radii,
     recognized,
@@ -51,6 +51,11 @@ class Scorer:
     def radii(self) -> tuple[Tensor, Tensor]:
         """Of the reference's points, (M,) each."""
         return radii(self.reference.points.to(DEVICE))
+
+    @cached_property
+    def kernel_distance(self) -> KernelDistance:
+        """To the reference's points."""
+        return KernelDistance(self.reference.points)
 
     def gather(self, parts: Iterable[Tensor], count: int, on_rows: OnRows = ignore) -> Statistics:
         """Computes the statistics of `count` samples, which come in parts (B, ...)."""
@@ -94,7 +99,7 @@ class Scorer:
         if len(other) > 1:
             near = neighbourhood(own.to(DEVICE), other.to(DEVICE), self.radii, on_rows)
             if self.gaussian:
-                kernel = kernel_distance(own, other)
+                kernel = self.kernel_distance(own)
         if self.gaussian and len(own) > 3:
             spread = spread_of_frechet(own, self.reference.moments)
         if spatial is not None and self.reference.spatial is not None:

@@ -18,7 +18,7 @@ from soflow.workflows.load import Run, load
 
 def evaluate(
     run: str | Path | Run,
-    settings: EvaluationSettings = EvaluationSettings(),
+    settings: EvaluationSettings | None = None,
     progress: Progress = track,
 ) -> Evaluation:
     """Evaluates a run.
@@ -35,6 +35,7 @@ def evaluate(
         InputError: If there is no run, or a setting does not suit it.
         RunError: If the checkpoint is damaged, or a sample holds NaN or infinity.
     """
+    settings = settings or EvaluationSettings()
     if isinstance(run, Run):
         loaded = {run.weights: run}
     else:
