@@ -125,7 +125,7 @@ def test_many_bad_images_stop_it_and_leave_nothing(tmp_path):
     source = images(tmp_path, 100)
     for number in (0, 2):
         (tmp_path / "set" / "cat" / f"{number:04d}.png").write_bytes(b"")
-    with pytest.raises(InputError, match="100 images.*1%"):
+    with pytest.raises(InputError, match=r"100 images.*1%"):
         cached(source, 12, 3)
     assert caches() == []
 

@@ -4,6 +4,7 @@ import json
 import shutil
 import threading
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 
 import h5py
@@ -17,7 +18,8 @@ from soflow.data import encoding
 from soflow.data.autoencoder import load_autoencoder
 from soflow.data.batches import Batches
 from soflow.data.encoding import encode
-from soflow.data.latents import load_latents
+from soflow.data.latents import LatentsPlan, load_latents
+from soflow.data.shards import Index
 from soflow.errors import InputError, RunError
 from soflow.evaluation.pictures import to_uint8
 from soflow.evaluation.report import real_by_class
@@ -79,16 +81,16 @@ def test_rows_are_the_posterior_that_diffusers_finds(photos, vae, latents):
 
 
 def test_every_visit_draws_from_the_posterior(latents):
-    """Over 3,000 visits each: z = (mean + std n - shift) scale, by its two moments; and a share is a share of the whole."""
+    """z = (mean + std n - shift) scale, by its two moments over 1,000 visits."""
     dataset = load_latents(str(latents), "train")
     batches = Batches(dataset, 40, seed=3)
-    order = [np.argsort(batches.indices(step)) for step in range(3000)]
+    order = [np.argsort(batches.indices(step)) for step in range(1000)]
     seen = torch.stack([batches.share(step).data[rows] for step, rows in enumerate(order)])
     mean, std = rows_of(latents).float().chunk(2, dim=1)
     torch.testing.assert_close(
-        seen.mean(0), (mean - 0.1) * 2, atol=6 * 2 * float(std.max()) / 3000**0.5, rtol=0
+        seen.mean(0), (mean - 0.1) * 2, atol=6 * 2 * float(std.max()) / 1000**0.5, rtol=0
     )
-    torch.testing.assert_close(seen.std(0), 2 * std, atol=0, rtol=0.1)
+    torch.testing.assert_close(seen.std(0), 2 * std, atol=0, rtol=0.15)
     assert torch.equal(batches.share(5, 1, 2).data, batches.share(5).data[1::2])
 
 
@@ -140,13 +142,13 @@ def test_mirror_images_are_rows_of_their_own(photos, vae, tmp_path, monkeypatch)
         both.labels[distance.argmin(1)],
         load_latents(str(tmp_path / "plain"), "train").labels.repeat(2),
     )
-    assert json.loads((tmp_path / "both" / "index.json").read_text())["flip"] is True
+    assert LatentsPlan.read(tmp_path / "both" / "plan.json").flip
 
 
 def test_images_are_decoded_some_at_a_time_ahead_of_the_autoencoder(
     photos, vae, latents, tmp_path, monkeypatch
 ):
-    """A shard of 40 in chunks of 8: never more than two are in memory, and the next is begun before one is encoded."""
+    """Two chunks of a shard are in memory: the next is begun before one is encoded."""
     order, begun = [], {first: threading.Event() for first in range(0, 48, 8)}
     begun[40].set()
     real_decode, real_encode = encoding.decode_rows, encoding.latents_of
@@ -178,9 +180,7 @@ def test_interrupted_encoding_goes_on_and_processes_share_it(
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     assert not encode(str(photos), tmp_path / "set", str(vae), 8)
-    with pytest.raises(
-        InputError, match="not encoded to its end: run the same soflow encode again"
-    ):
+    with pytest.raises(InputError, match=r"data\.path=.*set"):
         load_latents(str(tmp_path / "set"), "train")
     kept = tmp_path / "set" / "shard-00001.npy"
     before = kept.stat().st_mtime_ns
@@ -191,15 +191,9 @@ def test_interrupted_encoding_goes_on_and_processes_share_it(
     assert encode(str(photos), tmp_path / "set", str(vae), 8)
     assert kept.stat().st_mtime_ns == before
     torch.testing.assert_close(rows_of(tmp_path / "set"), rows_of(latents), atol=1e-3, rtol=1e-3)
-    assert {
-        k: v
-        for k, v in json.loads((tmp_path / "set" / "index.json").read_text()).items()
-        if k != "checksums"
-    } == {
-        k: v
-        for k, v in json.loads((latents / "index.json").read_text()).items()
-        if k != "checksums"
-    }
+    made, expected = (Index.read(folder / "index.json") for folder in (tmp_path / "set", latents))
+    assert made.model_copy(update={"checksums": expected.checksums}) == expected
+    assert (tmp_path / "set" / "plan.json").read_text() == (latents / "plan.json").read_text()
 
 
 def test_images_that_changed_are_not_mixed_into_what_was_begun(photos, vae, tmp_path, monkeypatch):
@@ -208,9 +202,7 @@ def test_images_that_changed_are_not_mixed_into_what_was_begun(photos, vae, tmp_
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert not encode(str(changing), tmp_path / "set", str(vae), 8)
     write_folder(changing, pixels(40, (8, 8, 3), seed=1))
-    with pytest.raises(
-        InputError, match="set was begun with images that are others now, or were changed"
-    ):
+    with pytest.raises(InputError, match="set was begun with other images"):
         encode(str(changing), tmp_path / "set", str(vae), 8)
 
 
@@ -218,13 +210,11 @@ def test_latents_of_images_without_classes_say_why_there_are_none(vae, tmp_path)
     photos = write_folder(tmp_path / "photos", pixels(8, (8, 8, 3)), names=())
     encode(str(photos), tmp_path / "set", str(vae), 8)
     settings = [f"data.path={tmp_path / 'set'}", "data.shape=[4,4,4]", *SMALL]
-    with pytest.raises(
-        InputError, match=r"has 0 classes \(.*photos has no subfolders, one for each class\)"
-    ):
+    with pytest.raises(InputError, match=r"data\.num_classes is 2.*photos has no subfolders"):
         runs.train("imagenet256-b2", tmp_path / "run", [*settings, "data.num_classes=2"])
 
 
-def test_a_damaged_shard_is_named_and_mended(photos, vae, tmp_path):
+def test_a_damaged_shard_is_named_and_repaired(photos, vae, tmp_path):
     encode(str(photos), tmp_path / "set", str(vae), 8)
     expected = rows_of(tmp_path / "set")
     shard = tmp_path / "set" / "shard-00002.npy"
@@ -258,15 +248,15 @@ def test_the_reference_implementations_file_is_read(options, latents, tmp_path):
 
 def test_hdf5_files_that_are_not_whole_are_refused(tmp_path):
     file = tmp_path / "l.h5"
-    with pytest.raises(InputError, match="there is no such file"):
+    with pytest.raises(InputError, match=r"data\.path=.*l\.h5"):
         load_latents(str(file), "train")
     file.write_bytes(b"nothing")
-    with pytest.raises(InputError, match="cannot be read as HDF5"):
+    with pytest.raises(InputError, match=r"data\.path=.*l\.h5"):
         load_latents(str(file), "train")
     for content, word in (
-        ({"images": np.zeros(3)}, "it holds images"),
-        ({"latents": np.zeros((4, 8, 2, 2)), "amount": 5}, "says amount=5"),
-        ({"latents": np.zeros((4, 8, 2, 2)), "latent_size": 32}, "says latent_size=32"),
+        ({"images": np.zeros(3)}, "images"),
+        ({"latents": np.zeros((4, 8, 2, 2)), "amount": 5}, "amount=5"),
+        ({"latents": np.zeros((4, 8, 2, 2)), "latent_size": 32}, "latent_size=32"),
         ({"latents": np.zeros((4, 8, 2, 2)), "labels": np.arange(3)}, "3 labels for 4 latents"),
     ):
         with h5py.File(file, "w") as written:
@@ -284,16 +274,16 @@ ROWS = np.abs(np.random.default_rng(0).normal(size=(4, 8, 2, 2))).astype(np.floa
     [
         (
             {"latents": ROWS[:0], "labels": np.arange(0)},
-            r"latents float32\[0, 8, 2, 2\]: they must be floats, and none",
+            r"latents float32\[0, 8, 2, 2\]",
         ),
-        ({"latents/part": ROWS}, "has no latents"),
-        ({"latents": ROWS.astype(np.int32)}, "latents int32.*: they must be floats"),
+        ({"latents/part": ROWS}, "no latents"),
+        ({"latents": ROWS.astype(np.int32)}, r"latents int32\[4, 8, 2, 2\]"),
         (
             {"latents": np.where(np.arange(8)[:, None, None] < 4, ROWS, -ROWS)},
-            "has standard deviations below 0",
+            "standard deviations below 0",
         ),
-        ({"latents": np.full_like(ROWS, np.nan)}, "not finite numbers"),
-        ({"latents": ROWS, "labels": np.array([b"cat"] * 4)}, "labels that are no whole numbers"),
+        ({"latents": np.full_like(ROWS, np.nan)}, "not finite"),
+        ({"latents": ROWS, "labels": np.array([b"cat"] * 4)}, "labels that are not integers"),
         ({"latents": ROWS, "labels": np.arange(0)}, "0 labels for 4 latents"),
     ],
 )
@@ -305,7 +295,7 @@ def test_hdf5_files_of_other_things_are_refused(content, word, tmp_path):
         load_latents(str(tmp_path / "l.h5"), "train")
 
 
-def test_hdf5_files_of_machines_with_another_order_of_bytes_are_read(tmp_path):
+def test_hdf5_files_in_another_byte_order_are_read(tmp_path):
     with h5py.File(tmp_path / "l.h5", "w") as written:
         written["latents"], written["amount"] = (
             ROWS.astype(">f4"),
@@ -398,13 +388,14 @@ def test_another_copy_of_the_autoencoder_can_be_named_and_must_fit(run, vae, tmp
     assert_fails(
         inside("sample", run, "--num", 2, "--vae", wide),
         2,
-        "has latents [7, 4, 4], the samples are [4, 4, 4]",
+        "[7, 4, 4]",
+        "[4, 4, 4]",
     )
     assert_fails(inside("sample", run, "--num", 2, "--vae", tmp_path / "no"), 2, "cannot be loaded")
 
 
 def test_images_of_two_autoencoders_are_not_pieced_together(run, vae, tmp_path, monkeypatch):
-    """Pieces of an interrupted call are used again only where the same weights, scale and shift would decode them."""
+    """Pieces are reused only if the same weights, scale and shift would decode them."""
     monkeypatch.setattr(sample_files, "PIECE", 2)
     other, copy = make_vae(tmp_path / "other", seed=1), shutil.copytree(vae, tmp_path / "copy")
     real, drawn = sample_files.sample_many, []
@@ -436,48 +427,49 @@ def test_other_latents_than_a_run_was_begun_with_are_refused(run, photos, vae, l
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "scaling_factor": 0.5}))
     encode(str(photos), tmp_path / "set", str(other), 8)
-    with pytest.raises(InputError, match=r"was begun on data whose encoder was name .*scale 2\.0"):
+    with pytest.raises(InputError, match=r"encoder.*2\.0"):
         runs.train(str(run), run, [f"data.path={tmp_path / 'set'}"])
-    with pytest.raises(InputError, match=r"data\.shape is \[4, 32, 32\], but .* has \[4, 4, 4\]"):
+    with pytest.raises(InputError, match=r"data\.shape is \[4, 32, 32\].*\[4, 4, 4\]"):
         runs.train("imagenet256-b2", tmp_path / "run", [f"data.path={latents}", *SMALL])
 
 
-def test_latents_of_a_strange_scale_are_remarked_on(photos, vae, tmp_path):
+def test_a_note_warns_of_latents_at_a_strange_scale(photos, vae, tmp_path, caplog):
     config = json.loads((vae / "config.json").read_text())
     strange = make_vae(tmp_path / "strange")
     (strange / "config.json").write_text(json.dumps({**config, "scaling_factor": 200.0}))
     encode(str(photos), tmp_path / "set", str(strange), 8)
-    told = []
-    load_latents(str(tmp_path / "set"), "train", told.append)
-    assert "at the scale 200.0; networks expect about 1" in told[0]
+    caplog.set_level("INFO", "soflow")
+    load_latents(str(tmp_path / "set"), "train")
+    assert "scale 200.0" in caplog.messages[-1]
 
 
-def test_what_is_no_autoencoder_or_no_size_is_said(photos, vae, tmp_path):
+def test_no_autoencoder_or_an_impossible_size_is_refused(photos, vae, tmp_path):
     for name in ("no/such/folder", str(photos)):
-        with pytest.raises(InputError, match="cannot be loaded"):
+        with pytest.raises(InputError, match=name):
             load_autoencoder(name)
     make_vae(tmp_path / "odd")
     (tmp_path / "odd" / "config.json").write_text(json.dumps({"_class_name": "UNet2DModel"}))
-    with pytest.raises(InputError, match="is a UNet2DModel, not an autoencoder"):
+    with pytest.raises(InputError, match="UNet2DModel"):
         load_autoencoder(str(tmp_path / "odd"))
-    with pytest.raises(InputError, match="cannot take images of 9x9: they come back as 8x8"):
+    with pytest.raises(InputError, match=r"9x9.*8x8"):
         encode(str(photos), tmp_path / "x", str(vae), 9)
-    with pytest.raises(InputError, match=r"data.source is 'digits'"):
+    with pytest.raises(InputError, match=r"data\.source is 'digits'"):
         encode("digits", tmp_path / "x", str(vae), 8)
 
 
 def test_pictures_without_an_autoencoder_say_so(latents, tmp_path, capsys):
-    """A node without the autoencoder trains all the same, and says what its pictures are."""
-    index = json.loads((latents / "index.json").read_text())
-    index["encoder"]["name"] = "/gone/vae"
+    """Training works without the autoencoder, and says why its pictures are no images."""
+    plan = LatentsPlan.read(latents / "plan.json")
     copy = tmp_path / "set"
     copy.mkdir()
     for file in latents.iterdir():
         (copy / file.name).write_bytes(file.read_bytes())
-    (copy / "index.json").write_text(json.dumps(index))
+    plan.model_copy(update={"encoder": replace(plan.encoder, name="/gone/vae")}).write(
+        copy / "plan.json"
+    )
     settings = [f"data.path={copy}", "data.shape=[4,4,4]", "data.num_classes=2", *SMALL]
-    out = runs.train("imagenet256-b4", tmp_path / "run", [*settings, "network.patch=2"])
-    assert "/gone/vae cannot be loaded" in capsys.readouterr().err
+    out = runs.train("imagenet256-b2", tmp_path / "run", settings)
+    assert "/gone/vae" in capsys.readouterr().err
     assert (out.samples / "step-00000002.png").is_file()
 
 

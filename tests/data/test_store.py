@@ -57,7 +57,7 @@ def test_shares_of_processes_make_the_same_store_in_any_order(tmp_path):
 def test_a_store_of_another_plan_is_not_mixed_in(tmp_path):
     rows = np.zeros((4, 1), np.float32)
     write(tmp_path / "s", rows, colour="red")
-    with pytest.raises(InputError, match="colour=red.* blue"):
+    with pytest.raises(InputError, match=r"colour=red.* blue"):
         write(tmp_path / "s", rows, colour="blue")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("x")
