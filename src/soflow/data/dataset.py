@@ -161,7 +161,7 @@ class Dataset:
         return self.read(self.rows[indices])
 
     def describe(self) -> dict[str, Any]:
-        """What a run keeps of its data: enough to name classes, to decode latents, and to notice other data."""
+        """What a run keeps of its data."""
         return {
             "name": self.name,
             "count": len(self),
