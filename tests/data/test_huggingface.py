@@ -125,7 +125,7 @@ def test_rows_without_a_class_can_only_be_trained_on_without_classes(kind, word,
 @pytest.mark.parametrize("picture", [{"bytes": b"not a picture", "path": None}, None])
 def test_damaged_images_are_named(picture, tmp_path):
     path = rewritten(write_parquet(tmp_path / "set", pixels(4, (8, 8), 0)), picture=[picture] * 4)
-    with pytest.raises(InputError, match="of 4 images .* row 0"):
+    with pytest.raises(InputError, match=r"of 4 images .* row 0"):
         load_images(path, "train", 1)
 
 

@@ -110,7 +110,7 @@ def test_a_class_that_is_called_train_is_a_class_and_splits_are_known_in_either_
 def test_folders_that_may_be_splits_or_classes_are_not_guessed_at(tmp_path):
     for name in ("train", "test", "masks"):
         write_folder(tmp_path / name, pixels(2))
-    with pytest.raises(InputError, match="test and train.* masks"):
+    with pytest.raises(InputError, match=r"test and train.* masks"):
         FolderImages(str(tmp_path), "train")
     (tmp_path / "masks").rename(tmp_path / "Test")
     with pytest.raises(InputError, match="Test and test and train"):
@@ -260,7 +260,7 @@ def test_numbers_that_are_no_classes(tmp_path):
 def test_arrays_that_cannot_be_told_apart_are_named(tmp_path):
     path = str(tmp_path / "two.npz")
     np.savez(path, a=pixels(3), b=pixels(3, seed=1))
-    with pytest.raises(InputError, match="a and b"):
+    with pytest.raises(InputError, match=r"a and b"):
         ArrayImages(path, "train")
     assert np.array_equal(ArrayImages(path, "train", "b").images, pixels(3, seed=1))
     np.savez(path, a=pixels(3).astype(float))
@@ -331,7 +331,7 @@ def test_endings_may_be_capital_letters(tmp_path):
 
 
 def test_what_holds_no_images_is_told_what_does(tmp_path):
-    with pytest.raises(InputError, match="'digits'.* folder, huggingface, arrays"):
+    with pytest.raises(InputError, match=r"'digits'.* folder, huggingface, arrays"):
         sources.open_images(DataConfig(source="digits"), "train")
 
 

@@ -25,8 +25,10 @@ from soflow.assemble import make_network
 from soflow.config import Config, dump, read_recipe
 from soflow.config.reading import known_keys, parse_yaml, put, validate
 from soflow.data.arrays import ArrayImages
+from soflow.data.dataset import Encoder
 from soflow.data.images import decode, open_image
-from soflow.data.latents import load_latents
+from soflow.data.latents import LatentsPlan, load_latents
+from soflow.data.store import Piece, make_store
 from soflow.errors import InputError, RunError
 from soflow.evaluation import sample_set as samples
 from soflow.evaluation.reference_files import arrays_in, read
@@ -308,7 +310,7 @@ def attack_json(count: int, file: Path, work: Callable[[], object]) -> int:
 
 
 def attack_latents(count: int, folder: Path) -> int:
-    """The index of latents, whose rows are as they should be."""
+    """The index and the plan of latents with good rows."""
     folder.mkdir()
     rows = np.abs(np.random.default_rng(0).normal(size=(4, 8, 2, 2))).astype(np.float32)
     write_latents(folder, rows)
@@ -318,26 +320,20 @@ def attack_latents(count: int, folder: Path) -> int:
         assert latents.shape == (4, 2, 2)
         assert latents.labels is None or int(latents.labels.max()) < 2**17
 
-    return attack_json(count, folder / "index.json", work)
+    return sum(attack_json(count // 2, folder / f"{name}.json", work) for name in ("index", "plan"))
 
 
 def write_latents(folder: Path, rows: np.ndarray) -> None:
-    from soflow.data.store import Piece, make_store
-
-    encoder = {"name": "vae", "scale": 1.0, "shift": 0.0, "size": 16, "channels": 3}
-    plan = {
-        "kind": "latents",
-        "name": "l",
-        "encoder": encoder,
-        "class_names": ["a", "b"],
-        "unlabelled": "",
-    }
+    plan = LatentsPlan(
+        name="l",
+        encoder=Encoder(name="vae", scale=1.0, size=16),
+        class_names=("a", "b"),
+        unlabelled="",
+        count=len(rows),
+        per_shard=2,
+    )
     make_store(
-        folder,
-        plan,
-        len(rows),
-        2,
-        lambda some: Piece(rows[some.start : some.stop], [i % 2 for i in some]),
+        folder, plan, lambda some: Piece(rows[some.start : some.stop], [i % 2 for i in some])
     )
 
 

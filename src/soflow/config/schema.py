@@ -22,9 +22,7 @@ class DataConfig(Section):
         description="digits, moons, checkerboard, eight_gaussians, folder, huggingface, arrays, "
         "latents, or a source of your own",
     )
-    path: str = Field(
-        "", description="a folder of images, a Hub name, parquet, .npz, or what soflow encode made"
-    )
+    path: str = Field("", description="a folder of images, a Hub name, parquet, .npz, or latents")
     split: str = Field("train", min_length=1, description="which split to train on")
     image_column: str = Field("", description="column or array of images, where it is not clear")
     label_column: str = Field("", description="column or array of classes, where it is not clear")
@@ -33,12 +31,12 @@ class DataConfig(Section):
         description="one sample's shape: [C, H, W] for images and latents, [D] for vectors",
     )
     size: PositiveInt | None = Field(
-        None, description="short for the shape [C, size, size], images being cropped to it"
+        None, description="short for the shape [C, size, size]; images are cropped to it"
     )
     num_classes: int = Field(
         10, ge=-1, description="classes to train with; 0 ignores labels; -1: as many as there are"
     )
-    flip: bool = Field(False, description="mirror each image by a coin toss at every visit")
+    flip: bool = Field(False, description="mirror each image with probability 1/2 at every visit")
     augment: Share = Field(
         0.0, description="probability of each change of EDM's augmentation pipe; 0 turns it off"
     )

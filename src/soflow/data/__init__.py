@@ -1,1 +1,1 @@
-"""Data: where samples come from, how they are augmented, and which of them make up the batch of step k."""
+"""Data: sources, the cache of decoded images, latents, augmentation and batches."""

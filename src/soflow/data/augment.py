@@ -1,7 +1,8 @@
-"""EDM's non-leaking augmentation pipe, as the CIFAR-10 recipe uses it.
+"""EDM's non-leaking augmentation, for the CIFAR-10 recipe.
 
-Each sample is flipped by a coin toss and, each with probability p, scaled, stretched along a random axis and shifted. The
-network is told what was done by six labels, all zero for an untouched image, so what it draws without labels is clean.
+Each sample is flipped with probability 1/2 and, each with probability p, scaled, stretched along a
+random axis and shifted. Six labels describe the changes to the network. They are zero for an
+unchanged image, so samples drawn without labels show no augmentation.
 
 Source: EDM (arXiv 2206.00364); image warping after StyleGAN2-ADA (arXiv 2006.06676).
 """
@@ -18,7 +19,7 @@ STRETCH_STD = 0.2  # of log2(stretch)
 STRETCH_ALONG_AXES = 0.5  # the share of stretches along the image's own axes
 SHIFT_STD = 0.125  # of the shift, in image widths
 
-#: The 12-tap symlet low-pass filter; orthonormal, so upsampling and downsampling with it undo each other.
+#: The 12-tap symlet low-pass filter. It is orthonormal: downsampling undoes upsampling.
 SYM6 = (
     0.015404109327027373,
     0.0034907120842174702,
@@ -37,16 +38,16 @@ SYM6 = (
 
 @dataclass(frozen=True)
 class AugmentPipe:
-    """Draws what to do to each square image and does it. p: the probability of each geometric change."""
+    """Augments square images; p is the probability of each geometric change."""
 
     p: float
 
     num_labels = 6
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """What to do, (count, 6): flip (0 or 1), scale, stretch w, its angle r, shift in x and in y.
+        """Draws changes (count, 6): flip (0 or 1), scale, stretch w, angle r, shifts in x and y.
 
-        Scale, stretch and shift are standard normal where they happen and zero where they do not.
+        Scale, stretch and shift are standard normal if they happen, and zero otherwise.
         """
         device = generator.device
 
@@ -68,12 +69,12 @@ class AugmentPipe:
         return torch.cat([flip, scale, stretch, angle, shift], dim=1)
 
     def labels(self, draws: Tensor) -> Tensor:
-        """What the network is told, (B, 6): flip, scale, (w cos r, w sin r), shift in x and in y."""
+        """Labels of the changes, (B, 6): flip, scale, (w cos r, w sin r), shifts in x and y."""
         flip, scale, w, r, shift_x, shift_y = draws.unbind(1)
         return torch.stack([flip, scale, w * r.cos(), w * r.sin(), shift_x, shift_y], dim=1)
 
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
-        """The images (B, C, H, W), changed as the draws (B, 6) say; H = W."""
+        """Applies changes (B, 6) to images (B, C, H, H)."""
         flip, geometry = draws[:, 0], draws[:, 1:]
         images = torch.where(flip[:, None, None, None] > 0, images.flip(3), images)
         changed = geometry[:, [0, 1, 3, 4]].any(dim=1)
@@ -83,10 +84,11 @@ class AugmentPipe:
 
 
 def inverse_map(geometry: Tensor) -> Tensor:
-    """From a position in the output to the one in the input that it shows, both in [-1, 1]^2: (B, 5) -> (B, 2, 3).
+    """Affine maps from output to input positions in [-1, 1]^2: (B, 5) -> (B, 2, 3).
 
-    Forward, an image is shifted by 0.125 of its size times the draw, after it was stretched by 2^(0.2 w) along the angle r
-    (counterclockwise) and shrunk as much across it, after it was scaled by 2^(0.2 scale).
+    Forward, an image is scaled by 2^(0.2 scale), then stretched by 2^(0.2 w) along the angle r
+    (counterclockwise) and shrunk as much across it, then shifted by 0.125 of its size times the
+    draw.
     """
     scale, w, r, shift = geometry[:, 0], geometry[:, 1], geometry[:, 2], geometry[:, 3:5]
     cos, sin = r.cos(), r.sin()
@@ -100,22 +102,23 @@ def inverse_map(geometry: Tensor) -> Tensor:
 
 
 def warp(images: Tensor, inverse: Tensor) -> Tensor:
-    """Resamples images (B, C, H, W) by affine maps (B, 2, 3), at twice the resolution and mirrored beyond the edges."""
+    """Resamples images (B, C, H, W) by affine maps (B, 2, 3).
+
+    It works at twice the resolution, and mirrors images beyond their edges.
+    """
     channels, size = images.shape[1], images.shape[-1]
     taps = torch.tensor(SYM6, dtype=images.dtype, device=images.device)
     kernel = taps.outer(taps).expand(channels, 1, -1, -1)
-    reach, lead = (
-        len(SYM6) // 2,
-        len(SYM6) // 2 - 1,
-    )  # the filter's half length; its taps before a pixel's place
+    reach = len(SYM6) // 2  # half the length of the filter
+    lead = reach - 1  # taps before the position of a pixel
 
-    # Fine sample i = 2 n + k - lead gets tap k of pixel n, so fine samples 2 n and 2 n + 1 lie around pixel n.
+    # Fine sample i = 2 n + k - lead gets tap k of pixel n: 2 n and 2 n + 1 lie around pixel n.
     padded = functional.pad(images, [reach] * 4, mode="reflect")
     fine = functional.conv_transpose2d(padded, 2 * kernel, stride=2, groups=channels)
     first = 2 * reach + lead
     fine = fine[:, :, first : first + 2 * size, first : first + 2 * size]
 
-    # Fine samples of the output, from -lead to 2 size + lead, the margin that downsampling reaches into.
+    # Fine samples of the output, from -lead to 2 size + lead: with the margin of downsampling.
     place = (
         torch.arange(-lead, 2 * size + lead, device=images.device, dtype=images.dtype) + 0.5
     ) / size - 1

@@ -1,7 +1,7 @@
 """The batch of step k, as a function of (seed, k) and nothing else.
 
-Every process works out the same global batch and takes its microbatches of it, so a resumed run sees what the uninterrupted one
-saw, and two processes see what one would.
+Every process computes the same global batch and takes its part of it. So a resumed run sees the
+batches of the uninterrupted one, and several processes together see those of one.
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +18,7 @@ from soflow.symbols import Batch
 
 
 def seed_of(seed: int, stream: str, step: int) -> int:
-    """A seed for one purpose (`stream`) at one step: equal arguments give equal seeds, others unrelated ones."""
+    """A seed for one purpose (`stream`) at one step. Other arguments give unrelated seeds."""
     entropy = [seed, int.from_bytes(stream.encode(), "little"), step]
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
 
@@ -28,15 +28,15 @@ def seeded_generator(seed: int, stream: str, step: int, device: torch.device) ->
     return torch.Generator(device).manual_seed(seed_of(seed, stream, step))
 
 
-#: Stored rows of up to so many bytes are kept in the memory of the device.
+#: Rows of at most so many bytes are kept in the memory of the device.
 RESIDENT = 2**31
 
 
 class Batches:
     """The batches of a run over a data set.
 
-    Samples come in a fresh random order each epoch; a batch may reach over the end of one epoch into the next. Small data
-    lie on the device; of others a thread reads the rows of the next step while this one is worked on.
+    Samples come in a new random order each epoch, and a batch may extend into the next epoch.
+    Small data are kept on the device. A thread reads the rows of larger data one step ahead.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Batches:
         return torch.from_numpy(self.indices(step)[index::count])
 
     def visit_noise(self, step: int, mine: slice) -> Tensor | None:
-        """The noise by which latents are drawn from their posteriors, (B, C, h, w); drawn for the whole batch."""
+        """Noise (B, C, h, w) to draw latents from their posteriors; drawn for the whole batch."""
         if self.dataset.encoder is None:
             return None
         shape = (self.batch_size, *self.dataset.shape)

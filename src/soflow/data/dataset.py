@@ -1,4 +1,4 @@
-"""A data set: N samples as they are stored, and what they are once they are read."""
+"""A data set: N samples as they are stored, and as they are read."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from soflow.errors import InputError, in_short
 from soflow.system.fingerprints import checksum_of, fingerprint_of
 from soflow.system.records import Count, Record
 
-#: Bytes of rows that are looked at one and all to know them again; of more, so many rows are.
+#: Rows of at most LOOKED_THROUGH bytes enter a fingerprint; of more, LOOKED_AT rows do.
 LOOKED_THROUGH, LOOKED_AT = 2**26, 256
 
 
@@ -24,7 +24,7 @@ def to_floats(pixels: Tensor) -> Tensor:
 
 @runtime_checkable
 class Rows(Protocol):
-    """Stored samples, (N, ...), in memory or in files: a Tensor, or what data/store.py memory-maps."""
+    """Stored samples, (N, ...): a Tensor, or memory-mapped files (shards.py)."""
 
     @property
     def shape(self) -> Sequence[int]: ...
@@ -35,7 +35,7 @@ class Rows(Protocol):
 
 
 class Subset:
-    """Some rows of others, by their indices (n,); read when they are asked for."""
+    """Some of the rows of another collection, by their indices (n,). They are not copied."""
 
     def __init__(self, rows: Rows, indices: Tensor) -> None:
         self.rows = rows
@@ -82,19 +82,20 @@ class DataRecord(Record):
     encoder: Encoder | None = None
 
 
-#: Classes may be so many, or one a sample: what has larger labels are no classes, but times or identities.
-#: Small excerpts of sets with many classes are below it (ImageNet-21k has 21,841).
+#: Labels from here on are times or identities, not classes, unless there are as many samples.
+#: Excerpts of sets with many classes have smaller ones (ImageNet-21k has 21,841).
 MOST_CLASSES = 2**16
 
 
 def as_labels(values: Sequence[int] | None, class_names: Sequence[str], name: str) -> Tensor | None:
-    """Stored labels (N,). Raises InputError for what cannot be classes, which would be as many as the largest label says."""
+    """Stored labels (N,). Raises InputError if they cannot be classes."""
     if values is None or not len(values):
         return None
     most = len(class_names) or max(len(values), MOST_CLASSES)
     if not 0 <= min(values) <= max(values) < most:
         raise InputError(
-            f"{name} has labels from {in_short(min(values))} to {in_short(max(values))}: they must be 0 to {most - 1}"
+            f"{name} has labels from {in_short(min(values))} to {in_short(max(values))}: "
+            f"they must be 0 to {most - 1}"
         )
     return torch.tensor(values, dtype=torch.int64)
 
@@ -103,10 +104,16 @@ def as_labels(values: Sequence[int] | None, class_names: Sequence[str], name: st
 class Dataset:
     """N stored samples; `samples` reads some of them.
 
-    rows: float32 (N, ...), samples as they are; uint8 (N, H, W, C), images whose bytes become [-1, 1]; or, with an encoder,
-    (N, 2 C, h, w), the mean and the standard deviation of latents, of which every visit draws one.
-    labels: (N,) or None; unlabelled: why there are none, where there might have been. Classes without names are counted by
-    the largest label.
+    Attributes:
+        name: What messages call the data set.
+        split: Its split.
+        rows: Samples, float32 (N, ...); or images as bytes, uint8 (N, H, W, C), which become
+            [-1, 1]; or, with an encoder, mean and standard deviation of latents, (N, 2 C, h, w), of
+            which every visit draws one.
+        labels: The class of each sample, (N,), or None.
+        class_names: Names of the classes. Without names, the largest label says how many there are.
+        encoder: The autoencoder of latents.
+        unlabelled: Why there are no labels.
     """
 
     name: str
@@ -135,17 +142,20 @@ class Dataset:
         return len(self.rows)
 
     def read(self, stored: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Stored rows (B, ...) as float32 samples. noise (B, C, h, w): of the visit to latents; None gives their mean."""
+        """Stored rows (B, ...) as float32 samples.
+
+        noise (B, C, h, w) draws latents from their posteriors; without it they are the means.
+        """
         if self.encoder is not None:
             mean, std = stored.float().chunk(2, dim=1)  # (B, C, h, w) each
             latent = mean if noise is None else mean + std * noise
             return (latent - self.encoder.shift) * self.encoder.scale
         if stored.dtype == torch.uint8:
-            return from_bytes(stored)
+            return to_floats(stored.permute(0, 3, 1, 2))  # (B, H, W, C) -> (B, C, H, W)
         return stored
 
     def samples(self, which: slice | Tensor = slice(None)) -> Tensor:
-        """Samples (n, ...) on the CPU: all of them, a slice, or those at some indices (n,). Of latents the mean."""
+        """Samples (n, ...) on the CPU: a slice, or those at indices (n,). Of latents, the means."""
         indices = torch.arange(len(self))[which] if isinstance(which, slice) else which
         return self.read(self.rows[indices])
 
@@ -161,17 +171,17 @@ class Dataset:
         )
 
     def part(self, which: Tensor, split: str) -> "Dataset":
-        """The samples that a mask (N,) or indices (n,) select, as a data set of their own; rows are not copied."""
+        """The samples selected by a mask (N,) or indices (n,). Rows are not copied."""
         indices = torch.arange(len(self))[which]
         labels = None if self.labels is None else self.labels[indices]
         return replace(self, rows=Subset(self.rows, indices), labels=labels, split=split)
 
 
 def fingerprint(rows: Rows) -> str:
-    """A text that other rows would not give: the recorded checksums of a store's shards, or a checksum of up to 64 MiB.
+    """A text that identifies rows: recorded checksums of shards, or a checksum of up to 64 MiB.
 
-    Of larger rows without recorded checksums, such as an HDF5 file's, 256 spread evenly are looked at: this tells other
-    data, not a change of a few rows.
+    For larger rows without recorded checksums, as in HDF5 files, it depends on 256 rows alone. It
+    then notices other data, but not the change of a few rows.
     """
     recorded = getattr(rows, "checksums", None)
     if recorded is not None:
@@ -186,8 +196,3 @@ def fingerprint(rows: Rows) -> str:
 def checksum(values: Tensor) -> str:
     """CRC-32 of the values of a tensor."""
     return checksum_of([values.contiguous().numpy().tobytes()])
-
-
-def from_bytes(images: Tensor) -> Tensor:
-    """Bytes (B, H, W, C) as images (B, C, H, W) in [-1, 1]."""
-    return to_floats(images.permute(0, 3, 1, 2))

@@ -18,7 +18,7 @@ from soflow.config.schema import DataConfig
 from soflow.data import sources
 from soflow.data.autoencoder import Autoencoder, load_autoencoder
 from soflow.data.cache import CHUNK, decode_rows
-from soflow.data.dataset import from_bytes
+from soflow.data.dataset import to_floats
 from soflow.data.latents import LatentsPlan
 from soflow.data.store import Piece, items_of_a_shard, make_store
 from soflow.system import processes
@@ -141,6 +141,7 @@ def latents_of(
     parts: list[Tensor] = [torch.empty(0, 2 * c, h, w)]
     for mirrored in (False, True) if flip else (False,):
         for first in range(0, len(pixels), batch_size):
-            images = from_bytes(torch.from_numpy(pixels[first : first + batch_size]))
+            chosen = torch.from_numpy(pixels[first : first + batch_size])
+            images = to_floats(chosen.permute(0, 3, 1, 2))
             parts.append(autoencoder.encode(images.flip(3) if mirrored else images))
     return torch.cat(parts).half().numpy()
