@@ -1,4 +1,4 @@
-"""The program itself: `soflow`, or `python -m soflow`, which is what torchrun and accelerate launch start."""
+"""The program: `soflow`, or `python -m soflow` under torchrun and accelerate launch."""
 
 import os
 import sys
@@ -6,7 +6,7 @@ import time
 
 
 def main() -> None:
-    """Runs the command line. Ctrl-C exits with 130 from the first import on."""
+    """Runs the command line. Ctrl-C exits with 130, even during imports."""
     try:
         from soflow.cli.main import run
 
@@ -28,8 +28,11 @@ def one_of_several() -> bool:
 
 
 def leave(status: int) -> None:
-    """Ends a process among several that failed. What connects it to them may still be open: an orderly exit would wait for
-    them, or abort. A launcher takes the first to end for the cause, so those that fail by another's end come a second later.
+    """Ends one of several processes after a failure.
+
+    An orderly exit would wait for the other processes, or abort. A launcher reports the first
+    process that ends as the cause, so every process waits a second: the others, which fail because
+    of this one, end later.
     """
     sys.stdout.flush()
     sys.stderr.flush()

@@ -2,40 +2,41 @@
 
 import reprlib
 
-#: Letters of what a file holds, or of what another library says of it, that a message shows.
+#: Most characters of a value, and of another library's message, that a message shows.
 SHOWN, TOLD = 60, 300
 
 
+class InputError(ValueError):
+    """Something the user gave cannot be used. The command line prints one line and exits with 2."""
+
+
+class RunError(RuntimeError):
+    """A run failed: a damaged file, a loss that is not finite. The command line exits with 1."""
+
+
 def first_line(error: BaseException) -> str:
-    """What another library's error says, in one line; its kind where it says nothing."""
+    """The first line of another library's message, or the error's type if it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:TOLD]
 
 
 def in_short(value: object) -> str:
-    """A value as messages show it: printable, and no longer than SHOWN, whatever a file has put there."""
+    """A value as messages show it: printable and short, even if a file holds a huge one."""
     return shortened(_short.repr(value))
 
 
 def shortened(text: str) -> str:
+    """A text whose middle is cut out if it is long."""
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 20]}...{text[-17:]}"
 
 
 class _Short(reprlib.Repr):
-    """Shortens as reprlib does, which puts nothing long into words, and numbers that Python refuses to put into digits."""
+    """As reprlib, which shortens while it reads, but also for integers of many digits."""
 
     def repr_int(self, value: int, level: int) -> str:
-        return (
-            repr(value) if value.bit_length() < 200 else f"a number of {value.bit_length():,} bits"
-        )
+        if value.bit_length() < 200:
+            return repr(value)
+        return f"a number of {value.bit_length():,} bits"
 
 
 _short = _Short()
 _short.maxstring = _short.maxother = SHOWN
-
-
-class InputError(ValueError):
-    """Something the user gave cannot be used. The command line prints it in one line and exits with 2."""
-
-
-class RunError(RuntimeError):
-    """Something went wrong in a run: a damaged file, a loss that is not a number. The command line exits with 1."""

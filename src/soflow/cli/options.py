@@ -1,4 +1,4 @@
-"""Options that several commands read in the same way."""
+"""Checks of options that several commands share."""
 
 import os
 from pathlib import Path
@@ -8,14 +8,16 @@ from soflow.errors import InputError
 
 
 def require_asked_for(features: str, option: str, asked: bool) -> None:
-    """Raises InputError for features in a file, which is a program, where a configuration alone names it: whoever runs it is
-    to say so.
+    """Raises InputError for features in a file that only a configuration names.
+
+    Such a file is a program, which only the user's own option may run.
     """
     from soflow.evaluation.features import NAMES
 
     if not asked and features not in NAMES:
         raise InputError(
-            f"the configuration names features in a file, {features}, a program: if you trust it, give {option}"
+            f"the configuration names features in a file, {features}, which is a program: "
+            f"if you trust it, give {option}"
         )
 
 
@@ -25,7 +27,7 @@ def whole_numbers(text: str, option: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise InputError(
-            f"{option} is '{text}': it must be whole numbers with commas between, such as 1,2,4"
+            f"{option} is '{text}': it must be whole numbers separated by commas, such as 1,2,4"
         ) from None
 
 
@@ -36,7 +38,7 @@ def at_least(value: int, least: int, option: str) -> int:
 
 
 def writable(file: Path, option: str) -> None:
-    """Raises InputError, before any work, where a file could not be written."""
+    """Raises InputError, before any work, if a file could not be written."""
     if file.is_dir():
         raise InputError(f"{option} is {file}, which is a folder: name a file")
     if not file.parent.is_dir():
@@ -48,13 +50,13 @@ def writable(file: Path, option: str) -> None:
 
 
 def one_of(text: str, choices: tuple[str, ...], option: str) -> Any:
-    """The text itself, where it is one of the choices."""
+    """The text itself, if it is one of the choices."""
     if text not in choices:
         raise InputError(f"{option} is '{text}': choose {' or '.join(choices)}")
     return text
 
 
-#: More than anyone draws into one file.
+#: Most samples in one file.
 MOST_SAMPLES = 10_000_000
 
 

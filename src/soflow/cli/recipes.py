@@ -1,4 +1,4 @@
-"""`soflow recipes`: what ships, and what every key of a recipe means."""
+"""`soflow recipes`: lists the shipped recipes, and explains every key of one."""
 
 from collections.abc import Iterator
 from typing import Annotated
@@ -9,7 +9,7 @@ import typer
 def recipes(
     name: Annotated[
         str | None,
-        typer.Argument(help="A recipe to print with every key, its value and its meaning."),
+        typer.Argument(help="A recipe to print, with the value and meaning of every key."),
     ] = None,
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to it.")
@@ -27,7 +27,7 @@ def recipes(
 
 
 def explained(section: object, indent: str = "", names: str = "") -> Iterator[str]:
-    """A configuration as YAML with the meaning of each key behind it; `names` that `name` knows."""
+    """A configuration as YAML, with the meaning of each key as a comment; `names` are known."""
     import yaml
     from pydantic import BaseModel
 

@@ -1,6 +1,8 @@
 """Notes for people, through Python's `logging`: module loggers below "soflow".
 
-`log = logging.getLogger(__name__)`, then `log.info` for remarks and `log.warning` for what needs attention.
+`log = logging.getLogger(__name__)`, then `log.info` for remarks and `log.warning` for what needs
+attention. The command line shows both. In a Python program without a logging configuration,
+warnings reach stderr, as Python does by default.
 """
 
 import logging
@@ -14,14 +16,15 @@ class OneLine(logging.Handler):
     """Prints each note as one line on stderr, above a progress bar if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        # sys.stderr is looked up each time: a progress bar puts itself in its place.
+        # sys.stderr is looked up each time: a progress bar replaces it
         print(printable(record.getMessage()), file=sys.stderr, flush=True)
 
 
 def show_notes() -> None:
-    """Shows notes on stderr, once. In processes other than the first only warnings are shown.
+    """Shows notes on stderr. Processes other than the first show only warnings.
 
-    A program that has configured logging itself keeps its own handlers: they get every note.
+    Repeated calls install one handler. Handlers of the root logger that exist already get every
+    note, too.
     """
     logger = logging.getLogger("soflow")
     if not any(isinstance(handler, OneLine) for handler in logger.handlers):

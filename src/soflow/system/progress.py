@@ -5,30 +5,36 @@ One interface serves training, evaluation, comparison and data work:
     with track("evaluating", total=2000) as task:
         task.update(500)
 
-On a terminal it is a bar, elsewhere a line now and then. Processes other than the first show nothing.
+On a terminal it is a bar, elsewhere a line now and then. Only the first of several processes shows
+anything.
 """
 
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol, runtime_checkable
+from contextvars import ContextVar
+from datetime import timedelta
+from typing import TYPE_CHECKING, Optional, Protocol, runtime_checkable
 
 from soflow.system import processes
 from soflow.system.text import printable
 
-#: Seconds between two lines where there is no terminal.
-PAUSE = 20.0
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+
+#: Seconds between two lines, and between two changes of a bar.
+PAUSE, BAR_PAUSE = 20.0, 0.1
 
 
 class Task:
     """Work of countable parts. This one shows nothing."""
 
     def update(self, done: int, text: str = "") -> None:
-        """Reports how many parts are done, with a short text beside them."""
+        """Reports how many parts are done, and a short text such as the loss and the speed."""
 
     def log(self, text: str) -> None:
-        """Reports a milestone, which becomes a line of its own where there is no bar."""
+        """Reports a milestone, which becomes a line of its own unless there is a bar."""
 
 
 @runtime_checkable
@@ -46,79 +52,109 @@ def silent(title: str, total: int, done: int = 0) -> Iterator[Task]:
 
 @contextmanager
 def track(title: str, total: int, done: int = 0) -> Iterator[Task]:
-    """A bar on a terminal, lines elsewhere, nothing in processes other than the first."""
+    """Shows a bar on a terminal, lines elsewhere, nothing in processes other than the first."""
     if processes.index() > 0:
         yield Task()
     elif not sys.stderr.isatty():
         yield Lines(title, total, done)
     else:
-        with bar(title, total, done) as task:
-            yield task
-
-
-class Lines(Task):
-    """A line with the time left, at most every PAUSE seconds, and each milestone."""
-
-    def __init__(self, title: str, total: int, done: int = 0) -> None:
-        self.title, self.total, self.begun = title, total, done
-        self.started = self.last = time.monotonic()
-
-    def update(self, done: int, text: str = "") -> None:
-        now = time.monotonic()
-        if now - self.last >= PAUSE and self.begun < done < self.total:
-            left = (now - self.started) * (self.total - done) / (done - self.begun)
-            self.log(f"{self.title}: {done:,} of {self.total:,}  {text}  {left:,.0f} s left")
-
-    def log(self, text: str) -> None:
-        self.last = time.monotonic()
-        print(printable(text), file=sys.stderr, flush=True)
-
-
-class Bar(Task):
-    """A bar of rich."""
-
-    def __init__(self, title: str, total: int, done: int = 0) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            TextColumn,
-            TimeRemainingColumn,
-        )
-        from rich.progress import Progress as RichProgress
-
-        self.progress = RichProgress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[text]}", markup=False),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            transient=True,
-        )
-        self.task = self.progress.add_task(title, total=total, completed=done, text="")
-
-    def update(self, done: int, text: str = "") -> None:
-        self.progress.update(self.task, completed=done, text=text)
-
-
-@contextmanager
-def bar(title: str, total: int, done: int = 0) -> Iterator[Task]:
-    task = Bar(title, total, done)
-    with task.progress:
-        yield task
+        with bars() as shown:
+            task = Bar(shown, title, total, done)
+            try:
+                yield task
+            finally:
+                shown.remove_task(task.id)
 
 
 @contextmanager
 def stage(text: str) -> Iterator[None]:
-    """A line that turns while something of unknown length is done."""
+    """Shows on a terminal that work of unknown length is going on."""
     if processes.index() > 0 or not sys.stderr.isatty():
         yield
         return
-    from rich.console import Console
+    with bars() as shown:
+        task = shown.add_task(printable(text), total=None, text="")
+        try:
+            yield
+        finally:
+            shown.remove_task(task)
 
-    with Console(stderr=True).status(text):
-        yield
+
+class Timed(Task):
+    """Work whose speed is measured, and shown if there is no other text."""
+
+    def __init__(self, title: str, total: int, done: int) -> None:
+        self.title, self.total, self.begun = printable(title), total, done
+        self.started = self.shown = time.monotonic()
+
+    def describe(self, done: int, text: str) -> str:
+        """How much is done, and a text beside it."""
+        seconds = time.monotonic() - self.started
+        if not text and done > self.begun and seconds > 1:
+            speed = (done - self.begun) / seconds
+            text = f"{speed:,.0f} per second" if speed >= 10 else f"{speed:.2g} per second"
+        return f"{done:,} of {self.total:,}  {printable(text)}"
+
+
+class Lines(Timed):
+    """A line with the time left, at most every 20 seconds, and each milestone."""
+
+    def update(self, done: int, text: str = "") -> None:
+        now = time.monotonic()
+        if now - self.shown >= PAUSE and self.begun < done < self.total:
+            left = (now - self.started) * (self.total - done) / (done - self.begun)
+            self.log(f"{self.title}: {self.describe(done, text)}  {timedelta(seconds=round(left))}")
+
+    def log(self, text: str) -> None:
+        self.shown = time.monotonic()
+        print(printable(text), file=sys.stderr, flush=True)
+
+
+class Bar(Timed):
+    """A bar among the bars on the terminal."""
+
+    def __init__(self, bars: "Bars", title: str, total: int, done: int) -> None:
+        super().__init__(title, total, done)
+        self.bars = bars
+        self.id = bars.add_task(
+            self.title, total=total, completed=done, text=self.describe(done, "")
+        )
+
+    def update(self, done: int, text: str = "") -> None:
+        now = time.monotonic()
+        if now - self.shown >= BAR_PAUSE or done >= self.total:
+            self.shown = now
+            self.bars.update(self.id, completed=done, text=self.describe(done, text))
+
+
+#: The bars on the terminal. Work inside other work adds a bar below.
+_bars: ContextVar[Optional["Bars"]] = ContextVar("bars", default=None)
+
+
+@contextmanager
+def bars() -> Iterator["Bars"]:
+    """The bars on the terminal. Lines printed to stderr meanwhile appear above them."""
+    shown = _bars.get()
+    if shown is not None:
+        yield shown
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    shown = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.fields[text]}", markup=False),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    token = _bars.set(shown)
+    try:
+        with shown:
+            yield shown
+    finally:
+        _bars.reset(token)
 
 
 @contextmanager

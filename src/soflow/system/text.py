@@ -2,7 +2,7 @@
 
 
 def printable(text: str) -> str:
-    """The text in one line: line ends and what is no Unicode, as may stand in files' names, become escapes."""
+    """The text in one line: line ends, control characters and broken Unicode become escapes."""
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()
         for letter in text

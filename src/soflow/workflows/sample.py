@@ -85,7 +85,7 @@ class SampleRequest:
             labels: Classes to draw in turn, by name or number: "cat,dog" or "3,7".
             draw: Without `labels`, "balanced" draws all classes in turn, "random" at random.
             sampler: By default the one that suits the run's objective.
-            nfe: Network evaluations per sample, by default as few as the sampler allows.
+            nfe: Network evaluations per sample, by default as few as suit the sampler.
             seed: The seed of noise and random labels.
 
         Raises:
