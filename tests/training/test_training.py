@@ -290,7 +290,7 @@ def test_a_checkpoint_that_cannot_be_written_costs_no_earlier_one(tmp_path, monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint.torch, "save", full)
-    with pytest.raises(RunError, match="step 4 .*No space left on device"):
+    with pytest.raises(RunError, match=r"step 4 .*No space left on device"):
         soflow.train("moons", tmp_path, MOONS)
     assert steps(tmp_path) == [3]
     assert last(tmp_path).problem() is None
