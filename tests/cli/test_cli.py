@@ -399,13 +399,13 @@ def test_ctrl_c_saves_and_the_next_call_goes_on(tmp_path, inside):
     assert process.returncode == 130
     assert time.monotonic() - started < 30
     assert "Traceback" not in rest
-    assert f"go on with: soflow train {tmp_path / 'run'}" in rest
+    assert f"resume with: soflow train {tmp_path / 'run'}" in rest
     (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
     going_on = inside(
         "train", tmp_path / "run"
     )  # what it says to type; the same command does the same
     assert going_on.returncode == 0
-    assert f"going on from {checkpoint}" in going_on.stderr
+    assert f"resuming from {checkpoint}" in going_on.stderr
     steps = [
         json.loads(line)["step"]
         for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()

@@ -16,7 +16,7 @@ from soflow.comparison.measure import Measurement
 from soflow.config import read_objectives
 from soflow.errors import InputError
 from soflow.evaluation import evaluate
-from soflow.training.display import SilentDisplay
+from support.watching import at_each_step
 from support.settings import TINY_DIT
 
 SETTINGS = [
@@ -160,12 +160,11 @@ def test_it_goes_on_where_it_stopped_and_gets_what_it_would_have_got(tmp_path, k
         def training(self, title):
             stop_at = 3 if "run 2" in title else math.inf
 
-            class Display(SilentDisplay):
-                def step(self, done, loss, samples_per_second):
-                    if done >= stop_at:
-                        raise KeyboardInterrupt
+            def stop(done):
+                if done >= stop_at:
+                    raise KeyboardInterrupt
 
-            return Display()
+            return at_each_step(stop)
 
     with pytest.raises(KeyboardInterrupt):
         compare(tmp_path / "cut", progress=Stopping())

@@ -33,6 +33,7 @@ from soflow.evaluation.references import arrays_in, read
 from soflow.evaluation.sample_set import open_sample_set
 from soflow.interop.files import named_tensors, read_file
 from soflow.interop.reference import import_checkpoint
+from soflow.run.checkpoint import VERSION
 from soflow.run.folder import RunFolder
 from support import hostile
 from support.commands import assert_fails
@@ -748,7 +749,7 @@ def test_names_in_a_run_do_not_become_elements_of_its_report(run, inside):
             "\n".join(json.dumps({**more, **json.loads(line)}) for line in lines)
         )
         config = read_recipe(str(run)).model_copy(update={"description": evil})
-        (run / "config.yaml").write_text(f"version: 2\n{dump(config)}")
+        (run / "config.yaml").write_text(f"version: {VERSION}\n{dump(config)}")
         renamed = run.rename(run.with_name(where))
         result = inside("report", renamed)
         renamed.rename(run)
@@ -766,10 +767,9 @@ def test_names_in_a_run_do_not_become_elements_of_its_report(run, inside):
         (run / "evaluation.json").write_text(json.dumps(values))
         assert_fails(inside("report", run), 1, "evaluation.json is damaged")
     (run / "evaluation.json").unlink()
-    for line in ('{"step": 1, "loss": null}', '{"step": 1, "loss": 1, "x": []}'):
-        (run / "metrics.jsonl").write_text(line + "\n")
-        assert_fails(inside("report", run), 1, "metrics.jsonl is damaged")
     for line in (
+        '{"step": 1, "loss": null}',
+        '{"step": 1, "loss": 1, "x": []}',
         '{"step": "<b>", "loss": 1}',
         "[" * 10**5,
         '{"step": 1, "lo',
@@ -782,7 +782,7 @@ def test_names_in_a_run_do_not_become_elements_of_its_report(run, inside):
 def test_an_evaluation_of_any_shape_is_shown_or_called_damaged(run):
     from soflow.evaluation import report
     from soflow.evaluation.tables import EVALUATION
-    from soflow.system.records import is_like
+    from soflow.system.records import read_json
     from soflow.workflows.load import load
 
     file = run / "evaluation.json"
@@ -790,9 +790,7 @@ def test_an_evaluation_of_any_shape_is_shown_or_called_damaged(run):
     model, data, shown = load(run).model, sources.digits("test"), [0]
 
     def work():
-        values = RunFolder(run).read_evaluation()
-        if not is_like(values, EVALUATION):
-            raise RunError("evaluation.json is damaged")
+        values = read_json(file, EVALUATION)
         shown[0] += 1
         subject = report.Subject(
             "run", model, data, [], values, "", 1.0, torch.device("cpu"), (), ("renoise", 1)
@@ -874,6 +872,6 @@ def test_a_program_that_a_run_names_is_not_loaded_unasked(run, inside, tmp_path)
     file = tmp_path / "features.pt"
     torch.jit.script(torch.nn.Flatten()).save(str(file))
     config = read_recipe(str(run), [f"evaluate.features={file}"])
-    (run / "config.yaml").write_text(f"version: 2\n{dump(config)}")
+    (run / "config.yaml").write_text(f"version: {VERSION}\n{dump(config)}")
     result = inside("evaluate", run, "--nfe", 1, "--num", 50)
     assert_fails(result, 2, "a program: if you trust it, give --features", str(file))

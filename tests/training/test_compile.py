@@ -200,6 +200,7 @@ def last(out):
     return checkpoints(RunFolder(out).checkpoints)[-1].path
 
 
+@LONG
 def test_a_compiled_run_keeps_all_names_and_goes_on_bit_for_bit(tmp_path):
     settings = [*MLP[1], *RUN, "objective.name=shortcut", "train.accumulate=2"]
     counted = []
