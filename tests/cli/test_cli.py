@@ -346,10 +346,10 @@ def test_a_recipe_that_is_no_mapping(text, tmp_path, inside):
 
 def test_a_run_folder_of_another_version(run, inside):
     config = run / "config.yaml"
-    config.write_text(config.read_text().replace("version: 2", "version: 7"))
-    assert_fails(inside("sample", run), 2, "version 7", "reads version 2")
+    config.write_text(config.read_text().replace("version: 3", "version: 7"))
+    assert_fails(inside("sample", run), 2, "version 7", "reads version 3")
     for command in ("evaluate", "report"):
-        assert_fails(inside(command, run), 2, "version 7", "reads version 2")
+        assert_fails(inside(command, run), 2, "version 7", "reads version 3")
 
 
 def test_a_damaged_checkpoint(run, inside):

@@ -16,8 +16,8 @@ from soflow.comparison.measure import Measurement
 from soflow.config import read_objectives
 from soflow.errors import InputError
 from soflow.evaluation import evaluate
-from support.watching import at_each_step
 from support.settings import TINY_DIT
+from support.watching import at_each_step
 
 SETTINGS = [
     *TINY_DIT,

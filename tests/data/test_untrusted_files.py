@@ -740,9 +740,9 @@ def test_names_in_a_run_do_not_become_elements_of_its_report(run, inside):
     lines = (run / "metrics.jsonl").read_text().splitlines()
 
     def report(evil, where):
-        (run / "data.json").write_text(
-            json.dumps({"class_names": [f"{evil}{i}" for i in range(10)]})
-        )
+        names = [f"{evil}{i}" for i in range(10)]
+        record = {"name": evil, "count": 1, "fingerprint": evil, "class_names": names}
+        (run / "data.json").write_text(json.dumps(record))
         (run / "evaluation.json").write_text(json.dumps(evaluation(evil, checkpoint)))
         more = {f"{evil}_mse": 1.0, f"FD-{evil}": 2.0, evil: 3.0}
         (run / "metrics.jsonl").write_text(
