@@ -92,7 +92,7 @@ def measure(name, out, file):
 
 
 def live(name, out, kind, moment, saving):
-    """One life of a run, up to a moment or its end. `saving` exists while a checkpoint is written."""
+    """A life of a run, up to a moment or its end. `saving` exists while it writes a checkpoint."""
     real = checkpoint_manager.save_checkpoint
 
     def noting(*arguments):

@@ -28,7 +28,7 @@ class StopRequest:
     may_cut: bool = False
 
     def cut_short(self, work: Callable[[], None]) -> None:
-        """Does `work` until a signal comes. Only for work that changes nothing and can be repeated."""
+        """Does `work` until a signal comes. The work must change nothing, and be repeatable."""
         try:
             try:
                 self.may_cut = True
