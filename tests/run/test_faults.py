@@ -233,7 +233,7 @@ def test_a_limit_of_the_system_costs_only_the_new_checkpoint(moons_run, tmp_path
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest - 1, hard))
     try:
-        with pytest.raises(RunError, match="step 3 .*File too large"):
+        with pytest.raises(RunError, match=r"step 3 .*File too large"):
             soflow.train(recipe, tmp_path / "run", settings, progress=silent)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -225,7 +225,7 @@ CASES = [
 
 @pytest.mark.parametrize(("file", "what"), CASES, ids=[f"{file}, {what}" for file, what in CASES])
 def test_a_forged_checkpoint_ends_in_one_line(file, what, whole, tmp_path):
-    """Its checksums are right. Nothing in it runs, and it takes no more memory than it has bytes."""
+    """Its checksums are right. Nothing in it runs, and it fills no more memory than its size."""
     mark = tmp_path / "mark"
     folder = RunFolder(shutil.copytree(whole.path, tmp_path / "run"))
     shutil.rmtree(checkpoints(folder.checkpoints)[0].path)

@@ -196,6 +196,7 @@ def kills(count, seed, *names):
     return json.loads(process.stdout)
 
 
+@pytest.mark.processes
 def test_a_run_killed_at_any_moment_ends_as_it_would_have():
     counts = kills(3, 1, "moons")
     assert counts["kills"] == 3

@@ -1,6 +1,7 @@
-"""Files that are damaged or meant to harm, and what reads them: each attack tries many and returns how many it was.
+"""Files that are damaged or made to do harm, and what reads them.
 
-What is read must be read, or refused by one InputError or RunError of one line; anything else fails the attack.
+Each attack tries many and returns how many. A file must be read, or refused by an InputError or
+RunError of one line; anything else fails the attack.
 """
 
 import io
@@ -54,7 +55,7 @@ class Canary:
 
 
 def withstands(work: Callable[[], object]) -> object:
-    """What the work returns, or None where it ends in one of our errors, a line of bounded length."""
+    """What the work returns, or None after one of our errors of bounded length."""
     try:
         return work()
     except (InputError, RunError) as error:
@@ -63,7 +64,7 @@ def withstands(work: Callable[[], object]) -> object:
 
 
 def damage(content: bytes, draw: random.Random) -> bytes:
-    """The same bytes, cut short, flipped, overwritten, doubled or with others among them."""
+    """The same bytes, cut short, flipped, overwritten, repeated or with others inserted."""
     changed = bytearray(content)
     for _ in range(draw.choice([1, 1, 2, 8])):
         place = draw.randrange(len(changed) + 1)

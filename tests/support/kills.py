@@ -60,7 +60,7 @@ def train(name, out):
 
 
 def calls(work, until=None, signum=signal.SIGKILL):
-    """Counts calls of Python functions during `work`; sends this process a signal at one of them."""
+    """Counts calls of Python functions during `work`; sends a signal at one of them."""
     number = 0
 
     def count(frame, event, argument):
@@ -79,7 +79,7 @@ def calls(work, until=None, signum=signal.SIGKILL):
 
 
 def measure(name, out, file):
-    """Trains without being killed; notes the calls, disk operations and seconds of a whole life."""
+    """Trains to the end; notes the calls, disk operations and seconds of a whole life."""
     start = time.monotonic()
     train(name, out)
     seconds = time.monotonic() - start
@@ -92,7 +92,7 @@ def measure(name, out, file):
 
 
 def live(name, out, kind, moment, saving):
-    """One life of a run, up to a moment or its end. `saving` exists while a checkpoint is written."""
+    """A life of a run, up to a moment or its end. `saving` exists while it writes a checkpoint."""
     real = checkpoint_manager.save_checkpoint
 
     def noting(*arguments):

@@ -13,7 +13,7 @@ def replace_digits(monkeypatch, dataset):
 
 
 def poison(monkeypatch, step, rows, value=float("nan"), batch_size=16):
-    """Sets the digits at some rows of the batch of a step, counted from 0; returns their numbers."""
+    """Sets digits at rows of the batch of a step, counted from 0; returns their numbers."""
     real = sources.digits("train")
     numbers = Batches(real, batch_size, 0).indices(step)[rows]
     pixels = real.rows.clone()

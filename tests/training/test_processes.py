@@ -1,10 +1,9 @@
-"""Several processes: that they train as one, leave what one leaves, and that none outlives another's end.
+"""Several processes train as one, leave what one leaves, and end together.
 
-Launched as users launch them. Each launch takes seconds, so a test asks of one all that it can tell.
+They are launched as users launch them. A launch takes seconds, so a test checks all that it can.
 """
 
 import os
-import re
 import shutil
 import signal
 import socket
@@ -22,7 +21,6 @@ from soflow.run.checkpoint import checkpoints
 from soflow.run.folder import RunFolder
 from soflow.run.lock import only_trainer_of
 from soflow.training.trainer import Trainer
-from soflow.workflows import runs
 from support.settings import TINY_DIT
 from support.whole_runs import assert_same_run
 
@@ -68,7 +66,7 @@ def launch(launcher, *command, out=None):
 
 
 def program(folder, before):
-    """A file that is `soflow`, after some lines of a test's own."""
+    """A script that runs the command line after some lines of its own."""
     file = folder / "program.py"
     file.write_text(f"{before}\nfrom soflow.__main__ import main\nmain()\n")
     return str(file)
@@ -102,7 +100,7 @@ def assert_same_bits(one, two):
 
 
 def assert_same_training(one, two):
-    """Curves and final checkpoints equal to rounding: with two processes, sums of gradients take another order."""
+    """Logs and last checkpoints are equal to rounding: processes add gradients in another order."""
     lines = [RunFolder(out).read_metrics() for out in (one, two)]
     assert [line["step"] for line in lines[0]] == [line["step"] for line in lines[1]] != []
     clock = {"seconds", "steps_per_second", "samples_per_second"}
@@ -127,14 +125,15 @@ def back_to_step_4(out, copy):
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
-    """What one process makes of it, its batches in two parts."""
+    """The run of one process, with two microbatches."""
     out = tmp_path_factory.mktemp("runs") / "one"
-    runs.train("digits", out, [*DIT, "train.accumulate=2"])
+    soflow.train("digits", out, [*DIT, "train.accumulate=2"])
     return out
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_processes_train_as_one_and_one_goes_on_where_two_stopped(
+def test_two_processes_train_as_one_and_one_resumes_where_two_stopped(
     parallel, one, tmp_path, monkeypatch
 ):
     settings, two = [*DIT, "train.accumulate=2"], tmp_path / "two"
@@ -142,7 +141,7 @@ def test_two_processes_train_as_one_and_one_goes_on_where_two_stopped(
         TORCHRUN, "-m", "soflow", "train", "digits", *settings, f"parallel={parallel}", out=two
     )
     assert process.returncode == 0, process.stderr
-    assert process.stderr.count("step 8/8") == 1  # only the first process speaks
+    assert process.stderr.count("step 8/8") == 1  # only the first process logs
     assert_same_training(one, two)
     assert sorted(path.name for path in two.iterdir()) == sorted(
         path.name for path in one.iterdir()
@@ -156,16 +155,16 @@ def test_two_processes_train_as_one_and_one_goes_on_where_two_stopped(
 
     begun = back_to_step_4(two, tmp_path / "begun")
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "run", Trainer.save)  # what was read is written again
+        patch.setattr(Trainer, "run", Trainer.save)  # writes what it has read
         again = Path(shutil.copytree(begun, tmp_path / "again"))
-        runs.train("digits", again, settings)
+        soflow.train("digits", again, settings)
     assert_same_bits(last(begun), last(again))
-    runs.train("digits", begun, settings)
+    soflow.train("digits", begun, settings)
     assert_same_training(one, begun)
 
 
 @pytest.mark.slow
-def test_two_processes_with_a_share_each_go_on_where_one_stopped(one, tmp_path):
+def test_two_sharded_processes_resume_where_one_stopped(one, tmp_path):
     begun = back_to_step_4(one, tmp_path / "begun")
     save_first = (
         "from soflow.training.trainer import Trainer\n"
@@ -177,25 +176,26 @@ def test_two_processes_with_a_share_each_go_on_where_one_stopped(one, tmp_path):
         TORCHRUN, program(tmp_path, save_first), "train", "digits", *settings, out=begun
     )
     assert process.returncode == 0, process.stderr
-    assert f"going on from {begun}" in process.stderr
+    assert f"resuming from {begun}" in process.stderr
     at_4, at_8 = checkpoints(RunFolder(begun).checkpoints)
     assert_same_bits(checkpoints(RunFolder(one).checkpoints)[0], at_4)
     assert (at_4.step, at_8.step) == (4, 8)
     assert_same_training(one, begun)
 
 
-#: Trains many runs in the same two processes, to save launches. The second may not touch the run folders.
+#: Trains many runs in two processes, to save launches. The second must not write to the folders.
 MANY = """
 import os, sys
 from accelerate import Accelerator
-from soflow.workflows import runs
+import soflow
 
 out, settings = sys.argv[1], sys.argv[2:]
 Accelerator.end_training = lambda self: None
 
 def watch(event, arguments):
     writes = event == "open" and (set(arguments[1] or "r") & set("wax+"))
-    if (writes or event.startswith(("os.", "shutil."))) and any(str(a).startswith(out) for a in arguments):
+    changes = writes or event.startswith(("os.", "shutil."))
+    if changes and any(str(a).startswith(out) for a in arguments):
         if event not in ("os.listdir", "os.scandir"):
             raise AssertionError(f"the second process: {event} {arguments}")
 
@@ -203,19 +203,20 @@ if os.environ["RANK"] == "1":
     sys.addaudithook(watch)
 for parallel in ("ddp", "fsdp"):
     for name in "soflow", "flow_matching", "mean_flow", "shortcut", "consistency":
-        runs.train("digits", f"{out}/{parallel} {name}", [*settings, f"objective.name={name}", f"parallel={parallel}"])
+        more = [f"objective.name={name}", f"parallel={parallel}"]
+        soflow.train("digits", f"{out}/{parallel} {name}", [*settings, *more])
 """
 
 
 @pytest.mark.slow
-def test_every_method_trains_alike_spread_or_not_and_only_the_first_process_writes(tmp_path):
+def test_every_objective_trains_alike_sharded_or_not_and_only_the_first_process_writes(tmp_path):
     file = tmp_path / "many.py"
     file.write_text(MANY)
     settings = [*DIT, "optimizer.lr=1e-2"]
     process = launch(TORCHRUN, str(file), str(tmp_path / "two"), *settings)
     assert process.returncode == 0, process.stderr
     for name in ("soflow", "flow_matching", "mean_flow", "shortcut", "consistency"):
-        runs.train("digits", tmp_path / name, [*settings, f"objective.name={name}"])
+        soflow.train("digits", tmp_path / name, [*settings, f"objective.name={name}"])
         for parallel in ("ddp", "fsdp"):
             assert_same_training(tmp_path / name, tmp_path / "two" / f"{parallel} {name}")
 
@@ -269,7 +270,7 @@ def test_two_machines_train_as_one(one, tmp_path):
     assert_same_training(one, tmp_path / "two")
 
 
-#: Notes in which precision weights are held and outputs come.
+#: Reports the precisions of weights and outputs.
 NOTING = """
 import atexit, sys
 from soflow.networks.dit import Attention
@@ -286,7 +287,7 @@ atexit.register(lambda: sys.stderr.write(f"precisions {sorted(seen, key=str)}\\n
 
 
 @pytest.mark.slow
-def test_spread_networks_compute_in_bfloat16_all_but_the_consistency_pair_and_keep_their_weights(
+def test_sharded_networks_compute_in_bfloat16_except_for_the_consistency_pair(
     tmp_path,
 ):
     settings = [*DIT, "precision=bf16", "train.steps=4"]
@@ -306,7 +307,7 @@ def test_spread_networks_compute_in_bfloat16_all_but_the_consistency_pair_and_ke
         )
         == 2
     )
-    runs.train("digits", tmp_path / "one", settings)
+    soflow.train("digits", tmp_path / "one", settings)
     losses = [
         [line["loss"] for line in RunFolder(tmp_path / out).read_metrics()]
         for out in ("one", "two")
@@ -314,25 +315,25 @@ def test_spread_networks_compute_in_bfloat16_all_but_the_consistency_pair_and_ke
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-def test_one_process_alone_has_nothing_to_share(one, tmp_path):
-    runs.train("digits", tmp_path / "run", [*DIT, "train.accumulate=2", "parallel=fsdp"])
+def test_one_process_has_nothing_to_shard(one, tmp_path):
+    soflow.train("digits", tmp_path / "run", [*DIT, "train.accumulate=2", "parallel=fsdp"])
     assert_same_bits(last(one), last(tmp_path / "run"))
 
 
 SLOW = pytest.mark.slow
-#: At step 6, of which the second process does not come back.
+#: The second process does not return from step 5.
 FAILING = """
 import os, signal
 from soflow.errors import RunError
-from soflow.training.trainer import Trainer
-step = Trainer.step
+from soflow.training.step import TrainStep
+step = TrainStep.__call__
 
 def failing(self, k):
     if k == 5 and os.environ["RANK"] == "1":
         {what}
     return step(self, k)
 
-Trainer.step = failing
+TrainStep.__call__ = failing
 """
 
 
@@ -353,16 +354,17 @@ Trainer.step = failing
             1,
             marks=SLOW,
         ),
-        (
+        pytest.param(
             "ddp",
             "os.kill(os.getpid(), signal.SIGKILL)",
             "traceback : Signal 9 (SIGKILL) received by PID",
             -9,
+            marks=pytest.mark.processes,
         ),
     ],
     ids=["error", "bug", "killed"],
 )
-def test_the_end_of_one_process_ends_the_others_and_is_told(
+def test_the_end_of_one_process_ends_the_others_and_is_reported(
     parallel, what, said, status, one, tmp_path
 ):
     file, settings = program(tmp_path, FAILING.format(what=what)), [*DIT, "train.accumulate=2"]
@@ -382,7 +384,7 @@ def test_the_end_of_one_process_ends_the_others_and_is_told(
     assert "rank      : 1 " in cause
     assert f"exitcode  : {status} " in cause
     assert last(tmp_path / "run").step == 4
-    runs.train("digits", tmp_path / "run", settings)
+    soflow.train("digits", tmp_path / "run", settings)
     assert_same_training(one, tmp_path / "run")
 
 
@@ -400,8 +402,9 @@ def test_a_batch_that_does_not_split_is_refused_in_a_line_of_each_process(tmp_pa
     )
     assert process.returncode != 0
     said = sorted(line for line in process.stderr.splitlines() if "soflow: " in line)
-    what = "train.batch_size=15 cannot be split into equal parts for 2 processes with train.accumulate=1"
-    assert said == [f"soflow: process 1: {what}", f"soflow: {what}"]
+    assert len(said) == 2
+    assert said[0].startswith("soflow: process 1: ")
+    assert all("train.batch_size=15" in line and "2 processes" in line for line in said)
     assert "exitcode  : 2 " in process.stderr
     assert not (tmp_path / "run").exists()
 
@@ -409,35 +412,32 @@ def test_a_batch_that_does_not_split_is_refused_in_a_line_of_each_process(tmp_pa
 @pytest.mark.parametrize("wrapper", ["FSDP", "DEEPSPEED"])
 def test_accelerates_own_wrappers_are_refused(wrapper, tmp_path, monkeypatch):
     monkeypatch.setenv(f"ACCELERATE_USE_{wrapper}", "true")
-    with pytest.raises(
-        InputError, match=rf"set to use {wrapper}: launch without it.*parallel=fsdp"
-    ):
-        runs.train("digits", tmp_path / "run", DIT)
+    with pytest.raises(InputError, match=rf"{wrapper}.*parallel=fsdp"):
+        soflow.train("digits", tmp_path / "run", DIT)
     assert not (tmp_path / "run").exists()
 
 
 def test_processes_that_see_different_checkpoints_stop(tmp_path, monkeypatch):
     """As on machines whose run folders are on disks of their own."""
-    runs.train("digits", tmp_path / "run", DIT)
-    monkeypatch.setattr(Trainer, "of_all", lambda self, number: [number, -1])
-    with pytest.raises(
-        RunError, match=r"do not see the same checkpoints: .*run must be on a disk that all share"
-    ):
-        runs.train("digits", tmp_path / "run", DIT)
+    soflow.train("digits", tmp_path / "run", DIT)
+    monkeypatch.setattr(Trainer, "gather", lambda self, number: [number, -1])
+    with pytest.raises(RunError, match=str(tmp_path / "run")):
+        soflow.train("digits", tmp_path / "run", DIT)
 
 
-#: One of the digits is no number: that of the sixth row of the fifth step's batch, which is the second process's.
+#: The digit in row 5 of the batch of step 5, which the second process has, is not finite.
 POISONED = """
 from dataclasses import replace
 from soflow.data import sources
 from soflow.data.batches import Batches
 real = sources.digits("train")
 real.rows[int(Batches(real, 16, 0).indices(4)[5])] = float("nan")
-sources.SOURCES.entries["digits"] = lambda config, split: real
+getattr(sources.SOURCES, "entries", sources.SOURCES)["digits"] = lambda *arguments: real
 """
 
 
-def test_numbers_that_go_wrong_in_one_process_stop_all_of_them_at_the_same_step(tmp_path):
+@pytest.mark.processes
+def test_a_loss_that_is_not_finite_in_one_process_stops_all_at_the_same_step(tmp_path):
     process = launch(
         TORCHRUN,
         program(tmp_path, POISONED),
@@ -448,16 +448,11 @@ def test_numbers_that_go_wrong_in_one_process_stop_all_of_them_at_the_same_step(
         out=tmp_path / "run",
     )
     assert process.returncode != 0
-    told = [
-        line.partition("soflow: ")[2] for line in process.stderr.splitlines() if "soflow: " in line
-    ]
-    assert len(told) == 2
-    first, second = sorted(line.removeprefix("process 1: ") for line in told)
-    assert first == second  # each knows what went wrong in the other
-    assert re.match(
-        r"the loss is nan, the flow matching mse is nan, at step 5, by sample 5 of its batch \(number \d+ of the data\)",
-        first,
-    )
+    lines = [line for line in process.stderr.splitlines() if "soflow: " in line]
+    said = {line.partition("soflow: ")[2].removeprefix("process 1: ") for line in lines}
+    assert len(lines) == 2
+    (said,) = said  # each knows what went wrong in the other
+    assert said.startswith("the flow matching loss is nan at step 5, in row 5 of the batch (number")
     assert last(tmp_path / "run").step == 4
 
 

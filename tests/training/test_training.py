@@ -152,7 +152,7 @@ def test_on_a_terminal_a_bar_shows_loss_and_speed(tmp_path, monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stderr", screen)
     soflow.train("moons", tmp_path, MOONS)
-    assert all(word in screen.getvalue() for word in ("training", "8/8", "loss ", "samples/s"))
+    assert all(word in screen.getvalue() for word in ("training", "loss ", "samples/s"))
 
 
 def test_tensorboard_gets_every_log_line_once_even_after_a_stop(tmp_path):
@@ -290,7 +290,7 @@ def test_a_checkpoint_that_cannot_be_written_costs_no_earlier_one(tmp_path, monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint.torch, "save", full)
-    with pytest.raises(RunError, match="step 4 .*No space left on device"):
+    with pytest.raises(RunError, match=r"step 4 .*No space left on device"):
         soflow.train("moons", tmp_path, MOONS)
     assert steps(tmp_path) == [3]
     assert last(tmp_path).problem() is None

@@ -90,7 +90,7 @@ class RunFolder:
             )
         if not self.config.is_file():
             raise InputError(
-                f"{self.path} is not a run folder: it has no config.yaml; make one with soflow train"
+                f"{self.path} is not a run folder: it has no config.yaml; soflow train makes one"
             )
         try:
             values = parse_yaml(read_text(self.config), str(self.config))

@@ -1,4 +1,4 @@
-"""One trainer to a run folder. The system holds the lock for as long as its process lives, and no longer."""
+"""One trainer per run folder. The system releases the lock when its process ends."""
 
 import os
 import socket
@@ -15,8 +15,11 @@ from soflow.system.atomic import require_writable, write_text
 
 @contextmanager
 def only_trainer_of(folder: Path) -> Iterator[None]:
-    """Makes the folder, if need be, and holds its lock. Raises RunError, naming the process that has it, where that is
-    another; InputError where the folder cannot be written. A folder that was made to be locked, and no more, does not stay.
+    """Makes the folder if needed, and holds its lock. A folder made only for the lock is removed.
+
+    Raises:
+        RunError: If another process has the lock; it is named.
+        InputError: If the folder cannot be written.
     """
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     require_writable(folder)
@@ -26,22 +29,21 @@ def only_trainer_of(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise RunError(
-            f"{folder} is being trained by {name_in(owner)}: wait for it, stop it, or choose another folder with --out"
+            f"{folder} is being trained by {name_in(owner)}: wait for it, stop it, or choose "
+            "another folder with --out"
         ) from None
-    except (
-        NotImplementedError,
-        OSError,
-    ) as error:  # the former from a filelock before 4, where a disk knows no locks
+    # filelock before version 4 raises NotImplementedError on disks without locks.
+    except (NotImplementedError, OSError) as error:
         raise RunError(
             f"cannot lock {folder} ({error}): choose a folder on another file system with --out"
         ) from None
     name = f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M}"
     try:
-        with suppress(RunError):  # a full disk: then the next one is refused without a name
+        with suppress(RunError):  # on a full disk, the next one is refused without a name
             write_text(owner, name)
         yield
     finally:
-        with suppress(OSError):  # what somebody else has removed, or made use of
+        with suppress(OSError):  # another process removed or used it
             if name_in(owner) == name:
                 owner.unlink()
             if list(folder.iterdir()) == [place]:

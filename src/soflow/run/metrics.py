@@ -20,7 +20,7 @@ class MetricsLine(Record):
 
 
 def read_metrics(file: Path) -> list[dict[str, float]]:
-    """Each line as "step" and its figures; damaged lines, such as a last one cut short, are skipped."""
+    """Lines as "step" and figures by name; damaged ones, such as a cut last one, are skipped."""
     return [line.model_dump() for line in read_lines(file)]
 
 

@@ -110,16 +110,16 @@ def full_tensor(tensor: Tensor) -> Tensor:
 
 
 def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """A full tensor, the same on all processes, sharded as `like` is. Every process must call it."""
+    """A full tensor, the same on all processes, sharded like `like`. Every process must call it."""
     if not isinstance(like, DTensor):
         return tensor
     return distribute_tensor(tensor, like.device_mesh, like.placements)
 
 
 def gather_state(state: Mapping[Any, Any], keep: bool) -> dict[Any, Any]:
-    """A state_dict of full tensors on the CPU; empty if `keep` is False. Every process must call it.
+    """A state_dict of full tensors on the CPU; empty if `keep` is False.
 
-    Tensors are gathered one at a time, so that no device has to hold them all.
+    Every process must call it. Tensors are gathered one at a time, so that no device has to hold them all.
     """
     kept: dict[Any, Any] = {}
     for key, value in state.items():

@@ -43,7 +43,7 @@ class Ema:
         labels: Tensor | None = None,
         augment: Tensor | None = None,
     ) -> Tensor:
-        """F(x, t, s, labels) with the averaged weights, without gradient. Every process must call it."""
+        """F(x, t, s, labels) with averaged weights, no gradient. Every process must call it."""
         weights = {
             name: full_tensor(average.to(self.trained[name].dtype))
             for name, average in self.average.items()

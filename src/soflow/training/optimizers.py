@@ -12,7 +12,7 @@ from soflow.config.schema import OptimizerConfig
 def make_optimizer(
     config: OptimizerConfig, parameters: Iterable[nn.Parameter]
 ) -> torch.optim.Optimizer:
-    """AdamW (fused) or RAdam (foreach) over the parameters that need a gradient, with decoupled weight decay."""
+    """AdamW (fused) or RAdam (foreach) over trained parameters, with decoupled weight decay."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     common: dict[str, Any] = {
         "lr": config.lr,
@@ -25,5 +25,5 @@ def make_optimizer(
 
 
 def learning_rate(config: OptimizerConfig, step: int) -> float:
-    """Rises in a straight line over the first `warmup` steps, then stays. A function of the step: nothing to save."""
+    """Rises linearly over the first `warmup` steps, then stays. It has no state to save."""
     return config.lr * min(1.0, (step + 1) / max(1, config.warmup))

@@ -1,4 +1,4 @@
-"""Stopping a run from outside: the step in progress is finished and saved first."""
+"""Stopping a run by a signal: the step in progress is finished and saved first."""
 
 import signal
 import threading
@@ -9,7 +9,7 @@ from types import FrameType
 
 
 class Stopped(Exception):
-    """A signal asked the run to stop, and it did, with a checkpoint written."""
+    """A signal stopped the run, with a checkpoint written."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
@@ -17,7 +17,7 @@ class Stopped(Exception):
 
 
 class CutShort(BaseException):
-    """A signal came while something was at work that may be cut short."""
+    """A signal came during work that may be cut short."""
 
 
 @dataclass
@@ -28,7 +28,7 @@ class StopRequest:
     may_cut: bool = False
 
     def cut_short(self, work: Callable[[], None]) -> None:
-        """Does `work`, until a signal comes. Only for what changes nothing, and can be done again."""
+        """Does `work` until a signal comes. The work must change nothing, and be repeatable."""
         try:
             try:
                 self.may_cut = True
@@ -44,7 +44,7 @@ class StopRequest:
 def stop_request() -> Iterator[StopRequest]:
     """Turns Ctrl-C or SIGTERM into a request; a second Ctrl-C interrupts at once.
 
-    SIGTERM may come more than once: a cluster sends it to every process, and launchers pass on their own.
+    SIGTERM may come more than once: a cluster sends it to every process, and launchers forward it.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():

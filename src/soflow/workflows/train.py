@@ -153,7 +153,7 @@ def make_measure(config: Config, encoder: Encoder | None) -> Measure:
         return lambda weights, device: {}
     decode = make_decoder(encoder, default_device())
     if isinstance(decode, Decoder):
-        decode.loaded  # loads it: a missing autoencoder is reported before training
+        _ = decode.loaded  # loads it: a missing autoencoder is reported before training
     scorer = make_scoring(config, encoder, decode, baseline=False).scorer
     num, (sampler, nfe) = config.evaluate.num_while_training, config.default_sampler
 
@@ -171,7 +171,7 @@ def picture_decoder(encoder: Encoder | None) -> Decode:
     decode = make_decoder(encoder, default_device())
     try:
         if isinstance(decode, Decoder):
-            decode.loaded  # loads it
+            _ = decode.loaded  # loads it
     except InputError as error:
         log.warning(f"{error}; until then samples/ shows the first three channels of latents")
         return lambda samples: samples
