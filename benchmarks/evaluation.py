@@ -21,8 +21,8 @@ import numpy as np
 import torch
 
 from soflow.data.shards import Shards
-from soflow.evaluation.sample_set import data_named
 from soflow.evaluation.record import Evaluation, Row
+from soflow.evaluation.sample_set import data_named
 
 FIRST = 10_000
 SHOWN = (

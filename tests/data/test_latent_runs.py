@@ -12,11 +12,11 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
+import soflow as runs
 from soflow.data.encoding import encode
 from soflow.data.latents import LatentsPlan
 from soflow.errors import InputError
 from soflow.sampling import one_step, sample_many
-import soflow as runs
 from soflow.workflows import sample as sample_files
 from support.commands import assert_fails
 from support.small_data import make_vae, pixels, write_folder

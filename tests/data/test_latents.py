@@ -19,7 +19,6 @@ from soflow.data.shards import Index
 from soflow.errors import InputError, RunError
 from soflow.evaluation.pictures import to_uint8
 from soflow.evaluation.report import real_by_class
-import soflow as runs
 from soflow.workflows.load import make_decoder
 from support.small_data import make_tiny_vae, make_vae, pixels, write_folder
 

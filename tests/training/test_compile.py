@@ -12,7 +12,6 @@ import jaxtyping
 import pytest
 import torch
 from safetensors.torch import load_file
-from soflow.training.display import SilentDisplay
 from torch._dynamo.utils import counters
 
 import soflow

@@ -200,7 +200,9 @@ def source_of(dataset_type: str) -> dict[str, str]:
             data = read_recipe(recipe).data
             return {"data.source": data.source, "data.path": data.path}
     return {
-        "data.source": next((name for name in SOURCES if name in dataset_type.lower()), dataset_type)
+        "data.source": next(
+            (name for name in SOURCES if name in dataset_type.lower()), dataset_type
+        )
     }
 
 
