@@ -169,7 +169,7 @@ class Component:
     bare: LogitNormal
     kind: Annotated[Literal["a", "b"], Setting("kind")] = "a"
     sizes: Annotated[tuple[int, ...], Setting("sizes", gt=0)] = (1, 2)
-    times: Annotated[LogitNormal, Setting("times")] = LogitNormal(0.5, 2.0)  # noqa: RUF009
+    times: Annotated[LogitNormal, Setting("times")] = LogitNormal(0.5, 2.0)
     others: LogitNormal = field(default_factory=lambda: LogitNormal(0.0, 1.0))
     limit: Annotated[float | None, Setting("limit", le=2)] = None
 

@@ -32,6 +32,8 @@ RENAMED = {
     "objective.step_share": "objective.flow_matching_share = 1 - step_share",
 }
 NO_NAMES: Mapping[str, str] = {}
+#: What YAML holds, before it is validated: sections within sections, and values of any kind.
+Values = dict[str, Any]
 
 
 def recipe_names() -> list[str]:
@@ -119,7 +121,7 @@ def has_guidance(name: object) -> bool:
     return name in OBJECTIVES and "guidance" in section_of(OBJECTIVES[name], name).model_fields
 
 
-def override(values: dict[str, Any], overrides: Sequence[str]) -> None:
+def override(values: Values, overrides: Sequence[str]) -> None:
     """Puts `key=value` texts into plain values, the names of network and objective first.
 
     They decide which other keys there are.
@@ -138,7 +140,7 @@ def override(values: dict[str, Any], overrides: Sequence[str]) -> None:
         put(values, key, parsed)
 
 
-def common(objective: dict[str, Any], name: object) -> dict[str, Any]:
+def common(objective: Values, name: object) -> Values:
     """What another objective takes over: how strongly to guide."""
     if not has_guidance(name) or "guidance" not in objective:
         return {}
@@ -146,7 +148,7 @@ def common(objective: dict[str, Any], name: object) -> dict[str, Any]:
     return {"guidance": {key: guidance[key] for key in COMMON if key in guidance}}
 
 
-def read_yaml(recipe: str) -> dict[str, Any]:
+def read_yaml(recipe: str) -> Values:
     """The plain values of a recipe by name or of a file by path."""
     path = Path(recipe)
     if (path / "config.yaml").is_file():  # a run folder
@@ -176,7 +178,7 @@ def parse_value(key: str, text: str) -> Any:
     return parse_yaml(text, f"the value of {shortened(key)}, '{shortened(text)}',")
 
 
-def put(values: dict[str, Any], key: str, value: Any) -> None:
+def put(values: Values, key: str, value: Any) -> None:
     """Sets a dotted key, making the sections on the way."""
     *sections, last = key.split(".")
     place = values
@@ -188,7 +190,7 @@ def put(values: dict[str, Any], key: str, value: Any) -> None:
     place[last] = value
 
 
-def validate(values: dict[str, Any]) -> Config:
+def validate(values: Values) -> Config:
     """The configuration from plain values. Raises InputError for the first mistake."""
     try:
         return Config.model_validate(values)
@@ -196,7 +198,7 @@ def validate(values: dict[str, Any]) -> Config:
         raise InputError(explain(error, values)) from None
 
 
-def explain(error: ValidationError, values: dict[str, Any], within: tuple[str, ...] = ()) -> str:
+def explain(error: ValidationError, values: Values, within: tuple[str, ...] = ()) -> str:
     """The first mistake, in one line."""
     first = error.errors()[0]
     place = (*within, *map(str, first["loc"]))
@@ -214,7 +216,7 @@ def explain(error: ValidationError, values: dict[str, Any], within: tuple[str, .
     return f"{shortened(key)} is {in_short(first['input'])}: {message}"
 
 
-def unknown_key(key: str, values: dict[str, Any]) -> str:
+def unknown_key(key: str, values: Values) -> str:
     """The message for a key that the configuration lacks: its new name, or the nearest key.
 
     The keys of the chosen network and objective come first.

@@ -1,14 +1,13 @@
 """Files that are always whole: written under another name, flushed to disk and renamed."""
 
 import errno
-import json
 import os
 import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from soflow.errors import InputError, RunError
 from soflow.system.fingerprints import Checksum, checksum
@@ -28,10 +27,6 @@ def require_writable(folder: Path) -> None:
         if os.access(folder, os.W_OK):
             return
     raise InputError(f"cannot write to {folder}: {reason}; choose another folder with --out")
-
-
-def write_json(file: Path, values: dict[str, Any]) -> None:
-    write_text(file, json.dumps(values, indent=1) + "\n")
 
 
 def write_text(file: Path, text: str) -> None:

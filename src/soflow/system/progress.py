@@ -11,7 +11,7 @@ anything.
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
@@ -155,14 +155,3 @@ def bars() -> Iterator["Bars"]:
             yield shown
     finally:
         _bars.reset(token)
-
-
-@contextmanager
-def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    with track(what, total) as task:
-        yield task.update
-
-
-@contextmanager
-def stages() -> Iterator[Callable[[str], None]]:
-    yield lambda text: None

@@ -144,7 +144,7 @@ def load_network(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     )
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
     """Loads the moments of a full state; options stay as the configuration sets them.
 
     Raises:

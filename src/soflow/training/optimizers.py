@@ -1,7 +1,6 @@
 """Optimizers and the learning rate as a function of the step."""
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import nn
@@ -14,14 +13,12 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """AdamW (fused) or RAdam (foreach) over trained parameters, with decoupled weight decay."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    common: dict[str, Any] = {
-        "lr": config.lr,
-        "betas": config.betas,
-        "weight_decay": config.weight_decay,
-    }
+    lr, betas, decay = config.lr, config.betas, config.weight_decay
     if config.name == "adamw":
-        return torch.optim.AdamW(trained, **common, fused=True)
-    return torch.optim.RAdam(trained, **common, decoupled_weight_decay=True, foreach=True)
+        return torch.optim.AdamW(trained, lr, betas, weight_decay=decay, fused=True)
+    return torch.optim.RAdam(
+        trained, lr, betas, weight_decay=decay, decoupled_weight_decay=True, foreach=True
+    )
 
 
 def learning_rate(config: OptimizerConfig, step: int) -> float:
