@@ -3,7 +3,6 @@
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
-from typing_extensions import Self
 
 from soflow.system.records import Count, Record
 
@@ -129,7 +128,7 @@ class Evaluation(Record):
     machine: Machine
 
     @model_validator(mode="after")
-    def _runs_have_counts(self) -> Self:
+    def _runs_have_counts(self) -> "Evaluation":
         """Only samples in files have no number of network evaluations."""
         if self.samples is None and any(row.nfe is None for row in self.rows):
             raise ValueError("a row has no nfe")
