@@ -119,7 +119,7 @@ def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
 def gather_state(state: Mapping[Any, Any], keep: bool) -> dict[Any, Any]:
     """A state_dict of full tensors on the CPU; empty if `keep` is False.
 
-    Every process must call it. Tensors are gathered one at a time, so that no device has to hold them all.
+    Every process must call it. Tensors are gathered one at a time, so that no device holds all.
     """
     kept: dict[Any, Any] = {}
     for key, value in state.items():
