@@ -2,8 +2,9 @@
 
 The inception score is torchmetrics'. The Frechet distance is our own: a published reference is a
 mean and a covariance, and a matrix root that fails must say so. So are the measures of
-neighbourhoods, which torchmetrics lacks, and the kernel distance, which is faster here. The Frechet distance is FID only
-by the features of the FID network: see features.py.
+neighbourhoods, which torchmetrics lacks, and the kernel distance, which is faster here.
+
+The Frechet distance is FID only by the features of the FID network: see features.py.
 """
 
 import warnings
@@ -184,7 +185,7 @@ def kernel_distance(features: Tensor, reference: Tensor) -> tuple[float, float]:
 
 
 def kernel(x: Tensor, y: Tensor, out: Tensor) -> None:
-    """(x.y / d + 1)^3 of x (n, d) and y (m, d) into `out` (n, m), as much at once as caches hold."""
+    """(x.y / d + 1)^3 of x (n, d) and y (m, d) into `out` (n, m), in parts that fit into caches."""
     for rows, part in zip(x.split(KERNEL_ROWS), out.split(KERNEL_ROWS), strict=True):
         torch.mm(rows, y.T, out=part).mul_(1.0 / x.shape[1]).add_(1.0).pow_(3)
 
