@@ -1,4 +1,4 @@
-"""Feature networks by name and file, references in files, samples by anything: what is read, and what is refused."""
+"""Feature networks, references in files and samples in files: what is read, what is refused."""
 
 import json
 import sys
@@ -154,7 +154,7 @@ def test_images_are_seen_as_their_files_hold_them():
 
 
 class FakeInception(nn.Module):
-    """Of the shape of torch-fidelity's network: features by name, and the block that spatial features come from."""
+    """Like torch-fidelity's network: features by name, and the block of spatial features."""
 
     def __init__(self, name, features_list):
         super().__init__()
@@ -174,7 +174,7 @@ class FakeInception(nn.Module):
 
 
 def load_inception_maps(seen):
-    """What the fake network's convolution gives, by hand: channel c is c / 192 of the sum of colours."""
+    """The fake network's convolution by hand: channel c is c / 192 of the sum of colours."""
     colours = seen.expand(-1, 3, -1, -1).float()[:, :, :17, :17].sum(1, keepdim=True)
     return torch.arange(7.0)[None, :, None, None] / 192 * colours
 
@@ -191,7 +191,7 @@ def fake_package(monkeypatch, network):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_fid_network_gives_features_logits_and_spatial_features(channels, monkeypatch):
-    """Grey is repeated to RGB; the spatial features are 7 channels at 17 x 17 places. The figure is FID."""
+    """Grey is repeated to RGB; spatial features are 7 channels at 17 x 17 places."""
     fake_package(monkeypatch, FakeInception)
     features = load_features("inception", None, (channels, 20, 20))
     assert features.metric == "FID"
@@ -289,7 +289,7 @@ def by_hand(tmp_path, name="adm.npz", **arrays):
 
 
 def test_a_reference_in_adms_layout_written_by_hand(tmp_path):
-    """Means and covariances of numpy, read as inception's, at a distance that is known in closed form."""
+    """Means and covariances of numpy, at a distance that is known in closed form."""
     d, features = 6, Features("inception", lambda seen: torch.zeros(len(seen), 6))
     file = by_hand(
         tmp_path, mu=np.full(d, 2.0), sigma=4 * np.eye(d), mu_s=np.zeros(3), sigma_s=np.eye(3)

@@ -11,6 +11,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from soflow.errors import RunError
 from soflow.evaluation.metrics import (
+    KernelDistance,
     Moments,
     energy_distance,
     frechet_distance,
@@ -64,7 +65,7 @@ def test_moments_against_numpy_also_for_one_feature():
 
 
 def test_the_energy_distance_of_two_gaussians_in_closed_form():
-    """In one dimension E|x - y| = 2 phi(m) + m (2 Phi(m) - 1), times the spread, for a difference of mean m spreads."""
+    """For a mean of m spreads, E|x - y| is the spread times 2 phi(m) + m (2 Phi(m) - 1)."""
 
     def mean_distance(shift, spread):
         m = shift / spread
@@ -155,7 +156,7 @@ def test_a_root_that_does_not_converge_says_so(monkeypatch):
 
 
 def test_the_spread_from_halves_is_that_of_repeated_sampling():
-    """Of 60 sets of 400 samples of one distribution: the deviation of their distances, against the mean told by each."""
+    """The deviation of 60 distances of 400 samples each, against the mean of their estimates."""
     reference = Moments.of(normal(0, 20_000, 4))
     sets = [0.3 + 1.1 * normal(seed, 400, 4) for seed in range(1, 61)]
     found = [frechet_distance(Moments.of(one), reference) for one in sets]
@@ -164,7 +165,7 @@ def test_the_spread_from_halves_is_that_of_repeated_sampling():
 
 
 def test_the_kernel_distance_against_its_definition():
-    """All samples being in each subset, it is the unbiased estimate over all pairs of different samples."""
+    """If each subset is all samples, it is the unbiased estimate over all pairs."""
     a, b = normal(0, 30, 5).double() + 0.5, normal(1, 30, 5).double()
 
     def kernel(x, y):
@@ -178,6 +179,21 @@ def test_the_kernel_distance_against_its_definition():
     mean, spread = kernel_distance(a, b)
     assert mean == pytest.approx(within - 2 * between, rel=1e-9)
     assert spread == pytest.approx(0, abs=1e-9)
+
+
+def test_the_kernel_distance_is_that_of_torchmetrics_to_the_last_digit():
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    reference = normal(0, 130, 7)
+    distance = KernelDistance(reference)
+    for count in (150, 1050, 150):  # the third time by what is kept of the reference
+        features = normal(count, count, 7)
+        metric = KernelInceptionDistance(feature=nn.Identity(), subset_size=130)
+        metric.update(features.double(), real=False)
+        metric.update(reference.double(), real=True)
+        torch.manual_seed(0)
+        expected = tuple(float(value) for value in metric.compute())
+        assert distance(features) == pytest.approx(expected, rel=1e-14)
 
 
 def test_the_kernel_distance_of_one_distribution_is_zero_on_average():
@@ -240,8 +256,10 @@ def test_neighbourhoods_against_brute_force(shift, monkeypatch):
 
 
 def test_sets_reordered_duplicated_and_of_one_class():
-    """Two classes far apart. Reordered: nothing changes. A few samples again and again: all of them are as good, but fewer
-    real ones have one near. Of one class alone: as precise, with half of the real ones never drawn.
+    """Two classes far apart.
+
+    Reordered: nothing changes. A few samples again and again: all of them are as good, but fewer
+    real ones have one near. One class alone: as precise, with half of the real ones never drawn.
     """
     centres = torch.tensor([[0.0, 0.0], [50.0, 0.0]])
     reference = centres.repeat(300, 1) + normal(0, 600, 2)

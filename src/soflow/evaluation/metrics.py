@@ -2,8 +2,9 @@
 
 The inception score is torchmetrics'. The Frechet distance is our own: a published reference is a
 mean and a covariance, and a matrix root that fails must say so. So are the measures of
-neighbourhoods, which torchmetrics lacks, and the kernel distance, which is faster here. The Frechet distance is FID only
-by the features of the FID network: see features.py.
+neighbourhoods, which torchmetrics lacks, and the kernel distance, which is faster here.
+
+The Frechet distance is FID only by the features of the FID network: see features.py.
 """
 
 import warnings
@@ -21,8 +22,6 @@ from soflow.errors import RunError
 ROWS = 1000
 #: Subsets of the kernel distance (KID's protocol), and parts of the inception score.
 KERNEL_SUBSETS, KERNEL_SUBSET = 100, 1000
-#: Rows of a kernel's matrix that are computed at once.
-KERNEL_ROWS = 125
 SCORE_PARTS = 10
 #: k of precision and recall as in ADM (arXiv 2105.05233), and k of density and coverage as in their
 #: paper (arXiv 2002.09797).
@@ -162,16 +161,16 @@ class KernelDistance:
         """
         features, count = features.double(), len(features)
         m = min(KERNEL_SUBSET, count, len(self.reference))
-        across = features.new_empty(m, m)
+        room = features.new_empty(m, m)
         values, terms, known = [], [], self.terms.get(count)
         with seeded():
             for subset in range(KERNEL_SUBSETS):
                 y = self.reference[torch.randperm(len(self.reference))[:m]]
                 x = features[torch.randperm(count)[:m]]
-                term = kernel_within(y) if known is None else known[subset]
-                within = term + kernel_within(x)
-                kernel(y, x, across)
-                values.append(within / (m * (m - 1)) - 2 * across.sum(0).sum() / m**2)
+                term = kernel_within(y, room) if known is None else known[subset]
+                within = term + kernel_within(x, room)
+                across = kernel(y, x, room).sum(0).sum()
+                values.append(within / (m * (m - 1)) - 2 * across / m**2)
                 terms.append(term)
         self.terms[count] = terms
         found = torch.stack(values)
@@ -183,21 +182,15 @@ def kernel_distance(features: Tensor, reference: Tensor) -> tuple[float, float]:
     return KernelDistance(reference)(features)
 
 
-def kernel(x: Tensor, y: Tensor, out: Tensor) -> None:
-    """(x.y / d + 1)^3 of x (n, d) and y (m, d) into `out` (n, m), as much at once as caches hold."""
-    for rows, part in zip(x.split(KERNEL_ROWS), out.split(KERNEL_ROWS), strict=True):
-        torch.mm(rows, y.T, out=part).mul_(1.0 / x.shape[1]).add_(1.0).pow_(3)
+def kernel(x: Tensor, y: Tensor, out: Tensor) -> Tensor:
+    """(x.y / d + 1)^3 of x (n, d) and y (m, d), in `out` (n, m): new memory takes as long."""
+    return torch.mm(x, y.T, out=out).mul_(1.0 / x.shape[1]).add_(1.0).pow_(3)
 
 
-def kernel_within(x: Tensor) -> Tensor:
+def kernel_within(x: Tensor, out: Tensor) -> Tensor:
     """The sum of the kernel of all pairs of x (m, d), without pairs of a point with itself."""
-    sums, part = [], x.new_empty(min(KERNEL_ROWS, len(x)), len(x))
-    for first in range(0, len(x), KERNEL_ROWS):
-        rows = x[first : first + KERNEL_ROWS]
-        values = part[: len(rows)]
-        kernel(rows, x, values)
-        sums.append(values.sum(-1) - values.diagonal(first))
-    return torch.cat(sums).sum()
+    values = kernel(x, x, out)
+    return (values.sum(-1) - values.diagonal()).sum()
 
 
 def inception_score(logits: Tensor) -> tuple[float, float]:

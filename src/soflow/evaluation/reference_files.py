@@ -175,7 +175,7 @@ def moments(mu: np.ndarray, sigma: np.ndarray, count: int, dimensions: int, file
         raise InputError(f"{file} has a sigma that is not symmetric, so it is no covariance")
     found = Moments(mean, covariance, count)
     try:
-        found.root  # fails now, not after all samples are drawn
+        _ = found.root  # fails now, not after all samples are drawn
     except RunError as error:
         raise InputError(f"{file}: {error}") from None
     return found
