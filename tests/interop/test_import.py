@@ -50,8 +50,6 @@ QUIET = [
 
 
 def as_reference(checkpoint: Checkpoint, file, order=sorted, every_parameter=False):
-    """One of our checkpoints as the reference implementation would have saved it, with parameters in another order."""
-    network = make_network(RunFolder(checkpoint.path.parents[1]).read_config())
     """Saves one of our checkpoints as the reference implementation would, in another order."""
     network = make_network(RunFolder(checkpoint.path.parents[1]).read_config())
     ours = [name for name, parameter in network.named_parameters() if parameter.requires_grad]

@@ -1,4 +1,4 @@
-"""Small data made on the spot: images as files, arrays and parquet, and autoencoders of diffusers' own classes."""
+"""Small data: images as files, arrays and parquet, and autoencoders of diffusers' own classes."""
 
 import numpy as np
 import torch
