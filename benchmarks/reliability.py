@@ -17,7 +17,7 @@ import torch
 HERE = Path(__file__).parent
 FIGURES, PAGE = HERE / "results" / "reliability.json", HERE.parent / "docs" / "reliability.md"
 TESTS = (
-    "run/test_reliability.py",
+    "run/test_resume.py",
     "run/test_faults.py",
     "run/test_hostile_checkpoints.py",
     "data/test_untrusted_files.py",

@@ -14,7 +14,7 @@ from PIL import Image
 
 from soflow import __version__
 from support.commands import assert_fails
-from support.reference_checkpoint import DIT_YAML
+from support.reference_checkpoint import DIT_YAML, write_reference
 from support.settings import TINY_DIT
 
 TINY = [*TINY_DIT, "train.batch_size=32", "train.log_every=10"]

@@ -209,7 +209,8 @@ def explain(error: ValidationError, values: Values, within: tuple[str, ...] = ()
         inner = first["ctx"]["error"]
         if isinstance(inner, ValidationError):  # of a section that a registry describes
             return explain(inner, values, place)
-        return str(inner)[:TOLD]  # our own checks, already a sentence
+        text = str(inner)[:TOLD]  # our own checks, already a sentence
+        return f"{key}.name: {text}" if text.startswith("unknown ") else text
     if first["type"] == "missing":
         return f"{key} is missing"
     message = first["msg"].replace("Input should be", "it must be")
