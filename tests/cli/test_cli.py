@@ -153,6 +153,7 @@ def test_several_runs_make_one_page(run, tiny_run, tmp_path, inside):
     assert "Side by side" in page
 
 
+@pytest.mark.processes
 def test_ctrl_c_saves_and_the_same_command_resumes(tmp_path, inside):
     run = tmp_path / "run"
     small = ["network.width=16", "network.depth=1", "train.batch_size=16", "train.log_every=10"]
@@ -199,6 +200,7 @@ def test_a_printed_recipe_can_be_used_as_a_file(tmp_path, inside):
     assert (tmp_path / "runs" / "mine" / "checkpoints" / "step-00000003").is_dir()
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("code", "absent"),
     [

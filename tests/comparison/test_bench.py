@@ -64,6 +64,7 @@ def my_objective(tmp_path, monkeypatch):
     import_module("my_objective")
 
 
+@pytest.mark.processes
 def test_the_command_measures_and_shows(tmp_path, capfd, monkeypatch, my_objective):
     """The measuring process imports the module that registers the objective."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -89,6 +90,7 @@ def test_a_measurement_that_fails_is_named():
         bench({"mine": config}, 1, {"mine": program})
 
 
+@pytest.mark.processes
 def test_the_peak_is_of_the_measuring_process_alone():
     """Linux hands the peak of a process down to its children."""
     ballast = torch.ones(200 * 2**20)  # 800 MiB

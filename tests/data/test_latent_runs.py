@@ -120,9 +120,8 @@ def test_images_of_two_autoencoders_are_not_pieced_together(run, vae, tmp_path, 
     for name, stop in (("", 1), (str(copy), 3), (str(other), None)):
         monkeypatch.setattr(sample_files, "sample_many", partial(counted, stop))
         with suppress(KeyboardInterrupt):
-            sample_files.sample_to_file(
-                runs.load(run, vae=name), tmp_path / "x.npz", 8, None, "renoise", 1, 0
-            )
+            request = sample_files.SampleRequest(8, None, "renoise", 1)
+            sample_files.sample_to_file(runs.load(run, vae=name), request, tmp_path / "x.npz")
     assert drawn == [0, 2, 4, 0, 2, 4, 6]
 
 

@@ -51,13 +51,13 @@ def test_every_visit_draws_from_the_posterior(latents):
     dataset = load_latents(str(latents), "train")
     batches = Batches(dataset, 40, seed=3)
     order = [np.argsort(batches.indices(step)) for step in range(1000)]
-    seen = torch.stack([batches.share(step).data[rows] for step, rows in enumerate(order)])
+    seen = torch.stack([batches.microbatch(step).data[rows] for step, rows in enumerate(order)])
     mean, std = rows_of(latents).float().chunk(2, dim=1)
     torch.testing.assert_close(
         seen.mean(0), (mean - 0.1) * 2, atol=6 * 2 * float(std.max()) / 1000**0.5, rtol=0
     )
     torch.testing.assert_close(seen.std(0), 2 * std, atol=0, rtol=0.15)
-    assert torch.equal(batches.share(5, 1, 2).data, batches.share(5).data[1::2])
+    assert torch.equal(batches.microbatch(5, 1, 2).data, batches.microbatch(5).data[1::2])
 
 
 @torch.no_grad()
@@ -195,7 +195,7 @@ def test_training_sees_the_posterior_shifted_and_scaled(latents):
     batches = Batches(dataset, 8, seed=1)
     mean, std = rows_of(latents)[torch.from_numpy(batches.indices(0))].float().chunk(2, dim=1)
     noise = batches.visit_noise(0, slice(None))
-    torch.testing.assert_close(batches.share(0).data, (mean + std * noise - 0.1) * 2.0)
+    torch.testing.assert_close(batches.microbatch(0).data, (mean + std * noise - 0.1) * 2.0)
     torch.testing.assert_close(
         dataset.samples(), (rows_of(latents).float().chunk(2, dim=1)[0] - 0.1) * 2.0
     )

@@ -25,7 +25,7 @@ def test_the_reference_implementations_file_is_read(options, latents, tmp_path):
         [*range(10), 0, 1],
     )
     assert (dataset.encoder.name, dataset.encoder.scale) == ("stabilityai/sd-vae-ft-mse", 0.18215)
-    batch = Batches(dataset, 8, seed=0).share(0)
+    batch = Batches(dataset, 8, seed=0).microbatch(0)
     assert batch.data.shape == (8, 4, 4, 4)
 
 

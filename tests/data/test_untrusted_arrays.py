@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from soflow.interop.files import read_file
 
 from soflow.data import npz
 from soflow.data.arrays import ArrayImages
 from soflow.errors import InputError
-from soflow.evaluation.references import arrays_in, read
+from soflow.evaluation.reference_files import arrays_in, read
 from soflow.evaluation.sample_set import open_sample_set
+from soflow.interop.weights import read_file
 from support import hostile
 from support.archives import npy, write_zip
 from support.hostile import Canary

@@ -15,6 +15,7 @@ from PIL import Image
 from soflow.config import read_recipe
 from soflow.data import sources
 from soflow.errors import RunError
+from soflow.run.checkpoint import VERSION
 from soflow.run.folder import RunFolder
 from soflow.system.records import Count, Record
 from support import hostile
@@ -170,7 +171,7 @@ def test_names_in_a_run_do_not_become_elements_of_its_report(run, inside):
             "\n".join(json.dumps({**more, **json.loads(line)}) for line in lines)
         )
         config = read_recipe(str(run)).model_copy(update={"description": evil})
-        (run / "config.yaml").write_text(f"version: 2\n{dump(config)}")
+        (run / "config.yaml").write_text(f"version: {VERSION}\n{dump(config)}")
         renamed = run.rename(run.with_name(where))
         result = inside("report", renamed)
         renamed.rename(run)
@@ -280,6 +281,6 @@ def test_a_program_that_a_run_names_is_not_loaded_unasked(run, inside, tmp_path)
     file = tmp_path / "features.pt"
     torch.jit.script(torch.nn.Flatten()).save(str(file))
     config = read_recipe(str(run), [f"evaluate.features={file}"])
-    (run / "config.yaml").write_text(f"version: 2\n{dump(config)}")
+    (run / "config.yaml").write_text(f"version: {VERSION}\n{dump(config)}")
     result = inside("evaluate", run, "--nfe", 1, "--num", 50)
     assert_fails(result, 2, "a program: if you trust it, give --features", str(file))

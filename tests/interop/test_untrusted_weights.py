@@ -4,12 +4,12 @@ import zipfile
 
 import pytest
 import torch
-from soflow.interop.files import named_tensors, read_file
 
 from soflow.assemble import make_network
 from soflow.config import read_recipe
 from soflow.errors import InputError
 from soflow.interop.reference import import_checkpoint
+from soflow.interop.weights import named_tensors, read_file
 from support import hostile
 from support.archives import write_zip
 from support.hostile import Canary

@@ -8,7 +8,7 @@ import pytest
 
 import soflow
 from soflow.errors import InputError, RunError
-from soflow.evaluation import statistics
+from soflow.evaluation.scorer import Scorer
 from soflow.run import checkpoint
 from soflow.run.checkpoint import VERSION, TrainState, checkpoints, remove_old
 from soflow.run.folder import RunFolder, evaluation_file, find_run
@@ -50,7 +50,7 @@ def seal(file, **values):
 
 def test_the_best_the_last_and_those_of_every_so_many_steps_are_kept(tmp_path, monkeypatch):
     distances = iter([float("nan"), 2.0, 4.0, 3.0])  # NaN is not the best
-    monkeypatch.setattr(statistics.Scorer, "distance", lambda self, drawn: next(distances))
+    monkeypatch.setattr(Scorer, "distance", lambda self, drawn: next(distances))
     recipe, settings = WHOLE["moons, evaluated"]
     more = ["train.steps=12", "checkpoint.every=1", "checkpoint.keep_every=5"]
     run = soflow.train(recipe, tmp_path, [*settings, *more, "checkpoint.keep_last=2"])

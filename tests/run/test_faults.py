@@ -14,7 +14,7 @@ import torch
 import soflow
 from soflow.config.schema import CheckpointConfig
 from soflow.errors import InputError, RunError
-from soflow.evaluation import statistics
+from soflow.evaluation.scorer import Scorer
 from soflow.run.checkpoint import Checkpoint, TrainState, checkpoints, newest_good
 from soflow.run.checkpoint_manager import CheckpointManager
 from soflow.run.folder import RunFolder
@@ -186,7 +186,7 @@ def test_training_survives_a_failing_disk_and_ends_where_it_would_have(on_failur
 def test_continuing_without_a_checkpoint_is_reported(tmp_path, monkeypatch, caplog):
     """A disk is full for a while: the checkpoints of steps 3, the best, and 6 are lost, no more."""
     distances = iter([1.0, 4.0, 3.0])
-    monkeypatch.setattr(statistics.Scorer, "distance", lambda self, drawn: next(distances))
+    monkeypatch.setattr(Scorer, "distance", lambda self, drawn: next(distances))
     recipe, settings = WHOLE["moons, evaluated"]
     full = Disk(tmp_path, lasting=True)
     full.operations = ["before"]

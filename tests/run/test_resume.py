@@ -163,6 +163,7 @@ def test_a_second_ctrl_c_interrupts_at_once_and_handlers_are_restored(
     assert_same_run(moons_run, tmp_path)
 
 
+@pytest.mark.processes
 def test_sigterm_in_a_process_of_its_own_saves_the_step_and_exits_with_143(tmp_path):
     recipe, settings = MOONS
     out = RunFolder(tmp_path / "run")

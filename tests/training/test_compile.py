@@ -17,7 +17,7 @@ from torch._dynamo.utils import counters
 import soflow
 from soflow.assemble import make_model, make_network, make_objective
 from soflow.cli import main
-from soflow.comparison.measure import count_flops, random_dataset
+from soflow.comparison.measure import count, random_dataset
 from soflow.config import read_recipe
 from soflow.config.schema import EmaConfig
 from soflow.data.augment import AugmentPipe
@@ -292,7 +292,7 @@ def test_a_missing_compiler_is_reported_in_one_line(tmp_path, monkeypatch, capfd
 
 def test_operations_are_counted_on_the_uncompiled_network(tmp_path):
     counts = [
-        count_flops(configuration(MLP, "mean_flow", tmp_path, f"compile={flag}"))
+        count(configuration(MLP, "mean_flow", tmp_path, f"compile={flag}"))
         for flag in ("true", "false")
     ]
     assert counts[0] == counts[1]

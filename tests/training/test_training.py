@@ -106,7 +106,7 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path):
 
 
 def test_training_lowers_the_loss(tmp_path):
-    settings = ["train.steps=300", "train.log_every=100", "train.batch_size=128"]
+    settings = ["train.steps=80", "train.log_every=20", "train.batch_size=64"]
     run = soflow.train("moons", tmp_path, [*settings, "network.width=32"])
     first, *_, final = run.read_metrics()
     assert final["flow_matching_mse"] < first["flow_matching_mse"]
