@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from soflow.config import Config as Config
     from soflow.config import read_recipe as read_recipe
     from soflow.data.registry import SOURCES as SOURCES
+    from soflow.evaluation.evaluate import EvaluationSettings as EvaluationSettings
     from soflow.evaluation.pictures import save_picture as save_picture
     from soflow.guidance import Guidance as Guidance
     from soflow.interop.reference import import_checkpoint as import_checkpoint
@@ -42,7 +43,10 @@ if TYPE_CHECKING:
     from soflow.system.registry import Setting as Setting
     from soflow.times import LogitNormal as LogitNormal
     from soflow.times import MiddleTime as MiddleTime
+    from soflow.workflows.evaluate import evaluate as evaluate
+    from soflow.workflows.evaluate import evaluate_samples as evaluate_samples
     from soflow.workflows.load import load as load
+    from soflow.workflows.report import report as report
     from soflow.workflows.sample import SampleRequest as SampleRequest
     from soflow.workflows.sample import sample as sample
     from soflow.workflows.sample import sample_to_file as sample_to_file
@@ -57,6 +61,10 @@ _HOME = {
     "sample": "workflows.sample",
     "sample_to_file": "workflows.sample",
     "SampleRequest": "workflows.sample",
+    "evaluate": "workflows.evaluate",
+    "evaluate_samples": "workflows.evaluate",
+    "EvaluationSettings": "evaluation.evaluate",
+    "report": "workflows.report",
     "compare": "comparison.compare",
     "import_checkpoint": "interop.reference",
     "one_step": "sampling",

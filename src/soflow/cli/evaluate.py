@@ -10,7 +10,6 @@ from soflow.cli.options import (
     at_least,
     between,
     one_of,
-    require_asked_for,
     whole_numbers,
     writable,
 )
@@ -119,8 +118,6 @@ def evaluate(
         vae=vae or "",
     )
     folder, *_ = find_run(samples)
-    recipe = folder.read_config().evaluate.features
-    require_asked_for(recipe, f"--features {recipe}", asked=features is not None)
     evaluation = evaluate(samples, settings)
     show(evaluation)
     if out is None:

@@ -38,6 +38,7 @@ from soflow.solution import FlowModel
 from soflow.system import processes
 from soflow.system.atomic import require_writable
 from soflow.system.devices import default_device
+from soflow.system.logs import show_notes
 from soflow.system.progress import Progress, Task, track
 from soflow.workflows.evaluate import write_evaluation
 from soflow.workflows.load import load, make_decoder
@@ -87,6 +88,8 @@ def compare(
         InputError: For settings that cannot be used, or that differ from those of runs in `out`.
         RunError: If a run fails or a file is damaged.
     """
+    if progress is track:
+        show_notes()
     out = Path(out)
     if processes.count() > 1:
         raise InputError("a comparison runs in one process: start soflow compare without torchrun")

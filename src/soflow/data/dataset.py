@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Annotated, Protocol, runtime_checkable
+from typing import Annotated, ClassVar, Protocol, runtime_checkable
 
 import torch
 from pydantic import Field
@@ -74,6 +74,8 @@ class DataRecord(Record):
 
     fingerprint: Of the stored samples and their labels.
     """
+
+    advice: ClassVar[str] = "restore it, or train a new run"
 
     name: str
     count: Count

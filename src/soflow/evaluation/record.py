@@ -1,6 +1,6 @@
 """What an evaluation found: evaluation.json, written and read back by these classes."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
@@ -111,11 +111,13 @@ class Samples(SampleProtocol):
 class Evaluation(Record):
     """Everything that a figure must be quoted with, and the figures."""
 
+    advice: ClassVar[str] = "run soflow evaluate again"
+
     checkpoint: Name = ""  # of a run
     samples: Samples | None = None  # in place of a run
     metric: Name
     num: Count
-    seeds: tuple[Count, ...] = (0,)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
     labels: str = "none"
     features: FeaturesUsed
     reference: Reference

@@ -50,8 +50,8 @@ class Shortcut:
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> Draws:
         count, device = shape[0], generator.device
         noise = torch.randn(*shape, generator=generator, device=device)
-        n_fm = floor(self.flow_matching_share * count)
-        n_steps = count - n_fm
+        n_steps = floor((1 - self.flow_matching_share) * count)
+        n_fm = count - n_steps
         t_fm = self.times.draw(n_fm, generator)
         halvings = torch.randint(0, HALVINGS + 1, (n_steps,), generator=generator, device=device)
         length = 0.5**halvings

@@ -13,15 +13,23 @@ from soflow.system.text import printable
 
 
 class OneLine(logging.Handler):
-    """Prints each note as one line on stderr, above a progress bar if there is one."""
+    """Prints each note as one line on stderr, above a progress bar if there is one.
+
+    A note that repeats the one before it is not printed again.
+    """
+
+    last = ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        # sys.stderr is looked up each time: a progress bar replaces it
-        print(printable(record.getMessage()), file=sys.stderr, flush=True)
+        note = printable(record.getMessage())
+        if note != self.last:
+            # sys.stderr is looked up each time: a progress bar replaces it
+            print(note, file=sys.stderr, flush=True)
+        self.last = note
 
 
 def show_notes() -> None:
-    """Shows notes on stderr. Processes other than the first show only warnings.
+    """Shows notes on stderr. Processes other than the first show none.
 
     Repeated calls install one handler. Handlers of the root logger that exist already get every
     note, too.
@@ -30,4 +38,4 @@ def show_notes() -> None:
     if not any(isinstance(handler, OneLine) for handler in logger.handlers):
         logger.addHandler(OneLine())
         logger.propagate = bool(logging.getLogger().handlers)
-    logger.setLevel(logging.WARNING if processes.index() > 0 else logging.INFO)
+    logger.setLevel(logging.CRITICAL if processes.index() > 0 else logging.INFO)

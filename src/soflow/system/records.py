@@ -1,7 +1,7 @@
 """Typed records: what is written to disk as JSON is read back by the same class."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from typing_extensions import Self
@@ -21,6 +21,9 @@ class Record(BaseModel):
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
 
+    #: What to do about a damaged file.
+    advice: ClassVar[str] = "delete it and run the same command again"
+
     @classmethod
     def read(cls, file: Path) -> Self | None:
         """Reads the file; None if there is none.
@@ -34,8 +37,7 @@ class Record(BaseModel):
             return cls.model_validate_json(file.read_bytes())
         except ValidationError:
             raise RunError(
-                f"{file} is damaged or was written by another version of soflow: "
-                "delete it and run the same command again"
+                f"{file} is damaged or was written by another version of soflow: {cls.advice}"
             ) from None
 
     def write(self, file: Path) -> None:

@@ -157,7 +157,7 @@ class TrainStep:
         numbers = self.batches.indices(step)
         rows: list[BadRow] = []
         for index, losses in zip(self.indices(), microbatches, strict=True):
-            for row, what, times in bad_rows(losses):
+            for row, what, times in bad_rows(losses, len(numbers) // self.count):
                 row = index + row * self.count
                 rows.append(BadRow(row, int(numbers[row]), what, times))
         wrong = [
@@ -173,8 +173,11 @@ class TrainStep:
         )
 
 
-def bad_rows(losses: Losses) -> Iterator[tuple[int, str, str]]:
-    """The rows of a microbatch that are not finite: row, what it is, and its times."""
+def bad_rows(losses: Losses, size: int) -> Iterator[tuple[int, str, str]]:
+    """The rows of a microbatch that are not finite: row, what it is, and its times.
+
+    Terms share the `size` rows, one after the other; a term may also concern all of them.
+    """
     first = 0
     for name, term in losses.terms.items():
         values = {"loss": term.loss.detach(), "squared error": term.squared, "weight": term.weight}
@@ -184,7 +187,7 @@ def bad_rows(losses: Losses) -> Iterator[tuple[int, str, str]]:
             times = ", ".join(f"{time}={float(at[i]):.4g}" for time, at in term.times.items())
             value = float(values[what][i].detach())
             yield first + i, f"{name.replace('_', ' ')} {what} is {value}", times
-        first += len(term.loss)
+        first = (first + len(term.loss)) % size
 
 
 def all_finite(tensors: Iterable[Tensor | None]) -> Tensor:

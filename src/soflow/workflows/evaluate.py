@@ -7,11 +7,13 @@ from soflow.config import Config
 from soflow.errors import InputError
 from soflow.evaluation.evaluate import EvaluationSettings, evaluate_sample_set
 from soflow.evaluation.evaluate import evaluate as evaluate_models
+from soflow.evaluation.features import NAMES
 from soflow.evaluation.record import Evaluation
 from soflow.evaluation.references import make_sample_scoring, make_scoring
 from soflow.evaluation.sample_set import open_samples
 from soflow.run.folder import RunFolder, evaluation_file
 from soflow.sampling import Sampler
+from soflow.system.logs import show_notes
 from soflow.system.progress import Progress, track
 from soflow.workflows.load import Run, load
 
@@ -36,12 +38,20 @@ def evaluate(
         RunError: If the checkpoint is damaged, or a sample holds NaN or infinity.
     """
     settings = settings or EvaluationSettings()
+    if progress is track:
+        show_notes()
     if isinstance(run, Run):
         loaded = {run.weights: run}
     else:
         loaded = {name: load(run, name, vae=settings.vae) for name in settings.weights}
     first = next(iter(loaded.values()))
     config = first.config
+    samplers = chosen_samplers(settings.samplers, config)
+    if not settings.features and config.evaluate.features not in NAMES:
+        raise InputError(
+            f"the configuration of the run names a program, evaluate.features="
+            f"{config.evaluate.features}: if you trust it, give --features"
+        )
     scoring = make_scoring(
         config,
         first.encoder,
@@ -52,7 +62,7 @@ def evaluate(
     )
     found = evaluate_models(
         {name: one.model for name, one in loaded.items()},
-        chosen_samplers(settings.samplers, config),
+        samplers,
         scoring,
         replace(
             settings,

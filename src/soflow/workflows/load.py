@@ -70,9 +70,9 @@ def load(
     config, data = folder.read_config(), DataRecord.read(folder.data)
     place = torch.device(device) if device else default_device()
     encoder = data.encoder if data else None
-    decode = make_decoder(encoder, place, vae)
+    decode, tensors = make_decoder(encoder, place, vae), checkpoint.weights(weights)
     try:
-        model = load_model(config, checkpoint.weights(weights), place, decode)
+        model = load_model(config, tensors, place, decode)
     except RuntimeError:  # names or shapes that load_state_dict cannot place
         raise RunError(
             f"the weights in {checkpoint.path} do not fit the network of {folder.config}: "

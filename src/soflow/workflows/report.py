@@ -13,6 +13,7 @@ from soflow.evaluation.record import Evaluation
 from soflow.evaluation.report import Subject, page
 from soflow.run.folder import RunFolder
 from soflow.system.atomic import replace_file
+from soflow.system.logs import show_notes
 from soflow.system.progress import Progress, track
 from soflow.workflows.load import load
 
@@ -39,6 +40,8 @@ def report(
         InputError: If there is no such run, or the page cannot be written.
         RunError: If a file of a run is damaged.
     """
+    if progress is track:
+        show_notes()
     subjects = []
     with progress("reporting", len(runs)) as task:
         for done, path in enumerate(runs):

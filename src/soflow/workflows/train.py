@@ -29,6 +29,7 @@ from soflow.solution import FlowModel
 from soflow.system import processes
 from soflow.system.atomic import write_bytes
 from soflow.system.devices import default_device
+from soflow.system.logs import show_notes
 from soflow.system.progress import Progress, track
 from soflow.training.compile import compiled
 from soflow.training.distributed import lost_processes_explained
@@ -68,6 +69,8 @@ def train(
             a checkpoint cannot be written.
         Stopped: After Ctrl-C or SIGTERM, with a checkpoint written.
     """
+    if progress is track:
+        show_notes()
     config = recipe if isinstance(recipe, Config) else read_recipe(recipe, overrides)
     folder = RunFolder(Path(out))
     require_trackers(config.train.trackers)
