@@ -162,9 +162,9 @@ def test_names_in_a_run_do_not_become_elements_of_its_report(run, inside):
     lines = (run / "metrics.jsonl").read_text().splitlines()
 
     def report(evil, where):
-        (run / "data.json").write_text(
-            json.dumps({"class_names": [f"{evil}{i}" for i in range(10)]})
-        )
+        names = [f"{evil}{i}" for i in range(10)]
+        data = {"name": evil, "count": 1437, "fingerprint": evil, "class_names": names}
+        (run / "data.json").write_text(json.dumps(data))
         (run / "evaluation.json").write_text(json.dumps(evaluation(evil, checkpoint)))
         more = {f"{evil}_mse": 1.0, f"FD-{evil}": 2.0, evil: 3.0}
         (run / "metrics.jsonl").write_text(
@@ -189,10 +189,9 @@ def test_names_in_a_run_do_not_become_elements_of_its_report(run, inside):
         (run / "evaluation.json").write_text(json.dumps(values))
         assert_fails(inside("report", run), 1, "evaluation.json is damaged")
     (run / "evaluation.json").unlink()
-    for line in ('{"step": 1, "loss": null}', '{"step": 1, "loss": 1, "x": []}'):
-        (run / "metrics.jsonl").write_text(line + "\n")
-        assert_fails(inside("report", run), 1, "metrics.jsonl is damaged")
     for line in (
+        '{"step": 1, "loss": null}',
+        '{"step": 1, "loss": 1, "x": []}',
         '{"step": "<b>", "loss": 1}',
         "[" * 10**5,
         '{"step": 1, "lo',
@@ -283,4 +282,4 @@ def test_a_program_that_a_run_names_is_not_loaded_unasked(run, inside, tmp_path)
     config = read_recipe(str(run), [f"evaluate.features={file}"])
     (run / "config.yaml").write_text(f"version: {VERSION}\n{dump(config)}")
     result = inside("evaluate", run, "--nfe", 1, "--num", 50)
-    assert_fails(result, 2, "a program: if you trust it, give --features", str(file))
+    assert_fails(result, 2, "a program", "--features", str(file))

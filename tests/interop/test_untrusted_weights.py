@@ -85,7 +85,7 @@ def test_an_optimizer_whose_steps_cannot_be(tmp_path):
             {"model": state, "ema_model": state, "finished_steps": 3, "optimizer": kept},
             tmp_path / "c.pt",
         )
-        with pytest.raises(InputError, match="step in 'optimizer'"):
+        with pytest.raises(InputError, match="'optimizer'"):
             import_checkpoint(tmp_path / "c.pt", tmp_path / "r.yaml", tmp_path / "run", heads=2)
     for option in ("lr", "weight_decay"):
         kept["param_groups"][0][option] = torch.ones(3)

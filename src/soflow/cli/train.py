@@ -45,9 +45,11 @@ def train(
         train_recipe(config, folder)
     except Stopped as stopped:
         name = signal.Signals(stopped.signum).name
-        log.info(f"stopped by {name}, checkpoint written; resume with: soflow train {folder}")
+        log.info(
+            f"stopped by {name}, checkpoint written; resume with: soflow train {folder}{imports()}"
+        )
         return 128 + stopped.signum
-    log.info(f"trained: {folder}; next: soflow evaluate {folder}")
+    log.info(f"trained: {folder}; next: soflow evaluate {folder}{imports()}")
     return 0
 
 
@@ -58,3 +60,13 @@ def default_folder(recipe: Path) -> Path:
     if recipe.name == "config.yaml" and (recipe.parent / "checkpoints").is_dir():
         return recipe.parent
     return Path("runs") / recipe.stem
+
+
+def imports() -> str:
+    """The options that import the modules which have registered something."""
+    from soflow.data.registry import SOURCES
+    from soflow.networks import NETWORKS
+    from soflow.objectives import OBJECTIVES
+
+    modules = {name for one in (OBJECTIVES, NETWORKS, SOURCES) for name in one.modules()}
+    return "".join(f" --import {name}" for name in sorted(modules))

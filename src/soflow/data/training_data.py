@@ -3,6 +3,8 @@
 import logging
 from dataclasses import replace
 
+import torch
+
 from soflow.config import Config
 from soflow.config.reading import validate
 from soflow.config.schema import DataConfig
@@ -11,6 +13,9 @@ from soflow.data.dataset import Dataset
 from soflow.errors import InputError
 
 log = logging.getLogger(__name__)
+
+#: The types of stored rows: samples as they are, and images.
+STORED = (torch.float32, torch.uint8)
 
 
 def make_dataset(config: DataConfig) -> Dataset:
@@ -24,6 +29,12 @@ def make_dataset(config: DataConfig) -> Dataset:
     """
     dataset = sources.load(config, config.split)
     name = config.path or config.source
+    stored = isinstance(dataset, Dataset) and (dataset.encoder or dataset.rows.dtype in STORED)
+    if not stored:
+        raise InputError(
+            f"the data source '{config.source}' must return a Dataset whose rows are a float32 "
+            "tensor (N, ...), or a uint8 tensor (N, H, W, C)"
+        )
     if dataset.shape != config.shape:
         shape = ",".join(map(str, dataset.shape))
         raise InputError(

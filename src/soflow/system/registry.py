@@ -47,7 +47,10 @@ class Registry(Generic[T]):
         def add(entry: T) -> T:
             known = self.entries.setdefault(name, entry)
             if (known.__module__, known.__qualname__) != (entry.__module__, entry.__qualname__):
-                raise InputError(f"there is already a {self.kind} named '{name}': choose another")
+                raise InputError(
+                    f"{self.kind} '{name}' of {entry.__module__} has a name that {known.__module__} "
+                    "has registered already: choose another"
+                )
             self.entries[name] = entry  # a module that is reloaded, as notebooks do
             return entry
 
