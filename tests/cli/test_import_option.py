@@ -107,7 +107,7 @@ def test_a_configuration_alone_imports_no_code(folder, inside):
         ("raise SystemExit('done')\n", ["SystemExit", "done"]),
         (
             "from soflow import NETWORKS\n@NETWORKS.register('dit')\nclass A: ...\n",
-            ["there is already a network named 'dit'"],
+            ["network 'dit'", "soflow.networks.dit"],
         ),
     ],
 )

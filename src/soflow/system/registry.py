@@ -48,8 +48,8 @@ class Registry(Generic[T]):
             known = self.entries.setdefault(name, entry)
             if (known.__module__, known.__qualname__) != (entry.__module__, entry.__qualname__):
                 raise InputError(
-                    f"{self.kind} '{name}' of {entry.__module__} has a name that {known.__module__} "
-                    "has registered already: choose another"
+                    f"{self.kind} '{name}' of {entry.__module__} has a name that "
+                    f"{known.__module__} has registered already: choose another"
                 )
             self.entries[name] = entry  # a module that is reloaded, as notebooks do
             return entry
