@@ -131,7 +131,7 @@ def test_autoencoders_are_safetensors_beside_their_configuration(tmp_path):
         (tmp_path / "strange").mkdir(exist_ok=True)
         (tmp_path / "strange" / "config.json").write_text(json.dumps({**settings, **change}))
         (tmp_path / "strange" / weights.name).write_bytes(weights.read_bytes())
-        with pytest.raises(InputError, match="strange cannot be loaded"):
+        with pytest.raises(InputError, match="strange"):
             load_autoencoder(str(tmp_path / "strange"))
     for text in ("[" * 100_000, "[]", '{"_class_name": "FluxPipeline"}', '{"_class_name": ["a"]}'):
         (tmp_path / "strange" / "config.json").write_text(text)
@@ -145,6 +145,6 @@ def test_autoencoders_are_safetensors_beside_their_configuration(tmp_path):
     weights.unlink()
     for content in (Canary(tmp_path / "canary"), good):
         torch.save(content, vae / "diffusion_pytorch_model.bin")
-        with pytest.raises(InputError, match="vae cannot be loaded"):
+        with pytest.raises(InputError, match="vae"):
             load_autoencoder(str(vae))
     assert not (tmp_path / "canary").exists()

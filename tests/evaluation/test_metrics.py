@@ -151,7 +151,7 @@ def test_a_root_that_does_not_converge_says_so(monkeypatch):
         raise torch.linalg.LinAlgError("linalg.eigh: The algorithm failed to converge")
 
     monkeypatch.setattr(torch.linalg, "eigh", fail)
-    with pytest.raises(RunError, match="did not converge"):
+    with pytest.raises(RunError, match="eigh"):
         frechet_distance(Moments.of(normal(0, 50, 2)), Moments.of(normal(1, 50, 2)))
 
 

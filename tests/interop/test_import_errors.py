@@ -3,6 +3,7 @@
 import errno
 import os
 import pickle
+import re
 
 import pytest
 import torch
@@ -74,9 +75,9 @@ def test_a_pickle_that_would_run_code_is_refused(place, protocol, tmp_path):
     else:
         file.write_bytes(pickle.dumps(content, protocol=protocol))
     (tmp_path / "reference.yaml").write_text(yaml.safe_dump(DIT_YAML))
-    with pytest.raises(InputError, match="could run code"):
+    with pytest.raises(InputError, match=re.escape(file.name)):
         import_checkpoint(file, tmp_path / "reference.yaml", tmp_path / "run")
-    with pytest.raises(InputError, match="could run code"):
+    with pytest.raises(InputError, match=re.escape(file.name)):
         runs.train("digits", tmp_path / "run", [*TINY_DIT, f"init_from={file}"])
     assert not mark.exists()
     assert not (tmp_path / "run").exists()
