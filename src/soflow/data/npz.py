@@ -18,21 +18,10 @@ from soflow.errors import InputError, first_line
 
 #: What zipfile, its decompressors, numpy and h5py raise for files that they cannot read.
 UNREADABLE = (
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    struct.error,
-    tokenize.TokenError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+    ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError,
+    SyntaxError, TypeError, ValueError,
+    struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 #: Arrays of more than LARGE bytes may be at most MOST_EXPANDED times as large as in their file.
 LARGE, MOST_EXPANDED = 2**30, 100
 
@@ -56,16 +45,15 @@ class Head(NamedTuple):
 def heads(path: Path) -> dict[str, Head]:
     """The heads of all arrays of a .npz. Raises InputError if it is damaged."""
     try:
+        found = {}
         with zipfile.ZipFile(path) as archive:
-            found = {}
             for member in archive.infolist():
-                if member.filename.endswith(".npy"):
+                name, ending = os.path.splitext(member.filename)
+                if ending == ".npy":
                     with open_member(archive, member) as stream:
                         head = read_head(stream, member.file_size)
-                    content = f"{member.file_size} {member.CRC:08x}"
-                    name = member.filename.removesuffix(".npy")
-                    found[name] = head._replace(content=content)
-            return found
+                    found[name] = head._replace(content=f"{member.file_size} {member.CRC:08x}")
+        return found
     except UNREADABLE as error:
         raise damaged(path, error) from None
 
