@@ -61,6 +61,33 @@ def require_split(split: str, splits: Sequence[str], name: str) -> None:
         raise InputError(f"{name} has no split '{split}': its splits are {' and '.join(splits)}")
 
 
+def choose(
+    path: str, what: str, setting: str, named: str, found: list[str], known: str, more: list[str]
+) -> str | None:
+    """The column or array that the user names, or the only one found; None if there is none.
+
+    Args:
+        path: The data.
+        what: What is chosen, in words.
+        setting: The key of the section `data` that names it.
+        named: Its value, or "".
+        found: What is chosen from if nothing is named.
+        known: All columns or arrays, in words.
+        more: What else can be named.
+
+    Raises:
+        InputError: If the named one cannot be used, or none is named and there are several.
+    """
+    if named and named not in [*found, *more]:
+        raise InputError(f"{path} has no {what} '{named}', set by data.{setting}; {known}")
+    if not named and len(found) > 1:
+        raise InputError(
+            f"{path} has more than one {what}, {' and '.join(found)}: "
+            f"choose one with data.{setting}={found[0]}; {known}"
+        )
+    return named or next(iter(found), None)
+
+
 def open_image(source: Path | BytesIO) -> Image.Image:
     """Opens an image without decoding it. Raises any exception, ValueError for too many pixels."""
     image = Image.open(source, formats=FORMATS)

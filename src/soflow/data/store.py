@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import ConfigDict
@@ -71,6 +71,8 @@ class AnyPlan(Record):
     """A plan of any kind and version."""
 
     model_config = ConfigDict(extra="allow")
+
+    kind: Any = None
 
 
 @dataclass
