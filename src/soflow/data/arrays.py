@@ -46,9 +46,8 @@ class ArrayImages:
         images = [key for key, array in arrays.items() if holds_images(array)]
         key = choose(path, "array of images (uint8)", "image_column", image_key, images, known, [])
         if key is None:
-            raise InputError(
-                f"{path} has no images, uint8 of shape (N, H, W) or (N, H, W, C); {known}"
-            )
+            layouts = "(N, H, W) or (N, H, W, C)"
+            raise InputError(f"{path} has no images, uint8 of shape {layouts}; {known}")
         self.key, self.count = key, arrays[key].shape[0]
         labels = [key for key, array in arrays.items() if holds_labels(array, self.count)]
         what = "array of labels (integers)"
@@ -91,9 +90,8 @@ def mapped(path: str) -> np.ndarray:
     try:
         return np.lib.format.open_memmap(path, mode="r")  # unpickles nothing
     except UNREADABLE as error:
-        raise InputError(
-            f"data.path={path} cannot be read as .npz or .npy: {first_line(error)}"
-        ) from None
+        what = f"data.path={path} cannot be read as .npz or .npy"
+        raise InputError(f"{what}: {first_line(error)}") from None
 
 
 def by_split(arrays: dict[str, Head]) -> dict[str, dict[str, Head]]:
@@ -108,7 +106,7 @@ def by_split(arrays: dict[str, Head]) -> dict[str, dict[str, Head]]:
 def holds_images(array: Head) -> bool:
     """Bytes (N, H, W), or (N, H, W, C) or (N, C, H, W) with C = 1, 3 or 4; no size is 0."""
     shape = array.shape
-    images = len(shape) == 3 or (len(shape) == 4 and bool({shape[1], shape[3]} & {1, 3, 4}))
+    images = len(shape) == 3 or (len(shape) == 4 and not {1, 3, 4}.isdisjoint(shape[1::2]))
     return array.dtype == np.uint8 and images and min(shape) > 0
 
 

@@ -134,7 +134,7 @@ def load_autoencoder(name: str, device: torch.device | str = "cpu") -> Autoencod
     diffusers.utils.logging.disable_progress_bar()
     try:
         kind = diffusers.AutoencoderKL.load_config(name, **folder).get("_class_name")
-        made = getattr(diffusers, str(kind), None)
+        made: Any = getattr(diffusers, str(kind), None)
         if not all(hasattr(made, one) for one in ("from_pretrained", "encode", "decode")):
             raise InputError(f"{name} is a {kind}, not an autoencoder of diffusers")
         local = Path(name).is_dir()

@@ -94,11 +94,10 @@ def as_labels(values: Sequence[int] | None, class_names: Sequence[str], name: st
     if values is None or not len(values):
         return None
     most = len(class_names) or max(len(values), MOST_CLASSES)
-    if not 0 <= min(values) <= max(values) < most:
-        raise InputError(
-            f"{name} has labels from {in_short(min(values))} to {in_short(max(values))}: "
-            f"they must be 0 to {most - 1}"
-        )
+    low, high = min(values), max(values)
+    if not 0 <= low <= high < most:
+        found = f"labels from {in_short(low)} to {in_short(high)}"
+        raise InputError(f"{name} has {found}: they must be 0 to {most - 1}")
     return torch.tensor(values, dtype=torch.int64)
 
 
@@ -188,10 +187,9 @@ def fingerprint(rows: Rows) -> str:
     recorded = getattr(rows, "checksums", None)
     if recorded is not None:
         return " ".join(recorded)
-    count = len(rows) if rows.dtype.itemsize * prod(rows.shape) <= LOOKED_THROUGH else LOOKED_AT
-    indices = (
-        torch.linspace(0, len(rows) - 1, min(count, len(rows)), dtype=torch.float64).round().long()
-    )
+    small = rows.dtype.itemsize * prod(rows.shape) <= LOOKED_THROUGH
+    count = len(rows) if small else min(LOOKED_AT, len(rows))
+    indices = torch.linspace(0, len(rows) - 1, count, dtype=torch.float64).round().long()
     return f"{list(rows.shape)} {checksum(rows[indices])}"
 
 

@@ -48,10 +48,10 @@ def heads(path: Path) -> dict[str, Head]:
         found = {}
         with zipfile.ZipFile(path) as archive:
             for member in archive.infolist():
-                name, ending = os.path.splitext(member.filename)
-                if ending == ".npy":
+                if member.filename.endswith(".npy"):
                     with open_member(archive, member) as stream:
                         head = read_head(stream, member.file_size)
+                    name = member.filename.removesuffix(".npy")
                     found[name] = head._replace(content=f"{member.file_size} {member.CRC:08x}")
         return found
     except UNREADABLE as error:

@@ -45,11 +45,11 @@ def load(config: DataConfig, split: str = "train") -> Dataset:
         InputError: If the data do not exist or cannot be used.
     """
     source = source_of(config.source)
-    if source is not None:
-        require_kind(config)
-        return source.load(config, split)
-    dataset: Dataset = SOURCES[config.source](config, split)
-    return dataset
+    if source is None:
+        dataset: Dataset = SOURCES[config.source](config, split)
+        return dataset
+    require_kind(config)
+    return source.load(config, split)
 
 
 def splits(config: DataConfig) -> tuple[str, ...]:
@@ -66,9 +66,8 @@ def open_images(config: DataConfig, split: str) -> Images:
     """
     source = source_of(config.source)
     if not isinstance(source, ImageSource):
-        raise InputError(
-            f"data.source is '{config.source}', which holds no image files: {', '.join(IMAGES)} do"
-        )
+        wrong = f"data.source is '{config.source}', which holds no image files"
+        raise InputError(f"{wrong}: {', '.join(IMAGES)} do")
     require_kind(config)
     return source.open(config, split)
 
@@ -115,18 +114,13 @@ def find(text: str, like: DataConfig) -> tuple[DataConfig, str]:
     Raises:
         InputError: If a path does not exist.
     """
-    source, split = text, ""
-    head, colon, tail = text.rpartition(":")
-    if colon and head and "/" not in tail and not Path(text).exists():
-        source, split = head, tail
+    source, _, split = text.rpartition(":")
+    if not source or "/" in split or Path(text).exists():
+        source, split = text, ""
     if source in SOURCES and source not in LOOKS_LIKE:
         return like.model_copy(update={"source": source, "path": ""}), split
     path = str(Path(source).expanduser()) if source.startswith("~") else source
-    local = (
-        source.startswith((".", "/", "~"))
-        or source.count("/") > 1
-        or Path(source).suffix.lower() in FILES
-    )
-    if local and not Path(path).exists():
+    local = source.startswith((".", "/", "~")) or source.count("/") > 1
+    if (local or Path(source).suffix.lower() in FILES) and not Path(path).exists():
         raise InputError(f"there is no {source}")
     return like.model_copy(update={"source": kind_of(path), "path": path}), split

@@ -161,16 +161,25 @@ def made(make: Callable[[range], Piece], items: range) -> Piece:
     try:
         return make(items)
     except OSError as error:
-        raise RunError(
-            f"cannot read {error.filename or 'the source'}: "
-            f"{error.strerror or first_line(error)}; make it readable and run the same command "
-            "again, which continues"
-        ) from None
+        why = error.strerror or first_line(error)
+        what = f"cannot read {error.filename or 'the source'}: {why}"
+        raise RunError(f"{what}; make it readable and run the same command again") from None
 
 
 def items_of_a_shard(count: int, item_bytes: int) -> int:
     """How many of `count` items go into a shard: no large files, and enough of them to share."""
     return max(1, min(SHARD_BYTES // item_bytes, -(-count // LEAST_SHARDS)))
+
+
+def combined(
+    parts: Sequence[Piece | ShardRecord],
+) -> tuple[list[int] | None, list[str], dict[str, int]]:
+    """Labels, skipped items and changes of several parts of a store, in order."""
+    labelled = all(part.labels is not None for part in parts)
+    labels = [label for part in parts for label in part.labels or ()] if labelled else None
+    skipped = [reason for part in parts for reason in part.skipped]
+    done: Counter[str] = sum((Counter(part.done) for part in parts), Counter())
+    return labels, skipped, dict(done)
 
 
 def keep_to_plan(folder: Path, plan: Plan) -> None:
@@ -184,9 +193,8 @@ def keep_to_plan(folder: Path, plan: Plan) -> None:
     try:
         begun = AnyPlan.read(file)
     except RunError:
-        raise OtherWork(
-            f"{file} is damaged: delete {folder} and run the same command again"
-        ) from None
+        what = f"{file} is damaged"
+        raise OtherWork(f"{what}: delete {folder} and run the same command again") from None
     before = {} if begun is None else begun.model_dump()
     for key, old, new in differences(before, plan.model_dump(mode="json")):
         what = f"with {key}={old}, this is {new}"
@@ -225,13 +233,9 @@ def write_shard(folder: Path, number: int, piece: Piece) -> ShardRecord:
     """Writes the rows, then the record that makes them count."""
     content = io.BytesIO()
     np.save(content, piece.rows)  # numpy itself does not notice a full disk
-    shard = ShardRecord(
-        rows=len(piece.rows),
-        checksum=replace_file(shard_file(folder, number), content.getbuffer()),
-        labels=piece.labels,
-        skipped=piece.skipped,
-        done=piece.done,
-    )
+    checksum = replace_file(shard_file(folder, number), content.getbuffer())
+    counts = {"labels": piece.labels, "skipped": piece.skipped, "done": piece.done}
+    shard = ShardRecord(rows=len(piece.rows), checksum=checksum, **counts)
     shard.write(record_file(folder, number))
     return shard
 
@@ -256,23 +260,16 @@ def finish(folder: Path, plan: Plan, mine: Mapping[int, ShardRecord]) -> bool:
     if not all(record_file(folder, number).is_file() for number in others):
         return False
     with ThreadPoolExecutor() as pool:
-        found = dict(zip(others, pool.map(partial(good_shard, folder), others), strict=True))
-    shards = [one for n in numbers if (one := mine.get(n) or found[n]) is not None]
-    if len(shards) < len(numbers):
+        found = zip(others, pool.map(partial(good_shard, folder), others), strict=True)
+        mine = {**mine, **{number: shard for number, shard in found if shard is not None}}
+    if len(mine) < len(numbers):
         return False
-    skipped = [reason for shard in shards for reason in shard.skipped]
+    shards = [mine[number] for number in numbers]
+    labels, skipped, done = combined(shards)
     require_few_bad(skipped, len(skipped), plan.count)
     if skipped:
         write_text(folder / "skipped.txt", "".join(f"{reason}\n" for reason in skipped))
-    done: Counter[str] = Counter()
-    for shard in shards:
-        done.update(shard.done)
-    labelled = all(shard.labels is not None for shard in shards)
-    Index(
-        rows=[shard.rows for shard in shards],
-        checksums=[shard.checksum for shard in shards],
-        labels=[label for shard in shards for label in shard.labels or ()] if labelled else None,
-        skipped=len(skipped),
-        done=dict(done),
-    ).write(folder / "index.json")
+    rows, checksums = [shard.rows for shard in shards], [shard.checksum for shard in shards]
+    index = Index(rows=rows, checksums=checksums, labels=labels, skipped=len(skipped), done=done)
+    index.write(folder / "index.json")
     return True
