@@ -152,10 +152,8 @@ def load_autoencoder(name: str, device: torch.device | str = "cpu") -> Autoencod
     except InputError:
         raise
     except Exception as error:  # the Hub, the file system and damaged files raise anything
-        raise InputError(
-            f"the autoencoder {name} cannot be loaded: {first_line(error)}; "
-            "give a name on the Hub or a folder"
-        ) from None
+        what = f"the autoencoder {name} cannot be loaded: {first_line(error)}"
+        raise InputError(f"{what}; give a name on the Hub or a folder") from None
     place = torch.device(device)
     return Autoencoder(module.to(place, torch.float32).eval().requires_grad_(False), encoder, place)
 

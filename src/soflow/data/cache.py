@@ -8,7 +8,8 @@ next one continues from there.
 import logging
 import shutil
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -99,10 +100,7 @@ def decode_all(images: Images, size: int, channels: int, folder: Path, progress:
     per_shard = items_of_a_shard(count, size * size * channels)
     plan = ImagesPlan(name=name, size=size, channels=channels, count=count, per_shard=per_shard)
     with progress(f"reading {images.name}", count) as task, ThreadPoolExecutor() as pool:
-
-        def make(rows: range) -> Piece:
-            return decode_rows(images, rows, size, channels, pool)
-
+        make = partial(decode_rows, images, size=size, channels=channels, pool=pool)
         try:
             make_store(folder, plan, make, task=task)
         except OtherWork:  # a damaged plan or one of another version
@@ -113,9 +111,7 @@ def decode_all(images: Images, size: int, channels: int, folder: Path, progress:
             raise
 
 
-def decode_rows(
-    images: Images, rows: range, size: int, channels: int, pool: ThreadPoolExecutor
-) -> Piece:
+def decode_rows(images: Images, rows: range, size: int, channels: int, pool: Executor) -> Piece:
     """Some images as bytes. Images that cannot be decoded are left out and named."""
     kept: dict[int, np.ndarray] = {}
     skipped: list[str] = []

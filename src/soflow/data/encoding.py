@@ -113,18 +113,14 @@ def ahead(decode: Callable[[range], Piece], chunks: Sequence[range]) -> Iterator
 
 
 def latents_of(
-    autoencoder: Autoencoder,
-    pixels: np.ndarray,
-    shape: tuple[int, ...],
-    flip: bool,
-    batch_size: int,
+    autoencoder: Autoencoder, pixels: np.ndarray, shape: tuple[int, ...], flip: bool, batch: int
 ) -> np.ndarray:
     """Latents of images (n, H, W, C), then of their mirror images: (n or 2 n, 2 c, h, w)."""
     c, h, w = shape
     parts: list[Tensor] = [torch.empty(0, 2 * c, h, w)]
     for mirrored in (False, True) if flip else (False,):
-        for first in range(0, len(pixels), batch_size):
-            chosen = torch.from_numpy(pixels[first : first + batch_size])
+        for first in range(0, len(pixels), batch):
+            chosen = torch.from_numpy(pixels[first : first + batch])
             images = to_floats(chosen.permute(0, 3, 1, 2))
             parts.append(autoencoder.encode(images.flip(3) if mirrored else images))
     return torch.cat(parts).half().numpy()

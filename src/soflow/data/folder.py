@@ -142,7 +142,7 @@ def files(root: Path) -> Iterator[File]:
             elif entry.name.lower().endswith(ENDINGS):
                 broken = entry.is_symlink() and not os.path.exists(entry.path)
                 if entry.is_file() or broken:
-                    stat = os.lstat(entry.path) if broken else entry.stat()
+                    stat = entry.stat(follow_symlinks=not broken)
                     yield file_of(os.path.relpath(entry.path, root), stat)
 
     while links:

@@ -29,6 +29,8 @@ BUILDERS = {".parquet": "parquet", ".arrow": "arrow"}
 TEXT = ("string", "large_string")
 #: Folders whose files may be opened.
 Roots = tuple[Path, ...]
+#: The class of each row, the names of the classes, and why there are none.
+Classes = tuple[list[int] | None, tuple[str, ...], str]
 
 
 @SOURCES.register("huggingface")
@@ -63,21 +65,19 @@ class SavedState(Record):
 class HuggingFaceImages:
     """The images of one split."""
 
-    def __init__(
-        self, path: str, split: str, image_column: str = "", label_column: str = ""
-    ) -> None:
+    def __init__(self, path: str, split: str, image: str = "", label: str = "") -> None:
         splits = open_splits(path)
         import datasets
 
         require_split(split, tuple(splits), path)
         table = splits[split]
         self.name, self.split = Path(path).stem, split
-        self.column = image_column_of(table, path, image_column)
-        label = label_column_of(table, path, label_column)
+        self.column = image_column_of(table, path, image)
+        chosen = label_column_of(table, path, label)
         # Names are those of the split train, so that classes have the same number in every split.
-        names = text_in(splits.get("train", table), label)
-        self.labels, self.class_names, self.unlabelled = classes(table, label, self.name, names)
-        self.fingerprint = f"{table._fingerprint} {self.column} {label}"
+        names = text_in(splits.get("train", table), chosen)
+        self.labels, self.class_names, self.unlabelled = classes(table, chosen, self.name, names)
+        self.fingerprint = f"{table._fingerprint} {self.column} {chosen}"
         self.roots = roots_of(path)
         undecoded = datasets.Image(decode=False)
         self.images = table.select_columns([self.column]).cast_column(self.column, undecoded)
@@ -119,12 +119,11 @@ def inside(roots: Roots, path: str) -> Path:
 
 def roots_of(path: str) -> Roots:
     """The folder of local data, or the folders that data from the Hub are downloaded to."""
-    import datasets
+    from datasets import config
     from huggingface_hub.constants import HF_HUB_CACHE
 
     if Path(path).exists():
         return (Path(path) if Path(path).is_dir() else Path(path).parent,)
-    config = datasets.config
     caches = (config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH, HF_HUB_CACHE)
     return tuple(map(Path, caches))
 
@@ -200,12 +199,11 @@ def image_column_of(table: Any, path: str, named: str) -> str:
 
 def label_column_of(table: Any, path: str, named: str) -> str | None:
     """The column of classes, or None. Raises InputError if it is not clear which one it is."""
-    import datasets
+    from datasets import ClassLabel
 
-    columns = table.features
-    classes = [name for name, kind in columns.items() if isinstance(kind, datasets.ClassLabel)]
-    known = columns_of(table)
-    return choose(path, "column of classes", "label_column", named, classes, known, list(columns))
+    columns, known = list(table.features), columns_of(table)
+    found = [name for name in columns if isinstance(table.features[name], ClassLabel)]
+    return choose(path, "column of classes", "label_column", named, found, known, columns)
 
 
 def columns_of(table: Any) -> str:
@@ -223,15 +221,11 @@ def holds_files(kind: Any) -> bool:
 
 def text_in(table: Any, column: str | None) -> tuple[str, ...]:
     """The different texts in a column, sorted; () if it holds no text."""
-    kind = None if column is None else table.features.get(column)
-    if getattr(kind, "dtype", "") not in TEXT:
-        return ()
-    return tuple(sorted({text for text in table.unique(column) if text is not None}))
+    is_text = getattr(table.features.get(column), "dtype", "") in TEXT
+    return tuple(sorted(set(table.unique(column)) - {None})) if is_text else ()
 
 
-def classes(
-    table: Any, column: str | None, name: str, names: tuple[str, ...]
-) -> tuple[list[int] | None, tuple[str, ...], str]:
+def classes(table: Any, column: str | None, name: str, names: tuple[str, ...]) -> Classes:
     """The class of each row and their names, or (None, (), reason). names: of a column of text."""
     import datasets
 

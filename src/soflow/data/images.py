@@ -81,10 +81,8 @@ def choose(
     if named and named not in [*found, *more]:
         raise InputError(f"{path} has no {what} '{named}', set by data.{setting}; {known}")
     if not named and len(found) > 1:
-        raise InputError(
-            f"{path} has more than one {what}, {' and '.join(found)}: "
-            f"choose one with data.{setting}={found[0]}; {known}"
-        )
+        several = f"more than one {what}, {' and '.join(found)}"
+        raise InputError(f"{path} has {several}: set data.{setting}={found[0]}; {known}")
     return named or next(iter(found), None)
 
 

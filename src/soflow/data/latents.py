@@ -86,10 +86,8 @@ def load_latents(path: str, split: str = "train") -> Dataset:
     if not rows.isfinite().all():
         raise InputError(f"{path} has latents that are not finite numbers: encode the images again")
     if (rows.chunk(2, dim=1)[1] < 0).any():
-        raise InputError(
-            f"{path} has standard deviations below 0: "
-            "of (N, 2 C, h, w), the first C are means and the others standard deviations"
-        )
+        layout = "(N, 2 C, h, w) are C means and C standard deviations"
+        raise InputError(f"{path} has standard deviations below 0: {layout}")
     std = float(dataset.samples(which).std())
     if not USUAL[0] < std < USUAL[1]:
         assert dataset.encoder is not None

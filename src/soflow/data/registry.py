@@ -53,10 +53,8 @@ class ImageSource(ABC):
     def load(self, config: DataConfig, split: str) -> Dataset:
         shape = config.shape
         if len(shape) != 3 or shape[0] not in MODES or shape[1] != shape[2]:
-            raise InputError(
-                f"data.shape is {list(shape)}: images are [1, H, H] (grey) or [3, H, H] (RGB); "
-                "or set data.size=H"
-            )
+            kinds = "[1, H, H] (grey) or [3, H, H] (RGB); or set data.size=H"
+            raise InputError(f"data.shape is {list(shape)}: images are {kinds}")
         return cached(self.open(config, split), size=shape[1], channels=shape[0])
 
 
@@ -68,9 +66,8 @@ def source_of(name: str) -> Source | None:
     """
     if name not in SOURCES:
         hint = "encode ImageNet to latents first (soflow encode); " if "imagenet" in name else ""
-        raise InputError(
-            f"data.source is '{name}': it must be one of {', '.join(SOURCES)}; {hint}"
-            "import a module of your own that registers it first (--import MODULE)"
-        )
+        hint += "import a module of your own that registers it first (--import MODULE)"
+        known = ", ".join(SOURCES)
+        raise InputError(f"data.source is '{name}': it must be one of {known}; {hint}")
     entry = SOURCES[name]
     return entry() if isinstance(entry, type) else None

@@ -46,8 +46,7 @@ def load(config: DataConfig, split: str = "train") -> Dataset:
     """
     source = source_of(config.source)
     if source is None:
-        dataset: Dataset = SOURCES[config.source](config, split)
-        return dataset
+        return SOURCES[config.source](config, split)
     require_kind(config)
     return source.load(config, split)
 

@@ -203,9 +203,7 @@ def keep_to_plan(folder: Path, plan: Plan) -> None:
         raise OtherWork(f"{folder} was begun {what}: choose another folder with --out")
 
 
-def differences(
-    before: Mapping[str, object], now: Mapping[str, object]
-) -> Iterator[tuple[str, object, object]]:
+def differences(before: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """Each key with its old and new value if they differ; inner mappings are compared by key."""
     for key, new in now.items():
         old = before.get(key)
@@ -243,10 +241,9 @@ def write_shard(folder: Path, number: int, piece: Piece) -> ShardRecord:
 def require_few_bad(skipped: Sequence[str], bad: int, count: int) -> None:
     """Raises InputError if too many items are bad. skipped: some of them."""
     if bad > MAY_BE_BAD * count:
-        raise InputError(
-            f"{bad:,} or more of {count:,} images cannot be read, such as {skipped[-1]}: "
-            f"at most {MAY_BE_BAD:.0%} may be unreadable; repair or remove them"
-        )
+        what = f"{bad:,} or more of {count:,} images cannot be read, such as {skipped[-1]}"
+        advice = "repair or remove them"
+        raise InputError(f"{what}: at most {MAY_BE_BAD:.0%} may be unreadable; {advice}")
 
 
 def finish(folder: Path, plan: Plan, mine: Mapping[int, ShardRecord]) -> bool:
