@@ -7,6 +7,7 @@ theirs, as in train_images or x_test.
 
 from collections.abc import Sequence
 from functools import cached_property, partial
+from itertools import product
 from math import prod
 from pathlib import Path
 
@@ -46,12 +47,10 @@ class ArrayImages:
         images = [key for key, array in arrays.items() if holds_images(array)]
         key = choose(path, "array of images (uint8)", "image_column", image_key, images, known, [])
         if key is None:
-            layouts = "(N, H, W) or (N, H, W, C)"
-            raise InputError(f"{path} has no images, uint8 of shape {layouts}; {known}")
+            raise InputError(f"{path} has no images, uint8 (N, H, W) or (N, H, W, C); {known}")
         self.key, self.count = key, arrays[key].shape[0]
         labels = [key for key, array in arrays.items() if holds_labels(array, self.count)]
-        what = "array of labels (integers)"
-        chosen = choose(path, what, "label_column", label_key, labels, known, [])
+        chosen = choose(path, "array of labels", "label_column", label_key, labels, known, [])
         self.labels: list[int] | None = None
         self.unlabelled = f"{path} has no array of labels, integers ({self.count},); {known}"
         if chosen is not None:
@@ -62,8 +61,8 @@ class ArrayImages:
     @cached_property
     def images(self) -> np.ndarray:
         """As Pillow reads them, (N, H, W) or (N, H, W, C); memory-mapped from a .npy."""
-        zipped = is_zip(self.path)
-        return channels_last(load_array(Path(self.path), self.key) if zipped else mapped(self.path))
+        path = Path(self.path)
+        return channels_last(load_array(path, self.key) if is_zip(path) else mapped(self.path))
 
     def __len__(self) -> int:
         return self.count
@@ -96,11 +95,11 @@ def mapped(path: str) -> np.ndarray:
 
 def by_split(arrays: dict[str, Head]) -> dict[str, dict[str, Head]]:
     """The arrays of each split; all of them are the split train if no name contains a split."""
-    named = {
-        split: {key: array for key, array in arrays.items() if split in key.lower().split("_")}
-        for split in SPLITS
-    }
-    return {split: found for split, found in named.items() if found} or {"train": arrays}
+    named: dict[str, dict[str, Head]] = {}
+    for split, (key, array) in product(SPLITS, arrays.items()):
+        if split in key.lower().split("_"):
+            named.setdefault(split, {})[key] = array
+    return named or {"train": arrays}
 
 
 def holds_images(array: Head) -> bool:

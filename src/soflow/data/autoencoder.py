@@ -68,11 +68,7 @@ class Autoencoder:
         return checksum_of(tensor.cpu().contiguous().numpy().tobytes() for tensor in tensors)
 
     def latent_shape(self, size: int) -> tuple[int, ...]:
-        """The shape (c, h, h) of the latents of images of side `size`.
-
-        Raises:
-            InputError: If the autoencoder cannot take images of this size.
-        """
+        """The shape (c, h, h) of latents of images of side `size`, or InputError if it has none."""
         try:
             mean, _ = self.encode(torch.zeros(1, self.encoder.channels, size, size)).chunk(2, dim=1)
             back = self.decode(mean).shape[-1]
@@ -99,11 +95,7 @@ class Decoder:
         self.name = name or encoder.name
 
     def __call__(self, samples: Tensor) -> Tensor:
-        """Images (B, C, H, H) of samples (B, c, h, h).
-
-        Raises:
-            InputError: If the autoencoder has latents of another shape.
-        """
+        """Images (B, C, H, H) of samples (B, c, h, h). Raises InputError for another shape."""
         autoencoder, expected = self.loaded
         shape = tuple(samples.shape[1:])
         if shape != expected:

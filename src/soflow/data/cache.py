@@ -80,9 +80,8 @@ def cached(images: Images, size: int, channels: int, progress: Progress = track)
         raise cannot_write(folder, error) from None
     log_remarks(images, size, index, folder)
     labels = as_labels(index.labels, images.class_names, images.name)
-    return Dataset(
-        images.name, images.split, rows, labels, images.class_names, unlabelled=images.unlabelled
-    )
+    names, why = images.class_names, images.unlabelled
+    return Dataset(images.name, images.split, rows, labels, names, unlabelled=why)
 
 
 def acquired(file: Path) -> AcquireReturnProxy:
@@ -145,7 +144,5 @@ def log_remarks(images: Images, size: int, index: Index, folder: Path) -> None:
         resized = f" to {size}x{size}" if what.endswith(("enlarged", "cropped")) else ""
         log.info(f"{images.name}: {times:,} {count} {what}{resized}")
     if index.skipped:
-        log.info(
-            f"{images.name}: {index.skipped:,} {count} cannot be read and are left out; "
-            f"they are named in {folder / 'skipped.txt'}"
-        )
+        what = f"{images.name}: {index.skipped:,} {count} cannot be read and are left out"
+        log.info(f"{what}; they are named in {folder / 'skipped.txt'}")

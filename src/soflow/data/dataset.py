@@ -70,16 +70,13 @@ class Encoder:
 
 
 class DataRecord(Record):
-    """What a run keeps of its data (data.json), to name classes, decode latents and notice changes.
-
-    fingerprint: Of the stored samples and their labels.
-    """
+    """What a run keeps of its data (data.json): to name classes, decode latents, notice changes."""
 
     advice: ClassVar[str] = "restore it, or train a new run"
 
     name: str
     count: Count
-    fingerprint: str
+    fingerprint: str  # of stored samples and labels
     class_names: tuple[str, ...] = ()
     encoder: Encoder | None = None
 

@@ -86,10 +86,7 @@ def splits_of(root: Path) -> dict[str, Path]:
 
     Subfolders are splits if all subfolders with images have names of splits. A single one among
     others is a class of that name, such as `train` among cars and planes; then everything is the
-    split train.
-
-    Raises:
-        InputError: If the subfolders may be meant either way.
+    split train. Raises InputError if it is not clear which.
     """
     names = class_folders(root)
     splits = [name for name in names if name.lower() in SPLITS]
@@ -121,8 +118,7 @@ def files(root: Path) -> Iterator[File]:
     """Every image below a folder, by its path from there.
 
     Links to folders are followed once each, after all real folders, so that files reached both
-    ways are found where they are. Pipes and devices are no images; a broken link is an unreadable
-    image.
+    ways are found where they are. Pipes are no images; a broken link is an unreadable image.
     """
     seen: set[str] = set()
     links = deque([str(root)])

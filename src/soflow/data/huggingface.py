@@ -105,11 +105,7 @@ def open_stored(stored: dict[str, Any] | None, roots: Roots) -> Image.Image:
 
 
 def inside(roots: Roots, path: str) -> Path:
-    """The file at a path, absolute or relative to the first folder.
-
-    Raises:
-        ValueError: If it is in none of the folders.
-    """
+    """The file at a path, which may be relative to roots[0]. Raises ValueError if it is outside."""
     file = Path(os.path.abspath(roots[0] / path))
     places = (place(root) for root in roots for place in (os.path.abspath, os.path.realpath))
     if not any(file.is_relative_to(place) for place in places):
@@ -170,21 +166,14 @@ def require_inside(folder: Path) -> None:
 
 
 def fingerprint_of(place: Path) -> str:
-    """A fingerprint of local files.
-
-    `datasets` knows files by their paths and times alone, but also by their description.
-    """
+    """A fingerprint of local files; `datasets` itself only looks at paths and times."""
     root, found = (place, sorted(place.rglob("*"))) if place.is_dir() else (place.parent, [place])
     files = [file_of(str(one.relative_to(root)), one.stat()) for one in found if one.is_file()]
     return fingerprint_of_folder(root, files)
 
 
 def image_column_of(table: Any, path: str, named: str) -> str:
-    """The column of images. A named one may also hold image files as bytes.
-
-    Raises:
-        InputError: If the named column has no images, or there is not exactly one.
-    """
+    """The column of images; a named one may hold files as bytes. Raises InputError without one."""
     import datasets
 
     images = [name for name, kind in table.features.items() if isinstance(kind, datasets.Image)]

@@ -64,19 +64,9 @@ def require_split(split: str, splits: Sequence[str], name: str) -> None:
 def choose(
     path: str, what: str, setting: str, named: str, found: list[str], known: str, more: list[str]
 ) -> str | None:
-    """The column or array that the user names, or the only one found; None if there is none.
+    """The column or array that data.SETTING names, or the only one found; None without any.
 
-    Args:
-        path: The data.
-        what: What is chosen, in words.
-        setting: The key of the section `data` that names it.
-        named: Its value, or "".
-        found: What is chosen from if nothing is named.
-        known: All columns or arrays, in words.
-        more: What else can be named.
-
-    Raises:
-        InputError: If the named one cannot be used, or none is named and there are several.
+    Raises InputError if the named one is neither found nor one of `more`, or several are found.
     """
     if named and named not in [*found, *more]:
         raise InputError(f"{path} has no {what} '{named}', set by data.{setting}; {known}")

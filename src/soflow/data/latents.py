@@ -35,13 +35,9 @@ LOOKED_AT, USUAL = 256, (0.3, 3.0)
 
 
 class LatentsPlan(Plan):
-    """What latents are made from.
+    """What latents are made from: `source` is the fingerprint of the images.
 
-    Attributes:
-        source: The fingerprint of the images.
-        unlabelled: Why there are no classes.
-        encoder: The autoencoder.
-        flip: Whether mirror images are encoded, too.
+    unlabelled: why there are no classes. flip: whether mirror images are encoded, too.
     """
 
     kind: Literal["latents"] = "latents"
@@ -132,8 +128,7 @@ def load_hdf5(file: Path) -> Dataset:
 def hdf5_dataset(opened: Any, file: Path) -> Dataset:
     """The data set in `latents` (N, 8, h, w), `labels` (N,), `amount` N and `latent_size` h.
 
-    Raises:
-        InputError: If the file holds something else; or one of UNREADABLE.
+    Raises InputError if the file holds something else, or one of UNREADABLE.
     """
     latents = own(opened, "latents")
     if latents is None or latents.ndim != 4 or latents.shape[1] % 2:
@@ -150,7 +145,7 @@ def hdf5_dataset(opened: Any, file: Path) -> Dataset:
             raise InputError(f"{file} says {what}: it is incomplete")
     require_in_proportion(latents.nbytes, file.stat().st_size)
     labels = labels_of(opened, len(latents), file) if "labels" in opened else None
-    encoder = Encoder(name=SD_VAE, scale=SD_SCALE, size=SD_FACTOR * latents.shape[-1])
+    encoder = Encoder(name=SD_VAE, scale=SD_SCALE, size=SD_FACTOR * shape[-1])
     rows: Rows = Hdf5Rows(latents)
     offset = latents.id.get_offset()
     if offset is not None and latents.dtype.isnative:  # contiguous values can be memory-mapped
@@ -170,11 +165,7 @@ def labels_of(opened: Any, count: int, file: Path) -> Tensor | None:
 
 
 def own(opened: Any, name: str) -> Any:
-    """The data set of this name, if its values are stored in the file itself; None without it.
-
-    Raises:
-        ValueError: If the values are elsewhere: a link, an external file or a virtual data set.
-    """
+    """The data set of this name, or None. Raises ValueError if its values are in another file."""
     import h5py
 
     link = opened.get(name, getlink=True)

@@ -18,14 +18,9 @@ from soflow.system.records import Count, Record
 
 
 class Index(Record):
-    """index.json of a whole store.
+    """index.json of a whole store: rows and CRC-32 of each shard, the label of each row.
 
-    Attributes:
-        rows: The number of rows of each shard.
-        checksums: The CRC-32 of each shard.
-        labels: The label of each row, or None.
-        skipped: How many items of the source were left out.
-        done: How often items were changed beyond decoding, by what was done.
+    skipped: items of the source left out. done: how often items were changed, by what was done.
     """
 
     version: Literal[1] = 1

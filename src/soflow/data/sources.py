@@ -73,10 +73,8 @@ def open_images(config: DataConfig, split: str) -> Images:
 
 def require_kind(config: DataConfig) -> None:
     """Raises InputError if the files at data.path are read by another source."""
-    if config.source not in IMAGES or not config.path or not Path(config.path).exists():
-        return
-    kind = kind_of(config.path)
-    if kind != config.source:
+    known = config.source in IMAGES and config.path and Path(config.path).exists()
+    if known and (kind := kind_of(config.path)) != config.source:
         raise InputError(f"data.path={config.path} is {LOOKS_LIKE[kind]}: use data.source={kind}")
 
 

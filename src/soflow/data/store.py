@@ -48,18 +48,12 @@ class OtherWork(InputError):
 
 
 class Plan(Record):
-    """plan.json: what a store is made from. Subclasses add the settings that its rows depend on.
-
-    Attributes:
-        kind: What the rows are.
-        count: The number of items of the source.
-        per_shard: How many of them go into a shard.
-    """
+    """plan.json: what a store is made from. Subclasses add the settings that its rows depend on."""
 
     version: Literal[1] = 1
-    kind: str
-    count: Count
-    per_shard: Count
+    kind: str  # what the rows are
+    count: Count  # items of the source
+    per_shard: Count  # of which a shard holds so many
 
     def ranges(self) -> list[range]:
         """The items of each shard."""
@@ -77,13 +71,9 @@ class AnyPlan(Record):
 
 @dataclass
 class Piece:
-    """What a range of a source's items becomes.
+    """What a range of a source's items becomes: rows (n, ...) with their labels.
 
-    Attributes:
-        rows: Rows (n, ...).
-        labels: The label of each row, or None.
-        skipped: Reasons, one for each item that is left out.
-        done: How often items were changed beyond decoding, by what was done.
+    skipped: one reason per item left out. done: how often items were changed, by what was done.
     """
 
     rows: np.ndarray
@@ -193,8 +183,7 @@ def keep_to_plan(folder: Path, plan: Plan) -> None:
     try:
         begun = AnyPlan.read(file)
     except RunError:
-        what = f"{file} is damaged"
-        raise OtherWork(f"{what}: delete {folder} and run the same command again") from None
+        raise OtherWork(f"{file} is damaged: delete {folder} and run the command again") from None
     before = {} if begun is None else begun.model_dump()
     for key, old, new in differences(before, plan.model_dump(mode="json")):
         what = f"with {key}={old}, this is {new}"
@@ -242,8 +231,7 @@ def require_few_bad(skipped: Sequence[str], bad: int, count: int) -> None:
     """Raises InputError if too many items are bad. skipped: some of them."""
     if bad > MAY_BE_BAD * count:
         what = f"{bad:,} or more of {count:,} images cannot be read, such as {skipped[-1]}"
-        advice = "repair or remove them"
-        raise InputError(f"{what}: at most {MAY_BE_BAD:.0%} may be unreadable; {advice}")
+        raise InputError(f"{what}: at most {MAY_BE_BAD:.0%} may be bad; repair or remove them")
 
 
 def finish(folder: Path, plan: Plan, mine: Mapping[int, ShardRecord]) -> bool:
