@@ -115,7 +115,6 @@ def load_autoencoder(name: str, device: torch.device | str = "cpu") -> Autoencod
 
     Args:
         name: A name on the Hub, or a folder written by save_pretrained.
-        device: The device to load it on.
 
     Raises:
         InputError: If it cannot be loaded, or diffusers is not installed.

@@ -51,10 +51,8 @@ def cached(images: Images, size: int, channels: int, progress: Progress = track)
     Images that cannot be read are left out, counted and named in a file.
 
     Args:
-        images: The images.
         size: The side H to which they are cropped.
         channels: C, 1 (grey) or 3 (RGB).
-        progress: Shows the progress of decoding.
 
     Returns:
         A data set whose rows are bytes (N, H, H, C).

@@ -104,13 +104,11 @@ class Dataset:
 
     Attributes:
         name: What messages call the data set.
-        split: Its split.
         rows: Samples, float32 (N, ...); or images as bytes, uint8 (N, H, W, C), which become
             [-1, 1]; or, with an encoder, mean and standard deviation of latents, (N, 2 C, h, w), of
             which every visit draws one.
         labels: The class of each sample, (N,), or None.
         class_names: Names of the classes. Without names, the largest label says how many there are.
-        encoder: The autoencoder of latents.
         unlabelled: Why there are no labels.
     """
 

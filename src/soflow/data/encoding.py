@@ -42,14 +42,12 @@ def encode(
 
     Args:
         source: SOURCE[:SPLIT], the images.
-        out: The folder to make.
         vae: An autoencoder of diffusers, a name on the Hub or a folder.
         size: The side to which images are cropped.
         flip: Also encode mirror images, as rows of their own.
         batch_size: Images encoded at once.
         columns: The columns of images and of classes, if the source leaves them open.
         device: Where to encode, by default on the GPU if there is one.
-        progress: Shows the progress.
 
     Returns:
         Whether the folder is whole; other processes may still be at work.

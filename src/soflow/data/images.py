@@ -36,7 +36,6 @@ class Images(Protocol):
 
     Attributes:
         name: What messages call the collection.
-        split: Its split.
         labels: The class of each image, or None.
         class_names: The names of the classes, or ().
         unlabelled: Why there are no classes.

@@ -38,9 +38,6 @@ def load(config: DataConfig, split: str = "train") -> Dataset:
         config: The section `data`; its classes are neither checked nor dropped here.
         split: The split to load.
 
-    Returns:
-        The data set.
-
     Raises:
         InputError: If the data do not exist or cannot be used.
     """
