@@ -7,6 +7,7 @@ theirs, as in train_images or x_test.
 
 from collections.abc import Sequence
 from functools import cached_property, partial
+from itertools import product
 from math import prod
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from PIL import Image
 from soflow.config.schema import DataConfig
 from soflow.data.dataset import MOST_CLASSES
 from soflow.data.file_fingerprints import fingerprint_of_file
-from soflow.data.images import SPLITS, Images, Opener, require_split
+from soflow.data.images import SPLITS, Images, Opener, choose, require_split
 from soflow.data.npz import UNREADABLE, Head, heads, is_zip, load_array
 from soflow.data.registry import SOURCES, ImageSource
 from soflow.errors import InputError, first_line
@@ -44,14 +45,12 @@ class ArrayImages:
         listed = [f"{key} {array.dtype}{list(array.shape)}" for key, array in arrays.items()]
         known = f"its arrays are {', '.join(listed)}"
         images = [key for key, array in arrays.items() if holds_images(array)]
-        key = choose(images, image_key, "images (uint8)", path, known)
+        key = choose(path, "array of images (uint8)", "image_column", image_key, images, known, [])
         if key is None:
-            raise InputError(
-                f"{path} has no images, uint8 of shape (N, H, W) or (N, H, W, C); {known}"
-            )
+            raise InputError(f"{path} has no images, uint8 (N, H, W) or (N, H, W, C); {known}")
         self.key, self.count = key, arrays[key].shape[0]
         labels = [key for key, array in arrays.items() if holds_labels(array, self.count)]
-        chosen = choose(labels, label_key, "labels (integers)", path, known)
+        chosen = choose(path, "array of labels", "label_column", label_key, labels, known, [])
         self.labels: list[int] | None = None
         self.unlabelled = f"{path} has no array of labels, integers ({self.count},); {known}"
         if chosen is not None:
@@ -62,8 +61,8 @@ class ArrayImages:
     @cached_property
     def images(self) -> np.ndarray:
         """As Pillow reads them, (N, H, W) or (N, H, W, C); memory-mapped from a .npy."""
-        zipped = is_zip(self.path)
-        return channels_last(load_array(Path(self.path), self.key) if zipped else mapped(self.path))
+        path = Path(self.path)
+        return channels_last(load_array(path, self.key) if is_zip(path) else mapped(self.path))
 
     def __len__(self) -> int:
         return self.count
@@ -90,42 +89,29 @@ def mapped(path: str) -> np.ndarray:
     try:
         return np.lib.format.open_memmap(path, mode="r")  # unpickles nothing
     except UNREADABLE as error:
-        raise InputError(
-            f"data.path={path} cannot be read as .npz or .npy: {first_line(error)}"
-        ) from None
+        what = f"data.path={path} cannot be read as .npz or .npy"
+        raise InputError(f"{what}: {first_line(error)}") from None
 
 
 def by_split(arrays: dict[str, Head]) -> dict[str, dict[str, Head]]:
     """The arrays of each split; all of them are the split train if no name contains a split."""
-    named = {
-        split: {key: array for key, array in arrays.items() if split in key.lower().split("_")}
-        for split in SPLITS
-    }
-    return {split: found for split, found in named.items() if found} or {"train": arrays}
-
-
-def choose(found: list[str], named: str, what: str, path: str, known: str) -> str | None:
-    """The array that is named, or the only one; None if there is none."""
-    if named and named not in found:
-        raise InputError(f"{path}: '{named}' is not an array of {what}; {known}")
-    if not named and len(found) > 1:
-        raise InputError(
-            f"{path} has several arrays of {what}, {' and '.join(found)}: "
-            f"choose one with data.image_column or data.label_column; {known}"
-        )
-    return named or (found[0] if found else None)
+    named: dict[str, dict[str, Head]] = {}
+    for split, (key, array) in product(SPLITS, arrays.items()):
+        if split in key.lower().split("_"):
+            named.setdefault(split, {})[key] = array
+    return named or {"train": arrays}
 
 
 def holds_images(array: Head) -> bool:
     """Bytes (N, H, W), or (N, H, W, C) or (N, C, H, W) with C = 1, 3 or 4; no size is 0."""
     shape = array.shape
-    images = len(shape) == 3 or (len(shape) == 4 and bool({shape[1], shape[3]} & {1, 3, 4}))
+    images = len(shape) == 3 or (len(shape) == 4 and not {1, 3, 4}.isdisjoint(shape[1::2]))
     return array.dtype == np.uint8 and images and min(shape) > 0
 
 
 def holds_labels(array: Head, count: int) -> bool:
     """Integers, (N,) or (N, 1)."""
-    integers = bool(np.issubdtype(array.dtype, np.integer))
+    integers = array.dtype.kind in "iu"
     return integers and prod(array.shape) == count == (array.shape or (0,))[0]
 
 
@@ -140,10 +126,9 @@ def channels_last(array: np.ndarray) -> np.ndarray:
 
 def classes(labels: np.ndarray, path: str) -> tuple[list[int] | None, str]:
     """The class of each image, or None and the reason."""
-    values = [int(label) for label in labels.ravel()]
+    values: list[int] = labels.ravel().tolist()
     if 0 <= min(values) <= max(values) < max(len(values), MOST_CLASSES):
         return values, ""
     wrong = min(values) if min(values) < 0 else max(values)
-    return None, (
-        f"{path} has a label {wrong} among {len(values):,} images: classes are counted from 0"
-    )
+    why = f"has a label {wrong} among {len(values):,} images: classes are counted from 0"
+    return None, f"{path} {why}"

@@ -21,19 +21,10 @@ SHIFT_STD = 0.125  # of the shift, in image widths
 
 #: The 12-tap symlet low-pass filter. It is orthonormal: downsampling undoes upsampling.
 SYM6 = (
-    0.015404109327027373,
-    0.0034907120842174702,
-    -0.11799011114819057,
-    -0.048311742585633,
-    0.4910559419267466,
-    0.787641141030194,
-    0.3379294217276218,
-    -0.07263752278646252,
-    -0.021060292512300564,
-    0.04472490177066578,
-    0.0017677118642428036,
-    -0.007800708325034148,
-)
+    0.015404109327027373, 0.0034907120842174702, -0.11799011114819057, -0.048311742585633,
+    0.4910559419267466, 0.787641141030194, 0.3379294217276218, -0.07263752278646252,
+    -0.021060292512300564, 0.04472490177066578, 0.0017677118642428036, -0.007800708325034148,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,8 +42,11 @@ class AugmentPipe:
         """
         device = generator.device
 
+        def uniform() -> Tensor:
+            return torch.rand(count, 1, generator=generator, device=device)
+
         def happens(p: float) -> Tensor:
-            return (torch.rand(count, 1, generator=generator, device=device) < p).float()
+            return (uniform() < p).float()
 
         def normal(columns: int) -> Tensor:
             return torch.randn(count, columns, generator=generator, device=device)
@@ -60,11 +54,7 @@ class AugmentPipe:
         flip = happens(0.5)
         scale = normal(1) * happens(self.p)
         stretch = normal(1) * happens(self.p)
-        angle = (
-            (torch.rand(count, 1, generator=generator, device=device) * 2 - 1)
-            * pi
-            * happens(1 - STRETCH_ALONG_AXES)
-        )
+        angle = (uniform() * 2 - 1) * pi * happens(1 - STRETCH_ALONG_AXES)
         shift = normal(2) * happens(self.p)
         return torch.cat([flip, scale, stretch, angle, shift], dim=1)
 
@@ -77,10 +67,8 @@ class AugmentPipe:
         """Applies changes (B, 6) to images (B, C, H, H)."""
         flip, geometry = draws[:, 0], draws[:, 1:]
         images = torch.where(flip[:, None, None, None] > 0, images.flip(3), images)
-        changed = geometry[:, [0, 1, 3, 4]].any(dim=1)
-        return torch.where(
-            changed[:, None, None, None], warp(images, inverse_map(geometry)), images
-        )
+        changed = geometry[:, [0, 1, 3, 4]].any(dim=1)[:, None, None, None]
+        return torch.where(changed, warp(images, inverse_map(geometry)), images)
 
 
 def inverse_map(geometry: Tensor) -> Tensor:
@@ -94,9 +82,8 @@ def inverse_map(geometry: Tensor) -> Tensor:
     cos, sin = r.cos(), r.sin()
     turn = torch.stack([cos, sin, -sin, cos], dim=1).unflatten(1, (2, 2))  # the y axis points down
     shrink = torch.exp2(torch.stack([-STRETCH_STD * w, STRETCH_STD * w], dim=1))
-    linear = torch.exp2(-SCALE_STD * scale)[:, None, None] * (
-        turn @ torch.diag_embed(shrink) @ turn.mT
-    )
+    stretch = turn @ torch.diag_embed(shrink) @ turn.mT
+    linear = torch.exp2(-SCALE_STD * scale)[:, None, None] * stretch
     offset = -linear @ (2 * SHIFT_STD * shift)[:, :, None]
     return torch.cat([linear, offset], dim=2)
 
@@ -119,14 +106,9 @@ def warp(images: Tensor, inverse: Tensor) -> Tensor:
     fine = fine[:, :, first : first + 2 * size, first : first + 2 * size]
 
     # Fine samples of the output, from -lead to 2 size + lead: with the margin of downsampling.
-    place = (
-        torch.arange(-lead, 2 * size + lead, device=images.device, dtype=images.dtype) + 0.5
-    ) / size - 1
+    samples = torch.arange(-lead, 2 * size + lead, device=images.device, dtype=images.dtype)
+    place = (samples + 0.5) / size - 1
     y, x = torch.meshgrid(place, place, indexing="ij")
-    grid = (
-        torch.stack([x, y, torch.ones_like(x)], dim=-1) @ inverse.mT[:, None]
-    )  # (B, rows, columns, 2)
-    fine = functional.grid_sample(
-        fine, grid, mode="bilinear", padding_mode="reflection", align_corners=False
-    )
+    grid = torch.stack([x, y, torch.ones_like(x)], dim=-1) @ inverse.mT[:, None]  # (B, H', W', 2)
+    fine = functional.grid_sample(fine, grid, padding_mode="reflection", align_corners=False)
     return functional.conv2d(fine, kernel / 2, stride=2, groups=channels)

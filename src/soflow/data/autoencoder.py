@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from soflow.data.dataset import Encoder
 from soflow.errors import InputError, first_line, in_short
 from soflow.system.fingerprints import checksum_of
+from soflow.system.packages import optional_package
 from soflow.system.records import Record
 
 #: Images decoded at once.
@@ -66,26 +67,17 @@ class Autoencoder:
         tensors = self.module.state_dict().values()
         return checksum_of(tensor.cpu().contiguous().numpy().tobytes() for tensor in tensors)
 
-    def latent_shape(self, size: int) -> tuple[int, int, int]:
-        """The shape (c, h, h) of the latents of images of side `size`.
-
-        Raises:
-            InputError: If the autoencoder cannot take images of this size.
-        """
+    def latent_shape(self, size: int) -> tuple[int, ...]:
+        """The shape (c, h, h) of latents of images of side `size`, or InputError if it has none."""
         try:
             mean, _ = self.encode(torch.zeros(1, self.encoder.channels, size, size)).chunk(2, dim=1)
             back = self.decode(mean).shape[-1]
+            if back != size:
+                raise ValueError(f"they come back as {back}x{back}")
         except (RuntimeError, ValueError) as error:
-            raise InputError(
-                f"{self.encoder.name} cannot take images of {size}x{size}: {first_line(error)}"
-            ) from None
-        if back != size:
-            raise InputError(
-                f"{self.encoder.name} cannot take images of {size}x{size}: "
-                f"they come back as {back}x{back}"
-            )
-        channels, height, width = mean.shape[1:]
-        return channels, height, width
+            what = f"{self.encoder.name} cannot take images of {size}x{size}"
+            raise InputError(f"{what}: {first_line(error)}") from None
+        return tuple(mean.shape[1:])
 
 
 class Decoder:
@@ -103,26 +95,19 @@ class Decoder:
         self.name = name or encoder.name
 
     def __call__(self, samples: Tensor) -> Tensor:
-        """Images (B, C, H, H) of samples (B, c, h, h).
-
-        Raises:
-            InputError: If the autoencoder has latents of another shape.
-        """
+        """Images (B, C, H, H) of samples (B, c, h, h). Raises InputError for another shape."""
         autoencoder, expected = self.loaded
-        if expected != tuple(samples.shape[1:]):
-            raise InputError(
-                f"{self.name} has latents {list(expected)}, "
-                f"the samples are {list(samples.shape[1:])}"
-            )
-        return autoencoder.decode(samples)
+        shape = tuple(samples.shape[1:])
+        if shape != expected:
+            latents = f"{self.name} has latents {list(expected)}"
+            raise InputError(f"{latents}, the samples are {list(shape)}")
+        return replace(autoencoder, encoder=self.encoder).decode(samples)
 
     @cached_property
-    def loaded(self) -> tuple[Autoencoder, tuple[int, int, int]]:
+    def loaded(self) -> tuple[Autoencoder, tuple[int, ...]]:
         """The autoencoder and the shape of its latents."""
         autoencoder = load_autoencoder(self.name, self.device)
-        return replace(autoencoder, encoder=self.encoder), autoencoder.latent_shape(
-            self.encoder.size
-        )
+        return autoencoder, autoencoder.latent_shape(self.encoder.size)
 
 
 def load_autoencoder(name: str, device: torch.device | str = "cpu") -> Autoencoder:
@@ -130,53 +115,38 @@ def load_autoencoder(name: str, device: torch.device | str = "cpu") -> Autoencod
 
     Args:
         name: A name on the Hub, or a folder written by save_pretrained.
-        device: The device to load it on.
 
     Raises:
         InputError: If it cannot be loaded, or diffusers is not installed.
     """
-    try:
-        import diffusers
-    except ImportError:
-        raise InputError(
-            "latents need the package diffusers: pip install 'soflow[latents]'"
-        ) from None
+    diffusers = optional_package("diffusers", "latents need", "latents")
     folder = {"subfolder": "vae"} if (Path(name) / "vae" / "config.json").is_file() else {}
     diffusers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()
     try:
-        settings: Any = diffusers.AutoencoderKL.load_config(name, **folder)
-        kind: Any = getattr(diffusers, str(settings.get("_class_name")), None)
-        if not (
-            hasattr(kind, "from_pretrained") and hasattr(kind, "encode") and hasattr(kind, "decode")
-        ):
-            raise InputError(
-                f"{name} is a {settings.get('_class_name')}, not an autoencoder of diffusers"
-            )
-        if Path(name).is_dir():
+        kind = diffusers.AutoencoderKL.load_config(name, **folder).get("_class_name")
+        made: Any = getattr(diffusers, str(kind), None)
+        if not all(hasattr(made, one) for one in ("from_pretrained", "encode", "decode")):
+            raise InputError(f"{name} is a {kind}, not an autoencoder of diffusers")
+        local = Path(name).is_dir()
+        if local:
             require_own_files(Path(name))
-        module: Any = kind.from_pretrained(name, use_safetensors=True, **folder)
-        encoder = encoder_of(module.config, name)
+        module = made.from_pretrained(name, use_safetensors=True, **folder)
+        config = module.config
+        encoder = Encoder(
+            # an absolute path, since latents are decoded from other folders, too
+            name=str(Path(name).resolve()) if local else name,
+            scale=float(config.get("scaling_factor") or 1.0),
+            shift=float(config.get("shift_factor") or 0.0),
+            channels=int(config.in_channels),
+        )
     except InputError:
         raise
     except Exception as error:  # the Hub, the file system and damaged files raise anything
-        raise InputError(
-            f"the autoencoder {name} cannot be loaded: {first_line(error)}; "
-            "give a name on the Hub or a folder"
-        ) from None
+        what = f"the autoencoder {name} cannot be loaded: {first_line(error)}"
+        raise InputError(f"{what}; give a name on the Hub or a folder") from None
     place = torch.device(device)
     return Autoencoder(module.to(place, torch.float32).eval().requires_grad_(False), encoder, place)
-
-
-def encoder_of(config: Any, name: str) -> Encoder:
-    """What the configuration of an autoencoder says of its latents."""
-    return Encoder(
-        # an absolute path, since latents are decoded from other folders, too
-        name=str(Path(name).resolve()) if Path(name).is_dir() else name,
-        scale=float(config.get("scaling_factor") or 1.0),
-        shift=float(config.get("shift_factor") or 0.0),
-        channels=int(config.in_channels),
-    )
 
 
 def require_own_files(folder: Path) -> None:
@@ -185,7 +155,4 @@ def require_own_files(folder: Path) -> None:
         parts = WeightParts.read(file)
         for part in () if parts is None else parts.weight_map.values():
             if Path(part).name != part:
-                raise InputError(
-                    f"{file} names {in_short(part)}, which is not in the same folder: "
-                    "it is not opened"
-                )
+                raise InputError(f"{file} names {in_short(part)}, which is in another folder")

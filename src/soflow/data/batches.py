@@ -56,11 +56,13 @@ class Batches:
         self.flip = flip
         self.labels = None if dataset.labels is None else dataset.labels.to(self.device)
         self._epoch_order = lru_cache(maxsize=2)(self._make_epoch_order)
-        self.resident = dataset.rows.dtype.itemsize * prod(dataset.rows.shape) <= RESIDENT
+        rows: Rows = dataset.rows
+        self.resident = rows.dtype.itemsize * prod(rows.shape) <= RESIDENT
         if self.resident:
-            self.rows: Rows = whole(dataset.rows).to(self.device)
+            whole = rows if isinstance(rows, Tensor) else rows[torch.arange(len(rows))]
+            self.rows: Rows = whole.to(self.device)
         else:
-            self.rows = dataset.rows
+            self.rows = rows
             self.reader = ThreadPoolExecutor(1, "rows of the next step")
             self.ahead: dict[tuple[int, int, int], Future[Tensor]] = {}
 
@@ -71,24 +73,20 @@ class Batches:
         """Which samples make up the global batch of `step`, (batch_size,)."""
         position = step * self.batch_size + np.arange(self.batch_size)
         epoch, place = np.divmod(position, len(self.dataset))
-        return np.concatenate(
-            [self._epoch_order(int(e))[place[epoch == e]] for e in np.unique(epoch)]
-        )
+        parts = [self._epoch_order(int(e))[place[epoch == e]] for e in np.unique(epoch)]
+        return np.concatenate(parts)
 
     def microbatch(self, step: int, index: int = 0, count: int = 1) -> Batch:
         """Microbatch `index` of `count` of the batch of `step`: every count-th sample of it."""
         mine = slice(index, None, count)
-        labels = (
-            None
-            if self.labels is None
-            else self.labels[self.chosen(step, index, count).to(self.device)]
-        )
-        data = self.dataset.read(self.stored(step, index, count), self.visit_noise(step, mine))
+        chosen = self.chosen(step, index, count).to(self.device)
+        labels = None if self.labels is None else self.labels[chosen]
+        stored = self.rows[chosen] if self.resident else self.read_ahead(step, index, count)
+        data = self.dataset.read(stored, self.visit_noise(step, mine))
         if self.flip:
-            tosses = torch.rand(
-                self.batch_size, generator=self.generator("flip", step), device=self.device
-            )[mine]
-            data = torch.where(tosses[:, None, None, None] < 0.5, data.flip(3), data)
+            generator = self.generator("flip", step)
+            tosses = torch.rand(self.batch_size, generator=generator, device=self.device)
+            data = torch.where(tosses[mine, None, None, None] < 0.5, data.flip(3), data)
         if self.augment is None:
             return Batch(data, labels)
         draws = self.augment.draw(self.batch_size, self.generator("augment", step))[mine]
@@ -101,22 +99,16 @@ class Batches:
         """Noise (B, C, h, w) to draw latents from their posteriors; drawn for the whole batch."""
         if self.dataset.encoder is None:
             return None
-        shape = (self.batch_size, *self.dataset.shape)
-        return torch.randn(shape, generator=self.generator("latents", step), device=self.device)[
-            mine
-        ]
+        shape, generator = (self.batch_size, *self.dataset.shape), self.generator("latents", step)
+        return torch.randn(shape, generator=generator, device=self.device)[mine]
 
     def generator(self, stream: str, step: int) -> torch.Generator:
         return seeded_generator(self.seed, stream, step, self.device)
 
-    def stored(self, step: int, index: int, count: int) -> Tensor:
-        """The rows of a microbatch, on the device."""
-        if self.resident:
-            return self.rows[self.chosen(step, index, count).to(self.device)]
-        future = self.ahead.pop((step, index, count), None) or self.reader.submit(
-            self.fetch, step, index, count
-        )
-        stored = future.result()
+    def read_ahead(self, step: int, index: int, count: int) -> Tensor:
+        """The rows of a microbatch, on the device. A thread starts to read those of the next."""
+        future = self.ahead.pop((step, index, count), None)
+        stored = self.fetch(step, index, count) if future is None else future.result()
         self.ahead[step + 1, index, count] = self.reader.submit(self.fetch, step + 1, index, count)
         return stored.to(self.device, non_blocking=True)
 
@@ -124,8 +116,3 @@ class Batches:
         """The rows of a microbatch, read from their files into memory that a GPU can fetch from."""
         rows = self.rows[self.chosen(step, index, count)]
         return rows.pin_memory() if self.device.type == "cuda" else rows
-
-
-def whole(rows: Rows) -> Tensor:
-    """All rows in memory."""
-    return rows if isinstance(rows, Tensor) else rows[torch.arange(len(rows))]

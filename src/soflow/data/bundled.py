@@ -8,8 +8,8 @@ import torch
 
 from soflow.config.schema import DataConfig
 from soflow.data.dataset import Dataset
+from soflow.data.images import require_split
 from soflow.data.registry import SOURCES
-from soflow.errors import InputError
 
 SPLITS = ("train", "test")
 #: Points in the training split of a toy set; its test split has a quarter as many.
@@ -26,13 +26,12 @@ def digits(split: str) -> Dataset:
     from sklearn.model_selection import train_test_split
 
     source = load_digits()
-    rows = train_test_split(
-        np.arange(len(source.target)), test_size=0.2, stratify=source.target, random_state=0
-    )
-    chosen = rows[0 if split == "train" else 1]
+    indices = np.arange(len(source.target))
+    train, test = train_test_split(indices, test_size=0.2, stratify=source.target, random_state=0)
+    chosen = train if split == "train" else test
     images = torch.from_numpy(source.images[chosen]).float()[:, None]  # (N, 1, 8, 8), 0 .. 16
     labels = torch.from_numpy(source.target[chosen]).long()
-    names = tuple(str(name) for name in source.target_names)
+    names = tuple(map(str, source.target_names))
     return Dataset("digits", split, images / 8 - 1, labels, names)
 
 
@@ -43,10 +42,7 @@ class Bundled(ABC):
         return SPLITS
 
     def load(self, config: DataConfig, split: str) -> Dataset:
-        if split not in SPLITS:
-            raise InputError(
-                f"{config.source} has no split '{split}': its splits are {' and '.join(SPLITS)}"
-            )
+        require_split(split, SPLITS, config.source)
         return self.make(config.source, split)
 
     @abstractmethod

@@ -8,14 +8,13 @@ next one continues from there.
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 from PIL import UnidentifiedImageError
 
 from soflow.data.dataset import Dataset, as_labels
@@ -52,10 +51,8 @@ def cached(images: Images, size: int, channels: int, progress: Progress = track)
     Images that cannot be read are left out, counted and named in a file.
 
     Args:
-        images: The images.
         size: The side H to which they are cropped.
         channels: C, 1 (grey) or 3 (RGB).
-        progress: Shows the progress of decoding.
 
     Returns:
         A data set whose rows are bytes (N, H, H, C).
@@ -68,52 +65,39 @@ def cached(images: Images, size: int, channels: int, progress: Progress = track)
     folder = cache_folder() / "data" / f"{name}-{images.split}-{key}"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with locked(folder.with_suffix(".lock")):
-            if not (folder / "index.json").is_file():
-                decode_all(images, size, channels, folder, progress)
+        with acquired(folder.with_suffix(".lock")):
             try:
                 rows, index = open_store(folder)
             except RunError as error:
-                log.info(f"{error}; reading the images again")
-                (folder / "index.json").unlink(missing_ok=True)
+                if (folder / "index.json").is_file():
+                    log.info(f"{error}; reading the images again")
+                    (folder / "index.json").unlink()
                 decode_all(images, size, channels, folder, progress)
                 rows, index = open_store(folder)
     except OSError as error:
         raise cannot_write(folder, error) from None
-    for text in remarks(images, size, index, folder):
-        log.info(text)
+    log_remarks(images, size, index, folder)
     labels = as_labels(index.labels, images.class_names, images.name)
-    return Dataset(
-        images.name, images.split, rows, labels, images.class_names, unlabelled=images.unlabelled
-    )
+    names, why = images.class_names, images.unlabelled
+    return Dataset(images.name, images.split, rows, labels, names, unlabelled=why)
 
 
-@contextmanager
-def locked(file: Path) -> Iterator[None]:
-    """Waits for other processes. The lock of a killed process is free."""
+def acquired(file: Path) -> AcquireReturnProxy:
+    """A lock that no other process holds. The lock of a killed process is free."""
     lock = FileLock(file)
     try:
-        lock.acquire(timeout=1)
+        return lock.acquire(timeout=1)
     except Timeout:
         log.info("another process is reading the same images: waiting for it")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+        return lock.acquire()
 
 
 def decode_all(images: Images, size: int, channels: int, folder: Path, progress: Progress) -> None:
-    count = len(images)
+    name, count = printable(images.name), len(images)
     per_shard = items_of_a_shard(count, size * size * channels)
-    plan = ImagesPlan(
-        name=printable(images.name), size=size, channels=channels, count=count, per_shard=per_shard
-    )
+    plan = ImagesPlan(name=name, size=size, channels=channels, count=count, per_shard=per_shard)
     with progress(f"reading {images.name}", count) as task, ThreadPoolExecutor() as pool:
-
-        def make(rows: range) -> Piece:
-            return decode_rows(images, rows, size, channels, pool)
-
+        make = partial(decode_rows, images, size=size, channels=channels, pool=pool)
         try:
             make_store(folder, plan, make, task=task)
         except OtherWork:  # a damaged plan or one of another version
@@ -124,12 +108,9 @@ def decode_all(images: Images, size: int, channels: int, folder: Path, progress:
             raise
 
 
-def decode_rows(
-    images: Images, rows: range, size: int, channels: int, pool: ThreadPoolExecutor
-) -> Piece:
+def decode_rows(images: Images, rows: range, size: int, channels: int, pool: Executor) -> Piece:
     """Some images as bytes. Images that cannot be decoded are left out and named."""
-    pixels: list[np.ndarray] = []
-    labels: list[int] | None = None if images.labels is None else []
+    kept: dict[int, np.ndarray] = {}
     skipped: list[str] = []
     done: Counter[str] = Counter()
 
@@ -141,31 +122,25 @@ def decode_rows(
         except Exception as error:  # decoders raise anything
             return first_line(error)
 
-    for first in range(rows.start, rows.stop, CHUNK):
-        chunk = range(first, min(first + CHUNK, rows.stop))
+    for first in range(0, len(rows), CHUNK):
+        chunk = rows[first : first + CHUNK]
         for row, result in zip(chunk, pool.map(attempt, images.openers(chunk)), strict=True):
             if isinstance(result, str):
                 skipped.append(printable(f"{images.where(row)}: {result}"))
-                continue
-            pixels.append(result[0])
-            done.update(result[1])
-            if labels is not None and images.labels is not None:
-                labels.append(images.labels[row])
-    shape = (len(pixels), size, size, channels)
-    stacked = np.stack(pixels) if pixels else np.empty(shape, np.uint8)
-    return Piece(stacked, labels, skipped, dict(done))
+            else:
+                kept[row], changes = result
+                done.update(changes)
+    pixels = np.array(list(kept.values()), np.uint8).reshape(-1, size, size, channels)
+    labels = None if images.labels is None else [images.labels[row] for row in kept]
+    return Piece(pixels, labels, skipped, dict(done))
 
 
-def remarks(images: Images, size: int, index: Index, folder: Path) -> list[str]:
-    """What users should know about how the images were read."""
+def log_remarks(images: Images, size: int, index: Index, folder: Path) -> None:
+    """Says how the images were read."""
     count = f"of {len(images):,} images"
-    found = []
     for what, times in sorted(index.done.items()):
         resized = f" to {size}x{size}" if what.endswith(("enlarged", "cropped")) else ""
-        found.append(f"{images.name}: {times:,} {count} {what}{resized}")
+        log.info(f"{images.name}: {times:,} {count} {what}{resized}")
     if index.skipped:
-        found.append(
-            f"{images.name}: {index.skipped:,} {count} cannot be read and are left out; "
-            f"they are named in {folder / 'skipped.txt'}"
-        )
-    return found
+        what = f"{images.name}: {index.skipped:,} {count} cannot be read and are left out"
+        log.info(f"{what}; they are named in {folder / 'skipped.txt'}")

@@ -70,16 +70,13 @@ class Encoder:
 
 
 class DataRecord(Record):
-    """What a run keeps of its data (data.json), to name classes, decode latents and notice changes.
-
-    fingerprint: Of the stored samples and their labels.
-    """
+    """What a run keeps of its data (data.json): to name classes, decode latents, notice changes."""
 
     advice: ClassVar[str] = "restore it, or train a new run"
 
     name: str
     count: Count
-    fingerprint: str
+    fingerprint: str  # of stored samples and labels
     class_names: tuple[str, ...] = ()
     encoder: Encoder | None = None
 
@@ -94,11 +91,10 @@ def as_labels(values: Sequence[int] | None, class_names: Sequence[str], name: st
     if values is None or not len(values):
         return None
     most = len(class_names) or max(len(values), MOST_CLASSES)
-    if not 0 <= min(values) <= max(values) < most:
-        raise InputError(
-            f"{name} has labels from {in_short(min(values))} to {in_short(max(values))}: "
-            f"they must be 0 to {most - 1}"
-        )
+    low, high = min(values), max(values)
+    if not 0 <= low <= high < most:
+        found = f"labels from {in_short(low)} to {in_short(high)}"
+        raise InputError(f"{name} has {found}: they must be 0 to {most - 1}")
     return torch.tensor(values, dtype=torch.int64)
 
 
@@ -108,13 +104,11 @@ class Dataset:
 
     Attributes:
         name: What messages call the data set.
-        split: Its split.
         rows: Samples, float32 (N, ...); or images as bytes, uint8 (N, H, W, C), which become
             [-1, 1]; or, with an encoder, mean and standard deviation of latents, (N, 2 C, h, w), of
             which every visit draws one.
         labels: The class of each sample, (N,), or None.
         class_names: Names of the classes. Without names, the largest label says how many there are.
-        encoder: The autoencoder of latents.
         unlabelled: Why there are no labels.
     """
 
@@ -188,10 +182,9 @@ def fingerprint(rows: Rows) -> str:
     recorded = getattr(rows, "checksums", None)
     if recorded is not None:
         return " ".join(recorded)
-    count = len(rows) if rows.dtype.itemsize * prod(rows.shape) <= LOOKED_THROUGH else LOOKED_AT
-    indices = (
-        torch.linspace(0, len(rows) - 1, min(count, len(rows)), dtype=torch.float64).round().long()
-    )
+    small = rows.dtype.itemsize * prod(rows.shape) <= LOOKED_THROUGH
+    count = len(rows) if small else min(LOOKED_AT, len(rows))
+    indices = torch.linspace(0, len(rows) - 1, count, dtype=torch.float64).round().long()
     return f"{list(rows.shape)} {checksum(rows[indices])}"
 
 

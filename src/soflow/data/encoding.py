@@ -4,10 +4,10 @@ Each process encodes some of the shards and needs no word from the others. Inter
 continues.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from soflow.data.autoencoder import Autoencoder, load_autoencoder
 from soflow.data.cache import CHUNK, decode_rows
 from soflow.data.dataset import to_floats
 from soflow.data.latents import LatentsPlan
-from soflow.data.store import Piece, items_of_a_shard, make_store
+from soflow.data.store import Piece, combined, items_of_a_shard, make_store
 from soflow.system import processes
 from soflow.system.devices import default_device
 from soflow.system.progress import Progress, track
@@ -42,14 +42,12 @@ def encode(
 
     Args:
         source: SOURCE[:SPLIT], the images.
-        out: The folder to make.
         vae: An autoencoder of diffusers, a name on the Hub or a folder.
         size: The side to which images are cropped.
         flip: Also encode mirror images, as rows of their own.
         batch_size: Images encoded at once.
         columns: The columns of images and of classes, if the source leaves them open.
         device: Where to encode, by default on the GPU if there is one.
-        progress: Shows the progress.
 
     Returns:
         Whether the folder is whole; other processes may still be at work.
@@ -59,15 +57,14 @@ def encode(
         RunError: If the folder cannot be written.
     """
     autoencoder = load_autoencoder(vae, device or default_device())
-    shape = autoencoder.latent_shape(size)
+    latent_shape = autoencoder.latent_shape(size)
     encoder = replace(autoencoder.encoder, size=size)
-    like = DataConfig(
-        shape=(encoder.channels, size, size), image_column=columns[0], label_column=columns[1]
-    )
+    shape = (encoder.channels, size, size)
+    like = DataConfig(shape=shape, image_column=columns[0], label_column=columns[1])
     config, split = sources.find(source, like)
     images = sources.open_images(config, split or config.split)
     count = len(images)
-    row_bytes = np.dtype(np.float16).itemsize * 2 * int(np.prod(shape)) * (2 if flip else 1)
+    row_bytes = np.dtype(np.float16).itemsize * 2 * prod(latent_shape) * (2 if flip else 1)
     plan = LatentsPlan(
         name=printable(images.name),
         split=images.split,
@@ -81,25 +78,23 @@ def encode(
     )
     chunk = batch_size * max(1, CHUNK // batch_size)  # whole batches
     index, number = processes.index(), processes.count()
-    with (
-        progress(f"encoding {images.name}", -(-count // number)) as task,
-        ThreadPoolExecutor() as pool,
-    ):
+    work = progress(f"encoding {images.name}", -(-count // number))
+    with work as task, ThreadPoolExecutor() as pool:
 
         def decode(rows: range) -> Piece:
             return decode_rows(images, rows, size, encoder.channels, pool)
 
         def make(rows: range) -> Piece:
             done = rows.start // plan.per_shard // number * plan.per_shard  # by this process
-            pieces: list[Piece] = []
+            pieces = []
             chunks = [rows[first : first + chunk] for first in range(0, len(rows), chunk)]
             for piece in ahead(decode, chunks):
-                latents = latents_of(autoencoder, piece.rows, shape, flip, batch_size)
+                latents = latents_of(autoencoder, piece.rows, latent_shape, flip, batch_size)
                 labels = piece.labels if piece.labels is None or not flip else piece.labels * 2
                 pieces.append(Piece(latents, labels, piece.skipped, piece.done))
                 done += len(piece.rows)
                 task.update(done)
-            return joined(pieces)
+            return Piece(np.concatenate([piece.rows for piece in pieces]), *combined(pieces))
 
         return make_store(Path(out), plan, make, index, number, task)
 
@@ -115,33 +110,15 @@ def ahead(decode: Callable[[range], Piece], chunks: Sequence[range]) -> Iterator
         yield coming.result()
 
 
-def joined(pieces: Sequence[Piece]) -> Piece:
-    """Several pieces as one, in order."""
-    done: Counter[str] = Counter()
-    for piece in pieces:
-        done.update(piece.done)
-    labels = [label for piece in pieces for label in piece.labels or ()]
-    return Piece(
-        np.concatenate([piece.rows for piece in pieces]),
-        None if pieces[0].labels is None else labels,
-        [reason for piece in pieces for reason in piece.skipped],
-        dict(done),
-    )
-
-
 def latents_of(
-    autoencoder: Autoencoder,
-    pixels: np.ndarray,
-    shape: tuple[int, int, int],
-    flip: bool,
-    batch_size: int,
+    autoencoder: Autoencoder, pixels: np.ndarray, shape: tuple[int, ...], flip: bool, batch: int
 ) -> np.ndarray:
     """Latents of images (n, H, W, C), then of their mirror images: (n or 2 n, 2 c, h, w)."""
     c, h, w = shape
     parts: list[Tensor] = [torch.empty(0, 2 * c, h, w)]
     for mirrored in (False, True) if flip else (False,):
-        for first in range(0, len(pixels), batch_size):
-            chosen = torch.from_numpy(pixels[first : first + batch_size])
+        for first in range(0, len(pixels), batch):
+            chosen = torch.from_numpy(pixels[first : first + batch])
             images = to_floats(chosen.permute(0, 3, 1, 2))
             parts.append(autoencoder.encode(images.flip(3) if mirrored else images))
     return torch.cat(parts).half().numpy()

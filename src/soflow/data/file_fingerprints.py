@@ -56,22 +56,18 @@ def fingerprint_of_folder(root: Path, files: Sequence[File], progress: Progress 
     It depends on names, sizes, times of modification and the bytes at either end of each file.
     """
 
+    def lines(part: Sequence[File]) -> list[str]:
+        return [f"{one[:3]} {ends(os.path.join(root, one.name), one.size)}" for one in part]
+
     def find() -> str:
         parts = [files[first : first + CHUNK] for first in range(0, len(files), CHUNK)]
-        found: list[int] = []
-        with (
-            progress(f"reading the files of {root}", len(files)) as task,
-            ThreadPoolExecutor(THREADS) as pool,
-        ):
-            for values in pool.map(
-                lambda part: [ends(os.path.join(root, file.name), file.size) for file in part],
-                parts,
-            ):
-                found.extend(values)
+        work = progress(f"reading the files of {root}", len(files))
+        found: list[str] = []
+        with work as task, ThreadPoolExecutor(THREADS) as pool:
+            for some in pool.map(lines, parts):
+                found += some
                 task.update(len(found))
-        return fingerprint_of(
-            "\n".join(f"{file[:3]} {value}" for file, value in zip(files, found, strict=True))
-        )
+        return fingerprint_of("\n".join(found))
 
     return remembered(root, files, find)
 
@@ -87,8 +83,8 @@ def ends(path: str, size: int) -> int:
         if size <= 2 * ENDS or path.lower().endswith(PLAIN):
             return int(checksum(Path(path)), 16)
         with open(path, "rb", buffering=0) as stream:
-            head = os.pread(stream.fileno(), ENDS, 0)
-            return int(checksum_of([head, os.pread(stream.fileno(), ENDS, size - ENDS)]), 16)
+            both = (os.pread(stream.fileno(), ENDS, place) for place in (0, size - ENDS))
+            return int(checksum_of(both), 16)
     except OSError:
         return -1
 

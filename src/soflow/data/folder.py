@@ -37,19 +37,16 @@ class FolderImages:
         root = Path(path)
         if not path:
             raise InputError("data.source=folder needs data.path: a folder of images")
+        endings = ", ".join(ENDINGS)
         if not root.is_dir():
-            raise InputError(
-                f"data.path={path} is not a folder: name one with images ({', '.join(ENDINGS)})"
-            )
+            raise InputError(f"data.path={path} is not a folder: name one with images ({endings})")
         splits = splits_of(root)
         require_split(split, tuple(splits), f"{path} (subfolders train and test make splits)")
         self.root = splits[split]
         self.name, self.split = printable(root.resolve().name), split
         found = sorted(files(self.root))
         if not found:
-            raise InputError(
-                f"{self.root} has no images: files that end in {', '.join(ENDINGS)} are read"
-            )
+            raise InputError(f"{self.root} has no images: files that end in {endings} are read")
         self.files = [file.name for file in found]
         self.fingerprint = fingerprint_of_folder(self.root, found)
         # Classes are those of the split train, so that they have the same number in every split.
@@ -89,10 +86,7 @@ def splits_of(root: Path) -> dict[str, Path]:
 
     Subfolders are splits if all subfolders with images have names of splits. A single one among
     others is a class of that name, such as `train` among cars and planes; then everything is the
-    split train.
-
-    Raises:
-        InputError: If the subfolders may be meant either way.
+    split train. Raises InputError if it is not clear which.
     """
     names = class_folders(root)
     splits = [name for name in names if name.lower() in SPLITS]
@@ -101,22 +95,18 @@ def splits_of(root: Path) -> dict[str, Path]:
     others = [name for name in names if name not in splits and next(files(root / name), None)]
     both = " and ".join(splits)
     if others and len(splits) > 1:
-        raise InputError(
-            f"{root} has splits, {both}, and another folder of images, {others[0]}: "
-            "move one or the other elsewhere"
-        )
+        found = f"splits, {both}, and another folder of images, {others[0]}"
+        raise InputError(f"{root} has {found}: move one or the other elsewhere")
     if len({name.lower() for name in splits}) < len(splits):
         raise InputError(f"{root} has one split twice, {both}: put their images into one folder")
     if others:
         return {"train": root}
-    found = {name.lower(): root / name for name in splits}
-    return {name: found[name] for name in SPLITS if name in found}
+    return {split: root / name for split in SPLITS for name in splits if name.lower() == split}
 
 
 def class_folders(root: Path) -> list[str]:
-    return sorted(
-        entry.name for entry in os.scandir(root) if entry.is_dir() and not hidden(entry.name)
-    )
+    folders = (entry.name for entry in os.scandir(root) if entry.is_dir())
+    return sorted(name for name in folders if not hidden(name))
 
 
 def hidden(name: str) -> bool:
@@ -128,11 +118,10 @@ def files(root: Path) -> Iterator[File]:
     """Every image below a folder, by its path from there.
 
     Links to folders are followed once each, after all real folders, so that files reached both
-    ways are found where they are. Pipes and devices are no images; a broken link is an unreadable
-    image.
+    ways are found where they are. Pipes are no images; a broken link is an unreadable image.
     """
     seen: set[str] = set()
-    links: deque[str] = deque()
+    links = deque([str(root)])
 
     def walk(folder: str) -> Iterator[File]:
         real = os.path.realpath(folder)
@@ -149,9 +138,8 @@ def files(root: Path) -> Iterator[File]:
             elif entry.name.lower().endswith(ENDINGS):
                 broken = entry.is_symlink() and not os.path.exists(entry.path)
                 if entry.is_file() or broken:
-                    stat = os.lstat(entry.path) if broken else entry.stat()
+                    stat = entry.stat(follow_symlinks=not broken)
                     yield file_of(os.path.relpath(entry.path, root), stat)
 
-    yield from walk(str(root))
     while links:
         yield from walk(links.popleft())

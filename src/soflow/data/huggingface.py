@@ -18,9 +18,10 @@ from pydantic import Field
 from soflow.config.schema import DataConfig
 from soflow.data.dataset import MOST_CLASSES
 from soflow.data.file_fingerprints import file_of, fingerprint_of_folder
-from soflow.data.images import Images, Opener, open_image, require_split
+from soflow.data.images import Images, Opener, choose, open_image, require_split
 from soflow.data.registry import SOURCES, ImageSource
 from soflow.errors import InputError, first_line
+from soflow.system.packages import optional_package
 from soflow.system.records import Record
 
 #: Builders of `datasets` for local files, by ending.
@@ -28,6 +29,8 @@ BUILDERS = {".parquet": "parquet", ".arrow": "arrow"}
 TEXT = ("string", "large_string")
 #: Folders whose files may be opened.
 Roots = tuple[Path, ...]
+#: The class of each row, the names of the classes, and why there are none.
+Classes = tuple[list[int] | None, tuple[str, ...], str]
 
 
 @SOURCES.register("huggingface")
@@ -62,21 +65,22 @@ class SavedState(Record):
 class HuggingFaceImages:
     """The images of one split."""
 
-    def __init__(
-        self, path: str, split: str, image_column: str = "", label_column: str = ""
-    ) -> None:
+    def __init__(self, path: str, split: str, image: str = "", label: str = "") -> None:
         splits = open_splits(path)
+        import datasets
+
         require_split(split, tuple(splits), path)
         table = splits[split]
         self.name, self.split = Path(path).stem, split
-        self.column = image_column_of(table, path, image_column)
-        label = label_column_of(table, path, label_column)
+        self.column = image_column_of(table, path, image)
+        chosen = label_column_of(table, path, label)
         # Names are those of the split train, so that classes have the same number in every split.
-        names = text_in(splits.get("train", table), label)
-        self.labels, self.class_names, self.unlabelled = classes(table, label, self.name, names)
-        self.fingerprint = f"{table._fingerprint} {self.column} {label}"
+        names = text_in(splits.get("train", table), chosen)
+        self.labels, self.class_names, self.unlabelled = classes(table, chosen, self.name, names)
+        self.fingerprint = f"{table._fingerprint} {self.column} {chosen}"
         self.roots = roots_of(path)
-        self.images = undecoded(table, self.column)
+        undecoded = datasets.Image(decode=False)
+        self.images = table.select_columns([self.column]).cast_column(self.column, undecoded)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -101,11 +105,7 @@ def open_stored(stored: dict[str, Any] | None, roots: Roots) -> Image.Image:
 
 
 def inside(roots: Roots, path: str) -> Path:
-    """The file at a path, absolute or relative to the first folder.
-
-    Raises:
-        ValueError: If it is in none of the folders.
-    """
+    """The file at a path, which may be relative to roots[0]. Raises ValueError if it is outside."""
     file = Path(os.path.abspath(roots[0] / path))
     places = (place(root) for root in roots for place in (os.path.abspath, os.path.realpath))
     if not any(file.is_relative_to(place) for place in places):
@@ -115,12 +115,11 @@ def inside(roots: Roots, path: str) -> Path:
 
 def roots_of(path: str) -> Roots:
     """The folder of local data, or the folders that data from the Hub are downloaded to."""
-    import datasets
+    from datasets import config
     from huggingface_hub.constants import HF_HUB_CACHE
 
     if Path(path).exists():
         return (Path(path) if Path(path).is_dir() else Path(path).parent,)
-    config = datasets.config
     caches = (config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH, HF_HUB_CACHE)
     return tuple(map(Path, caches))
 
@@ -128,16 +127,9 @@ def roots_of(path: str) -> Roots:
 @lru_cache(maxsize=8)
 def open_splits(path: str) -> Any:
     """All splits as `datasets` holds them, memory-mapped and not decoded."""
-    try:
-        import datasets
-    except ImportError:
-        raise InputError(
-            "data.source=huggingface needs the package datasets: pip install 'soflow[data]'"
-        ) from None
+    datasets = optional_package("datasets", "data.source=huggingface needs", "data")
     if not path:
-        raise InputError(
-            "data.source=huggingface needs data.path: a name on the Hub, or a folder of parquet"
-        )
+        raise InputError("data.source=huggingface needs data.path: a Hub name, or a parquet folder")
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     place = Path(path)
@@ -154,10 +146,8 @@ def open_splits(path: str) -> Any:
             return saved if isinstance(saved, dict) else {"train": saved}
         if not place.exists():
             return datasets.load_dataset(path)
-        files = {"data_files": path} if builder else {}
-        made = datasets.load_dataset_builder(
-            builder or path, description=fingerprint_of(place), **files
-        )
+        about = {"description": fingerprint_of(place), **({"data_files": path} if builder else {})}
+        made = datasets.load_dataset_builder(builder or path, **about)
         for file in chain.from_iterable((made.config.data_files or {}).values()):
             inside(roots_of(path), file)  # a card among the data may name any file
         made.download_and_prepare()
@@ -176,66 +166,37 @@ def require_inside(folder: Path) -> None:
 
 
 def fingerprint_of(place: Path) -> str:
-    """A fingerprint of local files.
-
-    `datasets` knows files by their paths and times alone, but also by their description.
-    """
+    """A fingerprint of local files; `datasets` itself only looks at paths and times."""
     root, found = (place, sorted(place.rglob("*"))) if place.is_dir() else (place.parent, [place])
     files = [file_of(str(one.relative_to(root)), one.stat()) for one in found if one.is_file()]
     return fingerprint_of_folder(root, files)
 
 
-def columns_of(table: Any) -> str:
-    return f"its columns are {', '.join(table.features)}"
-
-
-def require_column(table: Any, path: str, named: str, setting: str) -> None:
-    """Raises InputError if a column is named and does not exist."""
-    if named and named not in table.features:
-        raise InputError(
-            f"{path} has no column '{named}', set by data.{setting}; {columns_of(table)}"
-        )
-
-
 def image_column_of(table: Any, path: str, named: str) -> str:
-    """The column of images. A named one may also hold image files as bytes.
-
-    Raises:
-        InputError: If the named column has no images, or there is not exactly one.
-    """
+    """The column of images; a named one may hold files as bytes. Raises InputError without one."""
     import datasets
 
-    require_column(table, path, named, "image_column")
     images = [name for name, kind in table.features.items() if isinstance(kind, datasets.Image)]
     files = [name for name, kind in table.features.items() if holds_files(kind)]
-    if named and named not in images + files:
-        raise InputError(
-            f"the column '{named}' of {path}, set by data.image_column, has no images; "
-            f"{columns_of(table)}"
-        )
-    if not named and not images:
+    known = columns_of(table)
+    column = choose(path, "column of images", "image_column", named, images, known, files)
+    if column is None:
         hint = f"; if it has images, set data.image_column={files[0]}" if files else ""
-        raise InputError(f"{path} has no column of images; {columns_of(table)}{hint}")
-    if not named and len(images) > 1:
-        raise InputError(
-            f"{path} has several columns of images: choose one with data.image_column={images[0]}; "
-            f"{columns_of(table)}"
-        )
-    return named or images[0]
+        raise InputError(f"{path} has no column of images; {known}{hint}")
+    return column
 
 
 def label_column_of(table: Any, path: str, named: str) -> str | None:
     """The column of classes, or None. Raises InputError if it is not clear which one it is."""
-    import datasets
+    from datasets import ClassLabel
 
-    require_column(table, path, named, "label_column")
-    found = [name for name, kind in table.features.items() if isinstance(kind, datasets.ClassLabel)]
-    if not named and len(found) > 1:
-        raise InputError(
-            f"{path} has several columns of classes, {' and '.join(found)}: "
-            f"choose one with data.label_column={found[0]}"
-        )
-    return named or (found[0] if found else None)
+    columns, known = list(table.features), columns_of(table)
+    found = [name for name in columns if isinstance(table.features[name], ClassLabel)]
+    return choose(path, "column of classes", "label_column", named, found, known, columns)
+
+
+def columns_of(table: Any) -> str:
+    return f"its columns are {', '.join(table.features)}"
 
 
 def holds_files(kind: Any) -> bool:
@@ -249,45 +210,32 @@ def holds_files(kind: Any) -> bool:
 
 def text_in(table: Any, column: str | None) -> tuple[str, ...]:
     """The different texts in a column, sorted; () if it holds no text."""
-    kind = None if column is None else table.features.get(column)
-    if getattr(kind, "dtype", "") not in TEXT:
-        return ()
-    return tuple(sorted({text for text in table.unique(column) if text is not None}))
+    is_text = getattr(table.features.get(column), "dtype", "") in TEXT
+    return tuple(sorted(set(table.unique(column)) - {None})) if is_text else ()
 
 
-def classes(
-    table: Any, column: str | None, name: str, names: tuple[str, ...]
-) -> tuple[list[int] | None, tuple[str, ...], str]:
+def classes(table: Any, column: str | None, name: str, names: tuple[str, ...]) -> Classes:
     """The class of each row and their names, or (None, (), reason). names: of a column of text."""
     import datasets
 
     if column is None:
         return None, (), f"{name} has no column of classes"
     kind, values = table.features[column], list(table[column])
-    most = max(len(values), MOST_CLASSES)
     if isinstance(kind, datasets.ClassLabel):
-        names = tuple(str(one) for one in kind.names)
-    elif all(isinstance(value, int) and 0 <= value < most for value in values):
+        names = tuple(map(str, kind.names))
+        for row, value in enumerate(values):
+            if value is None or not 0 <= value < len(names):
+                why = f"row {row} has {value}, its classes are 0 to {len(names) - 1}"
+                return None, (), f"{name} is not labelled throughout: {why}"
+        return values, names, ""
+    most = max(len(values), MOST_CLASSES)
+    if all(isinstance(value, int) and 0 <= value < most for value in values):
         return values, (), ""
-    elif all(isinstance(value, str) for value in values):
+    why = "holds neither classes nor numbers from 0 nor names throughout"
+    if all(isinstance(value, str) for value in values):
         unknown = sorted(set(values) - set(names))
-        if unknown:
-            why = f"has a class '{unknown[0]}' that the split train lacks"
-            return None, (), f"the column '{column}' of {name} {why}"
-        numbers = {one: number for number, one in enumerate(names)}
-        values = [numbers[value] for value in values]
-    else:
-        why = "holds neither classes nor numbers from 0 nor names throughout"
-        return None, (), f"the column '{column}' of {name} {why}"
-    for row, value in enumerate(values):
-        if value is None or not 0 <= value < len(names):
-            why = f"row {row} has {value}, its classes are 0 to {len(names) - 1}"
-            return None, (), f"{name} is not labelled throughout: {why}"
-    return values, names, ""
-
-
-def undecoded(table: Any, column: str) -> Any:
-    """The column of images alone, as it is stored."""
-    import datasets
-
-    return table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+        if not unknown:
+            numbers = {one: number for number, one in enumerate(names)}
+            return [numbers[value] for value in values], names, ""
+        why = f"has a class '{unknown[0]}' that the split train lacks"
+    return None, (), f"the column '{column}' of {name} {why}"

@@ -36,7 +36,6 @@ class Images(Protocol):
 
     Attributes:
         name: What messages call the collection.
-        split: Its split.
         labels: The class of each image, or None.
         class_names: The names of the classes, or ().
         unlabelled: Why there are no classes.
@@ -59,6 +58,21 @@ def require_split(split: str, splits: Sequence[str], name: str) -> None:
     """Raises InputError if there is no such split."""
     if split not in splits:
         raise InputError(f"{name} has no split '{split}': its splits are {' and '.join(splits)}")
+
+
+def choose(
+    path: str, what: str, setting: str, named: str, found: list[str], known: str, more: list[str]
+) -> str | None:
+    """The column or array that data.SETTING names, or the only one found; None without any.
+
+    Raises InputError if the named one is neither found nor one of `more`, or several are found.
+    """
+    if named and named not in [*found, *more]:
+        raise InputError(f"{path} has no {what} '{named}', set by data.{setting}; {known}")
+    if not named and len(found) > 1:
+        several = f"more than one {what}, {' and '.join(found)}"
+        raise InputError(f"{path} has {several}: set data.{setting}={found[0]}; {known}")
+    return named or next(iter(found), None)
 
 
 def open_image(source: Path | BytesIO) -> Image.Image:

@@ -16,11 +16,13 @@ from torch import Tensor
 
 from soflow.config.schema import DataConfig
 from soflow.data.dataset import Dataset, Encoder, Rows, as_labels
+from soflow.data.images import require_split
 from soflow.data.npz import UNREADABLE, require_in_proportion
 from soflow.data.registry import SOURCES
 from soflow.data.shards import open_store
 from soflow.data.store import AnyPlan, Plan
 from soflow.errors import InputError, RunError, first_line, in_short
+from soflow.system.packages import optional_package
 
 log = logging.getLogger(__name__)
 
@@ -33,13 +35,9 @@ LOOKED_AT, USUAL = 256, (0.3, 3.0)
 
 
 class LatentsPlan(Plan):
-    """What latents are made from.
+    """What latents are made from: `source` is the fingerprint of the images.
 
-    Attributes:
-        source: The fingerprint of the images.
-        unlabelled: Why there are no classes.
-        encoder: The autoencoder.
-        flip: Whether mirror images are encoded, too.
+    unlabelled: why there are no classes. flip: whether mirror images are encoded, too.
     """
 
     kind: Literal["latents"] = "latents"
@@ -75,18 +73,17 @@ def load_latents(path: str, split: str = "train") -> Dataset:
         RunError: If they are damaged.
     """
     if not path:
-        raise InputError(
-            "data.source=latents needs data.path: a folder made by soflow encode, or an HDF5 file"
-        )
-    if split != "train":
-        raise InputError(
-            f"{path} has no split '{split}': latents have one split, train; "
-            "encode other images into a folder of their own"
-        )
+        raise InputError("data.source=latents needs data.path: a folder of soflow encode, or HDF5")
+    require_split(split, ("train",), f"{path} (encode other images into a folder of their own)")
     load = load_hdf5 if Path(path).suffix.lower() in HDF5 else load_encoded
     dataset = load(Path(path))
     which = torch.linspace(0, len(dataset) - 1, min(LOOKED_AT, len(dataset))).long()
-    require_latents(dataset.rows[which], path)
+    rows = dataset.rows[which]  # (n, 2 C, h, w)
+    if not rows.isfinite().all():
+        raise InputError(f"{path} has latents that are not finite numbers: encode the images again")
+    if (rows.chunk(2, dim=1)[1] < 0).any():
+        layout = "(N, 2 C, h, w) are C means and C standard deviations"
+        raise InputError(f"{path} has standard deviations below 0: {layout}")
     std = float(dataset.samples(which).std())
     if not USUAL[0] < std < USUAL[1]:
         assert dataset.encoder is not None
@@ -97,32 +94,16 @@ def load_latents(path: str, split: str = "train") -> Dataset:
     return dataset
 
 
-def require_latents(rows: Tensor, path: str) -> None:
-    """Raises InputError if rows (n, 2 C, h, w) cannot be means and standard deviations."""
-    if not rows.isfinite().all():
-        raise InputError(f"{path} has latents that are not finite numbers: encode the images again")
-    if (rows.chunk(2, dim=1)[1] < 0).any():
-        raise InputError(
-            f"{path} has standard deviations below 0: "
-            "of (N, 2 C, h, w), the first C are means and the others standard deviations"
-        )
-
-
 def load_encoded(folder: Path) -> Dataset:
     """What soflow encode wrote."""
-    plan_file, index_file = folder / "plan.json", folder / "index.json"
-    if not index_file.is_file():
-        if plan_file.is_file():
-            raise InputError(f"data.path={folder} is incomplete: run the same soflow encode again")
-        raise InputError(f"data.path={folder} holds no latents: make them with soflow encode")
+    plan_file = folder / "plan.json"
+    if plan_file.is_file() and not (folder / "index.json").is_file():
+        raise InputError(f"data.path={folder} is incomplete: run the same soflow encode again")
     begun = AnyPlan.read(plan_file)
-    kind = "rows without a plan.json" if begun is None else begun.model_dump().get("kind")
-    if kind != "latents":
-        raise InputError(
-            f"data.path={folder} holds {in_short(kind)}, not latents: make them with soflow encode"
-        )
-    plan = LatentsPlan.read(plan_file)
-    assert plan is not None
+    plan = LatentsPlan.read(plan_file) if begun is not None and begun.kind == "latents" else None
+    if plan is None:
+        held = "no plan.json" if begun is None else f"{in_short(begun.kind)}, not latents"
+        raise InputError(f"data.path={folder} holds {held}: make latents with soflow encode")
     rows, index = open_store(folder)
     if len(rows.shape) != 4 or rows.shape[1] % 2 or not rows.dtype.is_floating_point:
         raise RunError(f"{folder} is damaged: its rows {list(rows.shape)} are no latents")
@@ -133,12 +114,7 @@ def load_encoded(folder: Path) -> Dataset:
 
 def load_hdf5(file: Path) -> Dataset:
     """The reference implementation's file, see `hdf5_dataset`."""
-    try:
-        import h5py
-    except ImportError:
-        raise InputError(
-            "HDF5 latents need the package h5py: pip install 'soflow[latents]'"
-        ) from None
+    h5py = optional_package("h5py", "HDF5 latents need", "latents")
     if not file.is_file():
         raise InputError(f"data.path={file} does not exist")
     try:
@@ -152,61 +128,54 @@ def load_hdf5(file: Path) -> Dataset:
 def hdf5_dataset(opened: Any, file: Path) -> Dataset:
     """The data set in `latents` (N, 8, h, w), `labels` (N,), `amount` N and `latent_size` h.
 
-    Raises:
-        InputError: If the file holds something else; or one of UNREADABLE.
+    Raises InputError if the file holds something else, or one of UNREADABLE.
     """
     latents = own(opened, "latents")
     if latents is None or latents.ndim != 4 or latents.shape[1] % 2:
-        raise InputError(
-            f"{file} has no latents (N, 2 C, h, w), mean and standard deviation: "
-            f"it holds {', '.join(opened) or 'nothing'}"
-        )
-    if latents.dtype.kind != "f" or min(latents.shape) < 1:
-        raise InputError(
-            f"{file} has latents {latents.dtype}{list(latents.shape)}: "
-            "they must be floats, and no size may be 0"
-        )
-    for name, found in (("amount", len(latents)), ("latent_size", latents.shape[-1])):
+        held = ", ".join(opened) or "nothing"
+        raise InputError(f"{file} has no latents (N, 2 C, h, w), means and deviations, but {held}")
+    shape = list(latents.shape)
+    if latents.dtype.kind != "f" or min(shape) < 1:
+        what = f"latents {latents.dtype}{shape}"
+        raise InputError(f"{file} has {what}: they must be floats, and no size may be 0")
+    for name, found in (("amount", shape[0]), ("latent_size", shape[-1])):
         stated = number(opened, name)
-        if stated is not None and stated != found:
-            raise InputError(
-                f"{file} says {name}={stated}, but its latents are {list(latents.shape)}: "
-                "it is incomplete"
-            )
+        if stated not in (None, found):
+            what = f"{name}={stated}, but its latents are {shape}"
+            raise InputError(f"{file} says {what}: it is incomplete")
     require_in_proportion(latents.nbytes, file.stat().st_size)
     labels = labels_of(opened, len(latents), file) if "labels" in opened else None
-    encoder = Encoder(name=SD_VAE, scale=SD_SCALE, size=SD_FACTOR * latents.shape[-1])
-    rows = hdf5_rows(file, latents)
+    encoder = Encoder(name=SD_VAE, scale=SD_SCALE, size=SD_FACTOR * shape[-1])
+    rows: Rows = Hdf5Rows(latents)
+    offset = latents.id.get_offset()
+    if offset is not None and latents.dtype.isnative:  # contiguous values can be memory-mapped
+        # torch wants writable memory, hence copy on write ("c").
+        rows = torch.from_numpy(np.memmap(file, latents.dtype, "c", offset, latents.shape))
     return Dataset(file.stem, "train", rows, labels, (), encoder, f"{file} has no labels")
 
 
-def labels_of(opened: Any, count: int, file: Path) -> Tensor:
+def labels_of(opened: Any, count: int, file: Path) -> Tensor | None:
     """The class of each of `count` latents, (N,)."""
     labels = own(opened, "labels")
     if labels is None or labels.dtype.kind not in "iu":
         raise InputError(f"{file} has labels that are not integers: save them as integers (N,)")
     if labels.size != count:
         raise InputError(f"{file} has {labels.size} labels for {count} latents: it is damaged")
-    classes = as_labels(labels[()].ravel().tolist(), (), str(file))
-    assert classes is not None
-    return classes
+    return as_labels(labels[()].ravel().tolist(), (), str(file))
 
 
 def own(opened: Any, name: str) -> Any:
-    """The data set of this name, if its values are stored in the file itself; None without it.
-
-    Raises:
-        ValueError: If the values are elsewhere: a link, an external file or a virtual data set.
-    """
+    """The data set of this name, or None. Raises ValueError if its values are in another file."""
     import h5py
 
     link = opened.get(name, getlink=True)
     if link is None:
         return None
     found = opened[name] if isinstance(link, h5py.HardLink) else None
-    if found is None or (isinstance(found, h5py.Dataset) and (found.external or found.is_virtual)):
+    held = found if isinstance(found, h5py.Dataset) else None
+    if found is None or (held is not None and (held.external or held.is_virtual)):
         raise ValueError(f"its {name} are stored elsewhere: copy them into the file")
-    return found if isinstance(found, h5py.Dataset) else None
+    return held
 
 
 def number(opened: Any, name: str) -> int | None:
@@ -216,15 +185,6 @@ def number(opened: Any, name: str) -> int | None:
         return None if value is None or np.size(value) != 1 else int(np.asarray(value).ravel()[0])
     except (TypeError, ValueError, IndexError):
         return None
-
-
-def hdf5_rows(file: Path, latents: Any) -> Rows:
-    """The rows, memory-mapped if they are contiguous and in native byte order, else by h5py."""
-    offset = latents.id.get_offset()
-    if offset is None or not latents.dtype.isnative:
-        return Hdf5Rows(latents)
-    # torch wants writable memory, hence copy on write ("c").
-    return torch.from_numpy(np.memmap(file, latents.dtype, "c", offset, latents.shape))
 
 
 class Hdf5Rows:

@@ -18,34 +18,16 @@ from soflow.errors import InputError, first_line
 
 #: What zipfile, its decompressors, numpy and h5py raise for files that they cannot read.
 UNREADABLE = (
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    struct.error,
-    tokenize.TokenError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+    ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError,
+    SyntaxError, TypeError, ValueError,
+    struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 #: Arrays of more than LARGE bytes may be at most MOST_EXPANDED times as large as in their file.
 LARGE, MOST_EXPANDED = 2**30, 100
 
 
 class Head(NamedTuple):
-    """An array that is not read yet.
-
-    Attributes:
-        shape: Its shape.
-        dtype: Its type.
-        columns_first: Whether it is stored in Fortran's order.
-        content: Identifies its values, if known.
-    """
+    """An array that is not read yet. `content` identifies its values, if known."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -56,16 +38,15 @@ class Head(NamedTuple):
 def heads(path: Path) -> dict[str, Head]:
     """The heads of all arrays of a .npz. Raises InputError if it is damaged."""
     try:
+        found = {}
         with zipfile.ZipFile(path) as archive:
-            found = {}
             for member in archive.infolist():
                 if member.filename.endswith(".npy"):
                     with open_member(archive, member) as stream:
                         head = read_head(stream, member.file_size)
-                    content = f"{member.file_size} {member.CRC:08x}"
                     name = member.filename.removesuffix(".npy")
-                    found[name] = head._replace(content=content)
-            return found
+                    found[name] = head._replace(content=f"{member.file_size} {member.CRC:08x}")
+        return found
     except UNREADABLE as error:
         raise damaged(path, error) from None
 
@@ -81,8 +62,7 @@ def is_zip(path: str | Path) -> bool:
 def read_head(stream: Any, size: int) -> Head:
     """Reads the head of an array from a stream of `size` bytes.
 
-    Raises:
-        Exception: One of UNREADABLE, also if the head states another number of bytes than follow.
+    Raises one of UNREADABLE, also if the head states another number of bytes than follow.
     """
     old = np.lib.format.read_magic(stream) == (1, 0)
     read = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
@@ -94,11 +74,7 @@ def read_head(stream: Any, size: int) -> Head:
 
 
 def open_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Any:
-    """A stream of one array.
-
-    Raises:
-        ValueError: If it is compressed in another way than numpy's, or would grow too much.
-    """
+    """A stream of one array. Raises ValueError for strange compression, or if it expands much."""
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"{member.filename} is compressed in another way than numpy's")
     assert archive.filename is not None

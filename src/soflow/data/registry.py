@@ -51,8 +51,11 @@ class ImageSource(ABC):
         """The images of one split, not decoded yet."""
 
     def load(self, config: DataConfig, split: str) -> Dataset:
-        channels, size = channels_and_size(config.shape)
-        return cached(self.open(config, split), size, channels)
+        shape = config.shape
+        if len(shape) != 3 or shape[0] not in MODES or shape[1] != shape[2]:
+            kinds = "[1, H, H] (grey) or [3, H, H] (RGB); or set data.size=H"
+            raise InputError(f"data.shape is {list(shape)}: images are {kinds}")
+        return cached(self.open(config, split), size=shape[1], channels=shape[0])
 
 
 def source_of(name: str) -> Source | None:
@@ -62,26 +65,9 @@ def source_of(name: str) -> Source | None:
         InputError: If there is no such source.
     """
     if name not in SOURCES:
-        hint = (
-            "ImageNet is trained on as latents, see soflow encode; " if "imagenet" in name else ""
-        )
-        raise InputError(
-            f"data.source is '{name}': it must be one of {', '.join(SOURCES)}; {hint}"
-            "import a module of your own that registers it first (--import MODULE)"
-        )
+        hint = "encode ImageNet to latents first (soflow encode); " if "imagenet" in name else ""
+        hint += "import a module of your own that registers it first (--import MODULE)"
+        known = ", ".join(SOURCES)
+        raise InputError(f"data.source is '{name}': it must be one of {known}; {hint}")
     entry = SOURCES[name]
     return entry() if isinstance(entry, type) else None
-
-
-def channels_and_size(shape: tuple[int, ...]) -> tuple[int, int]:
-    """C and H of an image's shape [C, H, H].
-
-    Raises:
-        InputError: If images cannot have this shape.
-    """
-    if len(shape) != 3 or shape[0] not in MODES or shape[1] != shape[2]:
-        raise InputError(
-            f"data.shape is {list(shape)}: images are [1, H, H] (grey) or [3, H, H] (RGB); "
-            "or set data.size=H"
-        )
-    return shape[0], shape[1]

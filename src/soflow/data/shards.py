@@ -18,14 +18,9 @@ from soflow.system.records import Count, Record
 
 
 class Index(Record):
-    """index.json of a whole store.
+    """index.json of a whole store: rows and CRC-32 of each shard, the label of each row.
 
-    Attributes:
-        rows: The number of rows of each shard.
-        checksums: The CRC-32 of each shard.
-        labels: The label of each row, or None.
-        skipped: How many items of the source were left out.
-        done: How often items were changed beyond decoding, by what was done.
+    skipped: items of the source left out. done: how often items were changed, by what was done.
     """
 
     version: Literal[1] = 1
@@ -66,16 +61,16 @@ class Shards:
     """The rows of a store, (N, ...), memory-mapped. No file name is taken from the index."""
 
     def __init__(self, folder: Path, index: Index) -> None:
-        counts = {shard_file(folder, n): rows for n, rows in enumerate(index.rows) if rows}
-        self.parts = [mapped(file) for file in counts]
-        for part, (file, rows) in zip(self.parts, counts.items(), strict=True):
-            first = self.parts[0]
-            same = part.shape == (rows, *first.shape[1:]) and part.dtype == first.dtype
-            if not same or part.dtype.kind not in "fu":
-                raise RunError(
-                    f"{file} is damaged: it holds {part.dtype}{list(part.shape)}, "
-                    f"not {rows:,} rows like the others"
-                )
+        self.parts: list[np.ndarray] = []
+        for number, rows in enumerate(index.rows):
+            if rows:
+                file = shard_file(folder, number)
+                self.parts.append(part := mapped(file))
+                first = self.parts[0]
+                same = part.shape == (rows, *first.shape[1:]) and part.dtype == first.dtype
+                if not same or part.dtype.kind not in "fu":
+                    held = f"{part.dtype}{list(part.shape)}, not {rows:,} rows like the others"
+                    raise RunError(f"{file} is damaged: it holds {held}")
         self.ends = np.cumsum([len(part) for part in self.parts])
         self.shape = (int(self.ends[-1]), *self.parts[0].shape[1:])
         self.dtype = torch.from_numpy(np.empty(0, self.parts[0].dtype)).dtype
@@ -114,8 +109,7 @@ def open_store(folder: Path) -> tuple[Shards, Index]:
 def mapped(file: Path) -> np.ndarray:
     """The rows of a shard. Raises RunError if they cannot be read."""
     try:
-        rows: np.ndarray = np.lib.format.open_memmap(file, mode="r")
-        return rows
+        return np.lib.format.open_memmap(file, mode="r")
     except UNREADABLE as error:
         raise RunError(f"{file} is damaged: {first_line(error)}") from None
 
@@ -126,22 +120,20 @@ def verify(folder: Path, checksums: list[str]) -> None:
     seen = None
     with suppress(RunError, OSError):
         seen = Seen.read(seen_file)
-    known = {} if seen is None else seen.shards
-    files = {shard_file(folder, number): one for number, one in enumerate(checksums)}
     stamps: dict[str, Stamp] = {}
-    for file, expected in files.items():
+    for number, expected in enumerate(checksums):
+        file = shard_file(folder, number)
         if not file.is_file():
             raise RunError(f"{file} is missing: make it again with the command that made {folder}")
         stat = file.stat()
         stamps[file.name] = Stamp(checksum=expected, size=stat.st_size, modified=stat.st_mtime_ns)
-    new = [file for file in files if known.get(file.name) != stamps[file.name]]
+    new = [name for name, one in stamps.items() if seen is None or seen.shards.get(name) != one]
     with ThreadPoolExecutor() as pool:
-        for file, found in zip(new, pool.map(checksum, new), strict=True):
-            if found != files[file]:
-                raise RunError(
-                    f"{file} is damaged (its checksum differs from the recorded one): "
-                    f"run the command that made {folder} again, which repairs it"
-                )
+        found = pool.map(checksum, (folder / name for name in new))
+        for name, value in zip(new, found, strict=True):
+            if value != stamps[name].checksum:
+                what = f"{folder / name} is damaged (its checksum differs from the recorded one)"
+                raise RunError(f"{what}: the command that made {folder} repairs it")
     if new:
         with suppress(RunError, OSError):  # without this cache the next start only takes longer
             seen_file.parent.mkdir(parents=True, exist_ok=True)

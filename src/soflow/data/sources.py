@@ -38,18 +38,14 @@ def load(config: DataConfig, split: str = "train") -> Dataset:
         config: The section `data`; its classes are neither checked nor dropped here.
         split: The split to load.
 
-    Returns:
-        The data set.
-
     Raises:
         InputError: If the data do not exist or cannot be used.
     """
     source = source_of(config.source)
-    if source is not None:
-        require_kind(config)
-        return source.load(config, split)
-    dataset: Dataset = SOURCES[config.source](config, split)
-    return dataset
+    if source is None:
+        return SOURCES[config.source](config, split)
+    require_kind(config)
+    return source.load(config, split)
 
 
 def splits(config: DataConfig) -> tuple[str, ...]:
@@ -66,19 +62,16 @@ def open_images(config: DataConfig, split: str) -> Images:
     """
     source = source_of(config.source)
     if not isinstance(source, ImageSource):
-        raise InputError(
-            f"data.source is '{config.source}', which holds no image files: {', '.join(IMAGES)} do"
-        )
+        wrong = f"data.source is '{config.source}', which holds no image files"
+        raise InputError(f"{wrong}: {', '.join(IMAGES)} do")
     require_kind(config)
     return source.open(config, split)
 
 
 def require_kind(config: DataConfig) -> None:
     """Raises InputError if the files at data.path are read by another source."""
-    if config.source not in IMAGES or not config.path or not Path(config.path).exists():
-        return
-    kind = kind_of(config.path)
-    if kind != config.source:
+    known = config.source in IMAGES and config.path and Path(config.path).exists()
+    if known and (kind := kind_of(config.path)) != config.source:
         raise InputError(f"data.path={config.path} is {LOOKS_LIKE[kind]}: use data.source={kind}")
 
 
@@ -115,18 +108,13 @@ def find(text: str, like: DataConfig) -> tuple[DataConfig, str]:
     Raises:
         InputError: If a path does not exist.
     """
-    source, split = text, ""
-    head, colon, tail = text.rpartition(":")
-    if colon and head and "/" not in tail and not Path(text).exists():
-        source, split = head, tail
+    source, _, split = text.rpartition(":")
+    if not source or "/" in split or Path(text).exists():
+        source, split = text, ""
     if source in SOURCES and source not in LOOKS_LIKE:
         return like.model_copy(update={"source": source, "path": ""}), split
     path = str(Path(source).expanduser()) if source.startswith("~") else source
-    local = (
-        source.startswith((".", "/", "~"))
-        or source.count("/") > 1
-        or Path(source).suffix.lower() in FILES
-    )
-    if local and not Path(path).exists():
+    local = source.startswith((".", "/", "~")) or source.count("/") > 1
+    if (local or Path(source).suffix.lower() in FILES) and not Path(path).exists():
         raise InputError(f"there is no {source}")
     return like.model_copy(update={"source": kind_of(path), "path": path}), split

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import ConfigDict
@@ -48,18 +48,12 @@ class OtherWork(InputError):
 
 
 class Plan(Record):
-    """plan.json: what a store is made from. Subclasses add the settings that its rows depend on.
-
-    Attributes:
-        kind: What the rows are.
-        count: The number of items of the source.
-        per_shard: How many of them go into a shard.
-    """
+    """plan.json: what a store is made from. Subclasses add the settings that its rows depend on."""
 
     version: Literal[1] = 1
-    kind: str
-    count: Count
-    per_shard: Count
+    kind: str  # what the rows are
+    count: Count  # items of the source
+    per_shard: Count  # of which a shard holds so many
 
     def ranges(self) -> list[range]:
         """The items of each shard."""
@@ -72,16 +66,14 @@ class AnyPlan(Record):
 
     model_config = ConfigDict(extra="allow")
 
+    kind: Any = None
+
 
 @dataclass
 class Piece:
-    """What a range of a source's items becomes.
+    """What a range of a source's items becomes: rows (n, ...) with their labels.
 
-    Attributes:
-        rows: Rows (n, ...).
-        labels: The label of each row, or None.
-        skipped: Reasons, one for each item that is left out.
-        done: How often items were changed beyond decoding, by what was done.
+    skipped: one reason per item left out. done: how often items were changed, by what was done.
     """
 
     rows: np.ndarray
@@ -159,16 +151,25 @@ def made(make: Callable[[range], Piece], items: range) -> Piece:
     try:
         return make(items)
     except OSError as error:
-        raise RunError(
-            f"cannot read {error.filename or 'the source'}: "
-            f"{error.strerror or first_line(error)}; make it readable and run the same command "
-            "again, which continues"
-        ) from None
+        why = error.strerror or first_line(error)
+        what = f"cannot read {error.filename or 'the source'}: {why}"
+        raise RunError(f"{what}; make it readable and run the same command again") from None
 
 
 def items_of_a_shard(count: int, item_bytes: int) -> int:
     """How many of `count` items go into a shard: no large files, and enough of them to share."""
     return max(1, min(SHARD_BYTES // item_bytes, -(-count // LEAST_SHARDS)))
+
+
+def combined(
+    parts: Sequence[Piece | ShardRecord],
+) -> tuple[list[int] | None, list[str], dict[str, int]]:
+    """Labels, skipped items and changes of several parts of a store, in order."""
+    labelled = all(part.labels is not None for part in parts)
+    labels = [label for part in parts for label in part.labels or ()] if labelled else None
+    skipped = [reason for part in parts for reason in part.skipped]
+    done: Counter[str] = sum((Counter(part.done) for part in parts), Counter())
+    return labels, skipped, dict(done)
 
 
 def keep_to_plan(folder: Path, plan: Plan) -> None:
@@ -182,9 +183,7 @@ def keep_to_plan(folder: Path, plan: Plan) -> None:
     try:
         begun = AnyPlan.read(file)
     except RunError:
-        raise OtherWork(
-            f"{file} is damaged: delete {folder} and run the same command again"
-        ) from None
+        raise OtherWork(f"{file} is damaged: delete {folder} and run the command again") from None
     before = {} if begun is None else begun.model_dump()
     for key, old, new in differences(before, plan.model_dump(mode="json")):
         what = f"with {key}={old}, this is {new}"
@@ -193,9 +192,7 @@ def keep_to_plan(folder: Path, plan: Plan) -> None:
         raise OtherWork(f"{folder} was begun {what}: choose another folder with --out")
 
 
-def differences(
-    before: Mapping[str, object], now: Mapping[str, object]
-) -> Iterator[tuple[str, object, object]]:
+def differences(before: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """Each key with its old and new value if they differ; inner mappings are compared by key."""
     for key, new in now.items():
         old = before.get(key)
@@ -223,13 +220,9 @@ def write_shard(folder: Path, number: int, piece: Piece) -> ShardRecord:
     """Writes the rows, then the record that makes them count."""
     content = io.BytesIO()
     np.save(content, piece.rows)  # numpy itself does not notice a full disk
-    shard = ShardRecord(
-        rows=len(piece.rows),
-        checksum=replace_file(shard_file(folder, number), content.getbuffer()),
-        labels=piece.labels,
-        skipped=piece.skipped,
-        done=piece.done,
-    )
+    checksum = replace_file(shard_file(folder, number), content.getbuffer())
+    counts = {"labels": piece.labels, "skipped": piece.skipped, "done": piece.done}
+    shard = ShardRecord(rows=len(piece.rows), checksum=checksum, **counts)
     shard.write(record_file(folder, number))
     return shard
 
@@ -237,10 +230,8 @@ def write_shard(folder: Path, number: int, piece: Piece) -> ShardRecord:
 def require_few_bad(skipped: Sequence[str], bad: int, count: int) -> None:
     """Raises InputError if too many items are bad. skipped: some of them."""
     if bad > MAY_BE_BAD * count:
-        raise InputError(
-            f"{bad:,} or more of {count:,} images cannot be read, such as {skipped[-1]}: "
-            f"at most {MAY_BE_BAD:.0%} may be unreadable; repair or remove them"
-        )
+        what = f"{bad:,} or more of {count:,} images cannot be read, such as {skipped[-1]}"
+        raise InputError(f"{what}: at most {MAY_BE_BAD:.0%} may be bad; repair or remove them")
 
 
 def finish(folder: Path, plan: Plan, mine: Mapping[int, ShardRecord]) -> bool:
@@ -254,23 +245,16 @@ def finish(folder: Path, plan: Plan, mine: Mapping[int, ShardRecord]) -> bool:
     if not all(record_file(folder, number).is_file() for number in others):
         return False
     with ThreadPoolExecutor() as pool:
-        found = dict(zip(others, pool.map(partial(good_shard, folder), others), strict=True))
-    shards = [one for n in numbers if (one := mine.get(n) or found[n]) is not None]
-    if len(shards) < len(numbers):
+        found = zip(others, pool.map(partial(good_shard, folder), others), strict=True)
+        mine = {**mine, **{number: shard for number, shard in found if shard is not None}}
+    if len(mine) < len(numbers):
         return False
-    skipped = [reason for shard in shards for reason in shard.skipped]
+    shards = [mine[number] for number in numbers]
+    labels, skipped, done = combined(shards)
     require_few_bad(skipped, len(skipped), plan.count)
     if skipped:
         write_text(folder / "skipped.txt", "".join(f"{reason}\n" for reason in skipped))
-    done: Counter[str] = Counter()
-    for shard in shards:
-        done.update(shard.done)
-    labelled = all(shard.labels is not None for shard in shards)
-    Index(
-        rows=[shard.rows for shard in shards],
-        checksums=[shard.checksum for shard in shards],
-        labels=[label for shard in shards for label in shard.labels or ()] if labelled else None,
-        skipped=len(skipped),
-        done=dict(done),
-    ).write(folder / "index.json")
+    rows, checksums = [shard.rows for shard in shards], [shard.checksum for shard in shards]
+    index = Index(rows=rows, checksums=checksums, labels=labels, skipped=len(skipped), done=done)
+    index.write(folder / "index.json")
     return True

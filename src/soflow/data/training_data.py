@@ -31,16 +31,11 @@ def make_dataset(config: DataConfig) -> Dataset:
     name = config.path or config.source
     stored = isinstance(dataset, Dataset) and (dataset.encoder or dataset.rows.dtype in STORED)
     if not stored:
-        raise InputError(
-            f"the data source '{config.source}' must return a Dataset whose rows are a float32 "
-            "tensor (N, ...), or a uint8 tensor (N, H, W, C)"
-        )
+        kinds = "float32 tensor (N, ...), or a uint8 tensor (N, H, W, C)"
+        raise InputError(f"the data source '{config.source}' must return a Dataset with a {kinds}")
     if dataset.shape != config.shape:
-        shape = ",".join(map(str, dataset.shape))
-        raise InputError(
-            f"data.shape is {list(config.shape)}, but {name} has {list(dataset.shape)}: "
-            f"set data.shape=[{shape}]"
-        )
+        wrong = f"data.shape is {list(config.shape)}, but {name} has {list(dataset.shape)}"
+        raise InputError(f"{wrong}: set data.shape=[{','.join(map(str, dataset.shape))}]")
     if config.num_classes == 0:
         return replace(dataset, labels=None, class_names=())
     # Without names, the largest classes may just not be among the data.
@@ -49,22 +44,15 @@ def make_dataset(config: DataConfig) -> Dataset:
     fits = found == stated if named else found <= stated
     if stated > 0 and not fits:
         why = f" ({dataset.unlabelled})" if dataset.unlabelled and dataset.labels is None else ""
-        raise InputError(
-            f"data.num_classes is {stated}, but {name} has {found} classes{why}; "
-            "0 trains without labels"
-        )
+        wrong = f"data.num_classes is {stated}, but {name} has {found} classes{why}"
+        raise InputError(f"{wrong}; 0 trains without labels")
     if stated < 0:
-        log.info(describe_classes(dataset))
+        classes = f"{found:,} classes"
+        if dataset.labels is None:
+            why = f": {dataset.unlabelled}" if dataset.unlabelled else ""
+            classes = f"training without classes{why}"
+        log.info(f"{dataset.name}: {len(dataset):,} samples, {classes}")
     return dataset
-
-
-def describe_classes(dataset: Dataset) -> str:
-    """How many samples and classes there are, and why there are no classes."""
-    count = f"{dataset.name}: {len(dataset):,} samples"
-    if dataset.labels is not None:
-        return f"{count}, {dataset.num_classes:,} classes"
-    why = f": {dataset.unlabelled}" if dataset.unlabelled else ""
-    return f"{count}, training without classes{why}"
 
 
 def with_classes(config: Config, dataset: Dataset) -> Config:
