@@ -140,8 +140,7 @@ class Config(Section):
         "", description="weights to begin with: a file of a DiT or SiT, or a run of this network"
     )
     init_time: Literal["same", "reversed"] = Field(
-        "same",
-        description="of that file: reversed if t = 0 is noise and t = 1 is data, as in SiT",
+        "same", description="of that file: reversed if t = 0 is noise and t = 1 is data, as in SiT"
     )
     data: DataConfig = DataConfig()
     network: Annotated[Any, ChosenFrom(NETWORKS, "dit")] = Field({"name": "dit"})

@@ -66,7 +66,7 @@ def find_weights(source: Path) -> tuple[dict[str, Tensor], list[str]]:
     if source.is_dir():
         _, checkpoint = find_run(source)
         return checkpoint.weights("ema"), [
-            f"starting from the averaged weights of {checkpoint.path}",
+            f"starting from the averaged weights of {checkpoint.path}"
         ]
     content = read_file(source)
     for name in PLACES:
