@@ -100,28 +100,23 @@ class Trainer:
         for problem in problems:
             log.warning(f"{problem}; passing over it")
         if len(set(self.gather(checkpoint.step if checkpoint else -1))) > 1:
-            raise RunError(
-                f"the processes do not see the same checkpoints: {self.folder.path} must be on a "
-                "disk that all of them share"
-            )
+            what = "the processes do not see the same checkpoints"
+            raise RunError(f"{what}: {self.folder.path} must be on a disk that all of them share")
         if checkpoint is None:
             if problems:  # a run with something left is not begun again
-                raise RunError(
-                    f"{problems[0]}; no checkpoint in {self.folder.checkpoints} is good: restore "
-                    "one, or move them to begin a new run"
-                )
+                what = f"{problems[0]}; no checkpoint in {self.folder.checkpoints} is good"
+                raise RunError(f"{what}: restore one, or move them to begin a new run")
             return
         log.info(f"resuming from {checkpoint.path}")
         try:
             load_network(self.network, checkpoint.weights("raw"))
             self.ema.load_state_dict(checkpoint.weights("ema"))
             load_optimizer(self.optimizer, checkpoint.optimizer_state())
+        except RunError:
+            raise
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
-            if isinstance(error, RunError):
-                raise
-            raise RunError(
-                f"{checkpoint.path} does not fit the run's network: {first_line(error)}"
-            ) from None
+            what = f"{checkpoint.path} does not fit the run's network"
+            raise RunError(f"{what}: {first_line(error)}") from None
         self.state = checkpoint.train_state()
         self.manager.remember_best(self.state)
 
