@@ -144,5 +144,5 @@ def changed_options(theirs: Group, ours: Mapping[str, Any]) -> list[str]:
         if (value := getattr(theirs, option)) is not None and value != plain(ours[option])
     ]
     if theirs.weight_decay and theirs.decoupled_weight_decay is False:
-        notes.append("'optimizer' had weight decay in the gradient; it continues decoupled")
+        notes.append("'optimizer' added weight decay to the gradient; ours is decoupled")
     return notes

@@ -160,7 +160,8 @@ def in_our_words(settings: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
         elif name in TIMES:
             if not isinstance(value, list) or len(value) != 3:
                 given = shortened(str(value))
-                raise InputError(f"{name} is {given}: it must be three numbers, of v, s and t")
+                what = "three numbers, for flow matching, s and t"
+                raise InputError(f"{name} is {given}: it must be {what}")
             yield from ((name, key, number) for key, number in zip(TIMES[name], value, strict=True))
         elif name in WORDS:
             if not isinstance(value, str) or value not in WORDS[name]:

@@ -188,7 +188,8 @@ class Checkpoint:
 
 def checkpoints(folder: Path) -> list[Checkpoint]:
     """All checkpoints in a `checkpoints` folder, good or damaged, oldest first."""
-    found = (Checkpoint(path) for path in folder.glob("step-*") if path.name[5:].isdecimal())
+    names = (path.name.removeprefix("step-") for path in folder.glob("step-*"))
+    found = [Checkpoint(folder / f"step-{name}") for name in names if name.isdecimal()]
     return sorted(found, key=lambda checkpoint: checkpoint.step)
 
 
