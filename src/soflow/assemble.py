@@ -10,12 +10,7 @@ from soflow.data.augment import AugmentPipe
 from soflow.errors import InputError
 from soflow.noising import LinearNoising, Noising, TrigNoising
 from soflow.objectives.base import Objective
-from soflow.solution import (
-    EulerParameterization,
-    FlowModel,
-    Parameterization,
-    TrigParameterization,
-)
+from soflow.solution import EulerParameterization, FlowModel, Parameterization, TrigParameterization
 
 NOISINGS: dict[str, type[Noising]] = {"linear": LinearNoising, "trig": TrigNoising}
 PARAMETERIZATIONS: dict[str, type[Parameterization]] = {

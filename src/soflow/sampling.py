@@ -8,7 +8,7 @@ Source: SoFlow (arXiv 2512.15657), sampling.
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from soflow.solution import FlowModel
 from soflow.symbols import Labels, Sample
 
 Sampler = Literal["renoise", "ode", "euler", "heun"]
-SAMPLERS: tuple[Sampler, ...] = ("renoise", "ode", "euler", "heun")
+SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
 #: Steps of the Heun integration that few-step samples are compared with; each takes two network
 #: evaluations.
 HEUN_STEPS = 32
@@ -109,9 +109,8 @@ def random_classes(num: int, num_classes: int, seed: int) -> Tensor | None:
     """Labels drawn at random, (num,), that of sample i by (seed, i); None without classes."""
     if not num_classes:
         return None
-    return torch.tensor(
-        [int(np.random.default_rng([seed, i, LABEL]).integers(num_classes)) for i in range(num)]
-    )
+    draws = [np.random.default_rng([seed, i, LABEL]).integers(num_classes) for i in range(num)]
+    return torch.tensor(draws, dtype=torch.long)
 
 
 #: How the classes of samples are chosen.
@@ -142,9 +141,7 @@ def check_sampler(sampler: str, nfe: int) -> Sampler:
     if nfe < 1:
         raise InputError(f"the number of network evaluations is {nfe}: it must be 1 or more")
     if sampler == "heun" and nfe % 2:
-        raise InputError(
-            f"heun takes two network evaluations per step: {nfe} is odd, use {nfe + 1}"
-        )
+        raise InputError(f"heun takes two evaluations per step: {nfe} is odd, use {nfe + 1}")
     return known
 
 
@@ -167,13 +164,13 @@ def sample(
         InputError: If the sampler cannot be run so.
     """
     check_sampler(sampler, nfe)
-    samplers: dict[str, Callable[[], Tensor]] = {
-        "renoise": lambda: renoise(model, noises[0], list(noises[1:]), labels),
-        "ode": lambda: ode(model, noises[0], nfe, labels),
-        "euler": lambda: integrate_velocity(model, noises[0], nfe, labels, "euler"),
-        "heun": lambda: integrate_velocity(model, noises[0], nfe // 2, labels, "heun"),
-    }
-    return samplers[sampler]()
+    noise, *fresh = noises
+    if sampler == "renoise":
+        return renoise(model, noise, fresh, labels)
+    if sampler == "ode":
+        return ode(model, noise, nfe, labels)
+    steps = nfe // 2 if sampler == "heun" else nfe
+    return integrate_velocity(model, noise, steps, labels, sampler)
 
 
 def noise_of_samples(
@@ -208,9 +205,8 @@ def draw(
     device = torch.device(device)
     for first in range(0, num, batch_size):
         count = min(batch_size, num - first)
-        noises = noise_of_samples(
-            seed, start + first, count, noise_count(sampler, nfe), model.shape, device
-        )
+        per_sample = noise_count(sampler, nfe)
+        noises = noise_of_samples(seed, start + first, count, per_sample, model.shape, device)
         chosen = None if labels is None else labels[first : first + count].to(device)
         yield model.decode(sample(model, noises, chosen, sampler, nfe).float()).cpu()
 
@@ -228,9 +224,8 @@ def sample_many(
     start: int = 0,
 ) -> Sample:
     """All samples of `draw` in one tensor; `on_batch` is called with the number drawn so far."""
-    parts, done = [], 0
+    parts: list[Tensor] = []
     for part in draw(model, num, labels, sampler, nfe, seed, batch_size, device, start):
         parts.append(part)
-        done += len(part)
-        on_batch(done)
+        on_batch(sum(map(len, parts)))
     return torch.cat(parts)

@@ -95,22 +95,15 @@ class FlowModel:
             InputError: For samples of another shape, or labels that are no classes.
         """
         if tuple(x.shape[1:]) != tuple(self.shape):
-            raise InputError(
-                f"samples have shape {list(self.shape)}: a batch is [B, ...] of it, "
-                f"not {list(x.shape)}"
-            )
+            one, given = list(self.shape), list(x.shape)
+            raise InputError(f"samples have shape {one}: a batch is [B, ...] of it, not {given}")
         if labels is None:
             return
         if labels.shape != x.shape[:1]:
-            raise InputError(
-                f"there are {len(x)} samples, so labels must have shape [{len(x)}], "
-                f"not {list(labels.shape)}"
-            )
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) <= self.num_classes:
-            raise InputError(
-                f"labels must lie in 0 .. {self.num_classes - 1}, "
-                f"or be {self.num_classes} for no class"
-            )
+            raise InputError(f"labels must have shape [{len(x)}], not {list(labels.shape)}")
+        null = self.num_classes
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) <= null:
+            raise InputError(f"labels must lie in 0 .. {null - 1}, or be {null} for no class")
 
     def solution(self, x: Sample, t: Times, s: Times, labels: Labels | None = None) -> Sample:
         """f(x, t, s, y): carries x from time t to time s in one call of the network."""

@@ -44,7 +44,7 @@ def parse_yaml(text: str, what: str) -> Any:
     except InputError:
         raise
     except yaml.YAMLError as error:
-        raise InputError(f"{what} is not valid YAML: {one_line(str(error))}") from None
+        raise InputError(f"{what} is not valid YAML: {' '.join(str(error).split())}") from None
     except Exception as error:  # PyYAML's own, for impossible dates, numbers and nesting
         raise InputError(f"{what} is not valid YAML ({type(error).__name__})") from None
 
@@ -63,7 +63,3 @@ def count(node: yaml.Node | None, known: dict[yaml.Node | None, float]) -> float
         parts = chain.from_iterable(node.value) if isinstance(node, yaml.MappingNode) else parts
         known[node] = 1 + sum(count(part, known) for part in parts)
     return known[node]
-
-
-def one_line(text: str) -> str:
-    return " ".join(text.split())

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -38,11 +38,8 @@ Values = dict[str, Any]
 
 def recipe_names() -> list[str]:
     """The recipes that ship with the package."""
-    return sorted(
-        entry.name.removesuffix(".yaml")
-        for entry in RECIPES.iterdir()
-        if entry.name.endswith(".yaml")
-    )
+    names = (entry.name for entry in RECIPES.iterdir())
+    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
 
 
 def read_recipe(recipe: str, overrides: Sequence[str] = ()) -> Config:
@@ -59,11 +56,11 @@ def read_recipe(recipe: str, overrides: Sequence[str] = ()) -> Config:
     if isinstance(overrides, str):
         raise InputError(f"overrides are a list, such as ['{overrides}'], not one text")
     config = validate(read_yaml(recipe))
-    if not overrides:
-        return config
-    values = config.model_dump(mode="json")
-    override(values, overrides)
-    return validate(values)
+    if overrides:
+        values = config.model_dump(mode="json")
+        override(values, overrides)
+        config = validate(values)
+    return config
 
 
 def read_objectives(
@@ -86,34 +83,24 @@ def read_objectives(
         objective, colon, rest = text.partition(":")
         if colon and "=" not in objective:
             if objective not in own:
-                raise InputError(
-                    f"'{text}' is for {objective or 'no objective'}, but the objectives are "
-                    f"{', '.join(names)}"
-                )
+                known = f"the objectives are {', '.join(names)}"
+                raise InputError(f"'{text}' is for {objective or 'no objective'}, but {known}")
             if not rest.startswith("objective."):
                 raise InputError(
-                    f"'{text}' is not a setting of an objective: all else is equal, "
-                    f"so write {rest} for all of them"
+                    f"'{text}' is not a setting of an objective: write {rest} for all of them"
                 )
             own[objective].append(rest)
         elif text.startswith("objective.") and not text.startswith(COMMON_KEYS):
-            raise InputError(
-                f"'{text}' is a setting of one objective: write OBJECTIVE:{text}, "
-                f"such as {names[0]}:{text}"
-            )
+            example = f"write OBJECTIVE:{text}, such as {names[0]}:{text}"
+            raise InputError(f"'{text}' is a setting of one objective: {example}")
         else:
             shared.append(text)
-    return {
-        name: read_recipe(
-            recipe, [*shared_with(shared, name), f"objective.name={name}", *own[name]]
-        )
-        for name in names
-    }
-
-
-def shared_with(shared: list[str], name: str) -> list[str]:
-    """Those of the shared overrides that this objective knows: some have no guidance."""
-    return [text for text in shared if has_guidance(name) or not text.startswith(COMMON_KEYS)]
+    configs = {}
+    for name in names:
+        leaves_out = () if has_guidance(name) else COMMON_KEYS
+        taken = [text for text in shared if not text.startswith(leaves_out)]
+        configs[name] = read_recipe(recipe, [*taken, f"objective.name={name}", *own[name]])
+    return configs
 
 
 def has_guidance(name: object) -> bool:
@@ -132,7 +119,7 @@ def override(values: Values, overrides: Sequence[str]) -> None:
         if not equals:
             raise InputError(f"'{text}' is not of the form key=value, e.g. train.steps=2000")
         key = key.strip()
-        parsed = parse_value(key, value)
+        parsed = parse_yaml(value, f"the value of {shortened(key)}, '{shortened(value)}',")
         if key == "network.name" and parsed != values["network"]["name"]:
             values["network"] = {}  # another kind of network has keys of its own
         if key == "objective.name" and parsed != values["objective"]["name"]:
@@ -144,8 +131,7 @@ def common(objective: Values, name: object) -> Values:
     """What another objective takes over: how strongly to guide."""
     if not has_guidance(name) or "guidance" not in objective:
         return {}
-    guidance = objective["guidance"]
-    return {"guidance": {key: guidance[key] for key in COMMON if key in guidance}}
+    return {"guidance": {x: y for x, y in objective["guidance"].items() if x in COMMON}}
 
 
 def read_yaml(recipe: str) -> Values:
@@ -153,29 +139,21 @@ def read_yaml(recipe: str) -> Values:
     path = Path(recipe)
     if (path / "config.yaml").is_file():  # a run folder
         path = path / "config.yaml"
-    if recipe in recipe_names():
+    known = recipe_names()
+    if recipe in known:
         text = (RECIPES / f"{recipe}.yaml").read_text(encoding="utf-8")
-    elif path.suffix in (".yaml", ".yml") and path.is_file():
-        text = read_text(path)
-    elif path.suffix in (".yaml", ".yml"):
+    elif path.suffix not in (".yaml", ".yml"):
+        raise InputError(f"there is no recipe and no run folder '{recipe}'{nearest(recipe, known)}")
+    elif not path.is_file():
         raise InputError(f"there is no file {recipe}")
     else:
-        raise InputError(
-            f"there is no recipe and no run folder '{recipe}'{nearest(recipe, recipe_names())}"
-        )
+        text = read_text(path)
     values = parse_yaml(text, recipe)
     if not isinstance(values, dict):
-        raise InputError(
-            f"{recipe} must hold a mapping of sections such as data and network, "
-            f"not {type(values).__name__}"
-        )
+        kind = type(values).__name__
+        raise InputError(f"{recipe} must hold sections such as data and network, not {kind}")
     values.pop("version", None)  # a run's own config.yaml is a recipe too
     return values
-
-
-def parse_value(key: str, text: str) -> Any:
-    """An override's value as YAML reads it."""
-    return parse_yaml(text, f"the value of {shortened(key)}, '{shortened(text)}',")
 
 
 def put(values: Values, key: str, value: Any) -> None:
@@ -233,10 +211,8 @@ def unknown_key(key: str, values: Values) -> str:
         names[name] = chosen.name(values.get(name))
         others = [x for x in chosen.registry if setting in chosen.section(x).model_fields]
         if name == section and others:
-            return (
-                f"unknown key {in_short(key)}: {name}.name={names[name]} has no such key, "
-                f"{' and '.join(others)} {'has' if len(others) == 1 else 'have'}"
-            )
+            missing = f"{name}.name={names[name]} has no such key"
+            return f"unknown key {in_short(key)}: {missing}, only {' and '.join(others)}"
     return f"unknown key {in_short(key)}{nearest(key, known_keys(names))}"
 
 
@@ -246,13 +222,14 @@ def fields(
     """Every dotted key with its field: of the networks and objectives in `names`, or of all."""
     for name, field in model.model_fields.items():
         chosen = chosen_from(field.metadata)
-        kinds = [x for x in (field.annotation, *get_args(field.annotation)) if is_section(x)]
+        kinds: list[Any] = [field.annotation]
         if chosen is not None:
             kinds = [chosen.section(x) for x in chosen.registry if names.get(name, x) == x]
-        if not kinds:
-            yield prefix + name, field
         for kind in kinds:
-            yield from fields(kind, f"{prefix}{name}.")
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from fields(kind, f"{prefix}{name}.")
+            else:
+                yield prefix + name, field
 
 
 def lookup(config: Config, key: str) -> Any:
@@ -261,10 +238,6 @@ def lookup(config: Config, key: str) -> Any:
     for name in key.split("."):
         value = getattr(value, name, None)
     return value
-
-
-def is_section(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def known_keys(names: Mapping[str, str] = NO_NAMES) -> list[str]:

@@ -27,6 +27,11 @@ class Section(BaseModel):
     )
 
 
+def key(default: Any, about: str, **limits: Any) -> Any:
+    """A key of a section: its default, what it means, and its range as pydantic's Field has it."""
+    return Field(default, description=about, **limits)
+
+
 class ComponentSection(Section):
     """The settings of a registered class, and the class itself."""
 

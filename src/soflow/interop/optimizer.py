@@ -35,11 +35,6 @@ class Group(BaseModel):
     amsgrad: Any = None
     decoupled_weight_decay: Any = None
 
-    @property
-    def optimizer(self) -> str:
-        """The name of our optimizer: AdamW has the option amsgrad, RAdam has not."""
-        return "adamw" if "amsgrad" in self.model_fields_set else "radam"
-
 
 class OptimizerState(BaseModel):
     """The state dict of a torch optimizer; `state` holds a mapping per number of a parameter."""
@@ -49,7 +44,8 @@ class OptimizerState(BaseModel):
 
     @property
     def name(self) -> str:
-        return self.param_groups[0].optimizer
+        """The name of our optimizer: AdamW has the option amsgrad, RAdam has not."""
+        return "adamw" if "amsgrad" in self.param_groups[0].model_fields_set else "radam"
 
 
 def read_optimizer(state: object) -> OptimizerState:
@@ -84,21 +80,17 @@ def our_optimizer_state(
     if state is None:
         return fresh, []
     if len(state.param_groups) > 1:
-        return fresh, [
-            f"'optimizer' has {len(state.param_groups)} groups of parameters, and their order is "
-            f"unknown: {FRESH}"
-        ]
+        groups = len(state.param_groups)
+        return fresh, [f"'optimizer' has {groups} groups of parameters in unknown order: {FRESH}"]
     if state.name != config.name:
         return fresh, [f"'optimizer' is {state.name}, and optimizer.name is {config.name}: {FRESH}"]
 
     (group,) = state.param_groups
     parameters = dict(network.named_parameters())
     trained = [name for name, parameter in parameters.items() if parameter.requires_grad]
-    order = order_of(group, names, parameters)
-    entries = {
-        name: state.state.get(number) for name, number in zip(order, group.params, strict=True)
-    }
-    kept = {name: entry for name in trained if (entry := entries[name]) is not None}
+    numbers = dict(zip(order_of(group, names, parameters), group.params, strict=True))
+    entries = {name: state.state.get(numbers[name]) for name in trained}
+    kept = {name: entry for name, entry in entries.items() if entry is not None}
     for name, entry in kept.items():
         if not isinstance(entry, Mapping) or entry.keys() != {"step", *MOMENTS}:
             return fresh, [f"'optimizer' is not torch's AdamW or RAdam (see {name}): {FRESH}"]
@@ -106,11 +98,9 @@ def our_optimizer_state(
     ours = {trained.index(name): moments(kept[name], name, parameters[name]) for name in kept}
     notes = changed_options(group, fresh["param_groups"][0])
     if len(kept) < len(trained):
-        missing = next(name for name in trained if name not in kept)
-        notes.append(
-            f"'optimizer' lacks {len(trained) - len(kept)} parameters, such as {missing}: "
-            "they start with fresh moments"
-        )
+        lacking = [name for name in trained if name not in kept]
+        what = f"{len(lacking)} parameters, such as {lacking[0]}"
+        notes.append(f"'optimizer' lacks {what}: they start with fresh moments")
     return {**fresh, "state": ours}, notes
 
 
@@ -154,8 +144,5 @@ def changed_options(theirs: Group, ours: Mapping[str, Any]) -> list[str]:
         if (value := getattr(theirs, option)) is not None and value != plain(ours[option])
     ]
     if theirs.weight_decay and theirs.decoupled_weight_decay is False:
-        notes.append(
-            "'optimizer' added its weight decay to the gradient; training continues with "
-            "decoupled weight decay"
-        )
+        notes.append("'optimizer' added weight decay to the gradient; ours is decoupled")
     return notes

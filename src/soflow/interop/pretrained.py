@@ -44,16 +44,14 @@ def load_pretrained(
         InputError: If the weights cannot be read or are of another network.
     """
     weights, notes = find_weights(source)
-    if time == "reversed" and any(name.startswith("s_embedder.") for name in weights):
-        raise InputError(
-            f"init_time=reversed is for networks of one time; {source} has t and t - s"
-        )
-    if isinstance(network, DiT) and "x_embedder.proj.weight" in weights:
+    two_times = any(name.startswith("s_embedder.") for name in weights)
+    is_dit = "x_embedder.proj.weight" in weights and isinstance(network, DiT)
+    if time == "reversed" and (two_times or not is_dit):
+        raise InputError(f"init_time=reversed is for a DiT or SiT of one time, unlike {source}")
+    if isinstance(network, DiT) and is_dit:
         require_same_size(weights, network, source)
         weights, remarks = as_ours(weights, network)
         notes += remarks
-    elif time == "reversed":
-        raise InputError("init_time=reversed is for a DiT or SiT: leave it out")
     require_fit(weights, network.state_dict(), f"init_from={source}")
     if time == "reversed":
         reverse_time(weights)
@@ -65,9 +63,8 @@ def find_weights(source: Path) -> tuple[dict[str, Tensor], list[str]]:
     """The weights in a file or a run, and a note on which they are."""
     if source.is_dir():
         _, checkpoint = find_run(source)
-        return checkpoint.weights("ema"), [
-            f"starting from the averaged weights of {checkpoint.path}",
-        ]
+        note = f"starting from the averaged weights of {checkpoint.path}"
+        return checkpoint.weights("ema"), [note]
     content = read_file(source)
     for name in PLACES:
         found = content.get(name) if isinstance(content, Mapping) else None
@@ -83,17 +80,12 @@ def require_same_size(weights: Mapping[str, Tensor], network: DiT, source: Path)
         read_sizes({**state, "pos_embed": network.pos_embed}, str(source))
         for state in (network.state_dict(), weights)
     )
-    other = [
-        f"network.{key}={value}"
-        for key, value in theirs.network.items()
-        if value != ours.network[key]
-    ]
+    other = [f"network.{x}={y}" for x, y in theirs.network.items() if y != ours.network[x]]
     if other:
         raise InputError(f"{source} is of a network of another size: set {' '.join(other)}")
     if theirs.shape[0] != ours.shape[0]:
-        raise InputError(
-            f"{source} is for {theirs.shape[0]} channels, data.shape has {ours.shape[0]}"
-        )
+        channels = theirs.shape[0]
+        raise InputError(f"{source} is for {channels} channels, data.shape has {ours.shape[0]}")
 
 
 def as_ours(weights: dict[str, Tensor], network: DiT) -> tuple[dict[str, Tensor], list[str]]:
@@ -102,11 +94,8 @@ def as_ours(weights: dict[str, Tensor], network: DiT) -> tuple[dict[str, Tensor]
     notes = [f"the file does not hold the number of attention heads: {network.heads} are used"]
 
     if not any(name.startswith("s_embedder.") for name in weights):
-        weights |= {
-            name: tensor.clone()
-            for name, tensor in expected.items()
-            if name.startswith("s_embedder.")
-        }
+        for name, tensor in network.s_embedder.state_dict(prefix="s_embedder.").items():
+            weights[name] = tensor.clone()
         # The embedding of t - s starts at zero. Its first layer stays random, so that it can learn.
         for name in ("s_embedder.mlp.2.weight", "s_embedder.mlp.2.bias"):
             weights[name].zero_()

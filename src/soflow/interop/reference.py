@@ -104,11 +104,10 @@ def import_checkpoint(
         network = make_network(config)
     for name, tensors in (("model", parts.weights), ("ema_model", parts.average)):
         require_fit(tensors, network.state_dict(), f"'{name}' in {checkpoint}")
-    network.load_state_dict(
-        {name: tensor.float() for name, tensor in parts.weights.items()}, assign=True
-    )
+    weights = {name: tensor.float() for name, tensor in parts.weights.items()}
+    network.load_state_dict(weights, assign=True)
     optimizer, changes = our_optimizer_state(
-        parts.optimizer, list(parts.weights), network, config.optimizer
+        parts.optimizer, list(weights), network, config.optimizer
     )
     with stage(f"writing {out}"):
         write_run(out, config, network, parts, optimizer, settings)
@@ -131,15 +130,13 @@ def require_new(out: Path) -> None:
 def read_parts(checkpoint: Path) -> Parts:
     """Reads a checkpoint. Raises InputError if it is none, or lacks what is needed."""
     content = read_file(checkpoint)
-    if not isinstance(content, Mapping):
-        content = {}
-    content = {name: part for name, part in content.items() if part is not None}
+    parts = content.items() if isinstance(content, Mapping) else ()
+    content = {name: part for name, part in parts if part is not None}
     found = [name for name in ("model", "ema_model") if name in content]
     if not found or "finished_steps" not in content:
         raise InputError(
             f"{checkpoint} is no checkpoint of the reference implementation, a dict of "
-            f"{', '.join(KNOWN)}; weights alone can start a run: "
-            "soflow train RECIPE init_from=FILE"
+            f"{', '.join(KNOWN)}; soflow train RECIPE init_from=FILE starts from weights alone"
         )
     weights, average = (
         named_tensors(content[name], f"'{name}' in {checkpoint}") for name in (found[0], found[-1])
@@ -149,34 +146,21 @@ def read_parts(checkpoint: Path) -> Parts:
         notes.append(f"{checkpoint} holds only '{found[0]}': it is used as raw and as averaged")
     if "optimizer" not in content:
         notes.append(f"{checkpoint} has no 'optimizer': {FRESH}")
-    notes += [
-        f"{checkpoint} also holds {in_short(name)}, which is left out"
-        for name in content
-        if name not in KNOWN
-    ]
+    others = [in_short(name) for name in content if name not in KNOWN]
+    notes += [f"{checkpoint} also holds {other}, which is left out" for other in others]
     optimizer = read_optimizer(content["optimizer"]) if "optimizer" in content else None
-    step = steps_done(content["finished_steps"], checkpoint)
-    return Parts(weights, average, optimizer, step, notes)
-
-
-def steps_done(value: Any, checkpoint: Path) -> int:
-    """The number of steps, also from 3.0 or tensor(3). Raises InputError for anything else."""
-    step: Any = plain(value)
-    number = isinstance(step, int | float) and not isinstance(step, bool)
-    if number and 0 <= step < 10**9 and step == int(step):
-        return int(step)
-    raise InputError(
-        f"'finished_steps' in {checkpoint} is {in_short(step)}: it must be the number of steps done"
-    )
+    step: Any = plain(content["finished_steps"])  # also 3.0 or tensor(3)
+    if type(step) not in (int, float) or not 0 <= step < 10**9 or step != int(step):
+        what = f"'finished_steps' in {checkpoint} is {in_short(step)}"
+        raise InputError(f"{what}: it must be the number of steps done")
+    return Parts(weights, average, optimizer, int(step), notes)
 
 
 def facts_in(parts: Parts) -> list[str]:
     """Settings that the checkpoint itself reveals, as `key=value`."""
     float64 = any(tensor.dtype == torch.float64 for tensor in parts.average.values())
     facts = [f"ema.float64={str(float64).lower()}"]
-    if parts.optimizer is not None:
-        facts.append(f"optimizer.name={parts.optimizer.name}")
-    return facts
+    return facts + ([f"optimizer.name={parts.optimizer.name}"] if parts.optimizer else [])
 
 
 def contradictions(settings: Mapping[str, Any], sizes: Sizes, heads: int | None) -> list[str]:
@@ -185,13 +169,10 @@ def contradictions(settings: Mapping[str, Any], sizes: Sizes, heads: int | None)
     size, patch = model_type(settings)
     found = [str(sizes.network.get(key)) for key in ("depth", "width", "patch")]
     if size and found != [str(SIZES[size][0]), str(SIZES[size][1]), patch]:
-        note = (
-            f"model_type is {settings['model_type']}, but the weights have depth {found[0]}, "
-            f"width {found[1]}, patch {found[2]}"
-        )
-        if not heads:
-            note += f"; its {SIZES[size][2]} heads were taken: give --heads N for another number"
-        notes.append(note)
+        weights = "depth {}, width {}, patch {}".format(*found)
+        taken = f"; its {SIZES[size][2]} heads were taken: give --heads N for another number"
+        note = f"model_type is {settings['model_type']}, but the weights have {weights}"
+        notes.append(note if heads else note + taken)
     side, data_size = sizes.shape[-1], settings.get("data_size")
     # in pixels, or in latents, which have an eighth of them
     if isinstance(data_size, int) and data_size not in (side, 8 * side):

@@ -55,6 +55,10 @@ WORDS = {
 
 #: Settings that are read off the weights instead.
 READ_OFF = ("model_type", "data_size")
+KNOWN = {*KEYS, *TIMES, *READ_OFF}
+
+#: (its key, our key) of every setting that can be translated.
+PAIRS = [*KEYS.items(), *((name, key) for name, keys in TIMES.items() for key in keys)]
 
 
 @dataclass(frozen=True)
@@ -87,16 +91,11 @@ def read_settings(file: Path) -> dict[str, Any]:
             f"{error}: --config takes the YAML file, the checkpoint comes before it"
         ) from None
     values = parse_yaml(text, str(file))
-    if not isinstance(values, dict) or not values.keys() & {*KEYS, *TIMES, *READ_OFF}:
+    if not isinstance(values, dict) or not values.keys() & KNOWN:
         raise InputError(
             f"{file} is no YAML of the reference implementation: it has none of {', '.join(KEYS)}"
         )
     return {str(name): value for name, value in values.items()}
-
-
-def words(value: Any) -> str:
-    """A setting's value for people."""
-    return shortened(str(value))
 
 
 def translate(settings: Mapping[str, Any], sizes: Sizes, heads: int | None = None) -> Translation:
@@ -120,52 +119,33 @@ def translate(settings: Mapping[str, Any], sizes: Sizes, heads: int | None = Non
     values["description"] = "imported from a checkpoint of the reference implementation"
     values["data"] |= {"shape": list(sizes.shape), "num_classes": sizes.num_classes}
     values["network"] |= sizes.network
+    free = ["ema.every"]  # neither settings nor weights determine these
     if sizes.network["name"] == "dit":
         values["network"]["heads"] = heads_of(settings, sizes) if heads is None else heads
     elif heads is not None:
         raise InputError("--heads is for a DiT, and the weights are of a UNet: leave it out")
-    if not sizes.augment_labels:
+    else:
+        free.append("network.dropout")
+    if sizes.augment_labels:
+        free.append("data.augment")
+    else:
         values["data"]["augment"] = 0.0
     if not sizes.num_classes:
         values["objective"]["guidance"]["scale"] = 1.0
     config = validate(values)
 
-    used = [
-        f"{name}: {words(settings[name])} -> {key}={lookup(config, key)}"
-        for name, key, _ in translated
-    ]
-    used += [
-        f"{name}: {words(settings[name])} (the sizes are those of the weights)"
-        for name in READ_OFF
-        if name in settings
-    ]
-    unused = [
-        f"{name}: {words(value)}"
-        for name, value in settings.items()
-        if name not in {*KEYS, *TIMES, *READ_OFF}
-    ]
+    lines = {name: f"{name}: {shortened(str(value))}" for name, value in settings.items()}
+    used = [f"{lines[name]} -> {key}={lookup(config, key)}" for name, key, _ in translated]
+    used += [f"{lines[x]} (the sizes are those of the weights)" for x in READ_OFF if x in lines]
+    unused = [line for name, line in lines.items() if name not in KNOWN]
     known = {key for _, key, _ in translated}
-    empty = {key: name for name, key in our_keys() if name in settings}
-    missing = sorted(key for _, key in our_keys() if key not in known)
+    missing = sorted((key, name) for name, key in PAIRS if key not in known)
     assumed = [
-        f"{key}={lookup(config, key)}"
-        + (f" (the YAML has {empty[key]}: null)" if key in empty else "")
-        for key in [*missing, *keys_without_setting(sizes)]
+        f"{key}={lookup(config, key)}" + f" (the YAML has {name}: null)" * (name in settings)
+        for key, name in missing
     ]
+    assumed += [f"{key}={lookup(config, key)}" for key in free]
     return Translation(config, recipe, used, unused, assumed)
-
-
-def our_keys() -> Iterator[tuple[str, str]]:
-    """(its key, our key) of every setting that can be translated."""
-    yield from KEYS.items()
-    yield from ((name, key) for name, keys in TIMES.items() for key in keys)
-
-
-def keys_without_setting(sizes: Sizes) -> list[str]:
-    """Our keys that neither a setting nor the weights determine."""
-    if sizes.network["name"] == "dit":
-        return ["ema.every"]
-    return ["ema.every", "network.dropout", *(["data.augment"] if sizes.augment_labels else [])]
 
 
 def in_our_words(settings: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
@@ -179,13 +159,14 @@ def in_our_words(settings: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
             continue
         elif name in TIMES:
             if not isinstance(value, list) or len(value) != 3:
-                raise InputError(
-                    f"{name} is {words(value)}: it must be three numbers, for flow matching, s, t"
-                )
+                given = shortened(str(value))
+                what = "three numbers, for flow matching, s and t"
+                raise InputError(f"{name} is {given}: it must be {what}")
             yield from ((name, key, number) for key, number in zip(TIMES[name], value, strict=True))
         elif name in WORDS:
             if not isinstance(value, str) or value not in WORDS[name]:
-                raise InputError(f"{name} is {words(value)}: known are {', '.join(WORDS[name])}")
+                given = shortened(str(value))
+                raise InputError(f"{name} is {given}: known are {', '.join(WORDS[name])}")
             yield name, KEYS[name], WORDS[name][value]
         elif name == "dataset_type":
             yield from ((name, key, ours) for key, ours in source_of(str(value)).items())
@@ -199,11 +180,8 @@ def source_of(dataset_type: str) -> dict[str, str]:
         if name in dataset_type.lower():
             data = read_recipe(recipe).data
             return {"data.source": data.source, "data.path": data.path}
-    return {
-        "data.source": next(
-            (name for name in SOURCES if name in dataset_type.lower()), dataset_type
-        )
-    }
+    known = (name for name in SOURCES if name in dataset_type.lower())
+    return {"data.source": next(known, dataset_type)}
 
 
 def model_type(settings: Mapping[str, Any]) -> tuple[str, str]:
@@ -218,26 +196,25 @@ def require_kind(settings: Mapping[str, Any], sizes: Sizes) -> None:
     """Raises InputError if model_type and the weights are of different kinds of network."""
     kind = str(settings.get("model_type")).lower()
     if kind.startswith(("dit", "unet")) and not kind.startswith(sizes.network["name"]):
+        found = sizes.network["name"]
         raise InputError(
-            f"model_type is {settings['model_type']}, but the weights are of a "
-            f"{sizes.network['name']}"
+            f"model_type is {settings['model_type']}, but the weights are of a {found}"
         )
 
 
 def heads_of(settings: Mapping[str, Any], sizes: Sizes) -> int:
     """The attention heads of a DiT, which only model_type reveals."""
-    size, _ = model_type(settings)
+    given, (size, _) = shortened(str(settings.get("model_type"))), model_type(settings)
     if not size:
         raise InputError(
-            "the number of attention heads cannot be read off the weights, and model_type "
-            f"{words(settings.get('model_type'))} is not DiT-{{{','.join(SIZES)}}}-PATCH: "
-            "give --heads N"
+            f"weights do not reveal the number of attention heads, and model_type {given} is not "
+            f"DiT-{{{','.join(SIZES)}}}-PATCH: give --heads N"
         )
-    heads = SIZES[size][2]
-    if sizes.network["width"] % heads:
+    heads, width = SIZES[size][2], sizes.network["width"]
+    if width % heads:
         raise InputError(
-            f"the {heads} attention heads of model_type {settings['model_type']} do not divide the "
-            f"width of the weights, {sizes.network['width']}: give --heads N"
+            f"the {heads} attention heads of model_type {given} do not divide the width of the "
+            f"weights, {width}: give --heads N"
         )
     return heads
 
@@ -247,12 +224,11 @@ def recipe_for(settings: Mapping[str, Any], sizes: Sizes) -> str:
     network = sizes.network
     if network["name"] == "unet":
         return "cifar10"
-    same = [
-        size
-        for size, (depth, width, _) in SIZES.items()
-        if (depth, width) == (network["depth"], network["width"])
+    found = {(depth, width): size for size, (depth, width, _) in SIZES.items()}
+    size = found.get((network["depth"], network["width"]), "")
+    names = [
+        f"imagenet256-{size}{network['patch']}",
+        "imagenet256-" + "".join(model_type(settings)),
     ]
-    for size, patch in ((same[0] if same else "", network["patch"]), model_type(settings)):
-        if f"imagenet256-{size}{patch}".lower() in recipe_names():
-            return f"imagenet256-{size}{patch}".lower()
-    return "imagenet256-b2"
+    fitting = (name.lower() for name in names if name.lower() in recipe_names())
+    return next(fitting, "imagenet256-b2")

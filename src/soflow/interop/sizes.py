@@ -57,14 +57,8 @@ def dit_sizes(weights: Mapping[str, Tensor]) -> Sizes:
     rows, _ = weights["y_embedder.embedding_table.weight"].shape
     hidden, _ = weights["blocks.0.mlp.fc1.weight"].shape
     depth = len(numbers(weights, r"blocks\.(\d+)\."))
-    network = {
-        "name": "dit",
-        "patch": patch,
-        "width": width,
-        "depth": depth,
-        "mlp_ratio": hidden / width,
-    }
-    return Sizes(network, (channels, side, side), num_classes=rows - 1, augment_labels=0)
+    network = {"patch": patch, "width": width, "depth": depth, "mlp_ratio": hidden / width}
+    return Sizes({"name": "dit", **network}, (channels, side, side), rows - 1, augment_labels=0)
 
 
 def unet_sizes(weights: Mapping[str, Tensor]) -> Sizes:
@@ -82,13 +76,8 @@ def unet_sizes(weights: Mapping[str, Tensor]) -> Sizes:
         "channel_mult_noise": frequencies // 2 // model_channels,
         "channel_mult_emb": embedding // model_channels,
     }
-    augment = weights.get("map_augment.weight")
-    return Sizes(
-        network,
-        (channels, top, top),
-        num_classes=0,
-        augment_labels=0 if augment is None else augment.shape[1],
-    )
+    augment = weights["map_augment.weight"].shape[1] if "map_augment.weight" in weights else 0
+    return Sizes(network, (channels, top, top), num_classes=0, augment_labels=augment)
 
 
 def numbers(weights: Mapping[str, Tensor], pattern: str) -> set[int]:

@@ -7,7 +7,7 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from safetensors.torch import load_file
@@ -30,19 +30,14 @@ def read_file(file: Path) -> Any:
         InputError: If the file is damaged, or would have to run code to be read.
     """
     if not file.is_file():
-        raise InputError(
-            f"{file} is a folder, not a file of weights"
-            if file.is_dir()
-            else f"there is no file {file}"
-        )
+        raise InputError(f"{file} is missing, or is not a file of weights")
     if file.suffix == ".safetensors":
         try:
             return load_file(file)
         except Exception as error:  # SafetensorError, and errors of files and unknown types
             raise InputError(f"{file} cannot be read as safetensors: {first_line(error)}") from None
-    zipped = is_zip(file)
     try:
-        if zipped:
+        if zipped := is_zip(file):
             require_whole(file)
         # A Namespace is only its attributes. Checkpoints of DiT and SiT keep their options in one.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
@@ -53,25 +48,20 @@ def read_file(file: Path) -> Any:
         if not code and not is_pickle(file):
             raise InputError(f"{file} is no file of torch.save, nor of safetensors") from None
         raise InputError(
-            f"{file} asks for more than tensors, numbers and texts{f': {code[1]}' if code else ''}"
-            "; that could run code, so it was not read: get a file that holds only weights, or "
-            "save only the weights if you trust this one"
+            f"{file} holds more than tensors, numbers and texts{f': {code[1]}' if code else ''}; "
+            "reading it could run code: get or save a file that holds only weights"
         ) from None
     except InputError:
         raise
     except Exception as error:  # torch raises many kinds of errors for damaged files
-        raise InputError(
-            f"{file} is damaged, or is no file of torch.save ({type(error).__name__})"
-        ) from None
+        kind = type(error).__name__
+        raise InputError(f"{file} is damaged, or is no file of torch.save ({kind})") from None
 
 
 def require_whole(file: Path) -> None:
     """Raises InputError for a zip file that is compressed, or whose content has changed."""
     if is_compressed(file):
-        raise InputError(
-            f"{file} is compressed, as torch.save never does: it may unpack to any size, and was "
-            "not read"
-        )
+        raise InputError(f"{file} is compressed, as torch.save never does: it was not read")
     with zipfile.ZipFile(file) as archive:
         if archive.testzip() is not None:  # torch.load does not check checksums
             raise InputError(f"{file} is damaged: its content does not match its checksum")
@@ -83,29 +73,25 @@ def is_pickle(file: Path) -> bool:
         return is_zip(file) or stream.read(2) in PICKLES
 
 
+def is_dense(value: object) -> TypeGuard[Tensor]:
+    """Whether this is a tensor whose numbers are stored one by one."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
+
+
 def is_finite_tensor(value: object) -> bool:
     """Whether this is a dense tensor of finite floating-point numbers, all of them stored.
 
     A small file can hold a tensor that repeats a few numbers without end.
     """
-    return (
-        isinstance(value, Tensor)
-        and value.is_floating_point()
-        and value.layout == torch.strided
-        and not value.is_meta
-        and 0 < value.numel() * value.element_size() <= value.untyped_storage().nbytes()
-        and bool(value.isfinite().all())
-    )
+    if not is_dense(value) or not value.is_floating_point():
+        return False
+    stored = 0 < value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+    return stored and bool(value.isfinite().all())
 
 
 def plain(value: object) -> object:
     """The number in a tensor of one number, a list for a tuple, and all else unchanged."""
-    if (
-        isinstance(value, Tensor)
-        and value.layout == torch.strided
-        and not value.is_meta
-        and value.numel() == 1
-    ):
+    if is_dense(value) and value.numel() == 1:
         return value.item()
     return list(value) if isinstance(value, tuple) else value
 
@@ -124,14 +110,10 @@ def named_tensors(value: object, what: str) -> dict[str, Tensor]:
         raise InputError(f"{what} holds no weights: it must map parameter names to tensors")
     tensors = {WRAPPERS.sub("", str(name)): tensor for name, tensor in value.items()}
     if len(tensors) < len(value):
-        raise InputError(
-            f"{what} holds the same parameter under two names, such as module.NAME and NAME"
-        )
+        raise InputError(f"{what} holds a parameter under two names, such as module.NAME and NAME")
     for name, tensor in tensors.items():
         if not is_finite_tensor(tensor):
-            raise InputError(
-                f"{what} cannot be used: {name} is not a tensor of finite floating-point numbers"
-            )
+            raise InputError(f"{what}: {name} is not a tensor of finite floating-point numbers")
     return tensors
 
 

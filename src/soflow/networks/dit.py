@@ -174,12 +174,7 @@ class DiT(nn.Module):
         nn.init.zeros_(self.final_layer.linear.weight)
 
     def forward(
-        self,
-        x: Tensor,
-        t: Times,
-        s: Times,
-        labels: Labels | None = None,
-        augment: Tensor | None = None,
+        self, x: Tensor, t: Times, s: Times, labels: Labels | None = None, augment: None = None
     ) -> Tensor:
         assert augment is None, "DiT takes no augmentation labels"
         condition = self.t_embedder(t) + self.s_embedder(t - s) + self.y_embedder(labels, like=x)

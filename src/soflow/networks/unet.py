@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from soflow.networks.embeddings import MAX_PERIOD, channels_and_side
 from soflow.networks.registry import NETWORKS
-from soflow.symbols import Labels, Times
+from soflow.symbols import Times
 from soflow.system.registry import Setting
 
 #: The smooth filter of up- and downsampling, along each axis.
@@ -102,9 +102,8 @@ class UNetBlock(nn.Module):
         self.norm1 = group_norm(out)
         self.dropout = nn.Dropout(dropout)
         self.conv1 = Conv(out, out, 3)
-        self.skip = (
-            Conv(channels, out, 1, resample) if resample or channels != out else nn.Identity()
-        )
+        plain = channels == out and not resample
+        self.skip = nn.Identity() if plain else Conv(channels, out, 1, resample)
         self.attention = attention
         if attention:
             self.norm2 = group_norm(out)
@@ -173,11 +172,9 @@ class UNet(nn.Module):
             raise ValueError(f"UNet: size {size} cannot be halved {len(channel_mult) - 1} times")
         self.frequency_size = model_channels * channel_mult_noise
         embedding = model_channels * channel_mult_emb
-        self.map_augment = (
-            nn.Linear(augment_labels, 2 * self.frequency_size, bias=False)
-            if augment_labels
-            else None
-        )
+        self.map_augment = None
+        if augment_labels:
+            self.map_augment = nn.Linear(augment_labels, 2 * self.frequency_size, bias=False)
         self.map_layer0 = nn.Linear(2 * self.frequency_size, embedding)
         self.map_layer1 = nn.Linear(embedding, embedding)
 
@@ -229,16 +226,11 @@ class UNet(nn.Module):
                         module.weight *= sqrt(0.2)
 
     def forward(
-        self,
-        x: Tensor,
-        t: Times,
-        s: Times,
-        labels: Labels | None = None,
-        augment: Tensor | None = None,
+        self, x: Tensor, t: Times, s: Times, labels: None = None, augment: Tensor | None = None
     ) -> Tensor:
         assert labels is None, "this UNet takes no class labels"
         embedding = torch.cat(
-            [frequencies(t, self.frequency_size), frequencies(t - s, self.frequency_size)], dim=1
+            [frequencies(time, self.frequency_size) for time in (t, t - s)], dim=1
         )
         if self.map_augment is not None and augment is not None:
             embedding = embedding + self.map_augment(augment)

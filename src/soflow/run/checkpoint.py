@@ -87,12 +87,7 @@ class CheckpointRecord(Record):
 
     @classmethod
     def load(cls, file: Path) -> "CheckpointRecord":
-        """Reads state.json.
-
-        Raises:
-            Damaged: If it is not what was written.
-            RunError: If it was written by another version.
-        """
+        """Raises Damaged for a file that soflow did not write, RunError for another version."""
         try:
             values = json.loads(file.read_bytes())
             intact = values.pop("checksum") == checksum_of(values)
@@ -101,10 +96,8 @@ class CheckpointRecord(Record):
         if not intact:
             raise Damaged(f"{file} is damaged (its checksum is not the one recorded)")
         if values.get("version") != VERSION:
-            raise RunError(
-                f"{file.parent} is of run-folder version {values.get('version')}, "
-                f"this soflow reads {VERSION}"
-            )
+            found = values.get("version")
+            raise RunError(f"{file.parent} has version {found}, this soflow reads {VERSION}")
         try:
             return cls.model_validate_json(json.dumps(values), strict=True)
         except ValidationError:
@@ -152,14 +145,13 @@ class Checkpoint:
         except (FileNotFoundError, NotADirectoryError) as error:
             return f"{error.filename} is missing"
         except OSError as error:
-            raise RunError(
-                f"{error.filename or self.path} cannot be read ({error.strerror}): repair that, "
-                f"or remove {self.path} to resume from an earlier checkpoint"
-            ) from None
+            what = f"{error.filename or self.path} cannot be read ({error.strerror})"
+            advice = f"repair that, or remove {self.path} to resume from an earlier checkpoint"
+            raise RunError(f"{what}: {advice}") from None
         return None
 
     def record(self) -> CheckpointRecord:
-        """What state.json says."""
+        """The content of state.json."""
         record = CheckpointRecord.load(self.path / STATE)
         if record.state.step != self.step:
             raise Damaged(f"{self.path / STATE} is damaged (it is of step {record.state.step})")
@@ -181,10 +173,7 @@ class Checkpoint:
             raise RunError(f"{file} is not a safetensors file: {first_line(error)}") from None
 
     def optimizer_state(self) -> dict[str, Any]:
-        """The state of the optimizer.
-
-        Nothing in the file can run code, or decompress to more than its size.
-        """
+        """The state of the optimizer. The file cannot run code, nor unpack beyond its size."""
         file = self.path / OPTIMIZER
         try:
             if is_compressed(file):
@@ -199,11 +188,8 @@ class Checkpoint:
 
 def checkpoints(folder: Path) -> list[Checkpoint]:
     """All checkpoints in a `checkpoints` folder, good or damaged, oldest first."""
-    found = [
-        Checkpoint(path)
-        for path in folder.glob("step-*")
-        if path.name.removeprefix("step-").isdecimal()
-    ]
+    names = (path.name.removeprefix("step-") for path in folder.glob("step-*"))
+    found = [Checkpoint(folder / f"step-{name}") for name in names if name.isdecimal()]
     return sorted(found, key=lambda checkpoint: checkpoint.step)
 
 

@@ -35,10 +35,8 @@ class CheckpointManager:
         try:
             self.write_log()
         except OSError as error:
-            log.warning(
-                f"cannot write {self.folder.metrics}: {error.strerror}; the next checkpoint needs "
-                "it to be written"
-            )
+            what = f"cannot write {self.folder.metrics}: {error.strerror}"
+            log.warning(f"{what}; the next checkpoint needs it to be written")
 
     def write_log(self) -> None:
         self.require_place()
@@ -50,9 +48,7 @@ class CheckpointManager:
         there = self.folder.path.stat()
         place = there.st_dev, there.st_ino
         if self.place not in (None, place):
-            raise RunError(
-                f"{self.folder.path} was removed during training, and is another folder now"
-            )
+            raise RunError(f"{self.folder.path} was removed during training, and made again")
         self.place = place
 
     def save(
@@ -77,21 +73,18 @@ class CheckpointManager:
             flush_metrics(self.folder.metrics)
             save_checkpoint(self.folder.checkpoints, state, weights, ema, optimizer)
         except OSError as error:
-            what = (
-                f"cannot write the checkpoint of step {state.step} to {self.folder.checkpoints}: "
-                f"{error.strerror or error}; earlier ones are untouched"
-            )
+            place, why = self.folder.checkpoints, error.strerror or error
+            what = f"cannot write the checkpoint of step {state.step} to {place}: {why}"
+            what += "; earlier ones are untouched"
             if last_chance or self.config.on_failure == "stop":
                 raise RunError(f"{what}; make room, then run the same command again") from None
             log.warning(f"{what}; continuing without it")
             state.best, state.best_of, state.best_step = self.best
             return
         self.remember_best(state)
-        config = self.config
+        folder, config = self.folder.checkpoints, self.config
         try:
-            remove_old(self.folder.checkpoints, state, config.keep_last, config.keep_every)
+            remove_old(folder, state, config.keep_last, config.keep_every)
         except OSError as error:
-            log.warning(
-                f"cannot remove older checkpoints in {self.folder.checkpoints}: "
-                f"{error.strerror or error}"
-            )
+            why = error.strerror or error
+            log.warning(f"cannot remove older checkpoints in {folder}: {why}")

@@ -5,7 +5,6 @@ evaluation.json  report.html
 """
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 
 from soflow.config import Config, dump
@@ -27,39 +26,21 @@ LEFT_BY_TRAINERS = (
 )
 
 
-@dataclass(frozen=True)
 class RunFolder:
     """The paths of a run."""
 
-    path: Path
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.metrics = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.samples = path / "samples"
+        self.data = path / "data.json"
+        self.evaluation = path / "evaluation.json"
+        self.report = path / "report.html"
 
-    @property
-    def config(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def samples(self) -> Path:
-        return self.path / "samples"
-
-    @property
-    def data(self) -> Path:
-        return self.path / "data.json"
-
-    @property
-    def evaluation(self) -> Path:
-        return self.path / "evaluation.json"
-
-    @property
-    def report(self) -> Path:
-        return self.path / "report.html"
+    def __repr__(self) -> str:
+        return f"RunFolder({self.path})"
 
     def create(self) -> None:
         """Makes the folder, and removes unfinished files of a trainer that was killed.
@@ -85,8 +66,7 @@ class RunFolder:
         """
         if self.path.is_file():
             raise InputError(
-                f"{self.path} is a file, not a run folder; soflow import makes one of a reference "
-                "checkpoint"
+                f"{self.path} is a file, not a run folder; soflow import turns checkpoints into one"
             )
         if not self.config.is_file():
             raise InputError(
@@ -136,30 +116,29 @@ def find_run(path: Path) -> tuple[RunFolder, Checkpoint]:
         InputError: If there is no such run or checkpoint.
         RunError: If the named checkpoint, or every one, is damaged.
     """
-    if path.resolve().name.startswith("step-") and path.resolve().parent.name == "checkpoints":
-        if not path.is_dir():
-            raise InputError(f"there is no checkpoint {path}")
-        path = path if path.parent.name == "checkpoints" else path.resolve()
-        run = RunFolder(path.parent.parent)
-        run.read_config()
-        return run, require_good(Checkpoint(path))
+    real = path.resolve()
+    one = real.name.startswith("step-") and real.parent.name == "checkpoints"
+    if one and not path.is_dir():
+        raise InputError(f"there is no checkpoint {path}")
+    if one and path.parent.name != "checkpoints":
+        path = real
     best = path.name == "best" and path.parent.name == "checkpoints"
-    run = RunFolder(path.parent.parent if best else path)
+    run = RunFolder(path.parent.parent if one or best else path)
     run.read_config()
+    if one:
+        return run, require_good(Checkpoint(path))
     checkpoint, problems = newest_good(run.checkpoints)
     if checkpoint is None:
         if problems:
             raise RunError(
-                f"{problems[0]}; there is no good checkpoint in {run.checkpoints}: train again"
+                f"{problems[0]}; no checkpoint in {run.checkpoints} is good: train again"
             )
         raise InputError(f"{run.path} has no checkpoint yet: train it with soflow train")
     if best:
         step = checkpoint.train_state().best_step
         if not step:
-            raise InputError(
-                f"{run.path} has no best checkpoint: evaluate.every was 0, or no evaluation gave "
-                "a finite figure"
-            )
+            why = "evaluate.every was 0, or no evaluation gave a finite figure"
+            raise InputError(f"{run.path} has no best checkpoint: {why}")
         return run, require_good(Checkpoint(run.checkpoints / f"step-{step:08d}"))
     for problem in problems:
         log.warning(f"{problem}; using {checkpoint.path}")

@@ -3,24 +3,15 @@
 from soflow.config import Config
 from soflow.config.reading import fields, lookup
 from soflow.data.dataset import DataRecord
-from soflow.errors import InputError
+from soflow.errors import InputError, shortened
 from soflow.run.folder import RunFolder
 
 #: Keys that may change: they affect rounding at most, and the masks of dropout.
 FREE_KEYS = (
-    "description",
-    "data.path",
-    "checkpoint.",
-    "compile",
-    "evaluate.",
-    "parallel",
-    "train.accumulate",
-    "train.log_every",
-    "train.max_skipped",
-    "train.on_nonfinite",
-    "train.sample_every",
-    "train.trackers",
-)
+    "description", "data.path", "checkpoint.", "compile", "evaluate.", "parallel",
+    "train.accumulate", "train.log_every", "train.max_skipped", "train.on_nonfinite",
+    "train.sample_every", "train.trackers",
+)  # fmt: skip
 
 
 def require_same_settings(begun: Config, asked: Config, folder: RunFolder) -> None:
@@ -39,12 +30,8 @@ def require_same_data(begun: DataRecord, now: DataRecord, folder: RunFolder) -> 
     for key in ("count", "class_names", "encoder", "fingerprint"):
         old, new = str(getattr(begun, key)), str(getattr(now, key))
         if old != new:
+            change = f"{key.replace('_', ' ')} {shortened(old)}, now {shortened(new)}"
             raise InputError(
-                f"{folder.path} was begun on other data ({key.replace('_', ' ')} "
-                f"{shortened(old)}, now {shortened(new)}): restore the data, or begin a new run "
-                f"with --out and init_from={folder.path}"
+                f"{folder.path} was begun on other data ({change}): restore the data, or begin a "
+                f"new run with --out and init_from={folder.path}"
             )
-
-
-def shortened(text: str) -> str:
-    return text if len(text) < 80 else f"{text[:76]} ..."

@@ -89,9 +89,8 @@ def shard_network(module: nn.Module, device: torch.device, blocks: bool = True) 
         InputError: If this torch cannot shard on CPUs.
     """
     if device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
-        raise InputError(
-            f"parallel=fsdp on CPUs needs a torch newer than {torch.__version__}: use parallel=ddp"
-        )
+        version = torch.__version__
+        raise InputError(f"parallel=fsdp on CPUs needs torch above {version}: use parallel=ddp")
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     repeated = [child for child in module.modules() if getattr(child, "repeated", False)]
     for block in repeated if blocks else []:
@@ -135,13 +134,9 @@ def gather_state(state: Mapping[Any, Any], keep: bool) -> dict[Any, Any]:
 
 def load_network(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Loads full weights."""
-    state = network.state_dict()
-    network.load_state_dict(
-        {
-            name: shard_like(value, state[name]) if name in state else value
-            for name, value in weights.items()
-        }
-    )
+    like = {**weights, **network.state_dict()}
+    shards = {name: shard_like(value, like[name]) for name, value in weights.items()}
+    network.load_state_dict(shards)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
@@ -154,18 +149,15 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -
 
     def sharded(parameter: Tensor, value: Tensor) -> Tensor:
         if value.shape not in (parameter.shape, ()):
-            raise ValueError(
-                f"the optimizer state has {list(value.shape)} for a parameter of "
-                f"{list(parameter.shape)}"
-            )
+            found, expected = list(value.shape), list(parameter.shape)
+            raise ValueError(f"the optimizer state has {found} for a parameter of {expected}")
         return shard_like(value, parameter) if value.shape == parameter.shape else value
 
     shards = {}
     for index, moments in state["state"].items():
         if index not in range(len(parameters)) or moments.keys() != MOMENTS:
-            raise ValueError(
-                f"the optimizer state has {', '.join(map(str, moments))} of parameter {index}"
-            )
+            found = ", ".join(map(str, moments))
+            raise ValueError(f"the optimizer state has {found} of parameter {index}")
         shards[index] = {name: sharded(parameters[index], value) for name, value in moments.items()}
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": shards, "param_groups": groups})

@@ -56,8 +56,7 @@ class Ema:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         for name, average in self.average.items():
-            if state[name].shape != average.shape:
-                raise ValueError(
-                    f"the average of {name} is {list(state[name].shape)}, not {list(average.shape)}"
-                )
+            found, expected = list(state[name].shape), list(average.shape)
+            if found != expected:
+                raise ValueError(f"the average of {name} is {found}, not {expected}")
             average.copy_(shard_like(state[name], average))

@@ -1,14 +1,13 @@
 """Looks at the averaged weights during training: evaluations and sample grids."""
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from math import isfinite
 
 import torch
 from torch import Tensor
 
-from soflow.config import Config
 from soflow.errors import InputError, RunError
 from soflow.run.checkpoint import TrainState
 
@@ -21,52 +20,22 @@ Watch = Callable[[TrainState, dict[str, Tensor], torch.device], None]
 Measure = Callable[[dict[str, Tensor], torch.device], dict[str, float]]
 
 
-@dataclass(frozen=True)
-class Look:
-    """What is due after a step. It changes nothing, so it may be cut short and done again."""
-
-    step: int
-    draws: bool
-    measures: bool
-
-    @staticmethod
-    def after(step: int, config: Config, measure: Measure | None) -> "Look":
-        final, every = step == config.train.steps, config.train.sample_every
-        return Look(
-            step=step,
-            draws=final or (every > 0 and step % every == 0),
-            measures=measure is not None and (final or step % config.evaluate.every == 0),
-        )
-
-    def take(
-        self,
-        state: TrainState,
-        weights: dict[str, Tensor],
-        device: torch.device,
-        watch: Watch,
-        measure: Measure | None,
-    ) -> dict[str, float]:
-        """The figures of the evaluation, if it is due; draws samples, if they are due."""
-        figures: dict[str, float] = {}
-        if self.measures and measure is not None:
-            try:
-                figures = measure(weights, device)
-            except (InputError, RunError, OSError) as error:
-                log.warning(f"step {self.step} has no figure: {error}")
-        if self.draws:
-            try:
-                watch(state, weights, device)
-            except (InputError, RunError, OSError) as error:
-                log.warning(f"step {self.step} has no picture: {error}")
-        return figures
+@contextmanager
+def may_fail(what: str, step: int) -> Iterator[None]:
+    """Training goes on without an evaluation or a sample grid that fails."""
+    try:
+        yield
+    except (InputError, RunError, OSError) as error:
+        log.warning(f"step {step} has no {what}: {error}")
 
 
 def keep_best(state: TrainState, figures: Mapping[str, float], num: int) -> None:
     """Notes in the state whether the first finite figure, of `num` samples, is the best so far."""
-    finite = [(name, figure) for name, figure in figures.items() if isfinite(figure)]
-    for name, figure in finite[:1]:
-        what = f"{name} of {num}"
-        better = state.best is None or what != state.best_of or figure < state.best
-        if better:
-            state.best, state.best_of, state.best_step = figure, what, state.step
-        log.info(f"step {state.step}: {name} {figure:.4g}{', the best so far' * better}")
+    name = next((name for name, figure in figures.items() if isfinite(figure)), None)
+    if name is None:
+        return
+    figure, what = figures[name], f"{name} of {num}"
+    better = state.best is None or what != state.best_of or figure < state.best
+    if better:
+        state.best, state.best_of, state.best_step = figure, what, state.step
+    log.info(f"step {state.step}: {name} {figure:.4g}{', the best so far' * better}")

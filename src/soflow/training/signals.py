@@ -3,7 +3,7 @@
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 
@@ -29,15 +29,13 @@ class StopRequest:
 
     def cut_short(self, work: Callable[[], None]) -> None:
         """Does `work` until a signal comes. The work must change nothing, and be repeatable."""
-        try:
+        with suppress(CutShort):
             try:
                 self.may_cut = True
                 if self.signum is None:
                     work()
             finally:
                 self.may_cut = False
-        except CutShort:
-            pass
 
 
 @contextmanager
@@ -59,11 +57,10 @@ def stop_request() -> Iterator[StopRequest]:
             request.may_cut = False
             raise CutShort
 
-    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
     before = {
         signum: handler
-        for signum, handler in before.items()
-        if handler not in (None, signal.SIG_IGN)
+        for signum in (signal.SIGINT, signal.SIGTERM)
+        if (handler := signal.getsignal(signum)) not in (None, signal.SIG_IGN)
     }
     for signum in before:
         signal.signal(signum, note)

@@ -1,6 +1,6 @@
 """One optimizer step, in the order of events."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite
 
@@ -44,17 +44,15 @@ class NonFinite:
     def __str__(self) -> str:
         if self.rows:
             first, several = self.rows[0], len(self.rows) > 1
-            rows = enumeration([str(row.row) for row in self.rows])
-            numbers = enumeration([str(row.number) for row in self.rows])
+            rows = enumeration([row.row for row in self.rows])
+            numbers = enumeration([row.number for row in self.rows])
             s, at = ("s", "the first at ") if several else ("", "")
             return (
                 f"the {first.what} at step {self.step}, in row{s} {rows} of the batch "
                 f"(number{s} {numbers} of the data; {at}{first.times})"
             )
-        if self.parameters:
-            names = enumeration(self.parameters)
-            return f"the gradient of {names} is not finite at step {self.step}"
-        return f"the mean of {enumeration(self.means)} is not finite at step {self.step}"
+        what, names = ("gradient", self.parameters) if self.parameters else ("mean", self.means)
+        return f"the {what} of {enumeration(names)} is not finite at step {self.step}"
 
 
 @dataclass(frozen=True)
@@ -131,14 +129,11 @@ class TrainStep:
         """Sums losses, their parts and their finiteness over microbatches and processes."""
         values = [{"loss": losses.total.detach()[None], **losses.parts} for losses in microbatches]
         names = list(values[0])
-        sums = torch.stack(
-            [torch.stack([part[name].sum() for part in values]).sum() for name in names]
-        )
-        counts = [float(sum(len(part[name]) for part in values)) for name in names]
+        per_name = [[part[name] for part in values] for name in names]
+        sums = torch.stack([torch.stack([x.sum() for x in parts]).sum() for parts in per_name])
+        counted = sums.new_tensor([sum(map(len, parts)) for parts in per_name], dtype=torch.float32)
         gradients = all_finite(parameter.grad for parameter in self.network.parameters())
-        device = sums.device
-        counted = torch.tensor(counts, device=device)
-        mine = torch.cat([sums.float(), counted, gradients.to(device)[None]])
+        mine = torch.cat([sums.float(), counted, gradients.to(sums.device)[None]])
         *numbers, finite_in = self.accelerator.reduce(mine, "sum").tolist()
 
         totals, counts = numbers[: len(names)], numbers[len(names) :]
@@ -199,6 +194,6 @@ def all_finite(tensors: Iterable[Tensor | None]) -> Tensor:
     return torch.stack(torch._foreach_norm(shards)).isfinite().all().float()
 
 
-def enumeration(names: list[str]) -> str:
+def enumeration(names: Sequence[object]) -> str:
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
+    return ", ".join(map(str, names[:NAMED])) + more

@@ -35,7 +35,7 @@ from soflow.training.distributed import (
     shard_network,
 )
 from soflow.training.ema import Ema
-from soflow.training.looks import Look, Measure, Watch, keep_best
+from soflow.training.looks import Measure, Watch, keep_best, may_fail
 from soflow.training.loss_module import LossModule
 from soflow.training.metrics import add_means, progress_text, summary, take_line
 from soflow.training.optimizers import learning_rate, make_optimizer
@@ -100,28 +100,23 @@ class Trainer:
         for problem in problems:
             log.warning(f"{problem}; passing over it")
         if len(set(self.gather(checkpoint.step if checkpoint else -1))) > 1:
-            raise RunError(
-                f"the processes do not see the same checkpoints: {self.folder.path} must be on a "
-                "disk that all of them share"
-            )
+            what = "the processes do not see the same checkpoints"
+            raise RunError(f"{what}: {self.folder.path} must be on a disk that all of them share")
         if checkpoint is None:
             if problems:  # a run with something left is not begun again
-                raise RunError(
-                    f"{problems[0]}; no checkpoint in {self.folder.checkpoints} is good: restore "
-                    "one, or move them to begin a new run"
-                )
+                what = f"{problems[0]}; no checkpoint in {self.folder.checkpoints} is good"
+                raise RunError(f"{what}: restore one, or move them to begin a new run")
             return
         log.info(f"resuming from {checkpoint.path}")
         try:
             load_network(self.network, checkpoint.weights("raw"))
             self.ema.load_state_dict(checkpoint.weights("ema"))
             load_optimizer(self.optimizer, checkpoint.optimizer_state())
+        except RunError:
+            raise
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
-            if isinstance(error, RunError):
-                raise
-            raise RunError(
-                f"{checkpoint.path} does not fit the run's network: {first_line(error)}"
-            ) from None
+            what = f"{checkpoint.path} does not fit the run's network"
+            raise RunError(f"{what}: {first_line(error)}") from None
         self.state = checkpoint.train_state()
         self.manager.remember_best(self.state)
 
@@ -183,25 +178,39 @@ class Trainer:
         Returns:
             The signal that interrupted evaluation or samples; all of it is then still due.
         """
-        config, state, done = self.config, self.state, self.state.step
-        final = done == config.train.steps
-        look, figures = Look.after(done, config, self.measure), dict[str, float]()
-        if look.draws or look.measures:
+        config, state = self.config, self.state
+        draws = self.is_due(config.train.sample_every)
+        measures = self.measure is not None and self.is_due(config.evaluate.every)
+        figures: dict[str, float] = {}
+        if draws or measures:
             main = self.accelerator.is_main_process
             weights = gather_state(self.ema.state_dict(), main)
+
+            def look() -> None:  # changes nothing, so it may be cut short and done again
+                if measures and self.measure is not None:
+                    with may_fail("figure", state.step):
+                        figures.update(self.measure(weights, self.device))
+                if draws:
+                    with may_fail("picture", state.step):
+                        self.watch(state, weights, self.device)
+
             if main:  # the other processes wait
-                at = (state, weights, self.device, self.watch, self.measure)
-                request.cut_short(lambda: figures.update(look.take(*at)))
+                request.cut_short(look)
             self.accelerator.wait_for_everyone()
             if (stop := self.agreed(request)) is not None:
                 return stop
         state.due = False
         keep_best(state, figures, config.evaluate.num_while_training)
-        if done % config.train.log_every == 0 or final or look.measures:
+        if measures or self.is_due(config.train.log_every):
             self.log(figures, task)
-        if done % config.checkpoint.every == 0 or final or look.measures:
-            self.save(last_chance=final)
+        if measures or self.is_due(config.checkpoint.every):
+            self.save(last_chance=state.step == config.train.steps)
         return None
+
+    def is_due(self, every: int) -> bool:
+        """Whether the last step is done, or one of every `every`; 0: the last alone."""
+        step = self.state.step
+        return step == self.config.train.steps or (every > 0 and step % every == 0)
 
     def log(self, figures: Mapping[str, float], task: Task) -> None:
         """Writes one line of metrics.jsonl, and shows it."""
