@@ -44,7 +44,7 @@ def evaluate(
     samples: Annotated[Path, Argument(metavar="RUN|SAMPLES", help=SUBJECT)],
     nfe: Annotated[str | None, Option(help=NFE)] = None,
     samplers: Annotated[str | None, Option(help=SAMPLERS)] = None,
-    num: Annotated[int | None, Option(min=2, max=MOST_SAMPLES, help=NUM)] = None,
+    num: Annotated[int | None, Option(help=NUM)] = None,
     features: Annotated[str, Option(help=FEATURES)] = "",
     reference: Annotated[str, Option(help=REFERENCE)] = "",
     weights: Annotated[str | None, Option(help=WEIGHTS)] = None,
@@ -70,6 +70,8 @@ def evaluate(
         "--nfe": nfe, "--samplers": samplers, "--num": num, "--weights": weights, "--draw": draw,
         "--seed": seed, "--seeds": seeds, "--batch": batch, "--vae": vae,
     }  # fmt: skip
+    if num is not None and not 2 <= num <= MOST_SAMPLES:
+        raise InputError(f"--num is {num}: it must be from 2 to {MOST_SAMPLES:,}")
     given = [option for option, value in for_runs.items() if value is not None]
     counts = positive_numbers(nfe, "--nfe") if nfe else ()
     known = ("renoise", "ode", "euler", "heun")

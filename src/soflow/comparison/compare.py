@@ -47,7 +47,6 @@ from soflow.workflows.train import train
 
 log = logging.getLogger(__name__)
 
-
 #: Rounds of measuring costs and seconds of each, and both for trainings under SHORT steps.
 MEASURING, MEASURING_IF_SHORT, SHORT = (3, 2.0), (1, 0.5), 500
 #: Samples at each point of a curve: few, because a training is not to wait for its curve.
@@ -128,7 +127,7 @@ def compare(
         train_run(run, scoring, heun_curves, title, progress)
         evaluate_run(run, scoring, progress)
         done += expected.pop(run.folder)
-    results = gather(recipe, budget, planned, costs, overrides)
+    results = gather(recipe, overrides, budget, planned, costs)
     results.write(out / "results.json")
     return results
 
@@ -182,28 +181,29 @@ def evaluate_run(run: Planned, scoring: Scoring, progress: Progress) -> None:
 
 def gather(
     recipe: str,
+    overrides: Sequence[str],
     budget: Budget,
     planned: list[Planned],
     costs: dict[str, Cost],
-    overrides: Sequence[str],
 ) -> Comparison:
     """The content of results.json, from the files of all runs."""
     by_objective: dict[str, list[RunResults]] = {}
     for run in planned:
         evaluation, curves = run.read_evaluation(), run.read_curves().curves
-        values = {**dict(evaluation), "folder": run.folder.path.name, "seed": run.seed}
-        results = RunResults.model_validate({**values, "curves": curves})
+        name = run.folder.path.name
+        results = RunResults(**dict(evaluation), folder=name, seed=run.seed, curves=curves)
         by_objective.setdefault(run.name, []).append(results)
     steps = {run.name: run.config.train.steps for run in planned}
-    device = costs[planned[0].name].measured[0].device
-    machine = evaluation.machine.model_copy(update={"cores": os.cpu_count(), "device": device})
     objectives = {
         name: ObjectiveResults(steps=steps[name], cost=costs[name].figures, runs=runs)
         for name, runs in by_objective.items()
     }
-    protocol = {key: value for key, value in evaluation if key in Comparison.model_fields}
+    device = costs[planned[0].name].measured[0].device
+    machine = evaluation.machine.model_copy(update={"cores": os.cpu_count(), "device": device})
+    # All runs are evaluated alike: the protocol is that of any.
+    protocol = {**dict(evaluation), "machine": machine, "seeds": sorted({r.seed for r in planned})}
     return Comparison(
-        **{**protocol, "seeds": sorted({run.seed for run in planned}), "machine": machine},
+        **protocol,
         recipe=recipe,
         overrides=list(overrides),
         budget=budget,
