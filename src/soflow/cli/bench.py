@@ -120,7 +120,8 @@ def count(
             task.update(len(estimates), name)
     found = Estimates(assumption=assumption(flops_per_second), estimates=estimates)
     title = f"estimates, not measured: {gpus} {'GPU' if gpus == 1 else 'GPUs'}"
-    print_table(title, COLUMNS, (cells(name, one) for name, one in estimates.items()), left=2)
+    rows = [COLUMNS, *(cells(name, one) for name, one in estimates.items())]
+    print_table(title, rows, left=2)
     print(f"Estimated hours: of the operations alone, at {found.assumption}.\n{MEANING}")
     return found
 
@@ -131,7 +132,7 @@ def show(recipe: str, measured: dict[str, list[Measurement]], batch_size: int) -
 
     first = next(iter(measured.values()))
     base = CostFigures.of(first, first)
-    rows = []
+    rows = [COLUMNS.split("|")]
     for name, ones in measured.items():
         cost = CostFigures.of(ones, first)
         least, middle, most = cost.step_ratio
@@ -145,9 +146,7 @@ def show(recipe: str, measured: dict[str, list[Measurement]], batch_size: int) -
         )
         rows.append([name, *cells.split("|")])
     step = f"a step of {batch_size} samples on {first[0].device}"
-    print_table(
-        f"{recipe}: {step}, medians of {len(first)} rounds", COLUMNS.split("|"), rows, left=1
-    )
+    print_table(f"{recipe}: {step}, medians of {len(first)} rounds", rows, left=1)
     bare = median(one.bare_forward_ratio for one in first)
     print(
         f"one-step sampling: {base.one_step_samples_per_second:,.0f} samples/s, "

@@ -67,8 +67,5 @@ def show(results: Comparison) -> None:
     """Prints both tables."""
     from soflow.comparison.tables import cost_rows, quality_rows
 
-    for title, (header, *rows) in (
-        (results.metric, quality_rows(results)),
-        ("cost", cost_rows(results)),
-    ):
-        print_table(title, header, rows, left=2)
+    print_table(results.metric, quality_rows(results), left=2)
+    print_table("cost", cost_rows(results), left=2)

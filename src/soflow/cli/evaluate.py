@@ -145,10 +145,10 @@ def show(evaluation: "Evaluation") -> None:
     from soflow.evaluation.tables import remarks, table, title
     from soflow.system.text import printable
 
-    header, *rows = table(evaluation)
-    left = len({"weights", "sampler"} & {*header})
+    rows = table(evaluation)
+    left = len({"weights", "sampler"} & {*rows[0]})
     style = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0), "title_justify": "left"}
-    console = print_table(title(evaluation), header, rows, left, **style)
+    console = print_table(title(evaluation), rows, left, **style)
     console.print(printable(remarks(evaluation)), highlight=False)
     for name, value in evaluation.diagnostics.items():
         console.print(f"{name.replace('_', ' ')}: {value:.4f}", highlight=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,19 +75,17 @@ def require_writable_file(file: Path, suffix: str = "") -> None:
         )
 
 
-def print_table(
-    title: str, header: Sequence[str], rows: Iterable[Sequence[str]], left: int, **style: Any
-) -> Console:
-    """Prints a table whose first `left` columns are text, and all others numbers."""
+def print_table(title: str, rows: Sequence[Sequence[str]], left: int, **style: Any) -> Console:
+    """Prints a table, header first; its first `left` columns are text, all others numbers."""
     from rich.console import Console
     from rich.table import Table
 
     from soflow.system.text import printable
 
     table = Table(title=printable(title), **style)
-    for i, column in enumerate(header):
+    for i, column in enumerate(rows[0]):
         table.add_column(column, justify="left" if i < left else "right")
-    for row in rows:
+    for row in rows[1:]:
         table.add_row(*row)
     console = Console(markup=False)  # names in files are no markup
     if not console.is_terminal:

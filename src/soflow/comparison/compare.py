@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 
 #: Rounds of measuring costs and seconds of each, and both for trainings under SHORT steps.
 MEASURING, MEASURING_IF_SHORT, SHORT = (3, 2.0), (1, 0.5), 500
-#: Samples at each point of a curve: few, because a training is not to wait for its curve.
+#: Samples at each point of a curve: few, so that curves slow a training little.
 CURVE_SAMPLES = 500
 #: The sampler of the curves of objectives that learn no jumps.
 COARSE_HEUN: tuple[Sampler, int] = ("heun", 16)
@@ -163,14 +163,11 @@ def curve_samplers(config: Config, heun: bool) -> list[tuple[Sampler, int]]:
 def evaluate_run(run: Planned, scoring: Scoring, progress: Progress) -> None:
     """Evaluates a trained run, as soflow evaluate does."""
     loaded, config = load(run.folder.path), run.config
-    found = evaluate(
-        {"ema": loaded.model},
-        config.samplers,
-        scoring,
-        EvaluationSettings(nfe=config.evaluate.nfe, num=config.evaluate.num),
-        loaded.device,
-        partial(titled_progress, progress, f"evaluating {run.name}, seed {run.seed}"),
-    )
+    models = {"ema": loaded.model}
+    settings = EvaluationSettings(nfe=config.evaluate.nfe, num=config.evaluate.num)
+    title = f"evaluating {run.name}, seed {run.seed}"
+    titled = partial(titled_progress, progress, title)
+    found = evaluate(models, config.samplers, scoring, settings, loaded.device, titled)
     evaluation = found.model_copy(update={"checkpoint": loaded.checkpoint.path.name})
     write_evaluation(run.folder, evaluation)  # for soflow report
     seconds = loaded.checkpoint.train_state().seconds

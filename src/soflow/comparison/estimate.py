@@ -83,14 +83,12 @@ COLUMNS = (
 def cells(name: str, one: Estimate) -> list[str]:
     """An estimate as a row of a table, memory in GiB."""
     hours, memory = one.gpu_seconds / 3600, one.memory
+    flops = (one.flops_per_sample / 1e9, sum(one.flops.values()) / 1e18)
     return [
         name,
         one.precision,
         f"{one.parameters / 1e6:,.1f}M",
-        three_digits(one.flops_per_sample / 1e9),
-        three_digits(sum(one.flops.values()) / 1e18),
-        three_digits(hours),
-        three_digits(hours / one.gpus),
+        *map(three_digits, (*flops, hours, hours / one.gpus)),
         f"{one.samples}",
         *(f"{n / 2**30:,.2f}" for n in (memory.states, memory.activations, memory.total)),
     ]

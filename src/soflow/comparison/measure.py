@@ -89,7 +89,7 @@ def without_content(
 ) -> Iterator[tuple[nn.Module, Batch, Draws, Callable[[], Losses]]]:
     """The network, batch, draws and loss of a step whose tensors have shapes and no content.
 
-    Large networks cost no time and no memory. The loss is to be called inside.
+    Large networks cost no time and no memory. Call the loss inside the block.
     """
     objective, dataset = make_objective(config), random_dataset(config, count)
     data = dataset.samples()

@@ -59,7 +59,7 @@ def track(title: str, total: int, done: int = 0) -> Iterator[Task]:
     elif not sys.stderr.isatty():
         yield Lines(title, total, done)
     else:
-        with bar(title, total, done) as (shown, id):
+        with bar(title, total, done, f"{done:,} of {total:,}") as (shown, id):
             yield Bar(shown, id, title, total, done)
 
 
@@ -109,7 +109,6 @@ class Bar(Timed):
     def __init__(self, bars: "Bars", id: "TaskID", title: str, total: int, done: int) -> None:
         super().__init__(title, total, done)
         self.bars, self.id = bars, id
-        bars.update(id, text=self.describe(done, ""))
 
     def update(self, done: int, text: str = "") -> None:
         now = time.monotonic()
@@ -149,10 +148,12 @@ def bars() -> Iterator["Bars"]:
 
 
 @contextmanager
-def bar(title: str, total: int | None, done: int = 0) -> Iterator[tuple["Bars", "TaskID"]]:
+def bar(
+    title: str, total: int | None, done: int = 0, text: str = ""
+) -> Iterator[tuple["Bars", "TaskID"]]:
     """One more bar on the terminal, removed at the end; without a total its length is unknown."""
     with bars() as shown:
-        id = shown.add_task(printable(title), total=total, completed=done, text="")
+        id = shown.add_task(printable(title), total=total, completed=done, text=text)
         try:
             yield shown, id
         finally:
