@@ -3,37 +3,28 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
-from soflow.cli.options import at_least
+SOURCE = "Images: a folder, .npz, parquet or a name on the Hub, with :SPLIT."
+VAE = "An autoencoder of diffusers: a name on the Hub, or a folder."
+IMAGES = "Column or array of images, if it is not clear."
+LABELS = "Column or array of classes, if it is not clear."
 
 
 def encode(
-    source: Annotated[
-        str,
-        typer.Argument(help="Images: a folder, .npz, parquet or a name on the Hub, with :SPLIT."),
-    ],
-    out: Annotated[Path, typer.Option(help="The folder to make.")],
-    vae: Annotated[
-        str, typer.Option(help="An autoencoder of diffusers: a name on the Hub, or a folder.")
-    ] = "stabilityai/sd-vae-ft-mse",
-    size: Annotated[int, typer.Option(help="Side to which images are cropped.")] = 256,
-    flip: Annotated[bool, typer.Option(help="Encode mirror images, too.")] = False,
-    batch_size: Annotated[int, typer.Option(help="Images encoded at once.")] = 32,
-    image_column: Annotated[
-        str, typer.Option(help="Column or array of images, if it is not clear.")
-    ] = "",
-    label_column: Annotated[
-        str, typer.Option(help="Column or array of classes, if it is not clear.")
-    ] = "",
+    source: Annotated[str, Argument(help=SOURCE)],
+    out: Annotated[Path, Option(help="The folder to make.")],
+    vae: Annotated[str, Option(help=VAE)] = "stabilityai/sd-vae-ft-mse",
+    size: Annotated[int, Option(min=1, help="Side to which images are cropped.")] = 256,
+    flip: Annotated[bool, Option(help="Encode mirror images, too.")] = False,
+    batch_size: Annotated[int, Option(min=1, help="Images encoded at once.")] = 32,
+    image_column: Annotated[str, Option(help=IMAGES)] = "",
+    label_column: Annotated[str, Option(help=LABELS)] = "",
 ) -> None:
     """Encode images into latents to train on.
 
     An interrupted call continues. Under torchrun, each process encodes some of the images.
     """
-    at_least(size, 1, "--size")
-    at_least(batch_size, 1, "--batch-size")
-
     from soflow.data import encoding
     from soflow.data.latents import load_latents
     from soflow.system import processes
@@ -44,8 +35,8 @@ def encode(
         return
     latents = load_latents(str(out))
     c, h, w = latents.shape
-    print(f"encoded: {out}, {len(latents):,} latents {c}x{h}x{w} of {latents.num_classes} classes")
     print(
+        f"encoded: {out}, {len(latents):,} latents {c}x{h}x{w} of {latents.num_classes} classes\n"
         f"next: soflow train RECIPE data.source=latents data.path={out} "
         f"data.shape=[{c},{h},{w}] data.num_classes=-1"
     )

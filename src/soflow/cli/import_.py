@@ -4,29 +4,22 @@ import logging
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from soflow.system.text import printable
 
 log = logging.getLogger(__name__)
 
+CHANGES = "Changes to the configuration, e.g. data.source=digits."
+HEADS = "Attention heads of a DiT (default: those of the YAML's model_type)."
+
 
 def import_(
-    checkpoint: Annotated[Path, typer.Argument(help="The reference implementation's checkpoint.")],
-    config: Annotated[Path, typer.Option(help="The YAML file that it was trained with.")],
-    out: Annotated[Path, typer.Option(help="The run folder to make.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="KEY=VALUE", help="Changes to the configuration, e.g. data.source=digits."
-        ),
-    ] = None,
-    heads: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Attention heads of a DiT (default: those of the YAML's model_type)."
-        ),
-    ] = None,
+    checkpoint: Annotated[Path, Argument(help="The reference implementation's checkpoint.")],
+    config: Annotated[Path, Option(help="The YAML file that it was trained with.")],
+    out: Annotated[Path, Option(help="The run folder to make.")],
+    overrides: Annotated[list[str] | None, Argument(metavar="KEY=VALUE", help=CHANGES)] = None,
+    heads: Annotated[int | None, Option(min=1, help=HEADS)] = None,
 ) -> None:
     """Make a run folder from a checkpoint of the reference implementation."""
     from soflow.interop.reference import import_checkpoint

@@ -26,6 +26,12 @@ from soflow.system import processes
 from soflow.system.logs import show_notes
 from soflow.system.text import printable
 
+IMPORT = (
+    "Import this Python module first, so that a configuration can name the objectives, networks "
+    "and data sources that it registers. The current folder is searched, too. May stand anywhere "
+    "on the line, and more than once."
+)
+
 app = typer.Typer(
     name="soflow",
     add_completion=False,
@@ -36,18 +42,9 @@ app = typer.Typer(
 
 @app.callback(invoke_without_command=True)
 def soflow(
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)
-    ] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
     modules: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--import",
-            metavar="MODULE",
-            help="Import this Python module first, so that a configuration can name the "
-            "objectives, networks and data sources that it registers. The current folder is "
-            "searched, too. May stand anywhere on the line, and more than once.",
-        ),
+        list[str] | None, typer.Option("--import", metavar="MODULE", help=IMPORT)
     ] = None,
 ) -> None:
     """One-step generative models: train a solution flow model, sample it in one forward pass."""

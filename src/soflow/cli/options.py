@@ -1,66 +1,94 @@
-"""Checks of options that several commands share."""
+"""What several commands share: checks of options, and tables on stdout."""
+
+from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from soflow.errors import InputError
 
+if TYPE_CHECKING:
+    from rich.console import Console
 
-def require_asked_for(features: str, option: str, asked: bool) -> None:
+    from soflow.config import Config
+
+RECIPE = "A shipped recipe's name, a YAML file, or a run folder."
+VAE = "The autoencoder that decodes latents (default: the one that made them)."
+#: Most samples in one file.
+MOST_SAMPLES = 10_000_000
+#: Columns of a table that goes to a file or a pipe.
+WIDTH = 150
+
+
+def require_asked_for(config: Config, overrides: Sequence[str]) -> None:
     """Raises InputError for features in a file that only a configuration names.
 
     Such a file is a program, which only the user's own option may run.
     """
     from soflow.evaluation.features import NAMES
 
-    if not asked and features not in NAMES:
+    features = config.evaluate.features
+    option = f"evaluate.features={features}"
+    if option not in overrides and features not in NAMES:
         raise InputError(
             f"the configuration names features in a file, {features}, which is a program: "
             f"if you trust it, give {option}"
         )
 
 
-def whole_numbers(text: str, option: str) -> list[int]:
-    """'1,2,4' -> [1, 2, 4]."""
+def positive_numbers(text: str, option: str) -> tuple[int, ...]:
+    """'1,2,4' -> (1, 2, 4), each once."""
     try:
-        return [int(part) for part in text.split(",")]
+        numbers = [int(part) for part in text.split(",")]
     except ValueError:
+        numbers = [0]
+    if min(numbers) < 1:
         raise InputError(
-            f"{option} is '{text}': it must be whole numbers separated by commas, such as 1,2,4"
-        ) from None
+            f"{option} is '{text}': it must be whole numbers from 1, separated by commas, "
+            "such as 1,2,4"
+        )
+    return tuple(dict.fromkeys(numbers))
 
 
-def at_least(value: int, least: int, option: str) -> int:
-    if value < least:
-        raise InputError(f"{option} is {value}: it must be {least} or more")
-    return value
+def names_among(choices: Sequence[str], text: str, option: str) -> tuple[Any, ...]:
+    """'ode,renoise' -> ('ode', 'renoise'), each once, if all are among the choices."""
+    names = tuple(dict.fromkeys(text.split(",")))
+    for name in names:
+        if name not in choices:
+            raise InputError(f"{option} is '{name}': choose {' or '.join(choices)}")
+    return names
 
 
-def writable(file: Path, option: str) -> None:
-    """Raises InputError, before any work, if a file could not be written."""
+def require_writable_file(file: Path, suffix: str = "") -> None:
+    """Raises InputError, before any work, if --out cannot be written."""
+    if not file.name.endswith(suffix):
+        raise InputError(f"--out is {file}: it must end in {suffix}")
     if file.is_dir():
-        raise InputError(f"{option} is {file}, which is a folder: name a file")
+        raise InputError(f"--out is {file}, which is a folder: name a file")
     if not file.parent.is_dir():
-        raise InputError(f"{option} is {file}, but there is no folder {file.parent}")
+        raise InputError(f"--out is {file}, but there is no folder {file.parent}")
     if not os.access(file.parent, os.W_OK):
         raise InputError(
-            f"{option} is {file}, but {file.parent} cannot be written: choose another place"
+            f"--out is {file}, but {file.parent} cannot be written: choose another place"
         )
 
 
-def one_of(text: str, choices: tuple[str, ...], option: str) -> Any:
-    """The text itself, if it is one of the choices."""
-    if text not in choices:
-        raise InputError(f"{option} is '{text}': choose {' or '.join(choices)}")
-    return text
+def print_table(title: str, rows: Sequence[Sequence[str]], left: int, **style: Any) -> Console:
+    """Prints a table, header first; its first `left` columns are text, all others numbers."""
+    from rich.console import Console
+    from rich.table import Table
 
+    from soflow.system.text import printable
 
-#: Most samples in one file.
-MOST_SAMPLES = 10_000_000
-
-
-def between(value: int, least: int, most: int, option: str) -> int:
-    if value > most:
-        raise InputError(f"{option} is {value}: it must be {most} or less")
-    return at_least(value, least, option)
+    table = Table(title=printable(title), **style)
+    for i, column in enumerate(rows[0]):
+        table.add_column(column, justify="left" if i < left else "right")
+    for row in rows[1:]:
+        table.add_row(*row)
+    console = Console(markup=False)  # names in files are no markup
+    if not console.is_terminal:
+        console.width = max(console.width, WIDTH)
+    console.print(table)
+    return console

@@ -3,16 +3,15 @@
 from collections.abc import Iterator
 from typing import Annotated
 
-import typer
+from typer import Argument
+
+NAME = "A recipe to print, with the value and meaning of every key."
 
 
 def recipes(
-    name: Annotated[
-        str | None,
-        typer.Argument(help="A recipe to print, with the value and meaning of every key."),
-    ] = None,
+    name: Annotated[str | None, Argument(help=NAME)] = None,
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to it.")
+        list[str] | None, Argument(metavar="KEY=VALUE", help="Changes to it.")
     ] = None,
 ) -> None:
     """List the recipes, or print one in full."""
@@ -44,9 +43,6 @@ def explained(section: object, indent: str = "", names: str = "") -> Iterator[st
             yield from explained(value, indent + "  ", ", ".join(chosen.registry) if chosen else "")
         else:
             plain = list(value) if isinstance(value, tuple) else value
-            text = (
-                yaml.safe_dump(plain, default_flow_style=True, width=1000)
-                .removesuffix("...\n")
-                .strip()
-            )
+            dumped = yaml.safe_dump(plain, default_flow_style=True, width=1000)
+            text = dumped.removesuffix("...\n").strip()
             yield f"{f'{indent}{name}: {text}':36}{comment}"

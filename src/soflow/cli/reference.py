@@ -3,37 +3,27 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
-from soflow.cli.options import at_least, writable
-from soflow.errors import InputError
+from soflow.cli.options import require_writable_file
+
+DATA = "Real data: a path or a name, optionally with :SPLIT; or an .npz of images."
+FEATURES = (
+    "inception (FID's), digits, classifier, coordinates, a TorchScript FILE or NAME=FILE. "
+    "TorchScript is a program: give only files that you trust."
+)
+OUT = "FILE.npz, in ADM's layout: mu, sigma and more."
+SIZE = "Side that images are resized and cropped to (default: the first's)."
 
 
 def reference(
-    data: Annotated[
-        str,
-        typer.Argument(
-            help="Real data: a path or a name, optionally with :SPLIT; or an .npz of images."
-        ),
-    ],
-    features: Annotated[
-        str,
-        typer.Option(
-            help="inception (FID's), digits, classifier, coordinates, a TorchScript FILE or "
-            "NAME=FILE. TorchScript is a program: give only files that you trust."
-        ),
-    ],
-    out: Annotated[Path, typer.Option(help="FILE.npz, in ADM's layout: mu, sigma and more.")],
-    size: Annotated[
-        int,
-        typer.Option(help="Side that images are resized and cropped to (default: the first's)."),
-    ] = 0,
+    data: Annotated[str, Argument(help=DATA)],
+    features: Annotated[str, Option(help=FEATURES)],
+    out: Annotated[Path, Option(help=OUT)],
+    size: Annotated[int, Option(min=0, help=SIZE)] = 0,
 ) -> None:
     """Compute the statistics of real data once, for soflow evaluate --reference FILE.npz."""
-    at_least(size, 0, "--size")
-    if out.suffix != ".npz":
-        raise InputError(f"--out is {out}: it must end in .npz")
-    writable(out, "--out")
+    require_writable_file(out, ".npz")
 
     from soflow.evaluation.features import load_features
     from soflow.evaluation.reference_files import write_reference

@@ -5,23 +5,20 @@ import signal
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from soflow.cli.options import require_asked_for
 
 log = logging.getLogger(__name__)
 
+RECIPE = "A shipped recipe's name, a YAML file, or a run folder to resume."
+CHANGES = "Changes to it, e.g. train.steps=2000."
+
 
 def train(
-    recipe: Annotated[
-        str,
-        typer.Argument(help="A shipped recipe's name, a YAML file, or a run folder to resume."),
-    ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Changes to it, e.g. train.steps=2000."),
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="The run folder (default: runs/RECIPE).")] = None,
+    recipe: Annotated[str, Argument(help=RECIPE)],
+    overrides: Annotated[list[str] | None, Argument(metavar="KEY=VALUE", help=CHANGES)] = None,
+    out: Annotated[Path | None, Option(help="The run folder (default: runs/RECIPE).")] = None,
 ) -> int:
     """Train a recipe. Running the same command again resumes."""
     from soflow.config import read_recipe
@@ -30,11 +27,10 @@ def train(
     folder = out or default_folder(Path(recipe))
 
     from soflow.training.signals import Stopped
-    from soflow.workflows.train import train as train_recipe
+    from soflow.workflows.train import train
 
     if config.evaluate.every:
-        named = f"evaluate.features={config.evaluate.features}"
-        require_asked_for(config.evaluate.features, named, asked=named in (overrides or []))
+        require_asked_for(config, overrides or [])
 
     if (Path(recipe) / "config.yaml").is_file() and folder != Path(recipe):
         log.info(
@@ -42,7 +38,7 @@ def train(
             "weights, too"
         )
     try:
-        train_recipe(config, folder)
+        train(config, folder)
     except Stopped as stopped:
         name = signal.Signals(stopped.signum).name
         log.info(

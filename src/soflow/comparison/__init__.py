@@ -1,1 +1,4 @@
 """Comparing objectives: training them side by side, measuring and estimating what they cost."""
+
+#: What is compared unless the user names others.
+OBJECTIVES = ("soflow", "mean_flow", "shortcut", "consistency", "flow_matching")

@@ -3,8 +3,8 @@
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from types import MappingProxyType
 
 import torch
@@ -59,56 +59,50 @@ def bench(
             make_network(config)  # reports wrong sizes before anything starts
     counts: dict[str, Counts] = {}
     measured: dict[str, list[Measurement]] = {name: [] for name in configs}
+    done = 0
     with progress("measuring steps", rounds * len(configs)) as task:
-        for done in range(0, rounds * len(configs), len(configs)):
+        for _ in range(rounds):
             with ExitStack() as stack:
                 workers = {
-                    name: stack.enter_context(Worker(name, programs.get(name, PROGRAM)))
+                    name: stack.enter_context(worker(programs.get(name, PROGRAM)))
                     for name in configs
                 }
                 counts = counts or {name: count(config) for name, config in configs.items()}
-                for worker in workers.values():
-                    worker.wait_until_ready()
-                for i, (name, worker) in enumerate(workers.items()):
-                    times = worker.measure(configs[name], seconds)
-                    both = {**times.model_dump(), **counts[name].model_dump()}
-                    measured[name].append(Measurement.model_validate(both))
-                    task.update(done + i + 1, name)
+                for process in workers.values():
+                    assert process.stdout is not None
+                    process.stdout.readline()  # "ready": the libraries are loaded
+                for name, process in workers.items():
+                    times = ask(process, name, configs[name], seconds)
+                    measured[name].append(Measurement(**dict(times), **dict(counts[name])))
+                    done += 1
+                    task.update(done, name)
     return measured
 
 
-class Worker:
-    """A process that measures once."""
+@contextmanager
+def worker(program: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
+    """A process that measures once; it is killed at the end of the block."""
+    process = subprocess.Popen(
+        [sys.executable, *program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
 
-    def __init__(self, name: str, program: Sequence[str]) -> None:
-        self.name = name
-        self.process = subprocess.Popen(
-            [sys.executable, *program],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        )
 
-    def __enter__(self) -> "Worker":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.process.kill()
-        self.process.communicate()
-
-    def wait_until_ready(self) -> None:
-        """Waits until the process has loaded its libraries."""
-        assert self.process.stdout is not None
-        self.process.stdout.readline()
-
-    def measure(self, config: Config, seconds: float) -> Times:
-        """Has the process measure, and waits for it."""
-        modules = [*OBJECTIVES.modules(), *NETWORKS.modules()]
-        request = Request(modules=modules, config=config.model_dump(mode="json"), seconds=seconds)
-        out, errors = self.process.communicate(request.model_dump_json())
-        if self.process.returncode:
-            reason = (errors.strip().splitlines() or ["killed, perhaps for memory"])[-1]
-            raise RunError(f"the measurement of {self.name} failed: {reason}")
-        return Times.model_validate_json(out.splitlines()[-1])
+def ask(process: subprocess.Popen[str], name: str, config: Config, seconds: float) -> Times:
+    """Has the process measure, and waits for it."""
+    modules = [*OBJECTIVES.modules(), *NETWORKS.modules()]
+    request = Request(modules=modules, config=config.model_dump(mode="json"), seconds=seconds)
+    out, errors = process.communicate(request.model_dump_json())
+    if process.returncode:
+        reason = (errors.strip().splitlines() or ["killed, perhaps for memory"])[-1]
+        raise RunError(f"the measurement of {name} failed: {reason}")
+    return Times.model_validate_json(out.splitlines()[-1])

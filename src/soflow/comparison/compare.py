@@ -14,12 +14,12 @@ from pathlib import Path
 
 import torch
 
+from soflow.comparison import OBJECTIVES
 from soflow.comparison.cost import Cost, base_of, costs_of
 from soflow.comparison.plan import Planned, plan, require_same_as_begun
 from soflow.comparison.record import (
     Budget,
     Comparison,
-    Curves,
     ObjectiveResults,
     Point,
     RunEvaluation,
@@ -30,6 +30,7 @@ from soflow.config import Config, read_objectives
 from soflow.data.training_data import make_dataset, with_classes
 from soflow.errors import InputError
 from soflow.evaluation.evaluate import EvaluationSettings, evaluate
+from soflow.evaluation.html import duration
 from soflow.evaluation.references import make_scoring
 from soflow.evaluation.scorer import Scoring
 from soflow.run.checkpoint import TrainState
@@ -46,10 +47,9 @@ from soflow.workflows.train import train
 
 log = logging.getLogger(__name__)
 
-OBJECTIVES = ("soflow", "mean_flow", "shortcut", "consistency", "flow_matching")
 #: Rounds of measuring costs and seconds of each, and both for trainings under SHORT steps.
 MEASURING, MEASURING_IF_SHORT, SHORT = (3, 2.0), (1, 0.5), 500
-#: Samples at each point of a curve: few, because a training is not to wait for its curve.
+#: Samples at each point of a curve: few, so that curves slow a training little.
 CURVE_SAMPLES = 500
 #: The sampler of the curves of objectives that learn no jumps.
 COARSE_HEUN: tuple[Sampler, int] = ("heun", 16)
@@ -109,18 +109,25 @@ def compare(
     costs = costs_of(configs, out / "cost.json", rounds or usual, progress, seconds)
     planned = list(plan(configs, seeds, budget, out, costs))
 
-    to_come = [run for run in planned if not run.finished]
-    left = TimeLeft(to_come, costs)
-    for number, run in enumerate(planned):
-        title = f"run {number + 1} of {len(planned)}: {run.name}, seed {run.seed}"
-        if run not in to_come:
+    # The seconds that costs predict for the runs to come.
+    expected = {
+        run.folder: run.config.train.steps * costs[run.name].figures.seconds_per_step
+        for run in planned
+        if not run.finished
+    }
+    done, start = 0.0, time.perf_counter()
+    for number, run in enumerate(planned, 1):
+        title = f"run {number} of {len(planned)}: {run.name}, seed {run.seed}"
+        if run.folder not in expected:
             log.info(f"{title}: already done")
             continue
-        log.info(f"{title}, {run.config.train.steps:,} steps; {left} left in all")
+        pace = (time.perf_counter() - start) / done if done else 1.0
+        left = duration(pace * sum(expected.values()))
+        log.info(f"{title}, {run.config.train.steps:,} steps; about {left} left in all")
         train_run(run, scoring, heun_curves, title, progress)
         evaluate_run(run, scoring, progress)
-        left.finish(run)
-    results = gather(recipe, budget, planned, costs, overrides)
+        done += expected.pop(run.folder)
+    results = gather(recipe, overrides, budget, planned, costs)
     results.write(out / "results.json")
     return results
 
@@ -139,9 +146,7 @@ def train_run(
             samples = draw(model, num, labels, sampler, nfe, seed=0, device=device)
             distance = scorer.distance(scorer.gather(samples, num))
             point = Point(step=state.step, seconds=state.seconds, distance=distance)
-            curve = kept.of(sampler, nfe, num)
-            others = [one for one in kept.curves if one != curve]
-            kept = Curves(curves=[*others, curve.with_point(point)])
+            kept = kept.with_point(sampler, nfe, num, point)
         kept.write(run.curves_file)
 
     titled = partial(titled_progress, progress, title)
@@ -151,21 +156,18 @@ def train_run(
 def curve_samplers(config: Config, heun: bool) -> list[tuple[Sampler, int]]:
     """The samplers of the curves: one step, or 8 Heun steps if the objective learns no jumps."""
     first = config.samplers[0]
-    cheap: tuple[Sampler, int] = COARSE_HEUN if first == "euler" else (first, 1)
+    cheap = COARSE_HEUN if first == "euler" else (first, 1)
     return [cheap, HEUN] if heun and "heun" in config.samplers else [cheap]
 
 
 def evaluate_run(run: Planned, scoring: Scoring, progress: Progress) -> None:
     """Evaluates a trained run, as soflow evaluate does."""
     loaded, config = load(run.folder.path), run.config
-    found = evaluate(
-        {"ema": loaded.model},
-        config.samplers,
-        scoring,
-        EvaluationSettings(nfe=config.evaluate.nfe, num=config.evaluate.num),
-        loaded.device,
-        partial(titled_progress, progress, f"evaluating {run.name}, seed {run.seed}"),
-    )
+    models = {"ema": loaded.model}
+    settings = EvaluationSettings(nfe=config.evaluate.nfe, num=config.evaluate.num)
+    title = f"evaluating {run.name}, seed {run.seed}"
+    titled = partial(titled_progress, progress, title)
+    found = evaluate(models, config.samplers, scoring, settings, loaded.device, titled)
     evaluation = found.model_copy(update={"checkpoint": loaded.checkpoint.path.name})
     write_evaluation(run.folder, evaluation)  # for soflow report
     seconds = loaded.checkpoint.train_state().seconds
@@ -176,45 +178,35 @@ def evaluate_run(run: Planned, scoring: Scoring, progress: Progress) -> None:
 
 def gather(
     recipe: str,
+    overrides: Sequence[str],
     budget: Budget,
     planned: list[Planned],
     costs: dict[str, Cost],
-    overrides: Sequence[str],
 ) -> Comparison:
     """The content of results.json, from the files of all runs."""
     by_objective: dict[str, list[RunResults]] = {}
     for run in planned:
-        evaluation = run.read_evaluation()
-        by_objective.setdefault(run.name, []).append(
-            RunResults(
-                folder=run.folder.path.name,
-                seed=run.seed,
-                seconds=evaluation.seconds,
-                rows=evaluation.rows,
-                diagnostics=evaluation.diagnostics,
-                curves=run.read_curves().curves,
-            )
-        )
+        evaluation, curves = run.read_evaluation(), run.read_curves().curves
+        name = run.folder.path.name
+        results = RunResults(**dict(evaluation), folder=name, seed=run.seed, curves=curves)
+        by_objective.setdefault(run.name, []).append(results)
     steps = {run.name: run.config.train.steps for run in planned}
+    objectives = {
+        name: ObjectiveResults(steps=steps[name], cost=costs[name].figures, runs=runs)
+        for name, runs in by_objective.items()
+    }
     device = costs[planned[0].name].measured[0].device
+    machine = evaluation.machine.model_copy(update={"cores": os.cpu_count(), "device": device})
+    # All runs are evaluated alike: the protocol is that of any.
+    protocol = {**dict(evaluation), "machine": machine, "seeds": sorted({r.seed for r in planned})}
     return Comparison(
+        **protocol,
         recipe=recipe,
         overrides=list(overrides),
         budget=budget,
         base=base_of(by_objective),
-        seeds=sorted({run.seed for run in planned}),
         batch_size=planned[0].config.train.batch_size,
-        metric=evaluation.metric,
-        num=evaluation.num,
-        reference=evaluation.reference,
-        real=evaluation.real,
-        warnings=evaluation.warnings,
-        versions=evaluation.versions,
-        machine=evaluation.machine.model_copy(update={"cores": os.cpu_count(), "device": device}),
-        objectives={
-            name: ObjectiveResults(steps=steps[name], cost=costs[name].figures(), runs=found)
-            for name, found in by_objective.items()
-        },
+        objectives=objectives,
     )
 
 
@@ -223,24 +215,3 @@ def titled_progress(
 ) -> AbstractContextManager[Task]:
     """Progress under a title of the comparison's own."""
     return progress(title, total, done)
-
-
-class TimeLeft:
-    """The time left: what costs predict, corrected by how long the finished runs took."""
-
-    def __init__(self, to_come: Sequence[Planned], costs: dict[str, Cost]) -> None:
-        self.expected = {
-            run.folder.path: run.config.train.steps * costs[run.name].seconds_per_step
-            for run in to_come
-        }
-        self.done = self.taken = 0.0
-        self.start = time.perf_counter()
-
-    def finish(self, run: Planned) -> None:
-        """Counts a run as done."""
-        self.done += self.expected.pop(run.folder.path)
-        self.taken = time.perf_counter() - self.start
-
-    def __str__(self) -> str:
-        seconds = sum(self.expected.values()) * (self.taken / self.done if self.done else 1.0)
-        return f"about {seconds:.0f} s" if seconds < 120 else f"about {seconds / 60:.0f} min"

@@ -1,6 +1,6 @@
 """The cost of each objective's steps, relative to a base, measured once and kept in cost.json."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -30,6 +30,29 @@ class CostFigures(Record):
     one_step_samples_per_second: float
     rounds: Count
 
+    @classmethod
+    def of(cls, measured: Sequence[Measurement], base: Sequence[Measurement]) -> Self:
+        """Medians over the rounds, and ratios to the base round by round."""
+
+        def middle(name: str) -> float:
+            return median(getattr(one, name) for one in measured)
+
+        def spread(name: str) -> tuple[float, float, float]:
+            pairs = zip(measured, base, strict=True)
+            ratios = [getattr(one, name) / getattr(other, name) for one, other in pairs]
+            return min(ratios), median(ratios), max(ratios)
+
+        return cls(
+            seconds_per_step=middle("seconds_per_step"),
+            step_ratio=spread("seconds_per_step"),
+            peak_bytes=middle("peak_bytes"),
+            memory_ratio=spread("peak_bytes"),
+            flops_per_sample=measured[0].flops_per_sample,
+            parameters=measured[0].parameters,
+            one_step_samples_per_second=middle("one_step_samples_per_second"),
+            rounds=len(measured),
+        )
+
 
 class Cost(Record):
     """Measurements of an objective, and of the base in the same rounds."""
@@ -47,35 +70,8 @@ class Cost(Record):
         return self
 
     @property
-    def seconds_per_step(self) -> float:
-        """The median."""
-        return median(one.seconds_per_step for one in self.measured)
-
-    @property
-    def step_ratio(self) -> tuple[float, float, float]:
-        """The time of a step relative to the base's: least, median, most."""
-        return self.spread("seconds_per_step")
-
-    def spread(self, name: str) -> tuple[float, float, float]:
-        """Least, median and most of a figure's ratios to the base, round by round."""
-        pairs = zip(self.measured, self.base_measured, strict=True)
-        ratios = [getattr(one, name) / getattr(base, name) for one, base in pairs]
-        return min(ratios), median(ratios), max(ratios)
-
     def figures(self) -> CostFigures:
-        """Medians over the rounds, and ratios."""
-        return CostFigures(
-            seconds_per_step=self.seconds_per_step,
-            step_ratio=self.step_ratio,
-            peak_bytes=median(one.peak_bytes for one in self.measured),
-            memory_ratio=self.spread("peak_bytes"),
-            flops_per_sample=self.measured[0].flops_per_sample,
-            parameters=self.measured[0].parameters,
-            one_step_samples_per_second=median(
-                one.one_step_samples_per_second for one in self.measured
-            ),
-            rounds=len(self.measured),
-        )
+        return CostFigures.of(self.measured, self.base_measured)
 
 
 class Costs(Record):
@@ -92,8 +88,8 @@ def settings_of(config: Config) -> dict[str, JsonValue]:
 
 def base_of(names: Iterable[str]) -> str:
     """The objective that costs are relative to: SoFlow, or the first if it is not among them."""
-    names = list(names)
-    return BASE if BASE in names else names[0]
+    first, *others = names
+    return BASE if BASE in others else first
 
 
 def costs_of(
@@ -105,8 +101,8 @@ def costs_of(
 ) -> dict[str, Cost]:
     """The cost of each objective. Reads the file, measures what is missing, and adds it there."""
     base = base_of(configs)
-    settings = {name: settings_of(config) for name, config in configs.items()}
     kept = dict((Costs.read(file) or Costs()).objectives)
+    settings = {name: settings_of(config) for name, config in configs.items()}
     missing = [
         name
         for name in configs
@@ -115,10 +111,8 @@ def costs_of(
         or kept[name].base_measured_with != settings[base]
     ]
     if missing:
-        chosen = dict.fromkeys([base, *missing])
-        measured = bench(
-            {name: configs[name] for name in chosen}, rounds, progress=progress, seconds=seconds
-        )
+        chosen = {name: configs[name] for name in (base, *missing)}
+        measured = bench(chosen, rounds, progress=progress, seconds=seconds)
         for name in missing:
             kept[name] = Cost(
                 measured_with=settings[name],

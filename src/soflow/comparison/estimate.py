@@ -7,22 +7,20 @@ beside every figure.
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from pydantic import computed_field
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from soflow.assemble import make_model, make_network
-from soflow.comparison.measure import COUNTED, random_step
+from soflow.assemble import make_network
+from soflow.comparison.measure import COUNTED, trained, without_content
 from soflow.config import Config
 from soflow.errors import InputError
-from soflow.objectives.base import Losses
 from soflow.system.records import Count, Record
 
 #: The GPU that hours are for, its operations per second in matrix products of each kind, and
@@ -85,14 +83,12 @@ COLUMNS = (
 def cells(name: str, one: Estimate) -> list[str]:
     """An estimate as a row of a table, memory in GiB."""
     hours, memory = one.gpu_seconds / 3600, one.memory
+    flops = (one.flops_per_sample / 1e9, sum(one.flops.values()) / 1e18)
     return [
         name,
         one.precision,
         f"{one.parameters / 1e6:,.1f}M",
-        three_digits(one.flops_per_sample / 1e9),
-        three_digits(sum(one.flops.values()) / 1e18),
-        three_digits(hours),
-        three_digits(hours / one.gpus),
+        *map(three_digits, (*flops, hours, hours / one.gpus)),
         f"{one.samples}",
         *(f"{n / 2**30:,.2f}" for n in (memory.states, memory.activations, memory.total)),
     ]
@@ -106,10 +102,9 @@ def assumption(flops_per_second: float | None = None) -> str:
     """The rate that hours rest on, in words."""
     if flops_per_second is not None:
         return f"{flops_per_second / 1e12:,.4g} TFLOP/s on each GPU, as given"
-    rates = ", ".join(
-        f"{SHARE * rate / 1e12:,.3g} TFLOP/s in {kind}" for kind, rate in PEAK.items()
-    )
-    return f"{SHARE:.0%} of the peak of an {GPU}, which is assumed, not measured: {rates}"
+    rates = [f"{SHARE * rate / 1e12:,.3g} TFLOP/s in {kind}" for kind, rate in PEAK.items()]
+    known = f"{SHARE:.0%} of the peak of an {GPU}, which is assumed, not measured"
+    return f"{known}: {', '.join(rates)}"
 
 
 def estimate(config: Config, gpus: int = 1, flops_per_second: float | None = None) -> Estimate:
@@ -123,8 +118,6 @@ def estimate(config: Config, gpus: int = 1, flops_per_second: float | None = Non
     Raises:
         InputError: For sizes that do not fit together, and a batch that cannot be split.
     """
-    # Operations of compiled code cannot be counted.
-    config = config.model_copy(update={"compile": False})
     batch, parts = config.train.batch_size, gpus * config.train.accumulate
     if batch % parts:
         raise InputError(
@@ -163,36 +156,14 @@ def memory(config: Config, network: nn.Module, gpus: int, activations: int) -> M
     )
 
 
-def trained(network: nn.Module) -> list[Tensor]:
-    """The parameters that are trained."""
-    return [parameter for parameter in network.parameters() if parameter.requires_grad]
-
-
 def size(tensors: list[Tensor]) -> int:
     """Bytes of the tensors."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-@contextmanager
-def without_content(config: Config, count: int) -> Iterator[tuple[nn.Module, Callable[[], Losses]]]:
-    """The network and the loss of a step of `count` samples, to be called inside."""
-    objective, batch, draws = random_step(config, count)
-    bf16 = config.precision.startswith("bf16")
-    autocast = torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext()
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        network = make_network(config)
-        model = make_model(config, network)
-
-        def loss() -> Losses:
-            with autocast:
-                return objective(model, batch, draws, 0.5)
-
-        yield network, loss
-
-
 def kept_for_backward(config: Config, count: int) -> int:
     """Bytes that autograd keeps of the forward pass of `count` samples, without weights."""
-    with without_content(config, count) as (network, loss):
+    with without_content(config, count) as (network, *_, loss):
         own = {key(tensor) for tensor in (*network.parameters(), *network.buffers())}
         # The tensors are kept so that no memory is freed and comes again under the same key.
         kept: dict[int, Tensor] = {}
@@ -216,7 +187,7 @@ def key(tensor: Tensor) -> int:
 def count_by_kind(config: Config) -> dict[str, float]:
     """Operations per sample of the loss and its gradient, by kind of matrix product."""
     with (
-        without_content(config, COUNTED) as (_, loss),
+        without_content(config, COUNTED) as (*_, loss),
         attention_as_products(),
         Products() as products,
     ):

@@ -10,15 +10,15 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from statistics import median
 
 import torch
 from pydantic import JsonValue
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -29,7 +29,7 @@ from soflow.config.reading import validate
 from soflow.data.augment import AugmentPipe
 from soflow.data.batches import seeded_generator
 from soflow.data.dataset import Dataset
-from soflow.objectives.base import Draws, Objective
+from soflow.objectives.base import Draws, Losses
 from soflow.run.folder import RunFolder
 from soflow.sampling import class_by_class, one_step
 from soflow.symbols import Batch
@@ -83,13 +83,34 @@ def random_dataset(config: Config, count: int) -> Dataset:
     return Dataset("random", "train", torch.randn(count, *config.data.shape), labels, names)
 
 
-def random_step(config: Config, count: int) -> tuple[Objective, Batch, Draws]:
-    """The objective, random data of the configuration's shape and the draws of one step."""
+@contextmanager
+def without_content(
+    config: Config, count: int
+) -> Iterator[tuple[nn.Module, Batch, Draws, Callable[[], Losses]]]:
+    """The network, batch, draws and loss of a step whose tensors have shapes and no content.
+
+    Large networks cost no time and no memory. Call the loss inside the block.
+    """
     objective, dataset = make_objective(config), random_dataset(config, count)
     data = dataset.samples()
     draws = objective.draw(data.shape, seeded_generator(0, "draws", 0, torch.device("cpu")))
     augment = torch.zeros(count, AugmentPipe.num_labels) if config.data.augment else None
-    return objective, Batch(data, dataset.labels, augment), draws
+    batch = Batch(data, dataset.labels, augment)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        network = make_network(config)
+        model = make_model(config, network)
+
+        def loss() -> Losses:
+            bf16 = config.precision.startswith("bf16")
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                return objective(model, batch, draws, 0.5)
+
+        yield network, batch, draws, loss
+
+
+def trained(network: nn.Module) -> list[Tensor]:
+    """The parameters that are trained."""
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
 
 def measure(config: Config, plain_attention: bool = False, least_seconds: float = SECONDS) -> Times:
@@ -149,26 +170,21 @@ def peak_bytes(device: torch.device) -> int:
 def count(config: Config) -> Counts:
     """Counts parameters and operations per sample; attention counts as its matrix products.
 
-    The tensors have shapes and no content, so that large networks cost no time and no memory.
-
     Raises:
         InputError: For a network whose sizes do not fit together.
     """
-    # Operations of compiled code cannot be counted.
-    config = config.model_copy(update={"compile": False})
-    objective, batch, draws = random_step(config, COUNTED)
-    with FakeTensorMode(allow_non_fake_inputs=True), sdpa_kernel(SDPBackend.MATH):
-        network = make_network(config)
-        model = make_model(config, network)
+    with (
+        without_content(config, COUNTED) as (network, batch, draws, loss),
+        sdpa_kernel(SDPBackend.MATH),
+    ):
         with FlopCounterMode(display=False) as whole:
-            objective(model, batch, draws, 0.5).total.backward()
+            loss().total.backward()
         with torch.no_grad(), FlopCounterMode(display=False) as forward:
             network(batch.data, draws.t, draws.s, batch.labels, batch.augment)
-        trained = sum(one.numel() for one in network.parameters() if one.requires_grad)
     return Counts(
         flops_per_sample=whole.get_total_flops() / COUNTED,
         forward_flops_per_sample=forward.get_total_flops() / COUNTED,
-        parameters=trained,
+        parameters=sum(one.numel() for one in trained(network)),
     )
 
 

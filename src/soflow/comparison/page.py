@@ -11,14 +11,14 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image
 
 from soflow.comparison import tables
-from soflow.comparison.record import Comparison, Curve, ObjectiveResults, Point
+from soflow.comparison.record import Comparison, ObjectiveResults, Point
 from soflow.comparison.tables import HEUN, name_of
 from soflow.data.training_data import make_dataset
 from soflow.evaluation.html import duration, image, render
 from soflow.evaluation.pictures import picture
 from soflow.evaluation.plots import as_text, plain
 from soflow.evaluation.report import real_by_class
-from soflow.sampling import class_by_class, sample_many
+from soflow.sampling import Sampler, class_by_class, sample_many
 from soflow.system.atomic import write_text
 from soflow.workflows.load import load
 
@@ -51,8 +51,7 @@ def draw_samples(results: Comparison, out: Path) -> dict[str, Image.Image]:
         num = 6 * columns if images else 2000
         labels = class_by_class(num, model.num_classes)
         samples = sample_many(model, num, labels, sampler, nfe, seed=0, device=run.device)
-        title = f"{name_of(name)}, {'one step' if nfe == 1 else f'{nfe // 2} Heun steps'}"
-        drawn[title] = picture(samples, columns)
+        drawn[f"{name_of(name)}, {how(sampler, nfe)}"] = picture(samples, columns)
     data = make_dataset(run.config.data)
     real = real_by_class(data, columns, num // columns) if images else data.samples(slice(num))
     drawn["real data"] = picture(model.decode(real.to(run.device)).cpu(), columns)
@@ -79,11 +78,11 @@ def page(results: Comparison, drawn: dict[str, Image.Image]) -> str:
     )
 
 
-def label_of(curve: Curve) -> str:
-    """How the samples of a curve were drawn."""
-    if curve.sampler == "heun":
-        return f"{curve.nfe // 2} Heun steps"
-    return "one step" if curve.nfe == 1 else f"{curve.nfe} steps"
+def how(sampler: Sampler, nfe: int) -> str:
+    """How samples were drawn."""
+    if sampler == "heun":
+        return f"{nfe // 2} Heun steps"
+    return "one step" if nfe == 1 else f"{nfe} steps"
 
 
 def about_curves(results: Comparison) -> str:
@@ -138,9 +137,8 @@ def plot_evaluations(axes: Axes, objective: ObjectiveResults, color: str, label:
         rows = [row for row in objective.runs[0].rows if row.sampler == sampler]
         counts = sorted({1, *(row.nfe for row in rows if row.nfe is not None)})
         # In one step all samplers are the same, and only the first is evaluated.
-        means = [
-            mean(objective.distances(sampler, n) or objective.distances(first, n)) for n in counts
-        ]
+        found = (objective.distances(sampler, n) or objective.distances(first, n) for n in counts)
+        means = [mean(distances) for distances in found]
         axes.plot(counts, means, style, color=color, label=f"{label}, {as_text(sampler)}")
     if heun := objective.distances(*HEUN):
         axes.plot([HEUN[1]], [mean(heun)], "s", color=color)
@@ -149,26 +147,25 @@ def plot_evaluations(axes: Axes, objective: ObjectiveResults, color: str, label:
 def plot_curves(
     both: Sequence[Axes], objective: ObjectiveResults, color: str, label: str, batch_size: int
 ) -> None:
-    """Distances during training, against time and against samples."""
-    against_time, against_samples = both
+    """Distances during training, against time and against samples.
+
+    Lines are means over seeds, bands from least to most.
+    """
     for i, curve in enumerate(objective.runs[0].curves):
-        asked = (curve.sampler, curve.nfe, curve.num)
-        same = [
-            one.points
-            for run in objective.runs
-            for one in run.curves
-            if (one.sampler, one.nfe, one.num) == asked
-        ]
+        every = [one for run in objective.runs for one in run.curves]
+        same = [one.points for one in every if one.samples == curve.samples]
         curves = common(same)
         if len(same) < len(objective.runs) or not curves[0]:
             continue
-        how = label_of(curve)
         distances = np.array([[point.distance for point in points] for points in curves])
         seconds = np.mean([[point.seconds for point in points] for points in curves], axis=0)
         samples = np.array([point.step for point in curves[0]]) * batch_size / 1000
-        title = label if how == "one step" else f"{label}, {how}"
-        for axes, x in ((against_time, seconds), (against_samples, samples)):
-            shaded(axes, x, distances, "--" if i else "-", color, title)
+        title = label if curve.nfe == 1 else f"{label}, {how(curve.sampler, curve.nfe)}"
+        least, most = distances.min(0), distances.max(0)
+        for axes, x in zip(both, (seconds, samples), strict=True):
+            axes.plot(x, distances.mean(0), "--" if i else "-", color=color, label=title)
+            if len(distances) > 1:
+                axes.fill_between(x, least, most, color=color, alpha=0.12, linewidth=0)
 
 
 def common(curves: Iterable[list[Point]]) -> list[list[Point]]:
@@ -176,16 +173,6 @@ def common(curves: Iterable[list[Point]]) -> list[list[Point]]:
     by_step = [{point.step: point for point in curve} for curve in curves]
     steps = sorted(set.intersection(*(set(curve) for curve in by_step)))
     return [[curve[step] for step in steps] for curve in by_step]
-
-
-def shaded(
-    axes: Axes, x: np.ndarray, distances: np.ndarray, style: str, color: str, label: str
-) -> None:
-    """The mean over seeds, (seeds, points) -> (points,), and a band from least to most."""
-    axes.plot(x, distances.mean(0), style, color=color, label=label)
-    if len(distances) > 1:
-        least, most = distances.min(0), distances.max(0)
-        axes.fill_between(x, least, most, color=color, alpha=0.12, linewidth=0)
 
 
 def sheets(pictures: dict[str, Image.Image]) -> Figure:

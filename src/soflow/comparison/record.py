@@ -28,11 +28,15 @@ class Curve(Record):
     num: Count
     points: list[Point] = Field([])
 
+    @property
+    def samples(self) -> tuple[Sampler, int, int]:
+        """What tells curves apart."""
+        return self.sampler, self.nfe, self.num
+
     def with_point(self, point: Point) -> "Curve":
         """The curve with one more point; a point of the same step is replaced."""
-        others = [one for one in self.points if one.step != point.step]
-        points = sorted([*others, point], key=lambda one: one.step)
-        return self.model_copy(update={"points": points})
+        points = {one.step: one for one in (*self.points, point)}
+        return self.model_copy(update={"points": [points[step] for step in sorted(points)]})
 
 
 class Curves(Record):
@@ -40,11 +44,11 @@ class Curves(Record):
 
     curves: list[Curve] = Field([])
 
-    def of(self, sampler: Sampler, nfe: int, num: int) -> Curve:
-        """The curve of these samples, empty if there is none."""
-        asked = (sampler, nfe, num)
-        found = (one for one in self.curves if (one.sampler, one.nfe, one.num) == asked)
-        return next(found, Curve(sampler=sampler, nfe=nfe, num=num))
+    def with_point(self, sampler: Sampler, nfe: int, num: int, point: Point) -> "Curves":
+        """The curves with one more point in that of these samples, which comes last."""
+        curves = {curve.samples: curve for curve in self.curves}
+        curve = curves.pop((sampler, nfe, num), Curve(sampler=sampler, nfe=nfe, num=num))
+        return Curves(curves=[*curves.values(), curve.with_point(point)])
 
 
 class RunEvaluation(Evaluation):

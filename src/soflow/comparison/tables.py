@@ -2,7 +2,7 @@
 
 from statistics import mean, stdev
 
-from soflow.comparison.record import Comparison, ObjectiveResults
+from soflow.comparison.record import Comparison
 from soflow.sampling import HEUN_STEPS, Sampler
 
 #: The yardstick: Heun steps of the model's own velocity.
@@ -22,27 +22,20 @@ def over_seeds(values: list[float], digits: int = 3) -> str:
     return f"{mean(values):.{digits}g}{spread}"
 
 
-def evaluations_of(objectives: dict[str, ObjectiveResults]) -> list[int]:
-    """The numbers of network evaluations of all few-step rows."""
-    rows = [row for one in objectives.values() for row in one.runs[0].rows]
-    return sorted({row.nfe for row in rows if row.sampler != "heun" and row.nfe is not None})
-
-
 def quality_rows(results: Comparison) -> list[list[str]]:
     """Distances as a table, header first: one row per objective and sampler."""
-    few = evaluations_of(results.objectives)
+    every = [row for one in results.objectives.values() for row in one.runs[0].rows]
+    few = sorted({row.nfe for row in every if row.sampler != "heun" and row.nfe is not None})
     header = ["objective", "sampler", *(f"NFE {n}" for n in few)]
     rows = [[*header, f"{HEUN_STEPS} Heun steps", "recognized, NFE 1"]]
     for name, objective in results.objectives.items():
         for i, sampler in enumerate(objective.few_step_samplers):
+            distances = [objective.distances(sampler, n) for n in few]
             heun = objective.distances(*HEUN) if i == 0 else []
-            recognized = [row.recognized for row in objective.rows(sampler, 1)]
-            columns = [
-                *(objective.distances(sampler, n) for n in few),
-                heun,
-                [share for share in recognized if share is not None],
-            ]
-            rows.append([name_of(name), sampler, *map(over_seeds, columns)])
+            first = objective.rows(sampler, 1)
+            recognized = [row.recognized for row in first if row.recognized is not None]
+            figures = map(over_seeds, [*distances, heun, recognized])
+            rows.append([name_of(name), sampler, *figures])
     return rows if any(row[-1] for row in rows[1:]) else [row[:-1] for row in rows]
 
 
@@ -111,14 +104,9 @@ def about_costs(results: Comparison) -> str:
 
 def markdown(results: Comparison) -> str:
     """Both tables, each below the text that explains it."""
-    parts = [
-        about(results),
-        about_distances(results),
-        table(quality_rows(results)),
-        about_costs(results),
-        table(cost_rows(results)),
-    ]
-    return "\n\n".join(parts) + "\n"
+    quality = [about_distances(results), table(quality_rows(results))]
+    cost = [about_costs(results), table(cost_rows(results))]
+    return "\n\n".join([about(results), *quality, *cost]) + "\n"
 
 
 def table(rows: list[list[str]]) -> str:

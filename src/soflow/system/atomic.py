@@ -4,13 +4,14 @@ import errno
 import os
 import secrets
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from soflow.errors import InputError, RunError
-from soflow.system.fingerprints import Checksum, checksum
+from soflow.system.fingerprints import checksum
 
 #: Seconds after which a half-written file belongs to no running process.
 OLD = 86_400
@@ -69,11 +70,11 @@ class Summed:
 
     def __init__(self, stream: BinaryIO) -> None:
         self.stream = stream
-        self.total = Checksum()
+        self.total = 0
         self.failure: OSError | None = None
 
     def write(self, data: bytes | memoryview) -> int:
-        self.total.add(data)
+        self.total = zlib.crc32(data, self.total)
         try:
             return self.stream.write(data)
         except OSError as error:
@@ -85,7 +86,7 @@ class Summed:
 
     @property
     def checksum(self) -> str:
-        return str(self.total)
+        return f"{self.total:08x}"
 
 
 @contextmanager

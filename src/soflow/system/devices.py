@@ -6,7 +6,7 @@ import torch
 
 
 def default_device() -> torch.device:
-    """A GPU where there is one: of several processes on a machine, each its own."""
+    """This process's own GPU if there is one, else the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())

@@ -2,41 +2,23 @@
 
 import hashlib
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 
-class Checksum:
-    """The CRC-32 of bytes that are added piece by piece: finds damage, proves no origin."""
-
-    def __init__(self) -> None:
-        self.value = 0
-
-    def add(self, data: bytes | memoryview) -> None:
-        self.value = zlib.crc32(data, self.value)
-
-    def __str__(self) -> str:
-        """Eight hexadecimal digits."""
-        return f"{self.value:08x}"
-
-
 def checksum_of(parts: Iterable[bytes | memoryview]) -> str:
-    """CRC-32 of the parts, one after the other, in hexadecimal."""
-    total = Checksum()
+    """CRC-32 of the parts, one after the other, in hexadecimal: finds damage, proves no origin."""
+    total = 0
     for part in parts:
-        total.add(part)
-    return str(total)
+        total = zlib.crc32(part, total)
+    return f"{total:08x}"
 
 
 def checksum(file: Path) -> str:
     """CRC-32 of a file, in hexadecimal. Raises OSError if it cannot be read."""
-
-    def blocks() -> Iterator[bytes]:
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 22):
-                yield block
-
-    return checksum_of(blocks())
+    with file.open("rb") as stream:
+        return checksum_of(iter(partial(stream.read, 1 << 22), b""))
 
 
 def fingerprint_of(text: str) -> str:

@@ -22,6 +22,7 @@ from soflow.system.text import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
+    from rich.progress import TaskID
 
 #: Seconds between two lines, and between two changes of a bar.
 PAUSE, BAR_PAUSE = 20.0, 0.1
@@ -58,12 +59,8 @@ def track(title: str, total: int, done: int = 0) -> Iterator[Task]:
     elif not sys.stderr.isatty():
         yield Lines(title, total, done)
     else:
-        with bars() as shown:
-            task = Bar(shown, title, total, done)
-            try:
-                yield task
-            finally:
-                shown.remove_task(task.id)
+        with bar(title, total, done, f"{done:,} of {total:,}") as (shown, id):
+            yield Bar(shown, id, title, total, done)
 
 
 @contextmanager
@@ -71,13 +68,9 @@ def stage(text: str) -> Iterator[None]:
     """Shows on a terminal that work of unknown length is going on."""
     if processes.index() > 0 or not sys.stderr.isatty():
         yield
-        return
-    with bars() as shown:
-        task = shown.add_task(printable(text), total=None, text="")
-        try:
+    else:
+        with bar(text, None):
             yield
-        finally:
-            shown.remove_task(task)
 
 
 class Timed(Task):
@@ -113,12 +106,9 @@ class Lines(Timed):
 class Bar(Timed):
     """A bar among the bars on the terminal."""
 
-    def __init__(self, bars: "Bars", title: str, total: int, done: int) -> None:
+    def __init__(self, bars: "Bars", id: "TaskID", title: str, total: int, done: int) -> None:
         super().__init__(title, total, done)
-        self.bars = bars
-        self.id = bars.add_task(
-            self.title, total=total, completed=done, text=self.describe(done, "")
-        )
+        self.bars, self.id = bars, id
 
     def update(self, done: int, text: str = "") -> None:
         now = time.monotonic()
@@ -155,3 +145,16 @@ def bars() -> Iterator["Bars"]:
             yield shown
     finally:
         _bars.reset(token)
+
+
+@contextmanager
+def bar(
+    title: str, total: int | None, done: int = 0, text: str = ""
+) -> Iterator[tuple["Bars", "TaskID"]]:
+    """One more bar on the terminal, removed at the end; without a total its length is unknown."""
+    with bars() as shown:
+        id = shown.add_task(printable(title), total=total, completed=done, text=text)
+        try:
+            yield shown, id
+        finally:
+            shown.remove_task(id)
