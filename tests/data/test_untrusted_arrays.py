@@ -11,7 +11,7 @@ from soflow.data import npz
 from soflow.data.arrays import ArrayImages
 from soflow.errors import InputError
 from soflow.evaluation.reference_files import arrays_in, read
-from soflow.evaluation.sample_set import open_sample_set
+from soflow.evaluation.sample_set import sample_arrays
 from soflow.interop.weights import read_file
 from support import hostile
 from support.archives import npy, write_zip
@@ -23,7 +23,7 @@ def all_readers(file):
     """Reads a .npz in all three ways, each of which must refuse it; returns the messages."""
     messages = []
     for reader in (
-        lambda: list(open_sample_set(file).parts()),
+        lambda: list(sample_arrays(file).parts()),
         lambda: read(file, ("arr_0",), arrays_in(file)),
         lambda: ArrayImages(str(file), "train").images,
     ):
@@ -128,7 +128,7 @@ def test_names_in_archives_lead_nowhere(tmp_path, monkeypatch):
     file = write_zip(
         tmp_path / "here" / "names.npz", {**dict.fromkeys(names, outside), "arr_0.npy": outside}
     )
-    list(open_sample_set(file).parts())
+    list(sample_arrays(file).parts())
     with pytest.raises(InputError, match=r"\.\./out and"):
         ArrayImages(str(file), "train")
     assert len(ArrayImages(str(file), "train", "../out").images) == 2

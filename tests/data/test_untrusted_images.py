@@ -18,7 +18,7 @@ from soflow.data.folder import FolderImages
 from soflow.data.huggingface import HuggingFaceImages, open_splits
 from soflow.data.images import decode, open_image
 from soflow.errors import InputError
-from soflow.evaluation.sample_set import open_sample_set
+from soflow.evaluation.sample_set import sample_folder
 from support import hostile
 from support.hostile import withstands
 from support.small_data import pixels, write_folder, write_parquet
@@ -67,7 +67,7 @@ def test_harmful_images_are_unreadable_ones(content, told, tmp_path, caplog):
     assert "1 of 121 images" in caplog.messages[-1]
     assert re.search(told, Path(caplog.messages[-1].rsplit("named in ", 1)[1]).read_text())
     with pytest.raises(InputError, match=r"evil\.png"):
-        open_sample_set(photos)
+        sample_folder(photos)
 
 
 def test_a_thin_image_does_not_grow_without_measure(tmp_path):

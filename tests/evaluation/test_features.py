@@ -17,7 +17,7 @@ from soflow.evaluation.metrics import Moments
 from soflow.evaluation.record import Reference
 from soflow.evaluation.reference_files import read_reference, write_reference
 from soflow.evaluation.references import scorer_from_file
-from soflow.evaluation.sample_set import open_sample_set
+from soflow.evaluation.sample_set import sample_arrays, sample_folder
 from soflow.evaluation.scorer import Scorer, by_turns, random_subset
 from soflow.evaluation.statistics import gather, rebatched
 from support.commands import assert_fails
@@ -348,7 +348,7 @@ def test_samples_in_adms_layout_are_read_part_by_part(save, tmp_path, monkeypatc
     monkeypatch.setattr("soflow.evaluation.sample_set.ROWS", 4)
     images, labels = pictures(10), np.arange(10)
     save(tmp_path / "s.npz", arr_0=images, arr_1=labels)
-    given = open_sample_set(tmp_path / "s.npz")
+    given = sample_arrays(tmp_path / "s.npz")
     assert (given.name, given.shape, given.count, given.labels.tolist()) == (
         "s",
         (3, 8, 8),
@@ -366,14 +366,14 @@ def test_a_folder_of_samples_is_read_in_the_order_of_its_names(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.fromarray(image).save(tmp_path / name)
     (tmp_path / "protocol.json").write_text(json.dumps({"seed": 3}))
-    given = open_sample_set(tmp_path)
+    given = sample_folder(tmp_path)
     assert given.protocol.model_extra == {"seed": 3}
     assert np.array_equal(
         torch.cat(list(given.parts())).permute(0, 2, 3, 1).numpy(), images[[1, 0, 2]]
     )
     Image.fromarray(pictures(1, size=9)[0]).save(tmp_path / "z.png")
     with pytest.raises(InputError, match=r"a\.png.*z\.png"):
-        open_sample_set(tmp_path)
+        sample_folder(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -397,7 +397,7 @@ def test_a_folder_of_samples_is_read_in_the_order_of_its_names(tmp_path):
 )
 def test_arrays_that_are_no_samples(arrays, word, tmp_path):
     with pytest.raises(InputError, match=word):
-        open_sample_set(by_hand(tmp_path, **arrays))
+        sample_arrays(by_hand(tmp_path, **arrays))
 
 
 def test_grey_samples_of_any_mode_are_read_as_data_are(tmp_path):
@@ -406,7 +406,7 @@ def test_grey_samples_of_any_mode_are_read_as_data_are(tmp_path):
     Image.merge("LA", [Image.new("L", (8, 8), 77), Image.new("L", (8, 8), 255)]).save(
         tmp_path / "b.png"
     )
-    given = open_sample_set(tmp_path)
+    given = sample_folder(tmp_path)
     deep, clear = torch.cat(list(given.parts()))[:, 0]
     assert given.shape == (1, 8, 8)
     assert deep.flatten().tolist() == [round(1024 * i / 257) for i in range(64)]
@@ -464,7 +464,7 @@ def test_samples_cut_short_are_an_error(tmp_path):
     file = by_hand(tmp_path, arr_0=pictures(400))
     file.write_bytes(file.read_bytes()[:5000])
     with pytest.raises(InputError, match=r"adm\.npz"):
-        open_sample_set(file)
+        sample_arrays(file)
 
 
 class TestCommands:

@@ -16,7 +16,6 @@ from soflow.evaluation.metrics import (
     energy_distance,
     frechet_distance,
     inception_score,
-    kernel_distance,
     neighbourhood,
     recognized,
     spread_of_frechet,
@@ -176,7 +175,7 @@ def test_the_kernel_distance_against_its_definition():
         kernel(s[i], s[j]) for s in (a, b) for i in range(n) for j in range(n) if i != j
     ) / (n * (n - 1))
     between = sum(kernel(x, y) for x in a for y in b) / n**2
-    mean, spread = kernel_distance(a, b)
+    mean, spread = KernelDistance(b)(a)
     assert mean == pytest.approx(within - 2 * between, rel=1e-9)
     assert spread == pytest.approx(0, abs=1e-9)
 
@@ -197,9 +196,9 @@ def test_the_kernel_distance_is_that_of_torchmetrics_to_the_last_digit():
 
 
 def test_the_kernel_distance_of_one_distribution_is_zero_on_average():
-    mean, spread = kernel_distance(normal(0, 2000, 5), normal(1, 2000, 5))
+    mean, spread = KernelDistance(normal(1, 2000, 5))(normal(0, 2000, 5))
     assert abs(mean) < 2 * spread
-    assert kernel_distance(normal(0, 2000, 5), normal(1, 2000, 5)) == (mean, spread)
+    assert KernelDistance(normal(1, 2000, 5))(normal(0, 2000, 5)) == (mean, spread)
 
 
 def test_the_inception_score_of_known_classifiers():

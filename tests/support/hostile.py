@@ -212,7 +212,7 @@ def attack_npz(count: int, folder: Path) -> int:
         wholes.append(file.read_bytes())
 
     def of_samples() -> None:
-        list(samples.open_sample_set(file).parts())
+        list(samples.sample_arrays(file).parts())
 
     def work() -> None:
         withstands(of_samples)

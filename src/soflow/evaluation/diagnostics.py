@@ -53,9 +53,8 @@ def one_step_error(
     model: FlowModel, noise: Sample, labels: Labels | None = None, steps: int = STEPS
 ) -> float:
     """|| f(noise, 1, 0) - Heun of v from the same noise ||: one jump against the own ODE."""
-    return rms(
-        one_step(model, noise, labels) - integrate_velocity(model, noise, steps, labels, "heun")
-    )
+    heun = integrate_velocity(model, noise, steps, labels, "heun")
+    return rms(one_step(model, noise, labels) - heun)
 
 
 @torch.no_grad()

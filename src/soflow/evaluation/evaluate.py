@@ -1,39 +1,23 @@
 """Evaluates models: a row of figures per weights and sampler, and one of held-out real data."""
 
-import platform
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from functools import cache, partial
 from statistics import mean, stdev
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from soflow import __version__
 from soflow.data.batches import seeded_generator
 from soflow.data.dataset import Dataset
 from soflow.evaluation.diagnostics import diagnose
-from soflow.evaluation.metrics import (
-    DENSITY_NEIGHBOURS,
-    KERNEL_SUBSET,
-    KERNEL_SUBSETS,
-    NEIGHBOURS,
-    SCORE_PARTS,
-)
-from soflow.evaluation.record import (
-    Evaluation,
-    Figures,
-    Machine,
-    RealRow,
-    Row,
-    Samples,
-)
-from soflow.evaluation.reference_files import describe_features
+from soflow.evaluation.protocol import protocol, this_machine, warnings_of
+from soflow.evaluation.record import Evaluation, Figures, RealRow, Row, Samples
 from soflow.evaluation.sample_set import SampleSet
-from soflow.evaluation.scorer import Baseline, Scorer, Scoring
-from soflow.evaluation.statistics import ENERGY_POINTS, parts_of
+from soflow.evaluation.scorer import Baseline, Scoring
+from soflow.evaluation.statistics import Counter, parts_of
 from soflow.sampling import (
     HEUN_STEPS,
     LabelDraw,
@@ -45,7 +29,7 @@ from soflow.sampling import (
     sample,
 )
 from soflow.solution import FlowModel
-from soflow.system.progress import Progress, Task, track
+from soflow.system.progress import Progress, track
 
 #: Points that the diagnostics look at.
 DIAGNOSTIC_POINTS = 500
@@ -91,10 +75,10 @@ def rows_of(
 ) -> list[tuple[str, Sampler, int]]:
     """The weights, sampler and network evaluations of each row.
 
-    For all weights each few-step sampler at each number of evaluations; in one step all are the
-    same. For the first weights also the model's own ODE, if `heun` is among the samplers.
+    All weights get each few-step sampler at each number of evaluations, but in one step all
+    samplers are the same. The first weights also get the model's own ODE, if `heun` is given.
     """
-    few: list[Sampler] = [sampler for sampler in samplers if sampler != "heun"]
+    few = [sampler for sampler in samplers if sampler != "heun"]
     rows = [
         (which, sampler, n)
         for which in weights
@@ -126,35 +110,29 @@ def evaluate(
         InputError: If a setting cannot give a figure.
         RunError: If a sample holds NaN or infinity.
     """
-    first = next(iter(models.values()))
+    first, num = next(iter(models.values())), settings.num
     chosen = rows_of(samplers, settings.nfe, list(models))
-    times: dict[tuple[Sampler, int], float] = {}
+    time_of = cache(partial(milliseconds_per_sample, first, settings, device))
 
     def row(weights: str, sampler: Sampler, nfe: int) -> Row:
         found = []
         for seed in settings.seeds:
-            labels = draw_classes(settings.labels, settings.num, first.num_classes, seed)
-            parts = draw(
-                models[weights], settings.num, labels, sampler, nfe, seed, settings.batch, device
-            )
-            found.append(figures(scoring, parts, settings.num, labels, count))
-        if (sampler, nfe) not in times:
-            times[sampler, nfe] = milliseconds_per_sample(first, sampler, nfe, device, settings)
+            labels = draw_classes(settings.labels, num, first.num_classes, seed)
+            parts = draw(models[weights], num, labels, sampler, nfe, seed, settings.batch, device)
+            found.append(figures(scoring, parts, num, labels, count))
         return Row(
             weights=weights,
             sampler=sampler,
             nfe=nfe,
-            milliseconds_per_sample=times[sampler, nfe],
+            milliseconds_per_sample=time_of(sampler, nfe),
             **over_seeds(found),
         )
 
-    sets = [settings.num] * (len(chosen) * len(settings.seeds))
-    with progress("evaluating", work(scoring, sets)) as task:
+    with progress("evaluating", work(scoring, [num] * len(chosen) * len(settings.seeds))) as task:
         count = Counter(task)
         rows = [row(*one) for one in chosen]
         real = real_row(scoring.baseline, count)
-    solves = {"ode", "heun"} <= set(samplers)
-    points = scoring.points if solves else None
+    points = scoring.points if {"ode", "heun"} <= set(samplers) else None
     return Evaluation(
         rows=rows,
         real=real,
@@ -162,7 +140,7 @@ def evaluate(
         labels=settings.labels if first.num_classes else "none",
         diagnostics={} if points is None else diagnostics(first, points, settings, device),
         machine=this_machine(str(device)),
-        **protocol(scoring.scorer, settings.num),
+        **protocol(scoring.scorer, num),
     )
 
 
@@ -174,9 +152,9 @@ def evaluate_sample_set(
         count = Counter(task)
         found = figures(scoring, samples.parts(), samples.count, samples.labels, count)
         real = real_row(scoring.baseline, count)
-    how = samples.protocol.model_extra if samples.protocol is not None else None
+    how = samples.protocol.model_extra or {}
     return Evaluation(
-        samples=Samples.model_validate({**(how or {}), "path": path, "count": samples.count}),
+        samples=Samples.model_validate({**how, "path": path, "count": samples.count}),
         rows=[Row(weights="", sampler="given", nfe=None, **over_seeds([found]))],
         real=real,
         machine=this_machine(),
@@ -184,25 +162,13 @@ def evaluate_sample_set(
     )
 
 
-class Counter:
-    """Adds up the rows that the parts of an evaluation finish."""
-
-    def __init__(self, task: Task) -> None:
-        self.task, self.done = task, 0
-
-    def add(self, rows: int) -> None:
-        self.done += rows
-        self.task.update(self.done)
-
-
-def work(scoring: Scoring, counts: Sequence[int]) -> int:
-    """Rows to be done for sets of so many samples, and for the baseline.
+def work(scoring: Scoring, counts: list[int]) -> int:
+    """The number of rows to process for sets of these sizes, and for the baseline.
 
     Each sample is drawn once, and compared once with the reference.
     """
     real = [] if scoring.baseline is None else [len(scoring.baseline.data)]
-    reference = len(scoring.scorer.reference.points)
-    return sum(2 * count + reference for count in (*counts, *real))
+    return sum(2 * count + len(scoring.scorer.reference.points) for count in counts + real)
 
 
 def figures(
@@ -235,77 +201,34 @@ def real_row(baseline: Baseline | None, count: Counter) -> RealRow | None:
 
 
 def over_seeds(found: Sequence[Figures]) -> dict[str, Any]:
-    """The fields of a row: means over seeds. Of several seeds spreads are over them."""
+    """The fields of a row. Of several seeds these are means, and spreads are over the seeds."""
     values = dict(found[0])
     if len(found) == 1:
         return values
-    names = [
-        name
+    spread = {
+        name: stdev(getattr(one, name) for one in found)
         for name, value in values.items()
         if value is not None and "spread" not in name and name != "reliable"
-    ]
-    spread = {name: stdev(getattr(one, name) for one in found) for name in names}
-    values |= {name: mean(getattr(one, name) for one in found) for name in names}
-    values |= {f"{name}_spread": spread[name] for name in names if f"{name}_spread" in values}
-    return {**values, "spread": spread}
-
-
-def protocol(scorer: Scorer, count: int) -> dict[str, Any]:
-    """The fields of an evaluation that figures must be quoted with."""
-    reference = scorer.reference
-    return {
-        "metric": scorer.features.metric,
-        "num": count,
-        "features": describe_features(scorer.features, reference.dimensions),
-        "reference": scorer.about.model_copy(update={"points": len(reference.points)}),
-        "settings": {
-            "samples": "rounded to 8 bits" if scorer.gaussian else "as they are",
-            **({} if scorer.gaussian else {"points": f"{ENERGY_POINTS} of each set, or all"}),
-            "precision and recall": f"k = {NEIGHBOURS}",
-            "density and coverage": f"k = {DENSITY_NEIGHBOURS}",
-            "kernel distance": f"{KERNEL_SUBSETS} subsets of {KERNEL_SUBSET} or all",
-            "inception score": f"{SCORE_PARTS} parts or fewer",
-        },
-        "warnings": warnings_of(scorer, count),
-        "versions": {
-            "soflow": __version__,
-            **{name: version(name) for name in ("torch", "torchmetrics", "numpy")},
-            "python": platform.python_version(),
-        },
     }
-
-
-def this_machine(device: str = "") -> Machine:
-    return Machine(device=device, processor=platform.machine(), threads=torch.get_num_threads())
-
-
-def warnings_of(scorer: Scorer, count: int) -> tuple[str, ...]:
-    if scorer.reliable(count):
-        return ()
-    fewer, who = min((count, "samples"), (scorer.reference.count or count, "real samples"))
-    text = (
-        f"{fewer:,} {who} are no more than the {scorer.reference.dimensions:,} dimensions of the "
-        f"features '{scorer.features.name}': figures marked * are not reliable, do not quote them"
-    )
-    return (text,)
+    for name, deviation in spread.items():
+        values[name] = mean(getattr(one, name) for one in found)
+        if f"{name}_spread" in values:
+            values[f"{name}_spread"] = deviation
+    return {**values, "spread": spread}
 
 
 @torch.no_grad()
 def milliseconds_per_sample(
-    model: FlowModel,
-    sampler: Sampler,
-    nfe: int,
-    device: torch.device,
-    settings: EvaluationSettings,
+    model: FlowModel, settings: EvaluationSettings, device: torch.device, sampler: Sampler, nfe: int
 ) -> float:
     """The time of a batch like those that were just drawn, without the time of its noise.
 
-    Only TIMED_STEPS of many evaluations are timed: all take the same time.
+    At most TIMED_STEPS network evaluations are timed: all take the same time.
     """
     batch, timed = min(settings.num, settings.batch, TIMED_BATCH), min(nfe, TIMED_STEPS)
     noises = torch.randn(noise_count(sampler, timed), batch, *model.shape, device=device)
-    labels = class_by_class(batch, model.num_classes)
-    labels = None if labels is None else labels.to(device)
+    classes = class_by_class(batch, model.num_classes)
+    labels = None if classes is None else classes.to(device)
     noises.sum().item()  # waits for the device
     start = time.perf_counter()
     sample(model, noises, labels, sampler, timed).sum().item()

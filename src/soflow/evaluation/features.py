@@ -1,10 +1,9 @@
 """Feature networks: what samples are compared by.
 
-Images are bytes, as in files, and go in in parts of BATCH, so figures do not depend on how samples
-were drawn. The name of the features is part of a figure's name: only those of `inception` make FID.
+Images are bytes, as in files, and are processed BATCH at a time, so figures do not depend on how
+samples were drawn. The name of the features is part of a figure's name: only `inception` gives FID.
 """
 
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -20,11 +19,11 @@ from soflow.evaluation.classifier import Classifier, load_classifier
 from soflow.evaluation.digits import load_digit_classifier
 from soflow.evaluation.inception import load_inception
 from soflow.evaluation.pictures import is_image, to_uint8
-from soflow.system.fingerprints import checksum
+from soflow.system.fingerprints import checksum, checksum_of
 
-#: Where networks of files run, and distances between many points are computed.
+#: Where feature networks from files run, and where distances between points are computed.
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-#: Images that a network sees together.
+#: Images that a network processes at once.
 BATCH = 100
 NAMES = ("inception", "digits", "classifier", "coordinates")
 
@@ -43,8 +42,8 @@ class Features:
 
     Attributes:
         name: Its name.
-        network: A function of bytes (B, C, H, W), or of samples as they are if they are no images.
-        origin: What tells it from another of that name, such as a checksum.
+        network: A function of bytes (B, C, H, W), or of samples that are not images.
+        origin: What distinguishes it from another one of that name, such as a checksum.
     """
 
     name: str
@@ -56,89 +55,66 @@ class Features:
         """The features of bytes (B, C, H, W) or samples (B, ...), on the CPU.
 
         Raises:
-            InputError: If the network cannot take them, or gives something of another shape.
+            InputError: If the network cannot take them, or returns something of another shape.
             RunError: If features are NaN or infinite.
         """
         try:
-            # one layout for all: the last digits of sums follow it
-            given = self.network(seen.clone(memory_format=torch.contiguous_format))
+            # One memory layout for all inputs: the last digits of sums depend on it.
+            returned = self.network(seen.clone(memory_format=torch.contiguous_format))
         except (RuntimeError, ValueError, TypeError, IndexError, torch.jit.Error) as error:
-            told = [line for line in str(error).splitlines() if line.strip()][
-                -1:
-            ]  # TorchScript's own words come first
+            last = str(error).strip().splitlines()[-1:]  # TorchScript's own lines come first
             raise InputError(
                 f"the features '{self.name}' cannot take {len(seen)} images "
-                f"of shape {list(seen.shape[1:])}: {''.join(told)}"
+                f"of shape {list(seen.shape[1:])}: {''.join(last)}"
             ) from None
-        parts = (given,) if isinstance(given, Tensor) else given
-        if (
-            not isinstance(parts, tuple)
-            or not 1 <= len(parts) <= 3
-            or not all(fits(part, len(seen)) for part in parts)
-        ):
+        parts = returned if isinstance(returned, tuple) else (returned,)
+        given = [part for part in parts if part is not None]
+        fitting = all(is_matrix(part, len(seen)) for part in given)
+        if not fitting or len(parts) > 3 or not given or parts[0] is None:
             raise InputError(
                 f"the features '{self.name}' must return (B, d), or that and logits (B, classes), "
-                f"but give {shapes(parts)} of {len(seen)} images"
+                f"but give {' and '.join(map(shape_of, parts)) or '()'} of {len(seen)} images"
             )
-        plain = [None if part is None else part.float().cpu() for part in parts]
-        found = Activations(*plain)  # type: ignore[arg-type]
+        found = [None if part is None else part.float().cpu() for part in parts]
         if not all(bool(part.isfinite().all()) for part in found if part is not None):
             raise RunError(
                 f"the features '{self.name}' are not finite numbers for some of the images"
             )
-        return found
+        return Activations(*found)  # type: ignore[arg-type]
 
     @property
     def metric(self) -> str:
         """The name of the distance by these features."""
-        if self.name == "inception":
-            return "FID"
-        return "energy distance" if self.name == "coordinates" else f"FD-{self.name}"
+        names = {"inception": "FID", "coordinates": "energy distance"}
+        return names.get(self.name, f"FD-{self.name}")
 
 
-def fits(part: Any, count: int) -> bool:
-    return part is None or (
-        isinstance(part, Tensor) and part.ndim == 2 and len(part) == count and part.shape[1] > 0
-    )
+def is_matrix(part: Any, count: int) -> bool:
+    return isinstance(part, Tensor) and part.ndim == 2 and len(part) == count and part.shape[1] > 0
 
 
-def shapes(parts: Any) -> str:
-    if not isinstance(parts, tuple):
-        return type(parts).__name__
-    return (
-        " and ".join(
-            str(list(part.shape)) if isinstance(part, Tensor) else type(part).__name__
-            for part in parts
-        )
-        or "()"
-    )
+def shape_of(part: Any) -> str:
+    return str(list(part.shape)) if isinstance(part, Tensor) else type(part).__name__
 
 
 def as_seen(samples: Tensor) -> Tensor:
-    """Samples (B, ...) as features see them: images as bytes (B, C, H, W), all else as it is.
+    """Samples (B, ...) as features see them: images as bytes (B, C, H, W), others unchanged.
 
-    Raises RunError for samples that are no numbers.
+    Raises RunError for samples with values that are not finite.
     """
     if samples.dtype == torch.uint8:
         return samples
-    strange = ~samples.flatten(1).isfinite().all(1)
-    if bool(strange.any()):
+    strange = int((~samples.flatten(1).isfinite().all(1)).sum())
+    if strange:
         raise RunError(
-            f"{int(strange.sum())} of {len(samples)} samples hold values that are not finite "
-            "numbers (NaN)"
+            f"{strange} of {len(samples)} samples hold values that are not finite numbers (NaN)"
         )
-    return (
-        torch.from_numpy(to_uint8(samples)).permute(0, 3, 1, 2)
-        if is_image(samples.shape[1:])
-        else samples
-    )
+    if not is_image(samples.shape[1:]):
+        return samples
+    return torch.from_numpy(to_uint8(samples)).permute(0, 3, 1, 2)
 
 
-def load_features(
-    name: str,
-    dataset: Dataset | None,
-    shape: tuple[int, ...],
-) -> Features:
+def load_features(name: str, dataset: Dataset | None, shape: tuple[int, ...]) -> Features:
     """Loads features and tries them on samples of a shape.
 
     Args:
@@ -160,26 +136,27 @@ def load_features(
 
 
 def dimensions(features: Features, shape: tuple[int, ...], count: int = 2) -> int:
-    """How many features samples of a shape have."""
-    kind = torch.float32 if features.name == "coordinates" else torch.uint8
-    return features(torch.zeros(count, *shape, dtype=kind)).features.shape[1]
+    """How many features a sample of this shape has."""
+    dtype = torch.float32 if features.name == "coordinates" else torch.uint8
+    return features(torch.zeros(count, *shape, dtype=dtype)).features.shape[1]
 
 
 def find_features(name: str, dataset: Dataset | None, shape: tuple[int, ...]) -> Features:
     if name == "coordinates":
-        return Features(name, lambda samples: Activations(samples.flatten(1).float()))
+        return Features(name, lambda samples: samples.flatten(1))
     if not is_image(shape):
         raise InputError(
             f"the features '{name}' are for images, not for samples of shape {list(shape)}: "
             "use coordinates"
         )
+    if name == "inception":
+        return Features(name, load_inception(DEVICE), {"network": "InceptionV3 of torch-fidelity"})
     if name == "digits":
         if shape != (1, 8, 8):
             raise InputError(
-                "the features 'digits' are for 8x8 digits, [1, 8, 8], "
-                f"not for samples of shape {list(shape)}"
+                f"the features 'digits' are for images [1, 8, 8], not for samples {list(shape)}"
             )
-        return classifier_features("digits", load_digit_classifier())
+        return classifier_features(name, load_digit_classifier())
     if name == "classifier":
         if dataset is None:
             raise InputError(
@@ -187,34 +164,27 @@ def find_features(name: str, dataset: Dataset | None, shape: tuple[int, ...]) ->
                 "name others, or such data"
             )
         return classifier_features(f"{dataset.name}-classifier", load_classifier(dataset))
-    if name == "inception":
-        return Features(name, load_inception(DEVICE), {"network": "InceptionV3 of torch-fidelity"})
-    called, file = file_of(name)
-    if not file.is_file():
-        raise unknown(name)
-    return scripted(called or file.name.split(".")[0], file)
+    check_name(name)
+    return scripted(*file_of(name))
 
 
 def file_of(name: str) -> tuple[str, Path]:
-    """FILE or NAME=FILE: the name, or "", and the file."""
-    called, _, file = (
-        ("", "", name) if Path(name).is_file() or "=" not in name else name.partition("=")
-    )
-    return called, Path(file)
+    """The name and the file of FILE or NAME=FILE."""
+    called, _, file = name.partition("=")
+    if Path(name).is_file() or not file:
+        called, file = "", name
+    return called or Path(file).name.split(".")[0], Path(file)
 
 
 def check_name(name: str) -> None:
     """Raises InputError for unknown features, without loading any."""
-    if name not in NAMES and not file_of(name)[1].is_file():
-        raise unknown(name)
-
-
-def unknown(name: str) -> InputError:
+    if name in NAMES or file_of(name)[1].is_file():
+        return
     close = get_close_matches(name, NAMES, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
     if "." in name or "/" in name:
         hint = f"; there is no file {file_of(name)[1]}"
-    return InputError(
+    raise InputError(
         f"unknown features '{name}': choose one of {', '.join(NAMES)}, "
         f"or name a TorchScript file{hint}"
     )
@@ -228,7 +198,7 @@ def classifier_features(name: str, classifier: Classifier) -> Features:
         return Activations(features, classifier.logits(features))
 
     weights = torch.cat([parameter.detach().flatten() for parameter in classifier.parameters()])
-    return Features(name, network, {"checksum": f"{zlib.crc32(weights.numpy().tobytes()):08x}"})
+    return Features(name, network, {"checksum": checksum_of([weights.numpy().tobytes()])})
 
 
 def scripted(name: str, file: Path) -> Features:

@@ -33,37 +33,32 @@ def load_inception(device: torch.device) -> Callable[[Tensor], tuple[Tensor, Ten
         missing = "torchvision" if "torchvision" in str(error) else "torch-fidelity"
         raise InputError(
             f"the features 'inception' need {missing}: pip install 'soflow[eval]'; "
-            "figures by other features are no FID"
+            "figures by other features are not FID"
         ) from None
-    except (
-        Exception
-    ) as error:  # a torchvision that was built for another torch raises whatever it meets
+    except Exception as error:  # of a torchvision that was built for another torch
         raise InputError(
             f"the features 'inception' need a torchvision that fits torch {torch.__version__}, "
             f"and this one cannot be loaded ({first_line(error)}): install both as pytorch.org says"
         ) from None
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(package.URL_INCEPTION_V3).name
     try:
-        network: Any = package.FeatureExtractorInceptionV3(
-            "inception-v3-compat", ["2048", "logits_unbiased"]
-        )
+        outputs = ["2048", "logits_unbiased"]
+        network: Any = package.FeatureExtractorInceptionV3("inception-v3-compat", outputs)
     except Exception as error:  # of the network, the disk or a damaged file
         raise InputError(
-            f"the weights of the features 'inception' cannot be had ({first_line(error)}): put "
+            f"the weights of the features 'inception' cannot be loaded ({first_line(error)}): put "
             f"{package.URL_INCEPTION_V3} at {file}"
         ) from None
     network = network.to(device).eval()
     spatial: list[Tensor] = []
-    network.Mixed_6d.branch1x1.register_forward_hook(
-        lambda module, given, output: spatial.append(output)
-    )
+    block = network.Mixed_6d.branch1x1
+    block.register_forward_hook(lambda module, given, output: spatial.append(output))
 
     def features(seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         spatial.clear()
         pooled, logits = network(seen.expand(-1, 3, -1, -1).to(device))
-        maps = spatial[0][:, :SPATIAL_CHANNELS].permute(
-            0, 2, 3, 1
-        )  # (B, 17, 17, 7), in the order of ADM's mu_s
+        # (B, 17, 17, 7), in the order of ADM's mu_s
+        maps = spatial[0][:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1)
         return pooled, logits, maps.flatten(1)
 
     return features

@@ -1,24 +1,22 @@
 """How similar two sets of samples are, by their features (N, d): pure functions in float64.
 
 The inception score is torchmetrics'. The Frechet distance is our own: a published reference is a
-mean and a covariance, and a matrix root that fails must say so. So are the measures of
-neighbourhoods, which torchmetrics lacks, and the kernel distance, which is faster here.
-
-The Frechet distance is FID only by the features of the FID network: see features.py.
+mean and a covariance, and a matrix root that fails must say so. Torchmetrics lacks the measures of
+neighbourhoods, and its kernel distance is slower. Only the FID network's features give FID.
 """
 
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 
 import torch
 from torch import Tensor, nn
 
 from soflow.errors import RunError
 
-#: Rows that are taken together. Figures do not depend on the parts that samples come in.
+#: Rows that are processed at once. Figures do not depend on how samples are batched.
 ROWS = 1000
 #: Subsets of the kernel distance (KID's protocol), and parts of the inception score.
 KERNEL_SUBSETS, KERNEL_SUBSET = 100, 1000
@@ -41,27 +39,20 @@ class Moments:
     @staticmethod
     def of(features: Tensor) -> "Moments":
         """Moments of features (N, d), N of 2 or more, ROWS at a time."""
-        total: Moments | None = None
-        for rows in features.split(ROWS):
+
+        def of_rows(rows: Tensor) -> Moments:
             x = rows.double()
             mean = x.mean(0)
-            part = Moments(mean, (x - mean).T @ (x - mean) / max(len(x) - 1, 1), len(x))
-            total = part if total is None else total.merged(part)
-        assert total is not None
-        return total
+            return Moments(mean, (x - mean).T @ (x - mean) / max(len(x) - 1, 1), len(x))
+
+        return reduce(Moments.merged, map(of_rows, features.split(ROWS)))
 
     def merged(self, other: "Moments") -> "Moments":
-        """The moments of both sets together (Chan, Golub and LeVeque 1983).
-
-        No large numbers are subtracted.
-        """
+        """The moments of both sets together, without cancellation (Chan et al. 1983)."""
         a, b, n = self.count, other.count, self.count + other.count
         apart = other.mean - self.mean
-        scatter = (
-            (a - 1) * self.covariance
-            + (b - 1) * other.covariance
-            + torch.outer(apart, apart) * (a * b / n)
-        )
+        within = (a - 1) * self.covariance + (b - 1) * other.covariance
+        scatter = within + torch.outer(apart, apart) * (a * b / n)
         return Moments(self.mean + apart * (b / n), scatter / (n - 1), n)
 
     @cached_property
@@ -105,10 +96,8 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     """
     product = b.root @ a.covariance @ b.root
     cross = eigen((product + product.T) / 2)[0].sqrt().sum()
-    distance = (
-        (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * cross
-    )
-    return float(distance.clamp(min=0))
+    means = (a.mean - b.mean).square().sum()
+    return float((means + a.covariance.trace() + b.covariance.trace() - 2 * cross).clamp(min=0))
 
 
 def spread_of_frechet(features: Tensor, reference: Moments, splits: int = 5) -> float:
@@ -120,10 +109,8 @@ def spread_of_frechet(features: Tensor, reference: Moments, splits: int = 5) -> 
     generator = torch.Generator().manual_seed(0)
     squares = []
     for _ in range(splits):
-        shuffled = torch.randperm(len(features), generator=generator)
-        one, two = (
-            frechet_distance(Moments.of(features[half]), reference) for half in shuffled.chunk(2)
-        )
+        halves = torch.randperm(len(features), generator=generator).chunk(2)
+        one, two = (frechet_distance(Moments.of(features[half]), reference) for half in halves)
         squares.append((one - two) ** 2)
     return (sum(squares) / splits) ** 0.5 / 2
 
@@ -140,9 +127,9 @@ def seeded() -> Iterator[None]:
 class KernelDistance:
     """KID (arXiv 1801.01401): the squared maximum mean discrepancy to a reference, unbiased.
 
-    The kernel is (x.y / d + 1)^3. Figures are those of torchmetrics, to the last digit; it takes
-    several times as long, since it makes new matrices for each subset and scores the reference anew
-    for each set of samples.
+    The kernel is (x.y / d + 1)^3. Figures equal those of torchmetrics to the last digit.
+    Torchmetrics takes several times as long: it allocates matrices for each subset and scores the
+    reference again for each set of samples.
 
     Args:
         reference: The features of the reference, (M, d).
@@ -177,11 +164,6 @@ class KernelDistance:
         return float(found.mean()), float(found.std(unbiased=False))
 
 
-def kernel_distance(features: Tensor, reference: Tensor) -> tuple[float, float]:
-    """The `KernelDistance` of features (N, d) to a reference (M, d)."""
-    return KernelDistance(reference)(features)
-
-
 def kernel(x: Tensor, y: Tensor, out: Tensor) -> Tensor:
     """(x.y / d + 1)^3 of x (n, d) and y (m, d), in `out` (n, m): new memory takes as long."""
     return torch.mm(x, y.T, out=out).mul_(1.0 / x.shape[1]).add_(1.0).pow_(3)
@@ -208,11 +190,6 @@ def inception_score(logits: Tensor) -> tuple[float, float]:
     return float(mean), float(spread.nan_to_num())
 
 
-def distances(a: Tensor, b: Tensor) -> Tensor:
-    """Euclidean distances (n, m) of a (n, d) and b (m, d)."""
-    return torch.cdist(a, b)
-
-
 def radii(points: Tensor, on_rows: Callable[[int], None] = lambda n: None) -> tuple[Tensor, Tensor]:
     """The distances of each point (n, d) to its nearest others.
 
@@ -222,7 +199,7 @@ def radii(points: Tensor, on_rows: Callable[[int], None] = lambda n: None) -> tu
     found, points = [], points.double()
     most = min(DENSITY_NEIGHBOURS + 1, len(points))  # the nearest is the point itself
     for rows in points.split(ROWS):
-        found.append(distances(rows, points).topk(most, largest=False).values)
+        found.append(torch.cdist(rows, points).topk(most, largest=False).values)
         on_rows(len(rows))
     nearest = torch.cat(found)
     return nearest[:, min(NEIGHBOURS, most - 1)], nearest[:, most - 1]
@@ -260,17 +237,15 @@ def neighbourhood(
         features: (N, d).
         reference: (M, d).
         reference_radii: The `radii` of the reference, (M,) each, if they are known.
-        on_rows: Hears how many of the N + M rows were just finished.
+        on_rows: Called with the number of rows just finished, N + M in all.
     """
     features, reference = features.double(), reference.double()
-    real_reach, real_wide_reach = reference_radii or radii(reference)  # (M,) each
+    blocks = (one.split(ROWS) for one in (reference, *(reference_radii or radii(reference))))
     reach, _ = radii(features, on_rows)  # (N,)
     precise = torch.zeros(len(features), dtype=torch.bool, device=features.device)
     recalled, covered, within = 0.0, 0.0, 0.0
-    for rows, near, wide in zip(
-        reference.split(ROWS), real_reach.split(ROWS), real_wide_reach.split(ROWS), strict=True
-    ):
-        apart = distances(rows, features)  # (rows, N)
+    for rows, near, wide in zip(*blocks, strict=True):
+        apart = torch.cdist(rows, features)  # (rows, N)
         precise |= (apart <= near[:, None]).any(0)
         recalled += float((apart <= reach).any(1).sum())
         in_reach = apart <= wide[:, None]

@@ -64,11 +64,8 @@ def distance_in_training(metrics: Curve, name: str) -> Figure:
     """The distance of the averaged weights' samples as training went on."""
     figure = Figure(figsize=(6.5, 2.8), layout="constrained")
     (axes,) = plain(figure)
-    axes.plot(
-        *zip(*((line["step"], line[name]) for line in metrics if name in line), strict=True),
-        "o-",
-        color=BLUE,
-    )
+    points = [(line["step"], line[name]) for line in metrics if name in line]
+    axes.plot(*zip(*points, strict=True), "o-", color=BLUE)
     axes.set(xlabel="step", ylabel=as_text(name))
     axes.set_ylim(bottom=0)
     return figure
@@ -113,9 +110,8 @@ def clouds(points: dict[str, Tensor]) -> Figure:
     """Clouds of points in the plane, side by side on equal axes."""
     figure = Figure(figsize=(4.2 * len(points), 4.2), layout="constrained")
     limit = 1.1 * float(max(cloud.abs().quantile(0.999) for cloud in points.values()))
-    for axes, (title, cloud) in zip(
-        plain(figure, columns=len(points)), points.items(), strict=True
-    ):
+    every = plain(figure, columns=len(points))
+    for axes, (title, cloud) in zip(every, points.items(), strict=True):
         axes.scatter(cloud[:, 0], cloud[:, 1], s=3, alpha=0.4, linewidths=0, color=BLUE)
         axes.set(title=title, aspect="equal", xlim=(-limit, limit), ylim=(-limit, limit))
     return figure
@@ -128,9 +124,8 @@ def journeys(steps: Tensor) -> Figure:
     for path in steps:
         axes.plot(path[:, 0], path[:, 1], color=GREY, linewidth=0.5, alpha=0.6)
     axes.scatter(steps[:, 0, 0], steps[:, 0, 1], s=5, color=GREY, label="noise", zorder=3)
-    axes.scatter(
-        steps[:, -1, 0], steps[:, -1, 1], s=7, color=BLUE, label="f(noise, 1, 0)", zorder=3
-    )
+    data = steps[:, -1]
+    axes.scatter(data[:, 0], data[:, 1], s=7, color=BLUE, label="f(noise, 1, 0)", zorder=3)
     axes.set_aspect("equal")
     axes.legend(frameon=False, loc="upper right")
     return figure

@@ -136,7 +136,7 @@ class Evaluation(Record):
             raise ValueError("a row has no nfe")
         return self
 
-    def row(self, sampler: str | None, nfe: int) -> Row | None:
+    def row(self, sampler: str | None, nfe: int | None) -> Row | None:
         """The first row in `nfe` network evaluations, of one sampler or of any."""
         found = (r for r in self.rows if r.nfe == nfe and sampler in (None, r.sampler))
         return next(found, None)

@@ -15,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 
 from soflow.data.npz import UNREADABLE, load_array
 from soflow.errors import InputError, RunError, first_line, in_short
@@ -27,7 +28,7 @@ from soflow.system.records import Count, Record
 
 
 class ReferenceProtocol(Record):
-    """The text beside the arrays of a reference: all that is not numbers. ADM's files have none."""
+    """The text beside the arrays of a reference. ADM's files have none."""
 
     features: FeaturesUsed = FeaturesUsed(name="inception")
     reference: Reference | None = None
@@ -51,11 +52,7 @@ def holds_statistics(file: Path) -> bool:
 
 
 def write_reference(
-    file: Path,
-    statistics: Statistics,
-    features: Features,
-    about: Reference,
-    shape: Sequence[int],
+    file: Path, statistics: Statistics, features: Features, about: Reference, shape: Sequence[int]
 ) -> None:
     """Writes statistics of samples of a shape.
 
@@ -71,9 +68,8 @@ def write_reference(
         "points": statistics.points.numpy(),
         "protocol": np.array(protocol.model_dump_json()),
     }
-    if statistics.spatial is not None:
-        arrays["mu_s"] = statistics.spatial.mean.numpy()
-        arrays["sigma_s"] = statistics.spatial.covariance.numpy()
+    if (spatial := statistics.spatial) is not None:
+        arrays |= {"mu_s": spatial.mean.numpy(), "sigma_s": spatial.covariance.numpy()}
     content = io.BytesIO()  # numpy does not notice if a disk is full
     np.savez(content, **arrays)  # type: ignore[arg-type]
     write_bytes(file, content.getvalue())
@@ -108,10 +104,9 @@ def read_reference(
             "a reference holds mu and sigma, or images as arr_0"
         )
     arrays = read(file, ("mu", "sigma", "mu_s", "sigma_s", "count", "points", "protocol"), there)
-    protocol = protocol_of(arrays, file, ReferenceProtocol) or ReferenceProtocol()
+    protocol = protocol_of(arrays, file, ReferenceProtocol)
     made_with, asked = protocol.features, describe_features(features)
-    checksums = (made_with.checksum, asked.checksum)
-    if made_with.name != asked.name or (asked.checksum and checksums[0] != checksums[1]):
+    if made_with.name != asked.name or (asked.checksum and made_with.checksum != asked.checksum):
         if "arr_0" in there:
             return None
         raise InputError(
@@ -128,12 +123,8 @@ def read_reference(
     spatial = None
     if {"mu_s", "sigma_s"} <= arrays.keys():
         spatial = moments(arrays["mu_s"], arrays["sigma_s"], count, arrays["mu_s"].size, file)
-    points = torch.zeros(0, dimensions)
-    if "points" in arrays:
-        rows = arrays["points"].shape[:1]
-        points = torch.from_numpy(
-            numbers(arrays["points"], (*rows, dimensions), "points", file)
-        ).float()
+    kept = arrays.get("points", np.zeros((0, dimensions)))
+    points = numbers(kept, (*kept.shape[:1], dimensions), "points", file).float()
     about = protocol.reference or Reference(dataset=file.stem, count=count)
     about = Reference(dataset=about.dataset, split=about.split, count=count, file=file.name)
     return Statistics(count, whole, spatial, points, None), about
@@ -141,9 +132,9 @@ def read_reference(
 
 def count_of(arrays: dict[str, np.ndarray], file: Path) -> int:
     """How many samples the moments are of; 0 if the file does not say."""
-    if "count" not in arrays:
+    count = arrays.get("count")
+    if count is None:
         return 0
-    count = arrays["count"]
     if count.shape != () or not np.issubdtype(count.dtype, np.integer) or count < 2:
         raise InputError(
             f"{file} has count {in_short(count)}, which must be a whole number of 2 or more"
@@ -151,7 +142,7 @@ def count_of(arrays: dict[str, np.ndarray], file: Path) -> int:
     return int(count)
 
 
-def numbers(values: np.ndarray, shape: tuple[int, ...], name: str, file: Path) -> np.ndarray:
+def numbers(values: np.ndarray, shape: tuple[int, ...], name: str, file: Path) -> Tensor:
     """The values in float64. Raises InputError unless they are finite numbers of that shape."""
     if values.shape != shape or not np.issubdtype(values.dtype, np.floating):
         raise InputError(
@@ -160,7 +151,7 @@ def numbers(values: np.ndarray, shape: tuple[int, ...], name: str, file: Path) -
         )
     if not np.isfinite(values).all():
         raise InputError(f"{file} has values in {name} that are not finite numbers")
-    return values.astype(np.float64)
+    return torch.from_numpy(values.astype(np.float64))
 
 
 def in_words(used: FeaturesUsed) -> str:
@@ -169,8 +160,8 @@ def in_words(used: FeaturesUsed) -> str:
 
 def moments(mu: np.ndarray, sigma: np.ndarray, count: int, dimensions: int, file: Path) -> Moments:
     """A mean and a covariance. Raises InputError for arrays that are neither."""
-    mean = torch.from_numpy(numbers(mu, (dimensions,), "mu", file))
-    covariance = torch.from_numpy(numbers(sigma, (dimensions, dimensions), "sigma", file))
+    mean = numbers(mu, (dimensions,), "mu", file)
+    covariance = numbers(sigma, (dimensions, dimensions), "sigma", file)
     if not torch.allclose(covariance, covariance.T, atol=1e-6 * float(covariance.abs().max())):
         raise InputError(f"{file} has a sigma that is not symmetric, so it is no covariance")
     found = Moments(mean, covariance, count)
@@ -186,9 +177,9 @@ def read(file: Path, names: tuple[str, ...], there: set[str]) -> dict[str, np.nd
     return {name: load_array(file, name) for name in names if name in there}
 
 
-def protocol_of(arrays: dict[str, np.ndarray], file: Path, kind: type[Kind]) -> Kind | None:
-    """The text beside arrays that says how they came; None of a file that has none."""
-    return parse_protocol(str(arrays["protocol"]), file, kind) if "protocol" in arrays else None
+def protocol_of(arrays: dict[str, np.ndarray], file: Path, kind: type[Kind]) -> Kind:
+    """The text beside arrays that says how they were made; defaults if there is none."""
+    return parse_protocol(str(arrays.get("protocol", "{}")), file, kind)
 
 
 def parse_protocol(text: str, file: Path, kind: type[Kind]) -> Kind:

@@ -20,8 +20,15 @@ from soflow.evaluation.record import Reference
 from soflow.evaluation.reference_files import arrays_in, holds_statistics, read_reference
 from soflow.evaluation.sample_set import SampleSet, first_image, sample_arrays
 from soflow.evaluation.scorer import Baseline, Scorer, Scoring
-from soflow.evaluation.statistics import ENERGY_POINTS, POINTS, Statistics, gather, parts_of
-from soflow.system.progress import Progress, track
+from soflow.evaluation.statistics import (
+    ENERGY_POINTS,
+    POINTS,
+    Counter,
+    Statistics,
+    gather,
+    parts_of,
+)
+from soflow.system.progress import track
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +76,9 @@ def make_scoring(
     if holds_statistics(Path(reference)):
         scorer = scorer_from_file(Path(reference), loaded(), shape, num_classes)
         return Scoring(scorer, None, training_points(config))
-    data, split = reference_data(config, encoder, reference, shape)
+    data, split = config.data, config.data.split
+    if reference:
+        data, split = find_data(reference, data.model_copy(update={"shape": shape}))
     first = as_images(sources.load(data, split), decode, num)
     require_shape(first, shape, reference or config.data.path or config.data.source)
     scorer = scorer_of(first, loaded(), num_classes)
@@ -100,10 +109,9 @@ def make_sample_scoring(
     if holds_statistics(Path(reference)):
         network = network or load_features(features, None, shape)  # which asks for data
         return Scoring(scorer_from_file(Path(reference), network, shape))
-    data, split = sources.find(reference, DataConfig(shape=shape, num_classes=0))
-    split = split or data.split
-    require_images(data, reference)
-    require_fitting(data, split, shape, reference)
+    data, split = find_data(reference, DataConfig(shape=shape, num_classes=0))
+    if data.source == "latents":
+        raise InputError(f"{reference} holds latents: name the images that they are of")
     first = sources.load(data, split)
     require_shape(first, shape, reference)
     scorer = scorer_of(first, network or load_features(features, first, shape), first.num_classes)
@@ -120,29 +128,17 @@ def scorer_of(data: Dataset, features: Features, num_classes: int) -> Scorer:
     return Scorer(features, statistics_of(data, features), describe_data(data), num_classes)
 
 
-def statistics_of(data: Dataset, features: Features, progress: Progress = track) -> Statistics:
+def statistics_of(data: Dataset, features: Features) -> Statistics:
     """The statistics of a data set."""
     keep = ENERGY_POINTS if features.name == "coordinates" else POINTS
-    return gather_all(parts_of(data), features, len(data), keep, data.name, progress)
+    return gather_all(parts_of(data), features, len(data), keep, data.name)
 
 
 def gather_all(
-    parts: Iterable[Tensor],
-    features: Features,
-    count: int,
-    keep: int,
-    name: str,
-    progress: Progress = track,
+    parts: Iterable[Tensor], features: Features, count: int, keep: int, name: str
 ) -> Statistics:
-    done = 0
-    with progress(f"reading {name}", count) as task:
-
-        def on_rows(rows: int) -> None:
-            nonlocal done
-            done += rows
-            task.update(done)
-
-        return gather(parts, features, count, keep, on_rows)
+    with track(f"reading {name}", count) as task:
+        return gather(parts, features, count, keep, Counter(task).add)
 
 
 def describe_data(data: Dataset) -> Reference:
@@ -161,28 +157,22 @@ def scorer_from_file(
         raise InputError(
             f"{file} has images of shape {list(images.shape)}, but the samples have {list(shape)}"
         )
-    of_images = gather_all(images.parts(), features, images.count, POINTS, file.name)
-    if found is None:
-        about = Reference(dataset=file.stem, count=images.count, file=file.name)
-        return Scorer(features, of_images, about, num_classes)
-    statistics, about = found
-    return Scorer(features, replace(statistics, points=of_images.points), about, num_classes)
+    statistics = gather_all(images.parts(), features, images.count, POINTS, file.name)
+    about = Reference(dataset=file.stem, count=images.count, file=file.name)
+    if found is not None:
+        statistics, about = replace(found[0], points=statistics.points), found[1]
+    return Scorer(features, statistics, about, num_classes)
 
 
 # ---------------------------------------------------------------------------------------------
 # Data
 
 
-def reference_data(
-    config: Config, encoder: Encoder | None, source: str, shape: tuple[int, ...]
-) -> tuple[DataConfig, str]:
-    """The data that samples of a run are compared with, and their split."""
-    if not source:
-        return config.data, config.data.split
-    like = config.data if encoder is None else config.data.model_copy(update={"shape": shape})
-    data, split = sources.find(source, like)
+def find_data(named: str, like: DataConfig) -> tuple[DataConfig, str]:
+    """Real data that fit samples of a shape, `like.shape`, and their split."""
+    data, split = sources.find(named, like)
     split = split or data.split
-    require_fitting(data, split, shape, source)
+    require_fitting(data, split, like.shape, named)
     return data, split
 
 
@@ -216,29 +206,29 @@ def training_points(config: Config) -> Dataset | None:
 
 
 def as_images(data: Dataset, decode: Decode, num: int) -> Dataset:
-    """Latents as images: `num` from all over the data set, never all in memory. Others as is."""
+    """`num` latents from all over the data set as images, decoded when read; others unchanged."""
     if data.encoder is None:
         return data
     which = torch.linspace(0, len(data) - 1, min(num, len(data)), dtype=torch.float64).long()
-    labels = None if data.labels is None else data.labels[which]
-    rows = DecodedRows(data, which, decode)
-    return Dataset(f"{data.name}, decoded", data.split, rows, labels, data.class_names)
+    some = data.part(which, data.split)
+    rows = DecodedRows(some, decode)
+    return Dataset(f"{data.name}, decoded", data.split, rows, some.labels, data.class_names)
 
 
 class DecodedRows:
-    """Some latents of a data set as images (n, C, H, W), decoded each time they are read."""
+    """Latents of a data set as images (n, C, H, W), decoded each time they are read."""
 
     dtype = torch.float32
 
-    def __init__(self, latents: Dataset, which: Tensor, decode: Decode) -> None:
-        self.latents, self.which, self.decode = latents, which, decode
-        self.shape = (len(which), *self[torch.tensor([0])].shape[1:])
+    def __init__(self, latents: Dataset, decode: Decode) -> None:
+        self.latents, self.decode = latents, decode
+        self.shape = (len(latents), *self[torch.tensor([0])].shape[1:])
 
     def __len__(self) -> int:
-        return len(self.which)
+        return len(self.latents)
 
     def __getitem__(self, which: Tensor, /) -> Tensor:
-        parts = self.which[which].split(DECODED)
+        parts = which.split(DECODED)
         return torch.cat([self.decode(self.latents.samples(part)) for part in parts])
 
 
@@ -255,11 +245,6 @@ def require_real(reference: str, baseline: bool | None) -> None:
             f"--baseline needs real images, but {reference} holds statistics: "
             "name the data as --reference"
         )
-
-
-def require_images(data: DataConfig, named: str) -> None:
-    if data.source == "latents":
-        raise InputError(f"{named} holds latents: name the images that they are of")
 
 
 def require_shape(data: Dataset, shape: tuple[int, ...], named: str) -> None:

@@ -3,7 +3,9 @@
 templates/report.html arranges it.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from markupsafe import Markup
@@ -15,7 +17,7 @@ from soflow.evaluation.diagnostics import STEPS
 from soflow.evaluation.html import duration, image, render
 from soflow.evaluation.pictures import picture
 from soflow.evaluation.plots import Curve
-from soflow.evaluation.record import Evaluation
+from soflow.evaluation.record import Evaluation, Figures
 from soflow.evaluation.tables import remarks, table, title
 from soflow.sampling import Sampler, sample_many
 from soflow.solution import FlowModel
@@ -66,83 +68,50 @@ class Picture:
     times: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Quality:
-    """The figures of an evaluation as tables, a plot and text."""
-
-    text: str
-    plot: Markup
-    rows: list[list[str]]
-    diagnostics: list[list[str]]
-
-
-@dataclass(frozen=True)
-class Section:
-    """What the page shows of one run."""
-
-    name: str
-    tiles: list[tuple[str, str]]
-    samples: list[Picture]
-    quality: Quality | None
-    journey: Picture | None
-    curves: list[Markup]
-    surrogate: bool
-    cost: list[list[str]]
-    config: str
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Distances of runs that were evaluated alike."""
-
-    title: str
-    rows: list[list[str]]
-
-
 def page(subjects: list[Subject]) -> str:
     """The whole page, as HTML."""
-    evaluations = [one.evaluation for one in subjects if one.evaluation is not None]
     return render(
         "report.html",
         title="soflow: " + ", ".join(subject.name for subject in subjects),
         sections=[section(subject) for subject in subjects],
-        comparisons=comparisons(subjects) if len(subjects) > 1 else [],
+        comparisons=comparisons(subjects) if len(subjects) > 1 else {},
         diagnostic_steps=STEPS,
-        metrics=[evaluation.metric for evaluation in evaluations],
+        metrics=[one.evaluation.metric for one in subjects if one.evaluation is not None],
     )
 
 
-def section(subject: Subject) -> Section:
+def section(subject: Subject) -> dict[str, Any]:
+    """What the page shows of one run."""
     jumps = {"renoise", "ode"} <= set(subject.samplers)  # the model maps to every s
-    return Section(
-        name=subject.name,
-        tiles=tiles(subject),
-        samples=samples(subject),
-        quality=None if subject.evaluation is None else quality(subject.evaluation),
-        journey=journey(subject) if jumps else None,
-        curves=[image(figure) for figure in plots.training(subject.metrics)],
-        surrogate=bool(subject.metrics) and "consistency_mse" in subject.metrics[0],
-        cost=cost(subject),
-        config=subject.config,
-    )
+    return {
+        "name": subject.name,
+        "tiles": tiles(subject),
+        "samples": samples(subject),
+        "quality": None if subject.evaluation is None else quality(subject.evaluation),
+        "journey": journey(subject) if jumps else None,
+        "curves": [image(figure) for figure in plots.training(subject.metrics)],
+        "surrogate": bool(subject.metrics) and "consistency_mse" in subject.metrics[0],
+        "cost": cost(subject),
+        "config": subject.config,
+    }
 
 
 def tiles(subject: Subject) -> list[tuple[str, str]]:
     """The few figures to look at first."""
     evaluation, found = subject.evaluation, []
     if evaluation is not None:
-        one = evaluation.row(None, 1)
+        one, real = evaluation.row(None, 1), evaluation.real
         heun = next((row for row in evaluation.rows if row.sampler == "heun"), None)
+        if one is not None and one.recognized is not None:
+            text = "of one-step samples recognized as their class"
+            found.append((f"{one.recognized:.1%}", text))
         if one is not None:
-            if one.recognized is not None:
-                text = "of one-step samples recognized as their class"
-                found.append((f"{one.recognized:.1%}", text))
             found.append((f"{one.distance:.3g}", f"{evaluation.metric}, one step"))
         if heun is not None:
             text = f"the same model's ODE, {plots.heun_steps(heun)} Heun steps"
             found.append((f"{heun.distance:.3g}", text))
-        if evaluation.real is not None:
-            found.append((f"{evaluation.real.distance:.3g}", "held-out real data"))
+        if real is not None:
+            found.append((f"{real.distance:.3g}", "held-out real data"))
     return [*found, (duration(subject.seconds), "of training")]
 
 
@@ -186,24 +155,23 @@ def real_by_class(dataset: Dataset, columns: int, rows: int) -> Tensor:
     Returns:
         Samples (rows * columns, ...).
     """
-    if dataset.labels is None:
+    labels = dataset.labels
+    if labels is None:
         return dataset.samples(slice(rows * columns))
-    by_class = [
-        dataset.samples((dataset.labels == label).nonzero()[:rows, 0]) for label in range(columns)
-    ]
-    complete = min(len(images) for images in by_class)
-    return torch.stack([images[:complete] for images in by_class], dim=1).flatten(0, 1)
+    by_class = [(labels == label).nonzero()[:rows, 0] for label in range(columns)]
+    complete = min(map(len, by_class))
+    return dataset.samples(torch.stack([indices[:complete] for indices in by_class], 1).flatten())
 
 
-def quality(evaluation: Evaluation) -> Quality:
+def quality(evaluation: Evaluation) -> dict[str, Any]:
     """Distance against network evaluations, the table of all figures, and the diagnostics."""
     diagnostics = evaluation.diagnostics.items()
-    return Quality(
-        text=f"{title(evaluation)}; smaller is better. {remarks(evaluation)}",
-        plot=image(plots.distance_against_nfe(evaluation)),
-        rows=table(evaluation),
-        diagnostics=[[name.replace("_", " "), f"{value:.4f}"] for name, value in diagnostics],
-    )
+    return {
+        "text": f"{title(evaluation)}; smaller is better. {remarks(evaluation)}",
+        "plot": image(plots.distance_against_nfe(evaluation)),
+        "rows": table(evaluation),
+        "diagnostics": [[name.replace("_", " "), f"{value:.4f}"] for name, value in diagnostics],
+    }
 
 
 def journey(subject: Subject) -> Picture:
@@ -253,27 +221,28 @@ def cost(subject: Subject) -> list[list[str]]:
     return rows
 
 
-def comparisons(subjects: list[Subject]) -> list[Comparison]:
+def comparisons(subjects: list[Subject]) -> dict[str, list[list[str]]]:
     """The runs side by side, one table per protocol: others cannot be compared."""
     by_protocol: dict[str, dict[str, Evaluation]] = {}
     for subject in subjects:
         if subject.evaluation is not None:
             alike = by_protocol.setdefault(protocol_of(subject.evaluation), {})
             alike[subject.name] = subject.evaluation
-    return [Comparison(name, side_by_side(alike)) for name, alike in by_protocol.items()]
+    return {name: side_by_side(alike) for name, alike in by_protocol.items()}
 
 
 def side_by_side(evaluations: dict[str, Evaluation]) -> list[list[str]]:
     """Distances of each sampler, one column per run."""
-    samplers = dict.fromkeys(
-        (row.sampler, row.nfe) for one in evaluations.values() for row in one.rows
-    )
+    runs = evaluations.values()
+
+    def distances(rows: Iterable[Figures | None]) -> list[str]:
+        return ["" if row is None else f"{row.distance:.4g}" for row in rows]
+
     rows = [["sampler", "NFE", *evaluations]]
-    for sampler, nfe in samplers:
-        found = [None if nfe is None else one.row(sampler, nfe) for one in evaluations.values()]
-        rows.append([sampler, str(nfe), *(f"{row.distance:.4g}" if row else "" for row in found)])
-    real = [one.real for one in evaluations.values()]
-    return [*rows, ["real data", "", *(f"{row.distance:.4g}" if row else "" for row in real)]]
+    drawn = [row for one in runs for row in one.rows]
+    for sampler, nfe in dict.fromkeys((row.sampler, row.nfe) for row in drawn):
+        rows.append([sampler, str(nfe), *distances(one.row(sampler, nfe) for one in runs)])
+    return [*rows, ["real data", "", *distances(one.real for one in runs)]]
 
 
 def protocol_of(evaluation: Evaluation) -> str:

@@ -6,7 +6,7 @@ They are read part by part, never all at once.
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -28,9 +28,7 @@ from soflow.evaluation.statistics import parts_of
 
 #: Images read at once.
 ROWS = 500
-
-
-#: What may be evaluated.
+#: What can be evaluated.
 KINDS = "a run folder, a folder of images, an .npz with arr_0, or a data set"
 
 
@@ -42,9 +40,9 @@ class SampleSet:
         name: Of the file or the folder.
         shape: Of one sample.
         count: How many samples.
-        parts: Reads all of them: bytes (B, C, H, W), or floats (B, D) if they are no images.
-        labels: (N,), if there are any.
-        protocol: How they were drawn, if that is written beside them.
+        parts: Reads all of them: bytes (B, C, H, W), or floats (B, D) if they are not images.
+        labels: (N,), or None.
+        protocol: How they were drawn, if the files say so.
     """
 
     name: str
@@ -52,7 +50,7 @@ class SampleSet:
     count: int
     parts: Callable[[], Iterator[Tensor]]
     labels: Tensor | None = None
-    protocol: SampleProtocol | None = None
+    protocol: SampleProtocol = field(default_factory=SampleProtocol)
 
 
 def open_samples(text: str) -> SampleSet:
@@ -62,9 +60,13 @@ def open_samples(text: str) -> SampleSet:
         InputError: If there are none, or images are not all of one size and kind.
     """
     path = Path(text)
-    if path.exists() and (path.suffix == ".npz" or sources.kind_of(text) == "folder"):
-        return open_sample_set(path)
-    if path.is_file() and path.suffix not in sources.FILES:
+    npz = path.suffix == ".npz"
+    if path.is_dir() and (npz or sources.kind_of(text) == "folder"):
+        return sample_folder(path)
+    if path.is_file() and npz:
+        return sample_arrays(path)
+    readable = path.is_dir() or (path.is_file() and path.suffix in sources.FILES)
+    if path.exists() and not readable:
         raise InputError(f"{path} holds no samples: give {KINDS}")
     known = ":" in text or text in sources.SOURCES or path.parent == Path(".")
     if not path.exists() and not known:
@@ -76,13 +78,14 @@ def open_samples(text: str) -> SampleSet:
 def data_named(text: str, size: int) -> Dataset:
     """The images or points of SOURCE[:SPLIT]; images of side `size`, or 0: that of the first."""
     data, split = sources.find(text, DataConfig(num_classes=0))
+    split = split or data.split
     if data.source == "latents":
         raise InputError(f"{text} holds latents: name the images that they are of")
     if data.source in sources.IMAGES:
-        image = first_image(data, split or data.split, text)
+        image = first_image(data, split, text)
         side = size or min(image.size)
         data = data.model_copy(update={"shape": (channels_of(image), side, side)})
-    return sources.load(data, split or data.split)
+    return sources.load(data, split)
 
 
 def first_image(data: DataConfig, split: str, named: str) -> Image:
@@ -93,18 +96,11 @@ def first_image(data: DataConfig, split: str, named: str) -> Image:
         raise InputError(f"{named}: {images.where(0)} cannot be read as an image") from None
 
 
-def open_sample_set(path: Path) -> SampleSet:
-    """The samples in a folder of images or an .npz. Raises InputError as `open_samples`."""
-    if path.is_dir():
-        return sample_folder(path)
-    if path.suffix == ".npz" and path.is_file():
-        return sample_arrays(path)
-    what = f"{path} holds no samples" if path.exists() else f"there is no {path}"
-    raise InputError(f"{what}: give {KINDS}")
-
-
 def sample_folder(path: Path) -> SampleSet:
-    """The images below a folder, in the order of their names."""
+    """The images below a folder, in the order of their names. Raises InputError as `open_samples`.
+
+    protocol.json says how they were drawn, if it is there.
+    """
     names = sorted(file.name for file in files(path))
     if not names:
         raise InputError(
@@ -119,21 +115,19 @@ def sample_folder(path: Path) -> SampleSet:
                 f"{path}: {first} is {in_words(one)}, but {second} is {in_words(two)}: "
                 "samples must be of one size and kind"
             )
-    ((channels, height, width),) = kinds
+    (shape,) = kinds
+    channels, height, width = shape
 
     def parts() -> Iterator[Tensor]:
         for first in range(0, len(names), ROWS):
-            pixels = [decoded(path / name, channels) for name in names[first : first + ROWS]]
-            yield (
-                torch.from_numpy(np.stack(pixels))
-                .reshape(-1, height, width, channels)
-                .permute(0, 3, 1, 2)
-            )
+            chosen = names[first : first + ROWS]
+            pixels = np.stack([decoded(path / name, channels) for name in chosen])
+            rows = torch.from_numpy(pixels).reshape(-1, height, width, channels)
+            yield rows.permute(0, 3, 1, 2)
 
-    file, protocol = path / "protocol.json", None
-    if file.is_file():
-        protocol = parse_protocol(file.read_text(errors="replace"), file, SampleProtocol)
-    shape = (channels, height, width)
+    file = path / "protocol.json"
+    text = file.read_text(errors="replace") if file.is_file() else "{}"
+    protocol = parse_protocol(text, file, SampleProtocol)
     return SampleSet(path.resolve().name, shape, len(names), parts, None, protocol)
 
 
@@ -147,7 +141,7 @@ def kind(file: Path) -> tuple[int, int, int]:
     try:
         with open_image(file) as image:
             return channels_of(image), image.height, image.width
-    except Exception as error:  # whatever decoders raise
+    except Exception as error:  # decoders raise any exception
         raise InputError(f"{file} cannot be read as an image: {first_line(error)}") from None
 
 
@@ -155,12 +149,12 @@ def decoded(file: Path, channels: int) -> np.ndarray:
     try:
         with open_image(file) as image:
             return np.asarray(in_mode(image, MODES[channels], set()))
-    except Exception as error:  # whatever decoders raise
+    except Exception as error:  # decoders raise any exception
         raise RunError(f"{file} cannot be read as an image: {first_line(error)}") from None
 
 
 def sample_arrays(path: Path) -> SampleSet:
-    """The samples in an .npz.
+    """The samples in an .npz. Raises InputError as `open_samples`.
 
     arr_0: bytes (N, H, W, 1 or 3), or floats (N, D). arr_1: labels (N,), if there are any.
     """
@@ -170,44 +164,32 @@ def sample_arrays(path: Path) -> SampleSet:
             f"{path} has no arr_0, the name of samples in ADM's layout: "
             f"it has {', '.join(sorted(there))}"
         )
-    shape, dtype = header(path, "arr_0")
-    images = dtype == np.uint8 and len(shape) == 4 and shape[3] in MODES
-    vectors = np.issubdtype(dtype, np.floating) and len(shape) == 2
+    with opened(path, "arr_0") as (_, shape, dtype):
+        images = dtype == np.uint8 and len(shape) == 4 and shape[3] in MODES
+        vectors = np.issubdtype(dtype, np.floating) and len(shape) == 2
     if not (images or vectors) or min(shape) < 1:
         raise InputError(
             f"{path}: arr_0 is {dtype}{list(shape)}, "
             "but samples are uint8 (N, H, W, 1 or 3), or floats (N, D)"
         )
     beside = read(path, ("arr_1", "protocol"), there)
-    labels = None
-    if "arr_1" in beside:
-        classes = beside["arr_1"]
-        if (
-            classes.shape != shape[:1]
-            or not np.issubdtype(classes.dtype, np.integer)
-            or classes.min() < 0
-        ):
+    classes = beside.get("arr_1")
+    if classes is not None:
+        fitting = classes.shape == shape[:1] and np.issubdtype(classes.dtype, np.integer)
+        if not fitting or classes.min() < 0:
             raise InputError(
-                f"{path}: arr_1 is {classes.dtype}{list(classes.shape)}, "
-                f"but the labels of {shape[0]:,} samples are "
-                f"[{shape[0]}] whole numbers from 0"
+                f"{path}: arr_1 is {classes.dtype}{list(classes.shape)}, but the labels of "
+                f"{shape[0]:,} samples are [{shape[0]}] whole numbers from 0"
             )
-        labels = torch.from_numpy(classes.astype(np.int64))
+    labels = None if classes is None else torch.from_numpy(classes.astype(np.int64))
 
     def parts() -> Iterator[Tensor]:
         for rows in rows_of(path, "arr_0"):
             yield rows.permute(0, 3, 1, 2) if images else rows.float()
 
     one = (shape[3], *shape[1:3]) if images else shape[1:]
-    return SampleSet(
-        path.stem, one, shape[0], parts, labels, protocol_of(beside, path, SampleProtocol)
-    )
-
-
-def header(path: Path, name: str) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and type of an array in an .npz; the rest is not read."""
-    with opened(path, name) as (_, shape, dtype):
-        return shape, dtype
+    protocol = protocol_of(beside, path, SampleProtocol)
+    return SampleSet(path.stem, one, shape[0], parts, labels, protocol)
 
 
 @contextmanager
@@ -245,8 +227,5 @@ def rows_of(path: Path, name: str) -> Iterator[Tensor]:
                     f"{path} is damaged: {name} ends after "
                     f"{first + len(content) // row:,} of {count:,} rows"
                 )
-            yield torch.from_numpy(
-                np.frombuffer(content, dtype)
-                .reshape(wanted, *shape)
-                .astype(dtype.newbyteorder("="))
-            )
+            values = np.frombuffer(content, dtype).reshape(wanted, *shape)
+            yield torch.from_numpy(values.astype(dtype.newbyteorder("=")))

@@ -88,38 +88,28 @@ class Scorer:
         Args:
             statistics: Of the samples.
             labels: The classes that the samples were drawn for, (N,), or None.
-            on_rows: Hears how many rows of samples and reference were just compared.
+            on_rows: Called with the number of rows of samples and reference just compared.
         """
         own, other = statistics.points, self.reference.points
         logits, spatial = statistics.logits, statistics.spatial
-        near, spread = None, None
-        kernel: tuple[float | None, float | None] = (None, None)
-        score: tuple[float | None, float | None] = (None, None)
-        spatial_distance, share = None, None
+        found: dict[str, float] = {}
         if len(other) > 1:
             near = neighbourhood(own.to(DEVICE), other.to(DEVICE), self.radii, on_rows)
+            found |= asdict(near)
             if self.gaussian:
-                kernel = self.kernel_distance(own)
+                kernel, kernel_spread = self.kernel_distance(own)
+                found |= {"kernel_distance": kernel, "kernel_distance_spread": kernel_spread}
         if self.gaussian and len(own) > 3:
-            spread = spread_of_frechet(own, self.reference.moments)
+            found["distance_spread"] = spread_of_frechet(own, self.reference.moments)
         if spatial is not None and self.reference.spatial is not None:
-            spatial_distance = frechet_distance(spatial, self.reference.spatial)
+            found["spatial_distance"] = frechet_distance(spatial, self.reference.spatial)
         if logits is not None:
-            score = inception_score(logits)
+            score, score_spread = inception_score(logits)
+            found |= {"inception_score": score, "inception_score_spread": score_spread}
             if labels is not None and logits.shape[1] == self.num_classes:
-                share = recognized(logits, labels)
-        return Figures(
-            distance=self.distance(statistics),
-            distance_spread=spread,
-            spatial_distance=spatial_distance,
-            kernel_distance=kernel[0],
-            kernel_distance_spread=kernel[1],
-            inception_score=score[0],
-            inception_score_spread=score[1],
-            recognized=share,
-            reliable=self.reliable(statistics.count),
-            **(asdict(near) if near else {}),
-        )
+                found["recognized"] = recognized(logits, labels)
+        distance, reliable = self.distance(statistics), self.reliable(statistics.count)
+        return Figures(distance=distance, reliable=reliable, **found)
 
 
 def random_subset(points: Tensor, count: int) -> Tensor:

@@ -1,7 +1,4 @@
-"""What is kept of a set of samples to compare it with another: gathered part by part.
-
-Images are never all in memory.
-"""
+"""Statistics by which sets of samples are compared, gathered without all images in memory."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -13,19 +10,31 @@ from soflow.data.dataset import Dataset
 from soflow.errors import InputError
 from soflow.evaluation.features import BATCH, Features, as_seen
 from soflow.evaluation.metrics import ROWS, Moments
+from soflow.system.progress import Task
 
-#: Features kept of a reference, evenly spread, for what compares points: as many as ADM's
+#: Features kept of a reference, evenly spread, for figures that compare points: as many as ADM's
 #: reference has images.
 POINTS = 10_000
 #: The same for coordinates: points whose energy distance is computed.
 ENERGY_POINTS = 4000
 
-#: Hears how many rows were just finished.
+#: Is called with the number of rows that were just finished.
 OnRows = Callable[[int], None]
 
 
 def ignore(rows: int) -> None:
     """Reports nothing."""
+
+
+class Counter:
+    """Reports the total of the rows that several steps finish."""
+
+    def __init__(self, task: Task) -> None:
+        self.task, self.done = task, 0
+
+    def add(self, rows: int) -> None:
+        self.done += rows
+        self.task.update(self.done)
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,7 @@ def gather(
         features: The feature network.
         count: How many samples there are in all.
         keep: How many points to keep of them; all by default.
-        on_rows: Hears how many samples were just finished.
+        on_rows: Called with the number of samples just finished.
 
     Raises:
         InputError: If there are fewer than two samples, or the features cannot take them.
@@ -88,10 +97,11 @@ def gather(
         for part in block.split(BATCH):
             found.append(features(part))
             on_rows(len(part))
-        values, scores, maps = (joined(one) for one in zip(*found, strict=True))
+        values, scores, maps = (
+            torch.cat(kind) if kind[0] is not None else None for kind in zip(*found, strict=True)
+        )
         assert values is not None
-        moments = merged(moments, values)
-        spatial = None if maps is None else merged(spatial, maps)
+        moments, spatial = merged(moments, values), merged(spatial, maps)
         here = kept[(kept >= done) & (kept < done + len(block))] - done
         points.append(values[here])
         if scores is not None:
@@ -115,12 +125,10 @@ def rebatched(parts: Iterable[Tensor], size: int) -> Iterator[Tensor]:
         yield rest
 
 
-def joined(parts: Iterable[Tensor | None]) -> Tensor | None:
-    there = [part for part in parts if part is not None]
-    return torch.cat(there) if there else None
-
-
-def merged(moments: Moments | None, values: Tensor) -> Moments:
+def merged(moments: Moments | None, values: Tensor | None) -> Moments | None:
+    """The moments with those of more values, if there are any."""
+    if values is None:
+        return moments
     found = Moments.of(values)
     return found if moments is None else moments.merged(found)
 

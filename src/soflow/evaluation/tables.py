@@ -24,7 +24,7 @@ def table(evaluation: Evaluation) -> list[list[str]]:
 def columns(evaluation: Evaluation) -> dict[str, Column]:
     real, fid = evaluation.real, evaluation.metric == "FID"
     several = len({row.weights for row in evaluation.rows}) > 1
-    few = real.count if real is not None else 0
+    few = "" if real is None else f"of {real.count:,}"
 
     def drawn(cell: Callable[[Row], str]) -> Column:
         return lambda row: cell(row) if isinstance(row, Row) else ""
@@ -32,27 +32,23 @@ def columns(evaluation: Evaluation) -> dict[str, Column]:
     def figure(name: str, form: str) -> Column:
         return lambda row: shown(getattr(row, name), form)
 
-    def alike(row: Figures) -> str:
+    def alike(row: Row | RealRow) -> str:
         if real is None or evaluation.rows[0].distance_at_real_count is None:
             return ""
         value = row.distance if isinstance(row, RealRow) else row.distance_at_real_count
         return shown(value, ".4g") + mark(real)
 
+    fractions = ("precision", "recall", "density", "coverage", "recognized")
     return {
         "weights": drawn(lambda row: row.weights if several else ""),
         "sampler": lambda row: row.sampler if isinstance(row, Row) else real_name(row),
         "NFE": drawn(lambda row: shown(row.nfe, "d")),
-        short(evaluation.metric): lambda row: (
-            with_spread(row.distance, row.distance_spread) + mark(row)
-        ),
-        f"of {few:,}": alike,
+        short(evaluation.metric): distance,
+        few: alike,
         "sFID" if fid else "sFD": figure("spatial_distance", ".4g"),
         "KID" if fid else "KD": figure("kernel_distance", ".3g"),
         "IS": figure("inception_score", ".4g"),
-        **{
-            name: figure(name, ".3f")
-            for name in ("precision", "recall", "density", "coverage", "recognized")
-        },
+        **{name: figure(name, ".3f") for name in fractions},
         "ms": drawn(lambda row: shown(row.milliseconds_per_sample, ".3f")),
     }
 
@@ -69,9 +65,10 @@ def shown(value: float | int | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def with_spread(value: float, spread: float | None) -> str:
-    """A value with its standard deviation, if there is one: 1.26 ± 0.02."""
-    return f"{value:.4g}" + ("" if spread is None else f" ± {spread:.2g}")
+def distance(row: Figures) -> str:
+    """The distance with its standard deviation, if there is one: 1.26 ± 0.02."""
+    spread = "" if row.distance_spread is None else f" ± {row.distance_spread:.2g}"
+    return f"{row.distance:.4g}{spread}{mark(row)}"
 
 
 def short(metric: str) -> str:
@@ -82,13 +79,15 @@ def title(evaluation: Evaluation) -> str:
     """What the figures describe."""
     reference = evaluation.reference
     count = f"{reference.count:,}" if reference.count else "an unknown number of"
-    which = f"{count} real ones ({reference.name})"
-    return f"{evaluation.metric} of {evaluation.num:,} samples to {which}"
+    return (
+        f"{evaluation.metric} of {evaluation.num:,} samples to {count} real ones ({reference.name})"
+    )
 
 
 def remarks(evaluation: Evaluation) -> str:
     """What a reader of the figures must know, in some sentences."""
     real, reference, first = evaluation.real, evaluation.reference, evaluation.rows[0]
+    metric = evaluation.metric
     warnings = [*evaluation.warnings, *(real.warnings if real is not None else [])]
     said = [f"* {warning}." for warning in dict.fromkeys(warnings)]
     if real is not None:
@@ -98,11 +97,11 @@ def remarks(evaluation: Evaluation) -> str:
                 "A small set has a larger distance: "
                 f"compare it with as few drawn samples, 'of {real.count:,}'."
             )
-    if evaluation.metric != "energy distance":
+    if metric != "energy distance":
         how = "over seeds" if len(evaluation.seeds) > 1 else "from halves of the samples"
         said.append(f"±: one standard deviation, {how}.")
-    if evaluation.metric not in ("FID", "energy distance"):
-        said.append("FD by these features is no FID and cannot be compared with one.")
+        if metric != "FID":
+            said.append("FD by these features is no FID and cannot be compared with one.")
     if reference.points:
         said.append(f"Neighbors are searched among {reference.points:,} real samples.")
     if first.milliseconds_per_sample is not None:
@@ -111,14 +110,9 @@ def remarks(evaluation: Evaluation) -> str:
 
 
 def about_real(real: RealRow, reference: Reference) -> str:
-    """Which real data stand in the table."""
+    """Which real data the table shows."""
     kind = "samples of the training split" if real.split == "train" else "held-out samples"
     text = f"real: {real.count:,} {kind} of {real.dataset} ({real.split})"
     other = real.reference
-    if (other.dataset, other.split, other.count) == (
-        reference.dataset,
-        reference.split,
-        reference.count,
-    ):
-        return f"{text}."
-    return f"{text}, compared with the other {other.count:,}."
+    same = (other.name, other.count) == (reference.name, reference.count)
+    return f"{text}." if same else f"{text}, compared with the other {other.count:,}."
