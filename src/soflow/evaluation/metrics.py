@@ -127,9 +127,8 @@ def seeded() -> Iterator[None]:
 class KernelDistance:
     """KID (arXiv 1801.01401): the squared maximum mean discrepancy to a reference, unbiased.
 
-    The kernel is (x.y / d + 1)^3. Figures equal those of torchmetrics to the last digit.
-    Torchmetrics takes several times as long: it allocates matrices for each subset and scores the
-    reference again for each set of samples.
+    The kernel is (x.y / d + 1)^3. Figures equal those of torchmetrics to rounding, and take less
+    time: subsets overlap, and each pair is computed once.
 
     Args:
         reference: The features of the reference, (M, d).
@@ -137,7 +136,7 @@ class KernelDistance:
 
     def __init__(self, reference: Tensor) -> None:
         self.reference = reference.double()
-        self.terms: dict[int, list[Tensor]] = {}  # of the reference alone, by the samples' number
+        self.within: dict[int, Tensor] = {}  # the reference's own terms, by the number of samples
 
     def __call__(self, features: Tensor) -> tuple[float, float]:
         """The distance of features (N, d).
@@ -146,33 +145,53 @@ class KernelDistance:
             Mean and standard deviation over KERNEL_SUBSETS random subsets of KERNEL_SUBSET, or of
             all if there are fewer.
         """
-        features, count = features.double(), len(features)
-        m = min(KERNEL_SUBSET, count, len(self.reference))
-        room = features.new_empty(m, m)
-        values, terms, known = [], [], self.terms.get(count)
+        x, y = features.double(), self.reference
+        m = min(KERNEL_SUBSET, len(x), len(y))
         with seeded():
-            for subset in range(KERNEL_SUBSETS):
-                y = self.reference[torch.randperm(len(self.reference))[:m]]
-                x = features[torch.randperm(count)[:m]]
-                term = kernel_within(y, room) if known is None else known[subset]
-                within = term + kernel_within(x, room)
-                across = kernel(y, x, room).sum(0).sum()
-                values.append(within / (m * (m - 1)) - 2 * across / m**2)
-                terms.append(term)
-        self.terms[count] = terms
-        found = torch.stack(values)
+            draws = [
+                (torch.randperm(len(y))[:m], torch.randperm(len(x))[:m])
+                for _ in range(KERNEL_SUBSETS)
+            ]
+        of_y, of_x = (torch.stack(subsets) for subsets in zip(*draws, strict=True))
+        if len(x) not in self.within:
+            self.within[len(x)] = kernel_within(y, of_y)
+        within = self.within[len(x)] + kernel_within(x, of_x)
+        found = within / (m * (m - 1)) - 2 * kernel_sums(x, y, of_x, of_y) / m**2
         return float(found.mean()), float(found.std(unbiased=False))
 
 
-def kernel(x: Tensor, y: Tensor, out: Tensor) -> Tensor:
-    """(x.y / d + 1)^3 of x (n, d) and y (m, d), in `out` (n, m): new memory takes as long."""
-    return torch.mm(x, y.T, out=out).mul_(1.0 / x.shape[1]).add_(1.0).pow_(3)
+def kernel(x: Tensor, y: Tensor) -> Tensor:
+    """(x.y / d + 1)^3 of x (n, d) and y (m, d): (n, m)."""
+    return (x @ y.T).mul_(1.0 / x.shape[1]).add_(1.0).pow_(3)
 
 
-def kernel_within(x: Tensor, out: Tensor) -> Tensor:
-    """The sum of the kernel of all pairs of x (m, d), without pairs of a point with itself."""
-    values = kernel(x, x, out)
-    return (values.sum(-1) - values.diagonal()).sum()
+def kernel_sums(x: Tensor, y: Tensor, of_x: Tensor, of_y: Tensor) -> Tensor:
+    """The sum over i, j of kernel(x_i, y_j), for each subset of x and of y: (S,).
+
+    Args:
+        x: Points (n, d).
+        y: Points (m, d).
+        of_x: The indices of each subset of x, (S, k).
+        of_y: The indices of each subset of y, (S, k).
+    """
+    if 3 * len(x) * len(y) > of_x.numel() * of_y.shape[1]:  # all pairs are more work than subsets
+        return torch.stack([kernel(x[i], y[j]).sum() for i, j in zip(of_x, of_y, strict=True)])
+    # All pairs once: the sum over a subset is a product with 0s and 1s.
+    in_x, in_y = (
+        torch.zeros(len(of), len(points), dtype=points.dtype).scatter_(1, of, 1.0)
+        for of, points in ((of_x, x), (of_y, y))
+    )
+    parts = [
+        (chosen * (kernel(rows, y) @ in_y.T).T).sum(1)
+        for rows, chosen in zip(x.split(ROWS), in_x.split(ROWS, 1), strict=True)
+    ]
+    return torch.stack(parts).sum(0)
+
+
+def kernel_within(x: Tensor, of_x: Tensor) -> Tensor:
+    """The same within each subset of x, without pairs of a point with itself: (S,)."""
+    alone = ((x**2).sum(1) / x.shape[1] + 1.0) ** 3
+    return kernel_sums(x, x, of_x, of_x) - alone[of_x].sum(1)
 
 
 def inception_score(logits: Tensor) -> tuple[float, float]:
