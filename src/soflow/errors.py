@@ -3,7 +3,7 @@
 import reprlib
 
 #: Most characters of a value, and of another library's message, that a message shows.
-SHOWN, TOLD = 60, 300
+VALUE_LENGTH, MESSAGE_LENGTH = 60, 300
 
 
 class InputError(ValueError):
@@ -16,7 +16,7 @@ class RunError(RuntimeError):
 
 def first_line(error: BaseException) -> str:
     """The first line of another library's message, or the error's type if it has none."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:TOLD]
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:MESSAGE_LENGTH]
 
 
 def in_short(value: object) -> str:
@@ -24,9 +24,9 @@ def in_short(value: object) -> str:
     return shortened(_short.repr(value))
 
 
-def shortened(text: str) -> str:
+def shortened(text: str, length: int = VALUE_LENGTH) -> str:
     """A text whose middle is cut out if it is long."""
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 20]}...{text[-17:]}"
+    return text if len(text) <= length else f"{text[: length - 20]}...{text[-17:]}"
 
 
 class _Short(reprlib.Repr):
@@ -39,4 +39,4 @@ class _Short(reprlib.Repr):
 
 
 _short = _Short()
-_short.maxstring = _short.maxother = SHOWN
+_short.maxstring = _short.maxother = VALUE_LENGTH

@@ -78,7 +78,8 @@ def run(arguments: Sequence[str]) -> int:
         return status if isinstance(status, int) else 0
     except UsageError as error:
         command = getattr(getattr(error, "ctx", None), "command_path", "soflow")
-        return fail(f"{error.format_message().rstrip('.')}; see {command} --help", 2)
+        message = error.format_message().rstrip(".").replace(": Value error, ", ": ")
+        return fail(f"{message}; see {command} --help", 2)
     except InputError as error:
         return fail(str(error), 2)
     except RunError as error:

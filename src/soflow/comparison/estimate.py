@@ -1,7 +1,7 @@
 """What training a recipe needs, by counting: no measurement, no GPU.
 
-Operations and kept activations are counted on tensors that have shapes and no content, whatever
-the size of the network. How fast a GPU works is an assumption, PEAK and SHARE, that is printed
+Operations and kept activations are counted on tensors that have shapes and no content, so large
+networks cost no memory. How fast a GPU works is an assumption, PEAK and SHARE, that is printed
 beside every figure.
 """
 

@@ -17,7 +17,7 @@ from soflow.config.parsing import parse_yaml as parse_yaml
 from soflow.config.parsing import read_text as read_text
 from soflow.config.schema import Config
 from soflow.config.sections import chosen_from, section_of
-from soflow.errors import TOLD, InputError, in_short, shortened
+from soflow.errors import MESSAGE_LENGTH, InputError, in_short, shortened
 from soflow.objectives import OBJECTIVES
 
 RECIPES = files("soflow") / "recipes"
@@ -187,7 +187,7 @@ def explain(error: ValidationError, values: Values, within: tuple[str, ...] = ()
         inner = first["ctx"]["error"]
         if isinstance(inner, ValidationError):  # of a section that a registry describes
             return explain(inner, values, place)
-        text = str(inner)[:TOLD]  # our own checks, already a sentence
+        text = str(inner)[:MESSAGE_LENGTH]  # our own checks, already a sentence
         return f"{key}.name: {text}" if text.startswith("unknown ") else text
     if first["type"] == "missing":
         return f"{key} is missing"

@@ -28,9 +28,9 @@ def require_same_settings(begun: Config, asked: Config, folder: RunFolder) -> No
 def require_same_data(begun: DataRecord, now: DataRecord, folder: RunFolder) -> None:
     """Raises InputError if the data changed: their order and what latents mean would, too."""
     for key in ("count", "class_names", "encoder", "fingerprint"):
-        old, new = str(getattr(begun, key)), str(getattr(now, key))
-        if old != new:
-            change = f"{key.replace('_', ' ')} {shortened(old)}, now {shortened(new)}"
+        old, new = (shortened(str(getattr(record, key)), 200) for record in (begun, now))
+        if getattr(begun, key) != getattr(now, key):
+            change = f"{key.replace('_', ' ')} {old}, now {new}"
             raise InputError(
                 f"{folder.path} was begun on other data ({change}): restore the data, or begin a "
                 f"new run with --out and init_from={folder.path}"
