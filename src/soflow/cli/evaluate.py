@@ -8,6 +8,7 @@ from typer import Argument, Option
 from soflow.cli.options import (
     MOST_SAMPLES,
     VAE,
+    at_least,
     one_of,
     positive_numbers,
     print_table,
@@ -71,10 +72,9 @@ def evaluate(
         "--nfe": nfe, "--samplers": samplers, "--num": num, "--weights": weights, "--draw": draw,
         "--seed": seed, "--seeds": seeds, "--batch": batch, "--vae": vae,
     }  # fmt: skip
-    bounds = {"--num": (num, 2), "--seed": (seed, 0), "--seeds": (seeds, 1), "--batch": (batch, 1)}
-    for option, (number, least) in bounds.items():
-        if number is not None and number < least:
-            raise InputError(f"{option} is {number}: it must be {least} or more")
+    at_least(0, seed=seed)
+    at_least(1, seeds=seeds, batch=batch)
+    at_least(2, num=num)
     if num is not None and num > MOST_SAMPLES:
         raise InputError(f"--num is {num}: it must be {MOST_SAMPLES} or less")
     given = [option for option, value in for_runs.items() if value is not None]

@@ -38,6 +38,14 @@ def require_asked_for(config: Config, overrides: Sequence[str]) -> None:
         )
 
 
+def at_least(least: int, **values: int | None) -> None:
+    """Raises InputError for a value below `least`; each is named like its option."""
+    for name, value in values.items():
+        if value is not None and value < least:
+            option = name.replace("_", "-")
+            raise InputError(f"--{option} is {value}: it must be {least} or more")
+
+
 def positive_numbers(text: str, option: str) -> tuple[int, ...]:
     """'1,2,4' -> (1, 2, 4), each once."""
     try:
