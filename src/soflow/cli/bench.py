@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from soflow.cli.options import RECIPE, print_table, require_writable_file
+from soflow.cli.options import RECIPE, at_least, print_table, require_writable_file
 from soflow.comparison import OBJECTIVES
 from soflow.errors import InputError
 
@@ -43,9 +43,9 @@ def bench(
     recipe: Annotated[str, Argument(help=RECIPE)] = "digits",
     overrides: Annotated[list[str] | None, Argument(metavar="KEY=VALUE", help=CHANGES)] = None,
     objectives: Annotated[str | None, Option(help=NAMES)] = None,
-    rounds: Annotated[int, Option(min=1, help="Measurements of each, in turn.")] = 3,
+    rounds: Annotated[int, Option(help="Measurements of each, in turn.")] = 3,
     estimate: Annotated[bool, Option("--estimate", help=ESTIMATE)] = False,
-    gpus: Annotated[int | None, Option(min=1, help=GPUS)] = None,
+    gpus: Annotated[int | None, Option(help=GPUS)] = None,
     flops_per_second: Annotated[float | None, Option(help=RATE)] = None,
     out: Annotated[Path | None, Option(help="FILE.json for all figures.")] = None,
 ) -> None:
@@ -55,6 +55,7 @@ def bench(
 
     With --estimate nothing is measured, and no GPU is needed: operations and memory are counted.
     """
+    at_least(1, rounds=rounds, gpus=gpus)
     if out is not None:
         require_writable_file(out, ".json")
     found: Estimates | Measurements

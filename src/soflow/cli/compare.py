@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from typer import Argument, Exit, Option
 
 from soflow.cli.bench import ALL
-from soflow.cli.options import RECIPE, print_table, require_asked_for
+from soflow.cli.options import RECIPE, at_least, print_table, require_asked_for
 
 if TYPE_CHECKING:
     from soflow.comparison.record import Comparison
@@ -25,9 +25,9 @@ def compare(
     recipe: Annotated[str, Argument(help=RECIPE)] = "digits",
     overrides: Annotated[list[str] | None, Argument(metavar="KEY=VALUE", help=CHANGES)] = None,
     objectives: Annotated[str, Option(help="Objectives, separated by commas.")] = ALL,
-    seeds: Annotated[int, Option(min=1, help="Runs of each objective.")] = 3,
+    seeds: Annotated[int, Option(help="Runs of each objective.")] = 3,
     budget: Annotated[Literal["steps", "time"], Option(help=BUDGET)] = "steps",
-    rounds: Annotated[int | None, Option(min=1, help=ROUNDS)] = None,
+    rounds: Annotated[int | None, Option(help=ROUNDS)] = None,
     heun_curves: Annotated[bool, Option("--heun-curves", help=HEUN)] = False,
     out: Annotated[Path | None, Option(help=OUT)] = None,
 ) -> None:
@@ -35,6 +35,7 @@ def compare(
 
     The same command continues a comparison that was interrupted.
     """
+    at_least(1, seeds=seeds, rounds=rounds)
     name = Path(recipe).name.removesuffix(".yaml").removesuffix(".yml")
     folder = out or Path("runs") / f"compare-{name}{'-time' if budget == 'time' else ''}"
 

@@ -5,6 +5,8 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from soflow.cli.options import at_least
+
 SOURCE = "Images: a folder, .npz, parquet or a name on the Hub, with :SPLIT."
 VAE = "An autoencoder of diffusers: a name on the Hub, or a folder."
 IMAGES = "Column or array of images, if it is not clear."
@@ -15,9 +17,9 @@ def encode(
     source: Annotated[str, Argument(help=SOURCE)],
     out: Annotated[Path, Option(help="The folder to make.")],
     vae: Annotated[str, Option(help=VAE)] = "stabilityai/sd-vae-ft-mse",
-    size: Annotated[int, Option(min=1, help="Side to which images are cropped.")] = 256,
+    size: Annotated[int, Option(help="Side to which images are cropped.")] = 256,
     flip: Annotated[bool, Option(help="Encode mirror images, too.")] = False,
-    batch_size: Annotated[int, Option(min=1, help="Images encoded at once.")] = 32,
+    batch_size: Annotated[int, Option(help="Images encoded at once.")] = 32,
     image_column: Annotated[str, Option(help=IMAGES)] = "",
     label_column: Annotated[str, Option(help=LABELS)] = "",
 ) -> None:
@@ -25,6 +27,8 @@ def encode(
 
     An interrupted call continues. Under torchrun, each process encodes some of the images.
     """
+    at_least(1, size=size, batch_size=batch_size)
+
     from soflow.data import encoding
     from soflow.data.latents import load_latents
     from soflow.system import processes

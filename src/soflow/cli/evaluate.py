@@ -1,17 +1,19 @@
 """`soflow evaluate`: figures of a trained run, or of samples of any origin."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
 from soflow.cli.options import (
     MOST_SAMPLES,
     VAE,
-    names_among,
+    at_least,
+    one_of,
     positive_numbers,
     print_table,
     require_writable_file,
+    several_of,
 )
 from soflow.errors import InputError
 
@@ -33,7 +35,7 @@ REFERENCE = (
     "Real data as SOURCE[:SPLIT], or an .npz of images or statistics (default: the training data)."
 )
 WEIGHTS = "ema (averaged), raw, or both (default: ema,raw)."
-DRAW = "Classes of samples (default: balanced)."
+DRAW = "Classes of samples: balanced or random (default: balanced)."
 SEEDS = "Draw with several seeds, for means and deviations."
 BATCH = "Samples drawn at once; changes no figure (default: 500)."
 BASELINE = "Score held-out real data, too (default: for runs, if there are some)."
@@ -48,10 +50,10 @@ def evaluate(
     features: Annotated[str, Option(help=FEATURES)] = "",
     reference: Annotated[str, Option(help=REFERENCE)] = "",
     weights: Annotated[str | None, Option(help=WEIGHTS)] = None,
-    draw: Annotated[Literal["balanced", "random"] | None, Option(help=DRAW)] = None,
-    seed: Annotated[int | None, Option(min=0, help="Of the samples (default: 0).")] = None,
-    seeds: Annotated[int | None, Option(min=1, help=SEEDS)] = None,
-    batch: Annotated[int | None, Option(min=1, help=BATCH)] = None,
+    draw: Annotated[str | None, Option(help=DRAW)] = None,
+    seed: Annotated[int | None, Option(help="Of the samples (default: 0).")] = None,
+    seeds: Annotated[int | None, Option(help=SEEDS)] = None,
+    batch: Annotated[int | None, Option(help=BATCH)] = None,
     baseline: Annotated[bool | None, Option(help=BASELINE)] = None,
     vae: Annotated[str | None, Option(help=VAE)] = None,
     out: Annotated[Path | None, Option(help=OUT)] = None,
@@ -70,13 +72,17 @@ def evaluate(
         "--nfe": nfe, "--samplers": samplers, "--num": num, "--weights": weights, "--draw": draw,
         "--seed": seed, "--seeds": seeds, "--batch": batch, "--vae": vae,
     }  # fmt: skip
-    if num is not None and not 2 <= num <= MOST_SAMPLES:
-        raise InputError(f"--num is {num}: it must be from 2 to {MOST_SAMPLES:,}")
+    at_least(0, seed=seed)
+    at_least(1, seeds=seeds, batch=batch)
+    at_least(2, num=num)
+    if num is not None and num > MOST_SAMPLES:
+        raise InputError(f"--num is {num}: it must be {MOST_SAMPLES} or less")
     given = [option for option, value in for_runs.items() if value is not None]
     counts = positive_numbers(nfe, "--nfe") if nfe else ()
     known = ("renoise", "ode", "euler", "heun")
-    named = names_among(known, samplers, "--samplers") if samplers else ()
-    which = names_among(("ema", "raw"), "ema,raw" if weights is None else weights, "--weights")
+    named = several_of(known, samplers, "--samplers") if samplers else ()
+    which = several_of(("ema", "raw"), "ema,raw" if weights is None else weights, "--weights")
+    labels = one_of(("balanced", "random"), draw or "balanced", "--draw")
     if not is_run(samples) and (samples.exists() or ":" in str(samples) or not given):
         if given:
             raise InputError(f"{given[0]} is for runs, and {samples} is not one: leave it out")
@@ -92,7 +98,7 @@ def evaluate(
             samplers=named,
             num=num or 0,
             seeds=tuple(range(first, first + (seeds or 1))),
-            labels=draw or "balanced",
+            labels=labels,
             batch=batch or 500,
             weights=which,
             features=features,

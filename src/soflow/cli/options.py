@@ -38,6 +38,14 @@ def require_asked_for(config: Config, overrides: Sequence[str]) -> None:
         )
 
 
+def at_least(least: int, **values: int | None) -> None:
+    """Raises InputError for a value below `least`; each is named like its option."""
+    for name, value in values.items():
+        if value is not None and value < least:
+            option = name.replace("_", "-")
+            raise InputError(f"--{option} is {value}: it must be {least} or more")
+
+
 def positive_numbers(text: str, option: str) -> tuple[int, ...]:
     """'1,2,4' -> (1, 2, 4), each once."""
     try:
@@ -52,13 +60,16 @@ def positive_numbers(text: str, option: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(numbers))
 
 
-def names_among(choices: Sequence[str], text: str, option: str) -> tuple[Any, ...]:
+def one_of(choices: Sequence[str], name: str, option: str) -> Any:
+    """The name itself, if it is among the choices."""
+    if name not in choices:
+        raise InputError(f"{option} is '{name}': choose {' or '.join(choices)}")
+    return name
+
+
+def several_of(choices: Sequence[str], text: str, option: str) -> tuple[Any, ...]:
     """'ode,renoise' -> ('ode', 'renoise'), each once, if all are among the choices."""
-    names = tuple(dict.fromkeys(text.split(",")))
-    for name in names:
-        if name not in choices:
-            raise InputError(f"{option} is '{name}': choose {' or '.join(choices)}")
-    return names
+    return tuple(dict.fromkeys(one_of(choices, name, option) for name in text.split(",")))
 
 
 def require_writable_file(file: Path, suffix: str = "") -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from soflow.cli.options import require_writable_file
+from soflow.cli.options import at_least, require_writable_file
 
 DATA = "Real data: a path or a name, optionally with :SPLIT; or an .npz of images."
 FEATURES = (
@@ -20,9 +20,10 @@ def reference(
     data: Annotated[str, Argument(help=DATA)],
     features: Annotated[str, Option(help=FEATURES)],
     out: Annotated[Path, Option(help=OUT)],
-    size: Annotated[int, Option(min=0, help=SIZE)] = 0,
+    size: Annotated[int, Option(help=SIZE)] = 0,
 ) -> None:
     """Compute the statistics of real data once, for soflow evaluate --reference FILE.npz."""
+    at_least(0, size=size)
     require_writable_file(out, ".npz")
 
     from soflow.evaluation.features import load_features
