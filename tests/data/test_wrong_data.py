@@ -179,7 +179,7 @@ def test_encode_into_what_is_something_else(inside, tmp_path):
     assert_fails(encode("--size", 8, "--flip"), 2, "flip=False, this is True")
     assert_fails(encode("--size", 8, out=photos), 2, "photos", "--out")
     assert_fails(encode("--size", 8, source=tmp_path / "nowhere"), 2, "nowhere")
-    assert_fails(encode("--size", 0), 2, "--size", "equal to 1")
+    assert_fails(encode("--size", 0), 2, "--size is 0")
 
 
 @pytest.mark.slow
