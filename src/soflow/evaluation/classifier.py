@@ -1,12 +1,10 @@
-"""A small classifier of a labelled data set, trained once on its training split.
-
-Its last hidden layer gives features.
-"""
+"""Small classifiers of labelled images, whose last hidden layers give features."""
 
 import hashlib
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -83,18 +81,15 @@ def load_classifier(dataset: Dataset) -> ImageClassifier:
             "use evaluate.features=coordinates"
         )
 
-    def make() -> ImageClassifier:
-        return ImageClassifier(dataset.shape, dataset.num_classes)
+    make = partial(ImageClassifier, dataset.shape, dataset.num_classes)
+    file = cache_file(dataset, cache_folder())
 
     def train() -> ImageClassifier:
-        log.info(
-            f"training a classifier of {dataset.name} ({len(dataset):,} images), a minute or two; "
-            f"it is kept in {cache_folder()}"
-        )
+        log.info(f"training a classifier of {dataset.name} for {file}, in a minute or two")
         with track("training the classifier", STEPS) as task:
             return fit(make, dataset, STEPS, max_lr=3e-3, on_step=task.update)
 
-    return cached(make(), cache_file(dataset, cache_folder()), train)
+    return cached(make(), file, train)
 
 
 def fit(

@@ -1,7 +1,7 @@
 """Does the learned map solve the flow it claims to solve? Three numbers without a reference.
 
-Each is a root mean square over dimensions, averaged over samples. For data of standard deviation 1,
-1 is a large number.
+Each is a root mean square over dimensions, averaged over samples. If data have standard deviation
+1, then 1 is large.
 """
 
 from dataclasses import dataclass
@@ -65,26 +65,24 @@ def diagnose(
     generator: torch.Generator,
     batch: int = 500,
 ) -> Diagnostics:
-    """All three numbers.
+    """All three numbers, at noised samples and times s < l < t, drawn evenly below `point.t`.
 
     Args:
         model: The model.
-        point: Noised samples at times `point.t`; s < l < t are drawn evenly below them.
+        point: Noised samples (B, ...).
         labels: Of the samples, (B,), or None.
         generator: Draws s and l.
-        batch: How many points to take at once.
+        batch: How many points to process at once.
     """
     count = len(point.t)
     below = torch.rand(2, count, generator=generator).sort(dim=0).values.to(point.t.device)
     s, l = 0.98 * point.t * below  # leaves room for the forward difference
-    sums = [0.0, 0.0, 0.0]
+    sums = []
     for rows in torch.arange(count, device=point.t.device).split(batch):
         chosen = None if labels is None else labels[rows]
         x_t, t = point.x_t[rows], point.t[rows]
-        found = (
-            solution_residual(model, x_t, t, s[rows], chosen),
-            composition_gap(model, x_t, t, l[rows], s[rows], chosen),
-            one_step_error(model, point.noise[rows], chosen),
-        )
-        sums = [total + len(rows) * value for total, value in zip(sums, found, strict=True)]
-    return Diagnostics(*(total / count for total in sums))
+        residual = solution_residual(model, x_t, t, s[rows], chosen)
+        gap = composition_gap(model, x_t, t, l[rows], s[rows], chosen)
+        error = one_step_error(model, point.noise[rows], chosen)
+        sums.append([len(rows) * value for value in (residual, gap, error)])
+    return Diagnostics(*(sum(values) / count for values in zip(*sums, strict=True)))

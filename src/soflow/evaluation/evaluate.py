@@ -120,13 +120,8 @@ def evaluate(
             labels = draw_classes(settings.labels, num, first.num_classes, seed)
             parts = draw(models[weights], num, labels, sampler, nfe, seed, settings.batch, device)
             found.append(figures(scoring, parts, num, labels, count))
-        return Row(
-            weights=weights,
-            sampler=sampler,
-            nfe=nfe,
-            milliseconds_per_sample=time_of(sampler, nfe),
-            **over_seeds(found),
-        )
+        values = over_seeds(found) | {"milliseconds_per_sample": time_of(sampler, nfe)}
+        return Row(weights=weights, sampler=sampler, nfe=nfe, **values)
 
     with progress("evaluating", work(scoring, [num] * len(chosen) * len(settings.seeds))) as task:
         count = Counter(task)
@@ -163,10 +158,7 @@ def evaluate_sample_set(
 
 
 def work(scoring: Scoring, counts: list[int]) -> int:
-    """The number of rows to process for sets of these sizes, and for the baseline.
-
-    Each sample is drawn once, and compared once with the reference.
-    """
+    """The rows to draw and to compare, for sets of these sizes and for the baseline."""
     real = [] if scoring.baseline is None else [len(scoring.baseline.data)]
     return sum(2 * count + len(scoring.scorer.reference.points) for count in counts + real)
 
@@ -221,10 +213,7 @@ def over_seeds(found: Sequence[Figures]) -> dict[str, Any]:
 def milliseconds_per_sample(
     model: FlowModel, settings: EvaluationSettings, device: torch.device, sampler: Sampler, nfe: int
 ) -> float:
-    """The time of a batch like those that were just drawn, without the time of its noise.
-
-    At most TIMED_STEPS network evaluations are timed: all take the same time.
-    """
+    """The time of a batch like those just drawn, without its noise, from TIMED_STEPS or less."""
     batch, timed = min(settings.num, settings.batch, TIMED_BATCH), min(nfe, TIMED_STEPS)
     noises = torch.randn(noise_count(sampler, timed), batch, *model.shape, device=device)
     classes = class_by_class(batch, model.num_classes)

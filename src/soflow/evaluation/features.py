@@ -43,7 +43,7 @@ class Features:
     Attributes:
         name: Its name.
         network: A function of bytes (B, C, H, W), or of samples that are not images.
-        origin: What distinguishes it from another one of that name, such as a checksum.
+        origin: Distinguishes networks of one name, such as by a checksum.
     """
 
     name: str
@@ -77,9 +77,7 @@ class Features:
             )
         found = [None if part is None else part.float().cpu() for part in parts]
         if not all(bool(part.isfinite().all()) for part in found if part is not None):
-            raise RunError(
-                f"the features '{self.name}' are not finite numbers for some of the images"
-            )
+            raise RunError(f"the features '{self.name}' of some images are not finite numbers")
         return Activations(*found)  # type: ignore[arg-type]
 
     @property
@@ -98,10 +96,7 @@ def shape_of(part: Any) -> str:
 
 
 def as_seen(samples: Tensor) -> Tensor:
-    """Samples (B, ...) as features see them: images as bytes (B, C, H, W), others unchanged.
-
-    Raises RunError for samples with values that are not finite.
-    """
+    """Images as bytes (B, C, H, W), other samples unchanged. Raises RunError for NaN."""
     if samples.dtype == torch.uint8:
         return samples
     strange = int((~samples.flatten(1).isfinite().all(1)).sum())
@@ -128,10 +123,7 @@ def load_features(name: str, dataset: Dataset | None, shape: tuple[int, ...]) ->
     features = find_features(name, dataset, shape)
     widths = {dimensions(features, shape, count) for count in (2, 1, BATCH)}
     if len(widths) > 1:
-        raise InputError(
-            f"the features '{name}' have other dimensions for other numbers of images: "
-            f"{sorted(widths)}"
-        )
+        raise InputError(f"the features '{name}' vary in their number: {sorted(widths)}")
     return features
 
 
@@ -145,24 +137,16 @@ def find_features(name: str, dataset: Dataset | None, shape: tuple[int, ...]) ->
     if name == "coordinates":
         return Features(name, lambda samples: samples.flatten(1))
     if not is_image(shape):
-        raise InputError(
-            f"the features '{name}' are for images, not for samples of shape {list(shape)}: "
-            "use coordinates"
-        )
+        raise InputError(f"the features '{name}' need images, not {list(shape)}: use coordinates")
     if name == "inception":
         return Features(name, load_inception(DEVICE), {"network": "InceptionV3 of torch-fidelity"})
     if name == "digits":
         if shape != (1, 8, 8):
-            raise InputError(
-                f"the features 'digits' are for images [1, 8, 8], not for samples {list(shape)}"
-            )
+            raise InputError(f"the features 'digits' are for images [1, 8, 8], not {list(shape)}")
         return classifier_features(name, load_digit_classifier())
     if name == "classifier":
         if dataset is None:
-            raise InputError(
-                "the features 'classifier' are trained on data with classes: "
-                "name others, or such data"
-            )
+            raise InputError("the features 'classifier' need data with classes: name others")
         return classifier_features(f"{dataset.name}-classifier", load_classifier(dataset))
     check_name(name)
     return scripted(*file_of(name))
@@ -202,15 +186,9 @@ def classifier_features(name: str, classifier: Classifier) -> Features:
 
 
 def scripted(name: str, file: Path) -> Features:
-    """Features of a TorchScript file.
-
-    It maps bytes (B, C, H, W) to features (B, d), or to (features, logits).
-    """
+    """Features of a TorchScript file, which maps bytes to features, or to (features, logits)."""
     if name in NAMES:
-        raise InputError(
-            f"{file} cannot be called '{name}', the name of other features: "
-            f"use --features NAME={file}"
-        )
+        raise InputError(f"'{name}' is the name of other features: use --features NAME={file}")
     try:
         module = torch.jit.load(str(file), map_location=DEVICE).eval()
     except (RuntimeError, ValueError, OSError) as error:

@@ -1,7 +1,6 @@
 """Self-contained HTML pages from Jinja2 templates. All values are escaped."""
 
 import base64
-import io
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -10,6 +9,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL.Image import Image
+
+from soflow.evaluation.pictures import png
 
 
 @cache
@@ -27,26 +28,14 @@ def environment() -> Environment:
 
 
 def render(template: str, **values: Any) -> str:
-    """Fills in a template.
-
-    Args:
-        template: The name of a file in a `templates` folder, such as `report.html`.
-        values: What the template names.
-
-    Returns:
-        The page, with styles and pictures inside.
-    """
+    """Fills in a file of a `templates` folder, such as `report.html`, and returns the page."""
     return environment().get_template(template).render(values)
 
 
 def image(picture: Figure | Image) -> Markup:
     """A plot or a picture as a data URI, for the `src` of an `img`."""
-    stream = io.BytesIO()
-    if isinstance(picture, Figure):
-        picture.savefig(stream, format="png", dpi=160)
-    else:
-        picture.save(stream, format="png")
-    return Markup("data:image/png;base64,{}").format(base64.b64encode(stream.getvalue()).decode())
+    content = base64.b64encode(png(picture)).decode()
+    return Markup("data:image/png;base64,{}").format(content)
 
 
 def duration(seconds: float) -> str:

@@ -1,7 +1,4 @@
-"""The FID network of torch-fidelity: InceptionV3 of 2015 as published figures use it.
-
-It resizes images itself.
-"""
+"""The FID network of torch-fidelity, as published figures use it. It resizes images itself."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,17 +9,16 @@ from torch import Tensor
 
 from soflow.errors import InputError, first_line
 
-#: sFID (arXiv 2103.03841) as ADM computes it: the first channels of a convolution's output, at all
-#: 17 x 17 places.
+#: sFID (arXiv 2103.03841) as ADM computes it: the first channels of a convolution's 17 x 17 output.
 SPATIAL_CHANNELS = 7
 
 
 def load_inception(device: torch.device) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
-    """Loads the network.
+    """Loads the network: from bytes (B, 3 or 1, H, W) to three kinds of features.
 
     Returns:
-        A function of bytes (B, 3 or 1, H, W), grey being repeated. It gives pooled features
-        (B, 2048), logits without bias (B, 1008) and spatial features (B, 2023).
+        A function that gives pooled features (B, 2048), logits without bias (B, 1008) and spatial
+        features (B, 2023).
 
     Raises:
         InputError: If something must be installed, or the weights are missing.

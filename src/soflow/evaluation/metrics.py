@@ -14,7 +14,7 @@ from functools import cached_property, reduce
 import torch
 from torch import Tensor, nn
 
-from soflow.errors import RunError
+from soflow.errors import RunError, first_line
 
 #: Rows that are processed at once. Figures do not depend on how samples are batched.
 ROWS = 1000
@@ -63,25 +63,16 @@ class Moments:
 
 
 def eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, none below zero, and eigenvectors of a covariance (d, d).
-
-    Raises RunError for a matrix that is no covariance.
-    """
+    """Eigenvalues and eigenvectors of a covariance (d, d). Raises RunError if it is none."""
     if not bool(matrix.isfinite().all()):
-        raise RunError(
-            "the matrix square root does not exist: the covariance holds values that are not finite"
-        )
+        raise RunError("the matrix square root does not exist: the covariance is not finite")
     try:
         values, vectors = torch.linalg.eigh(matrix)
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-        raise RunError(
-            f"the matrix square root did not converge ({' '.join(str(error).split())[:100]})"
-        ) from None
-    if bool(values.min() < -TOLERANCE * values.max().clamp(min=1e-12)):
-        raise RunError(
-            f"the matrix square root does not exist: an eigenvalue is {float(values.min()):.3g}, "
-            f"the largest {float(values.max()):.3g}, so this is no covariance"
-        )
+        raise RunError(f"the matrix square root did not converge: {first_line(error)}") from None
+    least, most = float(values.min()), float(values.max())
+    if least < -TOLERANCE * max(most, 1e-12):
+        raise RunError(f"no covariance: an eigenvalue is {least:.3g}, the largest {most:.3g}")
     return values.clamp(min=0), vectors
 
 
@@ -89,10 +80,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     """The Frechet distance of two Gaussians, squared (as in FID).
 
     |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)), where tr (A B)^(1/2) is the sum of the roots of
-    the eigenvalues of A^(1/2) B A^(1/2), which is symmetric.
-
-    Raises:
-        RunError: If the root does not converge.
+    the eigenvalues of A^(1/2) B A^(1/2), which is symmetric. Raises RunError if there is no root.
     """
     product = b.root @ a.covariance @ b.root
     cross = eigen((product + product.T) / 2)[0].sqrt().sum()
@@ -139,12 +127,7 @@ class KernelDistance:
         self.within: dict[int, Tensor] = {}  # the reference's own terms, by the number of samples
 
     def __call__(self, features: Tensor) -> tuple[float, float]:
-        """The distance of features (N, d).
-
-        Returns:
-            Mean and standard deviation over KERNEL_SUBSETS random subsets of KERNEL_SUBSET, or of
-            all if there are fewer.
-        """
+        """The distance of features (N, d): mean and standard deviation over random subsets."""
         x, y = features.double(), self.reference
         m = min(KERNEL_SUBSET, len(x), len(y))
         with seeded():
@@ -197,8 +180,7 @@ def kernel_within(x: Tensor, of_x: Tensor) -> Tensor:
 def inception_score(logits: Tensor) -> tuple[float, float]:
     """exp E KL(p(class | x) || p(class)) of logits (N, classes) (arXiv 1606.03498).
 
-    Returns:
-        Mean and standard deviation over SCORE_PARTS.
+    Returns mean and standard deviation over SCORE_PARTS.
     """
     from torchmetrics.image.inception import InceptionScore
 
@@ -210,11 +192,7 @@ def inception_score(logits: Tensor) -> tuple[float, float]:
 
 
 def radii(points: Tensor, on_rows: Callable[[int], None] = lambda n: None) -> tuple[Tensor, Tensor]:
-    """The distances of each point (n, d) to its nearest others.
-
-    Returns:
-        To the NEIGHBOURS-th and to the DENSITY_NEIGHBOURS-th nearest one, (n,) each.
-    """
+    """Distances (n,) of points (n, d) to the NEIGHBOURS-th and DENSITY_NEIGHBOURS-th nearest."""
     found, points = [], points.double()
     most = min(DENSITY_NEIGHBOURS + 1, len(points))  # the nearest is the point itself
     for rows in points.split(ROWS):
@@ -230,18 +208,12 @@ class Neighbourhood:
 
     The reach of a sample is the distance to its third nearest neighbour, or to its fifth for
     density and coverage.
-
-    Attributes:
-        precision: The fraction of samples within reach of a real one.
-        recall: The fraction of real ones within reach of a sample.
-        density: The number of real ones within whose reach a sample is, relative to 5.
-        coverage: The fraction of real ones with a sample in reach.
     """
 
-    precision: float
-    recall: float
-    density: float
-    coverage: float
+    precision: float  # the fraction of samples within reach of a real one
+    recall: float  # the fraction of real ones within reach of a sample
+    density: float  # the number of real ones within whose reach a sample is, relative to 5
+    coverage: float  # the fraction of real ones with a sample in reach
 
 
 def neighbourhood(

@@ -3,12 +3,16 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from soflow.symbols import Sample
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def to_uint8(images: Sample) -> np.ndarray:
@@ -27,22 +31,17 @@ def to_pil(image: np.ndarray) -> Image.Image:
     return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
 
 
-def grid(images: Sample, columns: int, scale: int | None = None) -> Image.Image:
-    """Images side by side, `columns` per row.
-
-    Each pixel is `scale` wide; by default an image becomes at least 32 wide.
-    """
-    pixels = to_uint8(images)
-    count, height, width, channels = pixels.shape
-    scale = scale or max(1, 32 // width)
+def grid(images: Sample, columns: int) -> Image.Image:
+    """Images side by side, `columns` per row; small ones are enlarged to at least 32 pixels."""
+    pixels, gap, white = to_uint8(images), 2, 255
+    scale, rows = max(1, 32 // pixels.shape[2]), -(-len(pixels) // columns)
     pixels = pixels.repeat(scale, axis=1).repeat(scale, axis=2)
-    rows, gap = -(-count // columns), 2
-    step_y, step_x = height * scale + gap, width * scale + gap
-    sheet = np.full((rows * step_y + gap, columns * step_x + gap, channels), 255, dtype=np.uint8)
-    for i, image in enumerate(pixels):
-        y, x = gap + i // columns * step_y, gap + i % columns * step_x
-        sheet[y : y + height * scale, x : x + width * scale] = image
-    return to_pil(sheet)
+    missing = rows * columns - len(pixels)
+    cells = np.pad(pixels, ((0, missing), (gap, 0), (gap, 0), (0, 0)), constant_values=white)
+    _, height, width, channels = cells.shape
+    sheet = cells.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
+    sheet = sheet.reshape(rows * height, columns * width, channels)
+    return to_pil(np.pad(sheet, ((0, gap), (0, gap), (0, 0)), constant_values=white))
 
 
 def scatter(points: Tensor) -> Image.Image:
@@ -54,9 +53,17 @@ def scatter(points: Tensor) -> Image.Image:
     points = points.detach().cpu()
     axes.scatter(points[:, 0], points[:, 1], s=3, alpha=0.5, linewidths=0)
     axes.set_aspect("equal")
+    return Image.open(io.BytesIO(png(figure, dpi=110)))
+
+
+def png(picture: "Image.Image | Figure", dpi: int = 160) -> bytes:
+    """A picture, or a plot at `dpi`, as the content of a PNG file."""
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=110)
-    return Image.open(stream)
+    if isinstance(picture, Image.Image):
+        picture.save(stream, format="png")
+    else:
+        picture.savefig(stream, format="png", dpi=dpi)
+    return stream.getvalue()
 
 
 def picture(samples: Tensor, columns: int) -> Image.Image:

@@ -77,10 +77,7 @@ def heun_steps(row: Row) -> int:
 
 
 def distance_against_nfe(evaluation: Evaluation) -> Figure:
-    """Distance against network evaluations, one line per sampler.
-
-    The model's own ODE and real data are horizontal lines.
-    """
+    """Distance against network evaluations; the model's own ODE and real data are horizontal."""
     figure = Figure(figsize=(6.5, 3.4), layout="constrained")
     (axes,) = plain(figure)
     weights, real = evaluation.rows[0].weights, evaluation.real

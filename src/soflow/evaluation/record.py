@@ -32,13 +32,12 @@ class Reference(Record):
 
 
 class Figures(Record):
-    """How a set of samples compares with a reference; None is what does not apply.
+    """How a set of samples compares with a reference. Spreads are standard deviations.
 
     distance: Frechet distance (FID if the features are FID's), or energy distance of coordinates.
-    distance_at_real_count: of as few samples as there are held-out real ones. spatial_distance:
-    sFID. kernel_distance: KID. recognized: the fraction of samples that the features' classifier
-    takes for their class. reliable: False if a Frechet distance rests on no more samples, or real
-    ones, than there are dimensions. Spreads are standard deviations.
+    distance_at_real_count: Of as few samples as there are held-out real ones. spatial_distance:
+    sFID. kernel_distance: KID. recognized: The fraction of samples classified as their class.
+    reliable: Whether a Frechet distance rests on more samples, and real ones, than dimensions.
     """
 
     distance: float = Field(allow_inf_nan=False)

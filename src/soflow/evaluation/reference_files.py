@@ -1,9 +1,8 @@
 """Statistics of a reference in a file: computed once, used for every evaluation.
 
-ADM's layout, float64: mu (d,), sigma (d, d), and mu_s, sigma_s of spatial features if there are
-any. Our files also have count, points (n, d), for precision, recall, density, coverage and the
-kernel distance, and protocol, JSON that names the features. A file of ADM's has images in place of
-points, arr_0 (N, H, W, C).
+ADM's layout, float64: mu (d,) and sigma (d, d), mu_s and sigma_s of spatial features, and images
+arr_0 (N, H, W, C). Our files have count, points (n, d) for figures that compare points, and
+protocol, JSON that names the features.
 """
 
 import io
@@ -54,11 +53,7 @@ def holds_statistics(file: Path) -> bool:
 def write_reference(
     file: Path, statistics: Statistics, features: Features, about: Reference, shape: Sequence[int]
 ) -> None:
-    """Writes statistics of samples of a shape.
-
-    Raises:
-        RunError: If the file cannot be written.
-    """
+    """Writes statistics of samples of a shape. Raises RunError if the file cannot be written."""
     used = describe_features(features)
     protocol = ReferenceProtocol(features=used, reference=about, shape=list(shape))
     arrays: dict[str, np.ndarray] = {
@@ -82,13 +77,7 @@ def describe_features(features: Features, dimensions: int = 0) -> FeaturesUsed:
 def read_reference(
     file: Path, features: Features, dimensions: int, shape: Sequence[int]
 ) -> tuple[Statistics, Reference] | None:
-    """Reads the statistics in a file.
-
-    Args:
-        file: The .npz.
-        features: Must be those that the statistics were made with.
-        dimensions: How many features there are.
-        shape: Of a sample to be compared.
+    """Reads statistics made with these features, of which there are `dimensions`.
 
     Returns:
         The statistics, and which data they are of; None if they are of other features, but the
@@ -99,10 +88,7 @@ def read_reference(
     """
     there = arrays_in(file)
     if missing := {"mu", "sigma"} - there:
-        raise InputError(
-            f"{file} lacks the array {min(missing)}: "
-            "a reference holds mu and sigma, or images as arr_0"
-        )
+        raise InputError(f"{file} lacks the array {min(missing)}: give mu and sigma, or arr_0")
     arrays = read(file, ("mu", "sigma", "mu_s", "sigma_s", "count", "points", "protocol"), there)
     protocol = protocol_of(arrays, file, ReferenceProtocol)
     made_with, asked = protocol.features, describe_features(features)
@@ -110,14 +96,10 @@ def read_reference(
         if "arr_0" in there:
             return None
         raise InputError(
-            f"{file} is a reference of the features {in_words(made_with)}, "
-            f"but these figures are by {in_words(asked)}"
+            f"{file} is a reference of the features {in_words(made_with)}, not {in_words(asked)}"
         )
     if protocol.shape is not None and list(shape) != protocol.shape:
-        raise InputError(
-            f"{file} is a reference of images {in_short(protocol.shape)}, "
-            f"but the samples are {list(shape)}"
-        )
+        raise InputError(f"{file} is of images {in_short(protocol.shape)}, not {list(shape)}")
     count = count_of(arrays, file)
     whole = moments(arrays["mu"], arrays["sigma"], count, dimensions, file)
     spatial = None
@@ -136,19 +118,15 @@ def count_of(arrays: dict[str, np.ndarray], file: Path) -> int:
     if count is None:
         return 0
     if count.shape != () or not np.issubdtype(count.dtype, np.integer) or count < 2:
-        raise InputError(
-            f"{file} has count {in_short(count)}, which must be a whole number of 2 or more"
-        )
+        raise InputError(f"{file} has count {in_short(count)}: it must be an integer of 2 or more")
     return int(count)
 
 
 def numbers(values: np.ndarray, shape: tuple[int, ...], name: str, file: Path) -> Tensor:
     """The values in float64. Raises InputError unless they are finite numbers of that shape."""
     if values.shape != shape or not np.issubdtype(values.dtype, np.floating):
-        raise InputError(
-            f"{file} has {name} {values.dtype}{list(values.shape)}, "
-            f"but these features need {list(shape)} floats"
-        )
+        found = f"{name} {values.dtype}{list(values.shape)}"
+        raise InputError(f"{file} has {found}, but these features need {list(shape)} floats")
     if not np.isfinite(values).all():
         raise InputError(f"{file} has values in {name} that are not finite numbers")
     return torch.from_numpy(values.astype(np.float64))

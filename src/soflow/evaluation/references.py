@@ -12,13 +12,12 @@ from soflow.config import Config
 from soflow.config.schema import DataConfig
 from soflow.data import sources
 from soflow.data.dataset import Dataset, Encoder
-from soflow.data.images import channels_of
 from soflow.data.training_data import make_dataset
 from soflow.errors import InputError, RunError
 from soflow.evaluation.features import Features, as_seen, dimensions, load_features
 from soflow.evaluation.record import Reference
 from soflow.evaluation.reference_files import arrays_in, holds_statistics, read_reference
-from soflow.evaluation.sample_set import SampleSet, first_image, sample_arrays
+from soflow.evaluation.sample_set import SampleSet, first_image, in_words, kind_of, sample_arrays
 from soflow.evaluation.scorer import Baseline, Scorer, Scoring
 from soflow.evaluation.statistics import (
     ENERGY_POINTS,
@@ -54,8 +53,7 @@ def make_scoring(
         decode: From the model's samples to images; the identity without an encoder.
         features: By name; `evaluate.features` by default.
         reference: SOURCE[:SPLIT], or a file of statistics; the training data by default.
-        baseline: Whether to score held-out real data, too. By default it does unless latents would
-            have to be decoded once more.
+        baseline: Whether to score held-out real data; by default unless more latents need decoding.
 
     Raises:
         InputError: If data or features do not fit the samples.
@@ -80,7 +78,7 @@ def make_scoring(
     if reference:
         data, split = find_data(reference, data.model_copy(update={"shape": shape}))
     first = as_images(sources.load(data, split), decode, num)
-    require_shape(first, shape, reference or config.data.path or config.data.source)
+    require_shape(first.shape, shape, reference or config.data.path or config.data.source)
     scorer = scorer_of(first, loaded(), num_classes)
     if baseline is None:
         baseline = data.source != "latents" or other_split(data, split) is not None
@@ -93,11 +91,7 @@ def make_scoring(
 def make_sample_scoring(
     samples: SampleSet, features: str, reference: str, baseline: bool = False
 ) -> Scoring:
-    """What samples in files are scored against. `classifier` is trained on the reference.
-
-    Raises:
-        InputError: If data or features do not fit the samples.
-    """
+    """As `make_scoring`, for samples in files. `classifier` is trained on the reference."""
     require_real(reference, baseline)
     if samples.count < 2:
         raise InputError(f"{samples.name} holds one sample: a distance needs 2 or more")
@@ -113,15 +107,10 @@ def make_sample_scoring(
     if data.source == "latents":
         raise InputError(f"{reference} holds latents: name the images that they are of")
     first = sources.load(data, split)
-    require_shape(first, shape, reference)
+    require_shape(first.shape, shape, reference)
     scorer = scorer_of(first, network or load_features(features, first, shape), first.num_classes)
-    if not baseline:
-        return Scoring(scorer)
-    return Scoring(scorer, make_baseline(scorer, first, data, split, lambda images: images, 0))
-
-
-# ---------------------------------------------------------------------------------------------
-# Scorers
+    held_out = make_baseline(scorer, first, data, split, lambda x: x, 0) if baseline else None
+    return Scoring(scorer, held_out)
 
 
 def scorer_of(data: Dataset, features: Features, num_classes: int) -> Scorer:
@@ -153,19 +142,12 @@ def scorer_from_file(
     if found is not None and (len(found[0].points) or "arr_0" not in arrays_in(file)):
         return Scorer(features, *found, num_classes)
     images = sample_arrays(file)
-    if images.shape != shape:
-        raise InputError(
-            f"{file} has images of shape {list(images.shape)}, but the samples have {list(shape)}"
-        )
+    require_shape(images.shape, shape, str(file))
     statistics = gather_all(images.parts(), features, images.count, POINTS, file.name)
     about = Reference(dataset=file.stem, count=images.count, file=file.name)
     if found is not None:
         statistics, about = replace(found[0], points=statistics.points), found[1]
     return Scorer(features, statistics, about, num_classes)
-
-
-# ---------------------------------------------------------------------------------------------
-# Data
 
 
 def find_data(named: str, like: DataConfig) -> tuple[DataConfig, str]:
@@ -232,43 +214,31 @@ class DecodedRows:
         return torch.cat([self.decode(self.latents.samples(part)) for part in parts])
 
 
-# ---------------------------------------------------------------------------------------------
-# What is refused
-
-
 def require_real(reference: str, baseline: bool | None) -> None:
     """Raises InputError for a run as reference, and for a baseline beside statistics."""
     if reference and (Path(reference) / "config.yaml").is_file():
         raise InputError(f"--reference {reference} is a run folder: name real data")
     if baseline and holds_statistics(Path(reference)):
-        raise InputError(
-            f"--baseline needs real images, but {reference} holds statistics: "
-            "name the data as --reference"
-        )
+        raise InputError(f"--baseline needs real data as --reference: {reference} has statistics")
 
 
-def require_shape(data: Dataset, shape: tuple[int, ...], named: str) -> None:
-    if data.shape != shape:
-        raise InputError(
-            f"{named} has samples of shape {list(data.shape)}, but the samples to be compared "
-            f"have {list(shape)}"
-        )
+def require_shape(real: tuple[int, ...], shape: tuple[int, ...], named: str) -> None:
+    if real != shape:
+        raise InputError(f"{named} is of shape {list(real)}, but the samples are of {list(shape)}")
 
 
 def require_fitting(data: DataConfig, split: str, shape: tuple[int, ...], named: str) -> None:
-    """Raises InputError for images that would have to be enlarged or recolored to fit `shape`.
+    """Raises InputError if the first image would have to be enlarged or recolored to fit `shape`.
 
-    The first image decides. Larger images of a folder or a data set are cropped as for training;
-    arrays must fit.
+    Larger images of a folder or a data set are cropped as for training; arrays must fit.
     """
     if data.source not in sources.IMAGES or len(shape) != 3:
         return
     image = first_image(data, split, named)
-    size, channels = shape[1], channels_of(image)
+    size, found = shape[1], kind_of(image)
     wrong = image.size != (size, size) if data.source == "arrays" else min(image.size) < size
-    if wrong or channels != shape[0]:
-        colors = {1: "grey", 3: "RGB"}
+    if wrong or found[0] != shape[0]:
         raise InputError(
-            f"{named} has images of {image.width}x{image.height}, {colors[channels]}, but the "
-            f"samples are {shape[2]}x{size}, {colors[shape[0]]}: name data of the same kind"
+            f"{named} has images of {in_words(found)}, but the samples are {in_words(shape)}: "
+            "name data of the same kind"
         )

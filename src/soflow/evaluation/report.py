@@ -1,7 +1,4 @@
-"""What the page about one or more runs shows: samples, figures, plots and costs.
-
-templates/report.html arranges it.
-"""
+"""What templates/report.html shows of one or more runs: samples, figures, plots and costs."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,7 +16,7 @@ from soflow.evaluation.pictures import picture
 from soflow.evaluation.plots import Curve
 from soflow.evaluation.record import Evaluation, Figures
 from soflow.evaluation.tables import remarks, table, title
-from soflow.sampling import Sampler, sample_many
+from soflow.sampling import Sampler, class_by_class, sample_many
 from soflow.solution import FlowModel
 from soflow.symbols import Sample
 
@@ -30,32 +27,18 @@ JOURNEY = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0]
 
 @dataclass(frozen=True)
 class Subject:
-    """A run to be reported.
+    """A run to report."""
 
-    Attributes:
-        name: Its folder.
-        model: The model.
-        dataset: What it was trained on.
-        metrics: The lines of metrics.jsonl.
-        evaluation: If there is one.
-        config: The text of config.yaml.
-        seconds: Of training.
-        device: Of the model.
-        samplers: Those of the objective.
-        drawing: The sampler of pictures and its network evaluations.
-        class_names: By number.
-    """
-
-    name: str
+    name: str  # its folder
     model: FlowModel
     dataset: Dataset
     metrics: Curve
     evaluation: Evaluation | None
-    config: str
-    seconds: float
+    config: str  # the text of config.yaml
+    seconds: float  # of training
     device: torch.device
     samplers: tuple[Sampler, ...]
-    drawing: tuple[Sampler, int]
+    drawing: tuple[Sampler, int]  # the sampler of pictures and its network evaluations
     class_names: tuple[str, ...] = ()
 
 
@@ -127,7 +110,7 @@ def samples(subject: Subject) -> list[Picture]:
         return [Picture(image(plots.clouds(clouds)))]
     classes = subject.model.num_classes
     columns = min(classes or COLUMNS, COLUMNS)
-    labels = torch.arange(8 * columns) % columns if classes else None
+    labels = class_by_class(8 * columns, columns if classes else 0)
     real = real_by_class(subject.dataset, columns, rows=8).to(subject.device)
     text = f"drawn {how}, unselected"
     if classes:
@@ -150,11 +133,7 @@ def named(subject: Subject, count: int) -> str:
 
 
 def real_by_class(dataset: Dataset, columns: int, rows: int) -> Tensor:
-    """Up to `rows` rows of real images, one column per class if there are classes.
-
-    Returns:
-        Samples (rows * columns, ...).
-    """
+    """Up to `rows` rows of real images, one column per class if there are classes."""
     labels = dataset.labels
     if labels is None:
         return dataset.samples(slice(rows * columns))
@@ -175,18 +154,14 @@ def quality(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def journey(subject: Subject) -> Picture:
-    """Noise carried along f(noise, 1, s) as s goes from 1 to 0; one network evaluation each.
-
-    With classes it is one noise, on its way to several of them; vectors show many at once.
-    """
+    """f(noise, 1, s) as s goes from 1 to 0: of one noise and several classes, or many vectors."""
     text = "f(noise, 1, s) for s from 1 (noise) to 0 (data): each is one forward pass."
     model, vectors = subject.model, len(subject.model.shape) == 1
     count = 300 if vectors else min(subject.model.num_classes or 4, 5)
     noise = torch.randn(count, *model.shape, generator=torch.Generator().manual_seed(1))
-    labels = None
-    if model.num_classes:
-        labels = torch.arange(count, device=subject.device) % model.num_classes
-        noise = noise[:1].expand_as(noise)
+    labels = class_by_class(count, model.num_classes)
+    if labels is not None:
+        labels, noise = labels.to(subject.device), noise[:1].expand_as(noise)
         names = named(subject, count)
         text += f" The rows start from the same noise and differ in the class alone{names}."
     noise = noise.to(subject.device)
@@ -204,11 +179,11 @@ def cost(subject: Subject) -> list[list[str]]:
     """What training and sampling took."""
     parameters = sum(p.numel() for p in subject.model.net.parameters())  # type: ignore[attr-defined]
     rows = [["parameters", f"{parameters:,}"], ["training", duration(subject.seconds)]]
-    if subject.metrics:
-        step = int(subject.metrics[-1]["step"])
+    step = int(subject.metrics[-1]["step"]) if subject.metrics else 0
+    if step:
         rows.append(["steps", f"{step:,}"])
-        if subject.seconds > 0:
-            rows.append(["training speed", f"{step / subject.seconds:,.1f} steps/s"])
+    if step and subject.seconds > 0:
+        rows.append(["training speed", f"{step / subject.seconds:,.1f} steps/s"])
     evaluation = subject.evaluation
     if evaluation is not None:
         one, machine = evaluation.row(None, 1), evaluation.machine

@@ -1,7 +1,4 @@
-"""Samples in files: a folder of images, an .npz in ADM's layout, or a data set.
-
-They are read part by part, never all at once.
-"""
+"""Samples in files, read part by part: images, an .npz in ADM's layout, or a data set."""
 
 import zipfile
 from collections.abc import Callable, Iterator
@@ -97,10 +94,7 @@ def first_image(data: DataConfig, split: str, named: str) -> Image:
 
 
 def sample_folder(path: Path) -> SampleSet:
-    """The images below a folder, in the order of their names. Raises InputError as `open_samples`.
-
-    protocol.json says how they were drawn, if it is there.
-    """
+    """The images below a folder, by name, with protocol.json if it is there. See `open_samples`."""
     names = sorted(file.name for file in files(path))
     if not names:
         raise InputError(
@@ -116,13 +110,12 @@ def sample_folder(path: Path) -> SampleSet:
                 "samples must be of one size and kind"
             )
     (shape,) = kinds
-    channels, height, width = shape
 
     def parts() -> Iterator[Tensor]:
         for first in range(0, len(names), ROWS):
             chosen = names[first : first + ROWS]
-            pixels = np.stack([decoded(path / name, channels) for name in chosen])
-            rows = torch.from_numpy(pixels).reshape(-1, height, width, channels)
+            pixels = np.stack([decoded(path / name, shape[0]) for name in chosen])
+            rows = torch.from_numpy(pixels).reshape(-1, *shape[1:], shape[0])
             yield rows.permute(0, 3, 1, 2)
 
     file = path / "protocol.json"
@@ -131,16 +124,20 @@ def sample_folder(path: Path) -> SampleSet:
     return SampleSet(path.resolve().name, shape, len(names), parts, None, protocol)
 
 
-def in_words(found: tuple[int, int, int]) -> str:
-    channels, height, width = found
-    return f"{width}x{height} {'grey' if channels == 1 else 'RGB'}"
+def kind_of(image: Image) -> tuple[int, int, int]:
+    """Channels, height and width of an image."""
+    return channels_of(image), image.height, image.width
+
+
+def in_words(shape: tuple[int, ...]) -> str:
+    return f"{shape[2]}x{shape[1]} {'grey' if shape[0] == 1 else 'RGB'}"
 
 
 def kind(file: Path) -> tuple[int, int, int]:
-    """Channels, height and width of an image, by its header."""
+    """The kind of an image, by its header."""
     try:
         with open_image(file) as image:
-            return channels_of(image), image.height, image.width
+            return kind_of(image)
     except Exception as error:  # decoders raise any exception
         raise InputError(f"{file} cannot be read as an image: {first_line(error)}") from None
 
@@ -154,23 +151,16 @@ def decoded(file: Path, channels: int) -> np.ndarray:
 
 
 def sample_arrays(path: Path) -> SampleSet:
-    """The samples in an .npz. Raises InputError as `open_samples`.
-
-    arr_0: bytes (N, H, W, 1 or 3), or floats (N, D). arr_1: labels (N,), if there are any.
-    """
+    """The samples arr_0, (N, H, W, 1 or 3) or (N, D), and labels arr_1, (N,), of an .npz."""
     there = arrays_in(path)
     if "arr_0" not in there:
-        raise InputError(
-            f"{path} has no arr_0, the name of samples in ADM's layout: "
-            f"it has {', '.join(sorted(there))}"
-        )
+        raise InputError(f"{path} has no arr_0, the samples: it has {', '.join(sorted(there))}")
     with opened(path, "arr_0") as (_, shape, dtype):
         images = dtype == np.uint8 and len(shape) == 4 and shape[3] in MODES
         vectors = np.issubdtype(dtype, np.floating) and len(shape) == 2
     if not (images or vectors) or min(shape) < 1:
         raise InputError(
-            f"{path}: arr_0 is {dtype}{list(shape)}, "
-            "but samples are uint8 (N, H, W, 1 or 3), or floats (N, D)"
+            f"{path}: arr_0 is {dtype}{list(shape)}, not uint8 (N, H, W, 1 or 3) or floats (N, D)"
         )
     beside = read(path, ("arr_1", "protocol"), there)
     classes = beside.get("arr_1")
@@ -178,8 +168,8 @@ def sample_arrays(path: Path) -> SampleSet:
         fitting = classes.shape == shape[:1] and np.issubdtype(classes.dtype, np.integer)
         if not fitting or classes.min() < 0:
             raise InputError(
-                f"{path}: arr_1 is {classes.dtype}{list(classes.shape)}, but the labels of "
-                f"{shape[0]:,} samples are [{shape[0]}] whole numbers from 0"
+                f"{path}: arr_1 is {classes.dtype}{list(classes.shape)}, not [{shape[0]}] "
+                "whole numbers from 0"
             )
     labels = None if classes is None else torch.from_numpy(classes.astype(np.int64))
 
@@ -210,10 +200,7 @@ def opened(path: Path, name: str) -> Iterator[tuple[IO[bytes], tuple[int, ...], 
 
 
 def rows_of(path: Path, name: str) -> Iterator[Tensor]:
-    """The rows of an array in an .npz, compressed or not, ROWS at a time.
-
-    Raises RunError for a file that ends too soon.
-    """
+    """The rows of an array in an .npz, ROWS at a time. Raises RunError for a damaged file."""
     with opened(path, name) as (stream, (count, *shape), dtype):
         row = int(np.prod(shape)) * dtype.itemsize
         for first in range(0, count, ROWS):
@@ -223,9 +210,7 @@ def rows_of(path: Path, name: str) -> Iterator[Tensor]:
             except UNREADABLE as error:
                 raise RunError(f"{path} is damaged: {first_line(error)}") from None
             if len(content) < wanted * row:
-                raise RunError(
-                    f"{path} is damaged: {name} ends after "
-                    f"{first + len(content) // row:,} of {count:,} rows"
-                )
+                whole = first + len(content) // row
+                raise RunError(f"{path} is damaged: {name} ends after {whole:,} of {count:,} rows")
             values = np.frombuffer(content, dtype).reshape(wanted, *shape)
             yield torch.from_numpy(values.astype(dtype.newbyteorder("=")))

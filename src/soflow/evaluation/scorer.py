@@ -25,14 +25,7 @@ from soflow.evaluation.statistics import ENERGY_POINTS, OnRows, Statistics, gath
 
 @dataclass(frozen=True)
 class Scorer:
-    """Compares samples with a reference.
-
-    Attributes:
-        features: The feature network.
-        reference: The statistics of the reference.
-        about: Which reference that is.
-        num_classes: Of the samples.
-    """
+    """Compares samples with a reference, which `about` names."""
 
     features: Features
     reference: Statistics
@@ -41,10 +34,7 @@ class Scorer:
 
     @property
     def gaussian(self) -> bool:
-        """Whether features are compared as Gaussians.
-
-        Coordinates are far from Gaussian: they are compared by the energy distance.
-        """
+        """Whether features are compared as Gaussians. Coordinates, by energy distance, are not."""
         return self.features.name != "coordinates"
 
     @cached_property
@@ -83,12 +73,9 @@ class Scorer:
     def figures(
         self, statistics: Statistics, labels: Tensor | None, on_rows: OnRows = ignore
     ) -> Figures:
-        """All figures of a set of samples.
+        """All figures of a set of samples, drawn for the classes `labels`, (N,), if they have any.
 
-        Args:
-            statistics: Of the samples.
-            labels: The classes that the samples were drawn for, (N,), or None.
-            on_rows: Called with the number of rows of samples and reference just compared.
+        on_rows: Called with the number of rows of samples and reference just compared.
         """
         own, other = statistics.points, self.reference.points
         logits, spatial = statistics.logits, statistics.spatial
@@ -130,10 +117,7 @@ def by_turns(labels: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Baseline:
-    """Real data in place of samples, and their scorer.
-
-    Another split has the scorer of the samples; otherwise the scorer's reference lacks these data.
-    """
+    """Real data in place of samples, and a scorer whose reference does not contain them."""
 
     data: Dataset
     scorer: Scorer
@@ -141,14 +125,8 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Scoring:
-    """What samples are scored against.
-
-    Attributes:
-        scorer: The scorer.
-        baseline: Real data that are scored like samples, or None.
-        points: Data as the model sees them, for the diagnostics, or None.
-    """
+    """What samples are scored against."""
 
     scorer: Scorer
     baseline: Baseline | None = None
-    points: Dataset | None = None
+    points: Dataset | None = None  # data as the model sees them, for the diagnostics

@@ -39,21 +39,13 @@ class Counter:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Statistics of `count` samples.
+    """Statistics of samples."""
 
-    Attributes:
-        count: How many samples; 0 if that is not known.
-        moments: Of all features.
-        spatial: Moments of the spatial features, if the network has them.
-        points: The features of some or all samples, (n, d).
-        logits: Class logits of the same samples, (n, classes), if the network is a classifier.
-    """
-
-    count: int
+    count: int  # 0 if it is not known
     moments: Moments
     spatial: Moments | None
-    points: Tensor
-    logits: Tensor | None
+    points: Tensor  # the features of some or all samples, (n, d)
+    logits: Tensor | None  # of the same samples, (n, classes)
 
     @staticmethod
     def of(points: Tensor) -> "Statistics":
@@ -72,12 +64,12 @@ def gather(
     keep: int | None = None,
     on_rows: OnRows = ignore,
 ) -> Statistics:
-    """Computes statistics of samples. They do not depend on the parts that the samples come in.
+    """Computes statistics of `count` samples, which do not depend on how they are batched.
 
     Args:
         parts: The samples, in parts (B, ...).
         features: The feature network.
-        count: How many samples there are in all.
+        count: The number of samples.
         keep: How many points to keep of them; all by default.
         on_rows: Called with the number of samples just finished.
 
@@ -86,8 +78,7 @@ def gather(
         RunError: If a sample holds NaN or infinity.
     """
     if count < 2:
-        are = "is" if count == 1 else "are"
-        raise InputError(f"there {are} {count} to compare: a distance needs 2 or more")
+        raise InputError(f"only {count} to compare: a distance needs 2 or more")
     kept = torch.linspace(0, count - 1, min(keep or count, count), dtype=torch.float64).long()
     moments: Moments | None = None
     spatial: Moments | None = None

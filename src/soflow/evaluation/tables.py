@@ -6,13 +6,12 @@ from soflow.evaluation.record import Evaluation, Figures, RealRow, Reference, Ro
 
 #: A column: the cell of each row.
 Column = Callable[[Row | RealRow], str]
+#: Headers of the column of distances, by metric.
+SHORT = {"FID": "FID", "energy distance": "energy"}
 
 
 def table(evaluation: Evaluation) -> list[list[str]]:
-    """The figures as text, header first, the row of real data last; empty columns are left out.
-
-    If there are fewer real samples than drawn ones, a column has the distance of as few drawn ones.
-    """
+    """The figures as text, header first, the row of real data last, without empty columns."""
     rows: list[Row | RealRow] = [*evaluation.rows]
     if evaluation.real is not None:
         rows.append(evaluation.real)
@@ -43,7 +42,7 @@ def columns(evaluation: Evaluation) -> dict[str, Column]:
         "weights": drawn(lambda row: row.weights if several else ""),
         "sampler": lambda row: row.sampler if isinstance(row, Row) else real_name(row),
         "NFE": drawn(lambda row: shown(row.nfe, "d")),
-        short(evaluation.metric): distance,
+        SHORT.get(evaluation.metric, "FD"): distance,
         few: alike,
         "sFID" if fid else "sFD": figure("spatial_distance", ".4g"),
         "KID" if fid else "KD": figure("kernel_distance", ".3g"),
@@ -71,17 +70,11 @@ def distance(row: Figures) -> str:
     return f"{row.distance:.4g}{spread}{mark(row)}"
 
 
-def short(metric: str) -> str:
-    return {"FID": "FID", "energy distance": "energy"}.get(metric, "FD")
-
-
 def title(evaluation: Evaluation) -> str:
     """What the figures describe."""
-    reference = evaluation.reference
+    metric, reference = evaluation.metric, evaluation.reference
     count = f"{reference.count:,}" if reference.count else "an unknown number of"
-    return (
-        f"{evaluation.metric} of {evaluation.num:,} samples to {count} real ones ({reference.name})"
-    )
+    return f"{metric} of {evaluation.num:,} samples to {count} real ones ({reference.name})"
 
 
 def remarks(evaluation: Evaluation) -> str:

@@ -19,14 +19,12 @@ from soflow.workflows.load import Run, load
 
 
 def evaluate(
-    run: str | Path | Run,
-    settings: EvaluationSettings | None = None,
-    progress: Progress = track,
+    run: str | Path | Run, settings: EvaluationSettings | None = None, progress: Progress = track
 ) -> Evaluation:
     """Evaluates a run.
 
     Args:
-        run: Its folder, a checkpoint in it, or the run itself, with the weights it was loaded with.
+        run: Its folder, a checkpoint in it, or a loaded run, with the weights it has.
         settings: What to evaluate, and against what.
         progress: Shows how much is done.
 
@@ -41,36 +39,22 @@ def evaluate(
     if progress is track:
         show_notes()
     if isinstance(run, Run):
-        loaded = {run.weights: run}
+        loaded: dict[str, Run] = {run.weights: run}
     else:
         loaded = {name: load(run, name, vae=settings.vae) for name in settings.weights}
     first = next(iter(loaded.values()))
-    config = first.config
+    config, decode, defaults = first.config, first.model.decode, first.config.evaluate
     samplers = chosen_samplers(settings.samplers, config)
-    if not settings.features and config.evaluate.features not in NAMES:
+    features, reference = settings.features, settings.reference
+    if not features and (program := defaults.features) not in NAMES:
         raise InputError(
-            f"the configuration of the run names a program, evaluate.features="
-            f"{config.evaluate.features}: if you trust it, give --features"
+            f"the run names a program, evaluate.features={program}: give --features if you trust it"
         )
-    scoring = make_scoring(
-        config,
-        first.encoder,
-        first.model.decode,
-        settings.features,
-        settings.reference,
-        settings.baseline,
-    )
+    scoring = make_scoring(config, first.encoder, decode, features, reference, settings.baseline)
+    nfe, num = settings.nfe or tuple(defaults.nfe), settings.num or defaults.num
+    models = {name: one.model for name, one in loaded.items()}
     found = evaluate_models(
-        {name: one.model for name, one in loaded.items()},
-        samplers,
-        scoring,
-        replace(
-            settings,
-            nfe=settings.nfe or tuple(config.evaluate.nfe),
-            num=settings.num or config.evaluate.num,
-        ),
-        first.device,
-        progress,
+        models, samplers, scoring, replace(settings, nfe=nfe, num=num), first.device, progress
     )
     return found.model_copy(update={"checkpoint": first.checkpoint.path.name})
 

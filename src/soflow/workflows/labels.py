@@ -10,18 +10,15 @@ from soflow.errors import InputError
 
 
 def labels_in_turn(text: str, num: int, names: Sequence[str]) -> Tensor:
-    """Labels of `num` samples: the classes that a text lists, in turn.
+    """Labels of `num` samples, (num,): the classes that a text lists, in turn.
 
-    Names match as they are spelled, or else in any case. What is no name may be a number. Names
-    may contain commas themselves: the longest name at each place counts.
+    Names match as they are spelled, or else in any case; other words may be numbers. Names may
+    contain commas: the longest name at each place counts.
 
     Args:
         text: Names or numbers of classes, separated by commas.
         num: The number of samples.
         names: The names of all classes.
-
-    Returns:
-        Labels of shape (num,).
 
     Raises:
         InputError: If there are no classes, or a name is unknown or belongs to several classes.
@@ -40,12 +37,17 @@ def class_numbers(text: str, names: Sequence[str]) -> list[int]:
     while parts:
         for count in range(min(longest, len(parts)), 0, -1):
             head = ", ".join(parts[:count])
-            number = class_number(head, names, spelled.get(head) or folded.get(head.casefold(), []))
-            if number is not None:
+            found = spelled.get(head) or folded.get(head.casefold(), [])
+            if not found and head.isdecimal() and int(head) < len(names):
+                found = [int(head)]
+            if len(found) > 1:
+                several = " and ".join(f"{names[number]} ({number})" for number in found)
+                raise InputError(f"the class '{head}' may be {several}: give its number")
+            if found:
                 break
         else:
             raise InputError(f"unknown class '{parts[0]}': {known(names)}{near(parts[0], names)}")
-        chosen.append(number)
+        chosen += found
         parts = parts[count:]
     return chosen
 
@@ -56,16 +58,6 @@ def numbers_by_name(names: Sequence[str]) -> dict[str, list[int]]:
     for number, name in enumerate(names):
         numbers.setdefault(tidy(name), []).append(number)
     return numbers
-
-
-def class_number(text: str, names: Sequence[str], found: Sequence[int]) -> int | None:
-    """The one class `found` by its name, or the class of this number; None without either."""
-    if len(found) > 1:
-        several = " and ".join(f"{names[number]} ({number})" for number in found)
-        raise InputError(f"the class '{text}' may be {several}: give its number")
-    if found:
-        return found[0]
-    return int(text) if text.isdecimal() and int(text) < len(names) else None
 
 
 def tidy(text: str) -> str:

@@ -25,10 +25,9 @@ Weights = Literal["ema", "raw"]
 
 @dataclass(frozen=True)
 class Run:
-    """A trained run, ready to sample from.
+    """A trained run, ready to sample from: a `model` with `weights` of `checkpoint`, on `device`.
 
-    `weights` says which weights of `checkpoint` the `model` has; it lies on `device`. Runs on
-    latents have an `encoder`, and `model.decode` makes images of their samples.
+    Runs on latents have an `encoder`, and `model.decode` makes images of their samples.
     """
 
     folder: RunFolder
@@ -75,8 +74,7 @@ def load(
         model = load_model(config, tensors, place, decode)
     except RuntimeError:  # names or shapes that load_state_dict cannot place
         raise RunError(
-            f"the weights in {checkpoint.path} do not fit the network of {folder.config}: "
-            "was it edited?"
+            f"{checkpoint.path} does not fit the network of {folder.config}: was it edited?"
         ) from None
     count = config.data.num_classes
     names = (data.class_names if data else ()) or tuple(map(str, range(count)))

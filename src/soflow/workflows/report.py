@@ -52,9 +52,7 @@ def report(
     try:
         replace_file(file, page(subjects).encode())
     except OSError as error:
-        raise InputError(
-            f"cannot write {file}: {error.strerror}; choose another place with --out"
-        ) from None
+        raise InputError(f"cannot write {file}: {error.strerror}; choose another --out") from None
     return file
 
 

@@ -5,38 +5,31 @@ Files are made in pieces, which several processes share and which an interrupted
 
 import os
 import shutil
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import Self
 
 from soflow import __version__
 from soflow.data.autoencoder import Decoder
-from soflow.data.dataset import Dataset
-from soflow.data.shards import Shards, open_store
+from soflow.data.shards import open_store
 from soflow.data.store import Piece, Plan, make_store
 from soflow.errors import InputError
-from soflow.evaluation.pictures import is_image, save_picture, to_pil, to_uint8
+from soflow.evaluation.pictures import is_image, to_uint8
 from soflow.sampling import LabelDraw, Sampler, check_sampler, draw_classes, sample_many
 from soflow.system import processes
-from soflow.system.atomic import beside
 from soflow.system.fingerprints import fingerprint_of
-from soflow.system.progress import Progress, Task, track
-from soflow.system.records import Record
+from soflow.system.progress import Progress, track
 from soflow.workflows.labels import labels_in_turn
 from soflow.workflows.load import Run
+from soflow.workflows.sample_files import SampleProtocol, require_room, require_suitable, write
 
 #: Samples per piece of a file.
 PIECE = 500
-#: Rows of an array that are written at once.
-ROWS = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,26 +90,12 @@ class SampleRequest:
         nfe = default_nfe if nfe is None else nfe
         checked = check_sampler(sampler or default, nfe)
         names = run.class_names
-        if labels is None:
-            chosen = draw_classes(draw, num, len(names), seed)
-        elif draw == "random":
+        if labels is not None and draw == "random":
             raise InputError("labels are drawn in turn: leave out --labels, or --draw random")
-        else:
+        chosen = draw_classes(draw, num, len(names), seed)
+        if labels is not None:
             chosen = labels_in_turn(labels, num, names)
         return cls(num, chosen, checked, nfe, seed, labels_from=labels or draw if names else "none")
-
-
-class SampleProtocol(Record):
-    """How samples were drawn: protocol.json in a folder, `protocol` in an .npz."""
-
-    run: str
-    checkpoint: str
-    weights: str
-    sampler: str
-    nfe: int
-    seed: int
-    labels: str
-    versions: dict[str, str]
 
 
 def sample(run: Run, request: SampleRequest, progress: Progress = track) -> Tensor:
@@ -160,16 +139,24 @@ def sample_to_file(
     Raises:
         InputError: If the file cannot be written, or the folder holds other numbered images.
     """
-    file = Path(file)
+    file, num = Path(file), request.num
     require_suitable(run, file)
-    require_room(file, request.num)
-    plan, index = plan_of(run, request), processes.index()
+    require_room(file, num)
+    plan, index, count = plan_of(run, request), processes.index(), processes.count()
     name = f".{file.name}.{fingerprint_of(repr(plan))}"
     pieces, whole = (file.absolute().parent / f"{name}.{state}" for state in ("pieces", "whole"))
+
+    def make(rows: range) -> Piece:
+        def on_batch(done: int) -> None:  # other processes are about as far
+            task.update(min(num, rows.start + count * done))
+
+        samples, labels = draw_rows(run, request, rows, on_batch), request.labels
+        pixels = to_uint8(samples) if is_image(samples.shape[1:]) else samples.numpy()
+        return Piece(pixels, None if labels is None else labels[rows.start : rows.stop].tolist())
+
     if not whole.is_dir():
-        with progress("sampling", request.num) as task:
-            make = partial(make_piece, run, request, task)
-            if not make_store(pieces, plan, make, index, processes.count()):
+        with progress("sampling", num) as task:
+            if not make_store(pieces, plan, make, index, count):
                 return False
         try:
             os.rename(pieces, whole)
@@ -181,18 +168,6 @@ def sample_to_file(
     write(rows, request.labels, file, protocol_of(run, request))
     shutil.rmtree(whole)
     return True
-
-
-def make_piece(run: Run, request: SampleRequest, task: Task, rows: range) -> Piece:
-    """Draws some of the samples, as they are stored."""
-
-    def on_batch(done: int) -> None:  # other processes are about as far
-        task.update(min(request.num, rows.start + processes.count() * done))
-
-    samples = draw_rows(run, request, rows, on_batch)
-    pixels = to_uint8(samples) if is_image(samples.shape[1:]) else samples.numpy()
-    labels = request.labels
-    return Piece(pixels, None if labels is None else labels[rows.start : rows.stop].tolist())
 
 
 class SamplesPlan(Plan):
@@ -238,75 +213,3 @@ def decoder_of(run: Run) -> tuple[str, float, float] | None:
         return None
     autoencoder, _ = run.model.decode.loaded
     return autoencoder.checksum(), autoencoder.encoder.scale, autoencoder.encoder.shift
-
-
-def require_suitable(run: Run, file: Path) -> None:
-    """Makes the folder of a file.
-
-    Raises:
-        InputError: If it cannot hold these samples, or cannot be written.
-    """
-    if file.suffix not in (".png", ".npz", ""):
-        raise InputError(f"the output is {file}: it must end in .png or .npz, or be a folder")
-    if file.suffix == "" and run.encoder is None and not is_image(run.model.shape):
-        raise InputError(f"{file} is a folder of images, and these samples are none: use FILE.npz")
-    folder = file if file.suffix == "" else file.parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"cannot write to {folder}: {error.strerror}; choose another place with --out"
-        ) from None
-    if not os.access(folder, os.W_OK) or file.is_dir() != (file.suffix == ""):
-        raise InputError(
-            f"cannot write {file}: no permission, or a folder of that name; "
-            "choose another place with --out"
-        )
-
-
-def require_room(folder: Path, num: int) -> None:
-    """Raises InputError if the folder holds images NNNNNN.png that must not mix with new ones."""
-    numbered = sorted(
-        file for file in folder.glob("*.png") if len(file.stem) >= 6 and file.stem.isdecimal()
-    )
-    if numbered and SampleProtocol.read(folder / "protocol.json") is None:
-        why = "which soflow sample did not draw"
-    else:
-        numbered = [file for file in numbered if int(file.stem) >= num]
-        why = "from an earlier call, which would stay among the new ones"
-    if numbered:
-        raise InputError(
-            f"{folder} holds {numbered[0].name}, {why}: delete it or choose another folder "
-            "with --out"
-        )
-
-
-def write(rows: Shards, labels: Tensor | None, file: Path, protocol: SampleProtocol) -> None:
-    """Writes all samples into their file or folder."""
-    if file.suffix == ".png":
-        samples = Dataset("samples", "", rows, None).samples()
-        save_picture(samples, file, columns=max(1, min(10, len(samples))))
-    elif file.suffix == ".npz":
-        write_npz(rows, labels, file, protocol)
-    else:
-        protocol.write(file / "protocol.json")
-        for i in range(len(rows)):
-            to_pil(rows[torch.tensor([i])][0].numpy()).save(file / f"{i:06d}.png")
-
-
-def write_npz(rows: Shards, labels: Tensor | None, file: Path, protocol: SampleProtocol) -> None:
-    """Writes arrays in ADM's layout, with the protocol as JSON, a few rows at a time."""
-    partly = beside(file)
-    with zipfile.ZipFile(partly, "w") as archive:
-        with archive.open("arr_0.npy", "w", force_zip64=True) as stream:
-            first = rows[torch.tensor([0])].numpy()
-            header = {"descr": first.dtype.str, "fortran_order": False, "shape": tuple(rows.shape)}
-            np.lib.format.write_array_header_1_0(stream, header)
-            for part in torch.arange(len(rows)).split(ROWS):
-                stream.write(rows[part].numpy().tobytes())
-        if labels is not None:
-            with archive.open("arr_1.npy", "w", force_zip64=True) as stream:
-                np.lib.format.write_array(stream, labels.numpy())
-        with archive.open("protocol.npy", "w") as stream:
-            np.lib.format.write_array(stream, np.array(protocol.model_dump_json()))
-    os.replace(partly, file)

@@ -1,6 +1,5 @@
 """Training a recipe in a run folder."""
 
-import io
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -17,7 +16,7 @@ from soflow.data.dataset import DataRecord, Dataset, Encoder
 from soflow.data.training_data import make_dataset, with_classes
 from soflow.errors import InputError
 from soflow.evaluation.features import check_name
-from soflow.evaluation.pictures import picture
+from soflow.evaluation.pictures import picture, png
 from soflow.evaluation.references import make_scoring
 from soflow.interop.pretrained import load_pretrained
 from soflow.run.checkpoint import TrainState, checkpoints
@@ -76,11 +75,9 @@ def train(
     require_trackers(config.train.trackers)
     dataset = make_dataset(config.data)
     config = with_classes(config, dataset)
-    if config.train.batch_size > len(dataset):
-        raise InputError(
-            f"train.batch_size={config.train.batch_size} is larger than the data "
-            f"({len(dataset)} samples): choose a smaller one"
-        )
+    if (size := config.train.batch_size) > len(dataset):
+        count = f"{len(dataset)} samples"
+        raise InputError(f"train.batch_size={size} is larger than the data ({count}): reduce it")
     first = processes.index() == 0
     with only_trainer_of(folder.path) if first else nullcontext(), lost_processes_explained():
         trainer = make_trainer(config, folder, dataset, progress, watch)
@@ -105,8 +102,7 @@ def make_trainer(
     if resumed:
         if not folder.config.is_file():
             raise InputError(
-                f"{folder.path} has checkpoints but no config.yaml: restore it, or begin a new "
-                "run in another folder with --out"
+                f"{folder.path} has checkpoints, no config.yaml: restore it or choose another --out"
             )
         require_same_settings(folder.read_config(), config, folder)
         if (data := DataRecord.read(folder.data)) is not None:
@@ -126,16 +122,10 @@ def make_trainer(
         draw_samples(config, folder, state.step, model, device)
         watch(state, model, device)
 
+    model, augment = make_model(config, network), make_augment(config)
+    objective = make_objective(config, compiled if config.compile else None)
     return Trainer(
-        model=make_model(config, network),
-        objective=make_objective(config, compiled if config.compile else None),
-        dataset=dataset,
-        augment=make_augment(config),
-        config=config,
-        folder=folder,
-        progress=progress,
-        watch=draw_and_watch,
-        measure=measure,
+        model, objective, dataset, augment, config, folder, progress, draw_and_watch, measure
     )
 
 
@@ -155,8 +145,6 @@ def make_measure(config: Config, encoder: Encoder | None) -> Measure:
     if processes.index() > 0:
         return lambda weights, device: {}
     decode = make_decoder(encoder, default_device())
-    if isinstance(decode, Decoder):
-        _ = decode.loaded  # loads it: a missing autoencoder is reported before training
     scorer = make_scoring(config, encoder, decode, baseline=False).scorer
     num, (sampler, nfe) = config.evaluate.num_while_training, config.default_sampler
 
@@ -191,9 +179,6 @@ def draw_samples(
         columns = min(config.data.num_classes or 8, 10)
         num = columns * ceil(40 / columns)
     labels = torch.arange(num) % columns if config.data.num_classes else None
-    samples = sample_many(
-        model, num, labels, *config.default_sampler, seed=0, batch_size=num, device=device
-    )
-    stream = io.BytesIO()
-    picture(samples, columns).save(stream, format="png")
-    write_bytes(folder.samples / f"step-{step:08d}.png", stream.getvalue())
+    sampler, nfe = config.default_sampler
+    samples = sample_many(model, num, labels, sampler, nfe, 0, batch_size=num, device=device)
+    write_bytes(folder.samples / f"step-{step:08d}.png", png(picture(samples, columns)))

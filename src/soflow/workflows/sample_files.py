@@ -1,0 +1,89 @@
+"""Files of samples: a picture, arrays in ADM's layout, or a folder of images."""
+
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from soflow.data.dataset import Dataset
+from soflow.data.shards import Shards
+from soflow.errors import InputError
+from soflow.evaluation.pictures import is_image, save_picture, to_pil
+from soflow.system.atomic import beside, require_writable
+from soflow.system.records import Record
+from soflow.workflows.load import Run
+
+#: Rows of an array that are written at once.
+ROWS = 1000
+
+
+class SampleProtocol(Record):
+    """How samples were drawn: protocol.json in a folder, `protocol` in an .npz."""
+
+    run: str
+    checkpoint: str
+    weights: str
+    sampler: str
+    nfe: int
+    seed: int
+    labels: str
+    versions: dict[str, str]
+
+
+def require_suitable(run: Run, file: Path) -> None:
+    """Makes the folder of a file. Raises InputError if the file cannot hold samples of the run."""
+    if file.suffix not in (".png", ".npz", ""):
+        raise InputError(f"the output is {file}: it must end in .png or .npz, or be a folder")
+    if file.suffix == "" and run.encoder is None and not is_image(run.model.shape):
+        raise InputError(f"{file} is a folder of images, and these samples are none: use FILE.npz")
+    require_writable(file.parent if file.suffix else file)
+    if file.suffix and file.is_dir():
+        raise InputError(f"cannot write {file}: it is a folder; choose another --out")
+
+
+def require_room(folder: Path, num: int) -> None:
+    """Raises InputError if the folder holds images NNNNNN.png that must not mix with new ones."""
+    numbered = sorted(
+        file for file in folder.glob("*.png") if len(file.stem) >= 6 and file.stem.isdecimal()
+    )
+    why = "which soflow sample did not draw"
+    if numbered and SampleProtocol.read(folder / "protocol.json") is not None:
+        numbered = [file for file in numbered if int(file.stem) >= num]
+        why = "from an earlier call, which would stay among the new ones"
+    if numbered:
+        image = numbered[0].name
+        raise InputError(f"{folder} holds {image}, {why}: delete it or choose another --out")
+
+
+def write(rows: Shards, labels: Tensor | None, file: Path, protocol: SampleProtocol) -> None:
+    """Writes all samples into their file or folder."""
+    if file.suffix == ".png":
+        samples = Dataset("samples", "", rows, None).samples()
+        save_picture(samples, file, columns=min(10, len(samples)))
+    elif file.suffix == ".npz":
+        write_npz(rows, labels, file, protocol)
+    else:
+        protocol.write(file / "protocol.json")
+        for i in range(len(rows)):
+            to_pil(rows[torch.tensor([i])][0].numpy()).save(file / f"{i:06d}.png")
+
+
+def write_npz(rows: Shards, labels: Tensor | None, file: Path, protocol: SampleProtocol) -> None:
+    """Writes arrays in ADM's layout, with the protocol as JSON, a few rows at a time."""
+    partly, npy = beside(file), np.lib.format
+    with zipfile.ZipFile(partly, "w") as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as stream:
+            dtype = rows[torch.tensor([0])].numpy().dtype
+            header = {"descr": dtype.str, "fortran_order": False, "shape": tuple(rows.shape)}
+            npy.write_array_header_1_0(stream, header)
+            for part in torch.arange(len(rows)).split(ROWS):
+                stream.write(rows[part].numpy().tobytes())
+        if labels is not None:
+            with archive.open("arr_1.npy", "w", force_zip64=True) as stream:
+                npy.write_array(stream, labels.numpy())
+        with archive.open("protocol.npy", "w") as stream:
+            npy.write_array(stream, np.array(protocol.model_dump_json()))
+    os.replace(partly, file)
