@@ -173,12 +173,13 @@ def draw_samples(
     config: Config, folder: RunFolder, step: int, model: FlowModel, device: torch.device
 ) -> None:
     """Writes a picture of samples: images with one column per class, points as a scatter plot."""
+    classes = config.data.num_classes
     if len(config.data.shape) == 1:
         num, columns = 2000, 1
     else:
-        columns = min(config.data.num_classes or 8, 10)
-        num = columns * ceil(40 / columns)
-    labels = torch.arange(num) % columns if config.data.num_classes else None
+        columns = min(classes or 8, 10)
+        num, classes = columns * ceil(40 / columns), min(classes, columns)
+    labels = class_by_class(num, classes)
     sampler, nfe = config.default_sampler
     samples = sample_many(model, num, labels, sampler, nfe, 0, batch_size=num, device=device)
     write_bytes(folder.samples / f"step-{step:08d}.png", png(picture(samples, columns)))
