@@ -52,7 +52,7 @@ MEASURING, MEASURING_IF_SHORT, SHORT = (3, 2.0), (1, 0.5), 500
 #: Samples at each point of a curve: few, so that curves slow a training little.
 CURVE_SAMPLES = 500
 #: The sampler of the curves of objectives that learn no jumps.
-COARSE_HEUN: tuple[Sampler, int] = ("heun", 16)
+COARSE_HEUN: tuple[Sampler, int] = ("heun", 8)
 
 
 def compare(
@@ -154,7 +154,7 @@ def train_run(
 
 
 def curve_samplers(config: Config, heun: bool) -> list[tuple[Sampler, int]]:
-    """The samplers of the curves: one step, or 8 Heun steps if the objective learns no jumps."""
+    """The samplers of the curves: one step, or 4 Heun steps if the objective learns no jumps."""
     first = config.samplers[0]
     cheap = COARSE_HEUN if first == "euler" else (first, 1)
     return [cheap, HEUN] if heun and "heun" in config.samplers else [cheap]
