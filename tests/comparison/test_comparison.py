@@ -160,7 +160,7 @@ def test_curves_have_a_point_per_look_and_end_at_the_evaluation(whole):
             assert [point.step for point in curve.points] == [1, 2, 3, 4]
             assert all(one.seconds <= two.seconds for one, two in pairwise(curve.points))
             if name == "flow_matching":  # it learns no jumps
-                assert (curve.sampler, curve.nfe) == ("heun", 16)
+                assert (curve.sampler, curve.nfe) == ("heun", 8)
             else:
                 at_the_end = next(row.distance for row in run.rows if row.nfe == 1)
                 assert curve.points[-1].distance == pytest.approx(at_the_end)
