@@ -29,7 +29,7 @@ BUILDERS = {".parquet": "parquet", ".arrow": "arrow"}
 TEXT = ("string", "large_string")
 #: Folders whose files may be opened.
 Roots = tuple[Path, ...]
-#: The class of each row, the names of the classes, and why there are none.
+#: The label of each row or None, the class names, and the reason if there are no labels.
 Classes = tuple[list[int] | None, tuple[str, ...], str]
 
 

@@ -63,7 +63,7 @@ class Moments:
 
 
 def eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues and eigenvectors of a covariance (d, d). Raises RunError if it is none."""
+    """Eigenvalues and eigenvectors of a covariance (d, d). Raises RunError if it is invalid."""
     if not bool(matrix.isfinite().all()):
         raise RunError("the matrix square root does not exist: the covariance is not finite")
     try:

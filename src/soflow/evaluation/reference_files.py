@@ -156,7 +156,7 @@ def read(file: Path, names: tuple[str, ...], there: set[str]) -> dict[str, np.nd
 
 
 def protocol_of(arrays: dict[str, np.ndarray], file: Path, kind: type[Kind]) -> Kind:
-    """The text beside arrays that says how they were made; defaults if there is none."""
+    """The protocol stored with the arrays, as text; defaults if the file has no protocol."""
     return parse_protocol(str(arrays.get("protocol", "{}")), file, kind)
 
 

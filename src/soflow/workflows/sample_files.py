@@ -38,7 +38,7 @@ def require_suitable(run: Run, file: Path) -> None:
     if file.suffix not in (".png", ".npz", ""):
         raise InputError(f"the output is {file}: it must end in .png or .npz, or be a folder")
     if file.suffix == "" and run.encoder is None and not is_image(run.model.shape):
-        raise InputError(f"{file} is a folder of images, and these samples are none: use FILE.npz")
+        raise InputError(f"{file} is a folder, for images only: write these samples to FILE.npz")
     require_writable(file.parent if file.suffix else file)
     if file.suffix and file.is_dir():
         raise InputError(f"cannot write {file}: it is a folder; choose another --out")
