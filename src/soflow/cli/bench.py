@@ -139,13 +139,17 @@ def show(recipe: str, measured: dict[str, list[Measurement]], batch_size: int) -
         least, middle, most = cost.step_ratio
         flops = batch_size * cost.flops_per_sample
         reached = [flops / one.seconds_per_step / one.peak_flops_per_second for one in ones]
-        cells = (
-            f"{cost.seconds_per_step:.4g}|{middle:.2f}|{least:.2f}-{most:.2f}"
-            f"|{batch_size / cost.seconds_per_step:,.0f}|{cost.peak_bytes / 2**20:,.0f}"
-            f"|{cost.peak_bytes / base.peak_bytes:.2f}|{cost.flops_per_sample / 1e6:,.1f}"
-            f"|{median(reached):.0%}"
-        )
-        rows.append([name, *cells.split("|")])
+        cells = [
+            f"{cost.seconds_per_step:.4g}",
+            f"{middle:.2f}",
+            f"{least:.2f}-{most:.2f}",
+            f"{batch_size / cost.seconds_per_step:,.0f}",
+            f"{cost.peak_bytes / 2**20:,.0f}",
+            f"{cost.peak_bytes / base.peak_bytes:.2f}",
+            f"{cost.flops_per_sample / 1e6:,.1f}",
+            f"{median(reached):.0%}",
+        ]
+        rows.append([name, *cells])
     step = f"a step of {batch_size} samples on {first[0].device}"
     print_table(f"{recipe}: {step}, medians of {len(first)} rounds", rows, left=1)
     bare = median(one.bare_forward_ratio for one in first)
