@@ -36,17 +36,17 @@ class Section:
 
 
 SECTIONS = [
-    Section("digits-steps", "Digits, equal steps", "digits --out runs/compare-digits"),
+    Section("digits-steps", "Digits, equal steps", "digits --heun --out runs/compare-digits"),
     Section(
         "digits-time",
         "Digits, equal time",
-        "digits --objectives soflow,mean_flow,shortcut,consistency --budget time "
+        "digits --objectives soflow,mean_flow,shortcut,consistency --budget time --heun "
         "--out runs/compare-digits-time",
     ),
     Section(
         "fashion-mnist",
         "Fashion-MNIST",
-        "fashion_mnist --objectives soflow,mean_flow --seeds 1 --out runs/compare-fashion",
+        "fashion_mnist --objectives soflow,mean_flow --seeds 1 --heun --out runs/compare-fashion",
     ),
 ]
 

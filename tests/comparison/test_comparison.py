@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shutil
 from contextlib import contextmanager
 from itertools import pairwise
 
@@ -141,10 +142,10 @@ def test_every_objective_is_evaluated_by_its_samplers(whole):
         name: {row.sampler for row in objective.runs[0].rows}
         for name, objective in results.objectives.items()
     }
-    assert samplers["soflow"] == samplers["mean_flow"] == {"renoise", "ode", "heun"}
+    assert samplers["soflow"] == samplers["mean_flow"] == {"renoise", "ode"}
     assert samplers["flow_matching"] == {"euler", "heun"}
     assert samplers["consistency"] == {"renoise"}
-    assert samplers["shortcut"] == {"ode", "heun"}
+    assert samplers["shortcut"] == {"ode"}
     for objective in results.objectives.values():
         assert [run.seed for run in objective.runs] == [0]
         assert objective.steps == 4
@@ -171,7 +172,7 @@ def test_curves_draw_few_samples_and_heun_if_asked(tmp_path, known_costs, monkey
     monkeypatch.setattr(comparison, "CURVE_SAMPLES", 20)
     monkeypatch.setattr(comparison, "HEUN", ("heun", 4))
     overrides = ["train.steps=1", "evaluate.nfe=[2]"]
-    results = compare(tmp_path, ["soflow"], overrides=overrides, heun_curves=True)
+    results = compare(tmp_path, ["soflow"], overrides=overrides, heun=True)
     (run,) = results.objectives["soflow"].runs
     drawn = [(curve.sampler, curve.nfe, curve.num) for curve in run.curves]
     assert drawn == [("renoise", 1, 20), ("heun", 4, 20)]
@@ -190,6 +191,22 @@ def test_a_finished_comparison_is_only_read_again(whole, caplog):
     assert len(notes) == 5
     assert all("already done" in note for note in notes)
     assert asked == []  # costs were measured once
+
+
+def test_a_finished_run_is_evaluated_by_heun_steps_if_asked_later(one_run, tmp_path):
+    first, results = one_run
+    out = shutil.copytree(first, tmp_path / "copy")
+    metrics = out / "soflow-seed-0" / "metrics.jsonl"
+    before = metrics.read_bytes()
+    with costs_without_measuring():
+        again = compare(out, ["soflow"], heun=True)
+    few = [row for row in again.objectives["soflow"].runs[0].rows if row.sampler != "heun"]
+    assert len(few) == len(again.objectives["soflow"].runs[0].rows) - 1
+    old = results.objectives["soflow"].runs[0].rows
+    assert [row.distance for row in few] == [row.distance for row in old]
+    assert metrics.read_bytes() == before
+    with costs_without_measuring():
+        assert compare(out, ["soflow"]) == again
 
 
 def test_an_interrupted_comparison_gets_the_same_figures(tmp_path, known_costs, whole, caplog):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 CHANGES = "Changes to it; OBJECTIVE:KEY=VALUE for one objective."
 BUDGET = "steps: the same steps for all; time: as many as fit into SoFlow's training time."
 ROUNDS = "Measurements of each cost, in turn (default: 3; 1 for trainings under 500 steps)."
-HEUN = "Also draw by 32 Heun steps on the way, which is slow."
+HEUN = "Also evaluate 32 Heun steps of each model's own velocity (slow)."
 OUT = "The folder (default: runs/compare-RECIPE, or ...-time)."
 
 
@@ -28,7 +28,7 @@ def compare(
     seeds: Annotated[int, Option(help="Runs of each objective.")] = 3,
     budget: Annotated[Literal["steps", "time"], Option(help=BUDGET)] = "steps",
     rounds: Annotated[int | None, Option(help=ROUNDS)] = None,
-    heun_curves: Annotated[bool, Option("--heun-curves", help=HEUN)] = False,
+    heun: Annotated[bool, Option("--heun", help=HEUN)] = False,
     out: Annotated[Path | None, Option(help=OUT)] = None,
 ) -> None:
     """Train a recipe by several objectives, and compare their samples and costs.
@@ -52,7 +52,7 @@ def compare(
     from soflow.training.signals import Stopped
 
     try:
-        results = compare(recipe, folder, names, seeds, budget, changes, rounds, heun_curves)
+        results = compare(recipe, folder, names, seeds, budget, changes, rounds, heun)
     except Stopped as stopped:
         print(
             f"stopped, checkpoint written; the same command continues from it, in {folder}",

@@ -16,7 +16,7 @@ import torch
 
 from soflow.comparison import OBJECTIVES
 from soflow.comparison.cost import Cost, base_of, costs_of
-from soflow.comparison.plan import Planned, plan, require_same_as_begun
+from soflow.comparison.plan import Planned, evaluated_samplers, plan, require_same_as_begun
 from soflow.comparison.record import (
     Budget,
     Comparison,
@@ -63,7 +63,7 @@ def compare(
     budget: Budget = "steps",
     overrides: Sequence[str] = (),
     rounds: int | None = None,
-    heun_curves: bool = False,
+    heun: bool = False,
     progress: Progress = track,
 ) -> Comparison:
     """Compares objectives on a recipe, in run folders under `out`; writes results.json there.
@@ -78,7 +78,8 @@ def compare(
         budget: "steps": the recipe's steps for all; "time": as many as fit into SoFlow's seconds.
         overrides: `key=value` for all objectives, or `objective:key=value` for one.
         rounds: Measurements of each objective's cost; by default 3, or 1 for short trainings.
-        heun_curves: Also measures the samples of 32 Heun steps during training, which is slow.
+        heun: Also evaluates 32 Heun steps of each model's own velocity, during and after training,
+            and the consistency of its jumps with it. Slow. Flow matching always gets the former.
         progress: Shows what is going on.
 
     Returns:
@@ -113,7 +114,7 @@ def compare(
     expected = {
         run.folder: run.config.train.steps * costs[run.name].figures.seconds_per_step
         for run in planned
-        if not run.finished
+        if not run.is_finished(heun)
     }
     done, start = 0.0, time.perf_counter()
     for number, run in enumerate(planned, 1):
@@ -124,17 +125,15 @@ def compare(
         pace = (time.perf_counter() - start) / done if done else 1.0
         left = duration(pace * sum(expected.values()))
         log.info(f"{title}, {run.config.train.steps:,} steps; about {left} left in all")
-        train_run(run, scoring, heun_curves, title, progress)
-        evaluate_run(run, scoring, progress)
+        train_run(run, scoring, heun, title, progress)
+        evaluate_run(run, scoring, heun, progress)
         done += expected.pop(run.folder)
     results = gather(recipe, overrides, budget, planned, costs)
     results.write(out / "results.json")
     return results
 
 
-def train_run(
-    run: Planned, scoring: Scoring, heun_curves: bool, title: str, progress: Progress
-) -> None:
+def train_run(run: Planned, scoring: Scoring, heun: bool, title: str, progress: Progress) -> None:
     """Trains one run, with the distance of a few samples at every point of its curves."""
     config, scorer = run.config, scoring.scorer
     num = min(config.evaluate.num, CURVE_SAMPLES)
@@ -142,7 +141,7 @@ def train_run(
     def watch(state: TrainState, model: FlowModel, device: torch.device) -> None:
         labels = class_by_class(num, model.num_classes)
         kept = run.read_curves()
-        for sampler, nfe in curve_samplers(config, heun_curves):
+        for sampler, nfe in curve_samplers(config, heun):
             samples = draw(model, num, labels, sampler, nfe, seed=0, device=device)
             distance = scorer.distance(scorer.gather(samples, num))
             point = Point(step=state.step, seconds=state.seconds, distance=distance)
@@ -160,14 +159,15 @@ def curve_samplers(config: Config, heun: bool) -> list[tuple[Sampler, int]]:
     return [cheap, HEUN] if heun and "heun" in config.samplers else [cheap]
 
 
-def evaluate_run(run: Planned, scoring: Scoring, progress: Progress) -> None:
+def evaluate_run(run: Planned, scoring: Scoring, heun: bool, progress: Progress) -> None:
     """Evaluates a trained run, as soflow evaluate does."""
     loaded, config = load(run.folder.path), run.config
+    samplers = evaluated_samplers(config, heun)
     models = {"ema": loaded.model}
     settings = EvaluationSettings(nfe=config.evaluate.nfe, num=config.evaluate.num)
     title = f"evaluating {run.name}, seed {run.seed}"
     titled = partial(titled_progress, progress, title)
-    found = evaluate(models, config.samplers, scoring, settings, loaded.device, titled)
+    found = evaluate(models, samplers, scoring, settings, loaded.device, titled)
     evaluation = found.model_copy(update={"checkpoint": loaded.checkpoint.path.name})
     write_evaluation(run.folder, evaluation)  # for soflow report
     seconds = loaded.checkpoint.train_state().seconds

@@ -12,6 +12,7 @@ from soflow.errors import InputError, RunError
 from soflow.run.checkpoint import checkpoints
 from soflow.run.folder import RunFolder
 from soflow.run.resume import require_same_settings
+from soflow.sampling import Sampler
 
 #: Points of a curve.
 POINTS = 8
@@ -37,10 +38,13 @@ class Planned:
     def curves_file(self) -> Path:
         return self.folder.path / "curve.json"
 
-    @property
-    def finished(self) -> bool:
-        """Whether this run is trained and evaluated."""
-        return self.folder.config.is_file() and RunEvaluation.read(self.evaluation_file) is not None
+    def is_finished(self, heun: bool) -> bool:
+        """Whether this run is trained and evaluated, by Heun steps too if those are asked for."""
+        found = RunEvaluation.read(self.evaluation_file) if self.folder.config.is_file() else None
+        if found is None:
+            return False
+        needed = "heun" in evaluated_samplers(self.config, heun)
+        return not needed or any(row.sampler == "heun" for row in found.rows)
 
     def read_evaluation(self) -> RunEvaluation:
         """The evaluation of a finished run."""
@@ -52,6 +56,13 @@ class Planned:
     def read_curves(self) -> Curves:
         """The curves so far."""
         return Curves.read(self.curves_file) or Curves()
+
+
+def evaluated_samplers(config: Config, heun: bool) -> tuple[Sampler, ...]:
+    """The objective's samplers; Heun's, which is slow, if asked for or if it learns no jumps."""
+    if heun or config.samplers[0] == "euler":
+        return config.samplers
+    return tuple(sampler for sampler in config.samplers if sampler != "heun")
 
 
 def plan(

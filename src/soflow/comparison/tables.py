@@ -26,8 +26,8 @@ def quality_rows(results: Comparison) -> list[list[str]]:
     """Distances as a table, header first: one row per objective and sampler."""
     every = [row for one in results.objectives.values() for row in one.runs[0].rows]
     few = sorted({row.nfe for row in every if row.sampler != "heun" and row.nfe is not None})
-    header = ["objective", "sampler", *(f"NFE {n}" for n in few)]
-    rows = [[*header, f"{HEUN_STEPS} Heun steps", "recognized, NFE 1"]]
+    steps = [f"NFE {n}" for n in few]
+    rows = [["objective", "sampler", *steps, f"{HEUN_STEPS} Heun steps", "recognized, NFE 1"]]
     for name, objective in results.objectives.items():
         for i, sampler in enumerate(objective.few_step_samplers):
             distances = [objective.distances(sampler, n) for n in few]
@@ -36,7 +36,9 @@ def quality_rows(results: Comparison) -> list[list[str]]:
             recognized = [row.recognized for row in first if row.recognized is not None]
             figures = map(over_seeds, [*distances, heun, recognized])
             rows.append([name_of(name), sampler, *figures])
-    return rows if any(row[-1] for row in rows[1:]) else [row[:-1] for row in rows]
+    header, *body = rows
+    shown = [i for i in range(len(header)) if any(row[i] for row in body)]
+    return [[row[i] for i in shown] for row in rows]
 
 
 def cost_rows(results: Comparison) -> list[list[str]]:
