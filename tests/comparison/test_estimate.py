@@ -178,6 +178,7 @@ def test_objectives_and_a_rate_of_ones_own(capfd):
     [
         (["--gpus", "2"], "--estimate"),
         (["--estimate", "--gpus", "0"], "--gpus"),
+        (["--estimate", "--rounds", "2"], "--rounds"),
         (
             ["--estimate", "--gpus", "3"],
             "train.batch_size=128",

@@ -153,6 +153,12 @@ def test_a_name_is_registered_once_but_a_module_may_be_reloaded():
     assert registry["net"] is again
 
 
+def test_a_registry_asks_for_the_attributes_that_it_needs():
+    with pytest.raises(InputError, match=r"'mine'.*whole_network"):
+        OBJECTIVES.register("mine")(type("Mine", (), {"samplers": ("ode",)}))
+    assert "mine" not in OBJECTIVES
+
+
 def test_a_registry_lists_the_modules_that_are_not_ours():
     assert OBJECTIVES.modules() == []
     registry = Registry("network")

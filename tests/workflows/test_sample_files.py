@@ -12,6 +12,7 @@ from soflow.errors import InputError
 from soflow.system.progress import silent
 from soflow.workflows import sample as sample_files
 from soflow.workflows.sample import SampleProtocol, SampleRequest, sample, sample_to_file
+from soflow.workflows.sample_files import write_npz
 
 
 @pytest.fixture
@@ -51,6 +52,20 @@ def test_the_file_is_the_same_for_any_number_of_processes(loaded, tmp_path, monk
     assert np.abs(images[..., 0] - expected.clip(0, 255)).max() <= 1.01
     assert labels.tolist() == [i % 10 for i in range(40)]
     assert {path.name for path in tmp_path.iterdir()} == {"one.npz", "three.npz"}
+
+
+def test_an_archive_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    rows, file = torch.zeros(4, 1, 2, 2, dtype=torch.uint8), tmp_path / "x.npz"
+    file.write_bytes(b"before")
+
+    def fail(stream, array):
+        raise OSError("no space")
+
+    monkeypatch.setattr(np.lib.format, "write_array", fail)
+    with pytest.raises(OSError, match="no space"):
+        write_npz(rows, torch.zeros(4), file, None)
+    assert file.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_a_process_without_a_piece_leaves_nothing(loaded, tmp_path, monkeypatch):

@@ -34,6 +34,7 @@ NAMES = (
     "Objectives, separated by commas; ratios are to the first "
     f"(default: {ALL}; with --estimate the recipe's)."
 )
+ROUNDS = "Measurements of each, in turn (default: 3)."
 ESTIMATE = "Measure nothing: count what the whole training needs, memory and GPU-hours."
 GPUS = "With --estimate: GPUs that share a batch (default: 1)."
 RATE = "With --estimate: what one GPU reaches (default: a share of an H100's peak)."
@@ -43,7 +44,7 @@ def bench(
     recipe: Annotated[str, Argument(help=RECIPE)] = "digits",
     overrides: Annotated[list[str] | None, Argument(metavar="KEY=VALUE", help=CHANGES)] = None,
     objectives: Annotated[str | None, Option(help=NAMES)] = None,
-    rounds: Annotated[int, Option(help="Measurements of each, in turn.")] = 3,
+    rounds: Annotated[int | None, Option(help=ROUNDS)] = None,
     estimate: Annotated[bool, Option("--estimate", help=ESTIMATE)] = False,
     gpus: Annotated[int | None, Option(help=GPUS)] = None,
     flops_per_second: Annotated[float | None, Option(help=RATE)] = None,
@@ -59,10 +60,12 @@ def bench(
     if out is not None:
         require_writable_file(out, ".json")
     found: Estimates | Measurements
+    if estimate and rounds is not None:
+        raise InputError("--rounds belongs to measuring, --estimate measures nothing: drop one")
     if estimate:
         found = count(recipe, overrides or [], objectives, gpus or 1, flops_per_second)
     elif gpus is None and flops_per_second is None:
-        found = measure(recipe, overrides or [], objectives or ALL, rounds)
+        found = measure(recipe, overrides or [], objectives or ALL, rounds or 3)
     else:
         raise InputError(
             "--gpus and --flops-per-second belong to --estimate: add it, or leave them out"

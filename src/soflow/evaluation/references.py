@@ -119,13 +119,12 @@ def scorer_of(data: Dataset, features: Features, num_classes: int) -> Scorer:
 
 def statistics_of(data: Dataset, features: Features) -> Statistics:
     """The statistics of a data set."""
+    return gather_all(parts_of(data), features, len(data), data.name)
+
+
+def gather_all(parts: Iterable[Tensor], features: Features, count: int, name: str) -> Statistics:
+    """The statistics of `count` samples of a reference, which come in parts (B, ...)."""
     keep = ENERGY_POINTS if features.name == "coordinates" else POINTS
-    return gather_all(parts_of(data), features, len(data), keep, data.name)
-
-
-def gather_all(
-    parts: Iterable[Tensor], features: Features, count: int, keep: int, name: str
-) -> Statistics:
     with track(f"reading {name}", count) as task:
         return gather(parts, features, count, keep, Counter(task).add)
 
@@ -143,7 +142,7 @@ def scorer_from_file(
         return Scorer(features, *found, num_classes)
     images = sample_arrays(file)
     require_shape(images.shape, shape, str(file))
-    statistics = gather_all(images.parts(), features, images.count, POINTS, file.name)
+    statistics = gather_all(images.parts(), features, images.count, file.name)
     about = Reference(dataset=file.stem, count=images.count, file=file.name)
     if found is not None:
         statistics, about = replace(found[0], points=statistics.points), found[1]

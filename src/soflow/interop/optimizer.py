@@ -11,10 +11,7 @@ from soflow.config.schema import OptimizerConfig
 from soflow.errors import InputError
 from soflow.interop.weights import is_finite_tensor, plain
 from soflow.system.records import Count
-from soflow.training.optimizers import make_optimizer
-
-#: What AdamW and RAdam keep of a parameter beside its number of updates.
-MOMENTS = ("exp_avg", "exp_avg_sq")
+from soflow.training.optimizers import MOMENTS, make_optimizer
 
 #: Options of a parameter group that change what is learned.
 OPTIONS = ("lr", "betas", "eps", "weight_decay")

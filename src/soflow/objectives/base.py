@@ -82,7 +82,7 @@ class Objective(Protocol):
 
 
 #: Every objective by the name that a configuration gives it.
-OBJECTIVES: Registry[type[Objective]] = Registry("objective")
+OBJECTIVES: Registry[type[Objective]] = Registry("objective", ("samplers", "whole_network"))
 
 
 def losses(**terms: Term) -> Losses:

@@ -53,16 +53,25 @@ def replace_file(file: Path, content: bytes | memoryview) -> str:
     Raises:
         OSError: If it cannot be written. The file is then unchanged.
     """
+    with replaced(file) as partial, new_file(partial) as stream:
+        stream.write(content)
+    return stream.checksum
+
+
+@contextmanager
+def replaced(file: Path) -> Iterator[Path]:
+    """The name to write a file under; it replaces `file` at the end of the block.
+
+    After an exception `file` is unchanged, and nothing is left behind.
+    """
     partial = beside(file)
     try:
-        with new_file(partial) as stream:
-            stream.write(content)
+        yield partial
         os.replace(partial, file)
         flush_folder(file.parent)
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
-    return stream.checksum
 
 
 class Summed:

@@ -10,7 +10,7 @@ A setting is a constructor parameter. Its range and one sentence stand in its an
 The configuration is built from these parameters (config/sections.py), so nothing is declared twice.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -33,18 +33,23 @@ class Setting:
 class Registry(Generic[T]):
     """Classes or functions by the name that a configuration gives them."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, attributes: Sequence[str] = ()) -> None:
         self.kind = kind
+        self.attributes = attributes  # of a class, that every entry must have
         self.entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
         """A decorator that registers a class or function under `name`.
 
         Raises:
-            InputError: If another class or function already has this name.
+            InputError: If another class or function already has this name, or if an attribute that
+                the registry asks for is missing.
         """
 
         def add(entry: T) -> T:
+            for attribute in self.attributes:
+                if not hasattr(entry, attribute):
+                    raise InputError(f"{self.kind} '{name}' has no class attribute '{attribute}'")
             known = self.entries.setdefault(name, entry)
             if (known.__module__, known.__qualname__) != (entry.__module__, entry.__qualname__):
                 raise InputError(

@@ -23,9 +23,7 @@ from soflow.config import Config
 from soflow.errors import InputError, RunError
 from soflow.run.folder import RunFolder
 from soflow.system import processes
-
-#: What AdamW and RAdam keep of a parameter.
-MOMENTS = {"step", "exp_avg", "exp_avg_sq"}
+from soflow.training.optimizers import MOMENTS
 
 
 def make_accelerator(config: Config, folder: RunFolder) -> Accelerator:
@@ -155,7 +153,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -
 
     shards = {}
     for index, moments in state["state"].items():
-        if index not in range(len(parameters)) or moments.keys() != MOMENTS:
+        if index not in range(len(parameters)) or moments.keys() != {"step", *MOMENTS}:
             found = ", ".join(map(str, moments))
             raise ValueError(f"the optimizer state has {found} of parameter {index}")
         shards[index] = {name: sharded(parameters[index], value) for name, value in moments.items()}

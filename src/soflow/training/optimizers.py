@@ -7,6 +7,9 @@ from torch import nn
 
 from soflow.config.schema import OptimizerConfig
 
+#: What AdamW and RAdam keep of a parameter beside its number of updates, `step`.
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
 
 def make_optimizer(
     config: OptimizerConfig, parameters: Iterable[nn.Parameter]

@@ -1,6 +1,5 @@
 """Files of samples: a picture, arrays in ADM's layout, or a folder of images."""
 
-import os
 import zipfile
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from soflow.data.dataset import Dataset
 from soflow.data.shards import Shards
 from soflow.errors import InputError
 from soflow.evaluation.pictures import is_image, save_picture, to_pil
-from soflow.system.atomic import beside, require_writable
+from soflow.system.atomic import replaced, require_writable
 from soflow.system.records import Record
 from soflow.workflows.load import Run
 
@@ -73,8 +72,8 @@ def write(rows: Shards, labels: Tensor | None, file: Path, protocol: SampleProto
 
 def write_npz(rows: Shards, labels: Tensor | None, file: Path, protocol: SampleProtocol) -> None:
     """Writes arrays in ADM's layout, with the protocol as JSON, a few rows at a time."""
-    partly, npy = beside(file), np.lib.format
-    with zipfile.ZipFile(partly, "w") as archive:
+    npy = np.lib.format
+    with replaced(file) as partial, zipfile.ZipFile(partial, "x") as archive:
         with archive.open("arr_0.npy", "w", force_zip64=True) as stream:
             dtype = rows[torch.tensor([0])].numpy().dtype
             header = {"descr": dtype.str, "fortran_order": False, "shape": tuple(rows.shape)}
@@ -86,4 +85,3 @@ def write_npz(rows: Shards, labels: Tensor | None, file: Path, protocol: SampleP
                 npy.write_array(stream, labels.numpy())
         with archive.open("protocol.npy", "w") as stream:
             npy.write_array(stream, np.array(protocol.model_dump_json()))
-    os.replace(partly, file)
