@@ -15,8 +15,10 @@ from soflow.config import Config
 from soflow.errors import RunError
 from soflow.networks import NETWORKS
 from soflow.objectives import OBJECTIVES
+from soflow.system.devices import default_device
 from soflow.system.progress import Progress, track
 from soflow.system.records import Record
+from soflow.training.automatic import resolve
 
 #: Arguments of Python for a measurement, and for one with plain attention.
 PROGRAM = ("-m", "soflow.comparison.measure")
@@ -41,7 +43,7 @@ def bench(
     The processes of a round load their libraries side by side, and then measure one by one.
 
     Args:
-        configs: What to measure, by name.
+        configs: What to measure, by name; precision=auto and compile=auto as in training here.
         rounds: Measurements of each.
         programs: Arguments of Python for some of them, in place of PROGRAM.
         progress: Shows how many measurements are done.
@@ -54,6 +56,7 @@ def bench(
         InputError: For a network whose sizes do not fit together.
         RunError: If a measurement fails.
     """
+    configs = {name: resolve(config, default_device()) for name, config in configs.items()}
     with torch.device("meta"):
         for config in configs.values():
             make_network(config)  # reports wrong sizes before anything starts

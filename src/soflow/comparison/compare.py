@@ -34,6 +34,7 @@ from soflow.evaluation.html import duration
 from soflow.evaluation.references import make_scoring
 from soflow.evaluation.scorer import Scoring
 from soflow.run.checkpoint import TrainState
+from soflow.run.folder import RunFolder
 from soflow.sampling import Sampler, class_by_class, draw
 from soflow.solution import FlowModel
 from soflow.system import processes
@@ -41,6 +42,7 @@ from soflow.system.atomic import require_writable
 from soflow.system.devices import default_device
 from soflow.system.logs import show_notes
 from soflow.system.progress import Progress, Task, track
+from soflow.training.automatic import resolve
 from soflow.workflows.evaluate import write_evaluation
 from soflow.workflows.load import load, make_decoder
 from soflow.workflows.train import train
@@ -102,6 +104,7 @@ def compare(
     shared = next(iter(configs.values()))
     data = make_dataset(shared.data)
     configs = {name: with_classes(config, data) for name, config in configs.items()}
+    configs = chosen_settings(configs, out)
     decode = make_decoder(data.encoder, default_device())
     require_writable(out)
     require_same_as_begun(configs, seeds, budget, out)
@@ -131,6 +134,13 @@ def compare(
     results = gather(recipe, overrides, budget, planned, costs)
     results.write(out / "results.json")
     return results
+
+
+def chosen_settings(configs: dict[str, Config], out: Path) -> dict[str, Config]:
+    """`precision` and `compile` as a run in `out` has them, or else as suits the machine."""
+    folders = [RunFolder(file.parent) for file in sorted(out.glob("*-seed-*/config.yaml"))]
+    begun = folders[0].read_config() if folders else None
+    return {name: resolve(config, default_device(), begun) for name, config in configs.items()}
 
 
 def train_run(run: Planned, scoring: Scoring, heun: bool, title: str, progress: Progress) -> None:

@@ -118,6 +118,8 @@ def estimate(config: Config, gpus: int = 1, flops_per_second: float | None = Non
     Raises:
         InputError: For sizes that do not fit together, and a batch that cannot be split.
     """
+    if config.precision == "auto":
+        config = config.model_copy(update={"precision": "bf16-tf32"})  # on a GPU
     batch, parts = config.train.batch_size, gpus * config.train.accumulate
     if batch % parts:
         raise InputError(

@@ -121,12 +121,16 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
-    precision: Literal["fp32", "tf32", "bf16", "bf16-tf32"] = key(
-        "fp32",
-        "of the passes: fp32, tf32 on a GPU, bf16 with the consistency pair in fp32, "
-        "bf16-tf32 with it in tf32",
+    precision: Literal["auto", "fp32", "tf32", "bf16", "bf16-tf32"] = key(
+        "auto",
+        "of the passes: fp32 (exact), tf32 on a GPU, bf16 with the consistency pair in fp32, "
+        "bf16-tf32 with it in tf32; auto: bf16-tf32 on a GPU, bf16 on a CPU that is faster in it",
     )
-    compile: bool = key(False, "compile the network's blocks: faster after a slow first step")
+    compile: bool | Literal["auto"] = key(
+        "auto",
+        "compile the network's blocks: faster after a slow first step; auto: on a GPU, in long "
+        "runs",
+    )
     parallel: Literal["ddp", "fsdp"] = key(
         "ddp",
         "of several processes: ddp, each holds the network; fsdp, each holds a shard, "

@@ -8,11 +8,12 @@ CPUs and rounds the weights themselves to bfloat16, while the consistency pair n
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.distributed import DistError
 from torch.distributed.device_mesh import init_device_mesh
@@ -24,6 +25,8 @@ from soflow.errors import InputError, RunError
 from soflow.run.folder import RunFolder
 from soflow.system import processes
 from soflow.training.optimizers import MOMENTS
+
+T = TypeVar("T")
 
 
 def make_accelerator(config: Config, folder: RunFolder) -> Accelerator:
@@ -56,6 +59,15 @@ def make_accelerator(config: Config, folder: RunFolder) -> Accelerator:
             f"{accelerator.num_processes} processes with train.accumulate={train.accumulate}"
         )
     return accelerator
+
+
+def same_everywhere(value: T) -> T:
+    """The first process's value. Every process must call it."""
+    if processes.count() == 1:
+        return value
+    PartialState(cpu=not torch.cuda.is_available())  # the process group
+    (value,) = broadcast_object_list([value])
+    return value
 
 
 @contextmanager

@@ -30,8 +30,9 @@ from soflow.system.atomic import write_bytes
 from soflow.system.devices import default_device
 from soflow.system.logs import show_notes
 from soflow.system.progress import Progress, track
+from soflow.training.automatic import resolve
 from soflow.training.compile import compiled
-from soflow.training.distributed import lost_processes_explained
+from soflow.training.distributed import lost_processes_explained, same_everywhere
 from soflow.training.looks import Measure
 from soflow.training.signals import Stopped
 from soflow.training.trackers import require_trackers
@@ -80,6 +81,7 @@ def train(
         raise InputError(f"train.batch_size={size} is larger than the data ({count}): reduce it")
     first = processes.index() == 0
     with only_trainer_of(folder.path) if first else nullcontext(), lost_processes_explained():
+        config = chosen_settings(config, folder)
         trainer = make_trainer(config, folder, dataset, progress, watch)
         try:
             if first:
@@ -127,6 +129,13 @@ def make_trainer(
     return Trainer(
         model, objective, dataset, augment, config, folder, progress, draw_and_watch, measure
     )
+
+
+def chosen_settings(config: Config, folder: RunFolder) -> Config:
+    """`precision` and `compile` as a resumed run has them, or else as suits the machine."""
+    resumed = checkpoints(folder.checkpoints) and folder.config.is_file()
+    begun = folder.read_config() if resumed else None
+    return same_everywhere(resolve(config, default_device(), begun))
 
 
 def write_head(config: Config, folder: RunFolder, dataset: Dataset) -> None:

@@ -1,0 +1,81 @@
+"""precision=auto and compile=auto: the settings that suit the machine that trains."""
+
+import logging
+import time
+from functools import cache
+from timeit import timeit
+
+import torch
+from torch.nn import functional
+from torch.utils._triton import has_triton
+
+from soflow.config import Config
+
+log = logging.getLogger(__name__)
+
+#: bfloat16 is used on a CPU whose products are so many times faster in it.
+WORTHWHILE = 1.3
+#: Steps after which a compiled network has saved the minutes of its compilation on a GPU: at
+#: DiT-B/2 it saves 15 of 91 ms per step (docs/gpu.md).
+COMPILE_STEPS = 5000
+#: The product that is timed: its rows, the width of its layer at most, and for how long.
+ROWS, LARGEST, SECONDS = 512, 768, 0.2
+
+
+def resolve(config: Config, device: torch.device, begun: Config | None = None) -> Config:
+    """The configuration with a definite `precision` and `compile`; notes what was chosen.
+
+    Args:
+        config: What is to be trained.
+        device: Where.
+        begun: The configuration that the run was begun with, whose choices are kept.
+    """
+    chosen: dict[str, object] = {}
+    reasons = []
+    if config.precision == "auto":
+        chosen["precision"], reason = choose_precision(config, device)
+        reasons.append(reason)
+    if config.compile == "auto":
+        chosen["compile"] = choose_compile(config, device)
+    if begun is not None:
+        chosen = {name: getattr(begun, name) for name in chosen}
+        reasons = ["as the run was begun"]
+    if chosen:
+        values = ", ".join(f"{name}={str(value).lower()}" for name, value in chosen.items())
+        log.info(" ".join([f"chosen for this machine: {values}", *map("({})".format, reasons)]))
+    return config.model_copy(update=chosen)
+
+
+def choose_precision(config: Config, device: torch.device) -> tuple[str, str]:
+    """The precision of the passes, and why."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        if torch.cuda.get_device_capability(device) >= (8, 0):
+            return "bf16-tf32", name
+        return "fp32", f"{name} computes no bfloat16"
+    if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+        return "fp32", "this processor computes no bfloat16"
+    ratio = bfloat16_speed(min(LARGEST, getattr(config.network, "width", LARGEST)))
+    reason = f"bfloat16 products have {ratio:.2g} times the speed of float32 here"
+    return ("bf16" if ratio >= WORTHWHILE else "fp32"), reason
+
+
+def choose_compile(config: Config, device: torch.device) -> bool:
+    """Whether compiling the network's blocks pays."""
+    return device.type == "cuda" and config.train.steps >= COMPILE_STEPS and has_triton()
+
+
+@cache
+def bfloat16_speed(width: int) -> float:
+    """The speed of a linear layer (width -> 4 width) in bfloat16, relative to float32, on a CPU.
+
+    The fastest of many repetitions, in turn, since other processes may disturb some of them.
+    """
+    x, weight = torch.randn(ROWS, width), torch.randn(4 * width, width)
+    low = weight.bfloat16()
+    float32 = bfloat16 = float("inf")
+    end = time.perf_counter() + SECONDS
+    while time.perf_counter() < end:
+        float32 = min(float32, timeit(lambda: functional.linear(x, weight), number=1))
+        bfloat16 = min(bfloat16, timeit(lambda: functional.linear(x.bfloat16(), low), number=1))
+    return float32 / bfloat16

@@ -1,0 +1,85 @@
+"""precision=auto and compile=auto: what they choose, and that a run keeps it."""
+
+import logging
+
+import pytest
+import torch
+
+from soflow.comparison.estimate import estimate
+from soflow.config import read_recipe
+from soflow.errors import InputError
+from soflow.run.folder import RunFolder
+from soflow.training import automatic
+from soflow.training.automatic import COMPILE_STEPS, resolve
+from soflow.workflows.train import train
+from support.settings import TINY_DIT
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+TRAIN = [*TINY_DIT, "train.steps=2", "train.batch_size=8", "train.sample_every=0"]
+
+
+@pytest.fixture
+def bfloat16(monkeypatch):
+    """A processor that computes bfloat16 at a speed relative to float32: calling it sets this."""
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+
+    def set_speed(speed):
+        monkeypatch.setattr(automatic, "bfloat16_speed", lambda width: speed)
+
+    return set_speed
+
+
+@pytest.mark.parametrize(("speed", "chosen"), [(0.5, "fp32"), (1.2, "fp32"), (1.4, "bf16")])
+def test_a_cpu_computes_in_bfloat16_if_its_products_are_faster_so(speed, chosen, bfloat16):
+    bfloat16(speed)
+    config = resolve(read_recipe("digits"), CPU)
+    assert (config.precision, config.compile) == (chosen, False)
+
+
+@pytest.mark.parametrize(
+    ("capability", "steps", "chosen"),
+    [
+        ((9, 0), COMPILE_STEPS, ("bf16-tf32", True)),
+        ((8, 0), COMPILE_STEPS - 1, ("bf16-tf32", False)),
+        ((7, 5), COMPILE_STEPS, ("fp32", True)),
+    ],
+)
+def test_a_gpu_computes_in_bfloat16_and_compiles_long_runs(capability, steps, chosen, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(automatic, "has_triton", lambda: True)
+    config = resolve(read_recipe("digits", [f"train.steps={steps}"]), GPU)
+    assert (config.precision, config.compile) == chosen
+    monkeypatch.setattr(automatic, "has_triton", lambda: False)
+    assert resolve(read_recipe("digits", [f"train.steps={steps}"]), GPU).compile is False
+
+
+def test_what_is_set_stays(bfloat16):
+    bfloat16(9.0)
+    config = read_recipe("digits", ["precision=tf32", "compile=true"])
+    assert resolve(config, CPU) == config
+
+
+def test_a_run_records_what_was_chosen_and_keeps_it(bfloat16, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "soflow")
+    bfloat16(1.5)
+    train("digits", tmp_path, TRAIN)
+    assert "precision=bf16" in caplog.text
+    assert RunFolder(tmp_path).read_config().precision == "bf16"
+    bfloat16(0.5)
+    train("digits", tmp_path, TRAIN)
+    assert RunFolder(tmp_path).read_config().precision == "bf16"
+    with pytest.raises(InputError, match="precision=bf16"):
+        train("digits", tmp_path, [*TRAIN, "precision=fp32"])
+
+
+def test_the_speed_is_measured():
+    assert automatic.bfloat16_speed(64) > 0
+
+
+def test_estimates_are_for_a_gpu():
+    one, other = (
+        estimate(read_recipe("digits", [*TINY_DIT, f"precision={p}"]))
+        for p in ("auto", "bf16-tf32")
+    )
+    assert one == other
