@@ -73,6 +73,7 @@ def library_loop(config: Config, folder: Path) -> tuple[Callable[[], None], torc
     def block() -> None:
         for _ in range(STEPS):
             trainer.timed_step()
+        trainer.read()
         trainer.log({}, Task())
 
     return block, trainer.device

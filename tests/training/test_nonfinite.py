@@ -17,8 +17,8 @@ from soflow.errors import RunError
 from soflow.run.checkpoint import checkpoints, newest_good
 from soflow.run.folder import RunFolder
 from soflow.system.progress import silent
+from soflow.training.nonfinite import BadRow, NonFinite
 from soflow.training.signals import Stopped
-from soflow.training.step import BadRow, NonFinite
 from support.poison import poison, replace_digits
 from support.watching import stop_at
 from support.whole_runs import DIT, OBJECTIVES, SHORT, assert_same_run

@@ -41,6 +41,8 @@ from soflow.training.trainer import Trainer
 #: Seconds of training steps in one measurement, of sampling half of them; but at least
 #: LEAST_STEPS, after WARM_UP others.
 SECONDS, WARM_UP, LEAST_STEPS = 2.0, 2, 3
+#: Steps between two looks at the clock on a GPU.
+GPU_BLOCK = 5
 #: Samples in the step whose operations are counted.
 COUNTED = 64
 
@@ -123,11 +125,15 @@ def measure(config: Config, plain_attention: bool = False, least_seconds: float 
         trainer.module.train()
         times: list[float] = []
         with sdpa_kernel(SDPBackend.MATH) if plain_attention else nullcontext():
+            device, network = trainer.device, trainer.network
+            # A GPU is waited for after several steps, as in training.
+            block = GPU_BLOCK if device.type == "cuda" else 1
             while len(times) < WARM_UP + LEAST_STEPS or sum(times[WARM_UP:]) < least_seconds:
-                before = trainer.state.seconds
-                trainer.timed_step()  # reads the loss, and so waits for the device
-                times.append(trainer.state.seconds - before)
-        device, network = trainer.device, trainer.network
+                start = time.perf_counter()
+                for _ in range(block):
+                    trainer.timed_step()
+                trainer.read()
+                times.append((time.perf_counter() - start) / block)
         peak = peak_bytes(device)
         rate, ratio = sampling_rate(config, network, device, least_seconds / 2)
         trainer.close()

@@ -79,7 +79,7 @@ class Batches:
     def microbatch(self, step: int, index: int = 0, count: int = 1) -> Batch:
         """Microbatch `index` of `count` of the batch of `step`: every count-th sample of it."""
         mine = slice(index, None, count)
-        chosen = self.chosen(step, index, count).to(self.device)
+        chosen = self.pinned(self.chosen(step, index, count)).to(self.device, non_blocking=True)
         labels = None if self.labels is None else self.labels[chosen]
         stored = self.rows[chosen] if self.resident else self.read_ahead(step, index, count)
         data = self.dataset.read(stored, self.visit_noise(step, mine))
@@ -113,6 +113,9 @@ class Batches:
         return stored.to(self.device, non_blocking=True)
 
     def fetch(self, step: int, index: int, count: int) -> Tensor:
-        """The rows of a microbatch, read from their files into memory that a GPU can fetch from."""
-        rows = self.rows[self.chosen(step, index, count)]
-        return rows.pin_memory() if self.device.type == "cuda" else rows
+        """The rows of a microbatch, read from their files."""
+        return self.pinned(self.rows[self.chosen(step, index, count)])
+
+    def pinned(self, tensor: Tensor) -> Tensor:
+        """A tensor in memory that a GPU fetches from while the program goes on."""
+        return tensor.pin_memory() if self.device.type == "cuda" else tensor

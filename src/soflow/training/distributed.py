@@ -125,6 +125,13 @@ def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(tensor, like.device_mesh, like.placements)
 
 
+def gather_number(accelerator: Accelerator, number: int) -> list[int]:
+    """The number that each process has. Every process must call it."""
+    if accelerator.num_processes == 1:
+        return [number]
+    return accelerator.gather(torch.tensor([number], device=accelerator.device)).tolist()
+
+
 def gather_state(state: Mapping[Any, Any], keep: bool) -> dict[Any, Any]:
     """A state_dict of full tensors on the CPU; empty if `keep` is False.
 

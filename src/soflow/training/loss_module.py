@@ -2,11 +2,16 @@
 
 from dataclasses import replace
 
+from accelerate import Accelerator
 from torch import nn
 
+from soflow.config import Config
+from soflow.objectives import OBJECTIVES
 from soflow.objectives.base import Draws, Losses, Objective
 from soflow.solution import FlowModel
 from soflow.symbols import Batch, Net
+from soflow.training.compile import compile_blocks
+from soflow.training.distributed import shard_network
 
 
 class LossModule(nn.Module):
@@ -21,3 +26,16 @@ class LossModule(nn.Module):
 
     def forward(self, batch: Batch, draws: Draws, progress: float) -> Losses:
         return self.objective(self.model, batch, draws, progress)
+
+
+def prepared(loss: LossModule, config: Config, accelerator: Accelerator) -> nn.Module:
+    """The loss on its device, compiled if wanted, and wrapped for several processes."""
+    if config.compile:
+        compile_blocks(loss.network)
+    if config.parallel == "ddp" or accelerator.num_processes == 1:
+        return accelerator.prepare(loss)
+    # evaluation_mode: autocast, but no DDP
+    module = accelerator.prepare_model(loss, device_placement=False, evaluation_mode=True)
+    blocks = not OBJECTIVES[config.objective.name].whole_network
+    shard_network(loss, accelerator.device, blocks)
+    return module

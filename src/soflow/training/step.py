@@ -6,53 +6,31 @@ from math import isfinite
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from soflow.config import Config
 from soflow.data.batches import Batches, seed_of, seeded_generator
-from soflow.objectives.base import Draws, Losses, Objective
+from soflow.objectives.base import Draws, Losses, Objective, Term
 from soflow.run.checkpoint import RunningMean
 from soflow.symbols import Batch
 from soflow.training.distributed import local_shard
 from soflow.training.ema import Ema
+from soflow.training.nonfinite import BadRow, NonFinite, bad_rows
 from soflow.training.optimizers import learning_rate
-
-#: Rows and parameters that a message names.
-NAMED = 8
-
-
-@dataclass(frozen=True, order=True)
-class BadRow:
-    """A row of the global batch with a loss or an error that is not finite."""
-
-    row: int
-    number: int  # of the sample in the data
-    what: str  # such as "consistency loss is nan"
-    times: str  # such as "t=0.7, l=0.6, s=0.2"
 
 
 @dataclass(frozen=True)
-class NonFinite:
-    """What is not finite in a step; the same in every process."""
+class Unread:
+    """The numbers of a step, on the device: reading them waits until it has computed them."""
 
     step: int
-    rows: list[BadRow]
-    parameters: list[str]  # whose gradients are not finite
-    means: list[str]  # of the log
-
-    def __str__(self) -> str:
-        if self.rows:
-            first, several = self.rows[0], len(self.rows) > 1
-            rows = enumeration([row.row for row in self.rows])
-            numbers = enumeration([row.number for row in self.rows])
-            s, at = ("s", "the first at ") if several else ("", "")
-            return (
-                f"the {first.what} at step {self.step}, in row{s} {rows} of the batch "
-                f"(number{s} {numbers} of the data; {at}{first.times})"
-            )
-        what, names = ("gradient", self.parameters) if self.parameters else ("mean", self.means)
-        return f"the {what} of {enumeration(names)} is not finite at step {self.step}"
+    names: list[str]  # the loss, and its parts
+    numbers: Tensor  # sums of these, how many values they are of, processes with finite gradients
+    terms: list[dict[str, Term]]  # of this process's microbatches
+    parameters: list[str]  # with a gradient
+    gradients: Tensor  # whether each of these is finite, in this process
 
 
 @dataclass(frozen=True)
@@ -73,14 +51,15 @@ class TrainStep:
     module: nn.Module  # network and objective, wrapped for several processes
     network: nn.Module
     objective: Objective
-    optimizer: torch.optim.Optimizer
+    optimizer: AcceleratedOptimizer
     ema: Ema
     batches: Batches
 
-    def __call__(self, step: int) -> StepResult:
+    def __call__(self, step: int) -> Unread:
         """Does step `step`, counted from 0, on this process's microbatches of the batch.
 
-        If a number is not finite, the weights stay as they are and the result says which.
+        If a number is not finite, the weights stay as they are. Nothing here waits for the device,
+        unless the optimizer cannot skip an update there.
         """
         config, accelerator = self.config, self.accelerator
         for group in self.optimizer.param_groups:
@@ -96,15 +75,24 @@ class TrainStep:
                 accelerator.backward(losses.total)
             microbatches.append(losses)
 
-        result = self.reduce(step, microbatches)
+        unread = self.reduce(step, microbatches)
 
-        if result.nonfinite is None:
-            if config.optimizer.clip:
-                accelerator.clip_grad_norm_(self.network.parameters(), config.optimizer.clip)
+        if config.optimizer.clip:
+            accelerator.clip_grad_norm_(self.network.parameters(), config.optimizer.clip)
+        skip = ~self.is_finite(unread)
+        if self.skips_on_device:
+            self.optimizer.optimizer.found_inf = skip.float()
+            self.optimizer.step()
+        elif not skip:
             self.optimizer.step()
         self.optimizer.zero_grad()
         self.ema.update(step)
-        return result
+        return unread
+
+    @property
+    def skips_on_device(self) -> bool:
+        """Whether the optimizer takes a number on the device that says "skip this update"."""
+        return getattr(self.optimizer.optimizer, "_step_supports_amp_scaling", False)
 
     def microbatches(self, step: int) -> Iterator[tuple[Batch, Draws]]:
         """This process's microbatches, with their draws: every count-th row of the batch."""
@@ -125,75 +113,84 @@ class TrainStep:
         """Which microbatches are this process's."""
         return range(self.accelerator.process_index, self.count, self.accelerator.num_processes)
 
-    def reduce(self, step: int, microbatches: list[Losses]) -> StepResult:
+    def reduce(self, step: int, microbatches: list[Losses]) -> Unread:
         """Sums losses, their parts and their finiteness over microbatches and processes."""
         values = [{"loss": losses.total.detach()[None], **losses.parts} for losses in microbatches]
         names = list(values[0])
         per_name = [[part[name] for part in values] for name in names]
         sums = torch.stack([torch.stack([x.sum() for x in parts]).sum() for parts in per_name])
-        counted = sums.new_tensor([sum(map(len, parts)) for parts in per_name], dtype=torch.float32)
-        gradients = all_finite(parameter.grad for parameter in self.network.parameters())
-        mine = torch.cat([sums.float(), counted, gradients.to(sums.device)[None]])
-        *numbers, finite_in = self.accelerator.reduce(mine, "sum").tolist()
+        counted = [sums.new_full((1,), sum(map(len, parts))) for parts in per_name]
+        with_gradient = {n: p for n, p in self.network.named_parameters() if p.grad is not None}
+        gradients = are_finite(parameter.grad for parameter in with_gradient.values())
+        finite = gradients.all()[None].to(sums.device)
+        mine = torch.cat([sums.float(), *counted, finite.float()])
+        return Unread(
+            step=step,
+            names=names,
+            numbers=self.accelerator.reduce(mine, "sum"),
+            terms=[
+                {name: detached(term) for name, term in losses.terms.items()}
+                for losses in microbatches
+            ],
+            parameters=list(with_gradient),
+            gradients=gradients,
+        )
 
-        totals, counts = numbers[: len(names)], numbers[len(names) :]
+    def is_finite(self, unread: Unread) -> Tensor:
+        """Whether all numbers of a step are finite in all processes, on the device."""
+        processes = self.accelerator.num_processes
+        return unread.numbers.isfinite().all() & (unread.numbers[-1] == processes)
+
+    def read(self, steps: Sequence[Unread]) -> list[StepResult]:
+        """Reads the numbers of steps, waiting for the device once. Every process must call it."""
+        if not steps:
+            return []
+        return [
+            self.result(unread, numbers)
+            for unread, numbers in zip(
+                steps, torch.stack([unread.numbers for unread in steps]).tolist(), strict=True
+            )
+        ]
+
+    def result(self, unread: Unread, numbers: list[float]) -> StepResult:
+        """What a step gave, from its numbers."""
+        names, (*values, finite_in) = unread.names, numbers
+        totals, counts = values[: len(names)], values[len(names) :]
         means = {
             name: RunningMean(total, count)
             for name, total, count in zip(names, totals, counts, strict=True)
         }
         finite = all(map(isfinite, totals)) and finite_in == self.accelerator.num_processes
-        nonfinite = None if finite else self.find_nonfinite(step, microbatches, means)
+        nonfinite = None if finite else self.find_nonfinite(unread, means)
         return StepResult(means["loss"].value, means, nonfinite)
 
-    def find_nonfinite(
-        self, step: int, microbatches: list[Losses], means: dict[str, RunningMean]
-    ) -> NonFinite:
+    def find_nonfinite(self, unread: Unread, means: dict[str, RunningMean]) -> NonFinite:
         """Names what is not finite in any process. Every process must call it."""
-        numbers = self.batches.indices(step)
+        numbers = self.batches.indices(unread.step)
         rows: list[BadRow] = []
-        for index, losses in zip(self.indices(), microbatches, strict=True):
-            for row, what, times in bad_rows(losses, len(numbers) // self.count):
+        for index, terms in zip(self.indices(), unread.terms, strict=True):
+            for row, what, times in bad_rows(terms, len(numbers) // self.count):
                 row = index + row * self.count
                 rows.append(BadRow(row, int(numbers[row]), what, times))
-        wrong = [
-            name
-            for name, parameter in self.network.named_parameters()
-            if parameter.grad is not None and not all_finite([parameter.grad])
-        ]
+        finite = zip(unread.parameters, unread.gradients.tolist(), strict=True)
+        wrong = [name for name, good in finite if not good]
         return NonFinite(
-            step=step + 1,
+            step=unread.step + 1,
             rows=sorted(gather_object(rows)),
             parameters=list(dict.fromkeys(gather_object(wrong))),
             means=[name for name, mean in means.items() if not isfinite(mean.total)],
         )
 
 
-def bad_rows(losses: Losses, size: int) -> Iterator[tuple[int, str, str]]:
-    """The rows of a microbatch that are not finite: row, what it is, and its times.
-
-    Terms share the `size` rows, one after the other; a term may also concern all of them.
-    """
-    first = 0
-    for name, term in losses.terms.items():
-        values = {"loss": term.loss.detach(), "squared error": term.squared, "weight": term.weight}
-        finite = torch.stack(list(values.values())).isfinite()  # (3, n)
-        for i in (~finite.all(0)).nonzero().flatten().tolist():
-            what = next(key for key, value in values.items() if not value[i].isfinite())
-            times = ", ".join(f"{time}={float(at[i]):.4g}" for time, at in term.times.items())
-            value = float(values[what][i].detach())
-            yield first + i, f"{name.replace('_', ' ')} {what} is {value}", times
-        first = (first + len(term.loss)) % size
+def detached(term: Term) -> Term:
+    """The term without the graph that it was computed by."""
+    return Term(term.loss.detach(), term.squared.detach(), term.weight.detach(), term.times)
 
 
-def all_finite(tensors: Iterable[Tensor | None]) -> Tensor:
-    """1.0 if all numbers in this process's shards, and their squares, are finite, else 0.0.
+def are_finite(tensors: Iterable[Tensor | None]) -> Tensor:
+    """Of each tensor, whether all numbers in this process's shard, and their squares, are finite.
 
     AdamW keeps the squares of gradients.
     """
     shards = [local_shard(tensor.detach()) for tensor in tensors if tensor is not None]
-    return torch.stack(torch._foreach_norm(shards)).isfinite().all().float()
-
-
-def enumeration(names: Sequence[object]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(map(str, names[:NAMED])) + more
+    return torch.stack(torch._foreach_norm(shards)).isfinite()

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import NoReturn
 
-import torch
 from torch import nn
 
 from soflow.config import Config
@@ -18,7 +17,6 @@ from soflow.data.augment import AugmentPipe
 from soflow.data.batches import Batches
 from soflow.data.dataset import Dataset
 from soflow.errors import RunError, first_line
-from soflow.objectives import OBJECTIVES
 from soflow.objectives.base import Objective
 from soflow.run.checkpoint import RunningMean, TrainState, newest_good
 from soflow.run.checkpoint_manager import CheckpointManager
@@ -26,25 +24,30 @@ from soflow.run.folder import RunFolder
 from soflow.run.metrics import forget_metrics_after
 from soflow.solution import FlowModel
 from soflow.system.progress import Progress, Task
-from soflow.training.compile import compile_blocks, compile_errors_explained
+from soflow.training.compile import compile_errors_explained
 from soflow.training.distributed import (
+    gather_number,
     gather_state,
     load_network,
     load_optimizer,
     make_accelerator,
-    shard_network,
 )
 from soflow.training.ema import Ema
 from soflow.training.looks import Measure, Watch, keep_best, may_fail
-from soflow.training.loss_module import LossModule
+from soflow.training.loss_module import LossModule, prepared
 from soflow.training.metrics import add_means, progress_text, summary, take_line
+from soflow.training.nonfinite import NonFinite
 from soflow.training.optimizers import learning_rate, make_optimizer
 from soflow.training.precision import float32_products
+from soflow.training.schedule import Schedule
 from soflow.training.signals import Stopped, StopRequest, stop_request
-from soflow.training.step import NonFinite, TrainStep, all_finite
+from soflow.training.step import TrainStep, Unread, are_finite
 from soflow.training.trackers import Trackers
 
 log = logging.getLogger(__name__)
+
+#: Steps after which several processes with GPUs ask one another whether a signal came.
+AGREE_EVERY = 10
 
 
 class Trainer:
@@ -65,23 +68,16 @@ class Trainer:
         assert isinstance(model.net, nn.Module)
         self.config, self.folder, self.progress = config, folder, progress
         self.watch, self.measure = watch, measure
+        self.schedule = Schedule(config, has_measure=measure is not None)
         self.network = model.net
         self.state = TrainState()
+        self.unread: list[Unread] = []  # steps whose numbers are still on the device
         self.manager = CheckpointManager(folder, config.checkpoint)
         self.accelerator = make_accelerator(config, folder)
         self.device = self.accelerator.device
         self.trackers = Trackers(self.accelerator)
-        if config.compile:
-            compile_blocks(self.network)
         loss = LossModule(model, objective)
-        if config.parallel == "fsdp" and self.accelerator.num_processes > 1:
-            # evaluation_mode: autocast, but no DDP
-            self.module = self.accelerator.prepare_model(
-                loss, device_placement=False, evaluation_mode=True
-            )
-            shard_network(loss, self.device, not OBJECTIVES[config.objective.name].whole_network)
-        else:
-            self.module = self.accelerator.prepare(loss)
+        self.module = prepared(loss, config, self.accelerator)
         optimizer = make_optimizer(config.optimizer, self.network.parameters())
         self.optimizer = self.accelerator.prepare(optimizer)
         self.ema = Ema(self.network, config.ema)
@@ -99,7 +95,7 @@ class Trainer:
         checkpoint, problems = newest_good(self.folder.checkpoints)
         for problem in problems:
             log.warning(f"{problem}; passing over it")
-        if len(set(self.gather(checkpoint.step if checkpoint else -1))) > 1:
+        if len(set(gather_number(self.accelerator, checkpoint.step if checkpoint else -1))) > 1:
             what = "the processes do not see the same checkpoints"
             raise RunError(f"{what}: {self.folder.path} must be on a disk that all of them share")
         if checkpoint is None:
@@ -148,19 +144,38 @@ class Trainer:
                     raise Stopped(stop)
 
     def timed_step(self) -> None:
-        """Does one step, and counts it in the state."""
+        """Does one step, and counts it in the state.
+
+        A GPU goes on computing meanwhile: its numbers are read when something is due.
+        """
         start, tf32 = time.perf_counter(), "tf32" in self.config.precision
         with compile_errors_explained(), float32_products(tf32, self.device):
-            result = self.train_step(self.state.step)
-        if result.nonfinite is None:
-            add_means(self.state, result.means)
-        else:
-            self.skip(result.nonfinite)
-        seconds = time.perf_counter() - start
-        add_means(self.state, {"seconds": RunningMean(seconds, 1)})
+            self.unread.append(self.train_step(self.state.step))
         self.state.step += 1
         self.state.due = True
+        if self.computes_at_once or self.schedule.anything(self.state.step):
+            self.read()
+        seconds = time.perf_counter() - start
+        add_means(self.state, {"seconds": RunningMean(seconds, 1)})
         self.state.seconds += seconds
+
+    @property
+    def computes_at_once(self) -> bool:
+        """Whether a step is computed when its call returns, as on a CPU."""
+        return self.device.type == "cpu"
+
+    def read(self) -> None:
+        """Reads the numbers of the last steps, waiting for the device. Every process must call it.
+
+        Raises:
+            RunError: If one of them is not finite, unless such updates may be skipped.
+        """
+        unread, self.unread = self.unread, []
+        for result in self.train_step.read(unread):
+            if result.nonfinite is None:
+                add_means(self.state, result.means)
+            else:
+                self.skip(result.nonfinite)
 
     def skip(self, what: NonFinite) -> None:
         """Counts a skipped update. Raises RunError if that is not wanted, or too often."""
@@ -179,8 +194,7 @@ class Trainer:
             The signal that interrupted evaluation or samples; all of it is then still due.
         """
         config, state = self.config, self.state
-        draws = self.is_due(config.train.sample_every)
-        measures = self.measure is not None and self.is_due(config.evaluate.every)
+        draws, measures = self.schedule.draws(state.step), self.schedule.measures(state.step)
         figures: dict[str, float] = {}
         if draws or measures:
             main = self.accelerator.is_main_process
@@ -201,16 +215,11 @@ class Trainer:
                 return stop
         state.due = False
         keep_best(state, figures, config.evaluate.num_while_training)
-        if measures or self.is_due(config.train.log_every):
+        if self.schedule.logs(state.step):
             self.log(figures, task)
-        if measures or self.is_due(config.checkpoint.every):
+        if self.schedule.saves(state.step):
             self.save(last_chance=state.step == config.train.steps)
         return None
-
-    def is_due(self, every: int) -> bool:
-        """Whether the last step is done, or one of every `every`; 0: the last alone."""
-        step = self.state.step
-        return step == self.config.train.steps or (every > 0 and step % every == 0)
 
     def log(self, figures: Mapping[str, float], task: Task) -> None:
         """Writes one line of metrics.jsonl, and shows it."""
@@ -227,7 +236,10 @@ class Trainer:
         Raises:
             RunError: If a weight is not finite; such weights are never saved.
         """
-        if not all(self.gather(int(all_finite(self.network.parameters())))):
+        self.read()
+        if not all(
+            gather_number(self.accelerator, bool(are_finite(self.network.parameters()).all()))
+        ):
             self.fail(f"the weights are not finite after step {self.state.step}")
         main = self.accelerator.is_main_process
         weights, ema, optimizer = (
@@ -247,14 +259,15 @@ class Trainer:
         )
 
     def agreed(self, request: StopRequest) -> int | None:
-        """A signal that reached any process; all of them learn of it after the same step."""
-        return max(self.gather(request.signum or 0)) or None
+        """A signal that reached any process; all of them learn of it after the same step.
 
-    def gather(self, number: int) -> list[int]:
-        """The number that each process has. Every process must call it."""
-        if self.accelerator.num_processes == 1:
-            return [number]
-        return self.accelerator.gather(torch.tensor([number], device=self.device)).tolist()
+        Several processes with GPUs ask one another when they wait for these anyway.
+        """
+        step = self.state.step
+        waits = self.computes_at_once or step % AGREE_EVERY == 0 or self.schedule.anything(step)
+        if self.accelerator.num_processes > 1 and not waits:
+            return None
+        return max(gather_number(self.accelerator, request.signum or 0)) or None
 
     def close(self) -> None:
         """Ends trackers and the process group, and frees the memory of a GPU.
