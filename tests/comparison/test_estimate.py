@@ -13,7 +13,11 @@ from support.settings import TINY_DIT
 
 ROOT = Path(__file__).parents[2]
 WIDTH, DEPTH = 64, 3
-TINY_MLP = [f"network.width={WIDTH}", f"network.depth={DEPTH}", "objective.name=flow_matching"]
+TINY_MLP = [
+    *(f"network.width={WIDTH}", f"network.depth={DEPTH}"),
+    *("objective.name=flow_matching", "precision=fp32"),
+]
+FLOAT32_DIT = [*TINY_DIT, "precision=fp32"]
 UNGUIDED = "objective.guidance.scale=1"
 
 
@@ -47,7 +51,7 @@ def test_what_a_linear_stack_keeps_for_its_gradient():
 
 def test_what_is_kept_grows_with_the_batch_and_knows_no_weights():
     for overrides in ([], ["objective.name=mean_flow"], ["objective.name=consistency"]):
-        config = read_recipe("digits", [*TINY_DIT, *overrides])
+        config = read_recipe("digits", [*FLOAT32_DIT, *overrides])
         assert kept_for_backward(config, 48) == pytest.approx(
             3 * kept_for_backward(config, 16), rel=1e-3
         )
@@ -55,7 +59,7 @@ def test_what_is_kept_grows_with_the_batch_and_knows_no_weights():
 
 def test_a_deeper_network_keeps_as_much_more_for_every_block():
     one, two, four = (
-        kept_for_backward(read_recipe("digits", [*TINY_DIT, f"network.depth={d}"]), 16)
+        kept_for_backward(read_recipe("digits", [*FLOAT32_DIT, f"network.depth={d}"]), 16)
         for d in (1, 2, 4)
     )
     assert four - two == 2 * (two - one) > 0
@@ -82,7 +86,7 @@ def test_states_by_hand():
 
 def test_accumulation_saves_what_is_kept():
     whole, parts = (
-        estimate(read_recipe("digits", [*TINY_DIT, f"train.accumulate={n}"])) for n in (1, 4)
+        estimate(read_recipe("digits", [*FLOAT32_DIT, f"train.accumulate={n}"])) for n in (1, 4)
     )
     assert parts.memory.activations == pytest.approx(whole.memory.activations / 4, rel=1e-3)
     assert (parts.memory.states, parts.samples, parts.flops) == (
@@ -93,7 +97,7 @@ def test_accumulation_saves_what_is_kept():
 
 
 def test_hours_are_operations_over_the_rate():
-    config = read_recipe("digits", [*TINY_DIT, "train.steps=1000", "train.batch_size=64"])
+    config = read_recipe("digits", [*FLOAT32_DIT, "train.steps=1000", "train.batch_size=64"])
     flops = count(config).flops_per_sample * 64 * 1000  # counted by torch
     assert estimate(config, flops_per_second=1e9).gpu_seconds == pytest.approx(flops / 1e9)
     assert estimate(config).gpu_seconds == pytest.approx(flops / (SHARE * PEAK["float32"]))
@@ -105,7 +109,7 @@ def test_hours_are_operations_over_the_rate():
 def test_under_bf16_the_pair_stays_in_float32():
     """The pair: a quarter of the batch, with 4 forward passes' worth; flow matching has none."""
     made = {
-        name: read_recipe("digits", [*TINY_DIT, UNGUIDED, f"objective.name={name}"])
+        name: read_recipe("digits", [*FLOAT32_DIT, UNGUIDED, f"objective.name={name}"])
         for name in ("soflow", "flow_matching")
     }
     counted = {}

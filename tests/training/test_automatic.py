@@ -32,8 +32,9 @@ def bfloat16(monkeypatch):
 @pytest.mark.parametrize(("speed", "chosen"), [(0.5, "fp32"), (1.2, "fp32"), (1.4, "bf16")])
 def test_a_cpu_computes_in_bfloat16_if_its_products_are_faster_so(speed, chosen, bfloat16):
     bfloat16(speed)
-    config = resolve(read_recipe("digits"), CPU)
+    config, note = resolve(read_recipe("digits"), CPU)
     assert (config.precision, config.compile) == (chosen, False)
+    assert f"precision={chosen} compile=false" in note
 
 
 @pytest.mark.parametrize(
@@ -48,16 +49,16 @@ def test_a_gpu_computes_in_bfloat16_and_compiles_long_runs(capability, steps, ch
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(automatic, "has_triton", lambda: True)
-    config = resolve(read_recipe("digits", [f"train.steps={steps}"]), GPU)
+    config, _ = resolve(read_recipe("digits", [f"train.steps={steps}"]), GPU)
     assert (config.precision, config.compile) == chosen
     monkeypatch.setattr(automatic, "has_triton", lambda: False)
-    assert resolve(read_recipe("digits", [f"train.steps={steps}"]), GPU).compile is False
+    assert resolve(read_recipe("digits", [f"train.steps={steps}"]), GPU)[0].compile is False
 
 
 def test_what_is_set_stays(bfloat16):
     bfloat16(9.0)
     config = read_recipe("digits", ["precision=tf32", "compile=true"])
-    assert resolve(config, CPU) == config
+    assert resolve(config, CPU) == (config, "")
 
 
 def test_a_run_records_what_was_chosen_and_keeps_it(bfloat16, tmp_path, caplog):

@@ -20,7 +20,7 @@ from soflow.errors import InputError, RunError
 from soflow.run.checkpoint import checkpoints
 from soflow.run.folder import RunFolder
 from soflow.run.lock import only_trainer_of
-from soflow.training.trainer import Trainer
+from soflow.training import trainer
 from support.settings import TINY_DIT
 from support.whole_runs import assert_same_run
 
@@ -155,7 +155,7 @@ def test_two_processes_train_as_one_and_one_resumes_where_two_stopped(
 
     begun = back_to_step_4(two, tmp_path / "begun")
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "run", Trainer.save)  # writes what it has read
+        patch.setattr(trainer.Trainer, "run", trainer.Trainer.save)  # writes what it has read
         again = Path(shutil.copytree(begun, tmp_path / "again"))
         soflow.train("digits", again, settings)
     assert_same_bits(last(begun), last(again))
@@ -420,7 +420,7 @@ def test_accelerates_own_wrappers_are_refused(wrapper, tmp_path, monkeypatch):
 def test_processes_that_see_different_checkpoints_stop(tmp_path, monkeypatch):
     """As on machines whose run folders are on disks of their own."""
     soflow.train("digits", tmp_path / "run", DIT)
-    monkeypatch.setattr(Trainer, "gather", lambda self, number: [number, -1])
+    monkeypatch.setattr(trainer, "gather_number", lambda accelerator, number: [number, -1])
     with pytest.raises(RunError, match=str(tmp_path / "run")):
         soflow.train("digits", tmp_path / "run", DIT)
 

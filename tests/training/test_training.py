@@ -96,7 +96,7 @@ def test_a_loaded_run_samples_with_averaged_weights_in_evaluation_mode(tiny_run)
     x, one = torch.randn(2, 1, 8, 8), torch.ones(2)
     assert not torch.equal(run.model.solution(x, one, 0 * one), raw.model.solution(x, one, 0 * one))
     assert not run.model.net.training
-    assert run.config == resolve(read_recipe("digits", TINY_RUN), torch.device("cpu"))
+    assert run.config == resolve(read_recipe("digits", TINY_RUN), torch.device("cpu"))[0]
     assert run.class_names[3] == "3"
     assert run.samplers[0] == run.default_sampler[0]
 

@@ -104,10 +104,12 @@ def compare(
     shared = next(iter(configs.values()))
     data = make_dataset(shared.data)
     configs = {name: with_classes(config, data) for name, config in configs.items()}
-    configs = chosen_settings(configs, out)
+    configs, note = chosen_settings(configs, out)
     decode = make_decoder(data.encoder, default_device())
     require_writable(out)
     require_same_as_begun(configs, seeds, budget, out)
+    if note:
+        log.info(note)
     scoring = make_scoring(shared, data.encoder, decode, baseline=True)
     usual, seconds = MEASURING if shared.train.steps >= SHORT else MEASURING_IF_SHORT
     costs = costs_of(configs, out / "cost.json", rounds or usual, progress, seconds)
@@ -136,11 +138,13 @@ def compare(
     return results
 
 
-def chosen_settings(configs: dict[str, Config], out: Path) -> dict[str, Config]:
-    """`precision` and `compile` as a run in `out` has them, or else as suits the machine."""
+def chosen_settings(configs: dict[str, Config], out: Path) -> tuple[dict[str, Config], str]:
+    """`precision` and `compile` as runs in `out` have them or as suits the machine, and a note."""
     folders = [RunFolder(file.parent) for file in sorted(out.glob("*-seed-*/config.yaml"))]
     begun = folders[0].read_config() if folders else None
-    return {name: resolve(config, default_device(), begun) for name, config in configs.items()}
+    chosen = {name: resolve(one, default_device(), begun) for name, one in configs.items()}
+    notes = dict.fromkeys(note for _, note in chosen.values() if note)
+    return {name: config for name, (config, _) in chosen.items()}, "; ".join(notes)
 
 
 def train_run(run: Planned, scoring: Scoring, heun: bool, title: str, progress: Progress) -> None:

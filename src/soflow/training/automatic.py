@@ -1,6 +1,5 @@
 """precision=auto and compile=auto: the settings that suit the machine that trains."""
 
-import logging
 import time
 from functools import cache
 from timeit import timeit
@@ -11,8 +10,6 @@ from torch.utils._triton import has_triton
 
 from soflow.config import Config
 
-log = logging.getLogger(__name__)
-
 #: bfloat16 is used on a CPU whose products are so many times faster in it.
 WORTHWHILE = 1.3
 #: Steps after which a compiled network has saved the minutes of its compilation on a GPU: at
@@ -22,28 +19,32 @@ COMPILE_STEPS = 5000
 ROWS, LARGEST, SECONDS = 512, 768, 0.2
 
 
-def resolve(config: Config, device: torch.device, begun: Config | None = None) -> Config:
-    """The configuration with a definite `precision` and `compile`; notes what was chosen.
+def resolve(
+    config: Config, device: torch.device, begun: Config | None = None
+) -> tuple[Config, str]:
+    """The configuration with a definite `precision` and `compile`.
 
     Args:
         config: What is to be trained.
         device: Where.
-        begun: The configuration that the run was begun with, whose choices are kept.
+        begun: The configuration that a run was begun with, whose choices are kept.
+
+    Returns:
+        The configuration, and a sentence that says what was chosen; empty if nothing was.
     """
-    chosen: dict[str, object] = {}
-    reasons = []
-    if config.precision == "auto":
-        chosen["precision"], reason = choose_precision(config, device)
-        reasons.append(reason)
-    if config.compile == "auto":
-        chosen["compile"] = choose_compile(config, device)
+    automatic = [name for name in ("precision", "compile") if getattr(config, name) == "auto"]
     if begun is not None:
-        chosen = {name: getattr(begun, name) for name in chosen}
-        reasons = ["as the run was begun"]
-    if chosen:
-        values = ", ".join(f"{name}={str(value).lower()}" for name, value in chosen.items())
-        log.info(" ".join([f"chosen for this machine: {values}", *map("({})".format, reasons)]))
-    return config.model_copy(update=chosen)
+        return config.model_copy(update={name: getattr(begun, name) for name in automatic}), ""
+    chosen: dict[str, object] = {}
+    why = ""
+    if "precision" in automatic:
+        chosen["precision"], reason = choose_precision(config, device)
+        why = f": {reason}"
+    if "compile" in automatic:
+        chosen["compile"] = choose_compile(config, device)
+    values = " ".join(f"{name}={str(value).lower()}" for name, value in chosen.items())
+    note = f"chosen for this machine: {values}{why}" if chosen else ""
+    return config.model_copy(update=chosen), note
 
 
 def choose_precision(config: Config, device: torch.device) -> tuple[str, str]:
@@ -51,7 +52,7 @@ def choose_precision(config: Config, device: torch.device) -> tuple[str, str]:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         if torch.cuda.get_device_capability(device) >= (8, 0):
-            return "bf16-tf32", name
+            return "bf16-tf32", f"{name} computes bfloat16"
         return "fp32", f"{name} computes no bfloat16"
     if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
         return "fp32", "this processor computes no bfloat16"

@@ -81,11 +81,13 @@ def train(
         raise InputError(f"train.batch_size={size} is larger than the data ({count}): reduce it")
     first = processes.index() == 0
     with only_trainer_of(folder.path) if first else nullcontext(), lost_processes_explained():
-        config = chosen_settings(config, folder)
+        config, note = chosen_settings(config, folder)
         trainer = make_trainer(config, folder, dataset, progress, watch)
         try:
             if first:
                 write_head(config, folder, dataset)
+            if note:
+                log.info(note)
             trainer.run()
         except BaseException as error:
             # After other errors, closing would wait for processes that do not come.
@@ -131,8 +133,8 @@ def make_trainer(
     )
 
 
-def chosen_settings(config: Config, folder: RunFolder) -> Config:
-    """`precision` and `compile` as a resumed run has them, or else as suits the machine."""
+def chosen_settings(config: Config, folder: RunFolder) -> tuple[Config, str]:
+    """`precision` and `compile` as a resumed run has them or as suits the machine, and a note."""
     resumed = checkpoints(folder.checkpoints) and folder.config.is_file()
     begun = folder.read_config() if resumed else None
     return same_everywhere(resolve(config, default_device(), begun))
