@@ -6,7 +6,7 @@ The columns of images and of classes are found by their types, or named.
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import chain
 from pathlib import Path
@@ -96,7 +96,7 @@ class HuggingFaceImages:
         return [partial(open_stored, one, self.roots) for one in stored]
 
 
-def open_stored(stored: dict[str, Any] | None, roots: Roots) -> Image.Image:
+def open_stored(stored: Mapping[str, Any] | None, roots: Roots) -> Image.Image:
     """An image as `datasets` stores it: bytes, or the path of a file below one of the folders."""
     if stored is None:
         raise ValueError("there is no image")

@@ -192,7 +192,9 @@ def keep_to_plan(folder: Path, plan: Plan) -> None:
         raise OtherWork(f"{folder} was begun {what}: choose another folder with --out")
 
 
-def differences(before: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+def differences(
+    before: Mapping[str, object], now: Mapping[str, object]
+) -> Iterator[tuple[str, object, object]]:
     """Each key with its old and new value if they differ; inner mappings are compared by key."""
     for key, new in now.items():
         old = before.get(key)

@@ -4,7 +4,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isqrt
-from typing import Any
 
 from torch import Tensor
 
@@ -23,7 +22,7 @@ class Sizes:
         augment_labels: 0 without augmentation labels.
     """
 
-    network: dict[str, Any]
+    network: Mapping[str, Any]
     shape: tuple[int, int, int]
     num_classes: int
     augment_labels: int

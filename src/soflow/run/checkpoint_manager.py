@@ -8,7 +8,13 @@ from torch import Tensor
 
 from soflow.config.schema import CheckpointConfig
 from soflow.errors import RunError
-from soflow.run.checkpoint import TrainState, remove_old, save_checkpoint
+from soflow.run.checkpoint import (
+    Checkpoint,
+    TrainState,
+    newest_good,
+    remove_old,
+    save_checkpoint,
+)
 from soflow.run.folder import RunFolder
 from soflow.run.metrics import MetricsLine, add_metrics, flush_metrics
 
@@ -28,6 +34,29 @@ class CheckpointManager:
     def remember_best(self, state: TrainState) -> None:
         """Remembers the best figure as the newest checkpoint has it."""
         self.best = state.best, state.best_of, state.best_step
+
+    def newest_good(self) -> Checkpoint | None:
+        """The checkpoint to resume from, passing over damaged ones; None before the first.
+
+        Raises:
+            RunError: If all are damaged: a run with something left is not begun again.
+        """
+        checkpoint, problems = newest_good(self.folder.checkpoints)
+        for problem in problems:
+            log.warning(f"{problem}; passing over it")
+        if checkpoint is None and problems:
+            what = f"{problems[0]}; no checkpoint in {self.folder.checkpoints} is good"
+            raise RunError(f"{what}: restore one, or move them to begin a new run")
+        return checkpoint
+
+    def diverged(self, what: str, advice: str = "") -> RunError:
+        """The error that ends a run whose numbers are not finite."""
+        good, _ = newest_good(self.folder.checkpoints)
+        last = f"the last good checkpoint is {good.path}" if good else "there is no checkpoint yet"
+        return RunError(
+            f"{what}; {last}; try {advice}in a new folder a smaller optimizer.lr, a longer "
+            "optimizer.warmup, optimizer.clip=1, or precision=fp32"
+        )
 
     def log(self, line: MetricsLine) -> None:
         """Appends a line to metrics.jsonl; if there is no room, together with the next one."""

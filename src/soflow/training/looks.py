@@ -29,6 +29,23 @@ def may_fail(what: str, step: int) -> Iterator[None]:
         log.warning(f"step {step} has no {what}: {error}")
 
 
+def look(
+    measure: Measure | None,
+    watch: Watch | None,
+    state: TrainState,
+    weights: dict[str, Tensor],
+    device: torch.device,
+    figures: dict[str, float],
+) -> None:
+    """Evaluates and draws what is due; adds the figures. It may be cut short and done again."""
+    if measure is not None:
+        with may_fail("figure", state.step):
+            figures.update(measure(weights, device))
+    if watch is not None:
+        with may_fail("picture", state.step):
+            watch(state, weights, device)
+
+
 def keep_best(state: TrainState, figures: Mapping[str, float], num: int) -> None:
     """Notes in the state whether the first finite figure, of `num` samples, is the best so far."""
     name = next((name for name, figure in figures.items() if isfinite(figure)), None)

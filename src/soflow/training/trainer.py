@@ -8,7 +8,6 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import NoReturn
 
 from torch import nn
 
@@ -18,7 +17,7 @@ from soflow.data.batches import Batches
 from soflow.data.dataset import Dataset
 from soflow.errors import RunError, first_line
 from soflow.objectives.base import Objective
-from soflow.run.checkpoint import RunningMean, TrainState, newest_good
+from soflow.run.checkpoint import RunningMean, TrainState
 from soflow.run.checkpoint_manager import CheckpointManager
 from soflow.run.folder import RunFolder
 from soflow.run.metrics import forget_metrics_after
@@ -33,7 +32,7 @@ from soflow.training.distributed import (
     make_accelerator,
 )
 from soflow.training.ema import Ema
-from soflow.training.looks import Measure, Watch, keep_best, may_fail
+from soflow.training.looks import Measure, Watch, keep_best, look
 from soflow.training.loss_module import LossModule, prepared
 from soflow.training.metrics import add_means, progress_text, summary, take_line
 from soflow.training.nonfinite import NonFinite
@@ -92,16 +91,11 @@ class Trainer:
 
     def resume(self) -> None:
         """Loads the newest good checkpoint, if there is one."""
-        checkpoint, problems = newest_good(self.folder.checkpoints)
-        for problem in problems:
-            log.warning(f"{problem}; passing over it")
+        checkpoint = self.manager.newest_good()
         if len(set(gather_number(self.accelerator, checkpoint.step if checkpoint else -1))) > 1:
             what = "the processes do not see the same checkpoints"
             raise RunError(f"{what}: {self.folder.path} must be on a disk that all of them share")
         if checkpoint is None:
-            if problems:  # a run with something left is not begun again
-                what = f"{problems[0]}; no checkpoint in {self.folder.checkpoints} is good"
-                raise RunError(f"{what}: restore one, or move them to begin a new run")
             return
         log.info(f"resuming from {checkpoint.path}")
         try:
@@ -181,9 +175,10 @@ class Trainer:
         """Counts a skipped update. Raises RunError if that is not wanted, or too often."""
         config, state = self.config.train, self.state
         if config.on_nonfinite == "stop":
-            self.fail(str(what), "train.on_nonfinite=skip, or ")
+            raise self.manager.diverged(str(what), "train.on_nonfinite=skip, or ")
         if state.skipped == config.max_skipped:
-            self.fail(f"{what}, after as many skipped updates as train.max_skipped={state.skipped}")
+            limit = f"as many skipped updates as train.max_skipped={state.skipped}"
+            raise self.manager.diverged(f"{what}, after {limit}")
         state.skipped += 1
         log.warning(f"{what}; skipping the update, {state.skipped} of at most {config.max_skipped}")
 
@@ -200,16 +195,11 @@ class Trainer:
             main = self.accelerator.is_main_process
             weights = gather_state(self.ema.state_dict(), main)
 
-            def look() -> None:  # changes nothing, so it may be cut short and done again
-                if measures and self.measure is not None:
-                    with may_fail("figure", state.step):
-                        figures.update(self.measure(weights, self.device))
-                if draws:
-                    with may_fail("picture", state.step):
-                        self.watch(state, weights, self.device)
-
+            measure, watch = self.measure if measures else None, self.watch if draws else None
             if main:  # the other processes wait
-                request.cut_short(look)
+                request.cut_short(
+                    lambda: look(measure, watch, state, weights, self.device, figures)
+                )
             self.accelerator.wait_for_everyone()
             if (stop := self.agreed(request)) is not None:
                 return stop
@@ -237,10 +227,9 @@ class Trainer:
             RunError: If a weight is not finite; such weights are never saved.
         """
         self.read()
-        if not all(
-            gather_number(self.accelerator, bool(are_finite(self.network.parameters()).all()))
-        ):
-            self.fail(f"the weights are not finite after step {self.state.step}")
+        finite = bool(are_finite(self.network.parameters()).all())
+        if not all(gather_number(self.accelerator, finite)):
+            raise self.manager.diverged(f"the weights are not finite after step {self.state.step}")
         main = self.accelerator.is_main_process
         weights, ema, optimizer = (
             gather_state(x.state_dict(), main) for x in (self.network, self.ema, self.optimizer)
@@ -248,15 +237,6 @@ class Trainer:
         if main:
             self.manager.save(self.state, weights, ema, optimizer, last_chance)
         self.accelerator.wait_for_everyone()
-
-    def fail(self, what: str, advice: str = "") -> NoReturn:
-        """Ends a run whose numbers are not finite."""
-        good, _ = newest_good(self.folder.checkpoints)
-        last = f"the last good checkpoint is {good.path}" if good else "there is no checkpoint yet"
-        raise RunError(
-            f"{what}; {last}; try {advice}in a new folder a smaller optimizer.lr, a longer "
-            "optimizer.warmup, optimizer.clip=1, or precision=fp32"
-        )
 
     def agreed(self, request: StopRequest) -> int | None:
         """A signal that reached any process; all of them learn of it after the same step.
