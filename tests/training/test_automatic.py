@@ -74,6 +74,13 @@ def test_a_run_records_what_was_chosen_and_keeps_it(bfloat16, tmp_path, caplog):
         train("digits", tmp_path, [*TRAIN, "precision=fp32"])
 
 
+def test_a_run_that_was_imported_has_no_choice_to_keep(bfloat16):
+    bfloat16(1.5)
+    config, note = resolve(read_recipe("digits"), CPU, begun=read_recipe("digits"))
+    assert config.precision == "bf16"
+    assert "precision=bf16" in note
+
+
 def test_the_speed_is_measured():
     assert automatic.bfloat16_speed(64) > 0
 

@@ -18,7 +18,8 @@ def require_same_settings(begun: Config, asked: Config, folder: RunFolder) -> No
     """Raises InputError naming the first setting that differs from those the run was begun with."""
     for key in dict.fromkeys(key for key, _ in fields()):
         old, new = lookup(begun, key), lookup(asked, key)
-        if old != new and not key.startswith(FREE_KEYS):
+        imported = old == "auto"  # a run that was imported has chosen nothing yet
+        if old != new and not imported and not key.startswith(FREE_KEYS):
             raise InputError(
                 f"{folder.path} was begun with {key}={old}, not {new}: resume it with the same "
                 "settings, or begin a new run in another folder with --out"

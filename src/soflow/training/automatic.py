@@ -34,7 +34,9 @@ def resolve(
     """
     automatic = [name for name in ("precision", "compile") if getattr(config, name) == "auto"]
     if begun is not None:
-        return config.model_copy(update={name: getattr(begun, name) for name in automatic}), ""
+        kept = {name: getattr(begun, name) for name in automatic}
+        config = config.model_copy(update=kept)
+        automatic = [name for name in automatic if kept[name] == "auto"]  # of an imported run
     chosen: dict[str, object] = {}
     why = ""
     if "precision" in automatic:
