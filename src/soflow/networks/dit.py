@@ -177,7 +177,9 @@ class DiT(nn.Module):
         self, x: Tensor, t: Times, s: Times, labels: Labels | None = None, augment: None = None
     ) -> Tensor:
         assert augment is None, "DiT takes no augmentation labels"
-        condition = self.t_embedder(t) + self.s_embedder(t - s) + self.y_embedder(labels, like=x)
+        with torch.autocast(x.device.type, enabled=False):
+            times = self.t_embedder(t) + self.s_embedder(t - s)
+            condition = times + self.y_embedder(labels, like=x)
         x = self.x_embedder(x) + self.pos_embed
         for block in self.blocks:
             x = block(x, condition)

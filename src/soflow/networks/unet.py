@@ -225,16 +225,21 @@ class UNet(nn.Module):
                     elif name.endswith("qkv"):
                         module.weight *= sqrt(0.2)
 
-    def forward(
-        self, x: Tensor, t: Times, s: Times, labels: None = None, augment: Tensor | None = None
-    ) -> Tensor:
-        assert labels is None, "this UNet takes no class labels"
+    def embed(self, t: Times, s: Times, augment: Tensor | None) -> Tensor:
+        """What all blocks are told of times and augmentation: (B, embedding)."""
         embedding = torch.cat(
             [frequencies(time, self.frequency_size) for time in (t, t - s)], dim=1
         )
         if self.map_augment is not None and augment is not None:
             embedding = embedding + self.map_augment(augment)
-        embedding = functional.silu(self.map_layer1(functional.silu(self.map_layer0(embedding))))
+        return functional.silu(self.map_layer1(functional.silu(self.map_layer0(embedding))))
+
+    def forward(
+        self, x: Tensor, t: Times, s: Times, labels: None = None, augment: Tensor | None = None
+    ) -> Tensor:
+        assert labels is None, "this UNet takes no class labels"
+        with torch.autocast(x.device.type, enabled=False):
+            embedding = self.embed(t, s, augment)
 
         skips = []
         for module in self.enc.values():

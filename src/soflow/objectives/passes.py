@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from soflow.symbols import Net
@@ -38,10 +40,32 @@ def together(net: Net, *groups: Inputs) -> list[Tensor]:
 
 @torch.no_grad()
 def without_gradient(net: Net, *groups: Inputs) -> list[Tensor]:
-    """Like `together`, for values that no gradient flows back through."""
+    """Like `together`, for values that no gradient flows back through.
+
+    Under bfloat16 autocast, weights are cast once for this pass and those that follow it.
+    """
     outputs = together(net, *groups)
-    torch.clear_autocast_cache()  # torch 2.6 would reuse this pass's detached weights in the next
+    if not casts_keep_gradient() or is_sharded(net):
+        torch.clear_autocast_cache()
     return outputs
+
+
+@cache
+def casts_keep_gradient() -> bool:
+    """Whether gradients reach a weight through a cast that was made under no_grad.
+
+    In torch 2.6 they do not, and a pass with gradient must not reuse such a cast.
+    """
+    weight, x = torch.ones(1, 1, requires_grad=True), torch.ones(1, 1)
+    with torch.enable_grad(), torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad():
+            functional.linear(x, weight)
+        return functional.linear(x, weight).requires_grad
+
+
+def is_sharded(net: Net) -> bool:
+    """Whether weights are gathered anew for each pass, by fully_shard."""
+    return isinstance(net, nn.Module) and any(hasattr(p, "device_mesh") for p in net.parameters())
 
 
 def consistency_passes(

@@ -1,0 +1,93 @@
+"""Under bfloat16 autocast each weight is cast once, and the gradients are those of any cast."""
+
+from collections import Counter
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from soflow.assemble import make_model, make_network, make_objective
+from soflow.config import read_recipe
+from soflow.objectives import passes
+from soflow.symbols import Batch
+from support.settings import TINY_DIT
+from support.whole_runs import OBJECTIVES
+
+DIT = [*TINY_DIT, "precision=bf16"]
+UNET = [
+    "network.name=unet", "network.model_channels=16", "network.blocks=1", "network.attention=[]",
+    "network.channel_mult=[1]", "network.dropout=0", "data.num_classes=0", "precision=bf16",
+    "objective.guidance.scale=1",
+]  # fmt: skip
+
+
+class Casts(TorchDispatchMode):
+    """Counts the casts to bfloat16 of tensors, by where they lie in memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.counted = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._to_copy.default and kwargs.get("dtype") is torch.bfloat16:
+            self.counted[args[0].data_ptr()] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def step(settings):
+    """One loss and its gradients: the network, the loss, and how often each weight was cast."""
+    config = read_recipe("digits", settings)
+    torch.manual_seed(0)
+    network, objective = make_network(config), make_objective(config)
+    with torch.no_grad():
+        for parameter in network.parameters():  # no output is zero
+            parameter.add_(0.05 * torch.randn(parameter.shape))
+    generator = torch.Generator().manual_seed(0)
+    draws = objective.draw((16, 1, 8, 8), generator)
+    labels = torch.arange(16) % 10 if config.data.num_classes else None
+    batch = Batch(torch.randn(16, 1, 8, 8, generator=generator), labels)
+    with Casts() as casts, torch.autocast("cpu", torch.bfloat16):
+        loss = objective(make_model(config, network), batch, draws, 0.5).total
+    loss.backward()
+    count = [casts.counted[p.data_ptr()] for p in network.parameters() if p.requires_grad]
+    return network, loss.detach(), count
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("clear", [True, False])
+def test_gradients_are_the_same_whether_casts_are_kept_or_not(name, clear, monkeypatch):
+    settings = [*DIT, f"objective.name={name}"]
+    network, loss, _ = step(settings)
+    monkeypatch.setattr(passes, "casts_keep_gradient", lambda: not clear)
+    other, other_loss, _ = step(settings)
+    assert loss == other_loss
+    for one, two in zip(network.parameters(), other.parameters(), strict=True):
+        assert one.grad is None or (one.grad.abs().max() > 0 and one.grad.equal(two.grad))
+
+
+@pytest.mark.skipif(not passes.casts_keep_gradient(), reason="this torch casts for each pass")
+@pytest.mark.parametrize("settings", [DIT, UNET])
+def test_a_weight_is_cast_once_for_all_passes(settings, monkeypatch):
+    *_, counts = step([*settings, "objective.flow_matching_share=0.5"])
+    assert max(counts) == 1
+    monkeypatch.setattr(passes, "casts_keep_gradient", lambda: False)
+    *_, before = step([*settings, "objective.flow_matching_share=0.5"])
+    assert max(before) == (2 if settings is DIT else 1)
+
+
+def test_embeddings_and_norms_stay_in_float32():
+    config = read_recipe("digits", DIT)
+    network = make_network(config)
+    types = {}
+
+    def note(name):
+        return lambda module, inputs, output: types.__setitem__(name, output.dtype)
+
+    for name, module in network.named_modules():
+        module.register_forward_hook(note(name))
+    x, t = torch.randn(2, 1, 8, 8), torch.rand(2)
+    with torch.autocast("cpu", torch.bfloat16):
+        network(x, t, 0 * t, torch.tensor([1, 2]))
+    for name in ("t_embedder", "s_embedder", "y_embedder", "blocks.0.norm1", "blocks.0.norm2"):
+        assert types[name] == torch.float32, name
+    assert types["blocks.0.mlp"] == types["blocks.0.attn.qkv"] == torch.bfloat16
