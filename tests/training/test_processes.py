@@ -132,14 +132,14 @@ def one(tmp_path_factory):
 
 
 @pytest.mark.processes
+@pytest.mark.parametrize("checkpointed", ["", "train.checkpoint_activations=true"])
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_processes_train_as_one_and_one_resumes_where_two_stopped(
-    parallel, one, tmp_path, monkeypatch
+    parallel, checkpointed, one, tmp_path, monkeypatch
 ):
     settings, two = [*DIT, "train.accumulate=2"], tmp_path / "two"
-    process = launch(
-        TORCHRUN, "-m", "soflow", "train", "digits", *settings, f"parallel={parallel}", out=two
-    )
+    other = [f"parallel={parallel}", *([checkpointed] if checkpointed else [])]
+    process = launch(TORCHRUN, "-m", "soflow", "train", "digits", *settings, *other, out=two)
     assert process.returncode == 0, process.stderr
     assert process.stderr.count("step 8/8") == 1  # only the first process logs
     assert_same_training(one, two)

@@ -35,6 +35,7 @@ from soflow.sampling import class_by_class, one_step
 from soflow.symbols import Batch
 from soflow.system.progress import silent
 from soflow.system.records import Count, Record
+from soflow.training.activations import checkpoint_blocks
 from soflow.training.compile import compiled
 from soflow.training.trainer import Trainer
 
@@ -100,6 +101,8 @@ def without_content(
     batch = Batch(data, dataset.labels, augment)
     with FakeTensorMode(allow_non_fake_inputs=True):
         network = make_network(config)
+        if config.train.checkpoint_activations:
+            checkpoint_blocks(network)
         model = make_model(config, network)
 
         def loss() -> Losses:

@@ -69,6 +69,9 @@ class TrainConfig(Section):
     steps: PositiveInt = key(400_000, "number of steps K; r(k, K) depends on it")
     batch_size: PositiveInt = key(256, "samples per step, over all processes")
     accumulate: PositiveInt = key(1, "microbatches of a step's batch, in turn, to save memory")
+    checkpoint_activations: bool = key(
+        False, "compute blocks again in the backward pass: less memory for a third more time"
+    )
     seed: int = key(0, "of weights, data order and draws", ge=0, lt=2**63)
     log_every: PositiveInt = key(100, "steps between two lines of metrics.jsonl")
     sample_every: int = key(5000, "steps between two sample grids; 0: only at the end", ge=0)
@@ -173,6 +176,11 @@ class Config(Section):
             raise ValueError(
                 "data.flip mirrors images: vectors have no mirror image, soflow encode --flip "
                 "mirrors latents, and data.augment mirrors already: set data.flip=false"
+            )
+        if self.train.checkpoint_activations and getattr(objective, "forward_derivative", False):
+            raise ValueError(
+                f"train.checkpoint_activations does not work with the Jacobian-vector products of "
+                f"objective.name={self.objective.name}: set it to false"
             )
         if self.init_time == "reversed" and not self.init_from:
             raise ValueError("init_time=reversed says how to read init_from: set that, too")

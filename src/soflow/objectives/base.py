@@ -67,6 +67,7 @@ class Objective(Protocol):
         whole_network: Whether it does more with the network than call it, such as differentiate
             it. Data-parallel training then keeps all parameters gathered during a step.
         parameterization: Optional; the only parameterization that it works with.
+        forward_derivative: Optional; True if it takes Jacobian-vector products of the network.
     """
 
     samplers: ClassVar[tuple[str, ...]]

@@ -43,6 +43,7 @@ class MeanFlow:
 
     samplers: ClassVar[tuple[str, ...]] = ("ode", "renoise", "heun")
     whole_network: ClassVar[bool] = True  # it differentiates the network
+    forward_derivative: ClassVar[bool] = True
     parameterization: ClassVar[str] = "euler"
 
     flow_matching_share: Annotated[float, Setting("share of the batch with s = t", ge=0, le=1)] = (

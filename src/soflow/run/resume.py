@@ -9,8 +9,8 @@ from soflow.run.folder import RunFolder
 #: Keys that may change: they affect rounding at most, and the masks of dropout.
 FREE_KEYS = (
     "description", "data.path", "checkpoint.", "compile", "evaluate.", "parallel",
-    "train.accumulate", "train.log_every", "train.max_skipped", "train.on_nonfinite",
-    "train.sample_every", "train.trackers",
+    "train.accumulate", "train.checkpoint_activations", "train.log_every", "train.max_skipped",
+    "train.on_nonfinite", "train.sample_every", "train.trackers",
 )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from soflow.objectives import OBJECTIVES
 from soflow.objectives.base import Draws, Losses, Objective
 from soflow.solution import FlowModel
 from soflow.symbols import Batch, Net
+from soflow.training.activations import checkpoint_blocks
 from soflow.training.compile import compile_blocks
 from soflow.training.distributed import shard_network
 
@@ -32,6 +33,8 @@ def prepared(loss: LossModule, config: Config, accelerator: Accelerator) -> nn.M
     """The loss on its device, compiled if wanted, and wrapped for several processes."""
     if config.compile:
         compile_blocks(loss.network)
+    if config.train.checkpoint_activations:
+        checkpoint_blocks(loss.network)
     if config.parallel == "ddp" or accelerator.num_processes == 1:
         return accelerator.prepare(loss)
     # evaluation_mode: autocast, but no DDP

@@ -137,7 +137,9 @@ def chosen_settings(config: Config, folder: RunFolder) -> tuple[Config, str]:
     """`precision` and `compile` as a resumed run has them or as suits the machine, and a note."""
     resumed = checkpoints(folder.checkpoints) and folder.config.is_file()
     begun = folder.read_config() if resumed else None
-    return same_everywhere(resolve(config, default_device(), begun))
+    chosen, note = resolve(config, default_device(), begun)
+    precision, compile = same_everywhere((chosen.precision, chosen.compile))
+    return config.model_copy(update={"precision": precision, "compile": compile}), note
 
 
 def write_head(config: Config, folder: RunFolder, dataset: Dataset) -> None:

@@ -1,0 +1,77 @@
+"""Checkpointed activations: the same gradients, less kept, and no Jacobian-vector products."""
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+
+import soflow
+from soflow.assemble import make_model, make_network, make_objective
+from soflow.comparison.estimate import kept_for_backward
+from soflow.config import read_recipe
+from soflow.errors import InputError
+from soflow.run.checkpoint import checkpoints
+from soflow.symbols import Batch
+from soflow.system.progress import silent
+from soflow.training.activations import checkpoint_blocks
+from support.settings import TINY_DIT
+from support.whole_runs import DIT, SHORT, UNET, assert_same_tensors, unguided
+
+CHECKPOINTED = "train.checkpoint_activations=true"
+
+
+def step(settings, checkpointed):
+    """The loss, all gradients, and the bytes that the forward pass kept."""
+    config = read_recipe("digits", settings)
+    torch.manual_seed(0)
+    network, objective = make_network(config), make_objective(config)
+    with torch.no_grad():
+        for parameter in network.parameters():  # no output is zero
+            parameter.add_(0.05 * torch.randn(parameter.shape))
+    if checkpointed:
+        checkpoint_blocks(network)
+    generator = torch.Generator().manual_seed(0)
+    draws = objective.draw((16, 1, 8, 8), generator)
+    labels = torch.arange(16) % 10 if config.data.num_classes else None
+    batch = Batch(torch.randn(16, 1, 8, 8, generator=generator), labels)
+    kept = []
+    torch.manual_seed(1)  # of dropout
+    with saved_tensors_hooks(lambda tensor: kept.append(tensor.nbytes) or tensor, lambda x: x):
+        loss = objective(make_model(config, network.train()), batch, draws, 0.5).total
+    loss.backward()
+    return loss.detach(), [p.grad for p in network.parameters() if p.grad is not None], sum(kept)
+
+
+@pytest.mark.parametrize("name", ["soflow", "flow_matching", "shortcut", "consistency"])
+@pytest.mark.parametrize("network", ["dit", "unet"])
+def test_gradients_are_the_same_and_less_is_kept(name, network):
+    chosen = {"dit": TINY_DIT, "unet": ["data.num_classes=0", *UNET[2:], *unguided(name)]}
+    settings = [f"objective.name={name}", *chosen[network]]
+    (loss, gradients, kept), (other_loss, others, fewer) = (
+        step(settings, checkpointed) for checkpointed in (False, True)
+    )
+    assert loss == other_loss
+    assert all(one.equal(two) for one, two in zip(gradients, others, strict=True))
+    assert fewer < kept / 2
+
+
+def test_a_run_may_go_on_with_it(tmp_path):
+    whole = soflow.train("digits", tmp_path / "whole", [*DIT, *SHORT], progress=silent)
+    other = soflow.train("digits", tmp_path / "x", [*DIT, *SHORT, CHECKPOINTED], progress=silent)
+    last = [checkpoints(run.checkpoints)[-1] for run in (whole, other)]
+    assert_same_tensors(*last)
+
+
+def test_estimates_count_what_is_kept_and_computed_again():
+    kept, fewer = (
+        kept_for_backward(read_recipe("digits", [*TINY_DIT, "network.depth=4", *more]), 16)
+        for more in ([], [CHECKPOINTED])
+    )
+    assert fewer < kept / 4
+
+
+def test_where_it_does_not_work_it_is_refused():
+    with pytest.raises(InputError, match=r"checkpoint_activations.*mean_flow"):
+        read_recipe("digits", [CHECKPOINTED, "objective.name=mean_flow"])
+    with pytest.raises(InputError, match="Linear"):
+        checkpoint_blocks(nn.Linear(2, 2))
