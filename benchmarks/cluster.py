@@ -91,8 +91,7 @@ def against_measured() -> str:
             ones = figures[title][name]
             made = of([*recipe, *settings], plain_attention=name == "plain attention")
             took = middle(ones, "peak_bytes") - process
-            rate = made.samples * made.flops_per_sample / middle(ones, "seconds_per_step")
-            share = rate / middle(ones, "peak_flops_per_second")
+            share = median(one.share_of_peak(made.samples) for one in ones)
             lines.append(
                 f"| {title} | {name} | {took / 2**20:,.0f} | {made.memory.total / 2**20:,.0f} "
                 f"| {100 * (made.memory.total / took - 1):+.1f} % | {share:.0%} |"

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from soflow.cli import main
+from soflow.comparison.counting import count
 from soflow.comparison.estimate import PEAK, SHARE, Estimates, estimate, kept_for_backward
-from soflow.comparison.measure import count
 from soflow.config import read_recipe
 from support.settings import TINY_DIT
 

@@ -17,7 +17,7 @@ from torch._dynamo.utils import counters
 import soflow
 from soflow.assemble import make_model, make_network, make_objective
 from soflow.cli import main
-from soflow.comparison.measure import count, random_dataset
+from soflow.comparison.counting import count, random_dataset
 from soflow.config import read_recipe
 from soflow.config.schema import EmaConfig
 from soflow.data.augment import AugmentPipe

@@ -26,7 +26,7 @@ what the backward pass needs of the forward pass. Not counted: temporaries, what
 reserves, data."""
 #: Printed below a table of measurements.
 MEASURED = """\
-MiB: the process's peak. of peak: of a large float32 matrix product in the same process."""
+MiB: the process's peak. of peak: of large matrix products of its precision in the same process."""
 COLUMNS = "objective|s/step|ratio|spread|samples/s|MiB|ratio|MFLOP/sample|of peak"
 
 CHANGES = "Changes to it; OBJECTIVE:KEY=VALUE for one objective. With --estimate also more recipes."
@@ -140,8 +140,7 @@ def show(recipe: str, measured: dict[str, list[Measurement]], batch_size: int) -
     for name, ones in measured.items():
         cost = CostFigures.of(ones, first)
         least, middle, most = cost.step_ratio
-        flops = batch_size * cost.flops_per_sample
-        reached = [flops / one.seconds_per_step / one.peak_flops_per_second for one in ones]
+        reached = [one.share_of_peak(batch_size) for one in ones]
         cells = [
             f"{cost.seconds_per_step:.4g}",
             f"{middle:.2f}",

@@ -10,7 +10,8 @@ from types import MappingProxyType
 import torch
 
 from soflow.assemble import make_network
-from soflow.comparison.measure import SECONDS, Counts, Measurement, Request, Times, count
+from soflow.comparison.counting import Counts, count
+from soflow.comparison.measure import SECONDS, Measurement, Request, Times
 from soflow.config import Config
 from soflow.errors import RunError
 from soflow.networks import NETWORKS

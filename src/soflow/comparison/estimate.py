@@ -5,20 +5,12 @@ networks cost no memory. How fast a GPU works is an assumption, PEAK and SHARE, 
 beside every figure.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
-
 import torch
 from pydantic import computed_field
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from soflow.assemble import make_network
-from soflow.comparison.measure import COUNTED, trained, without_content
+from soflow.comparison.counting import count_by_kind, trained, without_content
 from soflow.config import Config
 from soflow.errors import InputError
 from soflow.system.records import Count, Record
@@ -184,45 +176,3 @@ def kept_for_backward(config: Config, count: int) -> int:
 def key(tensor: Tensor) -> int:
     """Equal for tensors that share their memory."""
     return tensor.untyped_storage()._cdata
-
-
-def count_by_kind(config: Config) -> dict[str, float]:
-    """Operations per sample of the loss and its gradient, by kind of matrix product."""
-    with (
-        without_content(config, COUNTED) as (*_, loss),
-        attention_as_products(),
-        Products() as products,
-    ):
-        loss().total.backward()
-    float32 = "tf32" if "tf32" in config.precision else "float32"
-    names = {torch.bfloat16: "bfloat16", torch.float32: float32}
-    return {names[dtype]: count / COUNTED for dtype, count in products.counted.items()}
-
-
-class Products(TorchDispatchMode):
-    """Counts the operations of matrix products and convolutions by number type."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counted: Counter[torch.dtype] = Counter()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        formula: Callable[..., int] | None = flop_registry.get(func._overloadpacket)
-        if formula is not None:
-            self.counted[args[0].dtype] += formula(*args, **(kwargs or {}), out_val=out)
-        return out
-
-
-@contextmanager
-def attention_as_products() -> Iterator[None]:
-    """Attention as matrix products, in bfloat16 if its inputs are."""
-    allowed = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
-    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(allowed)

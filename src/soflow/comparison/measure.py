@@ -10,33 +10,27 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from statistics import median
 
 import torch
 from pydantic import JsonValue
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from soflow.assemble import make_model, make_network, make_objective
+from soflow.comparison.counting import Counts, random_dataset
 from soflow.config import Config
 from soflow.config.reading import validate
-from soflow.data.augment import AugmentPipe
-from soflow.data.batches import seeded_generator
-from soflow.data.dataset import Dataset
-from soflow.objectives.base import Draws, Losses
 from soflow.run.folder import RunFolder
 from soflow.sampling import class_by_class, one_step
-from soflow.symbols import Batch
 from soflow.system.progress import silent
-from soflow.system.records import Count, Record
-from soflow.training.activations import checkpoint_blocks
+from soflow.system.records import Record
 from soflow.training.compile import compiled
+from soflow.training.precision import float32_products
 from soflow.training.trainer import Trainer
 
 #: Seconds of training steps in one measurement, of sampling half of them; but at least
@@ -44,8 +38,6 @@ from soflow.training.trainer import Trainer
 SECONDS, WARM_UP, LEAST_STEPS = 2.0, 2, 3
 #: Steps between two looks at the clock on a GPU.
 GPU_BLOCK = 5
-#: Samples in the step whose operations are counted.
-COUNTED = 64
 
 
 class Request(Record):
@@ -56,20 +48,12 @@ class Request(Record):
     seconds: float = SECONDS
 
 
-class Counts(Record):
-    """What is counted, not measured."""
-
-    flops_per_sample: float  # of a training step, forward and backward
-    forward_flops_per_sample: float  # of one call of the network
-    parameters: Count
-
-
 class Times(Record):
     """What one process measures."""
 
     seconds_per_step: float  # median
     peak_bytes: int  # while training: of the process on a CPU, of the allocator on a GPU
-    peak_flops_per_second: float  # of a large matrix product
+    peaks: dict[str, float]  # operations per second of large matrix products, by kind
     one_step_samples_per_second: float
     bare_forward_ratio: float  # speed of one-step sampling over that of the bare network
     device: str
@@ -78,44 +62,10 @@ class Times(Record):
 class Measurement(Times, Counts):
     """The cost of a configuration's steps."""
 
-
-def random_dataset(config: Config, count: int) -> Dataset:
-    """Normal data of the configuration's shape, with labels in turn."""
-    labels = class_by_class(count, config.data.num_classes)
-    names = tuple(str(label) for label in range(config.data.num_classes))
-    return Dataset("random", "train", torch.randn(count, *config.data.shape), labels, names)
-
-
-@contextmanager
-def without_content(
-    config: Config, count: int
-) -> Iterator[tuple[nn.Module, Batch, Draws, Callable[[], Losses]]]:
-    """The network, batch, draws and loss of a step whose tensors have shapes and no content.
-
-    Large networks cost no time and no memory. Call the loss inside the block.
-    """
-    objective, dataset = make_objective(config), random_dataset(config, count)
-    data = dataset.samples()
-    draws = objective.draw(data.shape, seeded_generator(0, "draws", 0, torch.device("cpu")))
-    augment = torch.zeros(count, AugmentPipe.num_labels) if config.data.augment else None
-    batch = Batch(data, dataset.labels, augment)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        network = make_network(config)
-        if config.train.checkpoint_activations:
-            checkpoint_blocks(network)
-        model = make_model(config, network)
-
-        def loss() -> Losses:
-            bf16 = config.precision.startswith("bf16")
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                return objective(model, batch, draws, 0.5)
-
-        yield network, batch, draws, loss
-
-
-def trained(network: nn.Module) -> list[Tensor]:
-    """The parameters that are trained."""
-    return [parameter for parameter in network.parameters() if parameter.requires_grad]
+    def share_of_peak(self, batch_size: int) -> float:
+        """The time that the operations would take at the peak rates, over that of a step."""
+        ideal = sum(flops / self.peaks[kind] for kind, flops in self.flops_by_kind.items())
+        return batch_size * ideal / self.seconds_per_step
 
 
 def measure(config: Config, plain_attention: bool = False, least_seconds: float = SECONDS) -> Times:
@@ -143,7 +93,7 @@ def measure(config: Config, plain_attention: bool = False, least_seconds: float 
     return Times(
         seconds_per_step=median(times[WARM_UP:]),
         peak_bytes=peak,
-        peak_flops_per_second=peak_rate(device),
+        peaks=peak_rates(config.precision, device),
         one_step_samples_per_second=rate,
         bare_forward_ratio=ratio,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
@@ -176,32 +126,23 @@ def peak_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def count(config: Config) -> Counts:
-    """Counts parameters and operations per sample; attention counts as its matrix products.
+def peak_rates(precision: str, device: torch.device) -> dict[str, float]:
+    """Operations per second of a large square matrix product, the best of five, by kind.
 
-    Raises:
-        InputError: For a network whose sizes do not fit together.
+    The kinds are those that steps of this precision compute.
     """
-    with (
-        without_content(config, COUNTED) as (network, batch, draws, loss),
-        sdpa_kernel(SDPBackend.MATH),
-    ):
-        with FlopCounterMode(display=False) as whole:
-            loss().total.backward()
-        with torch.no_grad(), FlopCounterMode(display=False) as forward:
-            network(batch.data, draws.t, draws.s, batch.labels, batch.augment)
-    return Counts(
-        flops_per_sample=whole.get_total_flops() / COUNTED,
-        forward_flops_per_sample=forward.get_total_flops() / COUNTED,
-        parameters=sum(one.numel() for one in trained(network)),
-    )
+    tf32 = "tf32" in precision and device.type == "cuda"
+    rates = {"tf32" if "tf32" in precision else "float32": peak_rate(torch.float32, tf32, device)}
+    if precision.startswith("bf16"):
+        rates["bfloat16"] = peak_rate(torch.bfloat16, tf32, device)
+    return rates
 
 
-def peak_rate(device: torch.device) -> float:
-    """Operations per second of a large float32 matrix product, the best of five."""
-    side = 2048 if device.type == "cuda" else 1024
-    matrix = torch.randn(side, side, device=device)
-    return 2 * side**3 / min(seconds(lambda: matrix @ matrix, device) for _ in range(5))
+def peak_rate(dtype: torch.dtype, tf32: bool, device: torch.device) -> float:
+    side = 8192 if device.type == "cuda" else 1024
+    matrix = torch.randn(side, side, device=device, dtype=dtype)
+    with float32_products(tf32, device):
+        return 2 * side**3 / min(seconds(lambda: matrix @ matrix, device) for _ in range(5))
 
 
 @torch.no_grad()

@@ -1,0 +1,139 @@
+"""Operations and parameters, counted on tensors that have shapes and no content."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+from soflow.assemble import make_model, make_network, make_objective
+from soflow.config import Config
+from soflow.data.augment import AugmentPipe
+from soflow.data.batches import seeded_generator
+from soflow.data.dataset import Dataset
+from soflow.objectives.base import Draws, Losses
+from soflow.sampling import class_by_class
+from soflow.symbols import Batch
+from soflow.system.records import Count, Record
+from soflow.training.activations import checkpoint_blocks
+
+#: Samples in the step whose operations are counted.
+COUNTED = 64
+
+
+class Counts(Record):
+    """What is counted, not measured."""
+
+    flops_per_sample: float  # of a training step, forward and backward
+    flops_by_kind: dict[str, float]  # the same: float32, tf32 and bfloat16 products
+    forward_flops_per_sample: float  # of one call of the network
+    parameters: Count
+
+
+def random_dataset(config: Config, count: int) -> Dataset:
+    """Normal data of the configuration's shape, with labels in turn."""
+    labels = class_by_class(count, config.data.num_classes)
+    names = tuple(str(label) for label in range(config.data.num_classes))
+    return Dataset("random", "train", torch.randn(count, *config.data.shape), labels, names)
+
+
+@contextmanager
+def without_content(
+    config: Config, count: int
+) -> Iterator[tuple[nn.Module, Batch, Draws, Callable[[], Losses]]]:
+    """The network, batch, draws and loss of a step whose tensors have shapes and no content.
+
+    Large networks cost no time and no memory. Call the loss inside the block.
+    """
+    objective, dataset = make_objective(config), random_dataset(config, count)
+    data = dataset.samples()
+    draws = objective.draw(data.shape, seeded_generator(0, "draws", 0, torch.device("cpu")))
+    augment = torch.zeros(count, AugmentPipe.num_labels) if config.data.augment else None
+    batch = Batch(data, dataset.labels, augment)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        network = make_network(config)
+        if config.train.checkpoint_activations:
+            checkpoint_blocks(network)
+        model = make_model(config, network)
+
+        def loss() -> Losses:
+            bf16 = config.precision.startswith("bf16")
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                return objective(model, batch, draws, 0.5)
+
+        yield network, batch, draws, loss
+
+
+def trained(network: nn.Module) -> list[Tensor]:
+    """The parameters that are trained."""
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]
+
+
+def count(config: Config) -> Counts:
+    """Counts parameters and operations per sample; attention counts as its matrix products.
+
+    Raises:
+        InputError: For a network whose sizes do not fit together.
+    """
+    by_kind = count_by_kind(config)
+    with (
+        without_content(config, COUNTED) as (network, batch, draws, _),
+        sdpa_kernel(SDPBackend.MATH),
+        torch.no_grad(),
+        FlopCounterMode(display=False) as forward,
+    ):
+        network(batch.data, draws.t, draws.s, batch.labels, batch.augment)
+    return Counts(
+        flops_per_sample=sum(by_kind.values()),
+        flops_by_kind=by_kind,
+        forward_flops_per_sample=forward.get_total_flops() / COUNTED,
+        parameters=sum(one.numel() for one in trained(network)),
+    )
+
+
+def count_by_kind(config: Config) -> dict[str, float]:
+    """Operations per sample of the loss and its gradient, by kind of matrix product."""
+    with (
+        without_content(config, COUNTED) as (*_, loss),
+        attention_as_products(),
+        Products() as products,
+    ):
+        loss().total.backward()
+    float32 = "tf32" if "tf32" in config.precision else "float32"
+    names = {torch.bfloat16: "bfloat16", torch.float32: float32}
+    return {names[dtype]: count / COUNTED for dtype, count in products.counted.items()}
+
+
+class Products(TorchDispatchMode):
+    """Counts the operations of matrix products and convolutions by number type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counted: Counter[torch.dtype] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        formula: Callable[..., int] | None = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.counted[args[0].dtype] += formula(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+@contextmanager
+def attention_as_products() -> Iterator[None]:
+    """Attention as matrix products, in bfloat16 if its inputs are."""
+    allowed = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(allowed)
