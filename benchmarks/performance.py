@@ -42,10 +42,10 @@ VARIANTS: dict[str, tuple[list[str], list[str]]] = {
 LARGE = [name for name in VARIANTS if "loops" not in name and "compile" not in name]
 #: Recipes with their overrides, rounds, and the variants that are measured of each.
 RECIPES = {
-    "digits": (["digits"], 2, list(VARIANTS)),
-    "DiT-B/4, batches of 8": (["imagenet256-b4", "train.batch_size=8"], 2, LARGE),
+    "digits": (["digits", "precision=fp32"], 2, list(VARIANTS)),
+    "DiT-B/4, batches of 8": (["imagenet256-b4", "precision=fp32", "train.batch_size=8"], 2, LARGE),
     "DiT-B/4, batches of 32": (
-        ["imagenet256-b4", "train.batch_size=32"],
+        ["imagenet256-b4", "precision=fp32", "train.batch_size=32"],
         1,
         ["SoFlow as it is", "MeanFlow"],
     ),

@@ -107,9 +107,13 @@ def test_hours_are_operations_over_the_rate():
 
 
 def test_under_bf16_the_pair_stays_in_float32():
-    """The pair: a quarter of the batch, with 4 forward passes' worth; flow matching has none."""
+    """The pair: a quarter of the batch, with 4 forward passes' worth; flow matching has none.
+
+    Embeddings of times stay in float32, too: little where there are many tokens.
+    """
+    larger = [*FLOAT32_DIT, "network.patch=1", "network.width=64", "network.depth=4"]
     made = {
-        name: read_recipe("digits", [*FLOAT32_DIT, UNGUIDED, f"objective.name={name}"])
+        name: read_recipe("digits", [*larger, UNGUIDED, f"objective.name={name}"])
         for name in ("soflow", "flow_matching")
     }
     counted = {}
@@ -124,7 +128,8 @@ def test_under_bf16_the_pair_stays_in_float32():
         "bfloat16": soflow["bfloat16"],
         "tf32": soflow["float32"],
     }
-    assert counted["flow_matching", "bf16"].flops.keys() == {"bfloat16"}
+    embeddings = counted["flow_matching", "bf16"].flops["float32"]
+    assert embeddings / sum(counted["flow_matching", "bf16"].flops.values()) < 0.02
     for name in made:
         assert sum(counted[name, "bf16"].flops.values()) == sum(
             counted[name, "fp32"].flops.values()

@@ -58,19 +58,19 @@ def step(settings):
 def test_gradients_are_the_same_whether_casts_are_kept_or_not(name, clear, monkeypatch):
     settings = [*DIT, f"objective.name={name}"]
     network, loss, _ = step(settings)
-    monkeypatch.setattr(passes, "casts_keep_gradient", lambda: not clear)
+    monkeypatch.setattr(passes, "CASTS_KEEP_GRADIENT", not clear)
     other, other_loss, _ = step(settings)
     assert loss == other_loss
     for one, two in zip(network.parameters(), other.parameters(), strict=True):
         assert one.grad is None or (one.grad.abs().max() > 0 and one.grad.equal(two.grad))
 
 
-@pytest.mark.skipif(not passes.casts_keep_gradient(), reason="this torch casts for each pass")
+@pytest.mark.skipif(not passes.CASTS_KEEP_GRADIENT, reason="this torch casts for each pass")
 @pytest.mark.parametrize("settings", [DIT, UNET])
 def test_a_weight_is_cast_once_for_all_passes(settings, monkeypatch):
     *_, counts = step([*settings, "objective.flow_matching_share=0.5"])
     assert max(counts) == 1
-    monkeypatch.setattr(passes, "casts_keep_gradient", lambda: False)
+    monkeypatch.setattr(passes, "CASTS_KEEP_GRADIENT", False)
     *_, before = step([*settings, "objective.flow_matching_share=0.5"])
     assert max(before) == (2 if settings is DIT else 1)
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -11,6 +10,21 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from soflow.symbols import Net
+
+
+def casts_keep_gradient() -> bool:
+    """Whether gradients reach a weight through a cast that was made under no_grad.
+
+    In torch 2.6 they do not, and a pass with gradient must not reuse such a cast.
+    """
+    weight, x = torch.ones(1, 1, requires_grad=True), torch.ones(1, 1)
+    with torch.enable_grad(), torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad():
+            functional.linear(x, weight)
+        return functional.linear(x, weight).requires_grad
+
+
+CASTS_KEEP_GRADIENT = casts_keep_gradient()
 
 
 class Inputs(NamedTuple):
@@ -45,22 +59,9 @@ def without_gradient(net: Net, *groups: Inputs) -> list[Tensor]:
     Under bfloat16 autocast, weights are cast once for this pass and those that follow it.
     """
     outputs = together(net, *groups)
-    if not casts_keep_gradient() or is_sharded(net):
+    if not CASTS_KEEP_GRADIENT or is_sharded(net):
         torch.clear_autocast_cache()
     return outputs
-
-
-@cache
-def casts_keep_gradient() -> bool:
-    """Whether gradients reach a weight through a cast that was made under no_grad.
-
-    In torch 2.6 they do not, and a pass with gradient must not reuse such a cast.
-    """
-    weight, x = torch.ones(1, 1, requires_grad=True), torch.ones(1, 1)
-    with torch.enable_grad(), torch.autocast("cpu", torch.bfloat16):
-        with torch.no_grad():
-            functional.linear(x, weight)
-        return functional.linear(x, weight).requires_grad
 
 
 def is_sharded(net: Net) -> bool:
