@@ -4,8 +4,8 @@
     python benchmarks/performance.py --write    writes the page from benchmarks/results/
 
 Every variant of a step is measured by the code of `soflow bench`, in fresh processes, in turn.
-Variants that no setting makes are patches: `python benchmarks/performance.py PATCH` is one
-measurement with a patch, as of `python -m soflow.comparison.measure`.
+Variants that no setting makes are patches: `python benchmarks/performance.py PATCH,...` is one
+measurement with patches, as of `python -m soflow.comparison.measure`.
 """
 
 import sys
@@ -24,6 +24,7 @@ from soflow.config import Config, read_recipe
 from soflow.objectives.passes import Inputs
 from soflow.symbols import Net
 from soflow.system.records import Record
+from soflow.training.trainer import Trainer
 
 HERE = Path(__file__).parent
 FIGURES, PAGE = HERE / "results" / "performance.json", HERE.parent / "docs" / "performance.md"
@@ -65,23 +66,34 @@ def apart(net: Net, *groups: Inputs) -> list[Tensor]:
     return [net(*group) if len(group.x) else group.x for group in groups]
 
 
+def lerp(averages: list[Tensor], weights: list[Tensor], weight: float) -> None:
+    """torch._foreach_lerp_ in a loop."""
+    for average, one in zip(averages, weights, strict=True):
+        average.lerp_(one, weight)
+
+
 def patch(name: str) -> None:
-    """Makes this process's steps the slow way."""
+    """Makes this process's steps slow in one way.
+
+    apart: One pass per group of rows.
+    loops: AdamW and the average of the weights, parameter by parameter.
+    plain: torch's default AdamW, and the average parameter by parameter.
+    reading: The numbers of a step are read after it, though a GPU is still computing.
+    """
+    adamw = torch.optim.AdamW
     if name == "apart":
         for module in ("passes", "shortcut", "mean_flow"):
             import_module(f"soflow.objectives.{module}").together = apart  # type: ignore[attr-defined]
-    elif name == "loops":
-        adamw = torch.optim.AdamW
+    elif name in ("loops", "plain"):
+        foreach = False if name == "loops" else None
 
-        def in_a_loop(parameters: Any, fused: bool, **settings: Any) -> torch.optim.AdamW:
-            return adamw(parameters, **settings, foreach=False)
+        def slow(parameters: Any, *values: Any, fused: bool, **settings: Any) -> torch.optim.AdamW:
+            return adamw(parameters, *values, **settings, foreach=foreach)
 
-        def lerp(averages: list[Tensor], weights: list[Tensor], weight: float) -> None:
-            for average, one in zip(averages, weights, strict=True):
-                average.lerp_(one, weight)
-
-        torch.optim.AdamW = in_a_loop  # type: ignore[assignment, misc]
+        torch.optim.AdamW = slow  # type: ignore[assignment, misc]
         torch._foreach_lerp_ = lerp  # type: ignore[assignment]
+    elif name == "reading":
+        Trainer.computes_at_once = True  # type: ignore[assignment, method-assign]
     else:
         raise SystemExit(f"unknown patch {name}")
 
@@ -142,7 +154,8 @@ def page(figures: Performance) -> str:
 
 def main() -> None:
     if sys.argv[1:] and sys.argv[1] != "--write":
-        patch(sys.argv[1])
+        for name in sys.argv[1].split(","):
+            patch(name)
         measure.answer()
         return
     if not sys.argv[1:]:

@@ -27,6 +27,7 @@ from soflow.solution import FlowModel
 from soflow.symbols import Batch
 from soflow.times import MiddleTime, middle_time
 from soflow.workflows.load import load
+from support.devices import DEVICE
 
 FOLDER = Path(
     os.environ.get(
@@ -96,8 +97,10 @@ class Case:
     def __init__(self, name):
         case = json.loads((FOLDER / f"{name}.json").read_text())
         self.settings, self.expected = case["settings"], case["expected"]
-        self.tensors = load_file(FOLDER / f"{name}.safetensors")
+        tensors = load_file(FOLDER / f"{name}.safetensors")
+        self.tensors = {key: tensor.to(DEVICE) for key, tensor in tensors.items()}
         self.network, self.sizes = make_network(self.settings["network"])
+        self.network.to(DEVICE)
         s, tensors = self.settings, self.tensors
         self.labels = tensors.get("labels") if s.get("conditional", True) else None
         self.augment = tensors.get("augment_labels")
@@ -142,7 +145,7 @@ def case(request):
 
 def assert_near(ours, theirs, tolerance=USUAL, size=None):
     """Equal but for `tolerance` of theirs, or of `size` where that is larger."""
-    ours, theirs = torch.as_tensor(ours).detach().double(), torch.as_tensor(theirs).double()
+    ours, theirs = (torch.as_tensor(one).detach().cpu().double() for one in (ours, theirs))
     assert ours.shape == theirs.shape
     assert float((ours - theirs).abs().max()) <= tolerance * max(
         float(theirs.abs().max()), size or 0.0, 1e-12

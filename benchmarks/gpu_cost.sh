@@ -1,0 +1,6 @@
+#!/bin/sh
+# What a training step costs on a GPU, at the paper's sizes: under four minutes on one GPU. Writes
+# benchmarks/results/gpu_cost.json and docs/gpu.md. Options: --help.
+set -e
+cd "$(dirname "$0")/.."
+PYTHONPATH="src${PYTHONPATH:+:$PYTHONPATH}" exec "${PYTHON:-python3}" benchmarks/gpu_cost.py "$@"

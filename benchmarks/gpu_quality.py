@@ -1,0 +1,71 @@
+"""SoFlow and MeanFlow on CIFAR-10 by class: the same network, data and seconds of training.
+
+    sh benchmarks/gpu_quality.sh --data PATH --features FILE [--seconds 100] [--on-cpu]
+                                 [--out FOLDER] [KEY=VALUE ...]
+
+PATH is a folder of CIFAR-10's parquet files, or one of them. FILE is a TorchScript program whose
+features the Frechet distance is of; it is not FID. SoFlow's step is measured first, and its steps
+are those that fit into the seconds; MeanFlow gets as many as fit into the same time.
+"""
+
+import argparse
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+from gpu_page import QualityResults, add_options, finish, machine
+from soflow.comparison.compare import compare
+from soflow.comparison.cost import costs_of
+from soflow.comparison.page import write_page
+from soflow.config import read_objectives
+
+OBJECTIVES = ("soflow", "mean_flow")
+#: A DiT of 22 million parameters; the weights are averaged over a tenth of so short a training.
+SETTINGS = [
+    "data.source=huggingface", "data.size=32", "data.num_classes=10", "data.flip=true",
+    "network.patch=4", "network.width=384", "network.depth=9", "network.heads=6",
+    "objective.guidance.scale=1.5",
+    "optimizer.lr=5e-4", "optimizer.warmup=100", "ema.decay=0.99",
+    "train.batch_size=256", "train.log_every=50", "evaluate.num=5000",
+    "checkpoint.every=1000000",
+]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_options(parser)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--features", required=True)
+    parser.add_argument("--seconds", type=float, default=100.0)
+    parser.add_argument("overrides", nargs="*")
+    asked = parser.parse_args()
+    start = time.monotonic()
+    settings = [
+        *SETTINGS, f"data.path={asked.data}", f"evaluate.features={asked.features}",
+        *asked.overrides,
+    ]  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        costs = costs_of(read_objectives("images", OBJECTIVES, settings), out / "cost.json", 1)
+        steps = max(1, round(asked.seconds / costs["soflow"].figures.seconds_per_step))
+        settings.append(f"train.steps={steps}")
+        compared = compare("images", out, OBJECTIVES, 1, "time", settings, rounds=1)
+        write_page(compared, out)
+        asked.out.mkdir(parents=True, exist_ok=True)
+        for picture in ("plots", "samples"):
+            shutil.copyfile(out / f"{picture}.png", asked.out / f"gpu_quality-{picture}.png")
+    paths = ("data.path=", "evaluate.features=")
+    shown = [text for text in compared.overrides if not text.startswith(paths)]
+    results = QualityResults(
+        machine=machine(),
+        seconds=time.monotonic() - start,
+        compared=compared.model_copy(update={"overrides": shown}),
+    )
+    finish(results, asked.out, "gpu_quality")
+
+
+if __name__ == "__main__":
+    main()

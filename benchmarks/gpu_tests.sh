@@ -1,0 +1,6 @@
+#!/bin/sh
+# The tests of what a GPU may do differently: under four minutes on one GPU. Writes
+# benchmarks/results/gpu_tests.json and docs/gpu.md. Options: --help.
+set -e
+cd "$(dirname "$0")/.."
+PYTHONPATH="src${PYTHONPATH:+:$PYTHONPATH}" exec "${PYTHON:-python3}" benchmarks/gpu_tests.py "$@"
