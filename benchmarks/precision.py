@@ -4,8 +4,9 @@
 
 TF32 exists on GPUs only. Here it is imitated: the inputs of every matrix product, and the
 gradients that come back to it, are rounded to TF32's ten bits of mantissa. "tf32" does so in all
-passes. "bf16 everywhere" is what this library does not do: the consistency pair in bfloat16 like
-all the rest. Finished runs are not trained again.
+passes, "bf16-tf32", which precision=auto is on a GPU, in those that are not in bfloat16. "bf16
+everywhere" is what this library does not do: the consistency pair in bfloat16 like all the rest.
+Finished runs are not trained again.
 """
 
 import sys
@@ -73,8 +74,9 @@ def everywhere() -> Iterator[None]:
 
 VARIANTS: dict[str, tuple[str, Callable[[], Any]]] = {
     "fp32": ("fp32", nullcontext),
-    "tf32": ("fp32", Tf32),
     "bf16": ("bf16", nullcontext),
+    "bf16-tf32": ("bf16", Tf32),
+    "tf32": ("fp32", Tf32),
     "bf16 everywhere": ("bf16", everywhere),
 }
 

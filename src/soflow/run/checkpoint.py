@@ -23,10 +23,11 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor
 
 from soflow.errors import RunError, first_line
+from soflow.run.tensor_file import write_tensors
 from soflow.system.archives import is_compressed
 from soflow.system.atomic import flush_folder, new_file, replace_file
 from soflow.system.fingerprints import checksum
@@ -221,7 +222,7 @@ def save_checkpoint(
     ema: Mapping[str, Tensor],
     optimizer: Mapping[str, Any],
 ) -> Checkpoint:
-    """Writes `folder`/step-NNNNNNNN.
+    """Writes `folder`/step-NNNNNNNN. Tensors of a GPU are copied one at a time.
 
     Raises:
         OSError: If it cannot be written; other checkpoints are then unchanged.
@@ -240,7 +241,7 @@ def save_checkpoint(
         checksums = {}
         for name, tensors in (WEIGHTS["raw"], weights), (WEIGHTS["ema"], ema):
             with new_file(partial / name) as stream:
-                stream.write(save({key: tensor.contiguous() for key, tensor in tensors.items()}))
+                write_tensors(stream, tensors)
             checksums[name] = stream.checksum
         with new_file(partial / OPTIMIZER) as stream:
             torch.save(optimizer, stream)  # type: ignore[arg-type]  # it only writes

@@ -132,6 +132,15 @@ def gather_number(accelerator: Accelerator, number: int) -> list[int]:
     return accelerator.gather(torch.tensor([number], device=accelerator.device)).tolist()
 
 
+def full_state(state: Mapping[Any, Any], keep: bool) -> Mapping[Any, Any]:
+    """A state_dict of full tensors: the state itself, unless it is sharded.
+
+    Every process must call it.
+    """
+    values = [*state.values(), *(v for m in state.get("state", {}).values() for v in m.values())]
+    return gather_state(state, keep) if any(isinstance(v, DTensor) for v in values) else state
+
+
 def gather_state(state: Mapping[Any, Any], keep: bool) -> dict[Any, Any]:
     """A state_dict of full tensors on the CPU; empty if `keep` is False.
 

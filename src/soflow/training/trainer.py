@@ -25,6 +25,7 @@ from soflow.solution import FlowModel
 from soflow.system.progress import Progress, Task
 from soflow.training.compile import compile_errors_explained
 from soflow.training.distributed import (
+    full_state,
     gather_number,
     gather_state,
     load_network,
@@ -232,7 +233,7 @@ class Trainer:
             raise self.manager.diverged(f"the weights are not finite after step {self.state.step}")
         main = self.accelerator.is_main_process
         weights, ema, optimizer = (
-            gather_state(x.state_dict(), main) for x in (self.network, self.ema, self.optimizer)
+            full_state(x.state_dict(), main) for x in (self.network, self.ema, self.optimizer)
         )
         if main:
             self.manager.save(self.state, weights, ema, optimizer, last_chance)

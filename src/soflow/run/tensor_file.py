@@ -1,0 +1,45 @@
+"""safetensors files, written with one tensor in memory at a time.
+
+safetensors itself makes the bytes of all tensors before it writes the first, and writes to files
+alone, without a checksum of what it meant to write. Format: 8 bytes with the length of a JSON
+header, the header, then the tensors (https://github.com/huggingface/safetensors).
+"""
+
+import json
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from soflow.system.atomic import Summed
+
+#: The format's names of types.
+TYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
+    torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+
+
+def write_tensors(stream: Summed, tensors: Mapping[str, Tensor]) -> None:
+    """Writes tensors, which may be on any device.
+
+    Raises:
+        OSError: If they cannot be written.
+    """
+    # Larger numbers first, so that each begins at a multiple of its size.
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, object] = {}
+    end = 0
+    for name in names:
+        tensor, begin = tensors[name], end
+        end += tensor.numel() * tensor.element_size()
+        offsets = [begin, end]
+        shape = list(tensor.shape)
+        header[name] = {"dtype": TYPES[tensor.dtype], "shape": shape, "data_offsets": offsets}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    stream.write(len(text).to_bytes(8, "little") + text)
+    for name in names:
+        whole = tensors[name].detach().cpu().contiguous()
+        stream.write(whole.reshape(-1).view(torch.uint8).numpy().data)
