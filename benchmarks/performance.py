@@ -1,6 +1,6 @@
 """The effect of each optimization for speed, one by one: docs/performance.md.
 
-    python benchmarks/performance.py            measures (a quarter of an hour on two cores)
+    python benchmarks/performance.py            measures (half an hour on two slow cores)
     python benchmarks/performance.py --write    writes the page from benchmarks/results/
 
 Every variant of a step is measured by the code of `soflow bench`, in fresh processes, in turn.
@@ -8,6 +8,7 @@ Variants that no setting makes are patches: `python benchmarks/performance.py PA
 measurement with patches, as of `python -m soflow.comparison.measure`.
 """
 
+import platform
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +16,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from soflow.comparison import measure
 from soflow.comparison.bench import PLAIN_ATTENTION, bench
@@ -36,15 +37,28 @@ VARIANTS: dict[str, tuple[list[str], list[str]]] = {
     "plain attention": ([], list(PLAIN_ATTENTION)),
     "compile=true": (["compile=true"], []),
     "precision=bf16": (["precision=bf16"], []),
+    "activations checkpointed": (["train.checkpoint_activations=true"], []),
+    "channels last": ([], [__file__, "channels-last"]),
     "flow matching": (["objective.name=flow_matching"], []),
     "MeanFlow": (["objective.name=mean_flow"], []),
     "MeanFlow, derivative=jumps": (["objective.name=mean_flow", "objective.derivative=jumps"], []),
 }
-LARGE = [name for name in VARIANTS if "loops" not in name and "compile" not in name]
+LARGE = [
+    name for name in VARIANTS if not any(word in name for word in ("loops", "compile", "channels"))
+]
 #: Recipes with their overrides, rounds, and the variants that are measured of each.
 RECIPES = {
-    "digits": (["digits", "precision=fp32"], 2, list(VARIANTS)),
+    "digits": (
+        ["digits", "precision=fp32"],
+        2,
+        [name for name in VARIANTS if name != "channels last"],
+    ),
     "DiT-B/4, batches of 8": (["imagenet256-b4", "precision=fp32", "train.batch_size=8"], 2, LARGE),
+    "UNet of CIFAR-10, batches of 4": (
+        ["cifar10", "precision=fp32", "train.batch_size=4"],
+        1,
+        ["SoFlow as it is", "activations checkpointed", "channels last"],
+    ),
     "DiT-B/4, batches of 32": (
         ["imagenet256-b4", "precision=fp32", "train.batch_size=32"],
         1,
@@ -57,6 +71,7 @@ class Performance(Record):
     """benchmarks/results/performance.json: measurements by title and variant."""
 
     torch: str
+    processor: str
     threads: int
     recipes: dict[str, dict[str, list[Measurement]]]
 
@@ -78,6 +93,7 @@ def patch(name: str) -> None:
     apart: One pass per group of rows.
     loops: AdamW and the average of the weights, parameter by parameter.
     plain: torch's default AdamW, and the average parameter by parameter.
+    channels-last: Convolutions with their channels last in memory.
     reading: The numbers of a step are read after it, though a GPU is still computing.
     """
     adamw = torch.optim.AdamW
@@ -92,6 +108,13 @@ def patch(name: str) -> None:
 
         torch.optim.AdamW = slow  # type: ignore[assignment, misc]
         torch._foreach_lerp_ = lerp  # type: ignore[assignment]
+    elif name == "channels-last":
+        real = measure.make_network  # type: ignore[attr-defined]
+
+        def channels_last(config: Config) -> nn.Module:
+            return real(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+        measure.make_network = channels_last  # type: ignore[attr-defined]
     elif name == "reading":
         Trainer.computes_at_once = True  # type: ignore[assignment, method-assign]
     else:
@@ -111,16 +134,20 @@ def measure_all() -> Performance:
             if program:
                 programs[name] = program
         recipes[title] = bench(configs, rounds, programs)
-    threads = torch.get_num_threads()
-    return Performance(torch=torch.__version__, threads=threads, recipes=recipes)
+    return Performance(
+        torch=torch.__version__,
+        processor=f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}",
+        threads=torch.get_num_threads(),
+        recipes=recipes,
+    )
 
 
-def table(measured: dict[str, list[Measurement]]) -> str:
+def table(measured: dict[str, list[Measurement]], batch_size: int) -> str:
     """One row per variant, with ratios to SoFlow as it is in the same round."""
     first = measured["SoFlow as it is"]
     lines = [
-        "| variant | ms/step | time | least to most | MiB | memory | MFLOP/sample |",
-        "|---|---|---|---|---|---|---|",
+        "| variant | ms/step | time | least to most | of peak | MiB | memory | MFLOP/sample |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, ones in measured.items():
         pairs = list(zip(ones, first, strict=True))
@@ -131,6 +158,7 @@ def table(measured: dict[str, list[Measurement]]) -> str:
             f"{1000 * median(one.seconds_per_step for one in ones):.4g}",
             f"{median(times):.2f}",
             f"{times[0]:.2f} to {times[-1]:.2f}",
+            f"{median(one.share_of_peak(batch_size) for one in ones):.0%}",
             f"{median(one.peak_bytes for one in ones) / 2**20:,.0f}",
             f"{memory:.2f}",
             f"{ones[0].flops_per_sample / 1e6:,.4g}",
@@ -139,13 +167,18 @@ def table(measured: dict[str, list[Measurement]]) -> str:
     return "\n".join(lines)
 
 
+def batch_of(title: str) -> int:
+    recipe, *overrides = RECIPES[title][0]
+    return read_recipe(recipe, overrides).train.batch_size
+
+
 def page(figures: Performance) -> str:
     """docs/performance.md."""
     text = (HERE / "performance.md.in").read_text()
-    device = next(iter(figures.recipes["digits"].values()))[0].device
-    machine = f"{device}, {figures.threads} threads, torch {figures.torch}"
+    machine = f"{figures.processor}, {figures.threads} threads, torch {figures.torch}"
     tables = "\n\n".join(
-        f"**{title}** ({machine}; rounds: {len(one['MeanFlow'])})\n\n{table(one)}"
+        f"**{title}** ({machine}; rounds: {len(one['SoFlow as it is'])})\n\n"
+        f"{table(one, batch_of(title))}"
         for title, one in figures.recipes.items()
     )
     precision = HERE / "results" / "precision.md"
