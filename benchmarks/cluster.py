@@ -47,10 +47,16 @@ VARIANTS = {
 }
 
 
-class Measured(Record):
-    """What benchmarks/performance.py measured: by title and variant."""
+class Section(Record):
+    """A section of what benchmarks/performance.py measured, by variant."""
 
-    recipes: dict[str, dict[str, list[Measurement]]]
+    measured: dict[str, list[Measurement]]
+
+
+class Measured(Record):
+    """What benchmarks/performance.py measured, by title."""
+
+    sections: dict[str, Section]
 
 
 def command(settings: tuple[str, ...], gpus: int) -> str:
@@ -77,7 +83,7 @@ def against_measured() -> str:
     """One row per measurement: memory without the process's own, and the share of the peak."""
     read = Measured.read(FIGURES)
     assert read is not None
-    figures = read.recipes
+    figures = {title: section.measured for title, section in read.sections.items()}
     small = of(["digits", "precision=fp32"]).memory.total
     process = middle(figures["digits"]["SoFlow as it is"], "peak_bytes") - small
     lines = [

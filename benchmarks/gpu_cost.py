@@ -11,17 +11,17 @@ says something. KEY=VALUE are settings for all.
 import argparse
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 
 import torch
 
 from gpu_page import CostResults, CostRow, add_options, finish, machine
 from soflow.comparison.bench import ask, worker
-from soflow.comparison.counting import count
+from soflow.comparison.counting import Counts, count
 from soflow.comparison.measure import Times
 from soflow.config import Config, read_recipe
-from soflow.errors import RunError
+from soflow.errors import first_line
 
 #: Recipes and their batches.
 BATCHES = {"imagenet256-b2": 64, "imagenet256-l2": 32, "imagenet256-b4": 256, "imagenet256-xl2": 32}
@@ -78,7 +78,13 @@ def main() -> None:
     start = time.monotonic()
     rows: list[CostRow] = []
     missing: list[str] = []
+    counts: dict[tuple[str, str, str, bool], Future[Counts]] = {}
     plan = PLAN[: asked.only]
+
+    def save(rows: list[CostRow], missing: list[str]) -> None:
+        seconds = time.monotonic() - start
+        results = CostResults(machine=machine(), seconds=seconds, rows=rows, missing=missing)
+        finish(results, asked.out, "gpu_cost")
 
     def config_of(recipe: str, objective: str, variant: str) -> Config:
         settings = [f"train.batch_size={BATCHES[recipe]}", *VARIANTS[variant][0], *asked.overrides]
@@ -105,16 +111,19 @@ def main() -> None:
             process = workers.pop(number)
             assert process.stdout is not None
             process.stdout.readline()  # "ready"
-            counted = counting.submit(count, config)  # while the other process measures
+            key = (recipe, objective, config.precision, config.train.checkpoint_activations)
+            if key not in counts:  # counted while the other process measures
+                counts[key] = counting.submit(count, config)
             try:
                 times: Times = ask(process, name, config, SECONDS)
-            except RunError as error:  # most likely for lack of memory, which is a result, too
+                counted = counts[key].result()
+            except Exception as error:  # most likely for lack of memory, which is a result, too
                 print(error, file=sys.stderr, flush=True)
-                missing.append(f"{name} ({error})")
+                missing.append(f"{name} ({first_line(error)})")
                 continue
             batch = config.train.batch_size
             row = CostRow(
-                **dict(times), **dict(counted.result()),
+                **dict(times), **dict(counted),
                 network=recipe, objective=objective, variant=variant, batch=batch,
             )  # fmt: skip
             rows.append(row)
@@ -123,10 +132,8 @@ def main() -> None:
                 f"{row.peak_bytes / 2**30:.2f} GiB, {row.share_of_peak(batch):.0%} of peak",
                 flush=True,
             )
-    results = CostResults(
-        machine=machine(), seconds=time.monotonic() - start, rows=rows, missing=missing
-    )
-    finish(results, asked.out, "gpu_cost")
+            save(rows, [*missing, *map(", ".join, plan[number + 1 :])])
+    save(rows, missing)
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def finish(results: Record, out: Path, name: str) -> None:
         (PAGE.parent / "results").mkdir(exist_ok=True)
         for picture in out.glob("gpu_quality-*.png"):
             shutil.move(picture, PAGE.parent / "results" / picture.name)
-    print(f"written: {page}, {out / name}.json")
+    print(f"written: {page}, {out / name}.json", flush=True)
 
 
 def text_of(out: Path) -> str:

@@ -5,14 +5,13 @@
 
 PATH is a folder of CIFAR-10's parquet files, or one of them. FILE is a TorchScript program whose
 features the Frechet distance is of; it is not FID. SoFlow's step is measured first, and its steps
-are those that fit into the seconds; MeanFlow gets as many as fit into the same time.
+are those that fit into the seconds; MeanFlow gets as many as fit into the same time. So short a
+training is not compiled.
 """
 
 import argparse
 import shutil
-import tempfile
 import time
-from pathlib import Path
 
 from gpu_page import QualityResults, add_options, finish, machine
 from soflow.comparison.compare import compare
@@ -43,20 +42,21 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     asked = parser.parse_args()
     start = time.monotonic()
+    exact = ["precision=fp32" if asked.on_cpu else "precision=bf16-tf32", "compile=false"]
     settings = [
-        *SETTINGS, f"data.path={asked.data}", f"evaluate.features={asked.features}",
+        *SETTINGS, *exact, f"data.path={asked.data}", f"evaluate.features={asked.features}",
         *asked.overrides,
     ]  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder)
-        costs = costs_of(read_objectives("images", OBJECTIVES, settings), out / "cost.json", 1)
-        steps = max(1, round(asked.seconds / costs["soflow"].figures.seconds_per_step))
-        settings.append(f"train.steps={steps}")
-        compared = compare("images", out, OBJECTIVES, 1, "time", settings, rounds=1)
-        write_page(compared, out)
-        asked.out.mkdir(parents=True, exist_ok=True)
-        for picture in ("plots", "samples"):
-            shutil.copyfile(out / f"{picture}.png", asked.out / f"gpu_quality-{picture}.png")
+    out = asked.out / "gpu_quality-runs"  # stays if this is cut short
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    costs = costs_of(read_objectives("images", OBJECTIVES, settings), out / "cost.json", 1)
+    steps = max(1, round(asked.seconds / costs["soflow"].figures.seconds_per_step))
+    settings.append(f"train.steps={steps}")
+    compared = compare("images", out, OBJECTIVES, 1, "time", settings, rounds=1)
+    write_page(compared, out)
+    for picture in ("plots", "samples"):
+        shutil.copyfile(out / f"{picture}.png", asked.out / f"gpu_quality-{picture}.png")
     paths = ("data.path=", "evaluate.features=")
     shown = [text for text in compared.overrides if not text.startswith(paths)]
     results = QualityResults(
@@ -65,6 +65,7 @@ def main() -> None:
         compared=compared.model_copy(update={"overrides": shown}),
     )
     finish(results, asked.out, "gpu_quality")
+    shutil.rmtree(out)
 
 
 if __name__ == "__main__":

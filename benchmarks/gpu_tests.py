@@ -43,7 +43,11 @@ def main() -> None:
         for case in ElementTree.parse(report).iter("testcase"):
             problem = case[0] if len(case) else None
             outcome = "passed" if problem is None else problem.tag
-            said = "" if problem is None else (problem.get("message") or "").splitlines()[0]
+            said = (
+                ""
+                if problem is None
+                else next(iter((problem.get("message") or "").splitlines()), "")
+            )
             outcomes[case.get("name", "")] = f"{outcome}: {said}" if said else outcome
         seen = json.loads(figures.read_text()) if figures.is_file() else {}
     results = TestResults(machine=machine(), seconds=seconds, outcomes=outcomes, figures=seen)

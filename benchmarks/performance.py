@@ -1,6 +1,7 @@
 """The effect of each optimization for speed, one by one: docs/performance.md.
 
     python benchmarks/performance.py            measures (half an hour on two slow cores)
+    python benchmarks/performance.py --only T   measures the section of title T alone
     python benchmarks/performance.py --write    writes the page from benchmarks/results/
 
 Every variant of a step is measured by the code of `soflow bench`, in fresh processes, in turn.
@@ -67,13 +68,17 @@ RECIPES = {
 }
 
 
-class Performance(Record):
-    """benchmarks/results/performance.json: measurements by title and variant."""
+class Section(Record):
+    """The measurements of one recipe, by variant, and the machine that they are of."""
 
-    torch: str
-    processor: str
-    threads: int
-    recipes: dict[str, dict[str, list[Measurement]]]
+    machine: str
+    measured: dict[str, list[Measurement]]
+
+
+class Performance(Record):
+    """benchmarks/results/performance.json: sections by title."""
+
+    sections: dict[str, Section]
 
 
 def apart(net: Net, *groups: Inputs) -> list[Tensor]:
@@ -121,24 +126,21 @@ def patch(name: str) -> None:
         raise SystemExit(f"unknown patch {name}")
 
 
-def measure_all() -> Performance:
-    """Measures all variants of all recipes."""
-    recipes = {}
-    for title, ((recipe, *overrides), rounds, variants) in RECIPES.items():
-        print(title, file=sys.stderr, flush=True)
-        configs: dict[str, Config] = {}
-        programs: dict[str, list[str]] = {}
-        for name in variants:
-            settings, program = VARIANTS[name]
-            configs[name] = read_recipe(recipe, [*overrides, *settings])
-            if program:
-                programs[name] = program
-        recipes[title] = bench(configs, rounds, programs)
-    return Performance(
-        torch=torch.__version__,
-        processor=f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}",
-        threads=torch.get_num_threads(),
-        recipes=recipes,
+def measure_section(title: str) -> Section:
+    """Measures all variants of a recipe."""
+    print(title, file=sys.stderr, flush=True)
+    (recipe, *overrides), rounds, variants = RECIPES[title]
+    configs: dict[str, Config] = {}
+    programs: dict[str, list[str]] = {}
+    for name in variants:
+        settings, program = VARIANTS[name]
+        configs[name] = read_recipe(recipe, [*overrides, *settings])
+        if program:
+            programs[name] = program
+    processor = f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"
+    return Section(
+        machine=f"{processor}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        measured=bench(configs, rounds, programs),
     )
 
 
@@ -175,27 +177,30 @@ def batch_of(title: str) -> int:
 def page(figures: Performance) -> str:
     """docs/performance.md."""
     text = (HERE / "performance.md.in").read_text()
-    machine = f"{figures.processor}, {figures.threads} threads, torch {figures.torch}"
     tables = "\n\n".join(
-        f"**{title}** ({machine}; rounds: {len(one['SoFlow as it is'])})\n\n"
-        f"{table(one, batch_of(title))}"
-        for title, one in figures.recipes.items()
+        f"**{title}** ({one.machine}; rounds: {len(one.measured['SoFlow as it is'])})\n\n"
+        f"{table(one.measured, batch_of(title))}"
+        for title, one in figures.sections.items()
     )
     precision = HERE / "results" / "precision.md"
     return text.replace("@TABLES@", tables).replace("@PRECISION@", precision.read_text().strip())
 
 
 def main() -> None:
-    if sys.argv[1:] and sys.argv[1] != "--write":
+    if sys.argv[1:] and not sys.argv[1].startswith("--"):
         for name in sys.argv[1].split(","):
             patch(name)
         measure.answer()
         return
-    if not sys.argv[1:]:
-        FIGURES.parent.mkdir(exist_ok=True)
-        measure_all().write(FIGURES)
-    figures = Performance.read(FIGURES)
-    assert figures is not None
+    figures = Performance.read(FIGURES) or Performance(sections={})
+    titles = list(RECIPES)
+    if sys.argv[1:] == ["--write"]:
+        titles = []
+    elif sys.argv[1:2] == ["--only"]:
+        titles = sys.argv[2:]
+    for title in titles:
+        figures.sections[title] = measure_section(title)
+        figures.write(FIGURES)
     PAGE.write_text(page(figures))
     print(f"written: {PAGE}")
 

@@ -33,6 +33,13 @@ NETWORKS = {"dit": DIT, "unet": ["data.num_classes=0", *UNET[2:]]}
 EXACT = ["precision=fp32", "compile=false"]
 
 
+@pytest.fixture(autouse=True)
+def _exact():
+    """No TF32, which torch's convolutions use on a GPU otherwise."""
+    with float32_products(False, DEVICE):
+        yield
+
+
 def loss_and_gradients(network, objective, config, device):
     """A loss and its gradients on a device, from draws that are made on the CPU."""
     generator = seeded_generator(0, "draws", 0, torch.device("cpu"))
@@ -70,6 +77,8 @@ def test_losses_and_gradients_are_those_of_a_cpu(kind, name):
     losses, gradients = loss_and_gradients(network, objective, config, torch.device("cpu"))
     others, other_gradients = loss_and_gradients(other, objective, config, DEVICE)
     assert float(others.total) == pytest.approx(float(losses.total), rel=1e-4, abs=1e-5)
+    for part, values in losses.parts.items():
+        torch.testing.assert_close(others.parts[part].cpu(), values, rtol=1e-3, atol=1e-5)
     size = max(float(gradient.abs().max()) for gradient in gradients)
     off = max(
         float((one - two).abs().max()) for one, two in zip(gradients, other_gradients, strict=True)
@@ -93,7 +102,8 @@ def test_a_run_resumes_as_if_it_had_not_stopped(kind, tmp_path):
     one, two = weights(whole), weights(stopped)
     off = max(float((one[name] - two[name]).abs().max()) for name in one)
     add_figures(**{f"largest difference of a resumed {kind}": off})
-    assert off < 1e-6
+    # cuDNN adds up the gradients of convolutions in any order, and RAdam's steps enlarge that.
+    assert off < (1e-4 if ON_GPU and kind == "unet" else 1e-6)
 
 
 @pytest.mark.skipif(not ON_GPU, reason="a CPU has no TF32")
@@ -166,7 +176,15 @@ def test_a_step_that_is_not_finite_is_skipped_and_named(tmp_path, monkeypatch, c
     assert all(one.isfinite().all() for one in weights(run).values())
 
 
-@pytest.mark.parametrize("settings", [[*DIT, *EXACT], [*DIT, "precision=auto", "compile=false"]])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [*DIT, *EXACT],
+        [*DIT, "precision=auto", "compile=false"],
+        # RAdam cannot skip an update on the device.
+        [*NETWORKS["unet"], *unguided("soflow"), "optimizer.name=adamw", "compile=false"],
+    ],
+)
 def test_a_step_does_not_wait_for_the_device(settings, tmp_path, monkeypatch):
     step = TrainStep.__call__
 

@@ -26,6 +26,7 @@ from soflow.sampling import one_step, renoise
 from soflow.solution import FlowModel
 from soflow.symbols import Batch
 from soflow.times import MiddleTime, middle_time
+from soflow.training.precision import float32_products
 from soflow.workflows.load import load
 from support.devices import DEVICE
 
@@ -136,6 +137,13 @@ class Case:
         losses.total.backward()
         named = self.network.named_parameters()
         return losses, {name: p.grad.clone() for name, p in named if p.grad is not None}
+
+
+@pytest.fixture(autouse=True)
+def _exact():
+    """No TF32, which torch's convolutions use on a GPU otherwise."""
+    with float32_products(False, DEVICE):
+        yield
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -253,7 +261,7 @@ def test_an_imported_checkpoint_draws_the_references_samples(case, tmp_path):
     import_checkpoint(
         tmp_path / "reference.pt", tmp_path / "reference.yaml", tmp_path / "run", heads=heads
     )
-    model = load(tmp_path / "run", device="cpu").model
+    model = load(tmp_path / "run", device=str(DEVICE)).model
     assert_near(one_step(model, tensors["noise"], case.labels), tensors["one_step"])
     assert_near(
         renoise(model, tensors["noise"], [tensors["renoise_noise"]], case.labels),

@@ -1,6 +1,7 @@
 """precision=auto and compile=auto: what they choose, and that a run keeps it."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from soflow.comparison.estimate import estimate
 from soflow.config import read_recipe
 from soflow.errors import InputError
+from soflow.networks.dit import Block
 from soflow.run.folder import RunFolder
 from soflow.training import automatic
 from soflow.training.automatic import COMPILE_STEPS, resolve
@@ -34,7 +36,8 @@ def test_a_cpu_computes_in_bfloat16_if_its_products_are_faster_so(speed, chosen,
     bfloat16(speed)
     config, note = resolve(read_recipe("digits"), CPU)
     assert (config.precision, config.compile) == (chosen, False)
-    assert f"precision={chosen} compile=false" in note
+    assert f"precision={chosen} (" in note
+    assert "compile=false" in note
 
 
 @pytest.mark.parametrize(
@@ -48,11 +51,24 @@ def test_a_cpu_computes_in_bfloat16_if_its_products_are_faster_so(speed, chosen,
 def test_a_gpu_computes_in_bfloat16_and_compiles_long_runs(capability, steps, chosen, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(automatic, "has_triton", lambda: True)
+    monkeypatch.setattr(automatic, "can_compile", lambda: True)
     config, _ = resolve(read_recipe("digits", [f"train.steps={steps}"]), GPU)
     assert (config.precision, config.compile) == chosen
-    monkeypatch.setattr(automatic, "has_triton", lambda: False)
+    monkeypatch.setattr(automatic, "can_compile", lambda: False)
     assert resolve(read_recipe("digits", [f"train.steps={steps}"]), GPU)[0].compile is False
+
+
+def test_what_cannot_be_compiled_is_not(monkeypatch):
+    """A network without repeated blocks, and an objective with a derivative of its own."""
+    monkeypatch.setattr(automatic, "can_compile", lambda: True)
+    settings = [*TINY_DIT, f"train.steps={COMPILE_STEPS}"]
+    assert automatic.choose_compile(read_recipe("digits", settings), GPU)
+    meanflow = read_recipe("digits", [*settings, "objective.name=mean_flow"])
+    assert automatic.choose_compile(meanflow, GPU)
+    monkeypatch.setattr(Block, "repeated", False)
+    assert not automatic.choose_compile(read_recipe("digits", settings), GPU)
+    monkeypatch.setattr(automatic, "signature", lambda objective: SimpleNamespace(parameters={}))
+    assert not automatic.choose_compile(meanflow, GPU)
 
 
 def test_what_is_set_stays(bfloat16):

@@ -75,8 +75,19 @@ def test_a_weight_is_cast_once_for_all_passes(settings, monkeypatch):
     assert max(before) == (2 if settings is DIT else 1)
 
 
-def test_embeddings_and_norms_stay_in_float32():
-    config = read_recipe("digits", DIT)
+DIT_PARTS = ("t_embedder", "s_embedder", "y_embedder", "blocks.0.norm1", "blocks.0.norm2")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "exact", "rounded"),
+    [
+        ("digits", DIT, DIT_PARTS, ("blocks.0.mlp", "blocks.0.attn.qkv")),
+        ("moons", [], ("t_embedder", "s_embedder", "y_embedder"), ("final_layer",)),
+        ("digits", UNET, ("map_layer0", "map_layer1"), ("enc.8x8_block0.conv0",)),
+    ],
+)
+def test_embeddings_and_norms_stay_in_float32(recipe, settings, exact, rounded):
+    config = read_recipe(recipe, settings)
     network = make_network(config)
     types = {}
 
@@ -85,9 +96,9 @@ def test_embeddings_and_norms_stay_in_float32():
 
     for name, module in network.named_modules():
         module.register_forward_hook(note(name))
-    x, t = torch.randn(2, 1, 8, 8), torch.rand(2)
+    x, t = torch.randn(2, *config.data.shape), torch.rand(2)
+    labels = torch.tensor([1, 0]) if config.data.num_classes else None
     with torch.autocast("cpu", torch.bfloat16):
-        network(x, t, 0 * t, torch.tensor([1, 2]))
-    for name in ("t_embedder", "s_embedder", "y_embedder", "blocks.0.norm1", "blocks.0.norm2"):
-        assert types[name] == torch.float32, name
-    assert types["blocks.0.mlp"] == types["blocks.0.attn.qkv"] == torch.bfloat16
+        network(x, t, 0 * t, labels)
+    assert {types[name] for name in exact} == {torch.float32}
+    assert {types[name] for name in rounded} == {torch.bfloat16}

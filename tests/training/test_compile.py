@@ -28,6 +28,7 @@ from soflow.run.checkpoint import checkpoints
 from soflow.run.folder import RunFolder
 from soflow.symbols import Batch
 from soflow.training import compile as compiling
+from soflow.training.activations import checkpoint_blocks
 from soflow.training.ema import Ema
 from soflow.training.signals import Stopped
 from support.settings import TINY_DIT
@@ -35,6 +36,7 @@ from support.watching import at_each_step, stop_at
 
 OBJECTIVES = ["soflow", "mean_flow", "shortcut", "consistency", "flow_matching"]
 DIT = ("digits", TINY_DIT)
+CHECKPOINTED = ("digits", [*TINY_DIT, "train.checkpoint_activations=true"])
 MLP = ("moons", ["network.width=16", "network.depth=1"])
 UNET = (
     "data: {source: digits, shape: [1, 8, 8], num_classes: 0, augment: 0.5}\n"
@@ -82,6 +84,8 @@ def passes(config, steps):
         parameter.data += 0.05 * torch.randn_like(parameter)
     if config.compile:
         compiling.compile_blocks(network)
+    if config.train.checkpoint_activations:
+        checkpoint_blocks(network)
     model = replace(make_model(config, network), average=Ema(network, EmaConfig()).net)
     dataset = random_dataset(config, 16)
     draws = objective.draw(dataset.rows.shape, seeded_generator(0, "draws", 0, torch.device("cpu")))
@@ -104,6 +108,7 @@ CASES = [
     (MLP, "soflow", "fp32"),
     (MLP, "mean_flow", "fp32"),
     (DIT, "soflow", "bf16"),
+    pytest.param(CHECKPOINTED, "soflow", "fp32", marks=LONG),
     *[pytest.param(DIT, objective, "fp32", marks=LONG) for objective in OBJECTIVES],
     pytest.param(DIT, "mean_flow", "bf16", marks=LONG),
     pytest.param(UNET, "soflow", "fp32", marks=LONG),

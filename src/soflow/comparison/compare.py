@@ -80,8 +80,8 @@ def compare(
         budget: "steps": the recipe's steps for all; "time": as many as fit into SoFlow's seconds.
         overrides: `key=value` for all objectives, or `objective:key=value` for one.
         rounds: Measurements of each objective's cost; by default 3, or 1 for short trainings.
-        heun: Also evaluates 32 Heun steps of each model's own velocity, during and after training,
-            and the consistency of its jumps with it. Slow. Flow matching always gets the former.
+        heun: Also evaluates 32 Heun steps of each model's own velocity, and the consistency of its
+            jumps with it; of new runs also during training. Slow. Flow matching always gets them.
         progress: Shows what is going on.
 
     Returns:
@@ -117,7 +117,9 @@ def compare(
 
     # The seconds that costs predict for the runs to come.
     expected = {
-        run.folder: run.config.train.steps * costs[run.name].figures.seconds_per_step
+        run.folder: 0.0
+        if run.evaluation_file.is_file()
+        else run.config.train.steps * costs[run.name].figures.seconds_per_step
         for run in planned
         if not run.is_finished(heun)
     }
@@ -140,9 +142,16 @@ def compare(
 
 def chosen_settings(configs: dict[str, Config], out: Path) -> tuple[dict[str, Config], str]:
     """`precision` and `compile` as runs in `out` have them or as suits the machine, and a note."""
-    folders = [RunFolder(file.parent) for file in sorted(out.glob("*-seed-*/config.yaml"))]
-    begun = folders[0].read_config() if folders else None
-    chosen = {name: resolve(one, default_device(), begun) for name, one in configs.items()}
+
+    def begun(name: str) -> Config | None:
+        files = sorted(out.glob(f"{name}-seed-*/config.yaml"))
+        return RunFolder(files[0].parent).read_config() if files else None
+
+    there = [config for name in configs if (config := begun(name)) is not None]
+    first = next(iter(there), None)  # an objective that is new computes like the others
+    chosen = {
+        name: resolve(one, default_device(), begun(name) or first) for name, one in configs.items()
+    }
     notes = dict.fromkeys(note for _, note in chosen.values() if note)
     return {name: config for name, (config, _) in chosen.items()}, "; ".join(notes)
 

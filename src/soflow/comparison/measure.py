@@ -81,7 +81,8 @@ def measure(config: Config, plain_attention: bool = False, least_seconds: float 
             device, network = trainer.device, trainer.network
             # A GPU is waited for after several steps, as in training.
             block = GPU_BLOCK if device.type == "cuda" else 1
-            while len(times) < WARM_UP + LEAST_STEPS or sum(times[WARM_UP:]) < least_seconds:
+            enough = WARM_UP + LEAST_STEPS
+            while len(times) < enough or block * sum(times[WARM_UP:]) < least_seconds:
                 start = time.perf_counter()
                 for _ in range(block):
                     trainer.timed_step()

@@ -8,6 +8,7 @@ Source: EDM (arXiv 2206.00364); image warping after StyleGAN2-ADA (arXiv 2006.06
 """
 
 from dataclasses import dataclass
+from functools import cache
 from math import pi
 
 import torch
@@ -67,7 +68,9 @@ class AugmentPipe:
         """Applies changes (B, 6) to images (B, C, H, H)."""
         flip, geometry = draws[:, 0], draws[:, 1:]
         images = torch.where(flip[:, None, None, None] > 0, images.flip(3), images)
-        changed = geometry[:, [0, 1, 3, 4]].any(dim=1)[:, None, None, None]
+        changed = torch.cat([geometry[:, :2], geometry[:, 3:]], dim=1).any(dim=1)[
+            :, None, None, None
+        ]
         return torch.where(changed, warp(images, inverse_map(geometry)), images)
 
 
@@ -88,13 +91,19 @@ def inverse_map(geometry: Tensor) -> Tensor:
     return torch.cat([linear, offset], dim=2)
 
 
+@cache
+def filter_taps(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """SYM6 on a device, copied there once."""
+    return torch.tensor(SYM6, dtype=dtype, device=device)
+
+
 def warp(images: Tensor, inverse: Tensor) -> Tensor:
     """Resamples images (B, C, H, W) by affine maps (B, 2, 3).
 
     It works at twice the resolution, and mirrors images beyond their edges.
     """
     channels, size = images.shape[1], images.shape[-1]
-    taps = torch.tensor(SYM6, dtype=images.dtype, device=images.device)
+    taps = filter_taps(images.dtype, images.device)
     kernel = taps.outer(taps).expand(channels, 1, -1, -1)
     reach = len(SYM6) // 2  # half the length of the filter
     lead = reach - 1  # taps before the position of a pixel

@@ -2,6 +2,7 @@
 
 from typing import Annotated
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -62,8 +63,9 @@ class MLP(nn.Module):
         self, x: Tensor, t: Times, s: Times, labels: Labels | None = None, augment: None = None
     ) -> Tensor:
         assert augment is None, "MLP takes no augmentation labels"
-        condition = self.t_embedder(t) + self.s_embedder(t - s) + self.y_embedder(labels, like=x)
-        condition = functional.silu(condition)
+        with torch.autocast(x.device.type, enabled=False):
+            times = self.t_embedder(t) + self.s_embedder(t - s)
+            condition = functional.silu(times + self.y_embedder(labels, like=x))
         x = self.x_embedder(x)
         for block in self.blocks:
             x = block(x, condition)

@@ -29,6 +29,7 @@ class CheckpointManager:
         self.config = config
         self.unwritten: list[MetricsLine] = []  # lines for which the disk had no room
         self.place: tuple[int, int] | None = None  # of the folder, once something was written
+        self.problems: list[str] = []  # of the checkpoints that were passed over
         self.remember_best(TrainState())
 
     def remember_best(self, state: TrainState) -> None:
@@ -36,18 +37,17 @@ class CheckpointManager:
         self.best = state.best, state.best_of, state.best_step
 
     def newest_good(self) -> Checkpoint | None:
-        """The checkpoint to resume from, passing over damaged ones; None before the first.
-
-        Raises:
-            RunError: If all are damaged: a run with something left is not begun again.
-        """
-        checkpoint, problems = newest_good(self.folder.checkpoints)
-        for problem in problems:
+        """The checkpoint to resume from, passing over damaged ones; None if there is none."""
+        checkpoint, self.problems = newest_good(self.folder.checkpoints)
+        for problem in self.problems:
             log.warning(f"{problem}; passing over it")
-        if checkpoint is None and problems:
-            what = f"{problems[0]}; no checkpoint in {self.folder.checkpoints} is good"
-            raise RunError(f"{what}: restore one, or move them to begin a new run")
         return checkpoint
+
+    def require_nothing_lost(self) -> None:
+        """Raises RunError if checkpoints were passed over: such a run is not begun again."""
+        if self.problems:
+            what = f"{self.problems[0]}; no checkpoint in {self.folder.checkpoints} is good"
+            raise RunError(f"{what}: restore one, or move them to begin a new run")
 
     def diverged(self, what: str, advice: str = "") -> RunError:
         """The error that ends a run whose numbers are not finite."""

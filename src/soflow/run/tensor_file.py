@@ -11,13 +11,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from soflow.errors import RunError
 from soflow.system.atomic import Summed
 
 #: The format's names of types.
 TYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
-    torch.uint8: "U8", torch.bool: "BOOL",
+    torch.uint8: "U8", torch.bool: "BOOL", torch.uint16: "U16", torch.uint32: "U32",
+    torch.uint64: "U64", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
 }  # fmt: skip
 
 
@@ -26,7 +28,11 @@ def write_tensors(stream: Summed, tensors: Mapping[str, Tensor]) -> None:
 
     Raises:
         OSError: If they cannot be written.
+        RunError: For a type of numbers that the format lacks.
     """
+    for name, tensor in tensors.items():
+        if tensor.dtype not in TYPES:
+            raise RunError(f"{name} is {tensor.dtype}, which safetensors cannot hold")
     # Larger numbers first, so that each begins at a multiple of its size.
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header: dict[str, object] = {}

@@ -1,14 +1,19 @@
 """precision=auto and compile=auto: the settings that suit the machine that trains."""
 
+import os
 import time
 from functools import cache
+from inspect import signature
+from shutil import which
 from timeit import timeit
 
 import torch
 from torch.nn import functional
 from torch.utils._triton import has_triton
 
+from soflow.assemble import make_network
 from soflow.config import Config
+from soflow.objectives import OBJECTIVES
 
 #: bfloat16 is used on a CPU whose products are so many times faster in it.
 WORTHWHILE = 1.3
@@ -38,14 +43,14 @@ def resolve(
         config = config.model_copy(update=kept)
         automatic = [name for name in automatic if kept[name] == "auto"]  # of an imported run
     chosen: dict[str, object] = {}
-    why = ""
+    notes = []
     if "precision" in automatic:
         chosen["precision"], reason = choose_precision(config, device)
-        why = f": {reason}"
+        notes.append(f"precision={chosen['precision']} ({reason})")
     if "compile" in automatic:
         chosen["compile"] = choose_compile(config, device)
-    values = " ".join(f"{name}={str(value).lower()}" for name, value in chosen.items())
-    note = f"chosen for this machine: {values}{why}" if chosen else ""
+        notes.append(f"compile={str(chosen['compile']).lower()}")
+    note = f"chosen for this machine: {', '.join(notes)}" if notes else ""
     return config.model_copy(update=chosen), note
 
 
@@ -64,8 +69,20 @@ def choose_precision(config: Config, device: torch.device) -> tuple[str, str]:
 
 
 def choose_compile(config: Config, device: torch.device) -> bool:
-    """Whether compiling the network's blocks pays."""
-    return device.type == "cuda" and config.train.steps >= COMPILE_STEPS and has_triton()
+    """Whether compiling the network's blocks is possible, and pays."""
+    if device.type != "cuda" or config.train.steps < COMPILE_STEPS or not can_compile():
+        return False
+    objective = OBJECTIVES[config.objective.name]
+    if getattr(objective, "forward_derivative", False):
+        # Blocks compiled one by one have no such derivative: the objective must compile its own.
+        return "compile" in signature(objective).parameters
+    with torch.device("meta"):
+        return any(getattr(block, "repeated", False) for block in make_network(config).modules())
+
+
+def can_compile() -> bool:
+    """Whether Triton is there, and the C compiler that it needs."""
+    return has_triton() and any(map(which, (os.environ.get("CC", "cc"), "gcc", "clang")))
 
 
 @cache

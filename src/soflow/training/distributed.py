@@ -29,12 +29,10 @@ from soflow.training.optimizers import MOMENTS
 T = TypeVar("T")
 
 
-def make_accelerator(config: Config, folder: RunFolder) -> Accelerator:
-    """The Accelerator of a run.
+def require_plain_launch() -> None:
+    """Raises InputError if `accelerate launch` is set to wrap the network itself.
 
-    Raises:
-        InputError: If `accelerate launch` is set to wrap the network itself, which checkpoints do
-            not support, or if the batch cannot be split equally.
+    Checkpoints do not support that.
     """
     for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
@@ -42,6 +40,14 @@ def make_accelerator(config: Config, folder: RunFolder) -> Accelerator:
                 f"accelerate launch is set to use {name}: launch without it (--multi_gpu); "
                 "parallel=fsdp shards a network over processes"
             )
+
+
+def make_accelerator(config: Config, folder: RunFolder) -> Accelerator:
+    """The Accelerator of a run.
+
+    Raises:
+        InputError: If the batch cannot be split equally.
+    """
     # Accelerate keeps the precision of a process's first run; this may be another run.
     AcceleratorState._reset_state()
     train = config.train

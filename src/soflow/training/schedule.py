@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from soflow.config import Config
 
+#: Steps whose numbers may stay on the device, in one process and in several.
+READ_EVERY, READ_EVERY_IF_SEVERAL = 100, 10
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -27,6 +30,13 @@ class Schedule:
 
     def saves(self, step: int) -> bool:
         return self.measures(step) or self.is_due(step, self.config.checkpoint.every)
+
+    def reads(self, step: int, several: bool) -> bool:
+        """Whether the numbers of the steps until this one are read from the device.
+
+        Several processes then also ask one another whether a signal came.
+        """
+        return self.anything(step) or step % (READ_EVERY_IF_SEVERAL if several else READ_EVERY) == 0
 
     def anything(self, step: int) -> bool:
         return self.draws(step) or self.logs(step) or self.saves(step)

@@ -46,9 +46,6 @@ from soflow.training.trackers import Trackers
 
 log = logging.getLogger(__name__)
 
-#: Steps after which several processes with GPUs ask one another whether a signal came.
-AGREE_EVERY = 10
-
 
 class Trainer:
     """Trains a model in a run folder, resuming from the newest good checkpoint there."""
@@ -72,6 +69,7 @@ class Trainer:
         self.network = model.net
         self.state = TrainState()
         self.unread: list[Unread] = []  # steps whose numbers are still on the device
+        self.shown = ""  # loss and speed when they were last read
         self.manager = CheckpointManager(folder, config.checkpoint)
         self.accelerator = make_accelerator(config, folder)
         self.device = self.accelerator.device
@@ -97,6 +95,7 @@ class Trainer:
             what = "the processes do not see the same checkpoints"
             raise RunError(f"{what}: {self.folder.path} must be on a disk that all of them share")
         if checkpoint is None:
+            self.manager.require_nothing_lost()
             return
         log.info(f"resuming from {checkpoint.path}")
         try:
@@ -130,7 +129,7 @@ class Trainer:
             while state.due or state.step < steps:
                 if not state.due:
                     self.timed_step()
-                    task.update(state.step, progress_text(state, self.config.train.batch_size))
+                    task.update(state.step, self.shown)
                 if (stop := self.agreed(request)) is None:
                     stop = self.follow_up(request, task)
                 if stop is not None and (state.due or state.step < steps):
@@ -148,16 +147,25 @@ class Trainer:
             self.unread.append(self.train_step(self.state.step))
         self.state.step += 1
         self.state.due = True
-        if self.computes_at_once or self.schedule.anything(self.state.step):
+        reads = self.reads_now
+        if reads:
             self.read()
         seconds = time.perf_counter() - start
         add_means(self.state, {"seconds": RunningMean(seconds, 1)})
         self.state.seconds += seconds
+        if reads:
+            self.shown = progress_text(self.state, self.config.train.batch_size)
 
     @property
     def computes_at_once(self) -> bool:
         """Whether a step is computed when its call returns, as on a CPU."""
         return self.device.type == "cpu"
+
+    @property
+    def reads_now(self) -> bool:
+        """Whether the numbers of the last steps are read after this one."""
+        several = self.accelerator.num_processes > 1
+        return self.computes_at_once or self.schedule.reads(self.state.step, several)
 
     def read(self) -> None:
         """Reads the numbers of the last steps, waiting for the device. Every process must call it.
@@ -240,13 +248,8 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def agreed(self, request: StopRequest) -> int | None:
-        """A signal that reached any process; all of them learn of it after the same step.
-
-        Several processes with GPUs ask one another when they wait for these anyway.
-        """
-        step = self.state.step
-        waits = self.computes_at_once or step % AGREE_EVERY == 0 or self.schedule.anything(step)
-        if self.accelerator.num_processes > 1 and not waits:
+        """A signal that reached any process; all of them learn of it after the same step."""
+        if self.accelerator.num_processes > 1 and not self.reads_now:
             return None
         return max(gather_number(self.accelerator, request.signum or 0)) or None
 

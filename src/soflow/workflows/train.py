@@ -32,7 +32,11 @@ from soflow.system.logs import show_notes
 from soflow.system.progress import Progress, track
 from soflow.training.automatic import resolve
 from soflow.training.compile import compiled
-from soflow.training.distributed import lost_processes_explained, same_everywhere
+from soflow.training.distributed import (
+    lost_processes_explained,
+    require_plain_launch,
+    same_everywhere,
+)
 from soflow.training.looks import Measure
 from soflow.training.signals import Stopped
 from soflow.training.trackers import require_trackers
@@ -73,6 +77,7 @@ def train(
         show_notes()
     config = recipe if isinstance(recipe, Config) else read_recipe(recipe, overrides)
     folder = RunFolder(Path(out))
+    require_plain_launch()
     require_trackers(config.train.trackers)
     dataset = make_dataset(config.data)
     config = with_classes(config, dataset)
