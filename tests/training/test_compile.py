@@ -281,6 +281,7 @@ def test_a_missing_compiler_is_reported_in_one_line(tmp_path, monkeypatch, capfd
                     "moons",
                     *RUN,
                     "compile=true",
+                    "precision=fp32",
                     "network.width=16",
                     "--out",
                     str(tmp_path / "run"),
