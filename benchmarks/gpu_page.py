@@ -7,7 +7,6 @@ import argparse
 import platform
 import shutil
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 
@@ -54,9 +53,6 @@ class QualityResults(Record):
     machine: str
     seconds: float
     compared: Comparison
-
-
-R = TypeVar("R", TestResults, CostResults, QualityResults)
 
 
 def machine() -> str:

@@ -186,9 +186,11 @@ def test_a_step_that_is_not_finite_is_skipped_and_named(tmp_path, monkeypatch, c
     ],
 )
 def test_a_step_does_not_wait_for_the_device(settings, tmp_path, monkeypatch):
-    step = TrainStep.__call__
+    """On a GPU, torch raises an error where it would wait."""
+    step, steps = TrainStep.__call__, []
 
     def watched(self, number):
+        steps.append(number)
         if not ON_GPU or number == 0:  # the first allocates
             return step(self, number)
         torch.cuda.set_sync_debug_mode("error")
@@ -198,7 +200,9 @@ def test_a_step_does_not_wait_for_the_device(settings, tmp_path, monkeypatch):
             torch.cuda.set_sync_debug_mode("default")
 
     monkeypatch.setattr(TrainStep, "__call__", watched)
-    soflow.train("digits", tmp_path, [*settings, *SHORT], progress=silent)
+    run = soflow.train("digits", tmp_path, [*settings, *SHORT], progress=silent)
+    assert steps == list(range(8))
+    assert checkpoints(run.checkpoints)[-1].step == 8
 
 
 def test_a_network_sharded_over_one_process_gives_the_same_loss(tmp_path):

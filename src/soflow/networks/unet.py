@@ -226,7 +226,7 @@ class UNet(nn.Module):
                         module.weight *= sqrt(0.2)
 
     def embed(self, t: Times, s: Times, augment: Tensor | None) -> Tensor:
-        """What all blocks are told of times and augmentation: (B, embedding)."""
+        """The embedding of times and augmentation labels that every block gets: (B, embedding)."""
         embedding = torch.cat(
             [frequencies(time, self.frequency_size) for time in (t, t - s)], dim=1
         )

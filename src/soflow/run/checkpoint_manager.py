@@ -37,7 +37,7 @@ class CheckpointManager:
         self.best = state.best, state.best_of, state.best_step
 
     def newest_good(self) -> Checkpoint | None:
-        """The checkpoint to resume from, passing over damaged ones; None if there is none."""
+        """Returns the newest undamaged checkpoint, or None. Logs a warning for each damaged one."""
         checkpoint, self.problems = newest_good(self.folder.checkpoints)
         for problem in self.problems:
             log.warning(f"{problem}; passing over it")
