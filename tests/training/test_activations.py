@@ -6,15 +6,14 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 import soflow
-from soflow.assemble import make_model, make_network, make_objective
 from soflow.comparison.estimate import kept_for_backward
 from soflow.config import read_recipe
 from soflow.errors import InputError
 from soflow.run.checkpoint import checkpoints
-from soflow.symbols import Batch
 from soflow.system.progress import silent
 from soflow.training.activations import checkpoint_blocks
 from support.settings import TINY_DIT
+from support.steps import prepare
 from support.whole_runs import DIT, SHORT, UNET, assert_same_tensors, unguided
 
 CHECKPOINTED = "train.checkpoint_activations=true"
@@ -22,22 +21,14 @@ CHECKPOINTED = "train.checkpoint_activations=true"
 
 def step(settings, checkpointed):
     """The loss, all gradients, and the bytes that the forward pass kept."""
-    config = read_recipe("digits", settings)
-    torch.manual_seed(0)
-    network, objective = make_network(config), make_objective(config)
-    with torch.no_grad():
-        for parameter in network.parameters():  # no output is zero
-            parameter.add_(0.05 * torch.randn(parameter.shape))
+    network, loss_of = prepare(settings)
     if checkpointed:
         checkpoint_blocks(network)
-    generator = torch.Generator().manual_seed(0)
-    draws = objective.draw((16, 1, 8, 8), generator)
-    labels = torch.arange(16) % 10 if config.data.num_classes else None
-    batch = Batch(torch.randn(16, 1, 8, 8, generator=generator), labels)
+    network.train()
     kept = []
     torch.manual_seed(1)  # of dropout
     with saved_tensors_hooks(lambda tensor: kept.append(tensor.nbytes) or tensor, lambda x: x):
-        loss = objective(make_model(config, network.train()), batch, draws, 0.5).total
+        loss = loss_of()
     loss.backward()
     return loss.detach(), [p.grad for p in network.parameters() if p.grad is not None], sum(kept)
 

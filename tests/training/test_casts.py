@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from soflow.assemble import make_model, make_network, make_objective
+from soflow.assemble import make_network
 from soflow.config import read_recipe
 from soflow.objectives import passes
-from soflow.symbols import Batch
 from support.settings import TINY_DIT
+from support.steps import prepare
 from support.whole_runs import OBJECTIVES
 
 DIT = [*TINY_DIT, "precision=bf16"]
@@ -36,18 +36,9 @@ class Casts(TorchDispatchMode):
 
 def step(settings):
     """One loss and its gradients: the network, the loss, and how often each weight was cast."""
-    config = read_recipe("digits", settings)
-    torch.manual_seed(0)
-    network, objective = make_network(config), make_objective(config)
-    with torch.no_grad():
-        for parameter in network.parameters():  # no output is zero
-            parameter.add_(0.05 * torch.randn(parameter.shape))
-    generator = torch.Generator().manual_seed(0)
-    draws = objective.draw((16, 1, 8, 8), generator)
-    labels = torch.arange(16) % 10 if config.data.num_classes else None
-    batch = Batch(torch.randn(16, 1, 8, 8, generator=generator), labels)
+    network, loss_of = prepare(settings)
     with Casts() as casts, torch.autocast("cpu", torch.bfloat16):
-        loss = objective(make_model(config, network), batch, draws, 0.5).total
+        loss = loss_of()
     loss.backward()
     count = [casts.counted[p.data_ptr()] for p in network.parameters() if p.requires_grad]
     return network, loss.detach(), count
