@@ -66,7 +66,7 @@ def test_decoding_undoes_the_scale(vae, latents):
     z = torch.randn(37, 4, 4, 4)
     expected = AutoencoderKL.from_pretrained(vae).decode(z / 2 + 0.1).sample.clamp(-1, 1)
     torch.testing.assert_close(
-        make_decoder(encoder, torch.device("cpu"))(z), expected, atol=1e-5, rtol=1e-5
+        make_decoder(encoder, None, torch.device("cpu"))(z), expected, atol=1e-5, rtol=1e-5
     )
 
 

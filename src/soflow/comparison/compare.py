@@ -105,7 +105,7 @@ def compare(
     data = make_dataset(shared.data)
     configs = {name: with_classes(config, data) for name, config in configs.items()}
     configs, note = chosen_settings(configs, out)
-    decode = make_decoder(data.encoder, default_device())
+    decode = make_decoder(data.encoder, data.scaling, default_device())
     require_writable(out)
     require_same_as_begun(configs, seeds, budget, out)
     if note:

@@ -69,6 +69,36 @@ class Encoder:
     channels: Side = 3
 
 
+@dataclass(frozen=True)
+class Scaling:
+    """Statistics that standardize samples; samples that are drawn get the data's own units back.
+
+        x = (stored - mean) / std
+
+    One value for each feature of vectors (D,), or for each channel of samples (C, ...).
+    """
+
+    mean: tuple[Finite, ...]
+    std: tuple[Finite, ...]
+    columns: tuple[str, ...] = ()  # names of the features or channels, if they have any
+
+    def standardize(self, stored: Tensor) -> Tensor:
+        """(B, C, ...) in the data's own units -> (B, C, ...) with mean 0 and variance 1."""
+        mean, std = self.like(stored)
+        return (stored - mean) / std
+
+    def restore(self, samples: Tensor) -> Tensor:
+        """The opposite of `standardize`."""
+        mean, std = self.like(samples)
+        return samples * std + mean
+
+    def like(self, samples: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation, (C, 1, ...) each."""
+        shape = (-1, *[1] * (samples.ndim - 2))
+        mean, std = (torch.tensor(x, device=samples.device) for x in (self.mean, self.std))
+        return mean.view(shape), std.view(shape)
+
+
 class DataRecord(Record):
     """What a run keeps of its data (data.json): to name classes, decode latents, notice changes."""
 
@@ -79,6 +109,7 @@ class DataRecord(Record):
     fingerprint: str  # of stored samples and labels
     class_names: tuple[str, ...] = ()
     encoder: Encoder | None = None
+    scaling: Scaling | None = None
 
 
 #: Labels from here on are times or identities, not classes, unless there are as many samples.
@@ -110,6 +141,7 @@ class Dataset:
         labels: The class of each sample, (N,), or None.
         class_names: Names of the classes. Without names, the largest label says how many there are.
         unlabelled: Why there are no labels.
+        scaling: Of rows in units of their own, which `read` standardizes; None for images.
     """
 
     name: str
@@ -119,6 +151,7 @@ class Dataset:
     class_names: tuple[str, ...] = ()
     encoder: Encoder | None = None
     unlabelled: str = ""
+    scaling: Scaling | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -147,8 +180,10 @@ class Dataset:
             latent = mean if noise is None else mean + std * noise
             return (latent - self.encoder.shift) * self.encoder.scale
         if stored.dtype == torch.uint8:
-            return to_floats(stored.permute(0, 3, 1, 2))  # (B, H, W, C) -> (B, C, H, W)
-        return stored
+            stored = stored.permute(0, 3, 1, 2)  # (B, H, W, C) -> (B, C, H, W)
+            if self.scaling is None:
+                return to_floats(stored)
+        return stored if self.scaling is None else self.scaling.standardize(stored.float())
 
     def samples(self, which: slice | Tensor = slice(None)) -> Tensor:
         """Samples (n, ...) on the CPU: a slice, or those at indices (n,). Of latents, the means."""
@@ -164,6 +199,7 @@ class Dataset:
             fingerprint=fingerprint_of(f"{fingerprint(self.rows)} {labels}"),
             class_names=self.class_names,
             encoder=self.encoder,
+            scaling=self.scaling,
         )
 
     def part(self, which: Tensor, split: str) -> "Dataset":

@@ -187,9 +187,14 @@ def training_points(config: Config) -> Dataset | None:
 
 
 def as_images(data: Dataset, decode: Decode, num: int) -> Dataset:
-    """`num` latents from all over the data set as images, decoded when read; others unchanged."""
-    if data.encoder is None:
+    """The data as samples are drawn: decoded when read.
+
+    Of latents, `num` from all over the data set.
+    """
+    if data.encoder is None and data.scaling is None:
         return data
+    if data.encoder is None:
+        num = len(data)
     which = torch.linspace(0, len(data) - 1, min(num, len(data)), dtype=torch.float64).long()
     some = data.part(which, data.split)
     rows = DecodedRows(some, decode)

@@ -11,7 +11,7 @@ from torch import Tensor
 from soflow.assemble import make_model, make_network
 from soflow.config import Config
 from soflow.data.autoencoder import Decoder
-from soflow.data.dataset import DataRecord, Encoder
+from soflow.data.dataset import DataRecord, Encoder, Scaling
 from soflow.errors import InputError, RunError
 from soflow.run.checkpoint import Checkpoint
 from soflow.run.folder import RunFolder, find_run
@@ -27,7 +27,8 @@ Weights = Literal["ema", "raw"]
 class Run:
     """A trained run, ready to sample from: a `model` with `weights` of `checkpoint`, on `device`.
 
-    Runs on latents have an `encoder`, and `model.decode` makes images of their samples.
+    Runs on latents have an `encoder`, and `model.decode` makes images of their samples. Runs on
+    standardized data have a `scaling`, and `model.decode` gives samples the data's own units.
     """
 
     folder: RunFolder
@@ -38,6 +39,7 @@ class Run:
     weights: Weights = "ema"
     class_names: tuple[str, ...] = ()
     encoder: Encoder | None = None
+    scaling: Scaling | None = None
 
     @property
     def samplers(self) -> tuple[Sampler, ...]:
@@ -68,8 +70,8 @@ def load(
     folder, checkpoint = find_run(Path(path))
     config, data = folder.read_config(), DataRecord.read(folder.data)
     place = torch.device(device) if device else default_device()
-    encoder = data.encoder if data else None
-    decode, tensors = make_decoder(encoder, place, vae), checkpoint.weights(weights)
+    encoder, scaling = (data.encoder, data.scaling) if data else (None, None)
+    decode, tensors = make_decoder(encoder, scaling, place, vae), checkpoint.weights(weights)
     try:
         model = load_model(config, tensors, place, decode)
     except RuntimeError:  # names or shapes that load_state_dict cannot place
@@ -78,7 +80,7 @@ def load(
         ) from None
     count = config.data.num_classes
     names = (data.class_names if data else ()) or tuple(map(str, range(count)))
-    return Run(folder, config, checkpoint, model, place, weights, names[:count], encoder)
+    return Run(folder, config, checkpoint, model, place, weights, names[:count], encoder, scaling)
 
 
 def load_model(
@@ -92,8 +94,12 @@ def load_model(
     return make_model(config, network, decode)
 
 
-def make_decoder(encoder: Encoder | None, device: torch.device, vae: str = "") -> Decode:
-    """What turns samples into what people look at: latents into images, all else is unchanged.
+def make_decoder(
+    encoder: Encoder | None, scaling: Scaling | None, device: torch.device, vae: str = ""
+) -> Decode:
+    """What turns samples into what people look at.
+
+    Latents become images, standardized data get their own units back, all else is unchanged.
 
     Raises:
         InputError: If `vae` is given for a run that was not trained on latents.
@@ -102,4 +108,4 @@ def make_decoder(encoder: Encoder | None, device: torch.device, vae: str = "") -
         return Decoder(encoder, device, vae)
     if vae:
         raise InputError(f"{vae} decodes latents, but this run was not trained on latents: omit it")
-    return lambda samples: samples
+    return (lambda samples: samples) if scaling is None else scaling.restore

@@ -12,7 +12,7 @@ from torch import Tensor
 from soflow.assemble import make_augment, make_model, make_network, make_objective
 from soflow.config import Config, read_recipe
 from soflow.data.autoencoder import Decoder
-from soflow.data.dataset import DataRecord, Dataset, Encoder
+from soflow.data.dataset import DataRecord, Dataset
 from soflow.data.training_data import make_dataset, with_classes
 from soflow.errors import InputError
 from soflow.evaluation.features import check_name
@@ -122,9 +122,9 @@ def make_trainer(
         for note in load_pretrained(network, Path(config.init_from), config.init_time):
             log.info(note)
 
-    decode = picture_decoder(dataset.encoder)
+    decode = picture_decoder(dataset)
     check_name(config.evaluate.features)
-    measure = make_measure(config, dataset.encoder) if config.evaluate.every else None
+    measure = make_measure(config, dataset) if config.evaluate.every else None
 
     def draw_and_watch(state: TrainState, weights: dict[str, Tensor], device: torch.device) -> None:
         model = load_model(config, weights, device, decode)
@@ -155,15 +155,15 @@ def write_head(config: Config, folder: RunFolder, dataset: Dataset) -> None:
         dataset.describe().write(folder.data)
 
 
-def make_measure(config: Config, encoder: Encoder | None) -> Measure:
+def make_measure(config: Config, dataset: Dataset) -> Measure:
     """What evaluates the weights during training: a distance, by the run's default sampler.
 
     Only the first process prepares it.
     """
     if processes.index() > 0:
         return lambda weights, device: {}
-    decode = make_decoder(encoder, default_device())
-    scorer = make_scoring(config, encoder, decode, baseline=False).scorer
+    decode = make_decoder(dataset.encoder, dataset.scaling, default_device())
+    scorer = make_scoring(config, dataset.encoder, decode, baseline=False).scorer
     num, (sampler, nfe) = config.evaluate.num_while_training, config.default_sampler
 
     def measure(weights: dict[str, Tensor], device: torch.device) -> dict[str, float]:
@@ -175,9 +175,9 @@ def make_measure(config: Config, encoder: Encoder | None) -> Measure:
     return measure
 
 
-def picture_decoder(encoder: Encoder | None) -> Decode:
+def picture_decoder(dataset: Dataset) -> Decode:
     """The decoder for pictures during training; without its autoencoder they show latents."""
-    decode = make_decoder(encoder, default_device())
+    decode = make_decoder(dataset.encoder, dataset.scaling, default_device())
     try:
         if isinstance(decode, Decoder):
             _ = decode.loaded  # loads it
