@@ -80,8 +80,6 @@ def train(
     require_plain_launch()
     require_trackers(config.train.trackers)
     dataset = make_dataset(config.data)
-    for line in summary(config.data, dataset):
-        log.info(f"data: {line}")
     config = completed(config, dataset)
     if (size := config.train.batch_size) > len(dataset):
         count = f"{len(dataset)} samples"
@@ -93,6 +91,8 @@ def train(
         try:
             if first:
                 write_head(config, folder, dataset)
+            for line in summary(config.data, dataset):
+                log.info(f"data: {line}")
             if note:
                 log.info(note)
             trainer.run()
