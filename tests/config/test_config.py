@@ -2,6 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from soflow.cli.main import with_home
 from soflow.config import Config, dump, read_recipe, recipe_names
 from soflow.config.reading import fields, put, validate
 from soflow.errors import InputError
@@ -186,3 +187,22 @@ def test_names_of_kinds_come_first_wherever_they_stand():
     assert config.objective.derivative == "jumps"
     with pytest.raises(InputError, match=r"objective\.flow_matching_share"):
         read_recipe("digits", ["objective.flow_matching_share=0.5", "objective.name=consistency"])
+
+
+@pytest.mark.parametrize("path", ["set #2", "2024", "true", "a: b", "[x", "'q'", "null", "1e3", ""])
+def test_the_value_of_a_path_is_that_text(path):
+    config = read_recipe("images", [f"data.path={path}", f"data.label_column={path}"])
+    assert (config.data.path, config.data.label_column) == (path, path)
+
+
+def test_the_home_folder_is_expanded_wherever_a_path_is_taken(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    config = read_recipe("images", ["data.path=~/photos", "init_from=~/run"])
+    assert (config.data.path, config.init_from) == ("/home/ada/photos", "/home/ada/run")
+    assert [with_home(x) for x in ("~/a", "--out=~/b", "data.path=~/c", "--labels", "a=b~c")] == [
+        "/home/ada/a",
+        "--out=/home/ada/b",
+        "data.path=/home/ada/c",
+        "--labels",
+        "a=b~c",
+    ]
