@@ -9,6 +9,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from soflow.config.sections import ChosenFrom, Section, key
 from soflow.networks import NETWORKS
+from soflow.networks.registry import fits, what_fits
 from soflow.objectives import OBJECTIVES
 from soflow.sampling import HEUN_STEPS, Sampler
 
@@ -27,7 +28,8 @@ class DataConfig(Section):
     image_column: str = key("", "column or array of images, where it is not clear")
     label_column: str = key("", "column or array of classes, where it is not clear")
     shape: tuple[PositiveInt, ...] = key(
-        (1, 8, 8), "one sample's shape: [C, H, W] for images and latents, [D] for vectors"
+        (1, 8, 8),
+        "one sample's shape: [C, H, W] for images and latents, [C, L] for signals, [D] for vectors",
     )
     size: PositiveInt | None = key(None, "short for the shape [C, size, size]; crops images")
     num_classes: int = key(10, "classes to train with; 0 ignores labels; -1: all there are", ge=-1)
@@ -164,18 +166,22 @@ class Config(Section):
         """Rejects combinations that could only fail later, in the middle of a step."""
         network, objective = NETWORKS[self.network.name], OBJECTIVES[self.objective.name]
         data, chosen = self.data, f"network.name={self.network.name}"
-        vectors = len(data.shape) == 1
-        if getattr(network, "dimensions", len(data.shape)) != len(data.shape):
-            fitting = "mlp for vectors" if vectors else "dit or unet for images"
-            raise ValueError(f"{chosen} does not fit data.shape={list(data.shape)}: use {fitting}")
+        images = len(data.shape) == 3
+        if not fits(network, data.shape):
+            shape = f"data.shape={list(data.shape)}"
+            raise ValueError(f"{chosen} does not fit {shape}: use {what_fits()}")
         if not getattr(network, "takes_labels", True) and data.num_classes:
             raise ValueError(f"{chosen} takes no labels: set data.num_classes=0")
+        if data.augment and not images:
+            raise ValueError(
+                f"data.augment changes images [C, H, W], not {list(data.shape)}: set 0"
+            )
         if data.augment and not getattr(network, "takes_augment", False):
             raise ValueError(f"data.augment does not work with {chosen}: set network.name=unet")
-        if data.flip and (vectors or data.source == "latents" or data.augment):
+        if data.flip and (not images or data.source == "latents" or data.augment):
             raise ValueError(
-                "data.flip mirrors images: vectors have no mirror image, soflow encode --flip "
-                "mirrors latents, and data.augment mirrors already: set data.flip=false"
+                "data.flip mirrors images: signals and vectors have no mirror image, soflow encode "
+                "--flip mirrors latents, and data.augment mirrors already: set data.flip=false"
             )
         if self.train.checkpoint_activations and getattr(objective, "forward_derivative", False):
             raise ValueError(
