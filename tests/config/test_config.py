@@ -90,10 +90,13 @@ def test_overrides_are_typed_and_dotted():
         ("network.name=[1]", r"network \[1\].* dit"),
         ("network.depht=3", r"network\.depht.* network\.depth"),
         ("network.channel_mult=[2]", r"network\.channel_mult.*dit.*unet"),
-        ("network.depth.deeper=3", r"network\.name=dit has no depth\.deeper.* depth, "),
+        ("network.depth.deeper=3", r"network\.name=dit has no depth\.deeper.* network\.depth, "),
         ("network.batch_size=3", r"network\.name=dit has no batch_size.* train\.batch_size\?$"),
         ("objective.derivative=all", r"objective\.derivative.*soflow.*mean_flow"),
-        ("objective.guidance.scal=2", r"has no guidance\.scal; it has guidance\.scale, "),
+        (
+            "objective.guidance.scal=2",
+            r"has no guidance\.scal; it has objective\.guidance\.scale, ",
+        ),
         ("network.name=mlp", r"network\.name=mlp.*data\.shape.* mlp for vectors.* dit or unet for"),
         ("data.shape=[64]", r"network\.name=dit .*data\.shape=\[64\].* mlp for vectors"),
         ("data.shape=[1,8,8,8]", r"network\.name=dit .*data\.shape=\[1, 8, 8, 8\]"),
@@ -194,8 +197,8 @@ def test_an_unknown_key_of_a_network_says_what_it_has_instead_nearest_first():
     assert "network.name=unet has no width" in said
     assert {"dit", "mlp"} <= set(said.replace(",", " ").split())
     settings = section_of(NETWORKS["unet"], "unet").model_fields.keys() - {"name"}
-    assert set(has.split(", ")) == settings
-    with pytest.raises(InputError, match="; it has model_channels, "):
+    assert set(has.split(", ")) == {f"network.{setting}" for setting in settings}
+    with pytest.raises(InputError, match=r"; it has network\.model_channels, "):
         read_recipe("digits", ["network.name=unet", "network.model_chanels=64"])
 
 

@@ -208,14 +208,14 @@ def unknown_key(key: str, values: Values) -> str:
     choices = {name: chosen for name, chosen in found.items() if chosen is not None}
     names = {name: chosen.name(values.get(name)) for name, chosen in choices.items()}
     known = known_keys(names)
-    own = [x.removeprefix(f"{section}.") for x in known if x.startswith(f"{section}.")]
+    own = [x for x in known if x.startswith(f"{section}.") and x != f"{section}.name"]
     if section not in choices or not setting or not own:
         return f"unknown key {in_short(key)}{nearest(key, known)}"
     last = setting.split(".")[-1]
     own.sort(key=lambda x: -SequenceMatcher(None, x.split(".")[-1], last).ratio())
     chosen = choices[section]
     others = [x for x in chosen.registry if setting in chosen.section(x).model_fields]
-    elsewhere = [x for x in known if x.split(".")[-1] == last and not x.startswith(f"{section}.")]
+    elsewhere = [x for x in known if x.split(".")[-1] == last and x not in own]
     unlike = f", unlike {' and '.join(others)}" if others else ""
     missing = f"{section}.name={names[section]} has no {shortened(setting)}{unlike}"
     question = f"; did you mean {' or '.join(elsewhere[:3])}?" if elsewhere else ""
