@@ -133,18 +133,15 @@ class UNetBlock(nn.Module):
 
 
 class LabelMap(nn.Linear):
-    """A linear map of sqrt(num_classes) onehot(labels), as in EDM: (B,) -> (B, out).
+    """A linear map of sqrt(num_classes) onehot(label), as in EDM: (B,) -> (B, out).
 
     The null label is a vector of zeros, as where EDM drops a label. So it has no weights of its own
     and shares the bias.
     """
 
-    def forward(self, labels: Labels | None, like: Tensor) -> Tensor:
-        """One row per label; `labels=None` means the null label for every row of `like`."""
-        if labels is None:
-            return self.bias.expand(len(like), -1)
+    def forward(self, input: Labels) -> Tensor:
         rows = functional.pad(self.weight.mT, (0, 0, 0, 1))  # (num_classes + 1, out), the last zero
-        return sqrt(self.in_features) * functional.embedding(labels, rows) + self.bias
+        return sqrt(self.in_features) * functional.embedding(input, rows) + self.bias
 
 
 @NETWORKS.register("unet")
@@ -263,7 +260,8 @@ class UNet(nn.Module):
             [frequencies(time, self.frequency_size) for time in (t, t - s)], dim=1
         )
         if self.map_label is not None:
-            embedding = embedding + self.map_label(labels, like=t)
+            null = torch.full_like(t, self.map_label.in_features, dtype=torch.long)
+            embedding = embedding + self.map_label(null if labels is None else labels)
         if self.map_augment is not None and augment is not None:
             embedding = embedding + self.map_augment(augment)
         return functional.silu(self.map_layer1(functional.silu(self.map_layer0(embedding))))
