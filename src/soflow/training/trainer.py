@@ -40,7 +40,7 @@ from soflow.training.nonfinite import NonFinite
 from soflow.training.optimizers import learning_rate, make_optimizer
 from soflow.training.precision import float32_products
 from soflow.training.schedule import Schedule
-from soflow.training.signals import Stopped, StopRequest, stop_request
+from soflow.training.signals import StopRequest, stop_request, stopped_by
 from soflow.training.step import TrainStep, Unread, are_finite
 from soflow.training.trackers import Trackers
 
@@ -114,7 +114,7 @@ class Trainer:
         """Trains to the last step.
 
         Raises:
-            Stopped: After a signal, with a checkpoint written.
+            Stopped: After a signal, with a checkpoint written; see signals.py.
             RunError: If numbers are not finite, or a checkpoint cannot be written.
         """
         steps, state = self.config.train.steps, self.state
@@ -135,7 +135,7 @@ class Trainer:
                 if stop is not None and (state.due or state.step < steps):
                     # Inside stop_request, so that another signal does not cost this checkpoint.
                     self.save(last_chance=True)
-                    raise Stopped(stop)
+                    raise stopped_by(stop, str(self.folder.path))
 
     def timed_step(self) -> None:
         """Does one step, and counts it in the state.

@@ -71,7 +71,8 @@ def train(
         InputError: If settings cannot be used, or differ from those the run was begun with.
         RunError: If another process trains in the folder, if numbers are no longer finite, or if
             a checkpoint cannot be written.
-        Stopped: After Ctrl-C or SIGTERM, with a checkpoint written.
+        KeyboardInterrupt: After Ctrl-C, with a checkpoint written.
+        SystemExit: After SIGTERM, with a checkpoint written.
     """
     if progress is track:
         show_notes()
