@@ -11,8 +11,8 @@ from types import FrameType
 class Stopped(BaseException):
     """A signal stopped the run, with a checkpoint written.
 
-    What is raised is also what Python has for the signal, so that a program ends as it would
-    without soflow: `except Exception`, as in a sweep that continues after failures, catches neither.
+    It is raised as what Python has for the signal, so that a program ends as it would without
+    soflow. A sweep that continues after every `Exception` ends, too.
     """
 
     signum: int

@@ -22,6 +22,7 @@ from soflow.run.checkpoint_manager import CheckpointManager
 from soflow.run.folder import RunFolder
 from soflow.run.metrics import forget_metrics_after
 from soflow.solution import FlowModel
+from soflow.system.memory import out_of_memory_explained
 from soflow.system.progress import Progress, Task
 from soflow.training.compile import compile_errors_explained
 from soflow.training.distributed import (
@@ -35,6 +36,7 @@ from soflow.training.distributed import (
 from soflow.training.ema import Ema
 from soflow.training.looks import Measure, Watch, keep_best, look
 from soflow.training.loss_module import LossModule, prepared
+from soflow.training.memory import TOO_LARGE, memory_advice
 from soflow.training.metrics import add_means, progress_text, summary, take_line
 from soflow.training.nonfinite import NonFinite
 from soflow.training.optimizers import learning_rate, make_optimizer
@@ -67,6 +69,7 @@ class Trainer:
         self.watch, self.measure = watch, measure
         self.schedule = Schedule(config, has_measure=measure is not None)
         self.network = model.net
+        self.memory_advice = memory_advice(config, self.network)
         self.state = TrainState()
         self.unread: list[Unread] = []  # steps whose numbers are still on the device
         self.shown = ""  # loss and speed when they were last read
@@ -99,9 +102,10 @@ class Trainer:
             return
         log.info(f"resuming from {checkpoint.path}")
         try:
-            load_network(self.network, checkpoint.weights("raw"))
-            self.ema.load_state_dict(checkpoint.weights("ema"))
-            load_optimizer(self.optimizer, checkpoint.optimizer_state())
+            with out_of_memory_explained(TOO_LARGE):
+                load_network(self.network, checkpoint.weights("raw"))
+                self.ema.load_state_dict(checkpoint.weights("ema"))
+                load_optimizer(self.optimizer, checkpoint.optimizer_state())
         except RunError:
             raise
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
@@ -143,7 +147,11 @@ class Trainer:
         A GPU goes on computing meanwhile: its numbers are read when something is due.
         """
         start, tf32 = time.perf_counter(), "tf32" in self.config.precision
-        with compile_errors_explained(), float32_products(tf32, self.device):
+        with (
+            out_of_memory_explained(self.memory_advice),
+            compile_errors_explained(),
+            float32_products(tf32, self.device),
+        ):
             self.unread.append(self.train_step(self.state.step))
         self.state.step += 1
         self.state.due = True

@@ -14,6 +14,7 @@ from soflow.evaluation.sample_set import open_samples
 from soflow.run.folder import RunFolder, evaluation_file
 from soflow.sampling import Sampler
 from soflow.system.logs import show_notes
+from soflow.system.memory import out_of_memory_explained
 from soflow.system.progress import Progress, track
 from soflow.workflows.load import Run, load
 
@@ -53,9 +54,10 @@ def evaluate(
     scoring = make_scoring(config, first.encoder, decode, features, reference, settings.baseline)
     nfe, num = settings.nfe or tuple(defaults.nfe), settings.num or defaults.num
     models = {name: one.model for name, one in loaded.items()}
-    found = evaluate_models(
-        models, samplers, scoring, replace(settings, nfe=nfe, num=num), first.device, progress
-    )
+    settings = replace(settings, nfe=nfe, num=num)
+    advice = f"draw fewer samples at once, --batch (now {settings.batch}), or fewer in all, --num"
+    with out_of_memory_explained(advice):
+        found = evaluate_models(models, samplers, scoring, settings, first.device, progress)
     return found.model_copy(update={"checkpoint": first.checkpoint.path.name})
 
 

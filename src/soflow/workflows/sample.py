@@ -23,6 +23,7 @@ from soflow.evaluation.pictures import is_image, to_uint8
 from soflow.sampling import LabelDraw, Sampler, check_sampler, draw_classes, sample_many
 from soflow.system import processes
 from soflow.system.fingerprints import fingerprint_of
+from soflow.system.memory import out_of_memory_explained
 from soflow.system.progress import Progress, track
 from soflow.workflows.labels import labels_in_turn
 from soflow.workflows.load import Run
@@ -69,6 +70,7 @@ class SampleRequest:
         sampler: str | None = None,
         nfe: int | None = None,
         seed: int = 0,
+        batch_size: int = 500,
     ) -> Self:
         """A request in words that people use, completed by what suits the run.
 
@@ -80,6 +82,7 @@ class SampleRequest:
             sampler: By default the one that suits the run's objective.
             nfe: Network evaluations per sample, by default as few as suit the sampler.
             seed: The seed of noise and random labels.
+            batch_size: How many samples are drawn at once.
 
         Raises:
             InputError: If a class or the sampler is unknown, or the sampler cannot use `nfe`.
@@ -95,7 +98,8 @@ class SampleRequest:
         chosen = draw_classes(draw, num, len(names), seed)
         if labels is not None:
             chosen = labels_in_turn(labels, num, names)
-        return cls(num, chosen, checked, nfe, seed, labels_from=labels or draw if names else "none")
+        labels_from = labels or draw if names else "none"
+        return cls(num, chosen, checked, nfe, seed, batch_size, labels_from)
 
 
 def sample(run: Run, request: SampleRequest, progress: Progress = track) -> Tensor:
@@ -113,10 +117,12 @@ def draw_rows(
 ) -> Tensor:
     """The samples with these numbers."""
     labels = None if request.labels is None else request.labels[rows.start : rows.stop]
-    return sample_many(
-        run.model, len(rows), labels, request.sampler, request.nfe, request.seed,
-        request.batch_size, run.device, on_batch, start=rows.start,
-    )  # fmt: skip
+    batch = request.batch_size
+    with out_of_memory_explained(f"draw fewer samples at once, --batch (now {batch})"):
+        return sample_many(
+            run.model, len(rows), labels, request.sampler, request.nfe, request.seed,
+            batch, run.device, on_batch, start=rows.start,
+        )  # fmt: skip
 
 
 def sample_to_file(

@@ -29,6 +29,7 @@ from soflow.system import processes
 from soflow.system.atomic import write_bytes
 from soflow.system.devices import default_device
 from soflow.system.logs import show_notes
+from soflow.system.memory import out_of_memory_explained
 from soflow.system.progress import Progress, track
 from soflow.training.automatic import resolve
 from soflow.training.compile import compiled
@@ -38,6 +39,7 @@ from soflow.training.distributed import (
     same_everywhere,
 )
 from soflow.training.looks import Measure
+from soflow.training.memory import TOO_LARGE
 from soflow.training.signals import Stopped
 from soflow.training.trackers import require_trackers
 from soflow.training.trainer import Trainer
@@ -88,7 +90,8 @@ def train(
     first = processes.index() == 0
     with only_trainer_of(folder.path) if first else nullcontext(), lost_processes_explained():
         config, note = chosen_settings(config, folder)
-        trainer = make_trainer(config, folder, dataset, progress, watch)
+        with out_of_memory_explained(TOO_LARGE):
+            trainer = make_trainer(config, folder, dataset, progress, watch)
         try:
             if first:
                 write_head(config, folder, dataset)
