@@ -3,7 +3,6 @@
 Files are made in pieces, which several processes share and which an interrupted call reuses.
 """
 
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -165,13 +164,13 @@ def sample_to_file(
             if not make_store(pieces, plan, make, index, count):
                 return False
         try:
-            os.rename(pieces, whole)
+            pieces.rename(whole)
         except FileNotFoundError:
             return False  # another process saw the last piece at the same time and writes the file
     elif index > 0:
         return False
-    rows, _ = open_store(whole)
-    write(rows, request.labels, file, protocol_of(run, request))
+    # Rows are memory-mapped files, which Windows removes only when nothing refers to them.
+    write(open_store(whole)[0], request.labels, file, protocol_of(run, request))
     shutil.rmtree(whole)
     return True
 
