@@ -20,11 +20,12 @@ from soflow.data.store import Piece, Plan, make_store
 from soflow.errors import InputError
 from soflow.evaluation.pictures import is_image, to_uint8
 from soflow.sampling import LabelDraw, Sampler, check_sampler, draw_classes, sample_many
+from soflow.symbols import as_labels
 from soflow.system import processes
 from soflow.system.fingerprints import fingerprint_of
 from soflow.system.memory import out_of_memory_explained
 from soflow.system.progress import Progress, track
-from soflow.workflows.labels import labels_in_turn
+from soflow.workflows.labels import Classes, labels_in_turn
 from soflow.workflows.load import Run
 from soflow.workflows.sample_files import SampleProtocol, require_room, require_suitable, write
 
@@ -56,6 +57,7 @@ class SampleRequest:
 
     def __post_init__(self) -> None:
         check_sampler(self.sampler, self.nfe)
+        object.__setattr__(self, "labels", as_labels(self.labels))  # a list or an array, too
         if self.labels is not None and self.labels.shape != (self.num,):
             raise InputError(f"labels have shape {list(self.labels.shape)}, not [{self.num}]")
 
@@ -64,7 +66,7 @@ class SampleRequest:
         cls,
         run: Run,
         num: int = 64,
-        labels: str | None = None,
+        labels: Classes | None = None,
         draw: LabelDraw = "balanced",
         sampler: str | None = None,
         nfe: int | None = None,
@@ -76,7 +78,8 @@ class SampleRequest:
         Args:
             run: The run to sample.
             num: The number of samples.
-            labels: Classes to draw in turn, by name or number: "cat,dog" or "3,7".
+            labels: Classes to draw in turn, by name or number: "cat,dog", "3,7", or a list, an
+                array or a tensor of them, in which None and -1 mean no class.
             draw: Without `labels`, "balanced" draws all classes in turn, "random" at random.
             sampler: By default the one that suits the run's objective.
             nfe: Network evaluations per sample, by default as few as suit the sampler.
@@ -97,7 +100,8 @@ class SampleRequest:
         chosen = draw_classes(draw, num, len(names), seed)
         if labels is not None:
             chosen = labels_in_turn(labels, num, names)
-        labels_from = labels or draw if names else "none"
+        given = labels if isinstance(labels, str | None) else "given"
+        labels_from = given or draw if names else "none"
         return cls(num, chosen, checked, nfe, seed, batch_size, labels_from)
 
 
