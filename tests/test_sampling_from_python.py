@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -156,14 +157,13 @@ def test_one_step_is_exported_for_any_number_of_samples(with_labels, model):
 def test_one_step_is_traced_from_its_code():
     """In a process without the checks of annotations, which cannot be traced."""
     program = """
-import runpy, sys
-names = runpy.run_path(sys.argv[1])
-model = names["make_model"]()
+import sys
+sys.path.insert(0, sys.argv[1])
+import test_sampling_from_python as test
 for with_labels in (False, True):
-    names["assert_exports"](model, with_labels, strict=True)
-names["assert_compiles"](model)
+    test.assert_exports(test.make_model(), with_labels, strict=True)
+test.assert_compiles(test.make_model())
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program, __file__], capture_output=True, encoding="utf-8"
-    )
+    command = [sys.executable, "-c", program, str(Path(__file__).parent)]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr[-3000:]
