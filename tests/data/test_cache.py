@@ -41,9 +41,9 @@ def caches():
 
 def test_the_second_run_reads_what_the_first_decoded(tmp_path, monkeypatch):
     source = images(tmp_path)
-    first = cached(source, 12, 3)
+    first = cached(source, (12, 12), 3)
     monkeypatch.setattr(cache_module, "decode", refuse)
-    again = cached(source, 12, 3)
+    again = cached(source, (12, 12), 3)
     assert torch.equal(first.samples(), again.samples())
     expected = np.stack([np.asarray(opener()) for opener in source.openers(range(40))])
     assert np.array_equal(to_uint8(again.samples()), expected)
@@ -53,38 +53,41 @@ def test_the_second_run_reads_what_the_first_decoded(tmp_path, monkeypatch):
 
 def test_other_settings_and_other_content_have_caches_of_their_own(tmp_path):
     source = images(tmp_path)
-    shapes = [cached(source, size, channels).shape for size, channels in ((12, 3), (6, 3), (12, 1))]
+    shapes = [
+        cached(source, (size, size), channels).shape
+        for size, channels in ((12, 3), (6, 3), (12, 1))
+    ]
     assert shapes == [(3, 12, 12), (3, 6, 6), (1, 12, 12)]
     write_folder(tmp_path / "set", pixels(41))
-    assert len(cached(FolderImages(str(tmp_path / "set"), "train"), 12, 3)) == 41
+    assert len(cached(FolderImages(str(tmp_path / "set"), "train"), (12, 12), 3)) == 41
     assert len(caches()) == 4
 
 
 def test_a_class_that_train_gains_renumbers_those_of_test_whose_files_are_the_same(tmp_path):
     for split in ("train", "test"):
         write_folder(tmp_path / "set" / split, pixels(4))
-    assert cached(FolderImages(str(tmp_path / "set"), "test"), 12, 3).labels.tolist() == [
+    assert cached(FolderImages(str(tmp_path / "set"), "test"), (12, 12), 3).labels.tolist() == [
         0,
         0,
         1,
         1,
     ]
     write_folder(tmp_path / "set" / "train", pixels(1), names=("ant",))
-    test = cached(FolderImages(str(tmp_path / "set"), "test"), 12, 3)
+    test = cached(FolderImages(str(tmp_path / "set"), "test"), (12, 12), 3)
     assert (test.labels.tolist(), test.class_names) == ([1, 1, 2, 2], ("ant", "cat", "dog"))
 
 
 def test_changed_images_are_other_data_and_copied_ones_the_same(tmp_path):
-    described = cached(images(tmp_path), 12, 3).describe()
+    described = cached(images(tmp_path), (12, 12), 3).describe()
     copy = FolderImages(str(write_folder(tmp_path / "copy" / "set", pixels(40))), "train")
-    assert cached(copy, 12, 3).describe() == described
+    assert cached(copy, (12, 12), 3).describe() == described
     write_folder(tmp_path / "copy" / "set", pixels(40, seed=1))
-    other = cached(FolderImages(str(tmp_path / "copy" / "set"), "train"), 12, 3).describe()
+    other = cached(FolderImages(str(tmp_path / "copy" / "set"), "train"), (12, 12), 3).describe()
     assert other != described
 
 
 def test_a_part_of_large_data_is_read_when_it_is_asked_for(tmp_path, monkeypatch):
-    dataset = cached(images(tmp_path), 12, 3)
+    dataset = cached(images(tmp_path), (12, 12), 3)
     with monkeypatch.context() as patch:
         patch.setattr(Shards, "__getitem__", refuse)
         part = dataset.part(torch.arange(40) % 10 == 3, "some")
@@ -106,7 +109,7 @@ def test_a_few_bad_images_are_left_out_and_named(tmp_path, caplog):
     (tmp_path / "set" / "dog" / "0001.png").write_bytes(b"no image")
     content = (tmp_path / "set" / "dog" / "0003.png").read_bytes()
     (tmp_path / "set" / "dog" / "0003.png").write_bytes(content[: len(content) // 2])
-    dataset = cached(source, 12, 3)
+    dataset = cached(source, (12, 12), 3)
     assert len(dataset) == 297
     assert torch.bincount(dataset.labels).tolist() == [149, 148]
     (note,) = caplog.messages
@@ -117,7 +120,7 @@ def test_a_few_bad_images_are_left_out_and_named(tmp_path, caplog):
         ["dog", "0001.png"],
         ["dog", "0003.png"],
     ]
-    cached(source, 12, 3)
+    cached(source, (12, 12), 3)
     assert caplog.messages == [note, note]  # also when they come from the cache
 
 
@@ -126,14 +129,14 @@ def test_many_bad_images_stop_it_and_leave_nothing(tmp_path):
     for number in (0, 2):
         (tmp_path / "set" / "cat" / f"{number:04d}.png").write_bytes(b"")
     with pytest.raises(InputError, match=r"100 images.*1%"):
-        cached(source, 12, 3)
+        cached(source, (12, 12), 3)
     assert caches() == []
 
 
 def test_notes_say_what_was_done_to_images(tmp_path, caplog):
     write_folder(tmp_path / "set", pixels(3, (20, 12, 3)))
     write_folder(tmp_path / "set" / "cat", pixels(2, (6, 6, 3), seed=1), names=("a",))
-    cached(FolderImages(str(tmp_path / "set"), "train"), 12, 3)
+    cached(FolderImages(str(tmp_path / "set"), "train"), (12, 12), 3)
     assert caplog.messages == [
         "set: 2 of 5 images enlarged to 12x12",
         "set: 3 of 5 images made smaller or cropped to 12x12",
@@ -142,12 +145,12 @@ def test_notes_say_what_was_done_to_images(tmp_path, caplog):
 
 def test_a_damaged_cache_is_made_again(tmp_path, caplog):
     source = images(tmp_path)
-    expected = cached(source, 12, 3).samples()
+    expected = cached(source, (12, 12), 3).samples()
     shard = next(caches()[0].glob("shard-*.npy"))
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1
     shard.write_bytes(content)
-    assert torch.equal(cached(source, 12, 3).samples(), expected)
+    assert torch.equal(cached(source, (12, 12), 3).samples(), expected)
     assert shard.name in caplog.messages[0]
 
 
@@ -155,13 +158,13 @@ def test_a_damaged_cache_is_made_again(tmp_path, caplog):
 def test_a_cache_with_another_plan_is_made_anew(content, tmp_path):
     """A damaged plan, one of another version, none."""
     source = images(tmp_path)
-    expected = cached(source, 12, 3).samples()
+    expected = cached(source, (12, 12), 3).samples()
     (folder,) = caches()
     (folder / "index.json").unlink()
     (folder / "plan.json").unlink()
     if content:
         (folder / "plan.json").write_text(content)
-    assert torch.equal(cached(source, 12, 3).samples(), expected)
+    assert torch.equal(cached(source, (12, 12), 3).samples(), expected)
     assert caches() == [folder]
 
 
@@ -171,7 +174,7 @@ def test_broken_images_of_any_name_are_listed_one_per_line(tmp_path, caplog):
     for name in (b"\xff.png", b"two\nlines.png"):
         with open(os.path.join(folder, name), "wb"):
             pass
-    assert len(cached(FolderImages(str(tmp_path / "set"), "train"), 12, 3)) == 200
+    assert len(cached(FolderImages(str(tmp_path / "set"), "train"), (12, 12), 3)) == 200
     assert "2 of 202 images" in caplog.messages[0]
     lines = (caches()[0] / "skipped.txt").read_text(encoding="utf-8").splitlines()
     assert [line.rsplit("/", 1)[1] for line in lines] == [
@@ -193,7 +196,7 @@ def start(tmp_path, log, pause=0.05):
             return real(*arguments)
 
         cache_module.decode = slow
-        dataset = cached(FolderImages(str(tmp_path / "set"), "train"), 12, 3)
+        dataset = cached(FolderImages(str(tmp_path / "set"), "train"), (12, 12), 3)
         results.put(int(dataset.samples().double().sum() * 1000))
 
     context = multiprocessing.get_context("fork")  # which spares importing torch
@@ -235,7 +238,7 @@ def test_a_killed_process_loses_its_last_shard_at_most(tmp_path):
 
 def test_rows_read_ahead_are_those_in_memory(tmp_path, monkeypatch):
     """A thread reads large data from their files, one step ahead; batches do not depend on it."""
-    dataset = cached(images(tmp_path), 12, 3)
+    dataset = cached(images(tmp_path), (12, 12), 3)
     assert isinstance(dataset.rows, Shards)
     resident = Batches(dataset, 16, seed=1, flip=True)
     monkeypatch.setattr("soflow.data.batches.RESIDENT", 0)
@@ -251,7 +254,7 @@ def test_rows_read_ahead_are_those_in_memory(tmp_path, monkeypatch):
 
 
 def test_flips_are_coin_tosses_of_every_visit(tmp_path):
-    dataset = cached(images(tmp_path), 12, 3)
+    dataset = cached(images(tmp_path), (12, 12), 3)
     plain, flipped = Batches(dataset, 40, seed=1), Batches(dataset, 40, seed=1, flip=True)
     mirrored = []
     for step in range(10):
