@@ -71,5 +71,5 @@ class LabelEmbedder(nn.Module):
         """Rows of the table; `labels=None` means the null label for every row of `like`."""
         if labels is None:
             null = self.num_classes
-            labels = torch.full((len(like),), null, dtype=torch.long, device=like.device)
+            labels = torch.full(like.shape[:1], null, dtype=torch.long, device=like.device)
         return self.embedding_table(labels)
