@@ -1,7 +1,8 @@
 """Samplers: pure functions of a model and its noise.
 
-All take noise (B, ...) and labels (B,) or None (no condition), and return samples (B, ...). A
-network evaluation (NFE) is one call of the network on the batch.
+All take noise (B, ...) and labels (B,) or None (no condition), and return samples (B, ...). A model
+whose null label was never trained refuses None. A network evaluation (NFE) is one call of the
+network on the batch.
 
 Source: SoFlow (arXiv 2512.15657), sampling.
 """

@@ -52,7 +52,7 @@ def read_sizes(weights: Mapping[str, Tensor], what: str) -> Sizes:
 
 
 def dit_sizes(weights: Mapping[str, Tensor]) -> Sizes:
-    width, channels, patch, _ = weights["x_embedder.proj.weight"].shape
+    width, channels, patch, *_ = weights["x_embedder.proj.weight"].shape
     side = isqrt(weights["pos_embed"].shape[1]) * patch
     rows, _ = weights["y_embedder.embedding_table.weight"].shape
     hidden, _ = weights["blocks.0.mlp.fc1.weight"].shape

@@ -81,10 +81,10 @@ class Trainer:
         self.ema = Ema(self.network, config.ema)
         loss.model = replace(model, average=self.ema.net)
         train, flip = config.train, config.data.flip
-        batches = Batches(dataset, train.batch_size, train.seed, augment, self.device, flip)
+        self.batches = Batches(dataset, train.batch_size, train.seed, augment, self.device, flip)
         self.train_step = TrainStep(
             config, self.accelerator, self.module, self.network, objective, self.optimizer,
-            self.ema, batches,
+            self.ema, self.batches,
         )  # fmt: skip
         self.resume()
 
@@ -109,6 +109,16 @@ class Trainer:
             raise RunError(f"{what}: {first_line(error)}") from None
         self.state = checkpoint.train_state()
         self.manager.remember_best(self.state)
+
+    def go_on_in_data(self, batch_size: int) -> None:
+        """Continues behind the samples seen so far, also if the batch size has changed.
+
+        Args:
+            batch_size: That of a checkpoint that does not count samples.
+        """
+        state = self.state
+        state.samples = state.samples or state.step * batch_size
+        self.batches.offset = state.samples - state.step * self.config.train.batch_size
 
     def run(self) -> None:
         """Trains to the last step.
@@ -146,6 +156,7 @@ class Trainer:
         with compile_errors_explained(), float32_products(tf32, self.device):
             self.unread.append(self.train_step(self.state.step))
         self.state.step += 1
+        self.state.samples += self.config.train.batch_size
         self.state.due = True
         reads = self.reads_now
         if reads:

@@ -65,13 +65,13 @@ def load(
         InputError: If there is no run, or it is a run of another version.
         RunError: If the checkpoint is damaged.
     """
-    folder, checkpoint = find_run(Path(path))
+    folder, checkpoint = find_run(Path(path), weights)
     config, data = folder.read_config(), DataRecord.read(folder.data)
     place = torch.device(device) if device else default_device()
     encoder = data.encoder if data else None
     decode, tensors = make_decoder(encoder, place, vae), checkpoint.weights(weights)
     try:
-        model = load_model(config, tensors, place, decode)
+        model = load_model(config, tensors, place, decode, data)
     except RuntimeError:  # names or shapes that load_state_dict cannot place
         raise RunError(
             f"{checkpoint.path} does not fit the network of {folder.config}: was it edited?"
@@ -82,14 +82,18 @@ def load(
 
 
 def load_model(
-    config: Config, weights: dict[str, Tensor], device: torch.device, decode: Decode = lambda x: x
+    config: Config,
+    weights: dict[str, Tensor],
+    device: torch.device,
+    decode: Decode = lambda x: x,
+    data: DataRecord | None = None,
 ) -> FlowModel:
     """A model with these weights on `device`, in evaluation mode and without gradients."""
     with torch.device("meta"):
         network = make_network(config)
     network.load_state_dict(weights, assign=True)
     network = network.to(device, torch.float32).requires_grad_(False).eval()
-    return make_model(config, network, decode)
+    return make_model(config, network, decode, data)
 
 
 def make_decoder(encoder: Encoder | None, device: torch.device, vae: str = "") -> Decode:
