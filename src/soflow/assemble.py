@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 from soflow.config import Config
 from soflow.data.augment import AugmentPipe
+from soflow.data.dataset import DataRecord
 from soflow.errors import InputError
+from soflow.guidance import Guidance
 from soflow.noising import LinearNoising, Noising, TrigNoising
 from soflow.objectives.base import Objective
 from soflow.solution import EulerParameterization, FlowModel, Parameterization, TrigParameterization
@@ -40,10 +42,30 @@ def make_objective(config: Config, compile: Callable[[Any], Any] | None = None) 
     return config.objective.build(**{} if compile is None else {"compile": compile})
 
 
+def null_trained(config: Config, data: DataRecord | None) -> bool:
+    """Whether training reaches the null label: by unlabelled samples, or by dropped labels."""
+    if not config.data.num_classes or getattr(data, "unlabelled", False):
+        return True
+    objective: Any = config.objective.build()
+    if isinstance(guidance := getattr(objective, "guidance", None), Guidance):
+        return guidance.drops_labels
+    return getattr(objective, "trains_null", True)
+
+
 def make_model(
-    config: Config, network: nn.Module, decode: Callable[[Tensor], Tensor] = lambda x: x
+    config: Config,
+    network: nn.Module,
+    decode: Callable[[Tensor], Tensor] = lambda x: x,
+    data: DataRecord | None = None,
 ) -> FlowModel:
-    """The network with its noising process and its parameterization."""
+    """The network with its noising process and its parameterization.
+
+    Args:
+        config: The configuration.
+        network: The network.
+        decode: From samples to images or points.
+        data: What a run keeps of its data, which may train the null label.
+    """
     return FlowModel(
         net=network,
         noising=NOISINGS[config.noising.name](),
@@ -51,6 +73,7 @@ def make_model(
         shape=config.data.shape,
         num_classes=config.data.num_classes,
         decode=decode,
+        null_trained=null_trained(config, data),
     )
 
 

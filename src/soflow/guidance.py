@@ -45,6 +45,11 @@ class Guidance:
         """Whether anything is guided."""
         return self.scale > 1
 
+    @property
+    def drops_labels(self) -> bool:
+        """Whether some samples are trained without their label, which trains the null label."""
+        return self.active and self.label_dropout > 0
+
     def decay(self, t: Times) -> Times:
         """1 up to t_d, then smoothly to 0 at t = 1."""
         if self.decay_time >= 1:

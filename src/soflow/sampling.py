@@ -1,7 +1,8 @@
 """Samplers: pure functions of a model and its noise.
 
-All take noise (B, ...) and labels (B,) or None (no condition), and return samples (B, ...). A
-network evaluation (NFE) is one call of the network on the batch.
+All take noise (B, ...) and labels (B,) or None (no condition), and return samples (B, ...). A model
+whose null label was never trained refuses None. A network evaluation (NFE) is one call of the
+network on the batch.
 
 Noise may be a tensor or an array of floats of any precision; it is converted to the precision and
 the device of the network's weights. Labels may be a list, an array or a tensor of integers.

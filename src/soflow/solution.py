@@ -78,6 +78,7 @@ class FlowModel:
         num_classes: 0 without labels. The label `num_classes` means "no class".
         decode: From samples (B, ...) to images or points, such as the decoder of latents.
         average: The network with averaged weights, during training.
+        null_trained: Whether the null label was trained, so that it draws samples of all classes.
     """
 
     net: Net
@@ -87,17 +88,20 @@ class FlowModel:
     num_classes: int = 0
     decode: Callable[[Tensor], Tensor] = lambda samples: samples
     average: Net | None = None
+    null_trained: bool = True
 
     def check(self, x: Tensor, labels: Tensor | None) -> None:
         """Checks a batch of samples and its labels, one per sample.
 
         Raises:
-            InputError: For samples of another shape, or labels that are no classes.
+            InputError: For samples of another shape, labels that are no classes, or a null label
+                that was never trained.
         """
         if tuple(x.shape[1:]) != tuple(self.shape):
             one, given = list(self.shape), list(x.shape)
             raise InputError(f"samples have shape {one}: a batch is [B, ...] of it, not {given}")
         if labels is None:
+            self.require_null()
             return
         if labels.shape != x.shape[:1]:
             raise InputError(f"labels must have shape [{len(x)}], not {list(labels.shape)}")
@@ -108,6 +112,20 @@ class FlowModel:
             known = f"must lie in 0 .. {null - 1}, or be {null} for no class"
             raise InputError(
                 f"labels {known if null else 'are for classes, and this model has none'}"
+            )
+        if len(labels) and int(labels.max()) == null:
+            self.require_null()
+
+    def require_null(self) -> None:
+        """Raises InputError if samples without a label are asked of a model that has learned none.
+
+        The null label is trained by dropped labels and by unlabelled data.
+        """
+        if self.num_classes and not self.null_trained:
+            raise InputError(
+                "this model's null label was never trained, so it has no samples without a label: "
+                "give labels, or train with objective.guidance.scale above 1 and label_dropout "
+                "above 0, or with data.num_classes=0"
             )
 
     def solution(self, x: Sample, t: Times, s: Times, labels: Labels | None = None) -> Sample:

@@ -117,6 +117,12 @@ def test_a_loss_that_is_not_finite(tmp_path, inside):
     assert_fails(result, 1, "loss", "step", "optimizer.lr")
 
 
+#: Those of `tiny_run`.
+STEPS = ["train.steps=30", "checkpoint.every=15"]
+
+
 def test_other_settings_for_an_existing_run(run, inside):
-    result = inside("train", "digits", *TINY, "train.steps=99", "--out", run)
-    assert_fails(result, 2, "train.steps=30", "99")
+    result = inside("train", "digits", *TINY, *STEPS, "train.seed=99", "--out", run)
+    assert_fails(result, 2, "train.seed=0", "99")
+    # Settings that may change, but were not given: the recipe has others than the run.
+    assert_fails(inside("train", "digits", *TINY, "--out", run), 2, "train.steps=30", "2000")

@@ -228,6 +228,7 @@ EVERY = [
     "checkpoint.keep_last=1",
     "evaluate.every=3",
     "evaluate.num_while_training=40",
+    "ema.rampup=0",  # so that the last evaluation is not the best
 ]
 
 

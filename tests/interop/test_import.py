@@ -30,7 +30,7 @@ DIT_OURS = [
     "objective.guidance.label_dropout=0.2", "objective.guidance.decay_time=0.9",
     "objective.middle.schedule=cosine", "objective.middle.init=0.5", "objective.middle.end=0.01",
     "train.steps=8", "ema.decay=0.95", "optimizer.lr=2e-4", "optimizer.betas=[0.8, 0.95]",
-    "optimizer.weight_decay=0.01", "train.batch_size=32",
+    "optimizer.weight_decay=0.01", "train.batch_size=32", "ema.rampup=0",
 ]  # fmt: skip
 
 UNET_OURS = [

@@ -106,7 +106,7 @@ def evaluate(
             baseline=baseline,
             vae=vae or "",
         )
-        folder, _ = find_run(samples)
+        folder, _ = find_run(samples, which[0])
         evaluation = evaluate(samples, settings)
         file = out or evaluation_file(folder, evaluation.checkpoint)
     show(evaluation)

@@ -9,7 +9,10 @@ from soflow.cli.options import MOST_SAMPLES, VAE
 
 NFE = "Network evaluations per sample (default: 1; 64 after flow matching)."
 SAMPLER = "renoise, ode, euler or heun (default: what suits the objective)."
-LABELS = "Classes to draw in turn, by number or name: 0,1,2 (default: all)."
+LABELS = (
+    "Classes to draw in turn, by number or name: 0,1,2 (default: all); none: without a label, if "
+    "the run has trained that."
+)
 DRAW = "balanced: all classes in turn; random: each drawn from (seed, i)."
 BATCH = "Samples drawn at once."
 SEED = "Sample i depends on the seed, i and its label alone."

@@ -20,7 +20,7 @@ def train(
     overrides: Annotated[list[str] | None, Argument(metavar="KEY=VALUE", help=CHANGES)] = None,
     out: Annotated[Path | None, Option(help="The run folder (default: runs/RECIPE).")] = None,
 ) -> int:
-    """Train a recipe. Running the same command again resumes."""
+    """Train a recipe. Running the same command again resumes; RUN train.steps=N trains further."""
     from soflow.config import read_recipe
 
     config = read_recipe(recipe, overrides or [])  # reports mistakes before torch is loaded
@@ -38,7 +38,7 @@ def train(
             "weights, too"
         )
     try:
-        train(config, folder)
+        train(config, folder, overrides or [])
     except Stopped as stopped:
         name = signal.Signals(stopped.signum).name
         log.info(

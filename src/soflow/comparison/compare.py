@@ -27,6 +27,7 @@ from soflow.comparison.record import (
 )
 from soflow.comparison.tables import HEUN
 from soflow.config import Config, read_objectives
+from soflow.config.reading import keys_of
 from soflow.data.training_data import completed, make_dataset
 from soflow.errors import InputError
 from soflow.evaluation.evaluate import EvaluationSettings, evaluate
@@ -35,6 +36,7 @@ from soflow.evaluation.references import make_scoring
 from soflow.evaluation.scorer import Scoring
 from soflow.run.checkpoint import TrainState
 from soflow.run.folder import RunFolder
+from soflow.run.resume import keep_older
 from soflow.sampling import Sampler, class_by_class, draw
 from soflow.solution import FlowModel
 from soflow.system import processes
@@ -104,7 +106,7 @@ def compare(
     shared = next(iter(configs.values()))
     data = make_dataset(shared.data)
     configs = {name: completed(config, data) for name, config in configs.items()}
-    configs, note = chosen_settings(configs, out)
+    configs, note = chosen_settings(configs, out, keys_of(overrides))
     decode = make_decoder(data.encoder, data.scaling, default_device())
     require_writable(out)
     require_same_as_begun(configs, seeds, budget, out)
@@ -140,7 +142,9 @@ def compare(
     return results
 
 
-def chosen_settings(configs: dict[str, Config], out: Path) -> tuple[dict[str, Config], str]:
+def chosen_settings(
+    configs: dict[str, Config], out: Path, given: Sequence[str]
+) -> tuple[dict[str, Config], str]:
     """`precision` and `compile` as runs in `out` have them or as suits the machine, and a note."""
 
     def begun(name: str) -> Config | None:
@@ -149,9 +153,10 @@ def chosen_settings(configs: dict[str, Config], out: Path) -> tuple[dict[str, Co
 
     there = [config for name in configs if (config := begun(name)) is not None]
     first = next(iter(there), None)  # an objective that is new computes like the others
-    chosen = {
-        name: resolve(one, default_device(), begun(name) or first) for name, one in configs.items()
-    }
+    chosen = {}
+    for name, one in configs.items():
+        like = begun(name) or first
+        chosen[name] = resolve(keep_older(one, like, given), default_device(), like)
     notes = dict.fromkeys(note for _, note in chosen.values() if note)
     return {name: config for name, (config, _) in chosen.items()}, "; ".join(notes)
 

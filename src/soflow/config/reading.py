@@ -31,6 +31,8 @@ RENAMED = {
     "objective.velocity_share": "objective.flow_matching_share",
     "objective.step_share": "objective.flow_matching_share = 1 - step_share",
 }
+#: Keys that are newer than some runs, with the value that such a run was trained with.
+BEFORE: Mapping[str, Any] = {"ema.rampup": 0.0}
 NO_NAMES: Mapping[str, str] = {}
 #: What YAML holds, before it is validated: sections within sections, and values of any kind.
 Values = dict[str, Any]
@@ -53,14 +55,23 @@ def read_recipe(recipe: str, overrides: Sequence[str] = ()) -> Config:
         InputError: For an unknown recipe or key, naming the nearest one, and for a value outside
             its range.
     """
+    return with_overrides(validate(read_yaml(recipe)), overrides)
+
+
+def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
+    """The configuration with `key=value` texts put into it."""
     if isinstance(overrides, str):
         raise InputError(f"overrides are a list, such as ['{overrides}'], not one text")
-    config = validate(read_yaml(recipe))
-    if overrides:
-        values = config.model_dump(mode="json")
-        override(values, overrides)
-        config = validate(values)
-    return config
+    if not overrides:
+        return config
+    values = config.model_dump(mode="json")
+    override(values, overrides)
+    return validate(values)
+
+
+def keys_of(overrides: Sequence[str]) -> tuple[str, ...]:
+    """The keys that `key=value` texts give."""
+    return tuple(text.partition("=")[0].strip() for text in overrides)
 
 
 def read_objectives(
@@ -153,8 +164,18 @@ def read_yaml(recipe: str) -> Values:
     if not isinstance(values, dict):
         kind = type(values).__name__
         raise InputError(f"{recipe} must hold sections such as data and network, not {kind}")
-    values.pop("version", None)  # a run's own config.yaml is a recipe too
+    if values.pop("version", None) is not None:  # a run's own config.yaml is a recipe too
+        complete(values)
     return values
+
+
+def complete(values: Values) -> None:
+    """Adds to the plain values of a run the keys that are newer than the run."""
+    for key, value in BEFORE.items():
+        section, name = key.split(".")
+        place = values.setdefault(section, {})
+        if isinstance(place, dict):
+            place.setdefault(name, value)
 
 
 def put(values: Values, key: str, value: Any) -> None:

@@ -103,6 +103,11 @@ class EmaConfig(Section):
     decay: Decay = key(0.9999, "of the average of the weights, per step")
     every: PositiveInt = key(1, "steps between two updates, each by decay^every")
     float64: bool = key(False, "keep the average in float64")
+    rampup: float = key(
+        0.05,
+        "start-up: the half-life of the average is at most this share of the steps so far; 0: off",
+        ge=0,
+    )
 
 
 class TrainConfig(Section):

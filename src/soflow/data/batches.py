@@ -77,6 +77,7 @@ class Batches:
         self.device = torch.device(device)
         self.flip = flip
         self.classes = dataset.labels.numpy() if balance and dataset.labels is not None else None
+        self.offset = 0  # samples seen, minus those of as many steps of this batch size
         self.labels = None if dataset.labels is None else dataset.labels.to(self.device)
         self._epoch_order = lru_cache(maxsize=2)(self._make_epoch_order)
         rows: Rows = dataset.rows
@@ -97,7 +98,7 @@ class Batches:
 
     def indices(self, step: int) -> np.ndarray:
         """Which samples make up the global batch of `step`, (batch_size,)."""
-        position = step * self.batch_size + np.arange(self.batch_size)
+        position = step * self.batch_size + self.offset + np.arange(self.batch_size)
         epoch, place = np.divmod(position, len(self.dataset))
         parts = [self._epoch_order(int(e))[place[epoch == e]] for e in np.unique(epoch)]
         return np.concatenate(parts)

@@ -113,6 +113,7 @@ class DataRecord(Record):
     class_names: tuple[str, ...] = ()
     encoder: Encoder | None = None
     scaling: Scaling | None = None
+    unlabelled: Count = 0  # samples of labelled data without a label of their own
 
 
 def as_labels(values: Sequence[int] | None, class_names: Sequence[str], name: str) -> Tensor | None:
@@ -211,6 +212,7 @@ class Dataset:
             class_names=self.class_names,
             encoder=self.encoder,
             scaling=self.scaling,
+            unlabelled=0 if self.labels is None else int(is_unlabelled(self).sum()),
         )
 
     def part(self, which: Tensor, split: str) -> "Dataset":
@@ -218,6 +220,12 @@ class Dataset:
         indices = torch.arange(len(self))[which]
         labels = None if self.labels is None else self.labels[indices]
         return replace(self, rows=Subset(self.rows, indices), labels=labels, split=split)
+
+
+def is_unlabelled(dataset: Dataset) -> Tensor:
+    """Which samples of labelled data have no label, (N,): -1, or the null label of training."""
+    assert dataset.labels is not None
+    return (dataset.labels < 0) | (dataset.labels == dataset.num_classes)
 
 
 def fingerprint(rows: Rows) -> str:

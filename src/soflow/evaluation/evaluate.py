@@ -233,6 +233,8 @@ def diagnostics(
     labels = None
     if dataset.labels is not None and model.num_classes:
         labels = dataset.labels[: len(data)].to(device)
+    if labels is None and model.num_classes and not model.null_trained:
+        return {}  # the model cannot do without the labels that these data lack
     noise = torch.randn(data.shape, generator=generator)
     t = torch.rand(len(data), generator=generator)
     point = model.noising.sample(*(x.to(device) for x in (data, noise, t)))

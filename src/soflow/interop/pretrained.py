@@ -1,21 +1,29 @@
-"""Initial weights: those of a DiT or a SiT, which take one time, or of the same network.
+"""Initial weights: those of a DiT or a SiT, which take one time, or of a run.
 
 A DiT has no embedding of t - s. Here that embedding starts at zero, so that the network equals the
 pretrained one at every s:
 
     F(x, t, s, y) = DiT(x, t, y)         init_time "same"
     F(x, t, s, y) = -DiT(x, 1 - t, y)    init_time "reversed": SiT goes from noise to data
+
+Classes, image size and channels may differ: interop/adapt.py.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from soflow.assemble import null_trained
+from soflow.config import Config
+from soflow.data.dataset import DataRecord
 from soflow.errors import InputError
-from soflow.interop.sizes import grid_of, read_sizes
+from soflow.interop.adapt import adapt_channels, adapt_classes, adapt_levels, adapt_positions
+from soflow.interop.sizes import read_sizes
 from soflow.interop.weights import named_tensors, read_file, require_fit
 from soflow.networks.dit import DiT
 from soflow.networks.embeddings import frequencies
@@ -24,11 +32,36 @@ from soflow.run.folder import find_run
 #: Names that training scripts give to weights, averaged ones first.
 PLACES = ("ema_model", "ema", "model", "state_dict")
 
-TABLE = "y_embedder.embedding_table.weight"
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Weights, and what is known of where they come from.
+
+    Attributes:
+        weights: The state of a network.
+        note: Which weights they are.
+        config: The configuration of their run; None for a file.
+        class_names: Names of the classes, if they are known.
+        null_trained: Whether the null label was trained. Scripts of DiT and SiT train it.
+    """
+
+    weights: dict[str, Tensor]
+    note: str
+    config: Config | None = None
+    class_names: tuple[str, ...] = ()
+    null_trained: bool = True
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        return self.config.data.shape if self.config else None
 
 
 def load_pretrained(
-    network: nn.Module, source: Path, time: Literal["same", "reversed"] = "same"
+    network: nn.Module,
+    source: Path,
+    time: Literal["same", "reversed"] = "same",
+    class_names: Sequence[str] = (),
+    shape: Sequence[int] | None = None,
 ) -> list[str]:
     """Loads initial weights into a network.
 
@@ -36,6 +69,8 @@ def load_pretrained(
         network: The network.
         source: A file of weights, or a run, whose averaged weights are taken.
         time: "same", or "reversed" for a SiT, whose time runs from noise to data.
+        class_names: Names of the network's classes, by which it takes over those of a run.
+        shape: One sample's, to notice a run on samples of another size.
 
     Returns:
         Notes on what was loaded and what was changed.
@@ -43,56 +78,71 @@ def load_pretrained(
     Raises:
         InputError: If the weights cannot be read or are of another network.
     """
-    weights, notes = find_weights(source)
+    found = find_weights(source)
+    weights, expected, notes = dict(found.weights), network.state_dict(), [found.note]
     two_times = any(name.startswith("s_embedder.") for name in weights)
     is_dit = "x_embedder.proj.weight" in weights and isinstance(network, DiT)
     if time == "reversed" and (two_times or not is_dit):
         raise InputError(f"init_time=reversed is for a DiT or SiT of one time, unlike {source}")
     if isinstance(network, DiT) and is_dit:
         require_same_size(weights, network, source)
-        weights, remarks = as_ours(weights, network)
-        notes += remarks
-    require_fit(weights, network.state_dict(), f"init_from={source}")
+        notes += require_same_heads(found.config, network, source)
+        notes += as_ours(weights, network)
+        sizes = [tuple(one)[1:] for one in (shape, found.shape) if one is not None]
+        notes += adapt_positions(weights, expected, moved=len({*sizes}) > 1)
+    notes += adapt_levels(weights, expected)
+    notes += adapt_channels(weights, expected)
+    notes += adapt_classes(weights, expected, found.class_names, class_names, found.null_trained)
+    require_fit(weights, expected, f"init_from={source}")
     if time == "reversed":
         reverse_time(weights)
     network.load_state_dict(weights)
     return notes
 
 
-def find_weights(source: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """The weights in a file or a run, and a note on which they are."""
+def find_weights(source: Path) -> Pretrained:
+    """The weights in a file or a run."""
     if source.is_dir():
-        _, checkpoint = find_run(source)
-        note = f"starting from the averaged weights of {checkpoint.path}"
-        return checkpoint.weights("ema"), [note]
+        folder, checkpoint = find_run(source)
+        config, data = folder.read_config(), DataRecord.read(folder.data)
+        return Pretrained(
+            weights=checkpoint.weights("ema"),
+            note=f"starting from the averaged weights of {checkpoint.path}",
+            config=config,
+            class_names=data.class_names if data else (),
+            null_trained=null_trained(config, data),
+        )
     content = read_file(source)
     for name in PLACES:
         found = content.get(name) if isinstance(content, Mapping) else None
         if isinstance(found, Mapping) and found:  # some scripts leave an empty one
             what = f"'{name}' in {source}"
-            return named_tensors(found, what), [f"starting from {what}"]
-    return named_tensors(content, str(source)), [f"starting from {source}"]
+            return Pretrained(named_tensors(found, what), f"starting from {what}")
+    return Pretrained(named_tensors(content, str(source)), f"starting from {source}")
 
 
 def require_same_size(weights: Mapping[str, Tensor], network: DiT, source: Path) -> None:
     """Raises InputError, with the settings to change, if the sizes of two DiTs differ."""
     ours, theirs = (
-        read_sizes({**state, "pos_embed": network.pos_embed}, str(source))
+        read_sizes({**state, "pos_embed": network.pos_embed}, str(source)).network
         for state in (network.state_dict(), weights)
     )
-    other = [f"network.{x}={y}" for x, y in theirs.network.items() if y != ours.network[x]]
+    other = [f"network.{name}={size}" for name, size in theirs.items() if size != ours[name]]
     if other:
         raise InputError(f"{source} is of a network of another size: set {' '.join(other)}")
-    if theirs.shape[0] != ours.shape[0]:
-        channels = theirs.shape[0]
-        raise InputError(f"{source} is for {channels} channels, data.shape has {ours.shape[0]}")
 
 
-def as_ours(weights: dict[str, Tensor], network: DiT) -> tuple[dict[str, Tensor], list[str]]:
-    """The weights of a DiT or SiT, changed to fit our network where that is possible."""
-    weights, expected = dict(weights), network.state_dict()
-    notes = [f"the file does not hold the number of attention heads: {network.heads} are used"]
+def require_same_heads(config: Config | None, network: DiT, source: Path) -> list[str]:
+    """Raises InputError if a run's DiT has other attention heads; a note if nobody knows."""
+    if config is None:
+        return [f"the file does not hold the number of attention heads: {network.heads} are used"]
+    if (heads := getattr(config.network, "heads", network.heads)) != network.heads:
+        raise InputError(f"{source} has {heads} attention heads: set network.heads={heads}")
+    return []
 
+
+def as_ours(weights: dict[str, Tensor], network: DiT) -> list[str]:
+    """Changes the weights of a DiT or SiT to those of a network with two times, in place."""
     if not any(name.startswith("s_embedder.") for name in weights):
         for name, tensor in network.s_embedder.state_dict(prefix="s_embedder.").items():
             weights[name] = tensor.clone()
@@ -101,36 +151,15 @@ def as_ours(weights: dict[str, Tensor], network: DiT) -> tuple[dict[str, Tensor]
             weights[name].zero_()
 
     # learn_sigma: the last layer of a DiT also returns a variance, as more channels of every pixel
+    notes = []
+    _, channels, *patch = weights["x_embedder.proj.weight"].shape
     for name in ("final_layer.linear.weight", "final_layer.linear.bias"):
-        if name in weights and list(weights[name].shape[:1]) == [2 * len(expected[name])]:
-            parts = weights[name].unflatten(0, (network.patch ** len(network.grid), -1))
-            weights[name] = parts[:, : network.channels].flatten(0, 1)
+        if name in weights and list(weights[name].shape[:1]) == [2 * prod(patch) * channels]:
+            parts = weights[name].unflatten(0, (prod(patch), 2 * channels))
+            weights[name] = parts[:, :channels].flatten(0, 1)
             if name.endswith("weight"):
                 notes.append("its learned variance is left out")
-
-    if TABLE in weights and weights[TABLE].ndim == 2 and weights[TABLE].shape[0] > 0:
-        rows, wanted = len(weights[TABLE]), len(expected[TABLE])
-        if rows == wanted - 1:
-            raise InputError(
-                f"its label table has {rows} rows, the last one for no label: "
-                f"set data.num_classes={rows - 1}"
-            )
-        if rows != wanted:
-            weights[TABLE] = weights[TABLE][-1:].expand(wanted, -1).clone()
-            notes.append(
-                f"it has {rows - 1} classes, data.num_classes is {wanted - 1}: "
-                "each starts as its null label"
-            )
-
-    positions = weights.get("pos_embed", expected["pos_embed"])
-    like = expected["pos_embed"].shape
-    fits = positions.ndim == 3 and positions.shape[2] == like[2]
-    ours = (None, network.grid)  # None: learned ones; another grid may have as many tokens
-    if fits and (positions.shape[1] != like[1] or grid_of(positions) not in ours):
-        notes.append("it is of another image size: positions are computed for data.shape")
-        positions = expected["pos_embed"]
-    weights["pos_embed"] = positions
-    return weights, notes
+    return notes
 
 
 def reverse_time(weights: dict[str, Tensor]) -> None:

@@ -68,6 +68,11 @@ class Objective(Protocol):
             it. Data-parallel training then keeps all parameters gathered during a step.
         parameterization: Optional; the only parameterization that it works with.
         forward_derivative: Optional; True if it takes Jacobian-vector products of the network.
+        trains_null: Optional, of an objective without a field `guidance`; False if it never trains
+            the null label, which samplers then refuse.
+
+    An objective may have a method `scheduled(progress) -> dict[str, float]`: what follows a
+    schedule, by its symbol, at `progress` = k / K. It changes when a run is trained further.
     """
 
     samplers: ClassVar[tuple[str, ...]]

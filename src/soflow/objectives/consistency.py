@@ -29,6 +29,7 @@ class Consistency:
 
     samplers: ClassVar[tuple[str, ...]] = ("renoise",)  # jumps to data alone, no velocity
     whole_network: ClassVar[bool] = False
+    trains_null: ClassVar[bool] = False
 
     p: Annotated[float, Setting("power of the adaptive weight; 0 is the plain square", ge=0)] = 1.0
     eps: Annotated[float, Setting("floor of the adaptive weight", gt=0)] = 0.01
@@ -40,6 +41,9 @@ class Consistency:
         t = self.times.draw(shape[0], generator).clamp(min=FLOOR)
         dropped = draw_dropped(shape[0], None, generator)
         return Draws(noise, t, torch.zeros_like(t), dropped, n_flow_matching=0)
+
+    def scheduled(self, progress: float) -> dict[str, float]:
+        return {"r": self.middle.r(progress)}
 
     def __call__(self, model: FlowModel, batch: Batch, draws: Draws, progress: float) -> Losses:
         l = self.middle(draws.t, draws.s, progress)

@@ -4,7 +4,7 @@
     x' = x_t - d F(x_t, t, t - d)
 
 Source: One Step Diffusion via Shortcut Models (arXiv 2410.12557). The targets come from the
-averaged network.
+averaged network, so its start-up (`ema.rampup`) changes them.
 """
 
 from collections.abc import Sequence

@@ -67,6 +67,9 @@ class SoFlow:
         dropped = draw_dropped(count, self.guidance, generator)
         return Draws(noise, t, s, dropped, n_flow_matching=n_fm)
 
+    def scheduled(self, progress: float) -> dict[str, float]:
+        return {"r": self.middle.r(progress)}
+
     def __call__(self, model: FlowModel, batch: Batch, draws: Draws, progress: float) -> Losses:
         scm = slice(draws.n_flow_matching, None)
         l = self.middle(draws.t[scm], draws.s[scm], progress)

@@ -14,14 +14,14 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -38,6 +38,10 @@ VERSION = 3
 WEIGHTS = {"raw": "model.safetensors", "ema": "ema.safetensors"}
 OPTIMIZER = "optimizer.pt"
 STATE = "state.json"
+#: The files of a checkpoint beside state.json: all of them are needed to resume.
+ALL = (*WEIGHTS.values(), OPTIMIZER)
+#: A number of samples that still has room for those of another step.
+Samples = Annotated[int, Field(strict=True, ge=0, lt=2**53)]
 
 
 @dataclass
@@ -67,6 +71,8 @@ class TrainState:
         the step that it is of (0 if there is none).
     skipped: Updates that were skipped because numbers were not finite.
     due: Whether what follows this step, such as its log line or evaluation, is still to be done.
+    samples: Samples that the steps were trained on: the position in the data. 0 after some steps
+        is that of a checkpoint that does not count them.
     """
 
     step: Count = 0
@@ -77,6 +83,7 @@ class TrainState:
     best_step: Count = 0
     skipped: Count = 0
     due: bool = False
+    samples: Samples = 0
 
 
 class CheckpointRecord(Record):
@@ -130,15 +137,21 @@ class Checkpoint:
     def step(self) -> int:
         return int(self.path.name.removeprefix("step-"))
 
-    def problem(self) -> str | None:
+    def problem(self, needed: Sequence[str] = ALL) -> str | None:
         """The first file that is missing or not what was written, and why; None if all are good.
+
+        Args:
+            needed: The files that must be there, beside state.json. Others may be missing, as in a
+                run that is shared for sampling; those that are there must be good.
 
         Raises:
             RunError: If a file may be good, but cannot be read now or by this version.
         """
         try:
             checksums = self.record().checksums
-            for name in (*WEIGHTS.values(), OPTIMIZER):
+            for name in ALL:
+                if name not in needed and not (self.path / name).exists():
+                    continue
                 if checksum(self.path / name) != checksums.get(name):
                     return f"{self.path / name} is damaged (its checksum is not the one recorded)"
         except Damaged as error:
@@ -194,23 +207,23 @@ def checkpoints(folder: Path) -> list[Checkpoint]:
     return sorted(found, key=lambda checkpoint: checkpoint.step)
 
 
-def newest_good(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest good checkpoint, and what is wrong with each newer one."""
+def newest_good(folder: Path, needed: Sequence[str] = ALL) -> tuple[Checkpoint | None, list[str]]:
+    """The newest good checkpoint that has the files `needed`, and what is wrong with newer ones."""
     problems: list[str] = []
     for checkpoint in reversed(checkpoints(folder)):
-        problem = checkpoint.problem()
+        problem = checkpoint.problem(needed)
         if problem is None:
             return checkpoint, problems
         problems.append(problem)
     return None, problems
 
 
-def require_good(checkpoint: Checkpoint) -> Checkpoint:
+def require_good(checkpoint: Checkpoint, needed: Sequence[str] = ALL) -> Checkpoint:
     """The checkpoint itself; RunError naming its damaged file and the last good checkpoint."""
-    problem = checkpoint.problem()
+    problem = checkpoint.problem(needed)
     if problem is None:
         return checkpoint
-    good, _ = newest_good(checkpoint.path.parent)
+    good, _ = newest_good(checkpoint.path.parent, needed)
     advice = f"the last good checkpoint is {good.path}" if good else "no other checkpoint is good"
     raise RunError(f"{problem}; {advice}")
 

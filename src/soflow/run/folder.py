@@ -1,16 +1,16 @@
 """The run folder: where everything is.
 
-config.yaml  data.json  metrics.jsonl  checkpoints/step-NNNNNNNN/  samples/step-NNNNNNNN.png
-evaluation.json  report.html
+config.yaml  data.json  metrics.jsonl  history.jsonl
+checkpoints/step-NNNNNNNN/  samples/step-NNNNNNNN.png  evaluation.json  report.html
 """
 
 import logging
 from pathlib import Path
 
 from soflow.config import Config, dump
-from soflow.config.reading import parse_yaml, read_text, validate
+from soflow.config.reading import complete, parse_yaml, read_text, validate
 from soflow.errors import InputError, RunError
-from soflow.run.checkpoint import VERSION, Checkpoint, newest_good, require_good
+from soflow.run.checkpoint import VERSION, WEIGHTS, Checkpoint, newest_good, require_good
 from soflow.run.metrics import read_metrics
 from soflow.system.atomic import require_writable, write_text
 
@@ -21,6 +21,7 @@ LEFT_BY_TRAINERS = (
     ".config.yaml.*.partial",
     ".data.json.*.partial",
     ".metrics.jsonl.*.partial",
+    ".history.jsonl.*.partial",
     "samples/.step-????????.png.*.partial",
     "checkpoints/step-*/.state.json.*.partial",
 )
@@ -33,6 +34,7 @@ class RunFolder:
         self.path = path
         self.config = path / "config.yaml"
         self.metrics = path / "metrics.jsonl"
+        self.history = path / "history.jsonl"
         self.checkpoints = path / "checkpoints"
         self.samples = path / "samples"
         self.data = path / "data.json"
@@ -75,6 +77,7 @@ class RunFolder:
         try:
             values = parse_yaml(read_text(self.config), str(self.config))
             version = values.pop("version")
+            complete(values)
         except (InputError, AttributeError, KeyError, TypeError):
             raise InputError(
                 f"{self.config} is damaged: it is not the YAML that soflow train wrote"
@@ -99,18 +102,20 @@ def evaluation_file(folder: RunFolder, checkpoint: str) -> Path:
 
     That of another checkpoint gets a file named after it.
     """
-    newest, _ = newest_good(folder.checkpoints)
+    newest, _ = newest_good(folder.checkpoints, needed=())
     if newest is None or newest.path.name == checkpoint:
         return folder.evaluation
     return folder.path / f"evaluation-{checkpoint}.json"
 
 
-def find_run(path: Path) -> tuple[RunFolder, Checkpoint]:
+def find_run(path: Path, weights: str = "ema") -> tuple[RunFolder, Checkpoint]:
     """The run and a good checkpoint of it: its newest, or the one that `path` names.
 
     Args:
         path: A run folder, one checkpoint inside it, or RUN/checkpoints/best for the best one by
             the evaluations during training.
+        weights: Those that the checkpoint must have, "ema" or "raw". Its other files may be
+            missing.
 
     Raises:
         InputError: If there is no such run or checkpoint.
@@ -125,21 +130,21 @@ def find_run(path: Path) -> tuple[RunFolder, Checkpoint]:
     best = path.name == "best" and path.parent.name == "checkpoints"
     run = RunFolder(path.parent.parent if one or best else path)
     run.read_config()
+    needed = (WEIGHTS[weights],)
     if one:
-        return run, require_good(Checkpoint(path))
-    checkpoint, problems = newest_good(run.checkpoints)
+        return run, require_good(Checkpoint(path), needed)
+    checkpoint, problems = newest_good(run.checkpoints, needed)
     if checkpoint is None:
         if problems:
-            raise RunError(
-                f"{problems[0]}; no checkpoint in {run.checkpoints} is good: train again"
-            )
+            what = f"{problems[0]}; no checkpoint in {run.checkpoints} has good {weights} weights"
+            raise RunError(f"{what}: restore that file, use other weights, or train again")
         raise InputError(f"{run.path} has no checkpoint yet: train it with soflow train")
     if best:
         step = checkpoint.train_state().best_step
         if not step:
             why = "evaluate.every was 0, or no evaluation gave a finite figure"
             raise InputError(f"{run.path} has no best checkpoint: {why}")
-        return run, require_good(Checkpoint(run.checkpoints / f"step-{step:08d}"))
+        return run, require_good(Checkpoint(run.checkpoints / f"step-{step:08d}"), needed)
     for problem in problems:
         log.warning(f"{problem}; using {checkpoint.path}")
     return run, checkpoint

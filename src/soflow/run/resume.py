@@ -1,29 +1,103 @@
-"""What must be the same when a run is resumed: its settings and its data."""
+"""What must be the same when a run is resumed, and which settings may be changed on purpose."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 from soflow.config import Config
-from soflow.config.reading import fields, lookup
+from soflow.config.reading import BEFORE, fields, lookup
 from soflow.data.dataset import DataRecord
 from soflow.errors import InputError, shortened
 from soflow.run.folder import RunFolder
 
-#: Keys that may change: they affect rounding at most, and the masks of dropout.
+#: Keys that may differ: they affect rounding at most, and the masks of dropout.
 FREE_KEYS = (
-    "description", "data.path", "checkpoint.", "compile", "evaluate.", "parallel",
+    "description", "data.max_unreadable", "data.path", "checkpoint.", "compile", "evaluate.", "parallel",
     "train.accumulate", "train.checkpoint_activations", "train.log_every", "train.max_skipped",
     "train.on_nonfinite", "train.sample_every", "train.trackers",
 )  # fmt: skip
+#: Keys that may be changed where they are given explicitly: weights, average and the optimizer's
+#: state stay valid.
+CHANGEABLE_KEYS = (
+    "data.balance", "data.flip", "ema.", "optimizer.betas", "optimizer.clip", "optimizer.lr", "optimizer.warmup",
+    "optimizer.weight_decay", "precision", "train.batch_size", "train.steps",
+)  # fmt: skip
 
 
-def require_same_settings(begun: Config, asked: Config, folder: RunFolder) -> None:
-    """Raises InputError naming the first setting that differs from those the run was begun with."""
+class Difference(NamedTuple):
+    """A setting that differs from the one that the run has."""
+
+    key: str
+    old: Any
+    new: Any
+
+
+def differences(begun: Config, asked: Config) -> Iterator[Difference]:
+    """The settings that differ and matter."""
     for key in dict.fromkeys(key for key, _ in fields()):
         old, new = lookup(begun, key), lookup(asked, key)
         imported = old == "auto"  # a run that was imported has chosen nothing yet
         if old != new and not imported and not key.startswith(FREE_KEYS):
+            yield Difference(key, old, new)
+
+
+def require_same_settings(begun: Config, asked: Config, folder: RunFolder) -> None:
+    """Raises InputError naming the first setting that differs from the run's."""
+    for difference in differences(begun, asked):
+        raise other_settings(difference, folder)
+
+
+def changed_settings(
+    begun: Config, asked: Config, given: Sequence[str], folder: RunFolder
+) -> list[Difference]:
+    """The settings to change, which are all among the keys `given`.
+
+    Raises:
+        InputError: Naming the first setting that differs and cannot be changed, or was not given.
+    """
+    found = list(differences(begun, asked))
+    for difference in found:
+        key, old, new = difference
+        if not key.startswith(CHANGEABLE_KEYS):
+            raise other_settings(difference, folder)
+        if not is_given(key, given):
             raise InputError(
-                f"{folder.path} was begun with {key}={old}, not {new}: resume it with the same "
-                "settings, or begin a new run in another folder with --out"
+                f"{folder.path} has {key}={plain(old)}, not {plain(new)}: resume it with soflow "
+                f"train {folder.path}, or change it by giving {key}={plain(new)} explicitly"
             )
+    return found
+
+
+def other_settings(difference: Difference, folder: RunFolder) -> InputError:
+    key, old, new = difference
+    return InputError(
+        f"{folder.path} was begun with {key}={plain(old)}, not {plain(new)}: resume it with the "
+        "same settings, or begin a new run in another folder with --out"
+    )
+
+
+def plain(value: Any) -> Any:
+    """A setting as it is written on the command line."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return list(value) if isinstance(value, tuple) else value
+
+
+def is_given(key: str, given: Sequence[str]) -> bool:
+    """Whether a key, or a section that it is in, is among those given."""
+    return any(key == one or key.startswith(f"{one}.") for one in given)
+
+
+def keep_older(asked: Config, begun: Config | None, given: Sequence[str] = ()) -> Config:
+    """The configuration with keys as a run has them that was begun before they existed.
+
+    Keys that are given explicitly stay as they are.
+    """
+    for key, before in BEFORE.items():
+        section, name = key.split(".")
+        if begun is not None and lookup(begun, key) == before and not is_given(key, given):
+            update = getattr(asked, section).model_copy(update={name: before})
+            asked = asked.model_copy(update={section: update})
+    return asked
 
 
 def require_same_data(begun: DataRecord, now: DataRecord, folder: RunFolder) -> None:

@@ -14,8 +14,15 @@ from soflow.training.distributed import full_tensor, local_shard, shard_like
 class Ema:
     """average <- d average + (1 - d) weights, with d = decay^every, after every `every` steps.
 
+    At the start, d is less: the half-life of the average, in steps, is
+
+        min( ln(1/2) / ln(decay), rampup * steps so far )
+
+    so that the initial weights, which are noise, are soon forgotten. It is a function of the step:
+    there is nothing to save or restore. `rampup` 0 is the average of the paper.
+
     Averages trained parameters; buffers and fixed parameters are copied. Of a sharded network,
-    each process averages its local shards. Source: SoFlow; EDM for the float64 form.
+    each process averages its local shards. Source: SoFlow; EDM for float64 and the start-up.
     """
 
     def __init__(self, network: nn.Module, config: EmaConfig) -> None:
@@ -36,7 +43,7 @@ class Ema:
             return
         averages = [local_shard(average) for average in self.average.values()]
         weights = [local_shard(p.detach()).to(self.dtype) for p in self.trained.values()]
-        torch._foreach_lerp_(averages, weights, 1 - self.config.decay**self.config.every)
+        torch._foreach_lerp_(averages, weights, 1 - decay_at(self.config, step))
 
     @torch.no_grad()
     def net(
@@ -73,3 +80,12 @@ def require_float64(devices: Iterable[torch.device]) -> None:
             raise InputError(
                 f"ema.float64=true: the device {device} has no float64; set ema.float64=false"
             )
+
+
+def decay_at(config: EmaConfig, step: int) -> float:
+    """d of the update after `step`, counted from 0. As in EDM, `step` steps were done before it."""
+    decay = config.decay**config.every
+    if not config.rampup:
+        return decay
+    half_life = max(config.rampup * step, 1e-8)
+    return min(decay, 0.5 ** (config.every / half_life))  # the shorter half-life

@@ -84,12 +84,12 @@ class Trainer:
         self.ema = Ema(self.network, config.ema)
         loss.model = replace(model, average=self.ema.net)
         train, data = config.train, config.data
-        batches = Batches(
+        self.batches = Batches(
             dataset, train.batch_size, train.seed, augment, self.device, data.flip, data.balance
         )
         self.train_step = TrainStep(
             config, self.accelerator, self.module, self.network, objective, self.optimizer,
-            self.ema, batches,
+            self.ema, self.batches,
         )  # fmt: skip
         self.resume()
 
@@ -115,6 +115,16 @@ class Trainer:
             raise RunError(f"{what}: {first_line(error)}") from None
         self.state = checkpoint.train_state()
         self.manager.remember_best(self.state)
+
+    def go_on_in_data(self, batch_size: int) -> None:
+        """Continues behind the samples seen so far, also if the batch size has changed.
+
+        Args:
+            batch_size: That of a checkpoint that does not count samples.
+        """
+        state = self.state
+        state.samples = state.samples or state.step * batch_size
+        self.batches.offset = state.samples - state.step * self.config.train.batch_size
 
     def run(self) -> None:
         """Trains to the last step.
@@ -156,6 +166,7 @@ class Trainer:
         ):
             self.unread.append(self.train_step(self.state.step))
         self.state.step += 1
+        self.state.samples += self.config.train.batch_size
         self.state.due = True
         reads = self.reads_now
         if reads:

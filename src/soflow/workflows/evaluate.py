@@ -52,7 +52,10 @@ def evaluate(
     if isinstance(run, Run):
         loaded: dict[str, Run] = {run.weights: run}
     else:
-        loaded = {name: load(run, name, vae=settings.vae) for name in settings.weights}
+        one, *others = settings.weights
+        loaded = {one: load(run, one, vae=settings.vae)}
+        place = loaded[one].checkpoint.path  # all weights are of one checkpoint
+        loaded |= {name: load(place, name, vae=settings.vae) for name in others}
     first = next(iter(loaded.values()))
     config, decode, defaults = first.config, first.model.decode, first.config.evaluate
     samplers = chosen_samplers(settings.samplers, config)

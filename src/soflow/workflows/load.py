@@ -68,13 +68,13 @@ def load(
         InputError: If there is no run, or it is a run of another version.
         RunError: If the checkpoint is damaged.
     """
-    folder, checkpoint = find_run(Path(path).expanduser())
+    folder, checkpoint = find_run(Path(path).expanduser(), weights)
     config, data = folder.read_config(), DataRecord.read(folder.data)
     place = torch.device(device) if device else default_device()
     encoder, scaling = (data.encoder, data.scaling) if data else (None, None)
     decode, tensors = make_decoder(encoder, scaling, place, vae), checkpoint.weights(weights)
     try:
-        model = load_model(config, tensors, place, decode)
+        model = load_model(config, tensors, place, decode, data)
     except RunError:
         raise
     except RuntimeError:  # names or shapes that load_state_dict cannot place
@@ -87,7 +87,11 @@ def load(
 
 
 def load_model(
-    config: Config, weights: dict[str, Tensor], device: torch.device, decode: Decode = lambda x: x
+    config: Config,
+    weights: dict[str, Tensor],
+    device: torch.device,
+    decode: Decode = lambda x: x,
+    data: DataRecord | None = None,
 ) -> FlowModel:
     """A model with these weights on `device`, in evaluation mode and without gradients."""
     with torch.device("meta"):
@@ -95,7 +99,7 @@ def load_model(
     network.load_state_dict(weights, assign=True)
     with out_of_memory_explained("the network does not fit; choose another device, such as cpu"):
         network = network.to(device, torch.float32).requires_grad_(False).eval()
-    return make_model(config, network, decode)
+    return make_model(config, network, decode, data)
 
 
 def make_decoder(

@@ -29,6 +29,8 @@ from soflow.workflows.labels import Classes, labels_in_turn
 from soflow.workflows.load import Run
 from soflow.workflows.sample_files import SampleProtocol, require_room, require_suitable, write
 
+#: In place of classes: samples without a label.
+NONE = "none"
 #: Samples per piece of a file.
 PIECE = 500
 
@@ -79,7 +81,8 @@ class SampleRequest:
             run: The run to sample.
             num: The number of samples.
             labels: Classes to draw in turn, by name or number: "cat,dog", "3,7", or a list, an
-                array or a tensor of them, in which None and -1 mean no class.
+                array or a tensor of them, in which None and -1 mean no class; or "none", for
+                samples without a label (unless a class has this name).
             draw: Without `labels`, "balanced" draws all classes in turn, "random" at random.
             sampler: By default the one that suits the run's objective.
             nfe: Network evaluations per sample, by default as few as suit the sampler.
@@ -87,7 +90,8 @@ class SampleRequest:
             batch_size: How many samples are drawn at once.
 
         Raises:
-            InputError: If a class or the sampler is unknown, or the sampler cannot use `nfe`.
+            InputError: If a class or the sampler is unknown, the sampler cannot use `nfe`, or the
+                null label was never trained.
         """
         default, default_nfe = run.config.default_sampler
         if sampler is not None or nfe is not None:
@@ -98,7 +102,10 @@ class SampleRequest:
         if labels is not None and draw == "random":
             raise InputError("labels are drawn in turn: leave out --labels, or --draw random")
         chosen = draw_classes(draw, num, len(names), seed)
-        if labels is not None:
+        if isinstance(labels, str) and labels == NONE and NONE not in names:
+            run.model.require_null()
+            chosen = None
+        elif labels is not None:
             chosen = labels_in_turn(labels, num, names)
         given = labels if isinstance(labels, str | None) else "given"
         labels_from = given or draw if names else "none"
@@ -149,6 +156,8 @@ def sample_to_file(
         InputError: If the file cannot be written, or the folder holds other numbered images.
     """
     file, num = Path(file).expanduser(), request.num
+    if request.labels is None:
+        run.model.require_null()
     require_suitable(run, file)
     require_room(file, num)
     plan, index, count = plan_of(run, request), processes.index(), processes.count()

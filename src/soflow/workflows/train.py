@@ -12,6 +12,7 @@ from torch import Tensor
 
 from soflow.assemble import make_augment, make_model, make_network, make_objective
 from soflow.config import Config, read_recipe
+from soflow.config.reading import keys_of, with_overrides
 from soflow.data import own
 from soflow.data.autoencoder import Decoder
 from soflow.data.dataset import DataRecord, Dataset
@@ -24,7 +25,7 @@ from soflow.interop.pretrained import load_pretrained
 from soflow.run.checkpoint import TrainState, checkpoints
 from soflow.run.folder import RunFolder
 from soflow.run.lock import only_trainer_of
-from soflow.run.resume import require_same_data, require_same_settings
+from soflow.run.resume import changed_settings, keep_older, require_same_data
 from soflow.sampling import class_by_class, draw, sample_many
 from soflow.solution import FlowModel
 from soflow.system import processes
@@ -45,6 +46,7 @@ from soflow.training.memory import TOO_LARGE
 from soflow.training.signals import Stopped
 from soflow.training.trackers import require_trackers
 from soflow.training.trainer import Trainer
+from soflow.workflows.going_on import go_on, settings_of
 from soflow.workflows.load import Decode, load_model, make_decoder
 
 log = logging.getLogger(__name__)
@@ -62,10 +64,13 @@ def train(
 ) -> RunFolder:
     """Trains a recipe in a run folder, or resumes the run that is there.
 
+    A resumed run keeps its settings. Those that may change (run/resume.py) change if they are among
+    `overrides`: train.steps=N trains a finished run further. history.jsonl records each change.
+
     Args:
-        recipe: The name of a shipped recipe, a YAML file, or a configuration.
+        recipe: The name of a shipped recipe, a YAML file, a run folder, or a configuration.
         out: The run folder.
-        overrides: Changes to the recipe, such as "train.steps=2000".
+        overrides: Changes to the recipe or configuration, such as "train.steps=2000".
         progress: Shows the steps; by default a bar or lines on stderr.
         watch: Called with the averaged weights each time a sample grid is drawn.
         data: Data of your own in place of the recipe's: a tensor or an array (N, ...); samples and
@@ -87,10 +92,12 @@ def train(
     """
     if progress is track:
         show_notes()
-    config = recipe if isinstance(recipe, Config) else read_recipe(recipe, overrides)
+    config = recipe if isinstance(recipe, Config) else read_recipe(recipe)
+    config = with_overrides(config, overrides)
     if data is not None:
         with own.given(data, config) as config:
             return train(config, out, overrides, progress, watch)
+    given = keys_of(overrides)
     folder = RunFolder(Path(out).expanduser())
     require_own_data(config, folder)
     require_plain_launch()
@@ -102,10 +109,14 @@ def train(
         raise InputError(f"train.batch_size={size} is larger than the data ({count}): reduce it")
     first = processes.index() == 0
     with only_trainer_of(folder.path) if first else nullcontext(), lost_processes_explained():
-        config, note = chosen_settings(config, folder)
+        begun = settings_of(folder)
+        config, note = chosen_settings(config, begun, given)
+        changed = changed_settings(begun, config, given, folder) if begun else []
         with out_of_memory_explained(TOO_LARGE):
-            trainer = make_trainer(config, folder, dataset, progress, watch)
+            trainer = make_trainer(config, folder, dataset, progress, watch, begun is not None)
         try:
+            if begun is not None:
+                go_on(trainer, begun, changed, write=first)
             if first:
                 write_head(config, folder, dataset)
             for line in summary(config.data, dataset):
@@ -130,22 +141,21 @@ def require_own_data(config: Config, folder: RunFolder) -> None:
 
 
 def make_trainer(
-    config: Config, folder: RunFolder, dataset: Dataset, progress: Progress, watch: Watch
+    config: Config,
+    folder: RunFolder,
+    dataset: Dataset,
+    progress: Progress,
+    watch: Watch,
+    resumed: bool,
 ) -> Trainer:
     """The trainer of a run, at the step of the newest checkpoint."""
-    resumed = bool(checkpoints(folder.checkpoints))
-    if resumed:
-        if not folder.config.is_file():
-            raise InputError(
-                f"{folder.path} has checkpoints, no config.yaml: restore it or choose another --out"
-            )
-        require_same_settings(folder.read_config(), config, folder)
-        if (data := DataRecord.read(folder.data)) is not None:
-            require_same_data(data, dataset.describe(), folder)
+    if resumed and (data := DataRecord.read(folder.data)) is not None:
+        require_same_data(data, dataset.describe(), folder)
     torch.manual_seed(config.train.seed)
     network = make_network(config)
     if config.init_from and not resumed:
-        for note in load_pretrained(network, Path(config.init_from), config.init_time):
+        source, names = Path(config.init_from).expanduser(), dataset.class_names
+        for note in load_pretrained(network, source, config.init_time, names, config.data.shape):
             log.info(note)
 
     decode = picture_decoder(dataset)
@@ -164,10 +174,17 @@ def make_trainer(
     )
 
 
-def chosen_settings(config: Config, folder: RunFolder) -> tuple[Config, str]:
-    """`precision` and `compile` as a resumed run has them or as suits the machine, and a note."""
-    resumed = checkpoints(folder.checkpoints) and folder.config.is_file()
-    begun = folder.read_config() if resumed else None
+def chosen_settings(
+    config: Config, begun: Config | None, given: Sequence[str]
+) -> tuple[Config, str]:
+    """`precision` and `compile` as a resumed run has them or as suits the machine, and a note.
+
+    If they are given as "auto" explicitly, they are chosen anew.
+    """
+    config = keep_older(config, begun, given)
+    if begun is not None:
+        anew = {name: "auto" for name in ("precision", "compile") if name in given}
+        begun = begun.model_copy(update=anew)
     chosen, note = resolve(config, default_device(), begun)
     precision, compile = same_everywhere((chosen.precision, chosen.compile))
     return config.model_copy(update={"precision": precision, "compile": compile}), note

@@ -1,0 +1,84 @@
+"""Going on with a run: the settings that are changed, what that means, and the record of it."""
+
+import logging
+from collections.abc import Sequence
+from datetime import datetime, timezone
+
+from soflow.config import Config
+from soflow.errors import InputError
+from soflow.objectives.base import Objective
+from soflow.run.checkpoint import checkpoints
+from soflow.run.folder import RunFolder
+from soflow.run.history import Change, first_value, read_history, write_history
+from soflow.run.resume import Difference, plain
+from soflow.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+
+def settings_of(folder: RunFolder) -> Config | None:
+    """The settings of the run in a folder; None if it has no checkpoint to go on from.
+
+    Raises:
+        InputError: If it has checkpoints, but no config.yaml.
+    """
+    if not checkpoints(folder.checkpoints):
+        return None
+    if not folder.config.is_file():
+        raise InputError(
+            f"{folder.path} has checkpoints, no config.yaml: restore it or choose another --out"
+        )
+    return folder.read_config()
+
+
+def go_on(
+    trainer: Trainer,
+    begun: Config,
+    changed: Sequence[Difference],
+    write: bool,
+) -> None:
+    """Places a resumed run in its data, and says and records which settings are changed.
+
+    Args:
+        trainer: The trainer, at the step of a checkpoint.
+        begun: The settings that the run had.
+        changed: The settings that are changed now.
+        write: Whether this process writes the record.
+
+    Raises:
+        InputError: If settings are changed, and no step is left that they would apply to.
+        RunError: If the record is damaged.
+    """
+    folder, step, steps = trainer.folder, trainer.state.step, trainer.config.train.steps
+    history = read_history(folder.history)
+    trainer.go_on_in_data(first_value(history, "train.batch_size", begun.train.batch_size))
+    if changed and steps <= step:
+        raise InputError(
+            f"{folder.path} has done {step} of {steps} steps, so {changed[0].key}="
+            f"{plain(changed[0].new)} has no effect: give train.steps=N above {step}"
+        )
+    if write:
+        when = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        changes = [Change(step=step, when=when, **change._asdict()) for change in changed]
+        write_history(folder.history, changes, step)
+        for change in changed:
+            old, new = plain(change.old), plain(change.new)
+            text = f"after step {step}, {change.key} is {new} instead of {old}"
+            if change.key == "train.steps":
+                text += schedules_at(trainer.train_step.objective, step, change)
+            log.info(text)
+
+
+def schedules_at(objective: Objective, step: int, change: Difference) -> str:
+    """What another number of steps K means for the schedules of an objective, such as r(k, K)."""
+    scheduled = getattr(objective, "scheduled", None)
+    if scheduled is None:
+        return ""
+    old, new = (scheduled(min(1.0, step / steps)) for steps in (change.old, change.new))
+    moves = [
+        f"{name}({step}, {change.old})={old[name]:.4g} becomes "
+        f"{name}({step}, {change.new})={new[name]:.4g}"
+        for name in old
+        if old[name] != new[name]
+    ]
+    return f"; schedules follow k/K, so {' and '.join(moves)}" if moves else ""

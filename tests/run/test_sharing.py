@@ -1,0 +1,81 @@
+"""A part of a run is enough to sample: its settings, data.json and the averaged weights."""
+
+import shutil
+
+import pytest
+import torch
+
+import soflow
+from soflow.errors import RunError
+from soflow.evaluation.evaluate import EvaluationSettings
+from soflow.run.checkpoint import Checkpoint, checkpoints
+from soflow.run.folder import RunFolder
+from soflow.workflows.evaluate import evaluate
+from support.commands import assert_fails
+
+
+@pytest.fixture
+def gift(tiny_run, tmp_path):
+    """What one would send to somebody who wants to sample."""
+    newest = checkpoints(RunFolder(tiny_run).checkpoints)[-1].path
+    place = tmp_path / "gift" / "checkpoints" / newest.name
+    place.mkdir(parents=True)
+    for name in ("config.yaml", "data.json"):
+        shutil.copy(tiny_run / name, tmp_path / "gift")
+    for name in ("ema.safetensors", "state.json"):
+        shutil.copy(newest / name, place)
+    return tmp_path / "gift"
+
+
+def only(gift) -> Checkpoint:
+    (checkpoint,) = checkpoints(RunFolder(gift).checkpoints)
+    return checkpoint
+
+
+def test_it_draws_the_samples_of_the_whole_run(gift, tiny_run, inside):
+    for place in (gift, only(gift).path):
+        assert inside("sample", place, "-n", "2", "--out", gift / "two.png").returncode == 0
+    assert inside("sample", gift, "-n", "2").returncode == 0  # into its own folder
+    noise, labels = torch.randn(2, 1, 8, 8), torch.tensor([1, 2])
+    drawn = [
+        soflow.one_step(soflow.load(one, device="cpu").model, noise, labels)
+        for one in (gift, tiny_run)
+    ]
+    assert torch.equal(*drawn)
+    assert inside("report", gift).returncode == 0
+
+
+def test_it_is_a_start_for_another_run(gift, tmp_path):
+    settings = ["train.steps=1", "train.batch_size=8", "train.sample_every=0", f"init_from={gift}"]
+    soflow.train(str(gift), tmp_path / "next", settings)
+
+
+def test_what_needs_the_rest_names_the_file(gift, inside):
+    resumed = inside("train", gift)
+    assert resumed.returncode == 1
+    assert "model.safetensors is missing; no checkpoint" in resumed.stderr
+    assert_fails(inside("sample", gift, "--weights", "raw"), 1, "model.safetensors is missing")
+    with pytest.raises(RunError, match=r"model\.safetensors is missing"):
+        evaluate(gift, EvaluationSettings(weights=("ema", "raw")))
+    shutil.copy(only(gift).path / "ema.safetensors", only(gift).path / "model.safetensors")
+    assert_fails(inside("sample", gift), 1, "model.safetensors is damaged")
+
+
+def test_what_is_there_is_verified(gift, inside):
+    file = only(gift).path / "ema.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert_fails(inside("sample", gift), 1, "ema.safetensors is damaged")
+    file.unlink()
+    assert_fails(inside("sample", gift), 1, "ema.safetensors is missing")
+    (only(gift).path / "state.json").unlink()
+    assert_fails(inside("sample", gift), 1, "state.json is missing")
+
+
+def test_all_weights_of_an_evaluation_are_of_one_checkpoint(tiny_run, tmp_path):
+    """The newest one lacks the raw weights; those of an older one would be of another step."""
+    copy = RunFolder(shutil.copytree(tiny_run, tmp_path / "run"))
+    newest = checkpoints(copy.checkpoints)[-1].path
+    (newest / "model.safetensors").unlink()
+    assert soflow.load(copy.path).checkpoint.path == newest
+    with pytest.raises(RunError, match="step-00000030/model"):
+        evaluate(copy.path, EvaluationSettings(weights=("ema", "raw")))
