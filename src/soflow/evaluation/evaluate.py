@@ -16,7 +16,7 @@ from soflow.evaluation.diagnostics import diagnose
 from soflow.evaluation.protocol import protocol, this_machine, warnings_of
 from soflow.evaluation.record import Evaluation, Figures, RealRow, Row, Samples
 from soflow.evaluation.sample_set import SampleSet
-from soflow.evaluation.scorer import Baseline, Scoring
+from soflow.evaluation.scorer import Scoring
 from soflow.evaluation.statistics import Counter, parts_of
 from soflow.sampling import (
     HEUN_STEPS,
@@ -126,7 +126,7 @@ def evaluate(
     with progress("evaluating", work(scoring, [num] * len(chosen) * len(settings.seeds))) as task:
         count = Counter(task)
         rows = [row(*one) for one in chosen]
-        real = real_row(scoring.baseline, count)
+        real = real_row(scoring, num, count)
     points = scoring.points if {"ode", "heun"} <= set(samplers) else None
     return Evaluation(
         rows=rows,
@@ -135,7 +135,7 @@ def evaluate(
         labels=settings.labels if first.num_classes else "none",
         diagnostics={} if points is None else diagnostics(first, points, settings, device),
         machine=this_machine(str(device)),
-        **protocol(scoring.scorer, num),
+        **protocol(scoring, num),
     )
 
 
@@ -146,14 +146,14 @@ def evaluate_sample_set(
     with progress("evaluating", work(scoring, [samples.count])) as task:
         count = Counter(task)
         found = figures(scoring, samples.parts(), samples.count, samples.labels, count)
-        real = real_row(scoring.baseline, count)
+        real = real_row(scoring, samples.count, count)
     how = samples.protocol.model_extra or {}
     return Evaluation(
         samples=Samples.model_validate({**how, "path": path, "count": samples.count}),
         rows=[Row(weights="", sampler="given", nfe=None, **over_seeds([found]))],
         real=real,
         machine=this_machine(),
-        **protocol(scoring.scorer, samples.count),
+        **protocol(scoring, samples.count),
     )
 
 
@@ -169,18 +169,18 @@ def figures(
     """The figures of `num` samples that come in parts (B, ...)."""
     scorer, baseline = scoring.scorer, scoring.baseline
     statistics = scorer.gather(parts, num, count.add)
-    found = scorer.figures(statistics, labels, count.add)
+    found = scorer.figures(statistics, labels, count.add, scoring.equal_count(num))
     if baseline is None or len(baseline.data) >= num:
         return found
     alike = scorer.distance_of_some(statistics, len(baseline.data), labels)
     return found.model_copy(update={"distance_at_real_count": alike})
 
 
-def real_row(baseline: Baseline | None, count: Counter) -> RealRow | None:
-    """The figures of held-out real samples, if there are some."""
-    if baseline is None:
+def real_row(scoring: Scoring, num: int, count: Counter) -> RealRow | None:
+    """The figures of held-out real samples, beside those of `num` samples, if there are some."""
+    if scoring.baseline is None:
         return None
-    data, scorer = baseline.data, baseline.scorer
+    data, scorer = scoring.baseline.data, scoring.baseline.scorer
     statistics = scorer.gather(parts_of(data), len(data), count.add)
     return RealRow(
         dataset=data.name,
@@ -188,7 +188,7 @@ def real_row(baseline: Baseline | None, count: Counter) -> RealRow | None:
         count=len(data),
         reference=scorer.about,
         warnings=warnings_of(scorer, len(data)),
-        **dict(scorer.figures(statistics, data.labels, count.add)),
+        **dict(scorer.figures(statistics, data.labels, count.add, scoring.equal_count(num))),
     )
 
 
@@ -197,10 +197,13 @@ def over_seeds(found: Sequence[Figures]) -> dict[str, Any]:
     values = dict(found[0])
     if len(found) == 1:
         return values
+    if columns := values["marginals"]:
+        every = [one.marginals or {} for one in found]
+        values["marginals"] = {name: mean(one[name] for one in every) for name in columns}
     spread = {
         name: stdev(getattr(one, name) for one in found)
         for name, value in values.items()
-        if value is not None and "spread" not in name and name != "reliable"
+        if isinstance(value, float) and "spread" not in name
     }
     for name, deviation in spread.items():
         values[name] = mean(getattr(one, name) for one in found)

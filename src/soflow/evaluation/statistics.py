@@ -125,5 +125,7 @@ def merged(moments: Moments | None, values: Tensor | None) -> Moments | None:
 
 
 def parts_of(dataset: Dataset) -> Iterator[Tensor]:
-    """The samples of a data set in parts, (B, ...)."""
-    return (dataset.samples(part) for part in torch.arange(len(dataset)).split(BATCH))
+    """The samples of a data set in parts, (B, ...), in the data's own units."""
+    for part in torch.arange(len(dataset)).split(BATCH):
+        samples = dataset.samples(part)
+        yield samples if dataset.scaling is None else dataset.scaling.restore(samples)
