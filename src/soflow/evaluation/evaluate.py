@@ -24,7 +24,6 @@ from soflow.sampling import (
     Sampler,
     class_by_class,
     draw,
-    draw_classes,
     noise_count,
     sample,
 )
@@ -48,7 +47,8 @@ class EvaluationSettings:
         samplers: By default all that suit the run's objective.
         num: Samples per row and seed; 0 for the recipe's number.
         seeds: With several of them, figures are means and spreads are over seeds.
-        labels: How the classes of samples are chosen.
+        labels: How the classes of samples are chosen. By default those of pictures are balanced,
+            those of vectors and signals as frequent as in the reference.
         batch: Samples drawn at once. It changes no figure.
         weights: Of the run.
         features: By name; by default the recipe's.
@@ -61,7 +61,7 @@ class EvaluationSettings:
     samplers: tuple[Sampler, ...] = ()
     num: int = 0
     seeds: tuple[int, ...] = (0,)
-    labels: LabelDraw = "balanced"
+    labels: LabelDraw | None = None
     batch: int = 500
     weights: tuple[Literal["ema", "raw"], ...] = ("ema", "raw")
     features: str = ""
@@ -117,7 +117,7 @@ def evaluate(
     def row(weights: str, sampler: Sampler, nfe: int) -> Row:
         found = []
         for seed in settings.seeds:
-            labels = draw_classes(settings.labels, num, first.num_classes, seed)
+            labels, _ = scoring.draw_classes(settings.labels, num, first.num_classes, seed)
             parts = draw(models[weights], num, labels, sampler, nfe, seed, settings.batch, device)
             found.append(figures(scoring, parts, num, labels, count))
         values = over_seeds(found) | {"milliseconds_per_sample": time_of(sampler, nfe)}
@@ -127,12 +127,13 @@ def evaluate(
         count = Counter(task)
         rows = [row(*one) for one in chosen]
         real = real_row(scoring, num, count)
+    _, labels_from = scoring.draw_classes(settings.labels, 1, first.num_classes)
     points = scoring.points if {"ode", "heun"} <= set(samplers) else None
     return Evaluation(
         rows=rows,
         real=real,
         seeds=tuple(settings.seeds),
-        labels=settings.labels if first.num_classes else "none",
+        labels=labels_from,
         diagnostics={} if points is None else diagnostics(first, points, settings, device),
         machine=this_machine(str(device)),
         **protocol(scoring, num),
@@ -172,7 +173,9 @@ def figures(
     found = scorer.figures(statistics, labels, count.add, scoring.equal_count(num))
     if baseline is None or len(baseline.data) >= num:
         return found
-    alike = scorer.distance_of_some(statistics, len(baseline.data), labels)
+    # A part of samples whose classes are as frequent as in the reference has the same frequencies.
+    by_class = None if scoring.frequent(num) is not None else labels
+    alike = scorer.distance_of_some(statistics, len(baseline.data), by_class)
     return found.model_copy(update={"distance_at_real_count": alike})
 
 

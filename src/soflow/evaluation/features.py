@@ -160,7 +160,13 @@ def coordinates(shape: Sequence[int], scaling: Scaling | None) -> Features:
     """The samples themselves, standardized by the scaling of the real data if they have one."""
 
     def network(samples: Tensor) -> Tensor:
-        return (samples if scaling is None else scaling.standardize(samples)).flatten(1)
+        if scaling is None:
+            return samples.flatten(1)
+        columns = samples.double().flatten(2) if samples.ndim > 2 else samples.double()[..., None]
+        mean, std = (
+            torch.tensor(x, dtype=torch.float64)[:, None] for x in (scaling.mean, scaling.std)
+        )
+        return ((columns - mean) / std).flatten(1)
 
     origin = {} if scaling is None else {"scaling": scaling}
     columns = () if is_image(shape) else column_names(shape, scaling)

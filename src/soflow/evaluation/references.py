@@ -96,9 +96,10 @@ def make_scoring(
     if baseline is None:
         baseline = data.source != "latents" or other_split(data, split) is not None
     held_out = make_baseline(scorer, first, data, split, decode, num) if baseline else None
+    labels = first.labels if first.num_classes == num_classes else None
     if encoder is not None:
-        return Scoring(scorer, held_out, training_points(config))
-    return Scoring(scorer, held_out, first if held_out is None else held_out.data)
+        return Scoring(scorer, held_out, training_points(config), labels)
+    return Scoring(scorer, held_out, first if held_out is None else held_out.data, labels)
 
 
 def make_sample_scoring(

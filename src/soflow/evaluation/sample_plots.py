@@ -7,24 +7,26 @@ or else of the samples, without the outermost values.
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-BLUE, GREY = "#3056d3", "#98a2b3"
-CHANNELS = (BLUE, "#e07b39", "#2f9e6e", "#8250c4", "#b8469b", "#667085")
+from soflow.evaluation.plots import BLUE, GREEN, GREY, ORANGE, as_text, plain
+
+DARK = "#667085"
+CHANNELS = (BLUE, ORANGE, GREEN, "#8250c4", "#b8469b", DARK)
 #: Columns of a pair plot, points of a cloud, and curves' cells, at most.
 PAIRED, POINTS, CELLS = 4, 2000, 60
 #: Axes of spans within this factor get one unit.
 ALIKE = 3.0
 
 
-def as_text(name: str, most: int = 18) -> str:
-    """A name of limited length that matplotlib takes for no formula."""
-    short = name if len(name) <= most else f"{name[: most - 1]}…"
-    return short.replace("$", r"\$")
+def short(name: str, most: int = 18) -> str:
+    """A name of limited length, as plain text."""
+    return as_text(name if len(name) <= most else f"{name[: most - 1]}…")
 
 
 def limits(values: np.ndarray, outside: float = 0.001) -> tuple[float, float]:
@@ -51,13 +53,13 @@ def vectors(samples: Tensor, names: Sequence[str], real: Tensor | None = None) -
         figure = Figure(figsize=(5.5, 3.4), layout="constrained")
         axes = figure.add_subplot()
         histogram(axes, drawn, behind, 0)
-        axes.set(xlabel=as_text(names[0]), ylabel="density")
+        axes.set(xlabel=short(names[0]), ylabel="density")
     elif drawn.shape[1] == 2:
         figure = Figure(figsize=(5, 5), layout="constrained")
         axes = figure.add_subplot()
         cloud(axes, drawn, behind, 0, 1)
         equal_units(axes)
-        axes.set(xlabel=as_text(names[0]), ylabel=as_text(names[1]))
+        axes.set(xlabel=short(names[0]), ylabel=short(names[1]))
     else:
         figure = pair_plot(drawn, behind, names)
     if behind is not None:
@@ -72,7 +74,7 @@ def pair_plot(drawn: np.ndarray, behind: np.ndarray | None, names: Sequence[str]
     figure = Figure(figsize=(2.1 * count, 2.0 * count), layout="constrained")
     if drawn.shape[1] > count:
         note = f"columns 1 to {count} of {drawn.shape[1]:,}"
-        figure.text(0.98, 0.83, note, ha="right", color="#667085")
+        figure.text(0.98, 0.83, note, ha="right", color=DARK)
     for row in range(count):
         for column in range(row + 1):
             axes = figure.add_subplot(count, count, row * count + column + 1)
@@ -82,11 +84,11 @@ def pair_plot(drawn: np.ndarray, behind: np.ndarray | None, names: Sequence[str]
             else:
                 cloud(axes, drawn, behind, column, row)
             if row == count - 1:
-                axes.set_xlabel(as_text(names[column]), fontsize=9)
+                axes.set_xlabel(short(names[column]), fontsize=9)
             else:
                 axes.tick_params(labelbottom=False)
             if column == 0 and row:
-                axes.set_ylabel(as_text(names[row]), fontsize=9)
+                axes.set_ylabel(short(names[row]), fontsize=9)
             elif column:
                 axes.tick_params(labelleft=False)
     return figure
@@ -97,7 +99,7 @@ def histogram(axes: Axes, drawn: np.ndarray, behind: np.ndarray | None, column: 
     bare(axes)
     values = drawn[:, column]
     low, high = limits(values if behind is None else behind[:, column])
-    bins = np.linspace(low, high, 41)
+    bins = np.linspace(low, high, 41).tolist()
     if behind is not None:
         axes.hist(behind[:, column], bins, density=True, color=GREY, alpha=0.6)
     axes.hist(values, bins, density=True, histtype="step", color=BLUE, linewidth=1.3)
@@ -149,7 +151,7 @@ def curves(
         last = i + columns >= len(shown)
         axes.tick_params(labelbottom=last, labelleft=alike and i % columns == 0)
         if i < len(titles):
-            axes.set_title(as_text(titles[i]), fontsize=8)
+            axes.set_title(short(titles[i]), fontsize=8)
     remarks = []
     if not alike:
         remarks.append("each channel scaled to its own range")
@@ -158,9 +160,43 @@ def curves(
     if len(samples) > len(shown):
         remarks.append(f"samples 1 to {len(shown)} of {len(samples):,}")
     if remarks:
-        figure.supxlabel("; ".join(remarks), fontsize=8, color="#667085")
+        figure.supxlabel("; ".join(remarks), fontsize=8, color=DARK)
     if shown.shape[1] > 1:
-        texts = [as_text(name) for name in names[: shown.shape[1]]]
+        texts = [short(name) for name in names[: shown.shape[1]]]
         lines = figure.axes[0].get_lines()
         figure.legend(lines, texts, loc="outside upper center", ncols=6, fontsize=8, frameon=False)
+    return figure
+
+
+def clouds(points: dict[str, Tensor], names: Sequence[str]) -> Figure:
+    """Clouds of points in the plane, side by side on the same axes."""
+    figure = Figure(figsize=(4.2 * len(points), 4.2), layout="constrained")
+    every = torch.cat(list(points.values())).numpy()
+    for axes, (title, cloud) in zip(
+        plain(figure, columns=len(points)), points.items(), strict=True
+    ):
+        axes.scatter(cloud[:, 0], cloud[:, 1], s=3, alpha=0.4, linewidths=0, color=BLUE)
+        axes.set(title=title, xlim=limits(every[:, 0]), ylim=limits(every[:, 1]))
+        axes.set(xlabel=short(names[0]), ylabel=short(names[1]))
+        equal_units(axes)
+    return figure
+
+
+def journeys(steps: Tensor, times: Sequence[float], names: Sequence[str]) -> Figure:
+    """Paths (count, times, D) from noise (grey) to data (blue): two columns, or one over time."""
+    figure = Figure(figsize=(5.5, 5.5), layout="constrained")
+    (axes,) = plain(figure)
+    if steps.shape[2] == 1:
+        steps = torch.stack([torch.tensor(times).expand(steps.shape[:2]), steps[..., 0]], dim=2)
+        axes.set(xlabel="s", ylabel=short(names[0]))
+        axes.invert_xaxis()
+    else:
+        axes.set(xlabel=short(names[0]), ylabel=short(names[1]))
+    for path in steps:
+        axes.plot(path[:, 0], path[:, 1], color=GREY, linewidth=0.5, alpha=0.6)
+    axes.scatter(steps[:, 0, 0], steps[:, 0, 1], s=5, color=GREY, label="noise", zorder=3)
+    data = steps[:, -1]
+    axes.scatter(data[:, 0], data[:, 1], s=7, color=BLUE, label="f(noise, 1, 0)", zorder=3)
+    equal_units(axes)
+    axes.legend(frameon=False, loc="upper right")
     return figure

@@ -22,6 +22,7 @@ from soflow.evaluation.metrics import (
 from soflow.evaluation.record import Figures, Reference
 from soflow.evaluation.statistics import ENERGY_POINTS, OnRows, Statistics, gather, ignore
 from soflow.evaluation.wasserstein import marginals, sliced_wasserstein
+from soflow.sampling import LabelDraw, draw_classes
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,12 @@ class Scorer:
         return values.model_copy(update=columns)
 
 
+def as_frequent(labels: Tensor, num: int) -> Tensor:
+    """Labels (num,) with the frequencies of others (N,), of which -1 is none."""
+    known = labels[labels >= 0].sort().values
+    return known[torch.linspace(0, len(known) - 1, num, dtype=torch.float64).round().long()]
+
+
 def random_subset(points: Tensor, count: int) -> Tensor:
     """`count` of the points (N, d) or all of them: not the first, which may be of one class."""
     if len(points) <= count:
@@ -148,6 +155,27 @@ class Scoring:
     scorer: Scorer
     baseline: Baseline | None = None
     points: Dataset | None = None  # data as the model sees them, for the diagnostics
+    labels: Tensor | None = None  # of the reference, (N,), if its classes are the run's
+
+    def frequent(self, num: int) -> Tensor | None:
+        """Labels (num,) as frequent as in the reference, of what is not a picture; else None.
+
+        Rows of a table are compared with all others, so rare classes must be rare among samples.
+        """
+        if self.labels is None or not self.scorer.features.columns:
+            return None
+        return as_frequent(self.labels, num)
+
+    def draw_classes(
+        self, how: LabelDraw | None, num: int, num_classes: int, seed: int = 0
+    ) -> tuple[Tensor | None, str]:
+        """Labels of samples, (num,), and how they are chosen: by default see `frequent`."""
+        if not num_classes:
+            return None, "none"
+        if how is None and (labels := self.frequent(num)) is not None:
+            return labels, "as frequent as in the reference"
+        how = how or "balanced"
+        return draw_classes(how, num, num_classes, seed), how
 
     def equal_count(self, num: int) -> int:
         """Of how many samples Wasserstein distances are: as many as the smallest set has."""

@@ -102,7 +102,8 @@ def sample(run: Run, request: SampleRequest, progress: Progress = track) -> Tens
     """Draws the samples of a request.
 
     Returns:
-        Samples (num, ...) on the CPU: images (num, C, H, W) in -1 .. 1, or vectors (num, D).
+        Samples (num, ...) on the CPU: images (num, C, H, W) in -1 .. 1, or vectors (num, D),
+        signals (num, C, L) and others in the data's own units.
     """
     with progress("sampling", request.num) as task:
         return draw_rows(run, request, range(request.num), task.update)
@@ -130,7 +131,7 @@ def sample_to_file(
         run: The run to sample.
         request: What to draw.
         file: FILE.png for one picture, FILE.npz for arrays in ADM's layout (arr_0 samples, arr_1
-            labels), or a folder for one PNG per sample.
+            labels), FILE.csv for a table of vectors, or a folder for one PNG per image.
         progress: Shows the progress.
 
     Returns:
@@ -165,7 +166,7 @@ def sample_to_file(
     elif index > 0:
         return False
     rows, _ = open_store(whole)
-    write(rows, request.labels, file, protocol_of(run, request))
+    write(run, rows, request.labels, file, protocol_of(run, request))
     shutil.rmtree(whole)
     return True
 
