@@ -41,9 +41,9 @@ def caches():
 
 def test_the_second_run_reads_what_the_first_decoded(tmp_path, monkeypatch):
     source = images(tmp_path)
-    first = cached(source, 12, 3)
+    first = cached(source, (12, 12), 3)
     monkeypatch.setattr(cache_module, "decode", refuse)
-    again = cached(source, 12, 3)
+    again = cached(source, (12, 12), 3)
     assert torch.equal(first.samples(), again.samples())
     expected = np.stack([np.asarray(opener()) for opener in source.openers(range(40))])
     assert np.array_equal(to_uint8(again.samples()), expected)
@@ -75,16 +75,16 @@ def test_a_class_that_train_gains_renumbers_those_of_test_whose_files_are_the_sa
 
 
 def test_changed_images_are_other_data_and_copied_ones_the_same(tmp_path):
-    described = cached(images(tmp_path), 12, 3).describe()
+    described = cached(images(tmp_path), (12, 12), 3).describe()
     copy = FolderImages(str(write_folder(tmp_path / "copy" / "set", pixels(40))), "train")
-    assert cached(copy, 12, 3).describe() == described
+    assert cached(copy, (12, 12), 3).describe() == described
     write_folder(tmp_path / "copy" / "set", pixels(40, seed=1))
     other = cached(FolderImages(str(tmp_path / "copy" / "set"), "train"), 12, 3).describe()
     assert other != described
 
 
 def test_a_part_of_large_data_is_read_when_it_is_asked_for(tmp_path, monkeypatch):
-    dataset = cached(images(tmp_path), 12, 3)
+    dataset = cached(images(tmp_path), (12, 12), 3)
     with monkeypatch.context() as patch:
         patch.setattr(Shards, "__getitem__", refuse)
         part = dataset.part(torch.arange(40) % 10 == 3, "some")
@@ -106,7 +106,7 @@ def test_a_few_bad_images_are_left_out_and_named(tmp_path, caplog):
     (tmp_path / "set" / "dog" / "0001.png").write_bytes(b"no image")
     content = (tmp_path / "set" / "dog" / "0003.png").read_bytes()
     (tmp_path / "set" / "dog" / "0003.png").write_bytes(content[: len(content) // 2])
-    dataset = cached(source, 12, 3)
+    dataset = cached(source, (12, 12), 3)
     assert len(dataset) == 297
     assert torch.bincount(dataset.labels).tolist() == [149, 148]
     (note,) = caplog.messages
@@ -117,7 +117,7 @@ def test_a_few_bad_images_are_left_out_and_named(tmp_path, caplog):
         ["dog", "0001.png"],
         ["dog", "0003.png"],
     ]
-    cached(source, 12, 3)
+    cached(source, (12, 12), 3)
     assert caplog.messages == [note, note]  # also when they come from the cache
 
 
@@ -126,7 +126,7 @@ def test_many_bad_images_stop_it_and_leave_nothing(tmp_path):
     for number in (0, 2):
         (tmp_path / "set" / "cat" / f"{number:04d}.png").write_bytes(b"")
     with pytest.raises(InputError, match=r"100 images.*1%"):
-        cached(source, 12, 3)
+        cached(source, (12, 12), 3)
     assert caches() == []
 
 
@@ -142,12 +142,12 @@ def test_notes_say_what_was_done_to_images(tmp_path, caplog):
 
 def test_a_damaged_cache_is_made_again(tmp_path, caplog):
     source = images(tmp_path)
-    expected = cached(source, 12, 3).samples()
+    expected = cached(source, (12, 12), 3).samples()
     shard = next(caches()[0].glob("shard-*.npy"))
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1
     shard.write_bytes(content)
-    assert torch.equal(cached(source, 12, 3).samples(), expected)
+    assert torch.equal(cached(source, (12, 12), 3).samples(), expected)
     assert shard.name in caplog.messages[0]
 
 
@@ -155,13 +155,13 @@ def test_a_damaged_cache_is_made_again(tmp_path, caplog):
 def test_a_cache_with_another_plan_is_made_anew(content, tmp_path):
     """A damaged plan, one of another version, none."""
     source = images(tmp_path)
-    expected = cached(source, 12, 3).samples()
+    expected = cached(source, (12, 12), 3).samples()
     (folder,) = caches()
     (folder / "index.json").unlink()
     (folder / "plan.json").unlink()
     if content:
         (folder / "plan.json").write_text(content)
-    assert torch.equal(cached(source, 12, 3).samples(), expected)
+    assert torch.equal(cached(source, (12, 12), 3).samples(), expected)
     assert caches() == [folder]
 
 
@@ -235,7 +235,7 @@ def test_a_killed_process_loses_its_last_shard_at_most(tmp_path):
 
 def test_rows_read_ahead_are_those_in_memory(tmp_path, monkeypatch):
     """A thread reads large data from their files, one step ahead; batches do not depend on it."""
-    dataset = cached(images(tmp_path), 12, 3)
+    dataset = cached(images(tmp_path), (12, 12), 3)
     assert isinstance(dataset.rows, Shards)
     resident = Batches(dataset, 16, seed=1, flip=True)
     monkeypatch.setattr("soflow.data.batches.RESIDENT", 0)
@@ -251,7 +251,7 @@ def test_rows_read_ahead_are_those_in_memory(tmp_path, monkeypatch):
 
 
 def test_flips_are_coin_tosses_of_every_visit(tmp_path):
-    dataset = cached(images(tmp_path), 12, 3)
+    dataset = cached(images(tmp_path), (12, 12), 3)
     plain, flipped = Batches(dataset, 40, seed=1), Batches(dataset, 40, seed=1, flip=True)
     mirrored = []
     for step in range(10):

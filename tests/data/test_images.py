@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from soflow.data.images import crop_square, decode
+from soflow.data.images import crop, decode
 from support.small_data import pixels
 
 
@@ -27,20 +27,20 @@ def halved(array):
 
 def test_what_fits_is_left_as_it_is():
     array = pixels(1)[0]
-    found, done = decode(saved(Image.fromarray(array)), 12, 3)
+    found, done = decode(saved(Image.fromarray(array)), (12, 12), 3)
     assert np.array_equal(found, array)
     assert done == set()
 
 
 def test_the_short_side_is_halved_by_boxes_while_it_is_twice_the_target():
     array = pixels(1, (64, 64, 3))[0]
-    found = np.asarray(crop_square(Image.fromarray(array), 16))
+    found = np.asarray(crop(Image.fromarray(array), 16, 16))
     assert np.abs(found - halved(halved(array))).max() <= 2  # Pillow rounds after each direction
 
 
 def test_between_one_and_two_times_the_target_it_is_bicubic():
     array = pixels(1, (48, 48, 3))[0]
-    found = np.asarray(crop_square(Image.fromarray(array), 32))
+    found = np.asarray(crop(Image.fromarray(array), 32, 32))
     assert np.array_equal(
         found, np.asarray(Image.fromarray(array).resize((32, 32), Image.Resampling.BICUBIC))
     )
@@ -50,20 +50,20 @@ def test_between_one_and_two_times_the_target_it_is_bicubic():
 def test_the_middle_is_cropped(shape):
     array = pixels(1, shape)[0]
     top, left = (shape[0] - 20) // 2, (shape[1] - 20) // 2
-    found, done = decode(saved(Image.fromarray(array)), 20, 3)
+    found, done = decode(saved(Image.fromarray(array)), (20, 20), 3)
     assert np.array_equal(found, array[top : top + 20, left : left + 20])
     assert done == {"made smaller or cropped"}
 
 
 def test_small_images_are_enlarged_and_that_is_told():
-    found, done = decode(saved(Image.fromarray(pixels(1, (8, 10, 3))[0])), 16, 3)
+    found, done = decode(saved(Image.fromarray(pixels(1, (8, 10, 3))[0])), (16, 16), 3)
     assert found.shape == (16, 16, 3)
     assert done == {"enlarged"}
 
 
 def test_sixteen_bits_become_eight():
     deep = np.random.default_rng(0).integers(0, 65536, (8, 8), dtype=np.uint16)
-    found, done = decode(saved(Image.fromarray(deep)), 8, 1)
+    found, done = decode(saved(Image.fromarray(deep)), (8, 8), 1)
     assert np.abs(found[:, :, 0] - deep / 257).max() <= 0.5  # 65535 becomes 255
     assert done == {"reduced from 16 to 8 bits"}
 
@@ -84,7 +84,7 @@ def test_sixteen_bits_of_each_colour_become_eight_and_that_is_told(colours, kind
     content = (
         b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
     )
-    found, done = decode(lambda: Image.open(io.BytesIO(content)), 8, 3)
+    found, done = decode(lambda: Image.open(io.BytesIO(content)), (8, 8), 3)
     assert np.array_equal(found, deep[..., :3] >> 8)
     assert "reduced from 16 to 8 bits" in done
 
@@ -92,7 +92,7 @@ def test_sixteen_bits_of_each_colour_become_eight_and_that_is_told(colours, kind
 def test_what_is_transparent_lies_on_white():
     array = pixels(1, (8, 8, 4))[0]
     alpha = array[:, :, 3:] / 255
-    found, done = decode(saved(Image.fromarray(array)), 8, 3)
+    found, done = decode(saved(Image.fromarray(array)), (8, 8), 3)
     assert np.abs(found - (alpha * array[:, :, :3] + (1 - alpha) * 255)).max() <= 1
     assert done == {"transparent, put on white"}
 
@@ -102,20 +102,20 @@ def test_of_an_animation_the_first_frame_is_taken():
     for kind in ("PNG", "WEBP"):
         options = {"lossless": True} if kind == "WEBP" else {}
         opener = saved(frames[0], kind, save_all=True, append_images=frames[1:], **options)
-        found, done = decode(opener, 12, 3)
+        found, done = decode(opener, (12, 12), 3)
         assert np.array_equal(found, np.asarray(frames[0]))
         assert done == {"of an animation, the first frame was taken"}
 
 
 def test_other_colours_and_turned_photographs():
     array = np.full((8, 8, 3), (200, 30, 90), np.uint8)
-    found, done = decode(saved(Image.fromarray(array).convert("CMYK"), "JPEG", quality=100), 8, 3)
+    found, done = decode(saved(Image.fromarray(array).convert("CMYK"), "JPEG", quality=100), (8, 8), 3)
     assert np.abs(found.astype(int) - array).max() <= 3
     assert done == {"CMYK to RGB"}
     upright = pixels(1, (8, 8))[0]
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: show it a quarter clockwise
-    found, _ = decode(saved(Image.fromarray(upright), exif=exif), 8, 1)
+    found, _ = decode(saved(Image.fromarray(upright), exif=exif), (8, 8), 1)
     assert np.array_equal(found[:, :, 0], np.rot90(upright, -1))
 
 
@@ -123,7 +123,7 @@ def test_other_colours_and_turned_photographs():
 def test_grey_and_rgb_from_every_common_mode(mode):
     image = Image.fromarray(pixels(1)[0]).convert(mode)
     for channels, wanted in ((1, "L"), (3, "RGB")):
-        found, done = decode(saved(image), 12, channels)
+        found, done = decode(saved(image), (12, 12), channels)
         assert np.array_equal(found.squeeze(), np.asarray(image.convert(wanted)))
         assert done == set()
 
@@ -133,4 +133,4 @@ def test_broken_files_raise():
     Image.fromarray(pixels(1, (64, 64, 3))[0]).save(stream, "JPEG")
     for content in (b"", b"not an image", stream.getvalue()[:300]):
         with pytest.raises(OSError, match=r"."):
-            decode(lambda content=content: Image.open(io.BytesIO(content)), 8, 3)
+            decode(lambda content=content: Image.open(io.BytesIO(content)), (8, 8), 3)

@@ -73,7 +73,7 @@ def test_harmful_images_are_unreadable_ones(content, told, tmp_path, caplog):
 def test_a_thin_image_does_not_grow_without_measure(tmp_path):
     Image.new("L", (500_000, 1)).save(tmp_path / "thin.png")
     with pytest.raises(ValueError, match="pixels"):
-        decode(lambda: open_image(tmp_path / "thin.png"), 64, 1)
+        decode(lambda: open_image(tmp_path / "thin.png"), (64, 64), 1)
 
 
 def test_paths_in_cells_are_not_followed_out_of_the_folder(tmp_path):

@@ -262,7 +262,7 @@ def attack_images(count: int, folder: Path) -> int:
 
     def trained_on() -> None:
         try:
-            decode(lambda: open_image(file), 8, 3)
+            decode(lambda: open_image(file), (8, 8), 3)
         except Exception as error:  # every one counts as an unreadable image
             raise InputError(f"{file}: {type(error).__name__}") from None
 

@@ -27,7 +27,7 @@ from soflow.comparison.record import (
 )
 from soflow.comparison.tables import HEUN
 from soflow.config import Config, read_objectives
-from soflow.data.training_data import make_dataset, with_classes
+from soflow.data.training_data import completed, make_dataset
 from soflow.errors import InputError
 from soflow.evaluation.evaluate import EvaluationSettings, evaluate
 from soflow.evaluation.html import duration
@@ -103,7 +103,7 @@ def compare(
         raise InputError("budget=time is the time of soflow: name soflow among the objectives")
     shared = next(iter(configs.values()))
     data = make_dataset(shared.data)
-    configs = {name: with_classes(config, data) for name, config in configs.items()}
+    configs = {name: completed(config, data) for name, config in configs.items()}
     configs, note = chosen_settings(configs, out)
     decode = make_decoder(data.encoder, data.scaling, default_device())
     require_writable(out)

@@ -119,7 +119,8 @@ def override(values: Values, overrides: Sequence[str]) -> None:
         if not equals:
             raise InputError(f"'{text}' is not of the form key=value, e.g. train.steps=2000")
         key = key.strip()
-        parsed = parse_yaml(value, f"the value of {shortened(key)}, '{shortened(value)}',")
+        what = f"the value of {shortened(key)}, '{shortened(value)}',"
+        parsed = value if key in TEXT_KEYS else parse_yaml(value, what)
         if key == "network.name" and parsed != values["network"]["name"]:
             values["network"] = {}  # another kind of network has keys of its own
         if key == "objective.name" and parsed != values["objective"]["name"]:
@@ -230,6 +231,10 @@ def fields(
                 yield from fields(kind, f"{prefix}{name}.")
             else:
                 yield prefix + name, field
+
+
+#: Keys whose values are texts, such as paths: given on the command line, they are not YAML.
+TEXT_KEYS = {name for name, field in fields() if field.annotation is str}
 
 
 def lookup(config: Config, key: str) -> Any:

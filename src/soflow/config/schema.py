@@ -3,9 +3,10 @@
 `soflow recipes NAME` prints the descriptions below. Reading files and overrides: config/reading.py.
 """
 
+import os
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from soflow.config.sections import ChosenFrom, Section, key
 from soflow.networks import NETWORKS
@@ -16,23 +17,48 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
+#: The values that become -1 and 1.
+Range = tuple[float, float]
+#: How data.range is written.
+AskedRange = Literal["auto", "standardize"] | Range
+
+
 class DataConfig(Section):
     source: str = key(
         "digits",
-        "digits, moons, checkerboard, eight_gaussians, folder, huggingface, arrays, "
-        "latents, or a source of your own",
+        "auto (by data.path), folder, huggingface, arrays, table, latents, digits, moons, "
+        "checkerboard, eight_gaussians, or a source of your own",
     )
-    path: str = key("", "a folder of images, a Hub name, parquet, .npz, or latents")
+    path: str = key(
+        "", "a folder or .zip of images, .npz, .npy, .csv, parquet, a Hub name, latents"
+    )
+    subset: str = key("", "the configuration of a Hugging Face data set that has several")
+    revision: str = key("", "a branch, tag or commit of a data set on the Hub")
     split: str = key("train", "which split to train on", min_length=1)
-    image_column: str = key("", "column or array of images, where it is not clear")
-    label_column: str = key("", "column or array of classes, where it is not clear")
-    shape: tuple[PositiveInt, ...] = key(
-        (1, 8, 8), "one sample's shape: [C, H, W] for images and latents, [D] for vectors"
+    image_column: str = key("", "column or array of images, if several may be")
+    label_column: str = key("", "column or array of classes, if several may be")
+    columns: tuple[str, ...] = key((), "columns of a table to use; none named: all numeric ones")
+    shape: tuple[Annotated[int, Field(ge=-1)], ...] = key(
+        (1, 8, 8),
+        "one sample's shape: [C, H, W] for images and latents, [C, L] for signals, [D] for "
+        "vectors; -1: as the data have it",
+        min_length=1,
+        max_length=3,
     )
     size: PositiveInt | None = key(None, "short for the shape [C, size, size]; crops images")
+    range: AskedRange = key(
+        "auto",
+        "[low, high]: the values that become -1 and 1; standardize: mean 0, variance 1; auto: the "
+        "usual range of images, standardized vectors and signals",
+    )
     num_classes: int = key(10, "classes to train with; 0 ignores labels; -1: all there are", ge=-1)
+    balance: bool = key(False, "draw every class equally often")
     flip: bool = key(False, "mirror each image with probability 1/2 at every visit")
+    random_crop: int = key(
+        0, "decode images this many pixels larger and crop a random place at every visit", ge=0
+    )
     augment: Share = key(0.0, "probability of each change of EDM's augmentation pipe; 0: off")
+    max_unreadable: Share = key(0.01, "fraction of images or rows that may be unreadable")
 
     @model_validator(mode="before")
     @classmethod
@@ -43,6 +69,20 @@ class DataConfig(Section):
         shape = section.get("shape", (3,))
         channels = shape[0] if isinstance(shape, list | tuple) and shape else 3
         return {**section, "shape": [channels, size, size], "size": None}
+
+    @field_validator("path")
+    @classmethod
+    def home_is_expanded(cls, path: str) -> str:
+        return os.path.expanduser(path)
+
+    @model_validator(mode="after")
+    def values_make_sense(self) -> "DataConfig":
+        """Rejects sizes of 0 and empty ranges."""
+        if 0 in self.shape:
+            raise ValueError(f"data.shape is {list(self.shape)}: sizes are 1 or more, -1 is open")
+        if not isinstance(self.range, str) and self.range[0] >= self.range[1]:
+            raise ValueError(f"data.range is {list(self.range)}: the first value must be smaller")
+        return self
 
 
 class NoisingConfig(Section):
@@ -172,6 +212,10 @@ class Config(Section):
             raise ValueError(f"{chosen} takes no labels: set data.num_classes=0")
         if data.augment and not getattr(network, "takes_augment", False):
             raise ValueError(f"data.augment does not work with {chosen}: set network.name=unet")
+        if data.random_crop and len(data.shape) != 3:
+            raise ValueError("data.random_crop crops images: set it to 0")
+        if data.balance and not data.num_classes:
+            raise ValueError("data.balance needs classes: set data.num_classes, or balance=false")
         if data.flip and (vectors or data.source == "latents" or data.augment):
             raise ValueError(
                 "data.flip mirrors images: vectors have no mirror image, soflow encode --flip "

@@ -1,26 +1,37 @@
-"""Images from .npz and .npy files.
+"""Images, signals and vectors from .npz and .npy files.
 
-Images are bytes (N, H, W), (N, H, W, C) or (N, C, H, W), labels are integers (N,). Arrays are
-found by their type and shape, or named. If there are several splits, the names of arrays contain
-theirs, as in train_images or x_test.
+    images     (N, H, W), (N, H, W, C) or (N, C, H, W)    data.shape [C, H, W]
+    signals    (N, L) or (N, C, L)                        data.shape [C, L]
+    vectors    (N,) or (N, D)                             data.shape [D]
+
+Labels are whole numbers (N,), texts (N,) or one-hot rows (N, classes). Arrays are found by their
+names and shapes, or named. If there are several splits, the names of arrays contain theirs, as in
+train_images or x_test.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
-from itertools import product
-from math import prod
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from soflow.config.schema import DataConfig
-from soflow.data.dataset import MOST_CLASSES
+from soflow.data.dataset import Dataset, as_labels
 from soflow.data.file_fingerprints import fingerprint_of_file
-from soflow.data.images import SPLITS, Images, Opener, choose, require_split
+from soflow.data.images import Images, Opener
+from soflow.data.labels import USUAL_NAMES, Classes, classes_of, is_one_hot
 from soflow.data.npz import UNREADABLE, Head, heads, is_zip, load_array
 from soflow.data.registry import SOURCES, ImageSource
+from soflow.data.rows import scaled_rows
+from soflow.data.splits import named_split, split_of
 from soflow.errors import InputError, first_line
+
+#: What samples are, by the length of data.shape; the dimensions of their arrays; their recipe.
+KINDS = {1: ("vectors", (1, 2)), 2: ("signals", (2, 3)), 3: ("images", (3, 4))}
+#: Usual names of an array of samples, in lower case.
+SAMPLES = ("images", "image", "x", "data", "samples", "features", "signals", "vectors", "latents",
+           "arr_0", "arr")  # fmt: skip
 
 
 @SOURCES.register("arrays")
@@ -31,38 +42,108 @@ class Arrays(ImageSource):
         return tuple(by_split(read(config.path)))
 
     def open(self, config: DataConfig, split: str) -> Images:
-        return ArrayImages(config.path, split, config.image_column, config.label_column)
+        return ArrayImages(
+            config.path, split, config.image_column, config.label_column, config.num_classes != 0
+        )
+
+    def load(self, config: DataConfig, split: str) -> Dataset:
+        """Bytes of grey or RGB images are cropped like image files; other arrays must fit."""
+        chosen = Chosen(config, split)
+        channels = chosen.channels if len(config.shape) == 3 else 0
+        as_files = chosen.head.dtype == np.uint8 and channels in (1, 3)
+        if as_files and config.range != "standardize":
+            height, width = chosen.sizes
+            asked = (channels, height, width)
+            filled = [a if b == -1 else b for a, b in zip(asked, config.shape, strict=True)]
+            return super().load(config.model_copy(update={"shape": tuple(filled)}), split)
+        if config.random_crop:
+            raise InputError(
+                f"data.random_crop is for images of 1 or 3 channels in bytes, and {config.path} "
+                f"has {chosen.head.dtype}{list(chosen.head.shape)}: set it to 0"
+            )
+        return chosen.dataset()
+
+
+class Chosen:
+    """The array of one split that holds its samples, and their labels."""
+
+    def __init__(self, config: DataConfig, split: str) -> None:
+        self.config, self.path = config, config.path
+        splits = by_split(read(config.path))
+        self.split = named_split(split, tuple(splits), config.path)
+        training = splits[named_split(config.split, tuple(splits), config.path)]
+        self.key = sample_array(splits[self.split], config)
+        self.training_key = sample_array(training, config)
+        self.head = splits[self.split][self.key]
+        self.axes = axes_of(self.head, config.shape, config.path)
+        labels = splits[self.split] if config.num_classes else {}
+        train_labels = splits.get("train", {}) if config.num_classes else {}
+        self.classes = labels_of(self.path, labels, self.key, self.head, config, train_labels)
+
+    @property
+    def channels(self) -> int:
+        """C of images; 0 for other arrays."""
+        if len(self.head.shape) == 3:
+            return 1
+        return self.head.shape[self.axes[1]]
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Height and width of images."""
+        if len(self.head.shape) == 3:
+            return self.head.shape[1], self.head.shape[2]
+        return self.head.shape[self.axes[2]], self.head.shape[self.axes[3]]
+
+    def dataset(self) -> Dataset:
+        """The array as it is, scaled or standardized."""
+        where = f"{self.path}, array {self.key}"
+        own, training = values_of(self.path, self.key), values_of(self.path, self.training_key)
+        own, training = (with_channels(array, len(self.config.shape)) for array in (own, training))
+        axes = self.axes if own.ndim == len(self.axes) else (0, 1, *range(2, own.ndim))
+        rows, scaling, note = scaled_rows(
+            own, axes, self.config.range, training, self.head.content, where
+        )
+        classes = self.classes
+        labels = None
+        if classes.labels is not None:
+            labels = as_labels(classes.labels, classes.names, self.path)
+        picture = own.ndim == 4 and rows.shape[1] in (1, 3) and self.config.range != "standardize"
+        return Dataset(
+            Path(self.path).stem, self.split, rows, labels, classes.names,
+            unlabelled=classes.reason, scaling=None if picture else scaling, notes=(note,),
+        )  # fmt: skip
 
 
 class ArrayImages:
     """The images of one split of a file of arrays, read when the first one is opened."""
 
-    def __init__(self, path: str, split: str, image_key: str = "", label_key: str = "") -> None:
-        self.path, self.name, self.split = path, Path(path).stem, split
-        splits = by_split(read(path))
-        require_split(split, tuple(splits), path)
-        arrays = splits[split]
-        listed = [f"{key} {array.dtype}{list(array.shape)}" for key, array in arrays.items()]
-        known = f"its arrays are {', '.join(listed)}"
-        images = [key for key, array in arrays.items() if holds_images(array)]
-        key = choose(path, "array of images (uint8)", "image_column", image_key, images, known, [])
-        if key is None:
-            raise InputError(f"{path} has no images, uint8 (N, H, W) or (N, H, W, C); {known}")
-        self.key, self.count = key, arrays[key].shape[0]
-        labels = [key for key, array in arrays.items() if holds_labels(array, self.count)]
-        chosen = choose(path, "array of labels", "label_column", label_key, labels, known, [])
-        self.labels: list[int] | None = None
-        self.unlabelled = f"{path} has no array of labels, integers ({self.count},); {known}"
-        if chosen is not None:
-            self.labels, self.unlabelled = classes(load_array(Path(path), chosen), path)
-        self.class_names: tuple[str, ...] = ()
-        self.fingerprint = f"{arrays[key].content}, {arrays[chosen].content if chosen else ''}"
+    def __init__(
+        self, path: str, split: str, image_key: str = "", label_key: str = "", labelled: bool = True
+    ) -> None:
+        config = DataConfig(
+            path=path, shape=(-1, -1, -1), image_column=image_key, label_column=label_key,
+            num_classes=-1 if labelled else 0,
+        )  # fmt: skip
+        chosen = Chosen(config, split)
+        if chosen.head.dtype != np.uint8 or chosen.channels not in (1, 3):
+            found = f"{chosen.head.dtype}{list(chosen.head.shape)}"
+            raise InputError(
+                f"{path} has no images in bytes, uint8 (N, H, W) or (N, H, W, 3): {found}"
+            )
+        self.path, self.name, self.split = path, Path(path).stem, chosen.split
+        self.key, self.count, self.axes = chosen.key, chosen.head.shape[0], chosen.axes
+        self.labels, self.class_names = chosen.classes.labels, chosen.classes.names
+        self.unlabelled, self.notes = chosen.classes.reason, list[str]()
+        self.fingerprint = f"{chosen.head.content} {self.labels}"
 
     @cached_property
     def images(self) -> np.ndarray:
-        """As Pillow reads them, (N, H, W) or (N, H, W, C); memory-mapped from a .npy."""
-        path = Path(self.path)
-        return channels_last(load_array(path, self.key) if is_zip(path) else mapped(self.path))
+        """As Pillow reads them, (N, H, W) or (N, H, W, 3); memory-mapped from a .npy."""
+        array = values_of(self.path, self.key)
+        if array.ndim == 3:
+            return array
+        array = array.transpose(0, *self.axes[2:], self.axes[1])
+        return array[..., 0] if array.shape[3] == 1 else array
 
     def __len__(self) -> int:
         return self.count
@@ -71,7 +152,7 @@ class ArrayImages:
         return f"image {row}"
 
     def openers(self, rows: range) -> Sequence[Opener]:
-        return [partial(Image.fromarray, self.images[row]) for row in rows]
+        return [partial(Image.fromarray, np.ascontiguousarray(self.images[row])) for row in rows]
 
 
 def read(path: str) -> dict[str, Head]:
@@ -84,6 +165,11 @@ def read(path: str) -> dict[str, Head]:
     return {"images": Head(array.shape, array.dtype, content=fingerprint_of_file(Path(path)))}
 
 
+def values_of(path: str, key: str) -> np.ndarray:
+    """The values of an array, memory-mapped from a .npy."""
+    return load_array(Path(path), key) if is_zip(path) else mapped(path)
+
+
 def mapped(path: str) -> np.ndarray:
     """The array of a .npy, memory-mapped."""
     try:
@@ -93,42 +179,152 @@ def mapped(path: str) -> np.ndarray:
         raise InputError(f"{what}: {first_line(error)}") from None
 
 
-def by_split(arrays: dict[str, Head]) -> dict[str, dict[str, Head]]:
+def by_split(arrays: Mapping[str, Head]) -> dict[str, dict[str, Head]]:
     """The arrays of each split; all of them are the split train if no name contains a split."""
     named: dict[str, dict[str, Head]] = {}
-    for split, (key, array) in product(SPLITS, arrays.items()):
-        if split in key.lower().split("_"):
-            named.setdefault(split, {})[key] = array
-    return named or {"train": arrays}
+    for key, array in arrays.items():
+        found = [split for word in key.split("_") if (split := split_of(word))]
+        if found:
+            named.setdefault(found[0], {})[key] = array
+    return named or {"train": dict(arrays)}
 
 
-def holds_images(array: Head) -> bool:
-    """Bytes (N, H, W), or (N, H, W, C) or (N, C, H, W) with C = 1, 3 or 4; no size is 0."""
-    shape = array.shape
-    images = len(shape) == 3 or (len(shape) == 4 and not {1, 3, 4}.isdisjoint(shape[1::2]))
-    return array.dtype == np.uint8 and images and min(shape) > 0
+def bare(key: str) -> str:
+    """The name of an array without the name of its split, in lower case."""
+    words = [word for word in key.lower().split("_") if not split_of(word)]
+    return "_".join(words)
 
 
-def holds_labels(array: Head, count: int) -> bool:
-    """Integers, (N,) or (N, 1)."""
-    integers = array.dtype.kind in "iu"
-    return integers and prod(array.shape) == count == (array.shape or (0,))[0]
+def sample_array(arrays: Mapping[str, Head], config: DataConfig) -> str:
+    """The array that holds the samples: named, or found by its name and shape.
+
+    Raises:
+        InputError: If there is none, or more than one.
+    """
+    kind, dimensions = KINDS[len(config.shape)]
+    path, named = config.path, config.image_column
+    listed = ", ".join(f"{key} {array.dtype}{list(array.shape)}" for key, array in arrays.items())
+    if named and named not in arrays:
+        raise InputError(
+            f"{path} has no array '{named}', set by data.image_column; its arrays are {listed}"
+        )
+    numbers = {
+        key: array for key, array in arrays.items()
+        if array.dtype.kind in "biuf" and min(array.shape, default=0) > 0
+    }  # fmt: skip
+    fitting = [key for key, array in numbers.items() if len(array.shape) in dimensions]
+    if named:
+        if named not in fitting:
+            raise InputError(f"the array '{named}' of {path} holds no {kind}; {listed}")
+        return named
+    found = [key for key in fitting if bare(key) not in USUAL_NAMES]
+    narrower = (
+        [key for key in found if bare(key) in SAMPLES or split_of(key)],
+        [key for key in found if numbers[key].dtype == np.uint8 and kind == "images"],
+        [key for key in found if len(numbers[key].shape) == dimensions[1]],
+    )
+    for fewer in narrower:
+        found = fewer if len(found) > 1 and len(fewer) == 1 else found
+    if len(found) > 1:
+        several = " and ".join(found)
+        raise InputError(
+            f"{path} has several arrays of {kind}, {several}: set data.image_column={found[0]}; "
+            f"its arrays are {listed}"
+        )
+    if found:
+        return found[0]
+    others = {
+        name for name, sizes in KINDS.values() for x in numbers.values() if len(x.shape) in sizes
+    }
+    hint = "".join(
+        f"; for {one}, use the recipe {one}" for one in sorted(others - {kind, "images"})
+    )
+    raise InputError(f"{path} has no {kind}, its arrays are {listed or 'none'}{hint}")
 
 
-def channels_last(array: np.ndarray) -> np.ndarray:
-    """(N, H, W) or (N, H, W, C), as Pillow reads them."""
-    if array.ndim == 3:
-        return array
-    if array.shape[3] not in (1, 3, 4):
-        array = array.transpose(0, 2, 3, 1)
-    return array[..., 0] if array.shape[3] == 1 else array
+def axes_of(head: Head, wanted: tuple[int, ...], path: str) -> tuple[int, ...]:
+    """The order of an array's axes as samples have them, (N, C, ...).
+
+    Channels come second or last: as data.shape says, or else the smaller of the two. Where both are
+    the same, bytes have them last and other types second.
+    """
+    shape = head.shape
+    if len(shape) < 3 or (len(wanted) == 3 and len(shape) == 3):
+        return (0, *range(1, len(shape)))
+    last = (0, len(shape) - 1, *range(1, len(shape) - 1))
+    second = tuple(range(len(shape)))
+    fits = [
+        axes for axes in (second, last)
+        if all(b in (-1, shape[a]) for a, b in zip(axes[1:], wanted, strict=True))
+    ]  # fmt: skip
+    if len(fits) == 1:
+        return fits[0]
+    if shape[1] != shape[-1]:
+        return second if shape[1] < shape[-1] else last
+    return last if head.dtype == np.uint8 else second
 
 
-def classes(labels: np.ndarray, path: str) -> tuple[list[int] | None, str]:
-    """The class of each image, or None and the reason."""
-    values: list[int] = labels.ravel().tolist()
-    if 0 <= min(values) <= max(values) < max(len(values), MOST_CLASSES):
-        return values, ""
-    wrong = min(values) if min(values) < 0 else max(values)
-    why = f"has a label {wrong} among {len(values):,} images: classes are counted from 0"
-    return None, f"{path} {why}"
+def with_channels(array: np.ndarray, dimensions: int) -> np.ndarray:
+    """An array with an axis of channels: (N, H, W) as (N, 1, H, W), (N,) as (N, 1)."""
+    return array[:, None] if array.ndim == dimensions else array
+
+
+def labels_of(
+    path: str,
+    arrays: Mapping[str, Head],
+    samples: str,
+    head: Head,
+    config: DataConfig,
+    training: Mapping[str, Head],
+) -> Classes:
+    """The class of each sample, from the array of labels.
+
+    Raises:
+        InputError: If it is not clear which array holds the labels, or it holds none.
+    """
+    if not arrays:
+        return Classes(None, (), "data.num_classes is 0")
+    key, named = label_array(path, arrays, samples, head.shape[0], config.label_column)
+    listed = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in arrays.items())
+    if key is None:
+        return Classes(None, (), f"{path} has no array of labels; its arrays are {listed}")
+    names: tuple[str, ...] = ()
+    values = load_array(Path(path), key)
+    if values.dtype.kind in "US" and key not in training:
+        same = [one for one in training if bare(one) == bare(key)]
+        names = tuple(sorted(set(map(str, load_array(Path(path), same[0]))))) if same else ()
+    found = classes_of(list(values), names, f"{path}, array {key},")
+    if found.labels is None and named:
+        raise InputError(f"{found.reason}: set data.num_classes=0 to train without classes")
+    return found
+
+
+def label_array(
+    path: str, arrays: Mapping[str, Head], samples: str, count: int, named: str
+) -> tuple[str | None, bool]:
+    """The array of labels, if there is one, and whether its name or a setting says that it is."""
+    fitting = {
+        key: array for key, array in arrays.items()
+        if key != samples and array.shape[:1] == (count,) and len(array.shape) <= 2
+    }  # fmt: skip
+    if named:
+        if named not in fitting:
+            raise InputError(f"{path} has no array of labels '{named}', set by data.label_column")
+        return named, True
+    usual = [key for key in fitting if bare(key) in USUAL_NAMES]
+    whole = [
+        key for key, array in fitting.items()
+        if array.dtype.kind in "iu" and array.shape in ((count,), (count, 1))
+    ]  # fmt: skip
+    hot = [
+        key for key, array in fitting.items()
+        if key not in (*usual, *whole) and len(array.shape) == 2
+        and is_one_hot(load_array(Path(path), key))
+    ]  # fmt: skip
+    found = usual or whole or hot
+    if len(found) > 1:
+        raise InputError(
+            f"{path} has more than one array of labels, {' and '.join(found)}: "
+            f"set data.label_column={found[0]}, or data.num_classes=0 to train without"
+        )
+    return next(iter(found), None), bool(usual)

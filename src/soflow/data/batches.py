@@ -28,6 +28,24 @@ def seeded_generator(seed: int, stream: str, step: int, device: torch.device) ->
     return torch.Generator(device).manual_seed(seed_of(seed, stream, step))
 
 
+def balanced_order(classes: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """An epoch of N samples with equally many of each class, (N,); classes: of each sample, (N,).
+
+    From epoch to epoch a class goes through all its samples before one comes again.
+    """
+    numbers = np.unique(classes)
+    each = -(-len(classes) // len(numbers))
+    chosen = []
+    for number in numbers:
+        members = np.flatnonzero(classes == number)
+        visit, place = np.divmod(epoch * each + np.arange(each), len(members))
+        for one in np.unique(visit):
+            order = np.random.default_rng([seed, int(number), int(one)]).permutation(members)
+            chosen.append(order[place[visit == one]])
+    order = np.random.default_rng([seed, epoch]).permutation(np.concatenate(chosen))
+    return order[: len(classes)]
+
+
 #: Rows of at most so many bytes are kept in the memory of the device.
 RESIDENT = 2**31
 
@@ -37,6 +55,9 @@ class Batches:
 
     Samples come in a new random order each epoch, and a batch may extend into the next epoch.
     Small data are kept on the device. A thread reads the rows of larger data one step ahead.
+
+    flip mirrors each image with probability 1/2. balance draws every class equally often. Data with
+    a margin are cropped at random places.
     """
 
     def __init__(
@@ -47,6 +68,7 @@ class Batches:
         augment: AugmentPipe | None = None,
         device: torch.device | str = "cpu",
         flip: bool = False,
+        balance: bool = False,
     ) -> None:
         self.dataset = dataset
         self.batch_size = batch_size
@@ -54,6 +76,7 @@ class Batches:
         self.augment = augment
         self.device = torch.device(device)
         self.flip = flip
+        self.classes = dataset.labels.numpy() if balance and dataset.labels is not None else None
         self.labels = None if dataset.labels is None else dataset.labels.to(self.device)
         self._epoch_order = lru_cache(maxsize=2)(self._make_epoch_order)
         rows: Rows = dataset.rows
@@ -67,6 +90,8 @@ class Batches:
             self.ahead: dict[tuple[int, int, int], Future[Tensor]] = {}
 
     def _make_epoch_order(self, epoch: int) -> np.ndarray:
+        if self.classes is not None:
+            return balanced_order(self.classes, self.seed, epoch)
         return np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset))
 
     def indices(self, step: int) -> np.ndarray:
@@ -82,7 +107,7 @@ class Batches:
         chosen = self.pinned(self.chosen(step, index, count)).to(self.device, non_blocking=True)
         labels = None if self.labels is None else self.labels[chosen]
         stored = self.rows[chosen] if self.resident else self.read_ahead(step, index, count)
-        data = self.dataset.read(stored, self.visit_noise(step, mine))
+        data = self.dataset.read(stored, self.visit_noise(step, mine), self.corners(step, mine))
         if self.flip:
             generator = self.generator("flip", step)
             tosses = torch.rand(self.batch_size, generator=generator, device=self.device)
@@ -101,6 +126,14 @@ class Batches:
             return None
         shape, generator = (self.batch_size, *self.dataset.shape), self.generator("latents", step)
         return torch.randn(shape, generator=generator, device=self.device)[mine]
+
+    def corners(self, step: int, mine: slice) -> Tensor | None:
+        """The corners (B, 2) of random crops; drawn for the whole batch."""
+        if not self.dataset.margin:
+            return None
+        shape, generator = (self.batch_size, 2), self.generator("crop", step)
+        most = self.dataset.margin + 1
+        return torch.randint(most, shape, generator=generator, device=self.device)[mine]
 
     def generator(self, stream: str, step: int) -> torch.Generator:
         return seeded_generator(self.seed, stream, step, self.device)

@@ -8,8 +8,8 @@ import torch
 
 from soflow.config.schema import DataConfig
 from soflow.data.dataset import Dataset
-from soflow.data.images import require_split
 from soflow.data.registry import SOURCES
+from soflow.data.splits import named_split
 
 SPLITS = ("train", "test")
 #: Points in the training split of a toy set; its test split has a quarter as many.
@@ -42,8 +42,7 @@ class Bundled(ABC):
         return SPLITS
 
     def load(self, config: DataConfig, split: str) -> Dataset:
-        require_split(split, SPLITS, config.source)
-        return self.make(config.source, split)
+        return self.make(config.source, named_split(split, SPLITS, config.source))
 
     @abstractmethod
     def make(self, name: str, split: str) -> Dataset: ...

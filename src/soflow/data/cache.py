@@ -8,8 +8,8 @@ next one continues from there.
 import logging
 import shutil
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -17,12 +17,20 @@ import numpy as np
 from filelock import AcquireReturnProxy, FileLock, Timeout
 from PIL import UnidentifiedImageError
 
+from soflow.config.schema import AskedRange
 from soflow.data.dataset import Dataset, as_labels
-from soflow.data.images import Images, Opener, decode
+from soflow.data.images import USUAL_SCALE, Images, Opener, Scale, decode, find_scale
 from soflow.data.shards import Index, open_store
-from soflow.data.store import OtherWork, Piece, Plan, items_of_a_shard, make_store
+from soflow.data.store import (
+    MAY_BE_BAD,
+    OtherWork,
+    Piece,
+    Plan,
+    items_of_a_shard,
+    make_store,
+    require_few_bad,
+)
 from soflow.errors import InputError, RunError, first_line
-from soflow.system.atomic import cannot_write
 from soflow.system.cache import cache_folder
 from soflow.system.fingerprints import fingerprint_of
 from soflow.system.progress import Progress, track
@@ -31,7 +39,7 @@ from soflow.system.text import printable
 log = logging.getLogger(__name__)
 
 #: Changes whenever images are decoded differently.
-VERSION = 1
+VERSION = 2
 #: Images opened and decoded in parallel.
 CHUNK = 256
 
@@ -41,26 +49,40 @@ class ImagesPlan(Plan):
 
     kind: Literal["images"] = "images"
     name: str
-    size: int
+    size: tuple[int, int]
     channels: int
+    values: str  # the range of what is stored in the files
 
 
-def cached(images: Images, size: int, channels: int, progress: Progress = track) -> Dataset:
+def cached(
+    images: Images,
+    size: tuple[int, int],
+    channels: int,
+    asked: AskedRange = "auto",
+    may_be_bad: float = MAY_BE_BAD,
+    progress: Progress = track,
+) -> Dataset:
     """Decodes images, or reads them from the cache if they were decoded before.
 
     Images that cannot be read are left out, counted and named in a file.
 
     Args:
-        size: The side H to which they are cropped.
+        images: The images.
+        size: Height H and width W to which they are resized and cropped.
         channels: C, 1 (grey) or 3 (RGB).
+        asked: The range of values, data.range.
+        may_be_bad: The fraction of images that may be unreadable.
+        progress: Shows how many images are decoded.
 
     Returns:
-        A data set whose rows are bytes (N, H, H, C).
+        A data set whose rows are bytes (N, H, W, C).
 
     Raises:
-        InputError: If more than 1 % of the images cannot be read.
+        InputError: If more of the images cannot be read, or values have no usual range.
+        RunError: If the cache folder cannot be written.
     """
-    key = fingerprint_of(f"{VERSION} {images.fingerprint} {images.class_names} {size} {channels}")
+    settings = f"{VERSION} {size} {channels} {asked}"
+    key = fingerprint_of(f"{settings} {images.fingerprint} {images.class_names}")
     name = "".join(one if one.isalnum() or one in "-_" else "-" for one in images.name)[:40]
     folder = cache_folder() / "data" / f"{name}-{images.split}-{key}"
     try:
@@ -68,18 +90,27 @@ def cached(images: Images, size: int, channels: int, progress: Progress = track)
         with acquired(folder.with_suffix(".lock")):
             try:
                 rows, index = open_store(folder)
+                require_few_bad(folder, index.skipped, len(images), may_be_bad)
             except RunError as error:
                 if (folder / "index.json").is_file():
                     log.info(f"{error}; reading the images again")
                     (folder / "index.json").unlink()
-                decode_all(images, size, channels, folder, progress)
+                scale = find_scale(images, asked)
+                decode_all(images, size, channels, scale, folder, may_be_bad, progress)
                 rows, index = open_store(folder)
+        plan = ImagesPlan.read(folder / "plan.json")
     except OSError as error:
-        raise cannot_write(folder, error) from None
-    log_remarks(images, size, index, folder)
+        raise RunError(
+            f"the cache folder {cache_folder()} cannot be written: {error.strerror}: "
+            "set XDG_CACHE_HOME to a folder that can"
+        ) from None
+    notes = [f"values {plan.values} are scaled to -1 to 1"] if plan else []
+    notes += [*remarks(images, size, index, folder), *images.notes]
     labels = as_labels(index.labels, images.class_names, images.name)
     names, why = images.class_names, images.unlabelled
-    return Dataset(images.name, images.split, rows, labels, names, unlabelled=why)
+    return Dataset(
+        images.name, images.split, rows, labels, names, unlabelled=why, notes=tuple(notes)
+    )
 
 
 def acquired(file: Path) -> AcquireReturnProxy:
@@ -92,23 +123,41 @@ def acquired(file: Path) -> AcquireReturnProxy:
         return lock.acquire()
 
 
-def decode_all(images: Images, size: int, channels: int, folder: Path, progress: Progress) -> None:
+def decode_all(
+    images: Images,
+    size: tuple[int, int],
+    channels: int,
+    scale: Scale,
+    folder: Path,
+    may_be_bad: float,
+    progress: Progress,
+) -> None:
     name, count = printable(images.name), len(images)
-    per_shard = items_of_a_shard(count, size * size * channels)
-    plan = ImagesPlan(name=name, size=size, channels=channels, count=count, per_shard=per_shard)
+    per_shard = items_of_a_shard(count, size[0] * size[1] * channels)
+    plan = ImagesPlan(
+        name=name, size=size, channels=channels, values=str(scale), count=count,
+        per_shard=per_shard,
+    )  # fmt: skip
     with progress(f"reading {images.name}", count) as task, ThreadPoolExecutor() as pool:
-        make = partial(decode_rows, images, size=size, channels=channels, pool=pool)
+
+        def make(rows: range) -> Piece:
+            return decode_rows(images, rows, size, channels, pool, scale)
+
         try:
-            make_store(folder, plan, make, task=task)
+            make_store(folder, plan, make, task=task, may_be_bad=may_be_bad)
         except OtherWork:  # a damaged plan or one of another version
             shutil.rmtree(folder)
-            make_store(folder, plan, make, task=task)
-        except InputError:
-            shutil.rmtree(folder)  # repaired images get a cache of their own
-            raise
+            make_store(folder, plan, make, task=task, may_be_bad=may_be_bad)
 
 
-def decode_rows(images: Images, rows: range, size: int, channels: int, pool: Executor) -> Piece:
+def decode_rows(
+    images: Images,
+    rows: range,
+    size: tuple[int, int],
+    channels: int,
+    pool: Executor,
+    scale: Scale = USUAL_SCALE,
+) -> Piece:
     """Some images as bytes. Images that cannot be decoded are left out and named."""
     kept: dict[int, np.ndarray] = {}
     skipped: list[str] = []
@@ -116,7 +165,9 @@ def decode_rows(images: Images, rows: range, size: int, channels: int, pool: Exe
 
     def attempt(opener: Opener) -> tuple[np.ndarray, set[str]] | str:
         try:
-            return decode(opener, size, channels)
+            return decode(opener, size, channels, scale)
+        except InputError:  # the range of values, which a setting decides
+            raise
         except UnidentifiedImageError:
             return "not an image"
         except Exception as error:  # decoders raise anything
@@ -130,17 +181,17 @@ def decode_rows(images: Images, rows: range, size: int, channels: int, pool: Exe
             else:
                 kept[row], changes = result
                 done.update(changes)
-    pixels = np.array(list(kept.values()), np.uint8).reshape(-1, size, size, channels)
+    pixels = np.array(list(kept.values()), np.uint8).reshape(-1, *size, channels)
     labels = None if images.labels is None else [images.labels[row] for row in kept]
     return Piece(pixels, labels, skipped, dict(done))
 
 
-def log_remarks(images: Images, size: int, index: Index, folder: Path) -> None:
-    """Says how the images were read."""
+def remarks(images: Images, size: tuple[int, int], index: Index, folder: Path) -> Iterator[str]:
+    """How the images were read."""
     count = f"of {len(images):,} images"
     for what, times in sorted(index.done.items()):
-        resized = f" to {size}x{size}" if what.endswith(("enlarged", "cropped")) else ""
-        log.info(f"{images.name}: {times:,} {count} {what}{resized}")
+        resized = f" to {size[0]}x{size[1]}" if what.endswith(("enlarged", "cropped")) else ""
+        yield f"{times:,} {count} {what}{resized}"
     if index.skipped:
-        what = f"{images.name}: {index.skipped:,} {count} cannot be read and are left out"
-        log.info(f"{what}; they are named in {folder / 'skipped.txt'}")
+        what = f"{index.skipped:,} {count} cannot be read and are left out"
+        yield f"{what}; they are listed in {folder / 'skipped.txt'}"

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from soflow.data.labels import MOST_CLASSES, UNLABELLED
 from soflow.errors import InputError, in_short
 from soflow.system.fingerprints import checksum_of, fingerprint_of
 from soflow.system.records import Count, Record
@@ -20,6 +21,18 @@ LOOKED_THROUGH, LOOKED_AT = 2**26, 256
 def to_floats(pixels: Tensor) -> Tensor:
     """Bytes as [-1, 1]. The opposite is evaluation.pictures.to_uint8."""
     return pixels.float().contiguous() / 127.5 - 1
+
+
+def cropped(images: Tensor, margin: int, corners: Tensor | None) -> Tensor:
+    """Images (B, H + margin, W + margin, C) cropped to (B, H, W, C) at their corners (B, 2)."""
+    height, width = (size - margin for size in images.shape[1:3])
+    if corners is None:
+        top = left = margin // 2
+        return images[:, top : top + height, left : left + width]
+    rows = corners[:, :1] + torch.arange(height, device=images.device)  # (B, H)
+    columns = corners[:, 1:] + torch.arange(width, device=images.device)  # (B, W)
+    which = torch.arange(len(images), device=images.device)[:, None, None]
+    return images[which, rows[:, :, None], columns[:, None]]
 
 
 @runtime_checkable
@@ -71,9 +84,9 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Scaling:
-    """Statistics that standardize samples; samples that are drawn get the data's own units back.
+    """Statistics that standardized samples. Drawn samples get the data's own units back.
 
-        x = (stored - mean) / std
+        x = (value - mean) / std
 
     One value for each feature of vectors (D,), or for each channel of samples (C, ...).
     """
@@ -82,21 +95,11 @@ class Scaling:
     std: tuple[Finite, ...]
     columns: tuple[str, ...] = ()  # names of the features or channels, if they have any
 
-    def standardize(self, stored: Tensor) -> Tensor:
-        """(B, C, ...) in the data's own units -> (B, C, ...) with mean 0 and variance 1."""
-        mean, std = self.like(stored)
-        return (stored - mean) / std
-
     def restore(self, samples: Tensor) -> Tensor:
-        """The opposite of `standardize`."""
-        mean, std = self.like(samples)
-        return samples * std + mean
-
-    def like(self, samples: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation, (C, 1, ...) each."""
+        """Standardized samples (B, C, ...) in the data's own units."""
         shape = (-1, *[1] * (samples.ndim - 2))
         mean, std = (torch.tensor(x, device=samples.device) for x in (self.mean, self.std))
-        return mean.view(shape), std.view(shape)
+        return samples * std.view(shape) + mean.view(shape)
 
 
 class DataRecord(Record):
@@ -112,18 +115,13 @@ class DataRecord(Record):
     scaling: Scaling | None = None
 
 
-#: Labels from here on are times or identities, not classes, unless there are as many samples.
-#: Excerpts of sets with many classes have smaller ones (ImageNet-21k has 21,841).
-MOST_CLASSES = 2**16
-
-
 def as_labels(values: Sequence[int] | None, class_names: Sequence[str], name: str) -> Tensor | None:
-    """Stored labels (N,). Raises InputError if they cannot be classes."""
+    """Stored labels (N,), -1 for unlabelled samples. Raises InputError if they cannot be classes."""
     if values is None or not len(values):
         return None
     most = len(class_names) or max(len(values), MOST_CLASSES)
     low, high = min(values), max(values)
-    if not 0 <= low <= high < most:
+    if not UNLABELLED <= low <= high < most:
         found = f"labels from {in_short(low)} to {in_short(high)}"
         raise InputError(f"{name} has {found}: they must be 0 to {most - 1}")
     return torch.tensor(values, dtype=torch.int64)
@@ -138,10 +136,13 @@ class Dataset:
         rows: Samples, float32 (N, ...); or images as bytes, uint8 (N, H, W, C), which become
             [-1, 1]; or, with an encoder, mean and standard deviation of latents, (N, 2 C, h, w), of
             which every visit draws one.
-        labels: The class of each sample, (N,), or None.
+        labels: The class of each sample, (N,), -1 for unlabelled samples; or None.
         class_names: Names of the classes. Without names, the largest label says how many there are.
         unlabelled: Why there are no labels.
-        scaling: Of rows in units of their own, which `read` standardizes; None for images.
+        scaling: What standardized the rows; None for images and for rows in their own units.
+        margin: By how much stored images are larger than samples in both directions: `read` crops
+            the middle, or another place if it is given one.
+        notes: What was found, and what was left out; see `summary`.
     """
 
     name: str
@@ -152,6 +153,8 @@ class Dataset:
     encoder: Encoder | None = None
     unlabelled: str = ""
     scaling: Scaling | None = None
+    margin: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -159,7 +162,9 @@ class Dataset:
         stored = tuple(int(n) for n in self.rows.shape[1:])
         if self.encoder is not None:
             return (stored[0] // 2, *stored[1:])
-        return (stored[2], *stored[:2]) if self.rows.dtype == torch.uint8 else stored
+        if self.rows.dtype == torch.uint8:
+            return (stored[2], stored[0] - self.margin, stored[1] - self.margin)
+        return stored
 
     @property
     def num_classes(self) -> int:
@@ -170,20 +175,26 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def read(self, stored: Tensor, noise: Tensor | None = None) -> Tensor:
+    def read(
+        self, stored: Tensor, noise: Tensor | None = None, corners: Tensor | None = None
+    ) -> Tensor:
         """Stored rows (B, ...) as float32 samples.
 
-        noise (B, C, h, w) draws latents from their posteriors; without it they are the means.
+        Args:
+            stored: Rows, (B, ...).
+            noise: (B, C, h, w), draws latents from their posteriors; without it they are the means.
+            corners: (B, 2), the upper left corners of crops, from 0 to `margin`; by default the
+                middle is cropped.
         """
         if self.encoder is not None:
             mean, std = stored.float().chunk(2, dim=1)  # (B, C, h, w) each
             latent = mean if noise is None else mean + std * noise
             return (latent - self.encoder.shift) * self.encoder.scale
         if stored.dtype == torch.uint8:
-            stored = stored.permute(0, 3, 1, 2)  # (B, H, W, C) -> (B, C, H, W)
-            if self.scaling is None:
-                return to_floats(stored)
-        return stored if self.scaling is None else self.scaling.standardize(stored.float())
+            if self.margin:
+                stored = cropped(stored, self.margin, corners)
+            return to_floats(stored.permute(0, 3, 1, 2))  # (B, H, W, C) -> (B, C, H, W)
+        return stored
 
     def samples(self, which: slice | Tensor = slice(None)) -> Tensor:
         """Samples (n, ...) on the CPU: a slice, or those at indices (n,). Of latents, the means."""

@@ -19,6 +19,7 @@ from soflow.data import sources
 from soflow.data.autoencoder import Autoencoder, load_autoencoder
 from soflow.data.cache import CHUNK, decode_rows
 from soflow.data.dataset import to_floats
+from soflow.data.images import find_scale
 from soflow.data.latents import LatentsPlan
 from soflow.data.store import Piece, combined, items_of_a_shard, make_store
 from soflow.system import processes
@@ -63,7 +64,7 @@ def encode(
     like = DataConfig(shape=shape, image_column=columns[0], label_column=columns[1])
     config, split = sources.find(source, like)
     images = sources.open_images(config, split or config.split)
-    count = len(images)
+    scale, count = find_scale(images, config.range), len(images)
     row_bytes = np.dtype(np.float16).itemsize * 2 * prod(latent_shape) * (2 if flip else 1)
     plan = LatentsPlan(
         name=printable(images.name),
@@ -82,7 +83,7 @@ def encode(
     with work as task, ThreadPoolExecutor() as pool:
 
         def decode(rows: range) -> Piece:
-            return decode_rows(images, rows, size, encoder.channels, pool)
+            return decode_rows(images, rows, (size, size), encoder.channels, pool, scale)
 
         def make(rows: range) -> Piece:
             done = rows.start // plan.per_shard // number * plan.per_shard  # by this process

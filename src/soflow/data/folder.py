@@ -1,145 +1,123 @@
-"""A folder of images, with or without a subfolder for each class.
+"""A folder of images, or a zip file of one; its splits and classes are found by layout.py."""
 
-FOLDER/*.png                    no classes
-FOLDER/cat/*.png  FOLDER/dog/   classes cat and dog
-FOLDER/train/...  FOLDER/test/  splits, each as above, if no other folder has images
-"""
-
-import os
-from collections import deque
-from collections.abc import Iterator, Sequence
-from functools import partial
-from pathlib import Path
+from collections import Counter
+from collections.abc import Sequence
 
 from soflow.config.schema import DataConfig
-from soflow.data.file_fingerprints import File, file_of, fingerprint_of_folder
-from soflow.data.images import ENDINGS, SPLITS, Images, Opener, open_image, require_split
+from soflow.data.images import Images, Opener
+from soflow.data.label_files import labels_beside
+from soflow.data.layout import Part, class_folders, find_splits
 from soflow.data.registry import SOURCES, ImageSource
+from soflow.data.splits import named_split
+from soflow.data.tree import Tree, open_tree
 from soflow.errors import InputError
 from soflow.system.text import printable
 
 
 @SOURCES.register("folder")
 class Folder(ImageSource):
-    """A folder of images."""
+    """A folder of images, or a zip file of one."""
 
     def splits(self, config: DataConfig) -> tuple[str, ...]:
-        return tuple(splits_of(Path(config.path)))
+        tree = open_tree(config.path)
+        return tuple(splits_of(tree)[0])
 
     def open(self, config: DataConfig, split: str) -> Images:
-        return FolderImages(config.path, split)
+        return FolderImages(config.path, split, config.num_classes != 0, config.label_column)
 
 
 class FolderImages:
-    """The images of one split of a folder."""
+    """The images of one split of a folder.
 
-    def __init__(self, path: str, split: str) -> None:
-        root = Path(path)
-        if not path:
-            raise InputError("data.source=folder needs data.path: a folder of images")
-        endings = ", ".join(ENDINGS)
-        if not root.is_dir():
-            raise InputError(f"data.path={path} is not a folder: name one with images ({endings})")
-        splits = splits_of(root)
-        require_split(split, tuple(splits), f"{path} (subfolders train and test make splits)")
-        self.root = splits[split]
-        self.name, self.split = printable(root.resolve().name), split
-        found = sorted(files(self.root))
-        if not found:
-            raise InputError(f"{self.root} has no images: files that end in {endings} are read")
-        self.files = [file.name for file in found]
-        self.fingerprint = fingerprint_of_folder(self.root, found)
-        # Classes are those of the split train, so that they have the same number in every split.
-        names = class_folders(splits.get("train", self.root))
-        self.labels, self.unlabelled = self.classes(names)
-        self.class_names = tuple(map(printable, names)) if self.labels is not None else ()
+    Args:
+        path: The folder, or a zip file.
+        split: By any usual name.
+        labelled: Whether classes are wanted; without them, images beside class folders count, too.
+        label_column: The column of classes in metadata.csv or metadata.jsonl.
+    """
 
-    def classes(self, names: Sequence[str]) -> tuple[list[int] | None, str]:
-        """The class of each image, or None and the reason."""
-        if not names:
-            return None, f"{self.root} has no subfolders, one for each class"
-        numbers = {name: number for number, name in enumerate(names)}
-        tops = [file.split(os.sep)[0] if os.sep in file else "" for file in self.files]
-        if "" in tops:
-            file = self.files[tops.index("")]
-            return None, f"{self.root} has images beside its class folders, such as {file}"
-        unknown = sorted(set(tops) - set(names))
-        if unknown:
-            return None, f"{self.root} has a class folder '{unknown[0]}' that the split train lacks"
-        empty = sorted(name for name in set(names) - set(tops) if (self.root / name).is_dir())
-        if empty:
-            return None, f"the class folder {self.root / empty[0]} has no images: fill or delete it"
-        return [numbers[top] for top in tops], ""
+    def __init__(
+        self, path: str, split: str, labelled: bool = True, label_column: str = ""
+    ) -> None:
+        self.tree = open_tree(path)
+        splits, notes = splits_of(self.tree)
+        hint = "subfolders such as train and test make splits"
+        self.split = named_split(split, tuple(splits), f"{path} ({hint})")
+        part = splits[self.split]
+        self.name = printable(self.tree.root.resolve().stem)
+        self.files, self.notes = part.names, list(notes)
+        self.labels: list[int] | None = None
+        self.class_names: tuple[str, ...] = ()
+        self.unlabelled, self.from_file = "data.num_classes is 0", False
+        if labelled:
+            self.find_classes(part, splits.get("train", part), label_column)
+        self.count_others(splits)
+        known = {file.name: file for file in self.tree.images}
+        content = self.tree.fingerprint([known[name] for name in self.files])
+        self.fingerprint = f"{content} {self.labels}" if self.from_file else content
+
+    def find_classes(self, part: Part, train: Part, column: str) -> None:
+        """Finds the class of each image: in a file beside the images, or else by their folders."""
+        where = self.tree.where(part.prefix).rstrip("/")
+        names: tuple[str, ...] = ()
+        if part is not train:
+            beside = labels_beside(self.tree, train.names, train.prefix, column, ())
+            names = beside[0].names if beside else ()
+        found = labels_beside(self.tree, part.names, part.prefix, column, names)
+        if found is not None:
+            self.labels, self.class_names = found[0].labels, found[0].names
+            self.notes.append(found[1])
+            self.from_file = True
+            return
+        if column:
+            raise InputError(f"data.label_column={column} is set, but {where} has no metadata.csv")
+        with_images = {name[:end] for name in part.names for end in slashes(name)}
+        empty = sorted(self.tree.folders - with_images)
+        folders = class_folders(part, empty, where)
+        classes = folders.classes
+        if part is not train:
+            classes = class_folders(train, (), self.tree.where(train.prefix)).classes
+        if not folders.classes or not classes:
+            self.unlabelled = f"{where} has no subfolders, one for each class"
+            return
+        self.notes += folders.notes
+        if unknown := sorted(set(folders.classes) - set(classes)):
+            self.unlabelled = (
+                f"{where} has a class folder '{unknown[0]}' that the split train lacks"
+            )
+            return
+        self.files = list(folders.names)
+        self.labels = [classes.index(folders.names[name]) for name in self.files]
+        self.class_names = tuple(map(printable, classes))
+
+    def count_others(self, splits: dict[str, Part]) -> None:
+        """Notes which files and splits are left out."""
+        if self.tree.others:
+            most = Counter(self.tree.others).most_common(5)
+            kinds = ", ".join(f"{count:,} {ending}" for ending, count in most)
+            self.notes.append(f"files that are not read: {kinds}")
+        others = [f"{name} ({len(x.names):,})" for name, x in splits.items() if name != self.split]
+        if others:
+            self.notes.append(f"other splits: {', '.join(others)}")
 
     def __len__(self) -> int:
         return len(self.files)
 
     def where(self, row: int) -> str:
-        return str(self.root / self.files[row])
+        return self.tree.where(self.files[row])
 
     def openers(self, rows: range) -> Sequence[Opener]:
-        return [partial(open_image, self.root / self.files[row]) for row in rows]
+        return [self.tree.opener(self.files[row]) for row in rows]
 
 
-def splits_of(root: Path) -> dict[str, Path]:
-    """The folder of each split, in upper or lower case.
-
-    Subfolders are splits if all subfolders with images have names of splits. A single one among
-    others is a class of that name, such as `train` among cars and planes; then everything is the
-    split train. Raises InputError if it is not clear which.
-    """
-    names = class_folders(root)
-    splits = [name for name in names if name.lower() in SPLITS]
-    if not splits:
-        return {"train": root}
-    others = [name for name in names if name not in splits and next(files(root / name), None)]
-    both = " and ".join(splits)
-    if others and len(splits) > 1:
-        found = f"splits, {both}, and another folder of images, {others[0]}"
-        raise InputError(f"{root} has {found}: move one or the other elsewhere")
-    if len({name.lower() for name in splits}) < len(splits):
-        raise InputError(f"{root} has one split twice, {both}: put their images into one folder")
-    if others:
-        return {"train": root}
-    return {split: root / name for split in SPLITS for name in splits if name.lower() == split}
+def splits_of(tree: Tree) -> tuple[dict[str, Part], list[str]]:
+    """The splits of a tree, and notes. Raises InputError if it has no images."""
+    if not tree.images:
+        others = ", ".join(f"{n:,} {ending}" for ending, n in tree.others.most_common(5))
+        raise InputError(f"{tree.root} has no images" + (f", only {others}" if others else ""))
+    return find_splits([file.name for file in tree.images], str(tree.root))
 
 
-def class_folders(root: Path) -> list[str]:
-    folders = (entry.name for entry in os.scandir(root) if entry.is_dir())
-    return sorted(name for name in folders if not hidden(name))
-
-
-def hidden(name: str) -> bool:
-    """Such as .git, or __MACOSX in archives."""
-    return name.startswith((".", "__"))
-
-
-def files(root: Path) -> Iterator[File]:
-    """Every image below a folder, by its path from there.
-
-    Links to folders are followed once each, after all real folders, so that files reached both
-    ways are found where they are. Pipes are no images; a broken link is an unreadable image.
-    """
-    seen: set[str] = set()
-    links = deque([str(root)])
-
-    def walk(folder: str) -> Iterator[File]:
-        real = os.path.realpath(folder)
-        if real in seen:
-            return
-        seen.add(real)
-        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-            if hidden(entry.name):
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                yield from walk(entry.path)
-            elif entry.is_dir():
-                links.append(entry.path)
-            elif entry.name.lower().endswith(ENDINGS):
-                broken = entry.is_symlink() and not os.path.exists(entry.path)
-                if entry.is_file() or broken:
-                    stat = entry.stat(follow_symlinks=not broken)
-                    yield file_of(os.path.relpath(entry.path, root), stat)
-
-    while links:
-        yield from walk(links.popleft())
+def slashes(name: str) -> list[int]:
+    """The places of the slashes in a name."""
+    return [place for place, letter in enumerate(name) if letter == "/"]

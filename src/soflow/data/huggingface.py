@@ -5,21 +5,28 @@ The columns of images and of classes are found by their types, or named.
 
 import io
 import os
+import re
+import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache, partial
 from itertools import chain
 from pathlib import Path
+from threading import Thread
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from PIL import Image
 from pydantic import Field
 
 from soflow.config.schema import DataConfig
-from soflow.data.dataset import MOST_CLASSES
 from soflow.data.file_fingerprints import file_of, fingerprint_of_folder
-from soflow.data.images import Images, Opener, choose, open_image, require_split
+from soflow.data.images import Images, Opener, choose, open_image
+from soflow.data.labels import USUAL_NAMES, Classes, choose_labels, classes_of
 from soflow.data.registry import SOURCES, ImageSource
+from soflow.data.splits import named_split
 from soflow.errors import InputError, first_line
 from soflow.system.packages import optional_package
 from soflow.system.records import Record
@@ -27,10 +34,11 @@ from soflow.system.records import Record
 #: Builders of `datasets` for local files, by ending.
 BUILDERS = {".parquet": "parquet", ".arrow": "arrow"}
 TEXT = ("string", "large_string")
+NUMBERS = ("int", "uint", "float", "bool")
 #: Folders whose files may be opened.
 Roots = tuple[Path, ...]
-#: The label of each row or None, the class names, and the reason if there are no labels.
-Classes = tuple[list[int] | None, tuple[str, ...], str]
+#: Seconds in which the Hub must answer before anything is asked of it.
+PATIENCE = 1.5
 
 
 @SOURCES.register("huggingface")
@@ -38,10 +46,13 @@ class HuggingFace(ImageSource):
     """A data set on the Hub, or parquet and arrow files."""
 
     def splits(self, config: DataConfig) -> tuple[str, ...]:
-        return tuple(open_splits(config.path))
+        return tuple(open_splits(config.path, config.subset, config.revision))
 
     def open(self, config: DataConfig, split: str) -> Images:
-        return HuggingFaceImages(config.path, split, config.image_column, config.label_column)
+        return HuggingFaceImages(
+            config.path, split, config.image_column, config.label_column,
+            config.subset, config.revision, config.num_classes != 0,
+        )  # fmt: skip
 
 
 class SavedSplits(Record):
@@ -65,18 +76,38 @@ class SavedState(Record):
 class HuggingFaceImages:
     """The images of one split."""
 
-    def __init__(self, path: str, split: str, image: str = "", label: str = "") -> None:
-        splits = open_splits(path)
+    def __init__(
+        self,
+        path: str,
+        split: str,
+        image: str = "",
+        label: str = "",
+        subset: str = "",
+        revision: str = "",
+        labelled: bool = True,
+    ) -> None:
+        splits = open_splits(path, subset, revision)
         import datasets
 
-        require_split(split, tuple(splits), path)
-        table = splits[split]
-        self.name, self.split = Path(path).stem, split
+        self.split = named_split(split, tuple(splits), path)
+        table = splits[self.split]
+        self.name, self.notes = Path(path).stem, list[str]()
         self.column = image_column_of(table, path, image)
-        chosen = label_column_of(table, path, label)
-        # Names are those of the split train, so that classes have the same number in every split.
-        names = text_in(splits.get("train", table), chosen)
-        self.labels, self.class_names, self.unlabelled = classes(table, chosen, self.name, names)
+        chosen = label_column_of(table, path, label, self.column) if labelled else None
+        if not labelled:
+            found = Classes(None, (), "data.num_classes is 0")
+        elif chosen is None:
+            found = Classes(None, (), f"{self.name} has no column of classes; {columns_of(table)}")
+        else:
+            # Names are those of the split train: classes have the same number in every split.
+            names = names_of(splits.get("train", table), chosen)
+            where = f"the column '{chosen}' of {self.name}"
+            found = classes_of(list(table[chosen]), names, where)
+            if found.labels is None and (label or chosen.lower() in USUAL_NAMES):
+                todo = "set data.num_classes=0 to train without classes"
+                raise InputError(f"{found.reason}: {todo}")
+            self.notes.append(f"labels: {where}")
+        self.labels, self.class_names, self.unlabelled = found.labels, found.names, found.reason
         self.fingerprint = f"{table._fingerprint} {self.column} {chosen}"
         self.roots = roots_of(path)
         undecoded = datasets.Image(decode=False)
@@ -124,19 +155,40 @@ def roots_of(path: str) -> Roots:
     return tuple(map(Path, caches))
 
 
-@lru_cache(maxsize=8)
-def open_splits(path: str) -> Any:
-    """All splits as `datasets` holds them, memory-mapped and not decoded."""
+def open_splits(path: str, subset: str = "", revision: str = "") -> Any:
+    """All splits as `datasets` holds them, memory-mapped and not decoded.
+
+    Args:
+        path: Local files, or a name on the Hub.
+        subset: The configuration of a data set that has several.
+        revision: A branch, tag or commit on the Hub.
+
+    Raises:
+        InputError: If the data cannot be read.
+    """
     datasets = optional_package("datasets", "data.source=huggingface needs", "data")
     if not path:
         raise InputError("data.source=huggingface needs data.path: a Hub name, or a parquet folder")
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     place = Path(path)
+    if not place.exists():
+        require_hub_name(path)
+        return opened(path, subset, revision, "")
+    if revision:
+        raise InputError(f"data.revision is for the Hub, but {path} is local: leave it out")
+    # Files that change on the disk are read again, also within one process.
+    return opened(path, subset, "", fingerprint_of(place))
+
+
+@lru_cache(maxsize=8)
+def opened(path: str, subset: str, revision: str, content: str) -> Any:
+    """The splits of local files with a fingerprint, `content`, or of a data set on the Hub."""
+    import datasets
+
+    place = Path(path)
     # Spark also gives folders such endings.
     builder = None if place.is_dir() else BUILDERS.get(place.suffix.lower())
-    if builder and not place.is_file():
-        raise InputError(f"data.path={path} does not exist")
     try:
         # Versions before 4 would run scripts found among the data.
         datasets.config.HF_DATASETS_TRUST_REMOTE_CODE = False
@@ -144,16 +196,67 @@ def open_splits(path: str) -> Any:
             require_inside(place)
             saved = datasets.load_from_disk(path)
             return saved if isinstance(saved, dict) else {"train": saved}
-        if not place.exists():
-            return datasets.load_dataset(path)
-        about = {"description": fingerprint_of(place), **({"data_files": path} if builder else {})}
+        if not content:
+            return datasets.load_dataset(path, subset or None, revision=revision or None)
+        about: dict[str, Any] = {"description": content}
+        about |= {"data_files": path} if builder else {"name": subset or None}
         made = datasets.load_dataset_builder(builder or path, **about)
         for file in chain.from_iterable((made.config.data_files or {}).values()):
             inside(roots_of(path), file)  # a card among the data may name any file
         made.download_and_prepare()
         return made.as_dataset()
     except Exception as error:  # readers, the file system and the network raise anything
+        if subsets := subsets_in(str(error)):
+            known = f"data.path={path} has the subsets {', '.join(subsets)}"
+            raise InputError(f"{known}: set data.subset={subsets[0]}") from None
         raise InputError(f"data.path={path} cannot be read: {first_line(error)}") from None
+
+
+def subsets_in(message: str) -> list[str]:
+    """The subsets that an error of `datasets` lists because none, or an unknown one, was named."""
+    found = re.search(r"(?:available config\w*|Available)[^\[]*\[([^\]]*)\]", message)
+    return re.findall(r"['\"]([^'\"]+)['\"]", found[1]) if found else []
+
+
+def require_hub_name(path: str) -> None:
+    """Raises InputError for what cannot be a name on the Hub, or if the Hub cannot be reached."""
+    from huggingface_hub import constants
+
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or "\\" in path
+    if looks_local or Path(path).suffix.lower() in BUILDERS:
+        raise InputError(f"data.path={path} does not exist")
+    if constants.HF_HUB_OFFLINE:
+        return
+    if not answers(constants.ENDPOINT):
+        raise InputError(
+            f"data.path={path} is not a local path, and {constants.ENDPOINT} cannot be reached: "
+            "name local data, or set HF_HUB_OFFLINE=1 to use what was downloaded before"
+        )
+
+
+def answers(address: str) -> bool:
+    """Whether a server, or the proxy that leads to it, accepts a connection soon."""
+    parts = urlsplit(getproxies().get(urlsplit(address).scheme) or address)
+    port = parts.port or {"http": 80}.get(parts.scheme, 443)
+
+    def connect() -> bool:
+        with socket.create_connection((parts.hostname or "", port), timeout=PATIENCE):
+            return True
+
+    found: list[bool] = []
+    with suppress(OSError):
+        # A name server may take longer than any timeout of a connection.
+        thread = Thread(target=lambda: found.append(attempt(connect)), daemon=True)
+        thread.start()
+        thread.join(PATIENCE)
+    return found == [True]
+
+
+def attempt(connect: Callable[[], bool]) -> bool:
+    try:
+        return connect()
+    except OSError:
+        return False
 
 
 def require_inside(folder: Path) -> None:
@@ -186,13 +289,24 @@ def image_column_of(table: Any, path: str, named: str) -> str:
     return column
 
 
-def label_column_of(table: Any, path: str, named: str) -> str | None:
-    """The column of classes, or None. Raises InputError if it is not clear which one it is."""
+def label_column_of(table: Any, path: str, named: str, images: str) -> str | None:
+    """The column of classes, or None: by its type, its name, or texts that repeat.
+
+    Raises:
+        InputError: If it is not clear which one it is.
+    """
     from datasets import ClassLabel
 
-    columns, known = list(table.features), columns_of(table)
+    columns = [name for name in table.features if name != images]
     found = [name for name in columns if isinstance(table.features[name], ClassLabel)]
-    return choose(path, "column of classes", "label_column", named, found, known, columns)
+    if named or found:
+        known = columns_of(table)
+        return choose(path, "column of classes", "label_column", named, found, known, columns)
+    kinds = {name: getattr(table.features[name], "dtype", "") for name in columns}
+    usable = [name for name, kind in kinds.items() if kind in TEXT or kind.startswith(NUMBERS)]
+    named_so = {name: () for name in usable if name.lower() in USUAL_NAMES}
+    texts = {name: list(table[name]) for name in usable if kinds[name] in TEXT}
+    return choose_labels(named_so or texts, path)
 
 
 def columns_of(table: Any) -> str:
@@ -208,34 +322,10 @@ def holds_files(kind: Any) -> bool:
     return isinstance(kind, dict) and set(kind) == {"bytes", "path"}
 
 
-def text_in(table: Any, column: str | None) -> tuple[str, ...]:
-    """The different texts in a column, sorted; () if it holds no text."""
-    is_text = getattr(table.features.get(column), "dtype", "") in TEXT
-    return tuple(sorted(set(table.unique(column)) - {None})) if is_text else ()
-
-
-def classes(table: Any, column: str | None, name: str, names: tuple[str, ...]) -> Classes:
-    """The class of each row and their names, or (None, (), reason). names: of a column of text."""
-    import datasets
-
-    if column is None:
-        return None, (), f"{name} has no column of classes"
-    kind, values = table.features[column], list(table[column])
-    if isinstance(kind, datasets.ClassLabel):
-        names = tuple(map(str, kind.names))
-        for row, value in enumerate(values):
-            if value is None or not 0 <= value < len(names):
-                why = f"row {row} has {value}, its classes are 0 to {len(names) - 1}"
-                return None, (), f"{name} is not labelled throughout: {why}"
-        return values, names, ""
-    most = max(len(values), MOST_CLASSES)
-    if all(isinstance(value, int) and 0 <= value < most for value in values):
-        return values, (), ""
-    why = "holds neither classes nor numbers from 0 nor names throughout"
-    if all(isinstance(value, str) for value in values):
-        unknown = sorted(set(values) - set(names))
-        if not unknown:
-            numbers = {one: number for number, one in enumerate(names)}
-            return [numbers[value] for value in values], names, ""
-        why = f"has a class '{unknown[0]}' that the split train lacks"
-    return None, (), f"the column '{column}' of {name} {why}"
+def names_of(table: Any, column: str) -> tuple[str, ...]:
+    """The names of the classes in a column; () for numbers without names."""
+    kind = table.features.get(column)
+    if hasattr(kind, "names"):
+        return tuple(map(str, kind.names))
+    is_text = getattr(kind, "dtype", "") in TEXT
+    return tuple(sorted(set(table.unique(column)) - {None, ""})) if is_text else ()

@@ -1,12 +1,15 @@
-"""From image files to bytes of one shape: decoded, made grey or RGB, cropped to a square.
+"""From image files to bytes of one shape: decoded, made grey or RGB, resized and cropped.
 
 Cropping is ADM's (arXiv 2105.05233), behind most published figures on ImageNet: halve by boxes
-while the short side is at least twice the target, resize to the target by bicubic interpolation,
-crop the middle.
+while both sides are at least twice the target, resize by bicubic interpolation until the image
+covers the target, crop the middle.
 """
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -14,17 +17,33 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from PIL import Image, ImageOps
 
+from soflow.config.schema import AskedRange, Range
+from soflow.data.values import extremes, in_words, to_bytes, usual_range
 from soflow.errors import InputError
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-#: Formats that are decoded, under any file name. Some of Pillow's other formats start programs.
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+#: Formats that are decoded, under any file name, and their usual endings. Some of Pillow's other
+#: formats start programs.
+FORMATS = {
+    "PNG": (".png", ".apng"),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "WEBP": (".webp",),
+    "BMP": (".bmp", ".dib"),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "JPEG2000": (".jp2", ".j2k", ".jpx", ".j2c"),
+    "TGA": (".tga",),
+    "AVIF": (".avif",),
+}
+ENDINGS = tuple(ending for endings in FORMATS.values() for ending in endings)
 #: The most pixels of an image. Pillow warns of larger ones, too.
 MOST_PIXELS = 89_478_485
-#: Names of splits in folders and arrays.
-SPLITS = ("train", "test", "val", "valid", "validation")
 MODES = {1: "L", 3: "RGB"}
 REDUCED = "reduced from 16 to 8 bits"
+#: Images that are looked at to find the range of their values.
+LOOKED_AT = 64
+#: The range of bytes; and of one more bit, which tells 8-bit images from deeper ones.
+BYTES: Range = (0, 255)
 
 #: Opens one image. Decoders raise any exception.
 Opener = Callable[[], Image.Image]
@@ -40,6 +59,7 @@ class Images(Protocol):
         class_names: The names of the classes, or ().
         unlabelled: Why there are no classes.
         fingerprint: A text that changes whenever the collection does.
+        notes: What was found, and what was left out.
     """
 
     name: str
@@ -48,16 +68,72 @@ class Images(Protocol):
     class_names: tuple[str, ...]
     unlabelled: str
     fingerprint: str
+    notes: list[str]
 
     def __len__(self) -> int: ...
     def openers(self, rows: range) -> Sequence[Opener]: ...
     def where(self, row: int) -> str: ...  # what messages call this image
 
 
-def require_split(split: str, splits: Sequence[str], name: str) -> None:
-    """Raises InputError if there is no such split."""
-    if split not in splits:
-        raise InputError(f"{name} has no split '{split}': its splits are {' and '.join(splits)}")
+@dataclass(frozen=True)
+class Scale:
+    """The ranges of values: of 8-bit images, and of deeper ones (16 bits, floats).
+
+    strict: A deeper value beyond its range is an error, because the range was found from samples.
+    """
+
+    plain: Range = BYTES
+    deep: Range = (0, 65535)
+    strict: bool = False
+
+    def __str__(self) -> str:
+        return " and ".join(dict.fromkeys(map(in_words, (self.plain, self.deep))))
+
+
+#: Bytes, and deeper images that use all of 16 bits.
+USUAL_SCALE = Scale()
+
+
+def find_scale(images: Images, asked: AskedRange) -> Scale:
+    """The ranges of values of a collection, from images all over it or as data.range asks.
+
+    Raises:
+        InputError: If the values have no usual range.
+    """
+    if asked == "standardize":
+        raise InputError("data.range=standardize is for arrays, not for image files: set auto")
+    if not isinstance(asked, str):
+        return Scale(asked, asked)
+    rows = np.linspace(0, len(images) - 1, min(LOOKED_AT, len(images))).round().astype(int)
+    bright, plain, deep = False, [np.zeros(1)], []
+    for row in dict.fromkeys(rows.tolist()):
+        with suppress(Exception), warnings.catch_warnings():  # decoding reports what is damaged
+            warnings.simplefilter("ignore")
+            image = images.openers(range(row, row + 1))[0]()
+            if is_deep(image):
+                deep.append(np.asarray(image))
+            elif not bright:
+                plain.append(np.asarray(image.convert("RGB")))
+                bright = plain[-1].max() >= 64
+    eight = usual_range(*extremes(plain), True, images.name) if len(plain) > 1 else BYTES
+    if bright or extremes(plain)[1] == 0:
+        eight = BYTES
+    if not deep:
+        return Scale(eight)
+    whole = all(part.dtype.kind in "iu" for part in deep)
+    return Scale(eight, usual_range(*extremes(deep), whole, images.name), strict=True)
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether an image is grey with more than 8 bits."""
+    return image.mode.startswith("I") or image.mode == "F"
+
+
+@cache
+def formats() -> tuple[str, ...]:
+    """The formats that this Pillow reads."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def choose(
@@ -77,7 +153,7 @@ def choose(
 
 def open_image(source: Path | BytesIO) -> Image.Image:
     """Opens an image without decoding it. Raises any exception, ValueError for too many pixels."""
-    image = Image.open(source, formats=FORMATS)
+    image = Image.open(source, formats=formats())
     require_size(image.width, image.height)
     return image
 
@@ -87,11 +163,19 @@ def require_size(width: int, height: int) -> None:
         raise ValueError(f"it has {width:,}x{height:,} pixels, more than {MOST_PIXELS:,}")
 
 
-def decode(opener: Opener, size: int, channels: int) -> tuple[np.ndarray, set[str]]:
+def decode(
+    opener: Opener, size: tuple[int, int], channels: int, scale: Scale = USUAL_SCALE
+) -> tuple[np.ndarray, set[str]]:
     """Decodes one image.
 
+    Args:
+        opener: Opens the image.
+        size: Height and width of the result.
+        channels: 1 (grey) or 3 (RGB).
+        scale: The ranges of values.
+
     Returns:
-        Bytes (size, size, channels), and what was done to the image beyond decoding, in words.
+        Bytes (*size, channels), and what was done to the image beyond decoding, in words.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, about metadata and sizes
@@ -102,10 +186,12 @@ def decode(opener: Opener, size: int, channels: int) -> tuple[np.ndarray, set[st
         if getattr(image, "n_frames", 1) > 1:
             done.add("of an animation, the first frame was taken")
         image = ImageOps.exif_transpose(image)
-        image = in_mode(image, MODES[channels], done)
-    if image.size != (size, size):
-        done.add("enlarged" if min(image.size) < size else "made smaller or cropped")
-    return np.asarray(crop_square(image, size)).reshape(size, size, channels), done
+        image = in_mode(image, MODES[channels], done, scale)
+    height, width = size
+    if image.size != (width, height):
+        small = image.width < width or image.height < height
+        done.add("enlarged" if small else "made smaller or cropped")
+    return np.asarray(crop(image, height, width)).reshape(height, width, channels), done
 
 
 def channels_of(image: Image.Image) -> int:
@@ -113,12 +199,16 @@ def channels_of(image: Image.Image) -> int:
     return 1 if image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I") else 3
 
 
-def in_mode(image: Image.Image, mode: str, done: set[str]) -> Image.Image:
+def in_mode(
+    image: Image.Image, mode: str, done: set[str], scale: Scale = USUAL_SCALE
+) -> Image.Image:
     """The image as "L" or "RGB"; adds to `done` what had to be done."""
-    if image.mode.startswith("I"):  # 16 bits, which Pillow's conversion would cut off at 255
+    if is_deep(image):  # Pillow's conversion would cut off at 255
         done.add(REDUCED)
-        deep = np.asarray(image).astype(np.float64)
-        image = Image.fromarray((deep / 257).round().clip(0, 255).astype(np.uint8))
+        image = Image.fromarray(eight_bits(np.asarray(image), scale))
+    elif scale.plain != BYTES:
+        image = image.convert(mode)
+        image = Image.fromarray(to_bytes(np.asarray(image), *scale.plain))
     if image.has_transparency_data:
         done.add("transparent, put on white")
         image = image.convert("RGBA")
@@ -128,13 +218,27 @@ def in_mode(image: Image.Image, mode: str, done: set[str]) -> Image.Image:
     return image.convert(mode)
 
 
-def crop_square(image: Image.Image, size: int) -> Image.Image:
-    """The middle of an image, `size` by `size`. Raises ValueError if it is too long and thin."""
-    while min(image.size) >= 2 * size:
+def eight_bits(values: np.ndarray, scale: Scale) -> np.ndarray:
+    """Deep values as bytes. Raises InputError beyond a range that was found from other images."""
+    low, high = scale.deep
+    if not np.isfinite(values).all():
+        raise ValueError("it holds values that are not finite")
+    least, most = extremes([values])
+    if scale.strict and not low <= least <= most <= high:
+        raise InputError(
+            f"an image has values from {least:g} to {most:g}, but {LOOKED_AT} others suggest "
+            f"{in_words(scale.deep)}: set data.range=[{min(low, least):g},{max(high, most):g}]"
+        )
+    return to_bytes(values, low, high)
+
+
+def crop(image: Image.Image, height: int, width: int) -> Image.Image:
+    """The middle of an image, resized to cover it. Raises ValueError if it is too long and thin."""
+    while image.width >= 2 * width and image.height >= 2 * height:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = size / min(image.size)
-    width, height = round(image.width * scale), round(image.height * scale)
-    require_size(width, height)
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+    scale = max(width / image.width, height / image.height)
+    large = round(image.width * scale), round(image.height * scale)
+    require_size(*large)
+    image = image.resize(large, Image.Resampling.BICUBIC)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))

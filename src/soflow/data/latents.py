@@ -16,7 +16,6 @@ from torch import Tensor
 
 from soflow.config.schema import DataConfig
 from soflow.data.dataset import Dataset, Encoder, Rows, as_labels
-from soflow.data.images import require_split
 from soflow.data.npz import UNREADABLE, require_in_proportion
 from soflow.data.registry import SOURCES
 from soflow.data.shards import open_store
@@ -74,7 +73,7 @@ def load_latents(path: str, split: str = "train") -> Dataset:
     """
     if not path:
         raise InputError("data.source=latents needs data.path: a folder of soflow encode, or HDF5")
-    require_split(split, ("train",), f"{path} (encode other images into a folder of their own)")
+    named_split(split, ("train",), f"{path} (encode other images into a folder of their own)")
     load = load_hdf5 if Path(path).suffix.lower() in HDF5 else load_encoded
     dataset = load(Path(path))
     which = torch.linspace(0, len(dataset) - 1, min(LOOKED_AT, len(dataset))).long()

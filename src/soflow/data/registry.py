@@ -12,6 +12,7 @@ files are decoded, cropped and cached for a subclass of `ImageSource`.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 from soflow.config.schema import DataConfig
@@ -51,11 +52,23 @@ class ImageSource(ABC):
         """The images of one split, not decoded yet."""
 
     def load(self, config: DataConfig, split: str) -> Dataset:
-        shape = config.shape
-        if len(shape) != 3 or shape[0] not in MODES or shape[1] != shape[2]:
-            kinds = "[1, H, H] (grey) or [3, H, H] (RGB); or set data.size=H"
-            raise InputError(f"data.shape is {list(shape)}: images are {kinds}")
-        return cached(self.open(config, split), size=shape[1], channels=shape[0])
+        channels, height, width = image_shape(config.shape)
+        images, margin = self.open(config, split), config.random_crop
+        size = (height + margin, width + margin)
+        dataset = cached(images, size, channels, config.range, config.max_unreadable)
+        return replace(dataset, margin=margin)
+
+
+def image_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """C, H and W of images that are decoded from files; -1 channels are three.
+
+    Raises:
+        InputError: If they cannot be decoded to this shape.
+    """
+    if len(shape) != 3 or shape[0] not in (-1, *MODES) or -1 in shape[1:]:
+        kinds = "[1, H, W] (grey) or [3, H, W] (RGB); or set data.size=H"
+        raise InputError(f"data.shape is {list(shape)}: images are {kinds}")
+    return (3 if shape[0] == -1 else shape[0]), shape[1], shape[2]
 
 
 def source_of(name: str) -> Source | None:

@@ -14,7 +14,7 @@ from soflow.data.npz import UNREADABLE
 from soflow.errors import RunError, first_line
 from soflow.system.cache import cache_folder
 from soflow.system.fingerprints import checksum, fingerprint_of
-from soflow.system.records import Count, Record
+from soflow.system.records import Count, Label, Record
 
 
 class Index(Record):
@@ -26,7 +26,7 @@ class Index(Record):
     version: Literal[1] = 1
     rows: list[Count]
     checksums: list[str]
-    labels: list[Count] | None = None
+    labels: list[Label] | None = None
     skipped: Count = 0
     done: dict[str, Count] = Field(default_factory=dict)
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from soflow.config.schema import DataConfig
-from soflow.data import arrays, bundled, folder, huggingface, latents  # registers them
+from soflow.data import arrays, bundled, folder, huggingface, latents, tables  # registers them
 from soflow.data.bundled import digits
 from soflow.data.dataset import Dataset
 from soflow.data.huggingface import BUILDERS
@@ -14,17 +14,19 @@ from soflow.errors import InputError
 
 __all__ = [
     "SOURCES", "arrays", "bundled", "digits", "find", "folder", "huggingface", "kind_of",
-    "latents", "load", "open_images", "splits",
+    "latents", "load", "open_images", "resolved", "splits", "tables",
 ]  # fmt: skip
 
 ARRAYS = (".npz", ".npy")
 #: Endings of files that hold data.
-FILES = (*ARRAYS, *BUILDERS, *HDF5)
+TABLES = (".csv", ".tsv")
+FILES = (*ARRAYS, *BUILDERS, *HDF5, *TABLES, ".zip")
 #: Sources that read `data.path`, and what they find there.
 LOOKS_LIKE = {
-    "folder": "a folder of images",
+    "folder": "a folder or zip file of images",
     "huggingface": "parquet or arrow",
     "arrays": "a file of arrays",
+    "table": "a table",
     "latents": "latents",
 }
 #: Built-in sources of image files.
@@ -41,15 +43,16 @@ def load(config: DataConfig, split: str = "train") -> Dataset:
     Raises:
         InputError: If the data do not exist or cannot be used.
     """
+    config = resolved(config)
     source = source_of(config.source)
     if source is None:
         return SOURCES[config.source](config, split)
-    require_kind(config)
     return source.load(config, split)
 
 
 def splits(config: DataConfig) -> tuple[str, ...]:
     """The splits that a source has. A source that is a function has the split train alone."""
+    config = resolved(config)
     source = source_of(config.source)
     return ("train",) if source is None else source.splits(config)
 
@@ -60,19 +63,33 @@ def open_images(config: DataConfig, split: str) -> Images:
     Raises:
         InputError: If the source holds no image files, or cannot be read.
     """
+    config = resolved(config)
     source = source_of(config.source)
     if not isinstance(source, ImageSource):
         wrong = f"data.source is '{config.source}', which holds no image files"
         raise InputError(f"{wrong}: {', '.join(IMAGES)} do")
-    require_kind(config)
     return source.open(config, split)
 
 
-def require_kind(config: DataConfig) -> None:
-    """Raises InputError if the files at data.path are read by another source."""
-    known = config.source in IMAGES and config.path and Path(config.path).exists()
+def resolved(config: DataConfig) -> DataConfig:
+    """The configuration with the source that reads its path, if it leaves that open (auto).
+
+    Raises:
+        InputError: If there is no path, or another source reads the files there.
+    """
+    if config.source == "auto":
+        if not config.path:
+            raise InputError(
+                "data.path is not set: name your data, such as data.path=FOLDER, a folder of images"
+            )
+        return config.model_copy(update={"source": kind_of(config.path)})
+    known = config.source in (*IMAGES, "table") and config.path and Path(config.path).exists()
     if known and (kind := kind_of(config.path)) != config.source:
-        raise InputError(f"data.path={config.path} is {LOOKS_LIKE[kind]}: use data.source={kind}")
+        parquet = Path(config.path).suffix == ".parquet" or Path(config.path).is_dir()
+        if not (parquet and {kind, config.source} <= {"table", "huggingface"}):
+            found = f"data.path={config.path} is {LOOKS_LIKE[kind]}"
+            raise InputError(f"{found}: use data.source={kind}")
+    return config
 
 
 def kind_of(path: str) -> str:
@@ -82,16 +99,40 @@ def kind_of(path: str) -> str:
         return "arrays"
     if ending in HDF5:
         return "latents"
+    if ending in TABLES or (ending == ".parquet" and place.is_file() and not has_images(place)):
+        return "table"
+    if ending == ".zip":
+        return "folder"
     if ending in BUILDERS or not place.is_dir():
         return "huggingface"
     if (place / "plan.json").is_file():
         return "latents"
     if (place / "dataset_dict.json").is_file() or (place / "state.json").is_file():
         return "huggingface"
-    kinds = {**dict.fromkeys(ENDINGS, "folder"), **dict.fromkeys(BUILDERS, "huggingface")}
-    endings = (file.suffix.lower() for file in place.rglob("*"))
     # The first file decides, so that a folder of a million images is not listed.
-    return next((kinds[one] for one in endings if one in kinds), "folder")
+    kinds = (*ENDINGS, *BUILDERS)
+    first = next((file for file in place.rglob("*") if file.suffix.lower() in kinds), None)
+    if first is None:
+        tables = any(file.suffix.lower() in TABLES for file in place.iterdir())
+        return "table" if tables else "folder"
+    if first.suffix.lower() in ENDINGS:
+        return "folder"
+    table = first.suffix.lower() == ".parquet" and not has_images(first)
+    return "table" if table else "huggingface"
+
+
+def has_images(file: Path) -> bool:
+    """Whether a .parquet file has a column of image files: bytes, alone or beside a path."""
+    try:
+        from pyarrow import parquet, types
+
+        schema = parquet.read_schema(file)
+    except Exception:  # not installed, or damaged: `datasets` says what is wrong
+        return True
+    binary = (types.is_binary, types.is_large_binary)
+    kinds = [kind.field("bytes").type if types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+             else kind for kind in schema.types]  # fmt: skip
+    return any(is_kind(kind) for kind in kinds for is_kind in binary)
 
 
 def find(text: str, like: DataConfig) -> tuple[DataConfig, str]:

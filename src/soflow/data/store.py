@@ -35,11 +35,11 @@ from soflow.system.atomic import (
 )
 from soflow.system.fingerprints import checksum
 from soflow.system.progress import Task
-from soflow.system.records import Count, Record
+from soflow.system.records import Count, Label, Record
 
 #: The most bytes of a shard, and the fewest shards of a store, so that processes can share it.
 SHARD_BYTES, LEAST_SHARDS = 2**26, 16
-#: The fraction of a source's items that may be unreadable.
+#: The fraction of a source's items that may be unreadable, by default.
 MAY_BE_BAD = 0.01
 
 
@@ -87,7 +87,7 @@ class ShardRecord(Record):
 
     rows: Count
     checksum: str
-    labels: list[Count] | None = None
+    labels: list[Label] | None = None
     skipped: list[str]
     done: dict[str, Count]
 
@@ -99,6 +99,7 @@ def make_store(
     process: int = 0,
     processes: int = 1,
     task: Task | None = None,
+    may_be_bad: float = MAY_BE_BAD,
 ) -> bool:
     """Makes the shards that fall to this process.
 
@@ -109,13 +110,14 @@ def make_store(
         process: The index of this process.
         processes: The number of processes.
         task: Is updated with the number of items done by this process.
+        may_be_bad: The fraction of items that may be unreadable.
 
     Returns:
         Whether the store is whole; other processes may still be at work.
 
     Raises:
         OtherWork: If the folder holds something else.
-        InputError: If more than 1 % of the items cannot be read.
+        InputError: If more of the items cannot be read.
         RunError: If the source cannot be read or the folder cannot be written.
     """
     ranges = plan.ranges()
@@ -125,7 +127,7 @@ def make_store(
         folder.mkdir(parents=True, exist_ok=True)
         remove_old_partials(folder)
         keep_to_plan(folder, plan)
-        bad = done = 0
+        done = 0
         mine: dict[int, ShardRecord] = {}
         for number in range(process, len(ranges), processes):
             shard = good_shard(folder, number)
@@ -134,12 +136,10 @@ def make_store(
                 record_file(folder, number).unlink(missing_ok=True)
                 shard = write_shard(folder, number, made(make, ranges[number]))
             mine[number] = shard
-            bad += len(shard.skipped)
-            require_few_bad(shard.skipped, bad, plan.count)
             done += len(ranges[number])
             if task is not None:
                 task.update(done)
-        return finish(folder, plan, mine)
+        return finish(folder, plan, mine, may_be_bad)
     except OSError as error:
         if not folder.is_dir():
             return False  # another process found it whole and has moved it
@@ -229,18 +229,22 @@ def write_shard(folder: Path, number: int, piece: Piece) -> ShardRecord:
     return shard
 
 
-def require_few_bad(skipped: Sequence[str], bad: int, count: int) -> None:
-    """Raises InputError if too many items are bad. skipped: some of them."""
-    if bad > MAY_BE_BAD * count:
-        what = f"{bad:,} or more of {count:,} images cannot be read, such as {skipped[-1]}"
-        raise InputError(f"{what}: at most {MAY_BE_BAD:.0%} may be bad; repair or remove them")
+def require_few_bad(folder: Path, bad: int, count: int, may_be_bad: float) -> None:
+    """Raises InputError if too many items cannot be read; skipped.txt names them."""
+    if bad > may_be_bad * count:
+        what = f"{bad:,} of {count:,} images cannot be read, more than {may_be_bad:.3g} of them"
+        raise InputError(
+            f"{what}: repair or remove those listed in {folder / 'skipped.txt'}, or set "
+            f"data.max_unreadable={min(1, round(bad / count + 0.01, 2))} to leave them out"
+        )
 
 
-def finish(folder: Path, plan: Plan, mine: Mapping[int, ShardRecord]) -> bool:
+def finish(folder: Path, plan: Plan, mine: Mapping[int, ShardRecord], may_be_bad: float) -> bool:
     """Writes the index if every shard is whole, and says whether it is.
 
     Every process ends with this, so the last one finds all shards. If two do, they write the
-    same index. mine: the shards that this process has made or checked.
+    same index. mine: the shards that this process has made or checked. The shards stay if too many
+    items are bad, so that a larger limit needs no second reading.
     """
     numbers = range(len(plan.ranges()))
     others = [number for number in numbers if number not in mine]
@@ -253,9 +257,9 @@ def finish(folder: Path, plan: Plan, mine: Mapping[int, ShardRecord]) -> bool:
         return False
     shards = [mine[number] for number in numbers]
     labels, skipped, done = combined(shards)
-    require_few_bad(skipped, len(skipped), plan.count)
     if skipped:
         write_text(folder / "skipped.txt", "".join(f"{reason}\n" for reason in skipped))
+    require_few_bad(folder, len(skipped), plan.count, may_be_bad)
     rows, checksums = [shard.rows for shard in shards], [shard.checksum for shard in shards]
     index = Index(rows=rows, checksums=checksums, labels=labels, skipped=len(skipped), done=done)
     index.write(folder / "index.json")

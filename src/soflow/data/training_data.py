@@ -1,6 +1,5 @@
 """The data that a configuration trains on, checked against the shape and classes that it states."""
 
-import logging
 from dataclasses import replace
 
 import torch
@@ -12,17 +11,16 @@ from soflow.data import sources
 from soflow.data.dataset import Dataset
 from soflow.errors import InputError
 
-log = logging.getLogger(__name__)
-
 #: The types of stored rows: samples as they are, and images.
 STORED = (torch.float32, torch.uint8)
+#: Classes that a summary counts.
+FEW = 6
 
 
 def make_dataset(config: DataConfig) -> Dataset:
-    """The data to train on.
+    """The data to train on, with the classes that the configuration states.
 
-    If the configuration leaves the classes to the data (-1), a note says how many there are, or why
-    there are none.
+    Unlabelled samples of labelled data have the null label, the number of classes.
 
     Raises:
         InputError: If the data have another shape or other classes than the configuration states.
@@ -33,9 +31,7 @@ def make_dataset(config: DataConfig) -> Dataset:
     if not stored:
         kinds = "float32 tensor (N, ...), or a uint8 tensor (N, H, W, C)"
         raise InputError(f"the data source '{config.source}' must return a Dataset with a {kinds}")
-    if dataset.shape != config.shape:
-        wrong = f"data.shape is {list(config.shape)}, but {name} has {list(dataset.shape)}"
-        raise InputError(f"{wrong}: set data.shape=[{','.join(map(str, dataset.shape))}]")
+    require_shape(dataset, config.shape, name)
     if config.num_classes == 0:
         return replace(dataset, labels=None, class_names=())
     # Without names, the largest classes may just not be among the data.
@@ -46,19 +42,55 @@ def make_dataset(config: DataConfig) -> Dataset:
         why = f" ({dataset.unlabelled})" if dataset.unlabelled and dataset.labels is None else ""
         wrong = f"data.num_classes is {stated}, but {name} has {found} classes{why}"
         raise InputError(f"{wrong}; 0 trains without labels")
-    if stated < 0:
-        classes = f"{found:,} classes"
-        if dataset.labels is None:
-            why = f": {dataset.unlabelled}" if dataset.unlabelled else ""
-            classes = f"training without classes{why}"
-        log.info(f"{dataset.name}: {len(dataset):,} samples, {classes}")
-    return dataset
+    return with_null_labels(dataset, max(found, stated))
 
 
-def with_classes(config: Config, dataset: Dataset) -> Config:
-    """The configuration with the number of classes of the data, if it leaves that to them (-1)."""
-    if config.data.num_classes >= 0:
-        return config
-    values = config.model_dump()
-    values["data"]["num_classes"] = dataset.num_classes
-    return validate(values)
+def require_shape(dataset: Dataset, stated: tuple[int, ...], name: str) -> None:
+    """Raises InputError if samples are not of the shape stated; -1 fits any size."""
+    found = dataset.shape
+    fits = len(found) == len(stated) and all(
+        b in (-1, a) for a, b in zip(found, stated, strict=True)
+    )
+    if not fits:
+        wrong = f"data.shape is {list(stated)}, but {name} has {list(found)}"
+        raise InputError(f"{wrong}: set data.shape=[{','.join(map(str, found))}]")
+
+
+def with_null_labels(dataset: Dataset, num_classes: int) -> Dataset:
+    """The data set with the null label in place of -1, and a name for each class."""
+    labels = dataset.labels
+    if labels is None or int(labels.min()) >= 0:
+        return dataset
+    names = dataset.class_names or tuple(map(str, range(num_classes)))
+    return replace(dataset, labels=labels.where(labels >= 0, num_classes), class_names=names)
+
+
+def completed(config: Config, dataset: Dataset) -> Config:
+    """The configuration with what it leaves to the data: source, shape and number of classes."""
+    data = sources.resolved(config.data).model_dump()
+    data["shape"] = dataset.shape
+    if data["num_classes"] < 0:
+        data["num_classes"] = dataset.num_classes
+    return validate({**config.model_dump(), "data": data})
+
+
+def summary(config: DataConfig, dataset: Dataset) -> list[str]:
+    """What a training run reads, one line per fact: source, shape, values, classes, left out."""
+    place = config.path or config.source
+    lines = [f"{place}, split {dataset.split}: {len(dataset):,} samples of {list(dataset.shape)}"]
+    return [*lines, *dataset.notes, classes_in_words(dataset)]
+
+
+def classes_in_words(dataset: Dataset) -> str:
+    """The classes with their counts, the first few."""
+    if dataset.labels is None:
+        return "no classes" + (f": {dataset.unlabelled}" if dataset.unlabelled else "")
+    number = dataset.num_classes
+    counts = torch.bincount(dataset.labels, minlength=number + 1).tolist()
+    names = dataset.class_names or tuple(map(str, range(number)))
+    first = ", ".join(
+        f"{name} {count:,}" for name, count in zip(names[:FEW], counts[:FEW], strict=True)
+    )
+    more = ", ..." if number > FEW else ""
+    null = f"; {counts[number]:,} samples without a label" if counts[number] else ""
+    return f"{number:,} classes: {first}{more}{null}"

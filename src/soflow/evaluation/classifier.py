@@ -80,6 +80,8 @@ def load_classifier(dataset: Dataset) -> ImageClassifier:
             "the features 'classifier' need labelled images of 8 pixels or more: "
             "use evaluate.features=coordinates"
         )
+    if int(dataset.labels.min()) < 0:
+        dataset = dataset.part(dataset.labels >= 0, dataset.split)
 
     make = partial(ImageClassifier, dataset.shape, dataset.num_classes)
     file = cache_file(dataset, cache_folder())

@@ -264,5 +264,6 @@ def energy_distance(a: Tensor, b: Tensor) -> float:
 
 
 def recognized(logits: Tensor, labels: Tensor) -> float:
-    """The fraction of samples whose likeliest class, by logits (N, classes), is their label."""
-    return float((logits.argmax(1) == labels).double().mean())
+    """The fraction of labelled samples whose likeliest class, by logits (N, classes), is theirs."""
+    labelled = labels >= 0
+    return float((logits.argmax(1) == labels)[labelled].double().mean())

@@ -12,6 +12,7 @@ from soflow.config import Config
 from soflow.config.schema import DataConfig
 from soflow.data import sources
 from soflow.data.dataset import Dataset, Encoder
+from soflow.data.splits import HELD_OUT, split_of
 from soflow.data.training_data import make_dataset
 from soflow.errors import InputError, RunError
 from soflow.evaluation.features import (
@@ -191,8 +192,9 @@ def make_baseline(
 def other_split(data: DataConfig, split: str) -> str | None:
     """A split other than this one, test first."""
     there = sources.splits(data)
-    others = ("test", "validation", "valid", "val", "train")
-    return next((other for other in others if other != split and other in there), None)
+    found = {split_of(other) or other: other for other in there if other != split}
+    own = split_of(split)
+    return next((found[one] for one in (*HELD_OUT, "train") if one in found and one != own), None)
 
 
 def training_points(config: Config) -> Dataset | None:

@@ -15,9 +15,9 @@ from torch import Tensor
 from soflow.config.schema import DataConfig
 from soflow.data import sources
 from soflow.data.dataset import Dataset
-from soflow.data.folder import files
 from soflow.data.images import MODES, channels_of, in_mode, open_image
 from soflow.data.npz import UNREADABLE, damaged, open_member, read_head
+from soflow.data.tree import FolderTree
 from soflow.errors import InputError, RunError, first_line
 from soflow.evaluation.record import SampleProtocol
 from soflow.evaluation.reference_files import arrays_in, parse_protocol, protocol_of, read
@@ -95,7 +95,7 @@ def first_image(data: DataConfig, split: str, named: str) -> Image:
 
 def sample_folder(path: Path) -> SampleSet:
     """The images below a folder, by name, with protocol.json if it is there. See `open_samples`."""
-    names = sorted(file.name for file in files(path))
+    names = sorted(file.name for file in FolderTree(path).images)
     if not names:
         raise InputError(
             f"{path} is no run folder (it has no config.yaml) and no folder of images: it has none"

@@ -11,6 +11,8 @@ from soflow.system.atomic import write_text
 
 #: A count or a step.
 Count = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+#: A class, or -1 for a sample without a label.
+Label = Annotated[int, Field(strict=True, ge=-1, lt=2**63)]
 
 
 class Record(BaseModel):

@@ -80,8 +80,10 @@ class Trainer:
         self.optimizer = self.accelerator.prepare(optimizer)
         self.ema = Ema(self.network, config.ema)
         loss.model = replace(model, average=self.ema.net)
-        train, flip = config.train, config.data.flip
-        batches = Batches(dataset, train.batch_size, train.seed, augment, self.device, flip)
+        train, data = config.train, config.data
+        batches = Batches(
+            dataset, train.batch_size, train.seed, augment, self.device, data.flip, data.balance
+        )
         self.train_step = TrainStep(
             config, self.accelerator, self.module, self.network, objective, self.optimizer,
             self.ema, batches,

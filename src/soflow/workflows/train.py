@@ -13,7 +13,7 @@ from soflow.assemble import make_augment, make_model, make_network, make_objecti
 from soflow.config import Config, read_recipe
 from soflow.data.autoencoder import Decoder
 from soflow.data.dataset import DataRecord, Dataset
-from soflow.data.training_data import make_dataset, with_classes
+from soflow.data.training_data import completed, make_dataset, summary
 from soflow.errors import InputError
 from soflow.evaluation.features import check_name, column_names
 from soflow.evaluation.pictures import is_image, picture, png
@@ -81,7 +81,9 @@ def train(
     require_plain_launch()
     require_trackers(config.train.trackers)
     dataset = make_dataset(config.data)
-    config = with_classes(config, dataset)
+    for line in summary(config.data, dataset):
+        log.info(f"data: {line}")
+    config = completed(config, dataset)
     if (size := config.train.batch_size) > len(dataset):
         count = f"{len(dataset)} samples"
         raise InputError(f"train.batch_size={size} is larger than the data ({count}): reduce it")

@@ -1,0 +1,42 @@
+"""The usual names of training, test and validation splits."""
+
+import re
+from collections.abc import Sequence
+
+from soflow.errors import InputError
+
+#: Every usual name of a split, in lower case and without separators, and what it is called here.
+USUAL = {
+    **dict.fromkeys(("train", "training", "trn"), "train"),
+    **dict.fromkeys(("test", "testing", "tst", "holdout", "heldout"), "test"),
+    **dict.fromkeys(
+        ("validation", "valid", "val", "validate", "dev", "development", "eval", "evaluation"),
+        "validation",
+    ),
+}
+#: Words that stand beside the name of a split, as in train_images, test-set or val2017.
+BESIDE = ("images", "image", "imgs", "img", "set", "data", "split", "samples", "arr")
+#: The order in which held-out data are looked for.
+HELD_OUT = ("test", "validation")
+
+
+def split_of(name: str) -> str | None:
+    """train, test or validation for any usual name of a split; None for other names."""
+    words = [word for word in re.split(r"[^a-z]+", name.casefold()) if word not in ("", *BESIDE)]
+    return USUAL.get("".join(words))
+
+
+def named_split(asked: str, splits: Sequence[str], where: str) -> str:
+    """The split that `asked` means, by its own or any usual name.
+
+    Raises:
+        InputError: If there is no such split.
+    """
+    if asked in splits:
+        return asked
+    meant = split_of(asked)
+    same = [one for one in splits if meant is not None and split_of(one) == meant]
+    if len(same) != 1:
+        known = " and ".join(splits)
+        raise InputError(f"{where} has no split '{asked}', only {known}: set data.split")
+    return same[0]

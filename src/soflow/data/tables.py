@@ -1,0 +1,242 @@
+"""Tables: .csv, .tsv and .parquet files of numeric columns, or a folder of one file per split.
+
+Every numeric column is a feature, unless data.columns names them. A column of classes is found by
+its name, or named by data.label_column. Columns are standardized by the statistics of the split
+that is trained on; samples get the columns' own units back.
+"""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from soflow.config.schema import DataConfig
+from soflow.data.dataset import Dataset, as_labels
+from soflow.data.file_fingerprints import fingerprint_of_file
+from soflow.data.labels import Classes, choose_labels, classes_of
+from soflow.data.registry import SOURCES
+from soflow.data.rows import scaled_rows
+from soflow.data.splits import named_split, split_of
+from soflow.errors import InputError, first_line
+from soflow.system.packages import optional_package
+from soflow.system.text import printable
+
+ENDINGS = (".csv", ".tsv", ".parquet")
+#: Texts that mean a missing value, in lower case.
+MISSING = ("", "na", "n/a", "nan", "null", "none", "?")
+#: Numeric columns of these names, in lower case, that count the rows are left out.
+ROW_NUMBERS = ("", "id", "index", "idx", "row", "unnamed: 0", "__index_level_0__")
+Columns = dict[str, list[Any]]
+
+
+@SOURCES.register("table")
+class Tables:
+    """A table of numbers."""
+
+    def splits(self, config: DataConfig) -> tuple[str, ...]:
+        return tuple(files_of(config.path))
+
+    def load(self, config: DataConfig, split: str) -> Dataset:
+        files = files_of(config.path)
+        split = named_split(split, tuple(files), config.path)
+        training = read_table(files[named_split(config.split, tuple(files), config.path)], config)
+        table = read_table(files[split], config, training)
+        content = f"{fingerprint_of_file(files[split])} {','.join(table.names)}"
+        axes, where = (0, 1), str(files[split])
+        rows, scaling, note = scaled_rows(
+            table.values, axes, config.range, training.values, content, where
+        )
+        labels = None
+        if table.classes.labels is not None:
+            labels = as_labels(table.classes.labels, table.classes.names, where)
+        columns = tuple(map(printable, table.names))
+        return Dataset(
+            printable(files[split].stem), split, rows, labels, table.classes.names,
+            unlabelled=table.classes.reason, scaling=replace(scaling, columns=columns),
+            notes=(*table.notes, note),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Table:
+    """The features of a table, (N, D), their names, and the class of each row."""
+
+    values: np.ndarray
+    names: tuple[str, ...]
+    classes: Classes
+    notes: tuple[str, ...]
+    label_column: str | None
+
+
+def files_of(path: str) -> dict[str, Path]:
+    """The file of each split.
+
+    Raises:
+        InputError: If there is no table.
+    """
+    place = Path(path)
+    if not path:
+        raise InputError("data.source=table needs data.path: a .csv, .tsv or .parquet file")
+    if place.is_file():
+        return {"train": place}
+    found = sorted(x for x in place.glob("*") if x.suffix.lower() in ENDINGS)
+    named = {split: x for x in found if (split := split_of(x.stem)) is not None}
+    if len(found) == 1:
+        return {"train": found[0]}
+    if len(named) < len(found) or not found:
+        what = "has files that are not named after splits" if found else "has no tables"
+        wanted = "name one .csv, .tsv or .parquet file, or a folder with train.csv and test.csv"
+        raise InputError(
+            f"data.path={path} {what if place.exists() else 'does not exist'}: {wanted}"
+        )
+    return named
+
+
+def read_table(file: Path, config: DataConfig, like: Table | None = None) -> Table:
+    """Reads a table.
+
+    Args:
+        file: The file.
+        config: Says which columns are used.
+        like: The table of the split that is trained on, which has the same columns and classes.
+
+    Raises:
+        InputError: If the file cannot be read, a column is missing, or too many rows lack values.
+    """
+    columns = read_parquet(file) if file.suffix.lower() == ".parquet" else read_text(file)
+    count = len(next(iter(columns.values()), []))
+    if not count:
+        raise InputError(f"{file} has no rows")
+    known = f"its columns are {', '.join(map(printable, columns))}"
+    for name in (*config.columns, *filter(None, [config.label_column])):
+        if name not in columns:
+            raise InputError(f"{file} has no column '{name}'; {known}")
+    column, notes = None, list[str]()
+    if config.num_classes:
+        others = {name: x for name, x in columns.items() if name not in config.columns}
+        column = config.label_column or (like.label_column if like else choose(others, file))
+    classes = Classes(None, (), "data.num_classes is 0" if not config.num_classes else known)
+    if column is not None:
+        classes = classes_of(
+            columns[column], like.classes.names if like else (), f"{file}: {column}"
+        )
+        if classes.labels is None and (config.label_column or like):
+            raise InputError(f"{classes.reason}: set data.num_classes=0 to train without classes")
+        column = None if classes.labels is None else column
+        notes += [] if column is None else [f"labels: the column '{printable(column)}'"]
+    asked = like.names if like else config.columns
+    features, left_out = features_of(columns, asked, column, file)
+    if left_out:
+        notes.append(f"columns left out: {', '.join(map(printable, left_out))}")
+    values = np.stack(list(features.values()), axis=1)  # (N, D)
+    whole = np.isfinite(values).all(1)
+    missing = int((~whole).sum())
+    if missing > config.max_unreadable * count:
+        worst = max(features, key=lambda name: int((~np.isfinite(features[name])).sum()))
+        share = min(1, round(missing / count + 0.01, 2))
+        raise InputError(
+            f"{missing:,} of {count:,} rows of {file} lack a number, mostly in "
+            f"'{printable(worst)}': set data.max_unreadable={share} to leave them out, or "
+            "data.columns to the columns to use"
+        )
+    if missing:
+        notes.append(f"{missing:,} of {count:,} rows lack a number and are left out")
+        values = values[whole]
+        if classes.labels is not None:
+            kept = [label for label, good in zip(classes.labels, whole, strict=True) if good]
+            classes = replace(classes, labels=kept)
+    return Table(values, tuple(features), classes, tuple(notes), column)
+
+
+def choose(columns: Mapping[str, Sequence[Any]], file: Path) -> str | None:
+    """The column of classes, if there is one. Numbers of a usual name must be few and whole."""
+    column = choose_labels(columns, str(file))
+    if column is None:
+        return None
+    numbers = as_numbers(columns[column])
+    if numbers is None:
+        return column
+    given = numbers[np.isfinite(numbers)]
+    few = len(np.unique(given)) <= max(2, len(numbers) ** 0.5)
+    return column if few and bool((given == given.round()).all()) else None
+
+
+def features_of(
+    columns: Columns, asked: Sequence[str], labels: str | None, file: Path
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The numeric columns (N,) to use, by name, and the names of the others.
+
+    Raises:
+        InputError: If a column that was asked for is not numeric, or there is none.
+    """
+    features, others = {}, []
+    for name in asked or columns:
+        if name == labels:
+            continue
+        if name not in columns:
+            raise InputError(f"{file} has no column '{printable(name)}', unlike the training split")
+        numbers = as_numbers(columns[name])
+        if numbers is None and asked:
+            raise InputError(f"the column '{printable(name)}' of {file} holds more than numbers")
+        counts = numbers is not None and name.strip().lower() in ROW_NUMBERS
+        if numbers is None or (not asked and counts and bool((np.diff(numbers) == 1).all())):
+            others.append(name)
+        else:
+            features[name] = numbers
+    if not features:
+        raise InputError(f"{file} has no column of numbers: its columns are {', '.join(columns)}")
+    return features, others
+
+
+def as_numbers(values: Sequence[Any]) -> np.ndarray | None:
+    """A column as numbers (N,), NaN where a value is missing; None if it holds anything else."""
+    if all(value is None or isinstance(value, bool | int | float) for value in values):
+        return np.array([np.nan if x is None else float(x) for x in values])
+    try:
+        return np.array([np.nan if is_missing(x) else float(x) for x in values])
+    except (TypeError, ValueError):
+        return None
+
+
+def is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and value.strip().lower() in MISSING)
+
+
+def read_text(file: Path) -> Columns:
+    """The columns of a .csv or .tsv file with a row of names. Raises InputError."""
+    try:
+        with open(file, encoding="utf-8-sig", newline="") as stream:
+            head = stream.read(2**16)
+            stream.seek(0)
+            first = head.splitlines()[0] if head else ""
+            separator = max("\t;,", key=first.count)
+            rows = list(csv.reader(stream, delimiter=separator, strict=True))
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{file} cannot be read: {first_line(error)}") from None
+    rows = [row for row in rows if row]
+    if not rows:
+        raise InputError(f"{file} is empty")
+    names, body = [name.strip() for name in rows[0]], rows[1:]
+    if all(as_numbers([name]) is not None and not is_missing(name) for name in names):
+        names, body = [f"column {number}" for number in range(len(names))], rows  # no names
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"{file} has two columns '{printable(twice)}': rename one")
+    wrong = next((i for i, row in enumerate(body) if len(row) != len(names)), None)
+    if wrong is not None:
+        what = f"row {wrong + 1} has {len(body[wrong])} values, not {len(names)}"
+        raise InputError(f"{file} cannot be read: {what}")
+    return {name: [row[i] for row in body] for i, name in enumerate(names)}
+
+
+def read_parquet(file: Path) -> Columns:
+    """The columns of a .parquet file. Raises InputError."""
+    parquet = optional_package("pyarrow.parquet", "a .parquet file needs", "data")
+    try:
+        table = parquet.read_table(file)
+    except Exception as error:  # readers of damaged files raise anything
+        raise InputError(f"{file} cannot be read: {first_line(error)}") from None
+    return {name: table.column(name).to_pylist() for name in table.column_names}

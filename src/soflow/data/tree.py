@@ -1,0 +1,195 @@
+"""The image files below a folder or in a zip file, listed once.
+
+Names are relative and have "/" on every system. Folders that file systems and NAS systems keep for
+themselves are not data.
+"""
+
+import io
+import os
+import unicodedata
+import zipfile
+from collections import Counter, deque
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+from soflow.data.file_fingerprints import File, file_of, fingerprint_of_folder
+from soflow.data.images import ENDINGS, Opener, open_image
+from soflow.data.npz import UNREADABLE, require_in_proportion
+from soflow.errors import InputError, first_line
+from soflow.system.fingerprints import fingerprint_of
+
+#: Folders of file systems, NAS systems and archives, in lower case; names with a dot are hidden.
+SYSTEM_FOLDERS = (
+    "@eadir", "@recycle", "@recently-snapshot", "@sharebin", "@tmp", "#recycle", "#snapshot",
+    "$recycle.bin", "recycler", "system volume information", "lost+found", "found.000",
+)  # fmt: skip
+#: Files that may hold the labels of images, by name.
+LABEL_FILES = ("metadata.csv", "metadata.jsonl", "dataset.json")
+#: The most bytes of a file in a zip file.
+MOST_BYTES = 2**30
+
+
+class Tree(Protocol):
+    """Files by name.
+
+    Attributes:
+        root: The folder, or the zip file.
+        images: Image files, sorted by name.
+        folders: The names of all folders, also of those without images.
+        label_files: The names of files that may hold labels.
+        others: How many files of each other ending there are.
+    """
+
+    root: Path
+    images: list[File]
+    folders: set[str]
+    label_files: list[str]
+    others: Counter[str]
+
+    def where(self, name: str) -> str: ...
+    def read(self, name: str) -> bytes: ...
+    def opener(self, name: str) -> Opener: ...
+    def fingerprint(self, files: Sequence[File]) -> str: ...
+
+
+def open_tree(path: str) -> Tree:
+    """The files of a folder or a zip file. Raises InputError if there is no such thing."""
+    root = Path(path)
+    if not path:
+        raise InputError("data.source=folder needs data.path: a folder of images, or a .zip of one")
+    if root.is_dir():
+        return FolderTree(root)
+    if root.is_file() and root.suffix.lower() == ".zip":
+        return ZipTree(root)
+    what = "is neither a folder nor a .zip" if root.exists() else "does not exist"
+    endings = ", ".join(ENDINGS[:6])
+    raise InputError(f"data.path={path} {what}: name a folder of images ({endings}, ...)")
+
+
+def is_system(name: str) -> bool:
+    """Whether a folder or file is hidden, or belongs to the system; such as .git or @eaDir."""
+    return name.startswith((".", "__")) or name.casefold() in SYSTEM_FOLDERS
+
+
+def normalized(name: str) -> str:
+    """A name in Unicode's composed form; a Mac writes the decomposed form on some disks."""
+    return unicodedata.normalize("NFC", name)
+
+
+class Listing:
+    """What the walk of a tree finds."""
+
+    def __init__(self) -> None:
+        self.images: list[File] = []
+        self.folders: set[str] = set()
+        self.label_files: list[str] = []
+        self.others: Counter[str] = Counter()
+
+    def is_image(self, name: str) -> bool:
+        """Whether a file is an image, by its ending; other files are counted."""
+        last = name.rsplit("/", 1)[-1].lower()
+        if last in LABEL_FILES:
+            self.label_files.append(name)
+        elif last.endswith(ENDINGS):
+            return True
+        else:
+            self.others[PurePosixPath(last).suffix or last] += 1
+        return False
+
+
+class FolderTree(Listing):
+    """The files below a folder.
+
+    Links to folders are followed once each, after all real folders, so that files reached both
+    ways are found where they are. Pipes are no images; a broken link is an unreadable image.
+    """
+
+    def __init__(self, root: Path) -> None:
+        super().__init__()
+        self.root = root
+        self.seen: set[str] = set()
+        self.links = deque([str(root)])
+        while self.links:
+            self.walk(self.links.popleft())
+        self.images.sort()
+
+    def walk(self, folder: str) -> None:
+        real = os.path.realpath(folder)
+        if real in self.seen:
+            return
+        self.seen.add(real)
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            todo = f"make it readable, or move it out of {self.root}"
+            raise InputError(
+                f"the folder {folder} cannot be read: {error.strerror}: {todo}"
+            ) from None
+        for entry in entries:
+            if is_system(entry.name):
+                continue
+            name = os.path.relpath(entry.path, self.root).replace(os.sep, "/")
+            if entry.is_dir():
+                self.folders.add(name)
+                if entry.is_dir(follow_symlinks=False):
+                    self.walk(entry.path)
+                else:
+                    self.links.append(entry.path)
+                continue
+            broken = entry.is_symlink() and not os.path.exists(entry.path)
+            if (entry.is_file() or broken) and self.is_image(name):
+                self.images.append(file_of(name, entry.stat(follow_symlinks=not broken)))
+
+    def where(self, name: str) -> str:
+        return str(self.root / name)
+
+    def read(self, name: str) -> bytes:
+        return (self.root / name).read_bytes()
+
+    def opener(self, name: str) -> Opener:
+        return partial(open_image, self.root / name)
+
+    def fingerprint(self, files: Sequence[File]) -> str:
+        return fingerprint_of_folder(self.root, files)
+
+
+class ZipTree(Listing):
+    """The files in a zip file. Nothing is unpacked onto the disk."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__()
+        self.root = root
+        self.content: dict[str, int] = {}  # the CRC-32 of each file
+        try:
+            self.archive = zipfile.ZipFile(root)
+        except UNREADABLE as error:
+            raise InputError(f"{root} is not a zip file: {first_line(error)}") from None
+        for member in self.archive.infolist():
+            parts = member.filename.split("/")
+            if any(is_system(part) for part in parts if part):
+                continue
+            self.folders.update("/".join(parts[:end]) for end in range(1, len(parts)))
+            if not member.is_dir() and self.is_image(member.filename):
+                self.images.append(File(member.filename, member.file_size, 0, 0, 0))
+                self.content[member.filename] = member.CRC
+        self.images.sort()
+
+    def where(self, name: str) -> str:
+        return f"{self.root}/{name}"
+
+    def read(self, name: str) -> bytes:
+        """The content of a file. Raises one of UNREADABLE, also for what expands too much."""
+        member = self.archive.getinfo(name)
+        if member.file_size > MOST_BYTES:
+            raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
+        require_in_proportion(member.file_size, member.compress_size)
+        return self.archive.read(member)
+
+    def opener(self, name: str) -> Opener:
+        return lambda: open_image(io.BytesIO(self.read(name)))
+
+    def fingerprint(self, files: Sequence[File]) -> str:
+        """By names, sizes and checksums, as the zip file records them."""
+        return fingerprint_of("\n".join(f"{x.name} {x.size} {self.content[x.name]}" for x in files))
