@@ -95,12 +95,14 @@ def test_coordinates_are_standardized_by_the_scaling_of_the_real_data(shape):
     assert torch.equal(plain(inner).features, inner.flatten(1))
     if len(shape) < 3:
         assert features.columns == ("a", "b", "c")
-        assert plain.columns == tuple(f"{'x' if len(shape) == 1 else 'channel '}{i}" for i in range(3))
+        assert plain.columns == tuple(
+            f"{'x' if len(shape) == 1 else 'channel '}{i}" for i in range(3)
+        )
 
 
 def test_classes_as_frequent_as_others():
     labels = torch.tensor([2] * 30 + [-1] * 50 + [0] * 60 + [1] * 10)
-    assert as_frequent(labels, 1000).bincount().tolist() == pytest.approx([600, 100, 300], abs=2)
+    assert as_frequent(labels, 1000, 3).bincount().tolist() == pytest.approx([600, 100, 300], abs=2)
 
 
 def test_classes_of_pictures_are_balanced_and_those_of_tables_as_in_the_data():

@@ -57,7 +57,7 @@ def draw_samples(results: Comparison, out: Path) -> dict[str, Image.Image]:
         num = 2000 if vectors else 6 * columns
         labels = class_by_class(num, model.num_classes)
         if vectors and data.labels is not None:
-            labels = as_frequent(data.labels, num)
+            labels = as_frequent(data.labels, num, model.num_classes)
         samples = sample_many(model, num, labels, sampler, nfe, seed=0, device=run.device)
         drawn[f"{name_of(name)}, {how(sampler, nfe)}"] = samples
     chosen = data.samples(slice(num)) if vectors else real_by_class(data, columns, num // columns)

@@ -173,8 +173,8 @@ def figures(
     found = scorer.figures(statistics, labels, count.add, scoring.equal_count(num))
     if baseline is None or len(baseline.data) >= num:
         return found
-    # A part of samples whose classes are as frequent as in the reference has the same frequencies.
-    by_class = None if scoring.frequent(num) is not None else labels
+    # Classes of tables are as frequent among some samples, drawn at random, as among all.
+    by_class = None if scorer.features.columns else labels
     alike = scorer.distance_of_some(statistics, len(baseline.data), by_class)
     return found.model_copy(update={"distance_at_real_count": alike})
 

@@ -99,8 +99,11 @@ def shape_of(part: Any) -> str:
     return str(list(part.shape)) if isinstance(part, Tensor) else type(part).__name__
 
 
-def as_seen(samples: Tensor) -> Tensor:
-    """Images as bytes (B, C, H, W), other samples unchanged. Raises RunError for NaN."""
+def as_seen(samples: Tensor, pixels: bool = True) -> Tensor:
+    """Images as bytes (B, C, H, W), other samples unchanged. Raises RunError for NaN.
+
+    Without `pixels` images are no pictures in [-1, 1], but in units of their own.
+    """
     if samples.dtype == torch.uint8:
         return samples
     strange = int((~samples.flatten(1).isfinite().all(1)).sum())
@@ -108,7 +111,7 @@ def as_seen(samples: Tensor) -> Tensor:
         raise RunError(
             f"{strange} of {len(samples)} samples hold values that are not finite numbers (NaN)"
         )
-    if not is_image(samples.shape[1:]):
+    if not (pixels and is_image(samples.shape[1:])):
         return samples
     return torch.from_numpy(to_uint8(samples)).permute(0, 3, 1, 2)
 
@@ -169,12 +172,13 @@ def coordinates(shape: Sequence[int], scaling: Scaling | None) -> Features:
         return ((columns - mean) / std).flatten(1)
 
     origin = {} if scaling is None else {"scaling": scaling}
-    columns = () if is_image(shape) else column_names(shape, scaling)
-    return Features("coordinates", network, origin, columns)
+    return Features("coordinates", network, origin, column_names(shape, scaling))
 
 
 def column_names(shape: Sequence[int], scaling: Scaling | None) -> tuple[str, ...]:
-    """Names of the features of vectors, or of the channels of other samples."""
+    """Names of the features of vectors, or of the channels of others; none of pictures."""
+    if scaling is None and is_image(shape):
+        return ()
     named = scaling is not None and len(scaling.columns) == shape[0]
     if scaling is not None and named:
         return scaling.columns

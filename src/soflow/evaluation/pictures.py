@@ -60,7 +60,7 @@ def shown_channels(samples: Tensor, like: Tensor) -> Tensor:
 
     Each covers the values between the 1st and the 99th percentile of that channel of `like`.
     """
-    count = 3 if samples.shape[1] > 2 else 1
+    count = shown_count(samples.shape[1])
     values = like[:, :count].transpose(0, 1).flatten(1).double().numpy()  # (count, B H W)
     low, high = np.quantile(values, [0.01, 0.99], axis=1)
     span = np.maximum(high - low, 1e-12)
@@ -68,12 +68,16 @@ def shown_channels(samples: Tensor, like: Tensor) -> Tensor:
     return 2 * (samples[:, :count] - low) / span - 1
 
 
-def about(shape: Sequence[int]) -> str:
-    """What a picture of samples of this shape leaves out, in a sentence; often nothing."""
-    if len(shape) != 3 or is_image(shape):
+def about(shape: Sequence[int], names: Sequence[str]) -> str:
+    """How `picture` shows images in units of their own, in a sentence; nothing of others."""
+    if len(shape) != 3 or (is_image(shape) and not names):
         return ""
-    shown = "the first three" if shape[0] > 2 else "the first"
-    return f"Of {shape[0]} channels {shown}, each from its 1st to its 99th percentile."
+    which = ", ".join(names[: shown_count(shape[0])])
+    return f"Shown: {which} of {shape[0]}, each from its 1st to its 99th percentile."
+
+
+def shown_count(channels: int) -> int:
+    return 3 if channels > 2 else 1
 
 
 def picture(
@@ -81,16 +85,16 @@ def picture(
 ) -> Image.Image:
     """Samples as a picture that suits their shape.
 
-    Images are a grid; of more or fewer channels than 1 or 3 see `about`. Vectors are a histogram, a
-    scatter plot or a pair plot, signals are curves.
+    Images are a grid; those with names of channels are in units of their own, see `about`. Vectors
+    are a histogram, a scatter plot or a pair plot, signals are curves.
 
     Args:
         samples: (B, D), (B, C, L) or (B, C, H, W).
         columns: How many images or signals are in a row.
-        names: Of features or channels; numbers by default.
+        names: Of features or channels; see features.column_names.
         real: Real data like the samples: behind vectors, and for the ranges of the others.
     """
-    if is_image(samples.shape[1:]):
+    if is_image(samples.shape[1:]) and not names:
         return grid(samples, columns)
     if samples.ndim == 4:
         return grid(shown_channels(samples, samples if real is None else real), columns)

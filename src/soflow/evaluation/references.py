@@ -114,7 +114,8 @@ def make_sample_scoring(
     network = None if features == "classifier" else load_features(features, None, shape)
     if network is not None:
         # Samples that cannot be used are found before the reference is read.
-        network(as_seen(next(samples.parts()))[:2])
+        first_part = next(samples.parts())[:2]
+        network(as_seen(first_part, pixels=features != "coordinates"))
     if holds_statistics(Path(reference)):
         network = network or load_features(features, None, shape)  # which asks for data
         return Scoring(scorer_from_file(Path(reference), network, shape))
@@ -131,6 +132,12 @@ def make_sample_scoring(
 
 
 def scorer_of(data: Dataset, features: Features, num_classes: int) -> Scorer:
+    """Raises InputError for a network's features of data in units of their own."""
+    if data.scaling is not None and features.name != "coordinates":
+        raise InputError(
+            f"the features '{features.name}' are of pictures, but {data.name} has values in units "
+            "of their own: use coordinates"
+        )
     return Scorer(features, statistics_of(data, features), describe_data(data), num_classes)
 
 

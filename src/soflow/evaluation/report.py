@@ -121,7 +121,7 @@ def samples(subject: Subject) -> list[Picture]:
     text = f"drawn {how}, unselected"
     if classes:
         text += f", one column per class{named(subject, columns)}"
-    shown = f"{text}. {about(drawn.shape[1:])}"
+    shown = f"{text}. {about(drawn.shape[1:], names)}"
     found = [Picture(image(picture(drawn, columns, names, real)), shown)]
     if real is not None:
         found.append(Picture(image(picture(real, columns, names, real)), "real data"))
@@ -130,9 +130,10 @@ def samples(subject: Subject) -> list[Picture]:
 
 def points(subject: Subject, how: str) -> Picture:
     """Vectors: two columns side by side with real data, one or more with real data behind them."""
-    labels, real = class_by_class(4000, subject.model.num_classes), None
+    classes, real = subject.model.num_classes, None
+    labels = class_by_class(4000, classes)
     if subject.dataset is not None and subject.dataset.labels is not None:
-        labels = as_frequent(subject.dataset.labels, 4000)
+        labels = as_frequent(subject.dataset.labels, 4000, classes)
     drawn = draw(subject, 4000, labels)
     if subject.dataset is not None:
         real = subject.dataset.samples(slice(4000)).to(subject.device)
@@ -200,7 +201,7 @@ def journey(subject: Subject) -> Picture:
     if len(model.shape) == 2:
         figure = curves(every, len(JOURNEY), subject.columns, steps[:, -1], ticks)
         return Picture(image(figure), text)
-    return Picture(image(picture(every, len(JOURNEY), (), steps[:, -1])), text, ticks)
+    return Picture(image(picture(every, len(JOURNEY), subject.columns, steps[:, -1])), text, ticks)
 
 
 def cost(subject: Subject) -> list[list[str]]:

@@ -118,9 +118,9 @@ class Scorer:
         return values.model_copy(update=columns)
 
 
-def as_frequent(labels: Tensor, num: int) -> Tensor:
-    """Labels (num,) with the frequencies of others (N,), of which -1 is none."""
-    known = labels[labels >= 0].sort().values
+def as_frequent(labels: Tensor, num: int, num_classes: int) -> Tensor:
+    """Labels (num,) with the frequencies of others (N,). Those outside the classes are none."""
+    known = labels[(labels >= 0) & (labels < num_classes)].sort().values
     return known[torch.linspace(0, len(known) - 1, num, dtype=torch.float64).round().long()]
 
 
@@ -157,14 +157,14 @@ class Scoring:
     points: Dataset | None = None  # data as the model sees them, for the diagnostics
     labels: Tensor | None = None  # of the reference, (N,), if its classes are the run's
 
-    def frequent(self, num: int) -> Tensor | None:
+    def frequent(self, num: int, num_classes: int) -> Tensor | None:
         """Labels (num,) as frequent as in the reference, of what is not a picture; else None.
 
         Rows of a table are compared with all others, so rare classes must be rare among samples.
         """
         if self.labels is None or not self.scorer.features.columns:
             return None
-        return as_frequent(self.labels, num)
+        return as_frequent(self.labels, num, num_classes)
 
     def draw_classes(
         self, how: LabelDraw | None, num: int, num_classes: int, seed: int = 0
@@ -172,7 +172,7 @@ class Scoring:
         """Labels of samples, (num,), and how they are chosen: by default see `frequent`."""
         if not num_classes:
             return None, "none"
-        if how is None and (labels := self.frequent(num)) is not None:
+        if how is None and (labels := self.frequent(num, num_classes)) is not None:
             return labels, "as frequent as in the reference"
         how = how or "balanced"
         return draw_classes(how, num, num_classes, seed), how

@@ -83,7 +83,8 @@ def gather(
     moments: Moments | None = None
     spatial: Moments | None = None
     points, logits, done = [], [], 0
-    for block in rebatched(map(as_seen, parts), ROWS):
+    seen = (as_seen(part, pixels=not features.columns) for part in parts)
+    for block in rebatched(seen, ROWS):
         found = []
         for part in block.split(BATCH):
             found.append(features(part))

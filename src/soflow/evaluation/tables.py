@@ -125,12 +125,12 @@ def remarks(evaluation: Evaluation) -> str:
 def about_columns(evaluation: Evaluation) -> str:
     """What the Wasserstein distances mean."""
     equal = f"{evaluation.wasserstein_points:,}"
-    standardized = evaluation.features.scaling is not None
-    unit = "standard deviations of the real data" if standardized else "the data's own units"
+    scaled = evaluation.features.scaling is not None
+    unit = "values scaled as for training" if scaled else "the data's own values"
     return (
         f"SW2: sliced Wasserstein-2 distance of {equal} samples and as many real ones. "
         "marginals: the Wasserstein-1 distance of single columns or channels, their mean and "
-        f"the worst one. All distances are in {unit}."
+        f"the worst one. All distances are of {unit}."
     )
 
 

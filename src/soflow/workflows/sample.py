@@ -19,7 +19,8 @@ from soflow.data.autoencoder import Decoder
 from soflow.data.shards import open_store
 from soflow.data.store import Piece, Plan, make_store
 from soflow.errors import InputError
-from soflow.evaluation.pictures import is_image, to_uint8
+from soflow.evaluation.features import column_names
+from soflow.evaluation.pictures import to_uint8
 from soflow.sampling import LabelDraw, Sampler, check_sampler, draw_classes, sample_many
 from soflow.system import processes
 from soflow.system.fingerprints import fingerprint_of
@@ -152,7 +153,8 @@ def sample_to_file(
             task.update(min(num, rows.start + count * done))
 
         samples, labels = draw_rows(run, request, rows, on_batch), request.labels
-        pixels = to_uint8(samples) if is_image(samples.shape[1:]) else samples.numpy()
+        pictures = not column_names(samples.shape[1:], run.scaling)
+        pixels = to_uint8(samples) if pictures else samples.numpy()
         return Piece(pixels, None if labels is None else labels[rows.start : rows.stop].tolist())
 
     if not whole.is_dir():

@@ -13,7 +13,7 @@ from soflow.data.dataset import Dataset
 from soflow.data.shards import Shards
 from soflow.errors import InputError
 from soflow.evaluation.features import column_names
-from soflow.evaluation.pictures import is_image, save_picture, to_pil
+from soflow.evaluation.pictures import save_picture, to_pil
 from soflow.system.atomic import replaced, require_writable
 from soflow.system.records import Record
 from soflow.workflows.load import Run
@@ -37,8 +37,9 @@ class SampleProtocol(Record):
 
 def require_suitable(run: Run, file: Path) -> None:
     """Makes the folder of a file. Raises InputError if the file cannot hold samples of the run."""
-    images, vectors = run.encoder is not None or is_image(run.model.shape), is_vector(run)
-    endings = (".png", ".npz", *([".csv"] if vectors else []), *([""] if images else []))
+    pictures = run.encoder is not None or not column_names(run.model.shape, run.scaling)
+    vectors = len(run.model.shape) == 1
+    endings = (".png", ".npz", *([".csv"] if vectors else []), *([""] if pictures else []))
     if file.suffix not in endings:
         fitting = ", ".join(f"FILE{ending}" if ending else "a folder" for ending in endings)
         what = f"a {file.suffix} file" if file.suffix else "a folder"
@@ -49,10 +50,6 @@ def require_suitable(run: Run, file: Path) -> None:
     require_writable(file.parent if file.suffix else file)
     if file.suffix and file.is_dir():
         raise InputError(f"cannot write {file}: it is a folder; choose another --out")
-
-
-def is_vector(run: Run) -> bool:
-    return len(run.model.shape) == 1
 
 
 def require_room(folder: Path, num: int) -> None:

@@ -16,7 +16,7 @@ from soflow.data.dataset import DataRecord, Dataset
 from soflow.data.training_data import completed, make_dataset, summary
 from soflow.errors import InputError
 from soflow.evaluation.features import check_name, column_names
-from soflow.evaluation.pictures import is_image, picture, png
+from soflow.evaluation.pictures import picture, png
 from soflow.evaluation.references import make_scoring
 from soflow.evaluation.scorer import as_frequent
 from soflow.interop.pretrained import load_pretrained
@@ -212,14 +212,14 @@ def draw_samples(
         num, classes = columns * ceil(40 / columns), min(classes, columns)
     labels = class_by_class(num, classes)
     if len(config.data.shape) == 1 and dataset is not None and dataset.labels is not None:
-        labels = as_frequent(dataset.labels, num)
+        labels = as_frequent(dataset.labels, num, classes)
     sampler, nfe = config.default_sampler
     samples = sample_many(model, num, labels, sampler, nfe, 0, batch_size=num, device=device)
     names: tuple[str, ...] = ()
     real: Tensor | None = None
-    if dataset is not None and dataset.encoder is None and not is_image(config.data.shape):
+    if dataset is not None and dataset.encoder is None:
         names = column_names(config.data.shape, dataset.scaling)
-        if config.data.shape != (2,):
+        if names and config.data.shape != (2,):
             real = model.decode(dataset.samples(slice(num)).to(device)).cpu()
     file = folder.samples / f"step-{step:08d}.png"
     write_bytes(file, png(picture(samples, columns, names, real)))
