@@ -53,24 +53,27 @@ def test_the_second_run_reads_what_the_first_decoded(tmp_path, monkeypatch):
 
 def test_other_settings_and_other_content_have_caches_of_their_own(tmp_path):
     source = images(tmp_path)
-    shapes = [cached(source, size, channels).shape for size, channels in ((12, 3), (6, 3), (12, 1))]
+    shapes = [
+        cached(source, (size, size), channels).shape
+        for size, channels in ((12, 3), (6, 3), (12, 1))
+    ]
     assert shapes == [(3, 12, 12), (3, 6, 6), (1, 12, 12)]
     write_folder(tmp_path / "set", pixels(41))
-    assert len(cached(FolderImages(str(tmp_path / "set"), "train"), 12, 3)) == 41
+    assert len(cached(FolderImages(str(tmp_path / "set"), "train"), (12, 12), 3)) == 41
     assert len(caches()) == 4
 
 
 def test_a_class_that_train_gains_renumbers_those_of_test_whose_files_are_the_same(tmp_path):
     for split in ("train", "test"):
         write_folder(tmp_path / "set" / split, pixels(4))
-    assert cached(FolderImages(str(tmp_path / "set"), "test"), 12, 3).labels.tolist() == [
+    assert cached(FolderImages(str(tmp_path / "set"), "test"), (12, 12), 3).labels.tolist() == [
         0,
         0,
         1,
         1,
     ]
     write_folder(tmp_path / "set" / "train", pixels(1), names=("ant",))
-    test = cached(FolderImages(str(tmp_path / "set"), "test"), 12, 3)
+    test = cached(FolderImages(str(tmp_path / "set"), "test"), (12, 12), 3)
     assert (test.labels.tolist(), test.class_names) == ([1, 1, 2, 2], ("ant", "cat", "dog"))
 
 
@@ -79,7 +82,7 @@ def test_changed_images_are_other_data_and_copied_ones_the_same(tmp_path):
     copy = FolderImages(str(write_folder(tmp_path / "copy" / "set", pixels(40))), "train")
     assert cached(copy, (12, 12), 3).describe() == described
     write_folder(tmp_path / "copy" / "set", pixels(40, seed=1))
-    other = cached(FolderImages(str(tmp_path / "copy" / "set"), "train"), 12, 3).describe()
+    other = cached(FolderImages(str(tmp_path / "copy" / "set"), "train"), (12, 12), 3).describe()
     assert other != described
 
 
@@ -133,7 +136,7 @@ def test_many_bad_images_stop_it_and_leave_nothing(tmp_path):
 def test_notes_say_what_was_done_to_images(tmp_path, caplog):
     write_folder(tmp_path / "set", pixels(3, (20, 12, 3)))
     write_folder(tmp_path / "set" / "cat", pixels(2, (6, 6, 3), seed=1), names=("a",))
-    cached(FolderImages(str(tmp_path / "set"), "train"), 12, 3)
+    cached(FolderImages(str(tmp_path / "set"), "train"), (12, 12), 3)
     assert caplog.messages == [
         "set: 2 of 5 images enlarged to 12x12",
         "set: 3 of 5 images made smaller or cropped to 12x12",
@@ -171,7 +174,7 @@ def test_broken_images_of_any_name_are_listed_one_per_line(tmp_path, caplog):
     for name in (b"\xff.png", b"two\nlines.png"):
         with open(os.path.join(folder, name), "wb"):
             pass
-    assert len(cached(FolderImages(str(tmp_path / "set"), "train"), 12, 3)) == 200
+    assert len(cached(FolderImages(str(tmp_path / "set"), "train"), (12, 12), 3)) == 200
     assert "2 of 202 images" in caplog.messages[0]
     lines = (caches()[0] / "skipped.txt").read_text(encoding="utf-8").splitlines()
     assert [line.rsplit("/", 1)[1] for line in lines] == [
@@ -193,7 +196,7 @@ def start(tmp_path, log, pause=0.05):
             return real(*arguments)
 
         cache_module.decode = slow
-        dataset = cached(FolderImages(str(tmp_path / "set"), "train"), 12, 3)
+        dataset = cached(FolderImages(str(tmp_path / "set"), "train"), (12, 12), 3)
         results.put(int(dataset.samples().double().sum() * 1000))
 
     context = multiprocessing.get_context("fork")  # which spares importing torch

@@ -16,7 +16,7 @@ import soflow as runs
 from soflow.config import read_recipe
 from soflow.config.schema import DataConfig
 from soflow.data import sources
-from soflow.data.huggingface import open_splits
+from soflow.data.huggingface import opened
 from soflow.data.training_data import make_dataset
 from soflow.errors import InputError
 from soflow.evaluation.classifier import ImageClassifier, cache_file
@@ -29,7 +29,7 @@ from support.small_data import pixels, write_parquet
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
-    open_splits.cache_clear()
+    opened.cache_clear()
 
 
 def load_images(path, split, channels, size=8, **columns):
@@ -219,7 +219,7 @@ def test_a_column_of_bytes_that_is_named_holds_images(path, tmp_path):
 @pytest.mark.parametrize("name", ["", "train-00000-of-00001.parquet"])
 def test_files_of_one_path_and_time_are_told_apart_by_content(name, tmp_path):
     for seed in (0, 1):
-        open_splits.cache_clear()  # as in another process
+        opened.cache_clear()  # as in another process
         folder = write_parquet(tmp_path / "set", pixels(4, (8, 8), seed))
         os.utime(folder / "train-00000-of-00001.parquet", ns=(10**18, 10**18))
         found = load_images(str(folder / name), "train", 1).samples()

@@ -109,7 +109,9 @@ def test_of_an_animation_the_first_frame_is_taken():
 
 def test_other_colours_and_turned_photographs():
     array = np.full((8, 8, 3), (200, 30, 90), np.uint8)
-    found, done = decode(saved(Image.fromarray(array).convert("CMYK"), "JPEG", quality=100), (8, 8), 3)
+    found, done = decode(
+        saved(Image.fromarray(array).convert("CMYK"), "JPEG", quality=100), (8, 8), 3
+    )
     assert np.abs(found.astype(int) - array).max() <= 3
     assert done == {"CMYK to RGB"}
     upright = pixels(1, (8, 8))[0]

@@ -15,7 +15,7 @@ from PIL import Image
 
 from soflow.data.cache import cached
 from soflow.data.folder import FolderImages
-from soflow.data.huggingface import HuggingFaceImages, open_splits
+from soflow.data.huggingface import HuggingFaceImages, open_splits, opened
 from soflow.data.images import decode, open_image
 from soflow.errors import InputError
 from soflow.evaluation.sample_set import sample_folder
@@ -63,7 +63,7 @@ def test_harmful_images_are_unreadable_ones(content, told, tmp_path, caplog):
     caplog.set_level("INFO", "soflow")
     photos = write_folder(tmp_path / "photos", pixels(120, (8, 8, 3)), names=())
     (photos / "evil.png").write_bytes(content)
-    assert len(cached(FolderImages(str(photos), "train"), 8, 3)) == 120
+    assert len(cached(FolderImages(str(photos), "train"), (8, 8), 3)) == 120
     assert "1 of 121 images" in caplog.messages[-1]
     assert re.search(told, Path(caplog.messages[-1].rsplit("named in ", 1)[1]).read_text())
     with pytest.raises(InputError, match=r"evil\.png"):
@@ -109,7 +109,7 @@ def test_cards_and_lists_of_files_are_not_followed_out_of_the_folder(tmp_path):
             f'---\nconfigs:\n- config_name: default\n  data_files: "{files}"\n---\n'
         )
         with pytest.raises(InputError, match="outside"):
-            open_splits.__wrapped__(str(tmp_path / "set"))
+            open_splits(str(tmp_path / "set"))
     datasets.Dataset.from_dict({"a": [1]}).save_to_disk(tmp_path / "secret-set")
     datasets.Dataset.from_dict({"a": [1]}).save_to_disk(tmp_path / "saved")
     state = json.loads((tmp_path / "saved" / "state.json").read_text())
@@ -117,11 +117,11 @@ def test_cards_and_lists_of_files_are_not_followed_out_of_the_folder(tmp_path):
     state["_data_files"] = [{"filename": f"../secret-set/{name}"}]
     (tmp_path / "saved" / "state.json").write_text(json.dumps(state))
     with pytest.raises(InputError, match="outside"):
-        open_splits.__wrapped__(str(tmp_path / "saved"))
+        open_splits(str(tmp_path / "saved"))
     (tmp_path / "dict").mkdir()
     (tmp_path / "dict" / "dataset_dict.json").write_text('{"splits": ["../secret-set"]}')
     with pytest.raises(InputError, match="outside"):
-        open_splits.__wrapped__(str(tmp_path / "dict"))
+        open_splits(str(tmp_path / "dict"))
 
 
 def test_loading_scripts_do_not_run(tmp_path):
@@ -140,7 +140,7 @@ def test_parquet_that_is_damaged_is_refused_in_one_line(tmp_path):
     whole, draw = file.read_bytes(), random.Random(0)
 
     def work():
-        open_splits.cache_clear()  # which remembers a path's data for as long as the process lives
+        opened.cache_clear()  # which remembers a path's data for as long as the process lives
         images = HuggingFaceImages(str(file), "train")
         return len(images.openers(range(len(images))))
 

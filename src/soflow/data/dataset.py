@@ -116,7 +116,7 @@ class DataRecord(Record):
 
 
 def as_labels(values: Sequence[int] | None, class_names: Sequence[str], name: str) -> Tensor | None:
-    """Stored labels (N,), -1 for unlabelled samples. Raises InputError if they cannot be classes."""
+    """Stored labels (N,), -1 for unlabelled ones. Raises InputError if they cannot be classes."""
     if values is None or not len(values):
         return None
     most = len(class_names) or max(len(values), MOST_CLASSES)

@@ -43,7 +43,7 @@ REDUCED = "reduced from 16 to 8 bits"
 #: Images that are looked at to find the range of their values.
 LOOKED_AT = 64
 #: The range of bytes; and of one more bit, which tells 8-bit images from deeper ones.
-BYTES: Range = (0, 255)
+BYTES: Range = (0.0, 255.0)
 
 #: Opens one image. Decoders raise any exception.
 Opener = Callable[[], Image.Image]
@@ -83,7 +83,7 @@ class Scale:
     """
 
     plain: Range = BYTES
-    deep: Range = (0, 65535)
+    deep: Range = (0.0, 65535.0)
     strict: bool = False
 
     def __str__(self) -> str:

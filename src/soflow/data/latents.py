@@ -19,6 +19,7 @@ from soflow.data.dataset import Dataset, Encoder, Rows, as_labels
 from soflow.data.npz import UNREADABLE, require_in_proportion
 from soflow.data.registry import SOURCES
 from soflow.data.shards import open_store
+from soflow.data.splits import named_split
 from soflow.data.store import AnyPlan, Plan
 from soflow.errors import InputError, RunError, first_line, in_short
 from soflow.system.packages import optional_package

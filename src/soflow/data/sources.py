@@ -130,9 +130,12 @@ def has_images(file: Path) -> bool:
     except Exception:  # not installed, or damaged: `datasets` says what is wrong
         return True
     binary = (types.is_binary, types.is_large_binary)
-    kinds = [kind.field("bytes").type if types.is_struct(kind) and kind.get_field_index("bytes") >= 0
-             else kind for kind in schema.types]  # fmt: skip
-    return any(is_kind(kind) for kind in kinds for is_kind in binary)
+    inner = [
+        kind.field("bytes").type
+        for kind in schema.types
+        if types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+    ]
+    return any(is_binary(kind) for kind in (*schema.types, *inner) for is_binary in binary)
 
 
 def find(text: str, like: DataConfig) -> tuple[DataConfig, str]:

@@ -88,9 +88,8 @@ def classes_in_words(dataset: Dataset) -> str:
     number = dataset.num_classes
     counts = torch.bincount(dataset.labels, minlength=number + 1).tolist()
     names = dataset.class_names or tuple(map(str, range(number)))
-    first = ", ".join(
-        f"{name} {count:,}" for name, count in zip(names[:FEW], counts[:FEW], strict=True)
-    )
+    pairs = zip(names[:FEW], counts[:number][:FEW], strict=True)
+    first = ", ".join(f"{name} {count:,}" for name, count in pairs)
     more = ", ..." if number > FEW else ""
     null = f"; {counts[number]:,} samples without a label" if counts[number] else ""
     return f"{number:,} classes: {first}{more}{null}"

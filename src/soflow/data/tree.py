@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from soflow.data.file_fingerprints import File, file_of, fingerprint_of_folder
 from soflow.data.images import ENDINGS, Opener, open_image
@@ -31,6 +31,7 @@ LABEL_FILES = ("metadata.csv", "metadata.jsonl", "dataset.json")
 MOST_BYTES = 2**30
 
 
+@runtime_checkable
 class Tree(Protocol):
     """Files by name.
 

@@ -32,9 +32,9 @@ def usual_range(low: float, high: float, whole: bool, where: str) -> Range:
         InputError: If no usual range fits.
     """
     if 0 <= low <= high <= 1:
-        return (0, 1)
+        return (0.0, 1.0)
     if -1 <= low < 0 and high <= 1 and not whole:
-        return (-1, 1)
+        return (-1.0, 1.0)
     full = next((value for value in FULL if high <= value), None)
     if low < 0 or full is None or (full == FULL[0] and high < DARK * full):
         found = f"{where} has values from {low:g} to {high:g}"
@@ -43,7 +43,7 @@ def usual_range(low: float, high: float, whole: bool, where: str) -> Range:
             f"{found}, which is no usual range: set data.range=[{low:g},{high:g}] to make them "
             f"-1 to 1{keep}"
         )
-    return (0, full)
+    return (0.0, float(full))
 
 
 def extremes(parts: Iterable[np.ndarray]) -> Range:
