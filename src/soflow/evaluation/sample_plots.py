@@ -99,7 +99,8 @@ def histogram(axes: Axes, drawn: np.ndarray, behind: np.ndarray | None, column: 
     bare(axes)
     values = drawn[:, column]
     low, high = limits(values if behind is None else behind[:, column])
-    bins = np.linspace(low, high, 41).tolist()
+    fewest = min(len(values), len(values) if behind is None else len(behind))
+    bins = np.linspace(low, high, 1 + min(max(round(fewest**0.5), 10), 40)).tolist()
     if behind is not None:
         axes.hist(behind[:, column], bins, density=True, color=GREY, alpha=0.6)
     axes.hist(values, bins, density=True, histtype="step", color=BLUE, linewidth=1.3)
@@ -111,6 +112,7 @@ def cloud(axes: Axes, drawn: np.ndarray, behind: np.ndarray | None, x: int, y: i
     bare(axes)
     ranged = drawn if behind is None else behind
     if behind is not None:
+        drawn = drawn[: len(behind)]  # more would hide the real ones
         axes.scatter(behind[:, x], behind[:, y], s=5, alpha=0.5, linewidths=0, color=GREY)
     axes.scatter(drawn[:, x], drawn[:, y], s=4, alpha=0.5, linewidths=0, color=BLUE)
     axes.set(xlim=limits(ranged[:, x]), ylim=limits(ranged[:, y]))
