@@ -124,13 +124,20 @@ def test_a_few_bad_images_are_left_out_and_named(tmp_path, caplog):
     assert caplog.messages == [note, note]  # also when they come from the cache
 
 
-def test_many_bad_images_stop_it_and_leave_nothing(tmp_path):
+def test_many_bad_images_stop_it_until_a_setting_allows_them(tmp_path):
     source = images(tmp_path, 100)
     for number in (0, 2):
         (tmp_path / "set" / "cat" / f"{number:04d}.png").write_bytes(b"")
-    with pytest.raises(InputError, match=r"100 images.*1%"):
+    with pytest.raises(InputError, match=r"100 images.*max_unreadable=0\.03") as caught:
         cached(source, (12, 12), 3)
-    assert caches() == []
+    (folder,) = caches()
+    assert str(folder / "skipped.txt") in str(caught.value)
+    assert "0002.png" in (folder / "skipped.txt").read_text()
+    before = sorted(file.stat().st_mtime_ns for file in folder.glob("shard-*.npy"))
+    assert len(cached(source, (12, 12), 3, may_be_bad=0.02)) == 98
+    assert before == sorted(file.stat().st_mtime_ns for file in folder.glob("shard-*.npy"))
+    with pytest.raises(InputError, match="100 images"):
+        cached(source, (12, 12), 3)
 
 
 def test_notes_say_what_was_done_to_images(tmp_path, caplog):

@@ -13,9 +13,10 @@ from soflow.config.schema import DataConfig
 from soflow.data import arrays as arrays_module
 from soflow.data import sources
 from soflow.data.arrays import ArrayImages
-from soflow.data.folder import FolderImages
+from soflow.data.folder import FolderImages, splits_of
 from soflow.data.npz import load_array
-from soflow.data.training_data import make_dataset
+from soflow.data.training_data import make_dataset, summary
+from soflow.data.tree import FolderTree
 from soflow.errors import InputError
 from soflow.evaluation.pictures import to_uint8
 from support.small_data import pixels, write_folder, write_parquet
@@ -66,7 +67,8 @@ def test_what_is_reached_by_a_link_too_is_found_where_it_lies(tmp_path):
     os.symlink(tmp_path / "dog", tmp_path / "cat" / "friend")
     images = FolderImages(str(tmp_path), "train")
     assert [file.split(os.sep)[0] for file in images.files] == ["cat", "cat", "dog", "dog"]
-    assert "aged has no images" in images.unlabelled
+    assert images.class_names == ("cat", "dog")
+    assert any("aged" in note for note in images.notes)
 
 
 def test_pipes_are_no_images_and_links_to_nothing_are_broken_ones(tmp_path):
@@ -98,7 +100,7 @@ def test_a_class_that_is_called_train_is_a_class_and_splits_are_known_in_either_
         write_folder(tmp_path / "set" / name, pixels(4))
     assert sources.splits(DataConfig(source="folder", path=str(tmp_path / "set"), size=12)) == (
         "train",
-        "valid",
+        "validation",
     )
     assert FolderImages(str(tmp_path / "set"), "valid").class_names == ("cat", "dog")
     write_folder(tmp_path / "held" / "test", pixels(4))
@@ -108,40 +110,55 @@ def test_a_class_that_is_called_train_is_a_class_and_splits_are_known_in_either_
 
 
 def test_folders_that_may_be_splits_or_classes_are_not_guessed_at(tmp_path):
-    for name in ("train", "test", "masks"):
+    for name in ("train", "test", "more"):
         write_folder(tmp_path / name, pixels(2))
-    with pytest.raises(InputError, match=r"test and train.* masks"):
+    assert splits_of(FolderTree(tmp_path))[0].keys() == {"train", "test", "more"}
+    (tmp_path / "more").rename(tmp_path / "Training")
+    with pytest.raises(InputError, match="Training and train"):
         FolderImages(str(tmp_path), "train")
-    (tmp_path / "masks").rename(tmp_path / "Test")
-    with pytest.raises(InputError, match="Test and test and train"):
-        FolderImages(str(tmp_path), "train")
+    for name in ("images", "masks"):
+        write_folder(tmp_path / "pairs" / name, pixels(2), names=())
+    with pytest.raises(InputError, match=r"images and masks.*data\.path"):
+        FolderImages(str(tmp_path / "pairs"), "train")
 
 
 def test_why_there_are_no_labels_is_known(tmp_path):
     write_folder(tmp_path / "empty", pixels(4))
     (tmp_path / "empty" / "cow").mkdir()
-    assert "cow has no images" in FolderImages(str(tmp_path / "empty"), "train").unlabelled
+    empty = FolderImages(str(tmp_path / "empty"), "train")
+    assert empty.class_names == ("cat", "dog")
+    assert any("cow" in note for note in empty.notes)
     write_folder(tmp_path / "beside", pixels(4))
     write_folder(tmp_path / "beside", pixels(1), names=())
     mixed = FolderImages(str(tmp_path / "beside"), "train")
-    assert (len(mixed), mixed.labels) == (5, None)
-    assert "0000.png" in mixed.unlabelled
+    assert (len(mixed), mixed.labels) == (4, [0, 0, 1, 1])
+    assert any("0000.png" in note for note in mixed.notes)
+    assert len(FolderImages(str(tmp_path / "beside"), "train", labelled=False)) == 5
+    write_folder(tmp_path / "beside", pixels(3), names=())
+    with pytest.raises(InputError, match=r"3 images .*data\.num_classes=0"):
+        FolderImages(str(tmp_path / "beside"), "train")
     write_folder(tmp_path / "more" / "train", pixels(2))
     write_folder(tmp_path / "more" / "test", pixels(3), names=("cat", "dog", "owl"))
     assert "'owl'" in FolderImages(str(tmp_path / "more"), "test").unlabelled
 
 
-def test_a_note_says_how_many_classes_there_are_or_why_there_are_none(tmp_path, caplog):
-    caplog.set_level("INFO", "soflow")
-    photos = write_folder(tmp_path / "photos", pixels(4))
-    config = DataConfig(source="folder", path=str(photos), size=12, num_classes=-1)
-    make_dataset(config)
-    write_folder(photos, pixels(1), names=())
-    make_dataset(config)
-    first, second = caplog.messages
-    assert first == "photos: 4 samples, 2 classes"
-    assert "photos: 5 samples" in second
-    assert "0000.png" in second
+def test_a_summary_says_what_is_trained_on_and_what_is_left_out(tmp_path):
+    photos = write_folder(tmp_path / "photos", pixels(5))
+    (photos / "notes.txt").write_text("no image")
+    write_folder(photos / "val", pixels(2))
+    config = DataConfig(source="auto", path=str(photos), size=12, num_classes=-1)
+    told = "\n".join(summary(config, make_dataset(config)))
+    for words in (
+        "5 samples of [3, 12, 12]",
+        "0 to 255",
+        "cat 3, dog 2",
+        "1 .txt",
+        "validation (2)",
+    ):
+        assert words in told
+    flat = write_folder(tmp_path / "flat", pixels(4), names=())
+    config = config.model_copy(update={"path": str(flat)})
+    assert "no classes: " in summary(config, make_dataset(config))[-1]
 
 
 def test_a_folder_is_known_by_its_content(tmp_path):
@@ -243,14 +260,16 @@ def test_arrays_are_known_by_their_content(tmp_path, monkeypatch):
 def test_numbers_that_are_no_classes(tmp_path):
     path = str(tmp_path / "set.npz")
     for labels, word in (
-        (1_700_000_000 + np.arange(3), "label 1700000002 among 3 images"),
-        (np.arange(3.0), r"\(3,\).* labels float64\[3\]"),
-        (np.arange(4), r"\(3,\).* labels int64\[4\]"),
+        (1_700_000_000 + np.arange(3), "label 1700000002"),
+        (np.arange(3) + 0.5, "array labels"),
     ):
         np.savez(path, images=pixels(3), labels=labels)
-        images = ArrayImages(path, "train")
-        assert images.labels is None
-        assert re.search(word, images.unlabelled)
+        with pytest.raises(InputError, match=word):
+            ArrayImages(path, "train")
+        np.savez(path, images=pixels(3), seconds=labels)
+        assert ArrayImages(path, "train").labels is None
+    np.savez(path, images=pixels(3), labels=np.arange(4))
+    assert re.search(r"labels int64\[4\]", ArrayImages(path, "train").unlabelled)
     np.savez(
         path, images=pixels(3), labels=np.array([999, 0, 5])
     )  # an excerpt of a set with many classes
@@ -264,7 +283,7 @@ def test_arrays_that_cannot_be_told_apart_are_named(tmp_path):
         ArrayImages(path, "train")
     assert np.array_equal(ArrayImages(path, "train", "b").images, pixels(3, seed=1))
     np.savez(path, a=pixels(3).astype(float))
-    with pytest.raises(InputError, match=r"a float64\[3, 12, 12, 3\]"):
+    with pytest.raises(InputError, match=r"float64\[3, 12, 12, 3\]"):
         ArrayImages(path, "train")
     (tmp_path / "bad.npz").write_bytes(b"nothing")
     with pytest.raises(InputError, match=r"bad\.npz"):
@@ -278,8 +297,8 @@ def test_arrays_that_cannot_be_told_apart_are_named(tmp_path):
     (tmp_path / "two.npz").write_bytes(damaged)
     with pytest.raises(InputError, match=r"two\.npz is damaged"):
         ArrayImages(path, "train")
-    np.savez(path, a=pixels(3), b=np.array([0, -1, 1]))
-    assert "label -1" in ArrayImages(path, "train").unlabelled
+    np.savez(path, a=pixels(3), b=np.array([0, -2, 1]))
+    assert "label -2" in ArrayImages(path, "train").unlabelled
 
 
 def test_a_text_names_a_source_and_a_split(tmp_path, monkeypatch):

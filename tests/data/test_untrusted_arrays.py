@@ -129,8 +129,7 @@ def test_names_in_archives_lead_nowhere(tmp_path, monkeypatch):
         tmp_path / "here" / "names.npz", {**dict.fromkeys(names, outside), "arr_0.npy": outside}
     )
     list(sample_arrays(file).parts())
-    with pytest.raises(InputError, match=r"\.\./out and"):
-        ArrayImages(str(file), "train")
+    assert len(ArrayImages(str(file), "train").images) == 2
     assert len(ArrayImages(str(file), "train", "../out").images) == 2
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["here", "names.npz"]
     assert not Path("/tmp/soflow-test-out.npy").exists()

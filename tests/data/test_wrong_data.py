@@ -40,7 +40,7 @@ def test_folders_without_images(train, tmp_path):
         train(tmp_path / "empty"),
         2,
         "empty has no images",
-        ".png, .jpg, .jpeg, .webp, .bmp",
+        ".png, .jpg, .webp, .bmp",
     )
     assert_fails(train(tmp_path / "nowhere"), 2, "nowhere")
     (tmp_path / "text").mkdir()
@@ -57,7 +57,7 @@ def test_broken_images_among_good_ones_are_counted_named_and_left_out(train, tmp
     assert result.returncode == 0, result.stderr
     (line,) = (line for line in result.stderr.splitlines() if "cannot be read" in line)
     assert "photos: 2 of 200 images" in line
-    named = Path(line.rsplit("named in ", 1)[1]).read_text()
+    named = Path(line.rsplit("listed in ", 1)[1]).read_text()
     assert "cat/0000.png" in named
     assert "dog/0001.png: not an image" in named
 
@@ -71,10 +71,11 @@ def test_more_than_a_hundredth_of_broken_images_stops_it(train, tmp_path):
         2,
         "of 100 images",
         "cat/000",
-        "1%",
+        "skipped.txt",
+        "data.max_unreadable=",
     )
     assert not (tmp_path / "run").exists()
-    assert not any(path.is_dir() for path in (cache_folder() / "data").iterdir())
+    assert train(photos, "data.max_unreadable=0.03").returncode == 0
 
 
 def test_images_of_every_kind_are_taken_and_told_of(train, tmp_path):
@@ -96,18 +97,16 @@ def test_images_of_every_kind_are_taken_and_told_of(train, tmp_path):
 def test_class_folders_that_are_empty(train, tmp_path):
     photos = write_folder(tmp_path / "photos", pixels(20, (8, 8, 3)))
     (photos / "owl").mkdir()
-    told = ("owl has no images", "0 trains without labels")
-    assert_fails(train(photos, "data.num_classes=3"), 2, *told)
-    assert train(photos, "data.num_classes=0").returncode == 0
+    assert_fails(train(photos, "data.num_classes=3"), 2, "data.num_classes is 3", "2 classes")
+    result = train(photos)
+    assert result.returncode == 0
+    assert "without images, owl" in result.stderr
 
 
 def test_labels_that_guidance_needs_and_that_are_not_there(train, tmp_path):
     photos = write_folder(tmp_path / "photos", pixels(20, (8, 8, 3)), names=())
     guided = "objective.guidance.scale=2"
-    why, failed = train(photos, guided).stderr.splitlines()
-    assert "photos: 20 samples" in why
-    assert "no subfolders" in why
-    assert "guidance.scale" in failed
+    assert_fails(train(photos, guided), 2, "guidance.scale", "no subfolders")
     assert_fails(
         train(photos, guided, "data.num_classes=4"),
         2,
@@ -133,9 +132,9 @@ def test_sets_without_images_and_wrong_columns(train, tmp_path):
     wrong = train(stored, source, "data.image_column=img")
     assert_fails(wrong, 2, "'img'", "data.image_column", "picture, kind")
     assert_fails(train(stored, source, "data.split=dev"), 2, "'dev'", "train")
-    assert_fails(train(stored), 2, "data.source=huggingface")
-    np.savez(tmp_path / "floats.npz", a=np.zeros((3, 8, 8)))
-    assert_fails(train(tmp_path / "floats.npz", "data.source=arrays"), 2, "floats.npz", "a float64")
+    assert_fails(train(stored, "data.source=folder"), 2, "data.source=huggingface")
+    np.savez(tmp_path / "texts.npz", a=np.array([["a", "b"]]))
+    assert_fails(train(tmp_path / "texts.npz"), 2, "texts.npz", "a <U1[1, 2]")
 
 
 def test_latents_of_another_size(inside, tmp_path):
@@ -162,7 +161,7 @@ def test_latents_of_another_size(inside, tmp_path):
         "soflow encode",
     )
     images = inside("train", "images", f"data.path={tmp_path / 'latents'}", *SMALL, *run)
-    assert_fails(images, 2, "data.source=latents")
+    assert_fails(images, 2, "data.shape is [-1, 8, 8]", "[4, 4, 4]")
 
 
 def test_encode_into_what_is_something_else(inside, tmp_path):

@@ -73,7 +73,7 @@ class Chosen:
         self.split = named_split(split, tuple(splits), config.path)
         training = splits[named_split(config.split, tuple(splits), config.path)]
         self.key = sample_array(splits[self.split], config)
-        self.training_key = sample_array(training, config)
+        self.training_key = of_split(self.key, training) or sample_array(training, config)
         self.head = splits[self.split][self.key]
         self.axes = axes_of(self.head, config.shape, config.path)
         labels = splits[self.split] if config.num_classes else {}
@@ -195,6 +195,12 @@ def bare(key: str) -> str:
     return "_".join(words)
 
 
+def of_split(key: str, arrays: Mapping[str, Head]) -> str | None:
+    """The array of one split that another split, or the same one, calls `key`."""
+    same = [one for one in arrays if bare(one) == bare(key)]
+    return key if key in arrays else next(iter(same), None)
+
+
 def sample_array(arrays: Mapping[str, Head], config: DataConfig) -> str:
     """The array that holds the samples: named, or found by its name and shape.
 
@@ -203,6 +209,7 @@ def sample_array(arrays: Mapping[str, Head], config: DataConfig) -> str:
     """
     kind, dimensions = KINDS[len(config.shape)]
     path, named = config.path, config.image_column
+    named = of_split(named, arrays) or named if named else ""
     listed = ", ".join(f"{key} {array.dtype}{list(array.shape)}" for key, array in arrays.items())
     if named and named not in arrays:
         raise InputError(
@@ -294,7 +301,7 @@ def labels_of(
         same = [one for one in training if bare(one) == bare(key)]
         names = tuple(sorted(set(map(str, load_array(Path(path), same[0]))))) if same else ()
     found = classes_of(list(values), names, f"{path}, array {key},")
-    if found.labels is None and named:
+    if found.labels is None and named and key in training:
         raise InputError(f"{found.reason}: set data.num_classes=0 to train without classes")
     return found
 
@@ -308,6 +315,7 @@ def label_array(
         if key != samples and array.shape[:1] == (count,) and len(array.shape) <= 2
     }  # fmt: skip
     if named:
+        named = of_split(named, arrays) or named
         if named not in fitting:
             raise InputError(f"{path} has no array of labels '{named}', set by data.label_column")
         return named, True

@@ -104,8 +104,10 @@ def cached(
             f"the cache folder {cache_folder()} cannot be written: {error.strerror}: "
             "set XDG_CACHE_HOME to a folder that can"
         ) from None
+    for remark in remarks(images, size, index, folder):
+        log.info(f"{images.name}: {remark}")
     notes = [f"values {plan.values} are scaled to -1 to 1"] if plan else []
-    notes += [*remarks(images, size, index, folder), *images.notes]
+    notes += images.notes
     labels = as_labels(index.labels, images.class_names, images.name)
     names, why = images.class_names, images.unlabelled
     return Dataset(

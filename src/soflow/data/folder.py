@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from soflow.config.schema import DataConfig
-from soflow.data.images import Images, Opener
+from soflow.data.images import FORMATS, Images, Opener
 from soflow.data.label_files import labels_beside
 from soflow.data.layout import Part, class_folders, find_splits
 from soflow.data.registry import SOURCES, ImageSource
@@ -95,10 +95,10 @@ class FolderImages:
         if self.tree.others:
             most = Counter(self.tree.others).most_common(5)
             kinds = ", ".join(f"{count:,} {ending}" for ending, count in most)
-            self.notes.append(f"files that are not read: {kinds}")
+            self.notes.append(f"left out: files that are no images: {kinds}")
         others = [f"{name} ({len(x.names):,})" for name, x in splits.items() if name != self.split]
         if others:
-            self.notes.append(f"other splits: {', '.join(others)}")
+            self.notes.append(f"not trained on: the splits {', '.join(others)}")
 
     def __len__(self) -> int:
         return len(self.files)
@@ -114,7 +114,11 @@ def splits_of(tree: Tree) -> tuple[dict[str, Part], list[str]]:
     """The splits of a tree, and notes. Raises InputError if it has no images."""
     if not tree.images:
         others = ", ".join(f"{n:,} {ending}" for ending, n in tree.others.most_common(5))
-        raise InputError(f"{tree.root} has no images" + (f", only {others}" if others else ""))
+        read = ", ".join(first for first, *_ in FORMATS.values())
+        raise InputError(
+            f"{tree.root} has no images" + (f", only {others}" if others else "") + ": files that "
+            f"end in {read} are read"
+        )
     return find_splits([file.name for file in tree.images], str(tree.root))
 
 

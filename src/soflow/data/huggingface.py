@@ -5,7 +5,6 @@ The columns of images and of classes are found by their types, or named.
 
 import io
 import os
-import re
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -100,10 +99,12 @@ class HuggingFaceImages:
             found = Classes(None, (), f"{self.name} has no column of classes; {columns_of(table)}")
         else:
             # Names are those of the split train: classes have the same number in every split.
-            names = names_of(splits.get("train", table), chosen)
+            training = splits.get("train", table)
+            names = names_of(training, chosen)
             where = f"the column '{chosen}' of {self.name}"
             found = classes_of(list(table[chosen]), names, where)
-            if found.labels is None and (label or chosen.lower() in USUAL_NAMES):
+            sure = label or chosen.lower() in USUAL_NAMES
+            if found.labels is None and sure and table is training:
                 todo = "set data.num_classes=0 to train without classes"
                 raise InputError(f"{found.reason}: {todo}")
             self.notes.append(f"labels: {where}")
@@ -166,14 +167,15 @@ def open_splits(path: str, subset: str = "", revision: str = "") -> Any:
     Raises:
         InputError: If the data cannot be read.
     """
-    datasets = optional_package("datasets", "data.source=huggingface needs", "data")
     if not path:
         raise InputError("data.source=huggingface needs data.path: a Hub name, or a parquet folder")
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
     place = Path(path)
     if not place.exists():
         require_hub_name(path)
+    datasets = optional_package("datasets", "data.source=huggingface needs", "data")
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    if not place.exists():
         return opened(path, subset, revision, "")
     if revision:
         raise InputError(f"data.revision is for the Hub, but {path} is local: leave it out")
@@ -198,30 +200,39 @@ def opened(path: str, subset: str, revision: str, content: str) -> Any:
             return saved if isinstance(saved, dict) else {"train": saved}
         if not content:
             return datasets.load_dataset(path, subset or None, revision=revision or None)
-        about: dict[str, Any] = {"description": content}
-        about |= {"data_files": path} if builder else {"name": subset or None}
+        about: dict[str, Any] = {"data_files": path} if builder else {"name": subset or None}
+        if subset:  # which the card among the data describes
+            about["cache_dir"] = os.path.join(datasets.config.HF_DATASETS_CACHE, content)
+        else:
+            about["description"] = content
         made = datasets.load_dataset_builder(builder or path, **about)
         for file in chain.from_iterable((made.config.data_files or {}).values()):
             inside(roots_of(path), file)  # a card among the data may name any file
         made.download_and_prepare()
         return made.as_dataset()
     except Exception as error:  # readers, the file system and the network raise anything
-        if subsets := subsets_in(str(error)):
-            known = f"data.path={path} has the subsets {', '.join(subsets)}"
+        if (subsets := subsets_of(path, revision)) and subset not in subsets:
+            wrong = f"has no subset '{subset}', only" if subset else "has the subsets"
+            known = f"data.path={path} {wrong} {', '.join(subsets)}"
             raise InputError(f"{known}: set data.subset={subsets[0]}") from None
         raise InputError(f"data.path={path} cannot be read: {first_line(error)}") from None
 
 
-def subsets_in(message: str) -> list[str]:
-    """The subsets that an error of `datasets` lists because none, or an unknown one, was named."""
-    found = re.search(r"(?:available config\w*|Available)[^\[]*\[([^\]]*)\]", message)
-    return re.findall(r"['\"]([^'\"]+)['\"]", found[1]) if found else []
+def subsets_of(path: str, revision: str) -> list[str]:
+    """The subsets of a data set; none if it has one of no name, or cannot be read."""
+    import datasets
+
+    with suppress(Exception):
+        found = datasets.get_dataset_config_names(path, revision=revision or None)
+        return [] if found == ["default"] else list(found)
+    return []
 
 
 def require_hub_name(path: str) -> None:
     """Raises InputError for what cannot be a name on the Hub, or if the Hub cannot be reached."""
-    from huggingface_hub import constants
-
+    constants = optional_package(
+        "huggingface_hub.constants", "data.source=huggingface needs", "data"
+    )
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or "\\" in path
     if looks_local or Path(path).suffix.lower() in BUILDERS:
         raise InputError(f"data.path={path} does not exist")

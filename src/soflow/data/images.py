@@ -79,15 +79,15 @@ class Images(Protocol):
 class Scale:
     """The ranges of values: of 8-bit images, and of deeper ones (16 bits, floats).
 
-    strict: A deeper value beyond its range is an error, because the range was found from samples.
+    found: Which of them were found from some images. A deeper value beyond is then an error.
     """
 
     plain: Range = BYTES
     deep: Range = (0.0, 65535.0)
-    strict: bool = False
+    found: tuple[Range, ...] = ()
 
     def __str__(self) -> str:
-        return " and ".join(dict.fromkeys(map(in_words, (self.plain, self.deep))))
+        return " and ".join(map(in_words, self.found or (self.plain,)))
 
 
 #: Bytes, and deeper images that use all of 16 bits.
@@ -121,7 +121,8 @@ def find_scale(images: Images, asked: AskedRange) -> Scale:
     if not deep:
         return Scale(eight)
     whole = all(part.dtype.kind in "iu" for part in deep)
-    return Scale(eight, usual_range(*extremes(deep), whole, images.name), strict=True)
+    ends = usual_range(*extremes(deep), whole, images.name)
+    return Scale(eight, ends, (eight, ends) if len(plain) > 1 else (ends,))
 
 
 def is_deep(image: Image.Image) -> bool:
@@ -224,7 +225,7 @@ def eight_bits(values: np.ndarray, scale: Scale) -> np.ndarray:
     if not np.isfinite(values).all():
         raise ValueError("it holds values that are not finite")
     least, most = extremes([values])
-    if scale.strict and not low <= least <= most <= high:
+    if scale.found and not low <= least <= most <= high:
         raise InputError(
             f"an image has values from {least:g} to {most:g}, but {LOOKED_AT} others suggest "
             f"{in_words(scale.deep)}: set data.range=[{min(low, least):g},{max(high, most):g}]"

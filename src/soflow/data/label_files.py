@@ -58,7 +58,7 @@ def labels_beside(
         }
         values = [of_file.get(normalized(name)) for name in names]
         found = classes_of(values, classes, f"the column '{column}' of {where}")
-        if found.labels is None and any(value is not None for value in values):
+        if found.labels is None and not classes and any(x is not None for x in values):
             raise InputError(f"{found.reason}: set data.num_classes=0 to train without classes")
         if found.labels is None:
             continue

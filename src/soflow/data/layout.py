@@ -17,6 +17,8 @@ from soflow.errors import InputError
 FEW = 0.1
 #: Folders that belong together, pictures and what describes them: they are not classes.
 PICTURES = {"images", "image", "imgs", "img"}
+#: The order in which splits are listed.
+ORDER = ("train", "test", "validation")
 DESCRIPTIONS = {
     "masks", "mask", "labels", "annotations", "segmentation", "segmentations", "gt", "groundtruth",
 }  # fmt: skip
@@ -67,14 +69,19 @@ def find_splits(names: Sequence[str], root: str) -> tuple[dict[str, Part], list[
         rest = [name for name in whole.names if name not in set(folders[inner[0]])]
         return {"train": Part(whole.prefix, rest), **splits}, []
     splits.update({name: Part(f"{whole.prefix}{name}/") for name in outer})
+    splits = {name: splits[name] for name in (*ORDER, *splits) if name in splits}
     for part in splits.values():
         part.names = folders[part.prefix.removeprefix(whole.prefix).rstrip("/")]
     if direct:
-        if len(direct) > FEW * len(whole.names):
+        if len(direct) > max(1, FEW * len(whole.names)):
             found = f"{len(direct):,} images beside its splits, {' and '.join(inner)}"
             raise InputError(f"{here} has {found}: move them into one of the folders")
-        notes.append(f"{len(direct):,} images beside the splits, such as {direct[0]}")
+        notes.append(f"{counted(direct)} beside the splits, such as {direct[0]}")
     return splits, notes
+
+
+def counted(names: Sequence[str]) -> str:
+    return f"left out: {len(names):,} {'image' if len(names) == 1 else 'images'}"
 
 
 def by_folder(part: Part) -> dict[str, list[str]]:
@@ -163,10 +170,10 @@ def class_folders(part: Part, empty: Sequence[str], where: str) -> ClassFolders:
         )
     notes = []
     if stray:
-        notes.append(f"{len(stray):,} images beside the class folders, such as {stray[0]}")
+        notes.append(f"{counted(stray)} beside the class folders, such as {stray[0]}")
     inside = (name.removeprefix(part.prefix) for name in empty if name.startswith(part.prefix))
     hollow = [name for name in inside if "/" not in name]
     if hollow:
-        notes.append(f"folders without images: {', '.join(hollow[:5])}")
+        notes.append(f"left out: folders without images, {', '.join(hollow[:5])}")
     kept = {name: top for name, top in tops.items() if top}
     return ClassFolders(kept, tuple(classes), tuple(notes))

@@ -229,10 +229,11 @@ def write_shard(folder: Path, number: int, piece: Piece) -> ShardRecord:
     return shard
 
 
-def require_few_bad(folder: Path, bad: int, count: int, may_be_bad: float) -> None:
-    """Raises InputError if too many items cannot be read; skipped.txt names them."""
+def require_few_bad(folder: Path, bad: int, count: int, may_be_bad: float, such: str = "") -> None:
+    """Raises InputError if too many items cannot be read, `such` as one; skipped.txt lists them."""
     if bad > may_be_bad * count:
         what = f"{bad:,} of {count:,} images cannot be read, more than {may_be_bad:.3g} of them"
+        what += f", such as {such}" if such else ""
         raise InputError(
             f"{what}: repair or remove those listed in {folder / 'skipped.txt'}, or set "
             f"data.max_unreadable={min(1, round(bad / count + 0.01, 2))} to leave them out"
@@ -259,7 +260,7 @@ def finish(folder: Path, plan: Plan, mine: Mapping[int, ShardRecord], may_be_bad
     labels, skipped, done = combined(shards)
     if skipped:
         write_text(folder / "skipped.txt", "".join(f"{reason}\n" for reason in skipped))
-    require_few_bad(folder, len(skipped), plan.count, may_be_bad)
+    require_few_bad(folder, len(skipped), plan.count, may_be_bad, "".join(skipped[:1]))
     rows, checksums = [shard.rows for shard in shards], [shard.checksum for shard in shards]
     index = Index(rows=rows, checksums=checksums, labels=labels, skipped=len(skipped), done=done)
     index.write(folder / "index.json")

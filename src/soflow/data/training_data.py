@@ -71,7 +71,11 @@ def completed(config: Config, dataset: Dataset) -> Config:
     data["shape"] = dataset.shape
     if data["num_classes"] < 0:
         data["num_classes"] = dataset.num_classes
-    return validate({**config.model_dump(), "data": data})
+    try:
+        return validate({**config.model_dump(), "data": data})
+    except InputError as error:
+        why = dataset.unlabelled if config.data.num_classes < 0 else ""
+        raise InputError(f"{error} ({why})" if why else str(error)) from None
 
 
 def summary(config: DataConfig, dataset: Dataset) -> list[str]:

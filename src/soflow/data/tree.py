@@ -65,8 +65,7 @@ def open_tree(path: str) -> Tree:
     if root.is_file() and root.suffix.lower() == ".zip":
         return ZipTree(root)
     what = "is neither a folder nor a .zip" if root.exists() else "does not exist"
-    endings = ", ".join(ENDINGS[:6])
-    raise InputError(f"data.path={path} {what}: name a folder of images ({endings}, ...)")
+    raise InputError(f"data.path={path} {what}: name a folder of images")
 
 
 def is_system(name: str) -> bool:

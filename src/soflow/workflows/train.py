@@ -81,8 +81,6 @@ def train(
     require_plain_launch()
     require_trackers(config.train.trackers)
     dataset = make_dataset(config.data)
-    for line in summary(config.data, dataset):
-        log.info(f"data: {line}")
     config = completed(config, dataset)
     if (size := config.train.batch_size) > len(dataset):
         count = f"{len(dataset)} samples"
@@ -94,6 +92,8 @@ def train(
         try:
             if first:
                 write_head(config, folder, dataset)
+            for line in summary(config.data, dataset):
+                log.info(f"data: {line}")
             if note:
                 log.info(note)
             trainer.run()
