@@ -1,5 +1,7 @@
 """Bundled data, batches and augmentation."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -170,3 +172,35 @@ def test_augmented_batches_repeat_and_share_like_plain_ones():
         torch.testing.assert_close(share.data, whole.data[i::2])
         assert torch.equal(share.augment, whole.augment[i::2])
     assert np.isfinite(whole.data.numpy()).all()
+
+
+def test_balanced_batches_draw_every_class_equally_often_and_every_sample_in_turn():
+    labels = torch.tensor([0] * 90 + [1] * 9 + [2])
+    dataset = Dataset("few", "train", torch.arange(100.0)[:, None], labels)
+    batches = Batches(dataset, 50, seed=1, balance=True)
+    chosen = np.concatenate([batches.indices(step) for step in range(30)])
+    counts = np.bincount(labels[chosen].numpy())
+    assert counts.max() - counts.min() <= 0.04 * len(chosen)
+    of_one = np.bincount(chosen[labels[chosen].numpy() == 1], minlength=99)[90:99]
+    assert of_one.max() - of_one.min() <= 1 + 0.1 * of_one.mean()
+    again = Batches(dataset, 50, seed=1, balance=True)
+    assert np.array_equal(again.indices(7), batches.indices(7))
+
+
+def test_random_crops_are_windows_of_the_stored_image_and_samples_its_middle():
+    stored = torch.arange(2 * 7 * 8, dtype=torch.uint8).reshape(2, 7, 8, 1)
+    dataset = Dataset("crops", "train", stored, None, margin=3)
+    assert dataset.shape == (1, 4, 5)
+    middle = dataset.read(stored[:, 1:5, 1:6], None)
+    assert torch.equal(dataset.samples(), replace(dataset, margin=0).read(stored[:, 1:5, 1:6]))
+    assert middle.shape == (2, 1, 1, 2)  # a second crop
+    seen = set()
+    batches = Batches(dataset, 2, seed=0)
+    for step in range(60):
+        for row in ((batches.microbatch(step).data + 1) * 127.5).round().byte():
+            start = int(row[0, 0, 0])
+            image, top, left = start // 56, start % 56 // 8, start % 8
+            window = stored[image, top : top + 4, left : left + 5, 0]
+            assert torch.equal(row[0], window)
+            seen.add((top, left))
+    assert len(seen) == 16

@@ -2,6 +2,8 @@
 
 import io
 import os
+import socket
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -15,8 +17,9 @@ from PIL import Image as Pillow
 import soflow as runs
 from soflow.config import read_recipe
 from soflow.config.schema import DataConfig
-from soflow.data import sources
-from soflow.data.huggingface import opened
+from soflow.data import hub, sources
+from soflow.data.hub import opened
+from soflow.data.huggingface import HuggingFaceImages
 from soflow.data.training_data import make_dataset
 from soflow.errors import InputError
 from soflow.evaluation.classifier import ImageClassifier, cache_file
@@ -289,3 +292,75 @@ def test_a_classifier_needs_classes(tmp_path):
     )
     with pytest.raises(InputError, match="label"):
         load_features("classifier", dataset, dataset.shape)
+
+
+def test_columns_of_numbers_and_texts_are_classes(tmp_path):
+    arrays = pixels(6, (8, 8), 0)
+    path = write_parquet(tmp_path / "texts", arrays, label=False, word=["a", "b"] * 3)
+    images = HuggingFaceImages(str(path), "train")
+    assert (images.labels, images.class_names) == ([0, 1] * 3, ("a", "b"))
+    assert "'word'" in images.notes[0]
+    captions = [f"a picture {i}" for i in range(6)]
+    path = write_parquet(tmp_path / "captions", arrays, label=False, text=captions)
+    assert HuggingFaceImages(str(path), "train").labels is None
+    path = rewritten(write_parquet(tmp_path / "numbers", arrays), kind=[0, 1] * 3)
+    images = HuggingFaceImages(path, "train")
+    assert images.labels == [0, 1] * 3
+    path = write_parquet(tmp_path / "two", arrays, label=False, a=["x", "y"] * 3, b=["x"] * 6)
+    path = write_parquet(tmp_path / "two", arrays, label=False, a=["x", "y"] * 3, b=["u", "v"] * 3)
+    with pytest.raises(InputError, match=r"a and b.*data\.label_column=a"):
+        HuggingFaceImages(str(path), "train")
+    assert HuggingFaceImages(str(path), "train", labelled=False).labels is None
+
+
+def test_subsets_are_listed_and_chosen(tmp_path):
+    root = tmp_path / "sets"
+    root.mkdir()
+    for name, count in (("small", 2), ("large", 4)):
+        write_parquet(root / name, pixels(count, (8, 8), 0))
+    card = "".join(f"- config_name: {x}\n  data_files: {x}/*.parquet\n" for x in ("small", "large"))
+    (root / "README.md").write_text(f"---\nconfigs:\n{card}---\n")
+    with pytest.raises(InputError, match=r"small, large.*data\.subset=small"):
+        HuggingFaceImages(str(root), "train")
+    with pytest.raises(InputError, match=r"'huge'.*small, large"):
+        HuggingFaceImages(str(root), "train", subset="huge")
+    assert len(HuggingFaceImages(str(root), "train", subset="large")) == 4
+    with pytest.raises(InputError, match=r"data\.revision"):
+        HuggingFaceImages(str(root), "train", revision="main")
+
+
+def test_files_that_change_are_read_again_in_one_process(tmp_path):
+    for count in (2, 5):
+        path = write_parquet(tmp_path / "set", pixels(count, (8, 8), 0))
+        assert len(HuggingFaceImages(str(path), "train")) == count
+
+
+def test_nobody_asks_the_hub_for_a_local_path_or_without_a_network(monkeypatch):
+    from huggingface_hub import constants
+
+    asked = []
+    monkeypatch.setattr(hub, "answers", lambda address: asked.append(address) or False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    for path in ("./set", "a/b/c", "/gone", "set.parquet", "~/set", "a\\b"):
+        with pytest.raises(InputError, match="does not exist"):
+            hub.require_hub_name(path)
+    assert not asked
+    with pytest.raises(InputError, match="HF_HUB_OFFLINE"):
+        hub.require_hub_name("nobody/nothing")
+    assert len(asked) == 1
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    hub.require_hub_name("nobody/nothing")
+
+
+def test_a_server_that_does_not_answer_is_given_up_soon(monkeypatch):
+    monkeypatch.setattr(hub, "getproxies", dict)
+    server = socket.create_server(("127.0.0.1", 0))
+    port = server.getsockname()[1]
+    assert hub.answers(f"http://127.0.0.1:{port}")
+    server.close()
+    assert not hub.answers(f"http://127.0.0.1:{port}")
+    monkeypatch.setattr(hub, "PATIENCE", 0.2)
+    monkeypatch.setattr(socket, "create_connection", lambda *args, **options: time.sleep(5))
+    start = time.monotonic()
+    assert not hub.answers("https://example.org")
+    assert time.monotonic() - start < 2

@@ -15,7 +15,8 @@ from PIL import Image
 
 from soflow.data.cache import cached
 from soflow.data.folder import FolderImages
-from soflow.data.huggingface import HuggingFaceImages, open_splits, opened
+from soflow.data.hub import open_splits, opened
+from soflow.data.huggingface import HuggingFaceImages
 from soflow.data.images import decode, open_image
 from soflow.errors import InputError
 from soflow.evaluation.sample_set import sample_folder
@@ -55,7 +56,7 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(canary)
         (png_of(30_000, 30_000), "900000000 pixels"),
         (png_of(12_000, 12_000), "12,000x12,000 pixels, more than 89,478,485"),
         (EPS, "not an image"),
-        (b"P6 8 8 255\n" + bytes(100), "truncated"),
+        (b"\n\x05\x01\x08" + bytes(130), "not an image"),
         (b"", "not an image"),
     ],
 )

@@ -85,7 +85,9 @@ def measure(recipe: str, overrides: list[str], objectives: str, rounds: int) -> 
     import torch
 
     from soflow.comparison.bench import PLAIN_ATTENTION, Measurements, bench
+    from soflow.comparison.counting import without_data
 
+    configs = {name: without_data(config) for name, config in configs.items()}
     programs = {}
     if torch.cuda.is_available() and "soflow" in configs:
         configs["soflow, plain attention"] = configs["soflow"]
@@ -114,13 +116,14 @@ def count(
             by_objective = read_objectives(one, objectives.split(","), overrides)
             configs |= {f"{one}, {name}": config for name, config in by_objective.items()}
 
+    from soflow.comparison.counting import without_data
     from soflow.comparison.estimate import COLUMNS, Estimates, assumption, cells, estimate
     from soflow.system.progress import track
 
     estimates = {}
     with track("counting", len(configs)) as task:
         for name, config in configs.items():
-            estimates[name] = estimate(config, gpus, flops_per_second)
+            estimates[name] = estimate(without_data(config), gpus, flops_per_second)
             task.update(len(estimates), name)
     found = Estimates(assumption=assumption(flops_per_second), estimates=estimates)
     title = f"estimates, not measured: {gpus} {'GPU' if gpus == 1 else 'GPUs'}"

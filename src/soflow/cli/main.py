@@ -4,6 +4,7 @@ Exit status: 0 done, 1 failed, 2 wrong usage, 128 + signal after a signal (130 a
 Failures that a user can fix are one line on stderr. Anything else is a bug and keeps its traceback.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -68,11 +69,22 @@ UsageError: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
 LONGEST = 4000
 
 
+def with_home(argument: str) -> str:
+    """An argument with ~ as the home folder, also behind an option's or a setting's `=`.
+
+    A shell only expands ~ at the beginning of a word.
+    """
+    name, equals, value = argument.partition("=")
+    if equals and value.startswith("~") and name.replace("-", "").replace(".", "").isidentifier():
+        return f"{name}={os.path.expanduser(value)}"
+    return os.path.expanduser(argument)
+
+
 def run(arguments: Sequence[str]) -> int:
     """Runs one command and returns its exit status."""
     show_notes()
     try:
-        modules, arguments = split_imports(arguments)
+        modules, arguments = split_imports(list(map(with_home, arguments)))
         import_modules(modules)
         status = app(list(arguments) or ["--help"], prog_name="soflow", standalone_mode=False)
         return status if isinstance(status, int) else 0

@@ -93,7 +93,7 @@ def compare(
     """
     if progress is track:
         show_notes()
-    out = Path(out)
+    out = Path(out).expanduser()
     if processes.count() > 1:
         raise InputError("a comparison runs in one process: start soflow compare without torchrun")
     if min(seeds, len(objectives), 1 if rounds is None else rounds) < 1:

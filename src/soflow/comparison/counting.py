@@ -14,9 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from soflow.assemble import make_model, make_network, make_objective
 from soflow.config import Config
+from soflow.config.reading import validate
 from soflow.data.augment import AugmentPipe
 from soflow.data.batches import seeded_generator
 from soflow.data.dataset import Dataset
+from soflow.errors import InputError
 from soflow.objectives.base import Draws, Losses
 from soflow.sampling import class_by_class
 from soflow.symbols import Batch
@@ -34,6 +36,23 @@ class Counts(Record):
     flops_by_kind: dict[str, float]  # the same: float32, tf32 and bfloat16 products
     forward_flops_per_sample: float  # of one call of the network
     parameters: Count
+
+
+def without_data(config: Config) -> Config:
+    """The configuration with 3 channels and no classes where it leaves them to the data.
+
+    Raises:
+        InputError: If it leaves another size to the data.
+    """
+    channels, *sizes = config.data.shape
+    if -1 in sizes or (channels == -1 and not sizes):
+        raise InputError(
+            f"data.shape is {list(config.data.shape)}, and nothing is read here: set data.shape"
+        )
+    shape = [3 if channels == -1 else channels, *sizes]
+    values = config.model_dump()
+    values["data"] |= {"shape": shape, "num_classes": max(0, config.data.num_classes)}
+    return validate(values)
 
 
 def random_dataset(config: Config, count: int) -> Dataset:

@@ -180,6 +180,11 @@ class Config(Section):
         "for networks that do not fit",
     )
 
+    @field_validator("init_from")
+    @classmethod
+    def home_is_expanded(cls, path: str) -> str:
+        return os.path.expanduser(path)
+
     @property
     def guidance_scale(self) -> float:
         """omega; 1 if nothing is guided, and for an objective without guidance."""

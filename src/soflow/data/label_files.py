@@ -43,6 +43,8 @@ def labels_beside(
     above = [x for x in tree.label_files if prefix.startswith(folder_of(x))]
     for file in sorted(above, key=lambda x: (-len(folder_of(x)), x)):
         columns = read(tree, file)
+        if not columns:  # StyleGAN writes such a file for images without labels
+            continue
         files = columns.pop(next(iter(columns)))
         where = tree.where(file)
         if named and named not in columns:
@@ -86,6 +88,8 @@ def read(tree: Tree, file: str) -> Columns:
     except (OSError, ValueError, KeyError, TypeError, RecursionError, csv.Error) as error:
         raise InputError(f"{where} cannot be read: {first_line(error)}") from None
     names = list(dict.fromkeys(key for row in rows for key in row))
+    if not rows and file.endswith(".json"):
+        return {}
     named = next((name for name in FILE_NAMES if name in names), None)
     if named is None:
         known = ", ".join(names) or "none"

@@ -75,6 +75,8 @@ def plain(value: Any) -> Any:
     value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
+    if isinstance(value, list | tuple | dict | np.ndarray):
+        return value
     missing = value is None or value == "" or (isinstance(value, float) and isnan(value))
     return None if missing else value
 

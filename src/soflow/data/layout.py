@@ -63,21 +63,23 @@ def find_splits(names: Sequence[str], root: str) -> tuple[dict[str, Part], list[
     classes_and_splits = len(inner) == 1 and outer
     if not inner or (classes_and_splits and not is_split(whole, inner[0], folders)):
         return {"train": whole}, []
-    notes, splits = [], splits_by_name(whole, inner, here)
+    notes, splits = [], splits_by_name(inner, here)
     if classes_and_splits and "train" not in splits and not has_folders(whole, outer, folders):
         # Class folders beside one held-out split: cat, dog and val.
-        rest = [name for name in whole.names if name not in set(folders[inner[0]])]
-        return {"train": Part(whole.prefix, rest), **splits}, []
-    splits.update({name: Part(f"{whole.prefix}{name}/") for name in outer})
-    splits = {name: splits[name] for name in (*ORDER, *splits) if name in splits}
-    for part in splits.values():
-        part.names = folders[part.prefix.removeprefix(whole.prefix).rstrip("/")]
+        held_out = set(folders[inner[0]])
+        rest = [name for name in whole.names if name not in held_out]
+        (split,) = splits
+        return {"train": Part(whole.prefix, rest), split: part_of(whole, inner[0], folders)}, []
+    splits.update({name: name for name in outer})
+    parts = {
+        name: part_of(whole, splits[name], folders) for name in (*ORDER, *splits) if name in splits
+    }
     if direct:
         if len(direct) > max(1, FEW * len(whole.names)):
             found = f"{len(direct):,} images beside its splits, {' and '.join(inner)}"
             raise InputError(f"{here} has {found}: move them into one of the folders")
         notes.append(f"{counted(direct)} beside the splits, such as {direct[0]}")
-    return splits, notes
+    return parts, notes
 
 
 def counted(names: Sequence[str]) -> str:
@@ -110,15 +112,20 @@ def has_folders(whole: Part, chosen: Sequence[str], folders: dict[str, list[str]
     )
 
 
-def splits_by_name(whole: Part, inner: Sequence[str], here: str) -> dict[str, Part]:
-    """The splits that have usual names. Of two tests, the second keeps its own name."""
-    splits: dict[str, Part] = {}
-    for name in inner:
+def part_of(whole: Part, folder: str, folders: dict[str, list[str]]) -> Part:
+    """The part of a folder below another part."""
+    return Part(f"{whole.prefix}{folder}/", folders[folder])
+
+
+def splits_by_name(inner: Sequence[str], here: str) -> dict[str, str]:
+    """The folders of splits that have usual names. Of two tests, the second keeps its own name."""
+    splits: dict[str, str] = {}
+    for name in sorted(inner, key=lambda name: name != split_of(name)):  # exact names first
         split = str(split_of(name))
         if split == "train" and "train" in splits:
             both = " and ".join(one for one in inner if split_of(one) == "train")
             raise InputError(f"{here} has two training splits, {both}: put them into one folder")
-        splits[name if split in splits else split] = Part(f"{whole.prefix}{name}/")
+        splits[name if split in splits else split] = name
     return splits
 
 

@@ -6,7 +6,7 @@ from soflow.config.schema import DataConfig
 from soflow.data import arrays, bundled, folder, huggingface, latents, tables  # registers them
 from soflow.data.bundled import digits
 from soflow.data.dataset import Dataset
-from soflow.data.huggingface import BUILDERS
+from soflow.data.hub import BUILDERS
 from soflow.data.images import ENDINGS, Images
 from soflow.data.latents import HDF5
 from soflow.data.registry import SOURCES, ImageSource, source_of

@@ -42,8 +42,9 @@ class Tables:
     def load(self, config: DataConfig, split: str) -> Dataset:
         files = files_of(config.path)
         split = named_split(split, tuple(files), config.path)
-        training = read_table(files[named_split(config.split, tuple(files), config.path)], config)
-        table = read_table(files[split], config, training)
+        first = files[named_split(config.split, tuple(files), config.path)]
+        training = read_table(first, config)
+        table = training if files[split] == first else read_table(files[split], config, training)
         content = f"{fingerprint_of_file(files[split])} {','.join(table.names)}"
         axes, where = (0, 1), str(files[split])
         rows, scaling, note = scaled_rows(

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from difflib import get_close_matches
+from unicodedata import normalize
 
 import torch
 from torch import Tensor
@@ -30,7 +31,8 @@ def labels_in_turn(text: str, num: int, names: Sequence[str]) -> Tensor:
 
 
 def class_numbers(text: str, names: Sequence[str]) -> list[int]:
-    """The numbers of the classes in a list."""
+    """The numbers of the classes in a list. Unicode's spellings of a letter are the same."""
+    text, names = normalize("NFC", text), [normalize("NFC", name) for name in names]
     spelled, folded = numbers_by_name(names), numbers_by_name([name.casefold() for name in names])
     longest = max(name.count(",") for name in names) + 1
     parts, chosen = tidy(text).split(", "), []

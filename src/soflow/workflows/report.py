@@ -47,10 +47,10 @@ def report(
     subjects = []
     with progress("reporting", len(runs)) as task:
         for done, path in enumerate(runs):
-            subjects.append(subject_of(Path(path)))
+            subjects.append(subject_of(Path(path).expanduser()))
             task.update(done + 1)
     default = Path(subjects[0].name) / "report.html" if len(runs) == 1 else Path("report.html")
-    file = Path(out) if out else default
+    file = Path(out).expanduser() if out else default
     try:
         replace_file(file, page(subjects).encode())
     except OSError as error:

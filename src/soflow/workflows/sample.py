@@ -141,7 +141,7 @@ def sample_to_file(
     Raises:
         InputError: If the file cannot be written, or the folder holds other numbered images.
     """
-    file, num = Path(file), request.num
+    file, num = Path(file).expanduser(), request.num
     require_suitable(run, file)
     require_room(file, num)
     plan, index, count = plan_of(run, request), processes.index(), processes.count()

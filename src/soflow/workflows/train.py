@@ -77,7 +77,7 @@ def train(
     if progress is track:
         show_notes()
     config = recipe if isinstance(recipe, Config) else read_recipe(recipe, overrides)
-    folder = RunFolder(Path(out))
+    folder = RunFolder(Path(out).expanduser())
     require_plain_launch()
     require_trackers(config.train.trackers)
     dataset = make_dataset(config.data)

@@ -1,0 +1,199 @@
+"""Opens data sets of Hugging Face: by name from the Hub, or local parquet and arrow files.
+
+Nothing among the data is run, and no file outside their folder is opened.
+"""
+
+import os
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from functools import lru_cache
+from itertools import chain
+from pathlib import Path
+from threading import Thread
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+from pydantic import Field
+
+from soflow.data.file_fingerprints import file_of, fingerprint_of_folder
+from soflow.errors import InputError, first_line
+from soflow.system.packages import optional_package
+from soflow.system.records import Record
+
+#: Builders of `datasets` for local files, by ending.
+BUILDERS = {".parquet": "parquet", ".arrow": "arrow"}
+#: Seconds in which the Hub must answer before anything is asked of it.
+PATIENCE = 1.5
+#: Folders whose files may be opened.
+Roots = tuple[Path, ...]
+
+
+class SavedSplits(Record):
+    """dataset_dict.json, as written by save_to_disk."""
+
+    splits: list[str]
+
+
+class SavedFile(Record):
+    """A file that state.json names."""
+
+    filename: str
+
+
+class SavedState(Record):
+    """state.json of a split, as written by save_to_disk."""
+
+    files: list[SavedFile] = Field(alias="_data_files")
+
+
+def open_splits(path: str, subset: str = "", revision: str = "") -> Any:
+    """All splits as `datasets` holds them, memory-mapped and not decoded.
+
+    Args:
+        path: Local files, or a name on the Hub.
+        subset: The configuration of a data set that has several.
+        revision: A branch, tag or commit on the Hub.
+
+    Raises:
+        InputError: If the data cannot be read.
+    """
+    if not path:
+        raise InputError("data.source=huggingface needs data.path: a Hub name, or a parquet folder")
+    place = Path(path)
+    if not place.exists():
+        require_hub_name(path)
+    datasets = optional_package("datasets", "data.source=huggingface needs", "data")
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    if not place.exists():
+        return opened(path, subset, revision, "")
+    if revision:
+        raise InputError(f"data.revision is for the Hub, but {path} is local: leave it out")
+    # Files that change on the disk are read again, also within one process.
+    return opened(path, subset, "", fingerprint_of(place))
+
+
+@lru_cache(maxsize=8)
+def opened(path: str, subset: str, revision: str, content: str) -> Any:
+    """The splits of local files with a fingerprint, `content`, or of a data set on the Hub."""
+    import datasets
+
+    place = Path(path)
+    # Spark also gives folders such endings.
+    builder = None if place.is_dir() else BUILDERS.get(place.suffix.lower())
+    try:
+        # Versions before 4 would run scripts found among the data.
+        datasets.config.HF_DATASETS_TRUST_REMOTE_CODE = False
+        if (place / "dataset_dict.json").is_file() or (place / "state.json").is_file():
+            require_inside(place)
+            saved = datasets.load_from_disk(path)
+            return saved if isinstance(saved, dict) else {"train": saved}
+        if not content:
+            return datasets.load_dataset(path, subset or None, revision=revision or None)
+        about: dict[str, Any] = {"data_files": path} if builder else {"name": subset or None}
+        if subset:  # which the card among the data describes
+            about["cache_dir"] = os.path.join(datasets.config.HF_DATASETS_CACHE, content)
+        else:
+            about["description"] = content
+        made = datasets.load_dataset_builder(builder or path, **about)
+        for file in chain.from_iterable((made.config.data_files or {}).values()):
+            inside(roots_of(path), file)  # a card among the data may name any file
+        made.download_and_prepare()
+        return made.as_dataset()
+    except Exception as error:  # readers, the file system and the network raise anything
+        if (subsets := subsets_of(path, revision)) and subset not in subsets:
+            wrong = f"has no subset '{subset}', only" if subset else "has the subsets"
+            known = f"data.path={path} {wrong} {', '.join(subsets)}"
+            raise InputError(f"{known}: set data.subset={subsets[0]}") from None
+        raise InputError(f"data.path={path} cannot be read: {first_line(error)}") from None
+
+
+def subsets_of(path: str, revision: str) -> list[str]:
+    """The subsets of a data set; none if it has one of no name, or cannot be read."""
+    import datasets
+
+    with suppress(Exception):
+        found = datasets.get_dataset_config_names(path, revision=revision or None)
+        return [] if found == ["default"] else list(found)
+    return []
+
+
+def require_hub_name(path: str) -> None:
+    """Raises InputError for what cannot be a name on the Hub, or if the Hub cannot be reached."""
+    constants = optional_package(
+        "huggingface_hub.constants", "data.source=huggingface needs", "data"
+    )
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or "\\" in path
+    if looks_local or Path(path).suffix.lower() in BUILDERS:
+        raise InputError(f"data.path={path} does not exist")
+    if constants.HF_HUB_OFFLINE:
+        return
+    if not answers(constants.ENDPOINT):
+        raise InputError(
+            f"data.path={path} is not a local path, and {constants.ENDPOINT} cannot be reached: "
+            "name local data, or set HF_HUB_OFFLINE=1 to use what was downloaded before"
+        )
+
+
+def answers(address: str) -> bool:
+    """Whether a server, or the proxy that leads to it, accepts a connection soon."""
+    parts = urlsplit(getproxies().get(urlsplit(address).scheme) or address)
+    port = parts.port or {"http": 80}.get(parts.scheme, 443)
+
+    def connect() -> bool:
+        with socket.create_connection((parts.hostname or "", port), timeout=PATIENCE):
+            return True
+
+    found: list[bool] = []
+    with suppress(OSError):
+        # A name server may take longer than any timeout of a connection.
+        thread = Thread(target=lambda: found.append(attempt(connect)), daemon=True)
+        thread.start()
+        thread.join(PATIENCE)
+    return found == [True]
+
+
+def attempt(connect: Callable[[], bool]) -> bool:
+    try:
+        return connect()
+    except OSError:
+        return False
+
+
+def require_inside(folder: Path) -> None:
+    """Raises ValueError if what save_to_disk wrote names files outside the folder."""
+    saved = SavedSplits.read(folder / "dataset_dict.json")
+    for split in ["."] if saved is None else saved.splits:
+        state = SavedState.read(inside((folder,), os.path.join(split, "state.json")))
+        for file in [] if state is None else state.files:
+            inside((folder,), os.path.join(split, file.filename))
+
+
+def fingerprint_of(place: Path) -> str:
+    """A fingerprint of local files; `datasets` itself only looks at paths and times."""
+    root, found = (place, sorted(place.rglob("*"))) if place.is_dir() else (place.parent, [place])
+    files = [file_of(str(one.relative_to(root)), one.stat()) for one in found if one.is_file()]
+    return fingerprint_of_folder(root, files)
+
+
+def roots_of(path: str) -> Roots:
+    """The folder of local data, or the folders that data from the Hub are downloaded to."""
+    from datasets import config
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    if Path(path).exists():
+        return (Path(path) if Path(path).is_dir() else Path(path).parent,)
+    caches = (config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH, HF_HUB_CACHE)
+    return tuple(map(Path, caches))
+
+
+def inside(roots: Roots, path: str) -> Path:
+    """The file at a path, which may be relative to roots[0]. Raises ValueError if it is outside."""
+    file = Path(os.path.abspath(roots[0] / path))
+    places = (place(root) for root in roots for place in (os.path.abspath, os.path.realpath))
+    if not any(file.is_relative_to(place) for place in places):
+        raise ValueError(f"{path} lies outside {roots[0]}: it is not opened")
+    return file

@@ -1,0 +1,183 @@
+"""Splits and classes of folders, from file names, from files of labels, and in zip files."""
+
+import json
+import os
+import shutil
+import unicodedata
+
+import pytest
+from PIL import Image
+
+from soflow.data.folder import FolderImages
+from soflow.data.layout import Part, class_folders, find_splits
+from soflow.data.splits import named_split, split_of
+from soflow.errors import InputError
+from support.small_data import pixels, write_folder
+
+
+def named(*folders, count=20):
+    """The names of `count` images in each folder."""
+    return sorted(f"{folder}/{i:03d}.png".lstrip("/") for folder in folders for i in range(count))
+
+
+def splits(*names, **options):
+    """Each split with the number of its images."""
+    found, _ = find_splits(named(*names, **options), "photos")
+    return {split: len(part.names) for split, part in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("Training", "train"), ("TRAIN", "train"), ("train_images", "train"),
+        ("Testing", "test"), ("holdout", "test"), ("hold_out", "test"), ("test2017", "test"),
+        ("val", "validation"), ("Validation", "validation"), ("valid", "validation"),
+        ("dev", "validation"), ("trains", None), ("cat", None), ("set", None), ("protest", None),
+    ],
+)  # fmt: skip
+def test_usual_names_of_splits(name, split):
+    assert split_of(name) == split
+
+
+def test_a_split_is_found_by_any_of_its_usual_names():
+    assert named_split("val", ("train", "validation"), "x") == "validation"
+    assert named_split("Testing", ("train", "test"), "x") == "test"
+    assert named_split("extra", ("train", "extra"), "x") == "extra"
+    with pytest.raises(InputError, match="'dev', only train"):
+        named_split("dev", ("train",), "x")
+
+
+def test_folders_of_splits():
+    assert splits("Training/cat", "Training/dog", "Testing/cat") == {"train": 40, "test": 20}
+    assert splits("train", "val", "extra") == {"train": 20, "validation": 20, "extra": 20}
+    assert splits("train/cat", "extra/cat") == {"train": 20, "extra": 20}
+    assert splits("cat", "dog", "val/cat") == {"train": 40, "validation": 20}
+    assert splits("car", "plane", "train") == {"train": 60}  # a class
+    assert splits("cat", "dog") == {"train": 40}
+    assert splits("") == {"train": 20}
+    assert splits("test", "holdout", "train") == {"train": 20, "test": 20, "holdout": 20}
+
+
+def test_single_folders_are_passed_through():
+    found, _ = find_splits(named("photos/photos/cat", "photos/photos/dog"), "x")
+    assert found["train"].prefix == "photos/photos/"
+    assert class_folders(found["train"], (), "x").classes == ("cat", "dog")
+    found, _ = find_splits(named("archive/train/cat", "archive/test/cat"), "x")
+    assert list(found) == ["train", "test"]
+    found, _ = find_splits(named("cat"), "x")
+    assert class_folders(found["train"], (), "x").classes == ("cat",)
+
+
+def test_two_training_splits_and_many_images_beside_splits_are_refused():
+    with pytest.raises(InputError, match="Training and train"):
+        splits("train", "Training")
+    with pytest.raises(InputError, match="20 images beside"):
+        splits("train", "test", "")
+
+
+def test_few_images_beside_class_folders_are_left_out():
+    names = [*named("cat", "dog"), "preview.png"]
+    found = class_folders(Part("", names), ["owl"], "x")
+    assert "preview.png" not in found.names
+    assert len(found.names) == 40
+    assert "preview.png" in found.notes[0]
+    assert "owl" in found.notes[1]
+    with pytest.raises(InputError, match=r"data\.num_classes=0"):
+        class_folders(Part("", named("cat", "")), (), "x")
+
+
+def test_folders_of_systems_are_no_data(tmp_path):
+    write_folder(tmp_path, pixels(4))
+    for name in ("@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found", "__MACOSX"):
+        write_folder(tmp_path / name / "cat", pixels(1), names=())
+    images = FolderImages(str(tmp_path), "train")
+    assert (len(images), images.class_names) == (4, ("cat", "dog"))
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    write_folder(tmp_path, pixels(4))
+    scan = os.scandir
+
+    def refusing(path):
+        if str(path).endswith("dog"):
+            raise PermissionError(13, "Permission denied")
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(InputError, match="dog"):
+        FolderImages(str(tmp_path), "train")
+
+
+def test_names_of_classes_are_composed_and_two_spellings_are_one_class(tmp_path):
+    for form in ("NFD", "NFC"):
+        write_folder(tmp_path / unicodedata.normalize(form, "café"), pixels(1), names=())
+    write_folder(tmp_path / "the", pixels(1), names=())
+    images = FolderImages(str(tmp_path), "train")
+    assert images.class_names == (unicodedata.normalize("NFC", "café"), "the")
+    assert sorted(images.labels) == [0, 0, 1]
+
+
+def test_endings_of_every_format_are_read_and_others_are_counted(tmp_path):
+    for name, kind in (("a.tif", "TIFF"), ("b.jfif", "JPEG"), ("c.ppm", "PPM"), ("d.gif", "GIF")):
+        Image.fromarray(pixels(1)[0]).save(tmp_path / name, kind)
+    (tmp_path / "e.heic").write_bytes(b"")
+    images = FolderImages(str(tmp_path), "train")
+    assert len(images) == 4
+    assert "1 .heic" in images.notes[-1]
+
+
+def files_in(folder, labels):
+    """Six images in a folder, with metadata.csv as huggingface's imagefolder has it."""
+    write_folder(folder, pixels(6), names=())
+    rows = "".join(f"{i:04d}.png,{label}\n" for i, label in enumerate(labels))
+    (folder / "metadata.csv").write_text(f"file_name,label\n{rows}")
+
+
+def test_labels_come_from_metadata(tmp_path):
+    files_in(tmp_path / "a", ["cat", "dog", "cat", "", "dog", "owl"])
+    images = FolderImages(str(tmp_path / "a"), "train")
+    assert images.class_names == ("cat", "dog", "owl")
+    assert images.labels == [0, 1, 0, -1, 1, 2]
+    before = images.fingerprint
+    files_in(tmp_path / "a", ["cat", "dog", "cat", "cat", "dog", "owl"])
+    assert FolderImages(str(tmp_path / "a"), "train").fingerprint != before
+    rows = [{"file_name": f"{i:04d}.png", "kind": "xy"[i % 2], "text": f"{i}"} for i in range(5)]
+    (tmp_path / "a" / "metadata.csv").unlink()
+    (tmp_path / "a" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    images = FolderImages(str(tmp_path / "a"), "train")
+    assert images.labels == [0, 1, 0, 1, 0, -1]
+    assert "'kind'" in images.notes[0]
+    assert "1 images" in images.notes[0]
+    with pytest.raises(InputError, match=r"'sort'.*kind, text"):
+        FolderImages(str(tmp_path / "a"), "train", label_column="sort")
+
+
+def test_labels_of_a_split_have_the_numbers_of_the_split_train(tmp_path):
+    files_in(tmp_path / "train", ["cat", "dog", "cat", "cat", "dog", "owl"])
+    files_in(tmp_path / "test", ["owl"] * 3 + ["dog"] * 3)
+    images = FolderImages(str(tmp_path), "test")
+    assert images.class_names == ("cat", "dog", "owl")
+    assert images.labels == [2, 2, 2, 1, 1, 1]
+
+
+def test_labels_come_from_stylegans_file_also_in_a_zip(tmp_path):
+    folder = write_folder(tmp_path / "set" / "00000", pixels(3), names=())
+    table = {"labels": [[f"00000/{i:04d}.png", [2, 0, 1][i]] for i in range(3)]}
+    (folder.parent / "dataset.json").write_text(json.dumps(table))
+    shutil.make_archive(str(tmp_path / "set"), "zip", tmp_path / "set")
+    for path in (tmp_path / "set", tmp_path / "set.zip"):
+        images = FolderImages(str(path), "train")
+        assert images.labels == [2, 0, 1]
+        assert [opener().size for opener in images.openers(range(3))] == [(12, 12)] * 3
+    (folder.parent / "dataset.json").write_text('{"labels": null}')
+    assert FolderImages(str(tmp_path / "set"), "train").labels in (None, [0, 0, 0])
+
+
+@pytest.mark.parametrize(
+    "text", ["name,label\n0000.png,a\n", "file_name,label\n0000.png,'\x00\n\"", "", "{"]
+)
+def test_files_of_labels_that_cannot_be_read_are_named(text, tmp_path):
+    write_folder(tmp_path, pixels(2), names=())
+    (tmp_path / "metadata.csv").write_text(text)
+    with pytest.raises(InputError, match=r"metadata\.csv"):
+        FolderImages(str(tmp_path), "train")

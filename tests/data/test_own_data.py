@@ -1,0 +1,185 @@
+"""Vectors, signals, tables and images of any number of channels, by their files."""
+
+import numpy as np
+import pytest
+import torch
+
+from soflow.config import read_recipe
+from soflow.config.schema import DataConfig
+from soflow.data import sources
+from soflow.data.training_data import completed, make_dataset, summary
+from soflow.errors import InputError
+
+random = np.random.default_rng(0)
+
+
+def load(path, shape, split="train", **more):
+    config = DataConfig(source="auto", path=str(path), shape=shape, num_classes=-1, **more)
+    return sources.load(config, split)
+
+
+def test_vectors_are_standardized_and_restored(tmp_path):
+    values = random.normal([5, -3, 1e9], [2, 0.1, 1e3], (200, 3))
+    np.savez(tmp_path / "v.npz", x=values, y=np.arange(200) % 4)
+    dataset = load(tmp_path / "v.npz", (-1,))
+    samples = dataset.samples()
+    assert samples.dtype == torch.float32
+    torch.testing.assert_close(samples.mean(0), torch.zeros(3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(samples.std(0, correction=0), torch.ones(3), atol=1e-4, rtol=0)
+    restored = dataset.scaling.restore(samples).double().numpy()
+    np.testing.assert_allclose(restored, values, rtol=1e-5, atol=1e-5)
+    assert dataset.num_classes == 4
+    np.save(tmp_path / "one.npy", values[:, 0])
+    assert load(tmp_path / "one.npy", (-1,)).shape == (1,)
+
+
+def test_other_splits_have_the_statistics_of_the_split_that_is_trained_on(tmp_path):
+    train, test = random.normal(3, 2, (100, 2)), random.normal(8, 1, (50, 2))
+    np.savez(tmp_path / "v.npz", x_train=train, x_test=test)
+    dataset = load(tmp_path / "v.npz", (2,), "test")
+    expected = (test - train.mean(0)) / train.std(0)
+    np.testing.assert_allclose(dataset.samples().numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("array", "wanted", "shape"),
+    [
+        ((20, 500), (-1, -1), (1, 500)),
+        ((20, 3, 50), (-1, -1), (3, 50)),
+        ((20, 50, 3), (-1, -1), (3, 50)),
+        ((20, 50, 3), (50, 3), (50, 3)),
+    ],
+)
+def test_signals_in_either_order(array, wanted, shape, tmp_path):
+    values = random.normal(2, 3, array)
+    np.save(tmp_path / "s.npy", values)
+    dataset = load(tmp_path / "s.npy", wanted)
+    assert dataset.shape == shape
+    placed = values.reshape(20, 1, 500) if len(array) == 2 else values
+    placed = placed if placed.shape[1:] == shape else placed.swapaxes(1, 2)
+    mean, std = placed.mean((0, 2), keepdims=True), placed.std((0, 2), keepdims=True)
+    np.testing.assert_allclose(dataset.samples().numpy(), (placed - mean) / std, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("array", "shape"),
+    [
+        ((6, 8, 8, 5), (5, 8, 8)), ((6, 5, 8, 8), (5, 8, 8)), ((6, 8, 8, 4), (4, 8, 8)),
+        ((6, 8, 12, 2), (2, 8, 12)), ((6, 3, 8, 12), (3, 8, 12)),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.uint16])
+def test_images_of_any_channels_and_types(array, shape, dtype, tmp_path):
+    values = random.random(array)
+    high = {np.uint8: 255, np.float32: 1, np.uint16: 4095}[dtype]
+    stored = (values * high).round().astype(dtype) if high > 1 else values.astype(dtype)
+    stored.flat[0] = high
+    np.savez(tmp_path / "i.npz", images=stored)
+    dataset = load(tmp_path / "i.npz", (-1, -1, -1))
+    assert dataset.shape == shape
+    placed = stored if stored.shape[1:] == shape else stored.transpose(0, 3, 1, 2)
+    expected = placed.astype(np.float64) / high * 2 - 1
+    np.testing.assert_allclose(dataset.samples().numpy(), expected, atol=1e-6)
+    assert (dataset.scaling is None) == (shape[0] in (1, 3))
+
+
+def test_latents_of_ones_own_are_standardized_when_asked(tmp_path):
+    values = random.normal([[[1.0]], [[-9.0]]], [[[3.0]], [[20.0]]], (30, 2, 4, 4))
+    np.save(tmp_path / "z.npy", values)
+    with pytest.raises(InputError, match=r"data\.range"):
+        load(tmp_path / "z.npy", (2, 4, 4))
+    dataset = load(tmp_path / "z.npy", (2, 4, 4), range="standardize")
+    assert abs(float(dataset.samples().std()) - 1) < 1e-2
+    stated = load(tmp_path / "z.npy", (2, 4, 4), range=(-2.0, 4.0)).samples()
+    np.testing.assert_allclose(stated.numpy(), (values - 1) / 3, rtol=1e-5, atol=1e-5)
+
+
+def test_values_that_are_not_finite_are_named_by_row(tmp_path):
+    values = random.random((10, 2))
+    values[7, 1] = np.nan
+    np.save(tmp_path / "v.npy", values)
+    with pytest.raises(InputError, match="row 7"):
+        load(tmp_path / "v.npy", (-1,))
+
+
+def write_table(file, rows, head="id,height,weight,species", separator=","):
+    lines = [head, *(separator.join(map(str, row)) for row in rows)]
+    file.write_text("\n".join(line.replace(",", separator) for line in lines) + "\n")
+    return file
+
+
+def rows_of(count):
+    return [(i, 1.5 + i % 7, 60 + 3 * (i % 5), ["cat", "dog"][i % 2]) for i in range(count)]
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_tables_have_columns_classes_and_no_row_numbers(separator, tmp_path):
+    dataset = load(write_table(tmp_path / "t.csv", rows_of(40), separator=separator), (-1,))
+    assert (dataset.shape, dataset.class_names) == ((2,), ("cat", "dog"))
+    assert dataset.scaling.columns == ("height", "weight")
+    restored = dataset.scaling.restore(dataset.samples())
+    np.testing.assert_allclose(restored.numpy(), [row[1:3] for row in rows_of(40)], rtol=1e-5)
+    assert any("id" in note for note in dataset.notes)
+    named = load(tmp_path / "t.csv", (-1,), columns=("weight",), label_column="species")
+    assert named.scaling.columns == ("weight",)
+    with pytest.raises(InputError, match=r"'size'.*height"):
+        load(tmp_path / "t.csv", (-1,), columns=("size",))
+
+
+def test_rows_that_lack_a_number_are_left_out_within_a_limit(tmp_path):
+    rows = rows_of(50)
+    rows[3] = (3, "", 60, "cat")
+    file = write_table(tmp_path / "t.csv", rows)
+    with pytest.raises(InputError, match=r"1 of 50 rows.*'height'.*data\.max_unreadable=0\.03"):
+        load(file, (-1,))
+    dataset = load(file, (-1,), max_unreadable=0.03)
+    assert len(dataset) == len(dataset.labels) == 49
+
+
+def test_parquet_tables_and_folders_of_splits(tmp_path):
+    import pandas
+
+    frame = pandas.DataFrame({"a": random.random(30), "b": random.integers(0, 9, 30)})
+    frame.to_parquet(tmp_path / "train.parquet")
+    frame[:10].assign(a=5.0).to_parquet(tmp_path / "test.parquet")
+    assert sources.kind_of(str(tmp_path / "train.parquet")) == "table"
+    train, test = (load(tmp_path, (-1,), split) for split in ("train", "test"))
+    assert train.scaling == test.scaling
+    expected = (5.0 - frame.a.mean()) / frame.a.std(ddof=0)
+    np.testing.assert_allclose(test.samples()[:, 0].numpy(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("", "empty"), ("a,b\n1,2\n1\n", "row 2"), ("a,a\n1,2\n", "two columns 'a'"),
+        ("a,b\n", "no rows"), ("a\nx\ny\n", "no column of numbers"), ('a,b\n"1,2\n', "t.csv"),
+    ],
+)  # fmt: skip
+def test_tables_that_cannot_be_used(text, word, tmp_path):
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(InputError, match=word):
+        load(tmp_path / "t.csv", (-1,))
+
+
+def test_numbers_of_a_target_are_classes_only_if_they_are_few_and_whole(tmp_path):
+    rows = [(i / 7, i % 3, i * 1.5) for i in range(60)]
+    file = write_table(tmp_path / "t.csv", rows, "x,target,y1")
+    assert load(file, (-1,)).shape == (2,)
+    file = write_table(tmp_path / "t.csv", [(a, c, b) for a, b, c in rows], "x,target,y1")
+    assert (load(file, (-1,)).shape, load(file, (-1,)).labels) == ((3,), None)
+
+
+def test_open_sizes_and_sources_are_completed_from_the_data(tmp_path):
+    np.save(tmp_path / "v.npy", random.random((300, 5)))
+    config = read_recipe(
+        "moons", [f"data.path={tmp_path / 'v.npy'}", "data.source=auto", "data.shape=[-1]"]
+    )
+    dataset = make_dataset(config.data)
+    data = completed(config, dataset).data
+    assert (data.source, data.shape) == ("arrays", (5,))
+    assert "standardized" in "\n".join(summary(config.data, dataset))
+    with pytest.raises(InputError, match=r"recipe vectors"):
+        make_dataset(config.data.model_copy(update={"shape": (-1, -1, -1)}))
+    with pytest.raises(InputError, match=r"data\.path"):
+        make_dataset(DataConfig(source="auto"))

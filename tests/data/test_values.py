@@ -1,0 +1,88 @@
+"""The range of stored values: found, stated, or refused."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from soflow.config.schema import DataConfig
+from soflow.data import sources
+from soflow.data.values import to_bytes, usual_range
+from soflow.errors import InputError
+
+random = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "whole", "expected"),
+    [
+        (0, 1, True, (0, 1)), (0.0, 0.4, False, (0, 1)), (-1.0, 0.9, False, (-1, 1)),
+        (0, 250, True, (0, 255)), (3.5, 200.5, False, (0, 255)), (0, 1000, True, (0, 1023)),
+        (0, 4095, True, (0, 4095)), (0, 4096, True, (0, 16383)), (0, 65535, True, (0, 65535)),
+    ],
+)  # fmt: skip
+def test_usual_ranges_are_found(low, high, whole, expected):
+    assert usual_range(float(low), float(high), whole, "x") == expected
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "whole"),
+    [(0, 20, True), (-1, 1, True), (-2.1, 2.6, False), (0, 70000, True), (0.0, 2.3, False)],
+)
+def test_other_ranges_are_refused_with_the_setting_that_decides(low, high, whole):
+    with pytest.raises(InputError, match=rf"data\.range=\[{low:g},{high:g}\]"):
+        usual_range(float(low), float(high), whole, "x")
+
+
+def test_bytes_of_a_range():
+    assert to_bytes(np.array([-1.0, 0.0, 1.0, 2.0]), -1.0, 1.0).tolist() == [0, 128, 255, 255]
+
+
+def folder_of(tmp_path, arrays, ending="png"):
+    for i, array in enumerate(arrays):
+        Image.fromarray(array).save(tmp_path / f"{i:03d}.{ending}")
+    return DataConfig(source="folder", path=str(tmp_path), shape=(1, 8, 8), num_classes=0)
+
+
+def test_twelve_bits_in_sixteen_use_the_whole_range(tmp_path):
+    arrays = random.integers(0, 4096, (4, 8, 8), dtype=np.uint16)
+    arrays[0, 0, 0] = 4095
+    dataset = sources.load(folder_of(tmp_path, arrays))
+    expected = torch.from_numpy(arrays.astype(np.float32))[:, None] / 4095 * 2 - 1
+    torch.testing.assert_close(dataset.samples(), expected, atol=1 / 255, rtol=0)
+    assert "0 to 4095" in dataset.notes[0]
+
+
+def test_float_files_and_masks(tmp_path):
+    arrays = random.random((3, 8, 8), dtype=np.float32)
+    (tmp_path / "floats").mkdir()
+    dataset = sources.load(folder_of(tmp_path / "floats", arrays, "tif"))
+    torch.testing.assert_close(
+        dataset.samples(), torch.from_numpy(arrays)[:, None] * 2 - 1, atol=1 / 255, rtol=0
+    )
+    (tmp_path / "masks").mkdir()
+    masks = random.integers(0, 2, (3, 8, 8), dtype=np.uint8)
+    found = sources.load(folder_of(tmp_path / "masks", masks)).samples()
+    assert torch.equal(found, torch.from_numpy(masks)[:, None].float() * 2 - 1)
+
+
+def test_dark_images_stop_and_a_range_decides(tmp_path):
+    config = folder_of(tmp_path, random.integers(0, 21, (3, 8, 8), dtype=np.uint8))
+    with pytest.raises(InputError, match=r"data\.range=\[0,20\].*data\.range=\[0,255\]"):
+        sources.load(config)
+    stretched = sources.load(config.model_copy(update={"range": (0.0, 20.0)})).samples()
+    assert (stretched.min(), stretched.max()) == (-1, 1)
+    kept = sources.load(config.model_copy(update={"range": (0.0, 255.0)})).samples()
+    assert kept.max() < -0.8
+
+
+def test_a_brighter_image_than_those_looked_at_stops(tmp_path):
+    arrays = np.full((130, 8, 8), 4095, np.uint16)
+    arrays[1] = 60000  # between two of the 64 images that are looked at
+    config = folder_of(tmp_path, arrays)
+    with pytest.raises(InputError, match=r"data\.range=\[0,60000\]"):
+        sources.load(config)
+
+
+def test_an_image_without_light_is_an_image(tmp_path):
+    assert sources.load(folder_of(tmp_path, np.zeros((2, 8, 8), np.uint8))).samples().max() == -1
