@@ -186,7 +186,9 @@ def journey(subject: Subject) -> Picture:
     noise = torch.randn(count, *model.shape, generator=torch.Generator().manual_seed(1))
     labels = class_by_class(count, model.num_classes)
     if labels is not None:
-        labels, noise = labels.to(subject.device), noise[:1].expand_as(noise)
+        labels = labels.to(subject.device)
+    if labels is not None and len(model.shape) > 1:
+        noise = noise[:1].expand_as(noise)
         names = named(subject, count)
         text += f" The rows start from the same noise and differ in the class alone{names}."
     noise = noise.to(subject.device)
