@@ -3,10 +3,14 @@
 import os
 import sys
 import time
+from io import TextIOWrapper
 
 
 def main() -> None:
     """Runs the command line. Ctrl-C exits with 130, even during imports."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        # Names in a file may have letters that a pipe on Windows cannot take.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         from soflow.cli.main import run
 

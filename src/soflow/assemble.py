@@ -55,5 +55,15 @@ def make_model(
 
 
 def make_augment(config: Config) -> AugmentPipe | None:
-    """The augmentation pipe, if the configuration has one."""
-    return AugmentPipe(config.data.augment) if config.data.augment else None
+    """The augmentation pipe, if the configuration has one.
+
+    Raises:
+        InputError: For images that are too small for it.
+    """
+    if not config.data.augment:
+        return None
+    least, shape = AugmentPipe.least_side, config.data.shape
+    if min(shape[1:]) < least:
+        needed = f"data.augment needs images of {least} x {least} pixels or more"
+        raise InputError(f"{needed}, data.shape is {list(shape)}: set data.augment=0")
+    return AugmentPipe(config.data.augment)

@@ -3,6 +3,9 @@
 All take noise (B, ...) and labels (B,) or None (no condition), and return samples (B, ...). A
 network evaluation (NFE) is one call of the network on the batch.
 
+Noise may be a tensor or an array of floats of any precision; it is converted to the precision and
+the device of the network's weights. Labels may be a list, an array or a tensor of integers.
+
 Source: SoFlow (arXiv 2512.15657), sampling.
 """
 
@@ -12,11 +15,11 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from soflow.errors import InputError
 from soflow.solution import FlowModel
-from soflow.symbols import Labels, Sample
+from soflow.symbols import AnyLabels, AnyNoise, Sample, as_labels
 
 Sampler = Literal["renoise", "ode", "euler", "heun"]
 SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
@@ -34,17 +37,39 @@ def even_times(steps: int) -> list[float]:
 
 def filled(time: float, like: Tensor) -> Tensor:
     """One time for every sample: (B,)."""
-    return torch.full((len(like),), time, dtype=like.dtype, device=like.device)
+    return torch.full(like.shape[:1], time, dtype=like.dtype, device=like.device)
 
 
-def one_step(model: FlowModel, noise: Sample, labels: Labels | None = None) -> Sample:
+def as_model_takes(model: FlowModel, noise: AnyNoise) -> Tensor:
+    """Noise in the precision and on the device of the network's weights, if it has any.
+
+    Raises:
+        InputError: If it is not floats.
+    """
+    x = noise if isinstance(noise, Tensor) else torch.as_tensor(noise)
+    if not x.is_floating_point():
+        raise InputError(f"noise must be floats, not {x.dtype}")
+    weights = model.net.parameters() if isinstance(model.net, nn.Module) else ()
+    like = next((weight for weight in weights if weight.is_floating_point()), x)
+    return x.to(like.device, like.dtype)
+
+
+def checked(model: FlowModel, noise: AnyNoise, labels: AnyLabels) -> tuple[Tensor, Tensor | None]:
+    """Noise and labels as the model takes them. Raises InputError if they do not fit it."""
+    x = as_model_takes(model, noise)
+    y = as_labels(labels, x.device)
+    model.check(x, y)
+    return x, y
+
+
+def one_step(model: FlowModel, noise: AnyNoise, labels: AnyLabels = None) -> Sample:
     """f(noise, 1, 0): one network evaluation."""
-    model.check(noise, labels)
+    noise, labels = checked(model, noise, labels)
     return model.solution(noise, filled(1.0, noise), filled(0.0, noise), labels)
 
 
 def renoise(
-    model: FlowModel, noise: Sample, fresh: Sequence[Sample], labels: Labels | None = None
+    model: FlowModel, noise: AnyNoise, fresh: Sequence[AnyNoise], labels: AnyLabels = None
 ) -> Sample:
     """The paper's sampler of K steps: jumps to data, adds fresh noise up to t_{i+1}, jumps again.
 
@@ -57,19 +82,18 @@ def renoise(
     Returns:
         Samples (B, ...).
     """
-    model.check(noise, labels)
+    noise, labels = checked(model, noise, labels)
     times = even_times(len(fresh) + 1)
     x = model.solution(noise, filled(1.0, noise), filled(0.0, noise), labels)
     for t, new_noise in zip(times[1:-1], fresh, strict=True):
-        x_t = model.noising.add_noise(x, new_noise, filled(t, x))
+        x_t = model.noising.add_noise(x, as_model_takes(model, new_noise), filled(t, x))
         x = model.solution(x_t, filled(t, x), filled(0.0, x), labels)
     return x
 
 
-def ode(model: FlowModel, noise: Sample, steps: int, labels: Labels | None = None) -> Sample:
+def ode(model: FlowModel, noise: AnyNoise, steps: int, labels: AnyLabels = None) -> Sample:
     """Composes jumps along the model's trajectories: x = f(x, t_i, t_{i+1}), i = 0 .. K - 1."""
-    model.check(noise, labels)
-    x = noise
+    x, labels = checked(model, noise, labels)
     for t, s in pairwise(even_times(steps)):
         x = model.solution(x, filled(t, x), filled(s, x), labels)
     return x
@@ -77,9 +101,9 @@ def ode(model: FlowModel, noise: Sample, steps: int, labels: Labels | None = Non
 
 def integrate_velocity(
     model: FlowModel,
-    x: Sample,
+    x: AnyNoise,
     steps: int,
-    labels: Labels | None = None,
+    labels: AnyLabels = None,
     scheme: Literal["euler", "heun"] = "heun",
     start: float = 1.0,
     end: float = 0.0,
@@ -88,7 +112,7 @@ def integrate_velocity(
 
     Euler (order 1) takes `steps` network evaluations, Heun (order 2) twice as many.
     """
-    model.check(x, labels)
+    x, labels = checked(model, x, labels)
     for i in range(steps):
         t, s = (start + (end - start) * k / steps for k in (i, i + 1))
         v = model.velocity(x, filled(t, x), labels)
@@ -146,7 +170,7 @@ def check_sampler(sampler: str, nfe: int) -> Sampler:
 
 
 def sample(
-    model: FlowModel, noises: Tensor, labels: Labels | None, sampler: Sampler, nfe: int
+    model: FlowModel, noises: AnyNoise, labels: AnyLabels, sampler: Sampler, nfe: int
 ) -> Sample:
     """Samples by any sampler in `nfe` network evaluations.
 
@@ -192,7 +216,7 @@ def noise_of_samples(
 def draw(
     model: FlowModel,
     num: int,
-    labels: Labels | None,
+    labels: AnyLabels,
     sampler: Sampler,
     nfe: int,
     seed: int,
@@ -202,7 +226,9 @@ def draw(
 ) -> Iterator[Sample]:
     """Draws and decodes samples `start` .. `start + num - 1`, in batches (B, ...) on the CPU."""
     check_sampler(sampler, nfe)
-    device = torch.device(device)
+    device, labels = torch.device(device), as_labels(labels)
+    if labels is not None and labels.shape != (num,):
+        raise InputError(f"labels must have shape [{num}], not {list(labels.shape)}")
     for first in range(0, num, batch_size):
         count = min(batch_size, num - first)
         per_sample = noise_count(sampler, nfe)
@@ -214,7 +240,7 @@ def draw(
 def sample_many(
     model: FlowModel,
     num: int,
-    labels: Labels | None,
+    labels: AnyLabels,
     sampler: Sampler,
     nfe: int,
     seed: int,

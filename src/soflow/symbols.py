@@ -17,17 +17,27 @@ Jumps go from t to s; a and b are functions of (t, s).
 Source: SoFlow (arXiv 2512.15657). From its equations to the code: docs/paper_map.md.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
+import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from soflow.errors import InputError, in_short
 
 Sample = Float[Tensor, "batch *shape"]
 Times = Float[Tensor, "batch"]
 Labels = Int[Tensor, "batch"]
 Mask = Bool[Tensor, "batch"]
 PerSample = Float[Tensor, "batch"]
+
+#: Labels as people give them: integers of any type, or None for no condition.
+AnyLabels: TypeAlias = Tensor | np.ndarray | Sequence[Any] | None
+#: Noise as people give it: floats of any precision.
+AnyNoise: TypeAlias = Tensor | np.ndarray
 
 
 @runtime_checkable
@@ -72,3 +82,25 @@ def across(t: Tensor, x: Tensor) -> Tensor:
 def mean_d(x: Tensor) -> Tensor:
     """The mean over all dimensions but the batch: (B, ...) -> (B,)."""
     return x.flatten(1).mean(1)
+
+
+def as_labels(labels: AnyLabels, device: torch.device | None = None) -> Tensor | None:
+    """Labels as a tensor of int64 on a device.
+
+    Raises:
+        InputError: If they are not integers.
+    """
+    if labels is None:
+        return None
+    if not isinstance(labels, Tensor):
+        try:
+            values = np.asarray(labels)
+        except ValueError:  # rows of different lengths
+            values = np.array([None])
+        if values.dtype.kind not in "iu" and values.size:
+            what = in_short(labels if isinstance(labels, str) else next(iter(labels), labels))
+            raise InputError(f"labels are integers, the numbers of classes, not {what}")
+        labels = torch.from_numpy(values.astype(np.int64))
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise InputError(f"labels are integers, the numbers of classes, not {labels.dtype}")
+    return labels.to(device, torch.int64)

@@ -43,6 +43,16 @@ def test_the_operations_of_a_forward_pass_and_of_objectives():
     assert counted["mean_flow"] > 1.5 * flow_matching
 
 
+@pytest.mark.parametrize("objective", ["soflow", "mean_flow"])
+def test_signals_and_rectangles_cost_what_a_square_of_the_same_patches_costs(objective):
+    """All have 16 patches of 16 values."""
+    counts = [
+        count(read_recipe("digits", [*TINY_DIT, f"objective.name={objective}", shape]))
+        for shape in ("data.shape=[1,16,16]", "data.shape=[1,4,64]", "data.shape=[4,64]")
+    ]
+    assert counts[0] == counts[1] == counts[2]
+
+
 MODULE = """
 from dataclasses import dataclass
 from soflow.objectives import OBJECTIVES

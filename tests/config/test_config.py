@@ -1,10 +1,14 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+from soflow.cli.main import with_home
 from soflow.config import Config, dump, read_recipe, recipe_names
 from soflow.config.reading import fields, put, validate
+from soflow.config.sections import section_of
 from soflow.errors import InputError
+from soflow.networks import NETWORKS
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -87,9 +91,16 @@ def test_overrides_are_typed_and_dotted():
         ("network.name=[1]", r"network \[1\].* dit"),
         ("network.depht=3", r"network\.depht.* network\.depth"),
         ("network.channel_mult=[2]", r"network\.channel_mult.*dit.*unet"),
+        ("network.depth.deeper=3", r"network\.name=dit has no depth\.deeper.* network\.depth, "),
+        ("network.batch_size=3", r"network\.name=dit has no batch_size.* train\.batch_size\?$"),
         ("objective.derivative=all", r"objective\.derivative.*soflow.*mean_flow"),
-        ("network.name=mlp", r"network\.name=mlp.*data\.shape"),
-        ("network.name=unet", r"network\.name=unet.*data\.num_classes"),
+        (
+            "objective.guidance.scal=2",
+            r"has no guidance\.scal; it has objective\.guidance\.scale, ",
+        ),
+        ("network.name=mlp", r"network\.name=mlp.*data\.shape.* mlp for vectors.* dit or unet for"),
+        ("data.shape=[64]", r"network\.name=dit .*data\.shape=\[64\].* mlp for vectors"),
+        ("data.shape=[1,8,8,8]", r"network\.name=dit .*data\.shape=\[1, 8, 8, 8\]"),
         ("train.seed=99999999999999999999999", r"train\.seed is 9"),
         ("train.trackers=[numpy]", r"train\.trackers\.0 is 'numpy'.*'tensorboard'"),
         ("optimizer.betas=[1, 1]", r"optimizer\.betas\.0 is 1"),
@@ -180,9 +191,61 @@ def test_every_key_has_a_meaning():
     assert [key for key, field in fields() if not field.description] == []
 
 
+def test_an_unknown_key_of_a_network_says_what_it_has_instead_nearest_first():
+    with pytest.raises(InputError) as error:
+        read_recipe("digits", ["network.name=unet", "network.width=64"])
+    said, _, has = str(error.value).partition("; it has ")
+    assert "network.name=unet has no width" in said
+    assert {"dit", "mlp"} <= set(said.replace(",", " ").split())
+    settings = section_of(NETWORKS["unet"], "unet").model_fields.keys() - {"name"}
+    assert set(has.split(", ")) == {f"network.{setting}" for setting in settings}
+    with pytest.raises(InputError, match=r"; it has network\.model_channels, "):
+        read_recipe("digits", ["network.name=unet", "network.model_chanels=64"])
+
+
+def test_data_of_every_shape_have_a_network():
+    read_recipe("digits", ["data.shape=[2,64]"])
+    read_recipe("digits", ["data.shape=[5,8,16]", "network.name=unet"])
+    read_recipe("digits", ["data.shape=[1]", "network.name=mlp"])
+    for flag in ("data.flip=true", "data.augment=0.1"):
+        with pytest.raises(InputError, match=rf"{flag.partition('=')[0]} (mirrors|changes) images"):
+            read_recipe("digits", ["data.shape=[2,64]", flag])
+
+
+def test_a_network_that_takes_no_labels_is_refused_with_classes(monkeypatch):
+    class Plain(nn.Module):
+        takes_labels = False
+
+        def __init__(self, shape):
+            super().__init__()
+
+    monkeypatch.setitem(NETWORKS.entries, "plain", Plain)
+    with pytest.raises(InputError, match=r"plain.*data\.num_classes=0"):
+        read_recipe("digits", ["network.name=plain"])
+
+
 def test_names_of_kinds_come_first_wherever_they_stand():
     """Settings of the new objective are kept, and unknown ones named, in any order."""
     config = read_recipe("moons", ["objective.derivative=jumps", "objective.name=mean_flow"])
     assert config.objective.derivative == "jumps"
     with pytest.raises(InputError, match=r"objective\.flow_matching_share"):
         read_recipe("digits", ["objective.flow_matching_share=0.5", "objective.name=consistency"])
+
+
+@pytest.mark.parametrize("path", ["set #2", "2024", "true", "a: b", "[x", "'q'", "null", "1e3", ""])
+def test_the_value_of_a_path_is_that_text(path):
+    config = read_recipe("images", [f"data.path={path}", f"data.label_column={path}"])
+    assert (config.data.path, config.data.label_column) == (path, path)
+
+
+def test_the_home_folder_is_expanded_wherever_a_path_is_taken(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    config = read_recipe("images", ["data.path=~/photos", "init_from=~/run"])
+    assert (config.data.path, config.init_from) == ("/home/ada/photos", "/home/ada/run")
+    assert [with_home(x) for x in ("~/a", "--out=~/b", "data.path=~/c", "--labels", "a=b~c")] == [
+        "/home/ada/a",
+        "--out=/home/ada/b",
+        "data.path=/home/ada/c",
+        "--labels",
+        "a=b~c",
+    ]

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from soflow.assemble import make_augment
+from soflow.config import read_recipe
 from soflow.config.schema import DataConfig
 from soflow.data import sources
 from soflow.data.augment import AugmentPipe, inverse_map, warp
@@ -139,6 +141,38 @@ def test_scaling_and_stretching_move_points_as_stated():
     torch.testing.assert_close(stretched, torch.tensor([0.15, 0.2]))
     across = inverse_map(torch.tensor([[0, 5.0, torch.pi / 2, 0, 0]]))[0] @ point  # along y instead
     torch.testing.assert_close(across, torch.tensor([0.6, 0.05]))
+
+
+def test_rectangles_are_warped_as_parts_of_a_square():
+    """Without shifts: the middle rows of a square that is turned, stretched and scaled."""
+    images = smooth_images(3, 64)
+    draws = torch.zeros(3, 6)
+    draws[:, 1] = -1.0  # smaller
+    draws[0, 2:4] = torch.tensor([1.0, 0.7])
+    draws[1, 2:4] = torch.tensor([-1.5, 2.0])
+    pipe, middle = AugmentPipe(1.0), slice(24, 40)
+    whole = pipe(images, draws)[:, :, 12:-12, middle]
+    part = pipe(images[:, :, :, 4:-4], draws)[:, :, 12:-12, 20:-20]
+    torch.testing.assert_close(part, whole, rtol=1e-3, atol=1e-3)
+    part = pipe(images[:, :, 4:-4], draws)[:, :, 20:-20, middle]
+    torch.testing.assert_close(part, pipe(images, draws)[:, :, 24:40, middle], rtol=1e-3, atol=1e-3)
+
+
+def test_shifts_are_parts_of_each_side_of_a_rectangle():
+    images = smooth_images()[:, :, 8:-8]  # 16 x 32
+    draws = torch.zeros(2, 6)
+    draws[:, 4:] = torch.tensor([4 / 32 / 0.125, 2 / 16 / 0.125])  # 4 pixels right, 2 down
+    moved = AugmentPipe(1.0)(images, draws)
+    torch.testing.assert_close(
+        moved[:, :, 7:-5, 12:-8], images[:, :, 5:-7, 8:-12], rtol=1e-3, atol=1e-3
+    )
+
+
+def test_images_too_small_for_augmentation_are_refused_before_training():
+    augmented = ["network.name=unet", "data.augment=0.1"]
+    assert make_augment(read_recipe("digits", [*augmented, "data.shape=[1,7,8]"])) is not None
+    with pytest.raises(InputError, match=r"data\.augment.*\[1, 8, 6\]"):
+        make_augment(read_recipe("digits", [*augmented, "data.shape=[1,8,6]"]))
 
 
 def test_untouched_images_stay_bit_for_bit_and_flips_are_exact():

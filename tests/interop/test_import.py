@@ -196,6 +196,8 @@ def test_guidance_that_the_reference_ignores_is_off():
     [
         {"shape": (4, 8, 8), "num_classes": 10, "patch": 2, "width": 48, "depth": 3},
         {"shape": (3, 32, 32), "num_classes": 0, "patch": 4, "width": 24, "mlp_ratio": 2.0},
+        {"shape": (5, 8, 18), "num_classes": 0, "patch": 2, "width": 24},
+        {"shape": (2, 36), "num_classes": 3, "patch": 4, "width": 24},
     ],
 )
 def test_sizes_of_a_dit_are_read_off_its_weights(settings):
@@ -212,16 +214,20 @@ def test_sizes_of_a_dit_are_read_off_its_weights(settings):
         {"channel_mult": (1, 2), "blocks": 1, "attention": (4,), "augment_labels": 6},
         {"channel_mult": (2, 2, 1), "blocks": 3, "attention": (), "channel_mult_emb": 2},
         {"channel_mult": (2, 2), "blocks": 2, "attention": (8, 4), "channel_mult_noise": 1},
+        {"channel_mult": (1, 1, 2), "blocks": 1, "attention": (4,), "shape": (2, 16, 8)},
+        {"channel_mult": (1, 2), "blocks": 1, "attention": (4,), "num_classes": 7},
     ],
 )
 def test_sizes_of_a_unet_are_read_off_its_weights(settings):
-    network = UNet((3, 8, 8), 16, **settings)
+    shape = settings.get("shape", (3, 8, 8))
+    network = UNet(**{"shape": shape, "model_channels": 16, **settings})
     sizes = read_sizes(network.state_dict(), "it")
-    assert sizes.shape == (3, 8, 8)
+    assert (sizes.shape, sizes.num_classes) == (shape, settings.get("num_classes", 0))
     assert sizes.augment_labels == settings.get("augment_labels", 0)
     read = {key: value for key, value in sizes.network.items() if key != "name"}
     again = UNet(
-        (3, 8, 8),
+        shape,
+        num_classes=sizes.num_classes,
         **{k: tuple(v) if isinstance(v, list) else v for k, v in read.items()},
         augment_labels=sizes.augment_labels,
     )

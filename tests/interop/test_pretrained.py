@@ -131,6 +131,35 @@ def test_other_classes_and_image_sizes(tmp_path):
             load_pretrained(ours(**settings), tmp_path / "dit.pt")
 
 
+@pytest.mark.parametrize("learn_sigma", [False, True])
+@torch.no_grad()
+def test_weights_of_a_square_start_a_rectangle_with_as_many_tokens(learn_sigma, tmp_path):
+    """Positions that are fixed by the image size are computed anew; learned ones are kept."""
+    pretrained = Pretrained(learn_sigma)
+    torch.save(pretrained.state_dict(), tmp_path / "learned.pt")
+    pretrained.pos_embed.copy_(ours().pos_embed)
+    torch.save(pretrained.state_dict(), tmp_path / "dit.pt")
+    wide = ours(shape=(2, 4, 16))
+    assert any("size" in note for note in load_pretrained(wide, tmp_path / "dit.pt"))
+    assert torch.equal(wide.pos_embed, ours(shape=(2, 4, 16)).pos_embed)
+    square = ours()
+    assert not any("size" in note for note in load_pretrained(square, tmp_path / "dit.pt"))
+    torch.testing.assert_close(square(X, T, T, LABELS), pretrained(X, T, LABELS))
+    load_pretrained(wide, tmp_path / "learned.pt")
+    assert not torch.equal(wide.pos_embed, ours(shape=(2, 4, 16)).pos_embed)
+
+
+@torch.no_grad()
+def test_signals_start_from_signals_and_not_from_images(tmp_path):
+    first, second = ours(shape=(2, 16)), ours(shape=(2, 16))
+    first.blocks[0].mlp.fc1.bias.add_(1)
+    torch.save(first.state_dict(), tmp_path / "signals.pt")
+    load_pretrained(second, tmp_path / "signals.pt")
+    assert torch.equal(second.blocks[0].mlp.fc1.bias, first.blocks[0].mlp.fc1.bias)
+    with pytest.raises(InputError, match=r"x_embedder\.proj\.weight has shape"):
+        load_pretrained(ours(), tmp_path / "signals.pt")
+
+
 def test_incomplete_weights_are_refused(tmp_path):
     whole = Pretrained(learn_sigma=False).state_dict()
     spoiled = {

@@ -25,6 +25,7 @@ from soflow.cli.train import train
 from soflow.errors import InputError, RunError
 from soflow.system import processes
 from soflow.system.logs import show_notes
+from soflow.system.memory import is_out_of_memory, out_of_memory
 from soflow.system.text import printable
 
 IMPORT = (
@@ -96,6 +97,10 @@ def run(arguments: Sequence[str]) -> int:
         return fail(str(error), 2)
     except RunError as error:
         return fail(str(error), 1)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return fail(f"{out_of_memory(error)}: free some, or lower this command's batch size", 1)
     except (KeyboardInterrupt, typer.Abort):
         return fail("interrupted", 130)
 

@@ -11,6 +11,7 @@ NFE = "Network evaluations per sample (default: 1; 64 after flow matching)."
 SAMPLER = "renoise, ode, euler or heun (default: what suits the objective)."
 LABELS = "Classes to draw in turn, by number or name: 0,1,2 (default: all)."
 DRAW = "balanced: all classes in turn; random: each drawn from (seed, i)."
+BATCH = "Samples drawn at once."
 SEED = "Sample i depends on the seed, i and its label alone."
 OUT = (
     "FILE.png, FILE.npz (arr_0: uint8 images, or vectors and signals in the data's own units; "
@@ -29,6 +30,7 @@ def sample(
     draw: Annotated[Literal["balanced", "random"], Option(help=DRAW)] = "balanced",
     seed: Annotated[int, Option(min=0, help=SEED)] = 0,
     weights: Annotated[Literal["ema", "raw"], Option(help="ema (averaged) or raw.")] = "ema",
+    batch: Annotated[int, Option(min=1, help=BATCH)] = 500,
     vae: Annotated[str, Option(help=VAE)] = "",
     out: Annotated[Path | None, Option(help=OUT)] = None,
 ) -> None:
@@ -37,7 +39,7 @@ def sample(
     from soflow.workflows.sample import SampleRequest, sample_to_file
 
     loaded = load(run, weights, vae=vae)
-    request = SampleRequest.of(loaded, num, labels, draw, sampler, nfe, seed)
+    request = SampleRequest.of(loaded, num, labels, draw, sampler, nfe, seed, batch)
     name = f"{loaded.checkpoint.path.name}-{request.sampler}-{request.nfe}-seed-{seed}.png"
     file = out or loaded.folder.samples / name
     if sample_to_file(loaded, request, file):

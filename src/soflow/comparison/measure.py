@@ -6,7 +6,6 @@ is one measurement. It prints "ready", reads a `Request` from stdin and prints a
 With "math" it uses plain attention, the only kind that objectives with a derivative can use.
 """
 
-import resource
 import sys
 import tempfile
 import time
@@ -16,6 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from statistics import median
 
+import psutil
 import torch
 from pydantic import JsonValue
 from torch import nn
@@ -121,8 +121,17 @@ def peak_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
     if status.is_file():  # Linux: its ru_maxrss starts with that of the parent process
-        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        (line,) = (
+            line
+            for line in status.read_text(encoding="utf-8").splitlines()
+            if line.startswith("VmHWM")
+        )
         return 1024 * int(line.split()[1])
+    try:
+        import resource
+    except ImportError:  # Windows, whose peak only psutil knows
+        memory = psutil.Process().memory_info()
+        return getattr(memory, "peak_wset", memory.rss)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -4,7 +4,7 @@ Every mistake becomes one InputError of one line.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -199,22 +199,28 @@ def explain(error: ValidationError, values: Values, within: tuple[str, ...] = ()
 def unknown_key(key: str, values: Values) -> str:
     """The message for a key that the configuration lacks: its new name, or the nearest key.
 
-    The keys of the chosen network and objective come first.
+    For a key of `network` or `objective`, it says what the chosen one has, nearest first.
     """
     for old, new in RENAMED.items():
         if key == old or key.startswith(f"{old}."):
             return f"unknown key {in_short(key)}: it is now {new}{key.removeprefix(old)}"
     section, _, setting = key.partition(".")
-    names = {}
-    for name, field in Config.model_fields.items():
-        if (chosen := chosen_from(field.metadata)) is None:
-            continue
-        names[name] = chosen.name(values.get(name))
-        others = [x for x in chosen.registry if setting in chosen.section(x).model_fields]
-        if name == section and others:
-            missing = f"{name}.name={names[name]} has no such key"
-            return f"unknown key {in_short(key)}: {missing}, only {' and '.join(others)}"
-    return f"unknown key {in_short(key)}{nearest(key, known_keys(names))}"
+    found = {name: chosen_from(field.metadata) for name, field in Config.model_fields.items()}
+    choices = {name: chosen for name, chosen in found.items() if chosen is not None}
+    names = {name: chosen.name(values.get(name)) for name, chosen in choices.items()}
+    known = known_keys(names)
+    own = [x for x in known if x.startswith(f"{section}.") and x != f"{section}.name"]
+    if section not in choices or not setting or not own:
+        return f"unknown key {in_short(key)}{nearest(key, known)}"
+    last = setting.split(".")[-1]
+    own.sort(key=lambda x: -SequenceMatcher(None, x.split(".")[-1], last).ratio())
+    chosen = choices[section]
+    others = [x for x in chosen.registry if setting in chosen.section(x).model_fields]
+    elsewhere = [x for x in known if x.split(".")[-1] == last and x not in own]
+    unlike = f", unlike {' and '.join(others)}" if others else ""
+    missing = f"{section}.name={names[section]} has no {shortened(setting)}{unlike}"
+    question = f"; did you mean {' or '.join(elsewhere[:3])}?" if elsewhere else ""
+    return f"unknown key {in_short(key)}: {missing}; it has {', '.join(own)}{question}"
 
 
 def fields(

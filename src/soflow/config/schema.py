@@ -10,6 +10,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 
 from soflow.config.sections import ChosenFrom, Section, key
 from soflow.networks import NETWORKS
+from soflow.networks.registry import fits, what_fits
 from soflow.objectives import OBJECTIVES
 from soflow.sampling import HEUN_STEPS, Sampler
 
@@ -43,7 +44,6 @@ class DataConfig(Section):
         "one sample's shape: [C, H, W] for images and latents, [C, L] for signals, [D] for "
         "vectors; -1: as the data have it",
         min_length=1,
-        max_length=3,
     )
     size: PositiveInt | None = key(None, "short for the shape [C, size, size]; crops images")
     range: AskedRange = key(
@@ -209,22 +209,26 @@ class Config(Section):
         """Rejects combinations that could only fail later, in the middle of a step."""
         network, objective = NETWORKS[self.network.name], OBJECTIVES[self.objective.name]
         data, chosen = self.data, f"network.name={self.network.name}"
-        vectors = len(data.shape) == 1
-        if getattr(network, "dimensions", len(data.shape)) != len(data.shape):
-            fitting = "mlp for vectors" if vectors else "dit or unet for images"
-            raise ValueError(f"{chosen} does not fit data.shape={list(data.shape)}: use {fitting}")
+        images = len(data.shape) == 3
+        if not fits(network, data.shape):
+            shape = f"data.shape={list(data.shape)}"
+            raise ValueError(f"{chosen} does not fit {shape}: use {what_fits()}")
         if not getattr(network, "takes_labels", True) and data.num_classes:
             raise ValueError(f"{chosen} takes no labels: set data.num_classes=0")
+        if data.augment and not images:
+            raise ValueError(
+                f"data.augment changes images [C, H, W], not {list(data.shape)}: set 0"
+            )
         if data.augment and not getattr(network, "takes_augment", False):
             raise ValueError(f"data.augment does not work with {chosen}: set network.name=unet")
-        if data.random_crop and len(data.shape) != 3:
+        if data.random_crop and not images:
             raise ValueError("data.random_crop crops images: set it to 0")
         if data.balance and not data.num_classes:
             raise ValueError("data.balance needs classes: set data.num_classes, or balance=false")
-        if data.flip and (vectors or data.source == "latents" or data.augment):
+        if data.flip and (not images or data.source == "latents" or data.augment):
             raise ValueError(
-                "data.flip mirrors images: vectors have no mirror image, soflow encode --flip "
-                "mirrors latents, and data.augment mirrors already: set data.flip=false"
+                "data.flip mirrors images: signals and vectors have no mirror image, soflow encode "
+                "--flip mirrors latents, and data.augment mirrors already: set data.flip=false"
             )
         if self.train.checkpoint_activations and getattr(objective, "forward_derivative", False):
             raise ValueError(

@@ -18,7 +18,7 @@ from torch.nn import functional
 SCALE_STD = 0.2  # of log2(scale)
 STRETCH_STD = 0.2  # of log2(stretch)
 STRETCH_ALONG_AXES = 0.5  # the share of stretches along the image's own axes
-SHIFT_STD = 0.125  # of the shift, in image widths
+SHIFT_STD = 0.125  # of the shift, in widths and heights of the image
 
 #: The 12-tap symlet low-pass filter. It is orthonormal: downsampling undoes upsampling.
 SYM6 = (
@@ -27,14 +27,17 @@ SYM6 = (
     -0.021060292512300564, 0.04472490177066578, 0.0017677118642428036, -0.007800708325034148,
 )  # fmt: skip
 
+REACH = len(SYM6) // 2  # half the length of the filter
+
 
 @dataclass(frozen=True)
 class AugmentPipe:
-    """Augments square images; p is the probability of each geometric change."""
+    """Augments images; p is the probability of each geometric change."""
 
     p: float
 
     num_labels = 6
+    least_side = REACH + 1  # of an image, whose edges are mirrored
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Draws changes (count, 6): flip (0 or 1), scale, stretch w, angle r, shifts in x and y.
@@ -65,21 +68,22 @@ class AugmentPipe:
         return torch.stack([flip, scale, w * r.cos(), w * r.sin(), shift_x, shift_y], dim=1)
 
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
-        """Applies changes (B, 6) to images (B, C, H, H)."""
+        """Applies changes (B, 6) to images (B, C, H, W)."""
         flip, geometry = draws[:, 0], draws[:, 1:]
         images = torch.where(flip[:, None, None, None] > 0, images.flip(3), images)
         changed = torch.cat([geometry[:, :2], geometry[:, 3:]], dim=1).any(dim=1)[
             :, None, None, None
         ]
-        return torch.where(changed, warp(images, inverse_map(geometry)), images)
+        height, width = images.shape[2:]
+        return torch.where(changed, warp(images, inverse_map(geometry, width / height)), images)
 
 
-def inverse_map(geometry: Tensor) -> Tensor:
+def inverse_map(geometry: Tensor, aspect: float = 1.0) -> Tensor:
     """Affine maps from output to input positions in [-1, 1]^2: (B, 5) -> (B, 2, 3).
 
     Forward, an image is scaled by 2^(0.2 scale), then stretched by 2^(0.2 w) along the angle r
     (counterclockwise) and shrunk as much across it, then shifted by 0.125 of its size times the
-    draw.
+    draw. `aspect` is the width of the images over their height.
     """
     scale, w, r, shift = geometry[:, 0], geometry[:, 1], geometry[:, 2], geometry[:, 3:5]
     cos, sin = r.cos(), r.sin()
@@ -87,6 +91,8 @@ def inverse_map(geometry: Tensor) -> Tensor:
     shrink = torch.exp2(torch.stack([-STRETCH_STD * w, STRETCH_STD * w], dim=1))
     stretch = turn @ torch.diag_embed(shrink) @ turn.mT
     linear = torch.exp2(-SCALE_STD * scale)[:, None, None] * stretch
+    linear[:, 0, 1] /= aspect  # from pixels to [-1, 1]^2
+    linear[:, 1, 0] *= aspect
     offset = -linear @ (2 * SHIFT_STD * shift)[:, :, None]
     return torch.cat([linear, offset], dim=2)
 
@@ -102,22 +108,23 @@ def warp(images: Tensor, inverse: Tensor) -> Tensor:
 
     It works at twice the resolution, and mirrors images beyond their edges.
     """
-    channels, size = images.shape[1], images.shape[-1]
+    channels, height, width = images.shape[1:]
     taps = filter_taps(images.dtype, images.device)
     kernel = taps.outer(taps).expand(channels, 1, -1, -1)
-    reach = len(SYM6) // 2  # half the length of the filter
-    lead = reach - 1  # taps before the position of a pixel
+    lead = REACH - 1  # taps before the position of a pixel
 
     # Fine sample i = 2 n + k - lead gets tap k of pixel n: 2 n and 2 n + 1 lie around pixel n.
-    padded = functional.pad(images, [reach] * 4, mode="reflect")
+    padded = functional.pad(images, [REACH] * 4, mode="reflect")
     fine = functional.conv_transpose2d(padded, 2 * kernel, stride=2, groups=channels)
-    first = 2 * reach + lead
-    fine = fine[:, :, first : first + 2 * size, first : first + 2 * size]
+    first = 2 * REACH + lead
+    fine = fine[:, :, first : first + 2 * height, first : first + 2 * width]
 
     # Fine samples of the output, from -lead to 2 size + lead: with the margin of downsampling.
-    samples = torch.arange(-lead, 2 * size + lead, device=images.device, dtype=images.dtype)
-    place = (samples + 0.5) / size - 1
-    y, x = torch.meshgrid(place, place, indexing="ij")
+    def places(size: int) -> Tensor:
+        samples = torch.arange(-lead, 2 * size + lead, device=images.device, dtype=images.dtype)
+        return (samples + 0.5) / size - 1
+
+    y, x = torch.meshgrid(places(height), places(width), indexing="ij")
     grid = torch.stack([x, y, torch.ones_like(x)], dim=-1) @ inverse.mT[:, None]  # (B, H', W', 2)
     fine = functional.grid_sample(fine, grid, padding_mode="reflection", align_corners=False)
     return functional.conv2d(fine, kernel / 2, stride=2, groups=channels)

@@ -80,7 +80,8 @@ class Batches:
         self.labels = None if dataset.labels is None else dataset.labels.to(self.device)
         self._epoch_order = lru_cache(maxsize=2)(self._make_epoch_order)
         rows: Rows = dataset.rows
-        self.resident = rows.dtype.itemsize * prod(rows.shape) <= RESIDENT
+        small = rows.dtype.itemsize * prod(rows.shape) <= RESIDENT
+        self.resident = small and not getattr(rows, "changing", False)
         if self.resident:
             whole = rows if isinstance(rows, Tensor) else rows[torch.arange(len(rows))]
             self.rows: Rows = whole.to(self.device)

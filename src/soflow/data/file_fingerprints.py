@@ -50,6 +50,11 @@ def file_of(name: str, stat: os.stat_result) -> File:
     return File(name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
 
 
+def last_change(file: File) -> int:
+    """When a file was last changed; on Windows `changed` is when it was made."""
+    return file.modified if os.name == "nt" else file.changed
+
+
 def fingerprint_of_folder(root: Path, files: Sequence[File], progress: Progress = track) -> str:
     """A fingerprint of the images below a folder.
 
@@ -83,8 +88,9 @@ def ends(path: str, size: int) -> int:
         if size <= 2 * ENDS or path.lower().endswith(PLAIN):
             return int(checksum(Path(path)), 16)
         with open(path, "rb", buffering=0) as stream:
-            both = (os.pread(stream.fileno(), ENDS, place) for place in (0, size - ENDS))
-            return int(checksum_of(both), 16)
+            first = stream.read(ENDS)
+            stream.seek(size - ENDS)
+            return int(checksum_of((first, stream.read(ENDS))), 16)
     except OSError:
         return -1
 
@@ -99,7 +105,7 @@ def remembered(place: Path, files: Sequence[File], find: Callable[[], str]) -> s
         if known is not None and known.stamp == stamp:
             return known.content
     content = find()
-    if max((file.changed for file in files), default=0) < time.time_ns() - SETTLED:
+    if max(map(last_change, files), default=0) < time.time_ns() - SETTLED:
         with suppress(RunError, OSError):  # without this cache the next run only takes longer
             kept.parent.mkdir(parents=True, exist_ok=True)
             Known(stamp=stamp, content=content).write(kept)

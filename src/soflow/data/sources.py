@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from soflow.config.schema import DataConfig
-from soflow.data import arrays, bundled, folder, huggingface, latents, tables  # registers them
+from soflow.data import arrays, bundled, folder, huggingface, latents, own, tables  # registers them
 from soflow.data.bundled import digits
 from soflow.data.dataset import Dataset
 from soflow.data.hub import BUILDERS
@@ -14,7 +14,7 @@ from soflow.errors import InputError
 
 __all__ = [
     "SOURCES", "arrays", "bundled", "digits", "find", "folder", "huggingface", "kind_of",
-    "latents", "load", "open_images", "resolved", "splits", "tables",
+    "latents", "load", "open_images", "own", "resolved", "splits", "tables",
 ]  # fmt: skip
 
 ARRAYS = (".npz", ".npy")

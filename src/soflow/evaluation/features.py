@@ -22,6 +22,7 @@ from soflow.evaluation.digits import load_digit_classifier
 from soflow.evaluation.inception import load_inception
 from soflow.evaluation.pictures import is_image, to_uint8
 from soflow.system.fingerprints import checksum, checksum_of
+from soflow.system.memory import out_of_memory_explained
 
 #: Where feature networks from files run, and where distances between points are computed.
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -64,7 +65,10 @@ class Features:
         """
         try:
             # One memory layout for all inputs: the last digits of sums depend on it.
-            returned = self.network(seen.clone(memory_format=torch.contiguous_format))
+            with out_of_memory_explained(f"the features '{self.name}' do not fit"):
+                returned = self.network(seen.clone(memory_format=torch.contiguous_format))
+        except RunError:
+            raise
         except (RuntimeError, ValueError, TypeError, IndexError, torch.jit.Error) as error:
             last = str(error).strip().splitlines()[-1:]  # TorchScript's own lines come first
             raise InputError(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from soflow.errors import InputError, first_line
+from soflow.system.packages import install
 
 #: sFID (arXiv 2103.03841) as ADM computes it: the first channels of a convolution's 17 x 17 output.
 SPATIAL_CHANNELS = 7
@@ -28,7 +29,7 @@ def load_inception(device: torch.device) -> Callable[[Tensor], tuple[Tensor, Ten
     except ImportError as error:
         missing = "torchvision" if "torchvision" in str(error) else "torch-fidelity"
         raise InputError(
-            f"the features 'inception' need {missing}: pip install 'soflow[eval]'; "
+            f"the features 'inception' need {missing}: {install('eval')}; "
             "figures by other features are not FID"
         ) from None
     except Exception as error:  # of a torchvision that was built for another torch

@@ -119,7 +119,7 @@ def sample_folder(path: Path) -> SampleSet:
             yield rows.permute(0, 3, 1, 2)
 
     file = path / "protocol.json"
-    text = file.read_text(errors="replace") if file.is_file() else "{}"
+    text = file.read_text("utf-8", "replace") if file.is_file() else "{}"
     protocol = parse_protocol(text, file, SampleProtocol)
     return SampleSet(path.resolve().name, shape, len(names), parts, None, protocol)
 

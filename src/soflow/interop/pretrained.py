@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from soflow.errors import InputError
-from soflow.interop.sizes import read_sizes
+from soflow.interop.sizes import grid_of, read_sizes
 from soflow.interop.weights import named_tensors, read_file, require_fit
 from soflow.networks.dit import DiT
 from soflow.networks.embeddings import frequencies
@@ -103,7 +103,7 @@ def as_ours(weights: dict[str, Tensor], network: DiT) -> tuple[dict[str, Tensor]
     # learn_sigma: the last layer of a DiT also returns a variance, as more channels of every pixel
     for name in ("final_layer.linear.weight", "final_layer.linear.bias"):
         if name in weights and list(weights[name].shape[:1]) == [2 * len(expected[name])]:
-            parts = weights[name].unflatten(0, (network.patch**2, -1))
+            parts = weights[name].unflatten(0, (network.patch ** len(network.grid), -1))
             weights[name] = parts[:, : network.channels].flatten(0, 1)
             if name.endswith("weight"):
                 notes.append("its learned variance is left out")
@@ -124,7 +124,9 @@ def as_ours(weights: dict[str, Tensor], network: DiT) -> tuple[dict[str, Tensor]
 
     positions = weights.get("pos_embed", expected["pos_embed"])
     like = expected["pos_embed"].shape
-    if positions.ndim == 3 and positions.shape[1] != like[1] and positions.shape[2] == like[2]:
+    fits = positions.ndim == 3 and positions.shape[2] == like[2]
+    ours = (None, network.grid)  # None: learned ones; another grid may have as many tokens
+    if fits and (positions.shape[1] != like[1] or grid_of(positions) not in ours):
         notes.append("it is of another image size: positions are computed for data.shape")
         positions = expected["pos_embed"]
     weights["pos_embed"] = positions

@@ -176,7 +176,8 @@ def contradictions(settings: Mapping[str, Any], sizes: Sizes, heads: int | None)
     side, data_size = sizes.shape[-1], settings.get("data_size")
     # in pixels, or in latents, which have an eighth of them
     if isinstance(data_size, int) and data_size not in (side, 8 * side):
-        notes.append(f"data_size is {data_size}, the weights are for samples of {side} x {side}")
+        sides = " x ".join(map(str, sizes.shape[1:]))
+        notes.append(f"data_size is {data_size}, the weights are for samples of {sides}")
     return notes
 
 

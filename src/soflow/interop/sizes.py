@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from math import isqrt
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from soflow.errors import InputError
+from soflow.networks.embeddings import grid_positions
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Sizes:
     """
 
     network: Mapping[str, Any]
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     num_classes: int
     augment_labels: int
 
@@ -52,32 +54,55 @@ def read_sizes(weights: Mapping[str, Tensor], what: str) -> Sizes:
 
 
 def dit_sizes(weights: Mapping[str, Tensor]) -> Sizes:
-    width, channels, patch, _ = weights["x_embedder.proj.weight"].shape
-    side = isqrt(weights["pos_embed"].shape[1]) * patch
+    width, channels, patch, *more = weights["x_embedder.proj.weight"].shape
+    positions = weights["pos_embed"]
+    grid = grid_of(positions) if more else (positions.shape[1],)
+    if grid is None:  # learned positions, which fit any grid
+        side = isqrt(positions.shape[1])
+        grid = (side, side)
     rows, _ = weights["y_embedder.embedding_table.weight"].shape
     hidden, _ = weights["blocks.0.mlp.fc1.weight"].shape
     depth = len(numbers(weights, r"blocks\.(\d+)\."))
     network = {"patch": patch, "width": width, "depth": depth, "mlp_ratio": hidden / width}
-    return Sizes({"name": "dit", **network}, (channels, side, side), rows - 1, augment_labels=0)
+    shape = (channels, *(side * patch for side in grid))
+    return Sizes({"name": "dit", **network}, shape, rows - 1, augment_labels=0)
+
+
+def grid_of(positions: Tensor) -> tuple[int, int] | None:
+    """The rows and columns of tokens whose fixed positions these are, if they are any.
+
+    Grids with equally many tokens differ in nothing else.
+    """
+    _, tokens, width = positions.shape
+    for rows in sorted(range(1, tokens + 1), key=lambda rows: abs(rows - isqrt(tokens))):
+        if tokens % rows == 0:
+            expected = grid_positions((rows, tokens // rows), width).to(positions)
+            if expected.shape == positions.shape and torch.allclose(expected, positions, atol=1e-2):
+                return rows, tokens // rows
+    return None
 
 
 def unet_sizes(weights: Mapping[str, Tensor]) -> Sizes:
-    sides = sorted(numbers(weights, r"enc\.(\d+)x"), reverse=True)
-    top = sides[0]
-    model_channels, channels, _, _ = weights[f"enc.{top}x{top}_conv.weight"].shape
+    found = {match[1] for name in weights if (match := re.match(r"enc\.(\d+x\d+)_", name))}
+    sizes = {level: tuple(map(int, level.split("x"))) for level in found}  # (H, W)
+    levels = sorted(sizes, key=lambda level: sizes[level], reverse=True)
+    top = levels[0]
+    model_channels, channels, _, _ = weights[f"enc.{top}_conv.weight"].shape
     embedding, frequencies = weights["map_layer0.weight"].shape
-    widths = [weights[f"enc.{side}x{side}_block0.conv1.weight"].shape[0] for side in sides]
+    widths = [weights[f"enc.{level}_block0.conv1.weight"].shape[0] for level in levels]
+    attention = [level for level in levels if f"enc.{level}_block0.qkv.weight" in weights]
     network = {
         "name": "unet",
         "model_channels": model_channels,
         "channel_mult": [width // model_channels for width in widths],
-        "blocks": len(numbers(weights, rf"enc\.{top}x{top}_block(\d+)\.")),
-        "attention": [side for side in sides if f"enc.{side}x{side}_block0.qkv.weight" in weights],
+        "blocks": len(numbers(weights, rf"enc\.{top}_block(\d+)\.")),
+        "attention": [min(sizes[level]) for level in attention],
         "channel_mult_noise": frequencies // 2 // model_channels,
         "channel_mult_emb": embedding // model_channels,
     }
     augment = weights["map_augment.weight"].shape[1] if "map_augment.weight" in weights else 0
-    return Sizes(network, (channels, top, top), num_classes=0, augment_labels=augment)
+    classes = weights["map_label.weight"].shape[1] if "map_label.weight" in weights else 0
+    return Sizes(network, (channels, *sizes[top]), num_classes=classes, augment_labels=augment)
 
 
 def numbers(weights: Mapping[str, Tensor], pattern: str) -> set[int]:

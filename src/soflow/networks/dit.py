@@ -1,22 +1,19 @@
 """The diffusion transformer with two times: F(x_t, t, s, y) from embeddings of t, t - s and y.
 
+A sample is cut into patches, each of which is a token: squares of an image, segments of a signal.
 Parameter names are those of the DiT family (arXiv 2212.09748), so its checkpoints load.
 Source: SoFlow (arXiv 2512.15657), the networks on ImageNet and their sizes.
 """
 
+from itertools import chain
 from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from soflow.networks.embeddings import (
-    LabelEmbedder,
-    TimeEmbedder,
-    channels_and_side,
-    grid_positions,
-)
-from soflow.networks.registry import NETWORKS
+from soflow.networks.embeddings import LabelEmbedder, TimeEmbedder, grid_positions
+from soflow.networks.registry import NETWORKS, require_fit
 from soflow.symbols import Labels, Times
 from soflow.system.registry import Setting
 
@@ -25,11 +22,12 @@ SIZES = {"B": (12, 768, 12), "M": (16, 1024, 16), "L": (24, 1024, 16), "XL": (28
 
 
 class PatchEmbedder(nn.Module):
-    """(B, C, H, W) -> (B, tokens, width), one token per patch."""
+    """(B, C, H, W) or (B, C, L) -> (B, tokens, width), one token per patch."""
 
-    def __init__(self, channels: int, width: int, patch: int) -> None:
+    def __init__(self, channels: int, width: int, patch: int, axes: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(channels, width, kernel_size=patch, stride=patch)
+        conv = nn.Conv2d if axes == 2 else nn.Conv1d
+        self.proj = conv(channels, width, kernel_size=patch, stride=patch)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(x).flatten(2).transpose(1, 2)
@@ -101,7 +99,7 @@ class Block(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """(B, tokens, width) -> (B, tokens, patch * patch * channels); zero at the start."""
+    """(B, tokens, width) -> (B, tokens, values of a patch); zero at the start."""
 
     def __init__(self, width: int, out: int) -> None:
         super().__init__()
@@ -116,24 +114,24 @@ class FinalLayer(nn.Module):
 
 @NETWORKS.register("dit")
 class DiT(nn.Module):
-    """F(x, t, s, labels): images or latents (B, C, H, H) -> same.
+    """F(x, t, s, labels): images or latents (B, C, H, W), or signals (B, C, L) -> same.
 
     Args:
-        shape: One sample's, (C, H, H).
+        shape: One sample's, (C, H, W) or (C, L). H and W, or L, must be multiples of `patch`.
         num_classes: 0 for a network without labels. The label `num_classes`, or labels=None,
             means "no condition".
 
     Raises:
-        ValueError: For images that are not square, or sizes that do not divide one another.
+        ValueError: For another shape, or sizes that do not divide one another.
     """
 
-    dimensions = 3
+    dimensions = (2, 3)
 
     def __init__(
         self,
         shape: tuple[int, ...],
         num_classes: int,
-        patch: Annotated[int, Setting("side of a patch, in pixels", gt=0)] = 2,
+        patch: Annotated[int, Setting("side of a patch, in pixels or values", gt=0)] = 2,
         width: Annotated[int, Setting("channels of a token", gt=0)] = 128,
         depth: Annotated[int, Setting("number of blocks", gt=0)] = 6,
         heads: Annotated[int, Setting("attention heads", gt=0)] = 4,
@@ -142,20 +140,29 @@ class DiT(nn.Module):
         ] = 4.0,
     ) -> None:
         super().__init__()
-        channels, size = channels_and_side(shape)
-        if size % patch:
-            raise ValueError(f"DiT: size {size} must be a multiple of patch {patch}")
-        for name, divisor in (("heads", heads), ("the four parts of a position", 4)):
+        require_fit(self, shape)
+        channels, *sizes = shape
+        for size in sizes:
+            if size % patch:
+                given = f"size {size} of data.shape={list(shape)}"
+                raise ValueError(
+                    f"DiT: {given} must be a multiple of patch {patch} (network.patch)"
+                )
+        axes = len(sizes)
+        for name, divisor in (("heads", heads), ("sines and cosines of positions", 2 * axes)):
             if width % divisor:
                 raise ValueError(f"DiT: width {width} must be a multiple of {divisor}, for {name}")
-        self.size, self.channels, self.patch, self.heads = size, channels, patch, heads
-        self.x_embedder = PatchEmbedder(channels, width, patch)
+        self.channels, self.patch, self.heads = channels, patch, heads
+        self.grid = tuple(
+            size // patch for size in sizes
+        )  # (rows, columns) of tokens, or (length,)
+        self.x_embedder = PatchEmbedder(channels, width, patch, axes)
         self.t_embedder = TimeEmbedder(width)
         self.s_embedder = TimeEmbedder(width)  # embeds t - s; named as in the reference checkpoints
         self.y_embedder = LabelEmbedder(num_classes, width)
-        self.pos_embed = nn.Parameter(grid_positions(size // patch, width), requires_grad=False)
+        self.pos_embed = nn.Parameter(grid_positions(self.grid, width), requires_grad=False)
         self.blocks = nn.ModuleList([Block(width, heads, mlp_ratio) for _ in range(depth)])
-        self.final_layer = FinalLayer(width, patch * patch * channels)
+        self.final_layer = FinalLayer(width, patch**axes * channels)
         self.initialize()
 
     def initialize(self) -> None:
@@ -186,7 +193,10 @@ class DiT(nn.Module):
         return self.unpatchify(self.final_layer(x, condition))
 
     def unpatchify(self, x: Tensor) -> Tensor:
-        """(B, tokens, patch * patch * channels) -> (B, channels, size, size)."""
-        side = self.size // self.patch
-        x = x.unflatten(1, (side, side)).unflatten(-1, (self.patch, self.patch, self.channels))
-        return x.permute(0, 5, 1, 3, 2, 4).reshape(-1, self.channels, self.size, self.size)
+        """(B, tokens, values of a patch) -> (B, C, H, W) or (B, C, L)."""
+        axes = len(self.grid)
+        x = x.unflatten(1, self.grid).unflatten(-1, (*[self.patch] * axes, self.channels))
+        # (B, *grid, *patch, C) -> (B, C, rows, patch, columns, patch)
+        pairs = chain.from_iterable((1 + axis, 1 + axes + axis) for axis in range(axes))
+        sizes = [side * self.patch for side in self.grid]
+        return x.permute(0, 2 * axes + 1, *pairs).reshape(-1, self.channels, *sizes)

@@ -1,6 +1,7 @@
 """Embeddings of times, labels and positions. Times enter unscaled, in [0, 1]."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,17 +24,21 @@ def sinusoidal(t: Times, size: int) -> Tensor:
     return torch.cat([torch.cos(angles), torch.sin(angles)], dim=1)
 
 
-def grid_positions(side: int, size: int) -> Tensor:
-    """Fixed sin-cos positions of a square grid of tokens, row by row: (1, side * side, size).
+def grid_positions(grid: Sequence[int], size: int) -> Tensor:
+    """Fixed sin-cos positions of a grid of tokens, row by row: (1, tokens, size).
 
-    The first half of the channels encodes the column, the second the row, each as [sin, cos] of
-    `size / 4` frequencies.
+    Args:
+        grid: (rows, columns), or (length,) for a line of tokens.
+        size: Channels. The first half encodes the column, the second the row, each as [sin, cos] of
+            `size / 4` frequencies. On a line all of them encode the place, in `size / 2`
+            frequencies.
     """
-    rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
-    exponent = torch.arange(size // 4, dtype=torch.float64) / (size // 4)
+    count = size // (2 * len(grid))
+    exponent = torch.arange(count, dtype=torch.float64) / count
     frequencies = torch.exp(-math.log(MAX_PERIOD) * exponent)
+    places = torch.meshgrid(*map(torch.arange, grid), indexing="ij")
     parts = []
-    for place in (columns, rows):
+    for place in reversed(places):
         angles = place.reshape(-1, 1) * frequencies
         parts += [torch.sin(angles), torch.cos(angles)]
     return torch.cat(parts, dim=1).float()[None]
@@ -66,16 +71,5 @@ class LabelEmbedder(nn.Module):
         """Rows of the table; `labels=None` means the null label for every row of `like`."""
         if labels is None:
             null = self.num_classes
-            labels = torch.full((len(like),), null, dtype=torch.long, device=like.device)
+            labels = torch.full(like.shape[:1], null, dtype=torch.long, device=like.device)
         return self.embedding_table(labels)
-
-
-def channels_and_side(shape: tuple[int, ...]) -> tuple[int, int]:
-    """C and H of images (C, H, H).
-
-    Raises:
-        ValueError: For any other shape.
-    """
-    if len(shape) != 3 or shape[1] != shape[2]:
-        raise ValueError(f"data.shape is {list(shape)}: images must be square, [C, H, H]")
-    return shape[0], shape[1]

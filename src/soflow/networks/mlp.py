@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from soflow.networks.embeddings import LabelEmbedder, TimeEmbedder
-from soflow.networks.registry import NETWORKS
+from soflow.networks.registry import NETWORKS, require_fit
 from soflow.symbols import Labels, Times
 from soflow.system.registry import Setting
 
@@ -34,9 +34,14 @@ class ResidualBlock(nn.Module):
 class MLP(nn.Module):
     """F(x, t, s, labels): vectors (B, D) -> same.
 
+    Samples keep noise in some directions if `width` is less than D, since F then has rank `width`.
+
     Args:
         shape: One sample's, (D,).
         num_classes: 0 for a network without labels.
+
+    Raises:
+        ValueError: For another shape.
     """
 
     dimensions = 1
@@ -45,10 +50,13 @@ class MLP(nn.Module):
         self,
         shape: tuple[int, ...],
         num_classes: int = 0,
-        width: Annotated[int, Setting("width of the residual stream", gt=0)] = 128,
+        width: Annotated[
+            int, Setting("width of the residual stream; at least the D of data.shape", gt=0)
+        ] = 128,
         depth: Annotated[int, Setting("number of residual blocks", gt=0)] = 4,
     ) -> None:
         super().__init__()
+        require_fit(self, shape)
         (dimensions,) = shape
         self.x_embedder = nn.Linear(dimensions, width)
         self.t_embedder = TimeEmbedder(width)

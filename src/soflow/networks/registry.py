@@ -4,12 +4,15 @@ A network is an `nn.Module` whose constructor takes `shape` (one sample's), `num
 labels) and, if it wants them, `augment_labels` (how many augmentation labels a sample has). All
 other constructor parameters are settings. Class attributes, all optional:
 
-    dimensions: int        how many dimensions a sample must have: 1 for vectors, 3 for images
+    dimensions             how many dimensions a sample must have: 1 for vectors [D], 2 for signals
+                           [C, L], 3 for images [C, H, W]; several as a tuple (default: any)
     takes_labels: bool     whether it takes class labels (default True)
     takes_augment: bool    whether it takes augmentation labels (default False)
 
 A module marked `repeated = True` is one of many alike: it is compiled and sharded on its own.
 """
+
+from collections.abc import Sequence
 
 from torch import nn
 
@@ -17,3 +20,25 @@ from soflow.system.registry import Registry
 
 #: Every network by the name that a configuration gives it.
 NETWORKS: Registry[type[nn.Module]] = Registry("network")
+
+#: What samples are called by their number of dimensions.
+KINDS = {1: "vectors [D]", 2: "signals [C, L]", 3: "images [C, H, W]"}
+
+
+def fits(network: object, shape: Sequence[int]) -> bool:
+    """Whether a network, or its class, takes samples with as many dimensions."""
+    dimensions = getattr(network, "dimensions", len(shape))
+    return len(shape) in (dimensions if isinstance(dimensions, tuple) else (dimensions,))
+
+
+def what_fits() -> str:
+    """The networks for each kind of samples, in words."""
+    found = {kind: [x for x in NETWORKS if fits(NETWORKS[x], [1] * n)] for n, kind in KINDS.items()}
+    return ", ".join(f"{' or '.join(names)} for {kind}" for kind, names in found.items() if names)
+
+
+def require_fit(network: nn.Module, shape: Sequence[int]) -> None:
+    """Raises ValueError, with the networks that fit, for samples of other dimensions."""
+    if not fits(network, shape):
+        name = type(network).__name__
+        raise ValueError(f"{name} does not fit data.shape={list(shape)}: use {what_fits()}")

@@ -1,4 +1,4 @@
-"""EDM's DDPM++ UNet with two times: F(x_t, t, s) from embeddings of t, t - s and augmentation.
+"""EDM's DDPM++ UNet with two times: F(x_t, t, s, y) from embeddings of t, t - s, y, augmentation.
 
 Layout, names and initialization follow EDM (arXiv 2206.00364), so checkpoints in its layout load.
 Source: SoFlow (arXiv 2512.15657), the network on CIFAR-10.
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from soflow.networks.embeddings import MAX_PERIOD, channels_and_side
-from soflow.networks.registry import NETWORKS
-from soflow.symbols import Times
+from soflow.networks.embeddings import MAX_PERIOD
+from soflow.networks.registry import NETWORKS, require_fit
+from soflow.symbols import Labels, Times
 from soflow.system.registry import Setting
 
 #: The smooth filter of up- and downsampling, along each axis.
@@ -132,20 +132,33 @@ class UNetBlock(nn.Module):
         return out[:, 0].transpose(1, 2).unflatten(2, size).to(qkv.dtype).contiguous()
 
 
+class LabelMap(nn.Linear):
+    """A linear map of sqrt(num_classes) onehot(label), as in EDM: (B,) -> (B, out).
+
+    The null label is a vector of zeros, as where EDM drops a label. So it has no weights of its own
+    and shares the bias.
+    """
+
+    def forward(self, input: Labels) -> Tensor:
+        rows = functional.pad(self.weight.mT, (0, 0, 0, 1))  # (num_classes + 1, out), the last zero
+        return sqrt(self.in_features) * functional.embedding(input, rows) + self.bias
+
+
 @NETWORKS.register("unet")
 class UNet(nn.Module):
-    """F(x, t, s, augment): images (B, C, H, H) -> same; unconditional.
+    """F(x, t, s, labels, augment): images or latents (B, C, H, W) -> same.
 
     Args:
-        shape: One sample's, (C, H, H); H must be a multiple of 2^(levels - 1).
+        shape: One sample's, (C, H, W); H and W must be multiples of 2^(levels - 1).
         augment_labels: The number of augmentation labels per sample.
+        num_classes: 0 for a network without labels. The label `num_classes`, or labels=None,
+            means "no condition".
 
     Raises:
-        ValueError: For images that are not square, or that cannot be halved often enough.
+        ValueError: For another shape, or sizes that cannot be halved often enough.
     """
 
     dimensions = 3
-    takes_labels = False
     takes_augment = True
 
     def __init__(
@@ -156,7 +169,9 @@ class UNet(nn.Module):
             tuple[int, ...], Setting("width of each level, in units of model_channels", gt=0)
         ] = (2, 2, 2),
         blocks: Annotated[int, Setting("residual blocks per level", gt=0)] = 4,
-        attention: Annotated[tuple[int, ...], Setting("resolutions with attention", gt=0)] = (16,),
+        attention: Annotated[
+            tuple[int, ...], Setting("levels with attention, by their shorter side", gt=0)
+        ] = (16,),
         dropout: Annotated[float, Setting("dropout inside residual blocks", ge=0, lt=1)] = 0.3,
         channel_mult_noise: Annotated[
             int, Setting("frequencies of t and of t - s, in units of model_channels", gt=0)
@@ -165,14 +180,24 @@ class UNet(nn.Module):
             int, Setting("width of the embedding, in units of model_channels", gt=0)
         ] = 4,
         augment_labels: int = 0,
+        num_classes: int = 0,
     ) -> None:
         super().__init__()
-        channels, size = channels_and_side(shape)
-        if size % 2 ** (len(channel_mult) - 1):
-            raise ValueError(f"UNet: size {size} cannot be halved {len(channel_mult) - 1} times")
+        require_fit(self, shape)
+        channels, *sides = shape
+        halvings = len(channel_mult) - 1
+        for side in sides:
+            if side % 2**halvings:
+                given = f"size {side} of data.shape={list(shape)}"
+                raise ValueError(
+                    f"UNet: {given} must be a multiple of {2**halvings}, to be halved {halvings} "
+                    "times (network.channel_mult)"
+                )
         self.frequency_size = model_channels * channel_mult_noise
         embedding = model_channels * channel_mult_emb
-        self.map_augment = None
+        self.map_label = self.map_augment = None
+        if num_classes:
+            self.map_label = LabelMap(num_classes, 2 * self.frequency_size)
         if augment_labels:
             self.map_augment = nn.Linear(augment_labels, 2 * self.frequency_size, bias=False)
         self.map_layer0 = nn.Linear(2 * self.frequency_size, embedding)
@@ -184,32 +209,36 @@ class UNet(nn.Module):
             return UNetBlock(inputs, out, embedding, dropout, resample, attend)
 
         # Encoder, from the top: every module's output is kept for the decoder.
-        levels = [(size >> i, model_channels * mult) for i, mult in enumerate(channel_mult)]
-        self.enc = nn.ModuleDict({f"{size}x{size}_conv": Conv(channels, model_channels, 3)})
+        levels = []
+        for i, mult in enumerate(channel_mult):
+            size = [side >> i for side in sides]
+            levels.append(("x".join(map(str, size)), model_channels * mult, min(size) in attention))
+        top = "x".join(map(str, sides))
+        self.enc = nn.ModuleDict({f"{top}_conv": Conv(channels, model_channels, 3)})
         width, skips = model_channels, [model_channels]
-        for i, (r, out) in enumerate(levels):
+        for i, (level, out, attend) in enumerate(levels):
             if i > 0:
-                self.enc[f"{r}x{r}_down"] = block(width, width, resample="down")
+                self.enc[f"{level}_down"] = block(width, width, resample="down")
                 skips.append(width)
             for n in range(blocks):
-                self.enc[f"{r}x{r}_block{n}"] = block(width, out, attend=r in attention)
+                self.enc[f"{level}_block{n}"] = block(width, out, attend=attend)
                 width = out
                 skips.append(width)
 
         # Decoder, from the bottom: each numbered block also takes the last unused encoder output.
         self.dec = nn.ModuleDict()
-        for i, (r, out) in reversed(list(enumerate(levels))):
+        for i, (level, out, attend) in reversed(list(enumerate(levels))):
             if i == len(levels) - 1:
-                self.dec[f"{r}x{r}_in0"] = block(width, width, attend=True)
-                self.dec[f"{r}x{r}_in1"] = block(width, width)
+                self.dec[f"{level}_in0"] = block(width, width, attend=True)
+                self.dec[f"{level}_in1"] = block(width, width)
             else:
-                self.dec[f"{r}x{r}_up"] = block(width, width, resample="up")
+                self.dec[f"{level}_up"] = block(width, width, resample="up")
             for n in range(blocks + 1):
-                attend = r in attention and n == blocks
-                self.dec[f"{r}x{r}_block{n}"] = block(width + skips.pop(), out, attend=attend)
+                inputs, last = width + skips.pop(), n == blocks
+                self.dec[f"{level}_block{n}"] = block(inputs, out, attend=attend and last)
                 width = out
-        self.dec[f"{size}x{size}_aux_norm"] = group_norm(width)
-        self.dec[f"{size}x{size}_aux_conv"] = Conv(width, channels, 3)
+        self.dec[f"{top}_aux_norm"] = group_norm(width)
+        self.dec[f"{top}_aux_conv"] = Conv(width, channels, 3)
         self.initialize()
 
     def initialize(self) -> None:
@@ -225,21 +254,29 @@ class UNet(nn.Module):
                     elif name.endswith("qkv"):
                         module.weight *= sqrt(0.2)
 
-    def embed(self, t: Times, s: Times, augment: Tensor | None) -> Tensor:
-        """The embedding of times and augmentation labels that every block gets: (B, embedding)."""
+    def embed(self, t: Times, s: Times, labels: Labels | None, augment: Tensor | None) -> Tensor:
+        """The embedding of times and labels that every block gets: (B, embedding)."""
         embedding = torch.cat(
             [frequencies(time, self.frequency_size) for time in (t, t - s)], dim=1
         )
+        if self.map_label is not None:
+            null = torch.full_like(t, self.map_label.in_features, dtype=torch.long)
+            embedding = embedding + self.map_label(null if labels is None else labels)
         if self.map_augment is not None and augment is not None:
             embedding = embedding + self.map_augment(augment)
         return functional.silu(self.map_layer1(functional.silu(self.map_layer0(embedding))))
 
     def forward(
-        self, x: Tensor, t: Times, s: Times, labels: None = None, augment: Tensor | None = None
+        self,
+        x: Tensor,
+        t: Times,
+        s: Times,
+        labels: Labels | None = None,
+        augment: Tensor | None = None,
     ) -> Tensor:
-        assert labels is None, "this UNet takes no class labels"
+        assert labels is None or self.map_label is not None, "this UNet has no classes"
         with torch.autocast(x.device.type, enabled=False):
-            embedding = self.embed(t, s, augment)
+            embedding = self.embed(t, s, labels, augment)
 
         skips = []
         for module in self.enc.values():

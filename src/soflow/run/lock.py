@@ -55,6 +55,6 @@ def only_trainer_of(folder: Path) -> Iterator[None]:
 
 def name_in(owner: Path) -> str:
     try:
-        return owner.read_text()[:200].strip() or "another process"
+        return owner.read_text(encoding="utf-8")[:200].strip() or "another process"
     except (OSError, UnicodeDecodeError):
         return "another process"

@@ -26,7 +26,7 @@ def read_metrics(file: Path) -> list[dict[str, float]]:
 
 def read_lines(file: Path) -> list[MetricsLine]:
     lines = []
-    for text in file.read_text(errors="replace").splitlines() if file.is_file() else []:
+    for text in file.read_text("utf-8", "replace").splitlines() if file.is_file() else []:
         try:
             lines.append(MetricsLine.model_validate_json(text))
         except ValidationError:

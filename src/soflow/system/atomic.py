@@ -13,6 +13,8 @@ from typing import BinaryIO
 from soflow.errors import InputError, RunError
 from soflow.system.fingerprints import checksum
 
+#: Errors of file systems that flush no folders, such as some on a network.
+NOT_FLUSHED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 #: Seconds after which a half-written file belongs to no running process.
 OLD = 86_400
 
@@ -120,12 +122,15 @@ def new_file(file: Path) -> Iterator[Summed]:
 
 
 def flush_folder(folder: Path) -> None:
-    """Flushes what was renamed or removed in a folder to disk."""
+    """Flushes what was renamed or removed in a folder to disk, on systems that can do so."""
     if os.name == "nt":  # folders cannot be opened there
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NOT_FLUSHED:
+            raise
     finally:
         os.close(descriptor)
 

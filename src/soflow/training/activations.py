@@ -18,7 +18,7 @@ def checkpoint_blocks(network: nn.Module) -> None:
     Raises:
         InputError: If the network marks no module as repeated.
     """
-    blocks = [module for module in network.modules() if getattr(module, "repeated", False)]
+    blocks = repeated_blocks(network)
     if not blocks:
         raise InputError(
             f"train.checkpoint_activations=true: {type(network).__name__} marks no module as "
@@ -28,3 +28,8 @@ def checkpoint_blocks(network: nn.Module) -> None:
         # A module is called through this attribute if it is set, as Module.compile does.
         inner = block._compiled_call_impl or block._call_impl
         block._compiled_call_impl = partial(checkpoint, inner, use_reentrant=False)
+
+
+def repeated_blocks(network: nn.Module) -> list[nn.Module]:
+    """The modules that a network marks as repeated."""
+    return [module for module in network.modules() if getattr(module, "repeated", False)]

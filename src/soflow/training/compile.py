@@ -14,6 +14,8 @@ import torch
 from torch import nn
 
 from soflow.errors import InputError
+from soflow.system.memory import is_out_of_memory
+from soflow.training.activations import repeated_blocks
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -40,7 +42,7 @@ def settings() -> dict[str, Any]:
 
 def compile_blocks(network: nn.Module) -> None:
     """Compiles the network's blocks, each at its first call. Raises InputError if it has none."""
-    blocks = [module for module in network.modules() if getattr(module, "repeated", False)]
+    blocks = repeated_blocks(network)
     if not blocks:
         raise InputError(
             f"compile=true: {type(network).__name__} marks no module as repeated; use compile=false"
@@ -64,6 +66,8 @@ def compile_errors_explained() -> Iterator[None]:
         yield
     except RuntimeError as error:
         cause = getattr(error, "inner_exception", error)  # of torch._dynamo's BackendCompilerFailed
+        if is_out_of_memory(cause):
+            raise cause from None
         if cause is error and type(error).__module__ != "torch._inductor.exc":
             raise
         reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)

@@ -1,11 +1,13 @@
 """The exponential moving average of the weights, which is what gets sampled from."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from soflow.config.schema import EmaConfig
+from soflow.errors import InputError
+from soflow.system.devices import has_float64
 from soflow.training.distributed import full_tensor, local_shard, shard_like
 
 
@@ -21,6 +23,8 @@ class Ema:
         self.config = config
         self.dtype = torch.float64 if config.float64 else torch.float32
         self.trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
+        if config.float64:
+            require_float64({p.device for p in self.trained.values()})
         self.average = {
             name: p.detach().to(self.dtype, copy=True) for name, p in self.trained.items()
         }
@@ -60,3 +64,12 @@ class Ema:
             if found != expected:
                 raise ValueError(f"the average of {name} is {found}, not {expected}")
             average.copy_(shard_like(state[name], average))
+
+
+def require_float64(devices: Iterable[torch.device]) -> None:
+    """Raises InputError if one of the devices computes no float64, as Apple's do not."""
+    for device in devices:
+        if not has_float64(device):
+            raise InputError(
+                f"ema.float64=true: the device {device} has no float64; set ema.float64=false"
+            )

@@ -10,9 +10,12 @@ from torch import Tensor
 
 from soflow.errors import InputError, RunError
 from soflow.run.checkpoint import TrainState
+from soflow.system.memory import out_of_memory_explained
 
 log = logging.getLogger(__name__)
 
+#: What to do if there is no memory for samples.
+ROOM = "leave room beside training by a larger train.accumulate or a smaller train.batch_size"
 #: Called when a sample grid is due, with the state, the averaged weights and the device.
 Watch = Callable[[TrainState, dict[str, Tensor], torch.device], None]
 #: Called when an evaluation is due, with the averaged weights and the device. Returns figures by
@@ -24,7 +27,8 @@ Measure = Callable[[dict[str, Tensor], torch.device], dict[str, float]]
 def may_fail(what: str, step: int) -> Iterator[None]:
     """Training goes on without an evaluation or a sample grid that fails."""
     try:
-        yield
+        with out_of_memory_explained(ROOM):
+            yield
     except (InputError, RunError, OSError) as error:
         log.warning(f"step {step} has no {what}: {error}")
 

@@ -8,12 +8,40 @@ from dataclasses import dataclass
 from types import FrameType
 
 
-class Stopped(Exception):
-    """A signal stopped the run, with a checkpoint written."""
+class Stopped(BaseException):
+    """A signal stopped the run, with a checkpoint written.
 
-    def __init__(self, signum: int) -> None:
-        super().__init__(signal.Signals(signum).name)
-        self.signum = signum
+    It is raised as what Python has for the signal, so that a program ends as it would without
+    soflow. A sweep that continues after every `Exception` ends, too.
+    """
+
+    signum: int
+
+
+class Interrupted(Stopped, KeyboardInterrupt):
+    """Ctrl-C: a `KeyboardInterrupt`, with a checkpoint written."""
+
+    signum = signal.SIGINT
+
+
+class Terminated(Stopped, SystemExit):
+    """SIGTERM: a `SystemExit` with status 143, with a checkpoint written."""
+
+    signum = signal.SIGTERM
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message, self.code = message, 128 + self.signum
+
+    def __str__(self) -> str:
+        return self.message
+
+
+def stopped_by(signum: int, where: str) -> Stopped:
+    """What to raise after a signal. where: the run folder, for the message."""
+    kind = Interrupted if signum == signal.SIGINT else Terminated
+    name = signal.Signals(signum).name
+    return kind(f"{name}: a checkpoint is written in {where}; the same call resumes from it")
 
 
 class CutShort(BaseException):

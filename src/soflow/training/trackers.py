@@ -8,6 +8,7 @@ from accelerate import Accelerator
 
 from soflow.errors import InputError
 from soflow.run.metrics import MetricsLine
+from soflow.system.packages import install
 from soflow.training.metrics import figures_of
 
 log = logging.getLogger(__name__)
@@ -18,7 +19,7 @@ def require_trackers(names: tuple[str, ...]) -> None:
     for name in names:
         if find_spec(name) is None:
             raise InputError(
-                f"train.trackers names {name}, which is not installed: pip install 'soflow[track]'"
+                f"train.trackers names {name}, which is not installed: {install('track')}"
             )
 
 

@@ -22,6 +22,7 @@ from soflow.run.checkpoint_manager import CheckpointManager
 from soflow.run.folder import RunFolder
 from soflow.run.metrics import forget_metrics_after
 from soflow.solution import FlowModel
+from soflow.system.memory import out_of_memory_explained
 from soflow.system.progress import Progress, Task
 from soflow.training.compile import compile_errors_explained
 from soflow.training.distributed import (
@@ -35,12 +36,13 @@ from soflow.training.distributed import (
 from soflow.training.ema import Ema
 from soflow.training.looks import Measure, Watch, keep_best, look
 from soflow.training.loss_module import LossModule, prepared
+from soflow.training.memory import TOO_LARGE, memory_advice
 from soflow.training.metrics import add_means, progress_text, summary, take_line
 from soflow.training.nonfinite import NonFinite
 from soflow.training.optimizers import learning_rate, make_optimizer
 from soflow.training.precision import float32_products
 from soflow.training.schedule import Schedule
-from soflow.training.signals import Stopped, StopRequest, stop_request
+from soflow.training.signals import StopRequest, stop_request, stopped_by
 from soflow.training.step import TrainStep, Unread, are_finite
 from soflow.training.trackers import Trackers
 
@@ -67,6 +69,7 @@ class Trainer:
         self.watch, self.measure = watch, measure
         self.schedule = Schedule(config, has_measure=measure is not None)
         self.network = model.net
+        self.memory_advice = memory_advice(config, self.network)
         self.state = TrainState()
         self.unread: list[Unread] = []  # steps whose numbers are still on the device
         self.shown = ""  # loss and speed when they were last read
@@ -101,9 +104,10 @@ class Trainer:
             return
         log.info(f"resuming from {checkpoint.path}")
         try:
-            load_network(self.network, checkpoint.weights("raw"))
-            self.ema.load_state_dict(checkpoint.weights("ema"))
-            load_optimizer(self.optimizer, checkpoint.optimizer_state())
+            with out_of_memory_explained(TOO_LARGE):
+                load_network(self.network, checkpoint.weights("raw"))
+                self.ema.load_state_dict(checkpoint.weights("ema"))
+                load_optimizer(self.optimizer, checkpoint.optimizer_state())
         except RunError:
             raise
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
@@ -116,7 +120,7 @@ class Trainer:
         """Trains to the last step.
 
         Raises:
-            Stopped: After a signal, with a checkpoint written.
+            Stopped: After a signal, with a checkpoint written; see signals.py.
             RunError: If numbers are not finite, or a checkpoint cannot be written.
         """
         steps, state = self.config.train.steps, self.state
@@ -137,7 +141,7 @@ class Trainer:
                 if stop is not None and (state.due or state.step < steps):
                     # Inside stop_request, so that another signal does not cost this checkpoint.
                     self.save(last_chance=True)
-                    raise Stopped(stop)
+                    raise stopped_by(stop, str(self.folder.path))
 
     def timed_step(self) -> None:
         """Does one step, and counts it in the state.
@@ -145,7 +149,11 @@ class Trainer:
         A GPU goes on computing meanwhile: its numbers are read when something is due.
         """
         start, tf32 = time.perf_counter(), "tf32" in self.config.precision
-        with compile_errors_explained(), float32_products(tf32, self.device):
+        with (
+            out_of_memory_explained(self.memory_advice),
+            compile_errors_explained(),
+            float32_products(tf32, self.device),
+        ):
             self.unread.append(self.train_step(self.state.step))
         self.state.step += 1
         self.state.due = True

@@ -2,8 +2,10 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from soflow.config import Config
+from soflow.data import own
 from soflow.errors import InputError
 from soflow.evaluation.evaluate import EvaluationSettings, evaluate_sample_set
 from soflow.evaluation.evaluate import evaluate as evaluate_models
@@ -11,15 +13,19 @@ from soflow.evaluation.features import NAMES
 from soflow.evaluation.record import Evaluation
 from soflow.evaluation.references import make_sample_scoring, make_scoring
 from soflow.evaluation.sample_set import open_samples
-from soflow.run.folder import RunFolder, evaluation_file
+from soflow.run.folder import RunFolder, evaluation_file, find_run
 from soflow.sampling import Sampler
 from soflow.system.logs import show_notes
+from soflow.system.memory import out_of_memory_explained
 from soflow.system.progress import Progress, track
 from soflow.workflows.load import Run, load
 
 
 def evaluate(
-    run: str | Path | Run, settings: EvaluationSettings | None = None, progress: Progress = track
+    run: str | Path | Run,
+    settings: EvaluationSettings | None = None,
+    progress: Progress = track,
+    data: Any = None,
 ) -> Evaluation:
     """Evaluates a run.
 
@@ -27,6 +33,7 @@ def evaluate(
         run: Its folder, a checkpoint in it, or a loaded run, with the weights it has.
         settings: What to evaluate, and against what.
         progress: Shows how much is done.
+        data: What the run was trained on, if that was given in Python.
 
     Returns:
         The figures with their protocol. `write_evaluation` writes them into the run's folder.
@@ -36,6 +43,10 @@ def evaluate(
         RunError: If the checkpoint is damaged, or a sample holds NaN or infinity.
     """
     settings = settings or EvaluationSettings()
+    if data is not None:
+        config = run.config if isinstance(run, Run) else find_run(Path(run))[0].read_config()
+        with own.given(data, config):
+            return evaluate(run, settings, progress)
     if progress is track:
         show_notes()
     if isinstance(run, Run):
@@ -53,9 +64,10 @@ def evaluate(
     scoring = make_scoring(config, first.encoder, decode, features, reference, settings.baseline)
     nfe, num = settings.nfe or tuple(defaults.nfe), settings.num or defaults.num
     models = {name: one.model for name, one in loaded.items()}
-    found = evaluate_models(
-        models, samplers, scoring, replace(settings, nfe=nfe, num=num), first.device, progress
-    )
+    settings = replace(settings, nfe=nfe, num=num)
+    advice = f"draw fewer samples at once, --batch (now {settings.batch}), or fewer in all, --num"
+    with out_of_memory_explained(advice):
+        found = evaluate_models(models, samplers, scoring, settings, first.device, progress)
     return found.model_copy(update={"checkpoint": first.checkpoint.path.name})
 
 

@@ -1,23 +1,30 @@
-"""The classes of samples, by name or number: "cat,dog" or "3,7"."""
+"""The classes of samples, by name or number: "cat,dog", "3,7", ["cat", 7]."""
 
 from collections.abc import Sequence
 from difflib import get_close_matches
+from operator import index
+from typing import Any, TypeAlias
 from unicodedata import normalize
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from soflow.errors import InputError
+from soflow.errors import InputError, in_short
+
+#: A text of names or numbers, or a collection of them.
+Classes: TypeAlias = str | int | Sequence[str | int | None] | np.ndarray | Tensor
 
 
-def labels_in_turn(text: str, num: int, names: Sequence[str]) -> Tensor:
-    """Labels of `num` samples, (num,): the classes that a text lists, in turn.
+def labels_in_turn(classes: Classes, num: int, names: Sequence[str]) -> Tensor:
+    """Labels of `num` samples, (num,): the classes that are listed, in turn.
 
     Names match as they are spelled, or else in any case; other words may be numbers. Names may
-    contain commas: the longest name at each place counts.
+    contain commas: in a text the longest name at each place counts.
 
     Args:
-        text: Names or numbers of classes, separated by commas.
+        classes: Names or numbers of classes: a text with commas, or a list, an array or a tensor.
+            In a list, None and -1 mean no class.
         num: The number of samples.
         names: The names of all classes.
 
@@ -25,9 +32,50 @@ def labels_in_turn(text: str, num: int, names: Sequence[str]) -> Tensor:
         InputError: If there are no classes, or a name is unknown or belongs to several classes.
     """
     if not names:
-        raise InputError(f"the classes {text} were given, but this run was trained without classes")
-    labels = torch.tensor(class_numbers(text, names))
+        given = classes if isinstance(classes, str) else in_short(classes)
+        raise InputError(
+            f"the classes {given} were given, but this run was trained without classes"
+        )
+    if isinstance(classes, str):
+        numbers = class_numbers(classes, names)
+    else:
+        numbers = [class_number(one, names) for one in listed(classes)]
+    labels = torch.tensor(numbers)
     return labels.repeat(-(-num // len(labels)))[:num]
+
+
+def listed(classes: Any) -> list[Any]:
+    """The members of a list, an array or a tensor. Raises InputError if it has none."""
+    if hasattr(classes, "tolist"):
+        classes = classes.tolist()
+    members = list(classes) if isinstance(classes, list | tuple | range) else [classes]
+    if not members:
+        raise InputError("the labels are an empty list: list classes, or leave them out")
+    return members
+
+
+def class_number(one: Any, names: Sequence[str]) -> int:
+    """The number of a class by name or number; that of the null label for None and -1."""
+    if one is None:
+        return len(names)
+    if isinstance(one, str):
+        spelled = numbers_by_name(names)
+        found = spelled.get(tidy(one), [])
+        return found[0] if len(found) == 1 else one_of(class_numbers(one, names), one)
+    try:
+        number = index(one)  # an integer of any library
+    except TypeError:
+        raise InputError(f"{in_short(one)} is no class: give names or numbers") from None
+    if not -1 <= number < len(names):
+        raise InputError(f"there is no class {in_short(number)}: {known(names)}; -1 for no class")
+    return len(names) if number == -1 else number
+
+
+def one_of(numbers: list[int], name: str) -> int:
+    """The only class that a name in a list stands for."""
+    if len(numbers) > 1:
+        raise InputError(f"'{name}' names {len(numbers)} classes: give each as one of the list")
+    return numbers[0]
 
 
 def class_numbers(text: str, names: Sequence[str]) -> list[int]:

@@ -18,6 +18,7 @@ from soflow.run.folder import RunFolder, find_run
 from soflow.sampling import Sampler
 from soflow.solution import FlowModel
 from soflow.system.devices import default_device
+from soflow.system.memory import out_of_memory_explained
 
 Decode = Callable[[Tensor], Tensor]
 Weights = Literal["ema", "raw"]
@@ -74,6 +75,8 @@ def load(
     decode, tensors = make_decoder(encoder, scaling, place, vae), checkpoint.weights(weights)
     try:
         model = load_model(config, tensors, place, decode)
+    except RunError:
+        raise
     except RuntimeError:  # names or shapes that load_state_dict cannot place
         raise RunError(
             f"{checkpoint.path} does not fit the network of {folder.config}: was it edited?"
@@ -90,7 +93,8 @@ def load_model(
     with torch.device("meta"):
         network = make_network(config)
     network.load_state_dict(weights, assign=True)
-    network = network.to(device, torch.float32).requires_grad_(False).eval()
+    with out_of_memory_explained("the network does not fit; choose another device, such as cpu"):
+        network = network.to(device, torch.float32).requires_grad_(False).eval()
     return make_model(config, network, decode)
 
 

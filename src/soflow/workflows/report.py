@@ -68,7 +68,7 @@ def subject_of(path: Path) -> Subject:
         dataset=dataset,
         metrics=read_curve(run.folder),
         evaluation=read_evaluation(run.folder, run.checkpoint.path.name),
-        config=run.folder.config.read_text(),
+        config=run.folder.config.read_text(encoding="utf-8"),
         seconds=run.checkpoint.train_state().seconds,
         device=run.device,
         samplers=run.config.samplers,

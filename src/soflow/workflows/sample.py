@@ -3,7 +3,6 @@
 Files are made in pieces, which several processes share and which an interrupted call reuses.
 """
 
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,10 +21,12 @@ from soflow.errors import InputError
 from soflow.evaluation.features import column_names
 from soflow.evaluation.pictures import to_uint8
 from soflow.sampling import LabelDraw, Sampler, check_sampler, draw_classes, sample_many
+from soflow.symbols import as_labels
 from soflow.system import processes
 from soflow.system.fingerprints import fingerprint_of
+from soflow.system.memory import out_of_memory_explained
 from soflow.system.progress import Progress, track
-from soflow.workflows.labels import labels_in_turn
+from soflow.workflows.labels import Classes, labels_in_turn
 from soflow.workflows.load import Run
 from soflow.workflows.sample_files import SampleProtocol, require_room, require_suitable, write
 
@@ -57,6 +58,7 @@ class SampleRequest:
 
     def __post_init__(self) -> None:
         check_sampler(self.sampler, self.nfe)
+        object.__setattr__(self, "labels", as_labels(self.labels))  # a list or an array, too
         if self.labels is not None and self.labels.shape != (self.num,):
             raise InputError(f"labels have shape {list(self.labels.shape)}, not [{self.num}]")
 
@@ -65,22 +67,25 @@ class SampleRequest:
         cls,
         run: Run,
         num: int = 64,
-        labels: str | None = None,
+        labels: Classes | None = None,
         draw: LabelDraw = "balanced",
         sampler: str | None = None,
         nfe: int | None = None,
         seed: int = 0,
+        batch_size: int = 500,
     ) -> Self:
         """A request in words that people use, completed by what suits the run.
 
         Args:
             run: The run to sample.
             num: The number of samples.
-            labels: Classes to draw in turn, by name or number: "cat,dog" or "3,7".
+            labels: Classes to draw in turn, by name or number: "cat,dog", "3,7", or a list, an
+                array or a tensor of them, in which None and -1 mean no class.
             draw: Without `labels`, "balanced" draws all classes in turn, "random" at random.
             sampler: By default the one that suits the run's objective.
             nfe: Network evaluations per sample, by default as few as suit the sampler.
             seed: The seed of noise and random labels.
+            batch_size: How many samples are drawn at once.
 
         Raises:
             InputError: If a class or the sampler is unknown, or the sampler cannot use `nfe`.
@@ -96,7 +101,9 @@ class SampleRequest:
         chosen = draw_classes(draw, num, len(names), seed)
         if labels is not None:
             chosen = labels_in_turn(labels, num, names)
-        return cls(num, chosen, checked, nfe, seed, labels_from=labels or draw if names else "none")
+        given = labels if isinstance(labels, str | None) else "given"
+        labels_from = given or draw if names else "none"
+        return cls(num, chosen, checked, nfe, seed, batch_size, labels_from)
 
 
 def sample(run: Run, request: SampleRequest, progress: Progress = track) -> Tensor:
@@ -115,10 +122,12 @@ def draw_rows(
 ) -> Tensor:
     """The samples with these numbers."""
     labels = None if request.labels is None else request.labels[rows.start : rows.stop]
-    return sample_many(
-        run.model, len(rows), labels, request.sampler, request.nfe, request.seed,
-        request.batch_size, run.device, on_batch, start=rows.start,
-    )  # fmt: skip
+    batch = request.batch_size
+    with out_of_memory_explained(f"draw fewer samples at once, --batch (now {batch})"):
+        return sample_many(
+            run.model, len(rows), labels, request.sampler, request.nfe, request.seed,
+            batch, run.device, on_batch, start=rows.start,
+        )  # fmt: skip
 
 
 def sample_to_file(
@@ -162,13 +171,13 @@ def sample_to_file(
             if not make_store(pieces, plan, make, index, count):
                 return False
         try:
-            os.rename(pieces, whole)
+            pieces.rename(whole)
         except FileNotFoundError:
             return False  # another process saw the last piece at the same time and writes the file
     elif index > 0:
         return False
-    rows, _ = open_store(whole)
-    write(run, rows, request.labels, file, protocol_of(run, request))
+    # Rows are memory-mapped files, which Windows removes only when nothing refers to them.
+    write(run, open_store(whole)[0], request.labels, file, protocol_of(run, request))
     shutil.rmtree(whole)
     return True
 

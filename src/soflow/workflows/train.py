@@ -5,12 +5,14 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from soflow.assemble import make_augment, make_model, make_network, make_objective
 from soflow.config import Config, read_recipe
+from soflow.data import own
 from soflow.data.autoencoder import Decoder
 from soflow.data.dataset import DataRecord, Dataset
 from soflow.data.training_data import completed, make_dataset, summary
@@ -30,6 +32,7 @@ from soflow.system import processes
 from soflow.system.atomic import write_bytes
 from soflow.system.devices import default_device
 from soflow.system.logs import show_notes
+from soflow.system.memory import out_of_memory_explained
 from soflow.system.progress import Progress, track
 from soflow.training.automatic import resolve
 from soflow.training.compile import compiled
@@ -39,6 +42,7 @@ from soflow.training.distributed import (
     same_everywhere,
 )
 from soflow.training.looks import Measure
+from soflow.training.memory import TOO_LARGE
 from soflow.training.signals import Stopped
 from soflow.training.trackers import require_trackers
 from soflow.training.trainer import Trainer
@@ -55,6 +59,7 @@ def train(
     overrides: Sequence[str] = (),
     progress: Progress = track,
     watch: Watch = lambda state, model, device: None,
+    data: Any = None,
 ) -> RunFolder:
     """Trains a recipe in a run folder, or resumes the run that is there.
 
@@ -64,6 +69,12 @@ def train(
         overrides: Changes to the recipe, such as "train.steps=2000".
         progress: Shows the steps; by default a bar or lines on stderr.
         watch: Called with the averaged weights each time a sample grid is drawn.
+        data: Data of your own in place of the recipe's: a tensor or an array (N, ...); samples and
+            labels, (x, y); a data set of torch with `__len__`, whose items are samples,
+            (sample, label) or dictionaries; or a `datasets.Dataset`. Their shape and classes
+            replace the recipe's; data.num_classes=0 ignores labels. Floats are taken as they are,
+            so images should lie in -1 to 1; only images in 0 to 1, or 0 to 255 as bytes, are
+            scaled, and data.range=[low,high] decides. To resume, give the same data again.
 
     Returns:
         The run folder, for `soflow.load`.
@@ -72,12 +83,17 @@ def train(
         InputError: If settings cannot be used, or differ from those the run was begun with.
         RunError: If another process trains in the folder, if numbers are no longer finite, or if
             a checkpoint cannot be written.
-        Stopped: After Ctrl-C or SIGTERM, with a checkpoint written.
+        KeyboardInterrupt: After Ctrl-C, with a checkpoint written.
+        SystemExit: After SIGTERM, with a checkpoint written.
     """
     if progress is track:
         show_notes()
     config = recipe if isinstance(recipe, Config) else read_recipe(recipe, overrides)
+    if data is not None:
+        with own.given(data, config) as config:
+            return train(config, out, overrides, progress, watch)
     folder = RunFolder(Path(out).expanduser())
+    require_own_data(config, folder)
     require_plain_launch()
     require_trackers(config.train.trackers)
     dataset = make_dataset(config.data)
@@ -88,7 +104,8 @@ def train(
     first = processes.index() == 0
     with only_trainer_of(folder.path) if first else nullcontext(), lost_processes_explained():
         config, note = chosen_settings(config, folder)
-        trainer = make_trainer(config, folder, dataset, progress, watch)
+        with out_of_memory_explained(TOO_LARGE):
+            trainer = make_trainer(config, folder, dataset, progress, watch)
         try:
             if first:
                 write_head(config, folder, dataset)
@@ -104,6 +121,13 @@ def train(
             raise
         trainer.close()
     return folder
+
+
+def require_own_data(config: Config, folder: RunFolder) -> None:
+    """Raises InputError if a run on data given in Python is to go on without them."""
+    begun = bool(checkpoints(folder.checkpoints)) and folder.config.is_file()
+    if begun and config.data.source != own.NAME == folder.read_config().data.source:
+        raise InputError(own.MISSING)
 
 
 def make_trainer(

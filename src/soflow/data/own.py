@@ -1,0 +1,234 @@
+"""Data given in Python: tensors, arrays, data sets of torch and of Hugging Face.
+
+    soflow.train("images", "runs/mine", data=data)
+
+Small data are read once. Of large data sets, and of those whose items change from visit to visit,
+as by random transforms, each batch reads its own items.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from soflow.config import Config
+from soflow.config.schema import DataConfig
+from soflow.data.batches import RESIDENT
+from soflow.data.cache import cached
+from soflow.data.dataset import Dataset, Rows, as_labels
+from soflow.data.huggingface import image_column_of, label_column_of, names_of
+from soflow.data.images import Opener
+from soflow.data.labels import Classes, classes_of
+from soflow.data.own_items import ItemRows, Items, Layout, as_tensor, layout_of
+from soflow.data.registry import SOURCES, image_shape
+from soflow.errors import InputError, in_short
+from soflow.system.progress import Progress, track
+
+log = logging.getLogger(__name__)
+
+#: What config.yaml and messages call such data.
+NAME = "python"
+#: What to do without it.
+MISSING = (
+    "the data of this run live in Python (data.source=python): give them again, as in "
+    "soflow.train(..., data=...) or soflow.evaluate(..., data=...); on the command line, evaluate "
+    "against a file, --reference FILE"
+)
+#: Items that show what a data set holds, and how many of them are read twice to see whether they
+#: change.
+LOOKED_AT, READ_TWICE = 256, 16
+
+_given: ContextVar[Dataset | None] = ContextVar("data given in Python", default=None)
+
+
+@SOURCES.register(NAME)
+class Given:
+    """The data that the current call was given."""
+
+    def splits(self, config: DataConfig) -> tuple[str, ...]:
+        return (config.split,)
+
+    def load(self, config: DataConfig, split: str) -> Dataset:
+        dataset = _given.get()
+        if dataset is None:
+            raise InputError(MISSING)
+        return dataset
+
+
+@contextmanager
+def given(data: Any, config: Config) -> Iterator[Config]:
+    """Makes data available as data.source=python.
+
+    Args:
+        data: See `own_dataset`.
+        config: What is to be trained on them.
+
+    Yields:
+        The configuration with the source and the shape of the data. Labels are used unless
+        data.num_classes is 0.
+    """
+    dataset = own_dataset(data, config.data)
+    changes: dict[str, Any] = {"source": NAME, "path": "", "shape": dataset.shape}
+    if config.data.num_classes:
+        changes["num_classes"] = -1
+    token = _given.set(dataset)
+    try:
+        yield config.model_copy(update={"data": config.data.model_copy(update=changes)})
+    finally:
+        _given.reset(token)
+
+
+def own_dataset(data: Any, config: DataConfig, progress: Progress = track) -> Dataset:
+    """A data set from what people have.
+
+    Args:
+        data: A tensor or an array (N, ...); samples and labels as a tuple of two; a data set with
+            `__len__` and `__getitem__` whose items are samples, (sample, label), or dictionaries;
+            or a Hugging Face `datasets.Dataset`. Samples are floats, or bytes (uint8) of images.
+        config: Says how to read them: the range of values, names of columns, whether labels count.
+        progress: Shows how many items are read.
+
+    Raises:
+        InputError: If they cannot be used.
+    """
+    if isinstance(data, Dataset):
+        return data
+    if config.random_crop or config.range == "standardize":
+        key = "random_crop" if config.random_crop else "range=standardize"
+        raise InputError(f"data.{key} is for data in files: do so in Python, and leave it out")
+    if is_table_of_images(data):
+        return images_of_table(data, config)
+    if isinstance(data, Tensor | np.ndarray):
+        return dataset_of_arrays(data, None, config)
+    if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor | np.ndarray):
+        samples, labels = data
+        if not hasattr(labels, "__len__") or len(labels) != len(samples):
+            found = f"{len(labels)} labels" if hasattr(labels, "__len__") else in_short(labels)
+            raise InputError(f"data hold {len(samples)} samples and {found}: give one for each")
+        return dataset_of_arrays(samples, list(labels), config)
+    return dataset_of_items(data, config, progress)
+
+
+def dataset_of_arrays(
+    samples: Tensor | np.ndarray, labels: Sequence[Any] | None, config: DataConfig
+) -> Dataset:
+    """The data set of a tensor or an array (N, ...)."""
+    if samples.ndim == 0 or not len(samples):
+        raise InputError("data hold no samples")
+    given = as_tensor(samples)
+    layout = layout_of(given, config, isinstance(samples, np.ndarray))
+    return dataset_of(layout.store(given), layout, labels, (), config)
+
+
+def dataset_of_items(data: Any, config: DataConfig, progress: Progress) -> Dataset:
+    """A data set of items by index."""
+    by_index = hasattr(data, "__len__") and hasattr(data, "__getitem__")
+    if isinstance(data, str | bytes | Mapping) or not by_index:
+        raise InputError(
+            f"data is {type(data).__name__}: give a tensor, an array, (samples, labels), or a data "
+            "set with __len__ and __getitem__; for a path, set data.path"
+        )
+    if not len(data):
+        raise InputError("data hold no samples")
+    items, count = Items(data, config), len(data)
+    places = np.linspace(0, count - 1, min(count, LOOKED_AT)).round().astype(int).tolist()
+    looked, labels_seen = items.some(places)
+    changing = not torch.equal(items.some(places[:READ_TWICE])[0], looked[:READ_TWICE])
+    classes = getattr(data, "classes", None)
+    names = tuple(classes) if isinstance(classes, list | tuple) and is_names(classes) else ()
+    if not changing and looked[0].nbytes * count <= RESIDENT:
+        samples, given_labels = items.some(range(count), progress)
+        layout = layout_of(samples, config, items.numpy)
+        labels = None if all(one is None for one in given_labels) else given_labels
+        return dataset_of(layout.store(samples), layout, labels, names, config)
+    if changing:
+        log.info(
+            "data: items change from visit to visit, so a resumed run repeats their order alone"
+        )
+    layout = layout_of(looked, config, items.numpy)
+    rows = ItemRows(items, layout, layout.store(looked), changing)
+    seen = dict(zip(places, labels_seen, strict=True)) if config.num_classes else {}
+    return dataset_of(rows, layout, items.labels(seen, progress), names, config)
+
+
+def is_names(classes: Sequence[Any]) -> bool:
+    return all(isinstance(name, str) for name in classes)
+
+
+def dataset_of(
+    rows: Rows,
+    layout: Layout,
+    labels: Sequence[Any] | None,
+    names: Sequence[str],
+    config: DataConfig,
+) -> Dataset:
+    """The data set of stored samples and given labels."""
+    found = Classes(None, (), "there are no labels")
+    if config.num_classes == 0:
+        found = Classes(None, (), "data.num_classes is 0")
+    elif labels is not None:
+        values = [one.tolist() if hasattr(one, "tolist") else one for one in labels]
+        found = classes_of(values, names, "the labels of data")
+        if found.labels is None:
+            todo = "set data.num_classes=0 to train without classes"
+            raise InputError(f"{found.reason}: {todo}")
+    numbers = as_labels(found.labels, found.names, NAME)
+    notes = (layout.note,) if layout.note else ()
+    return Dataset(
+        NAME, config.split, rows, numbers, found.names, unlabelled=found.reason, notes=notes
+    )
+
+
+def is_table_of_images(data: Any) -> bool:
+    """Whether data are a `datasets.Dataset` with images that no transform changes."""
+    if not type(data).__module__.startswith("datasets.") or not hasattr(data, "features"):
+        return False
+    images = any(type(kind).__name__ == "Image" for kind in data.features.values())
+    return images and data.format["type"] is None
+
+
+class TableImages:
+    """The images of a `datasets.Dataset`, decoded like files."""
+
+    def __init__(self, table: Any, config: DataConfig) -> None:
+        self.name, self.split, self.table = NAME, config.split, table
+        self.column = image_column_of(table, NAME, config.image_column)
+        found, label = Classes(None, (), "data.num_classes is 0"), None
+        if config.num_classes:
+            label = label_column_of(table, NAME, config.label_column, self.column)
+            found = Classes(None, (), "data have no column of classes")
+        if label is not None:
+            found = classes_of(list(table[label]), names_of(table, label), f"the column '{label}'")
+            if found.labels is None:
+                todo = "set data.num_classes=0 to train without classes"
+                raise InputError(f"{found.reason}: {todo}")
+        self.labels, self.class_names, self.unlabelled = found.labels, found.names, found.reason
+        self.notes = [] if label is None else [f"labels: the column '{label}'"]
+        self.fingerprint = f"{table._fingerprint} {self.column} {label}"
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def where(self, row: int) -> str:
+        return f"row {row}"
+
+    def openers(self, rows: range) -> Sequence[Opener]:
+        return [partial(self.image, row) for row in rows]
+
+    def image(self, row: int) -> Image.Image:
+        found: Image.Image = self.table[row][self.column]
+        return found
+
+
+def images_of_table(table: Any, config: DataConfig) -> Dataset:
+    """The images of a table, resized and cropped to data.shape."""
+    channels, height, width = image_shape(config.shape)
+    images = TableImages(table, config)
+    return cached(images, (height, width), channels, config.range, config.max_unreadable)

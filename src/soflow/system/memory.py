@@ -1,0 +1,35 @@
+"""Failures for want of memory, on any device."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from soflow.errors import RunError, first_line
+
+#: Words of errors that have no class of their own: of torch on a CPU (Linux, Windows), on Apple's
+#: GPUs, and of libraries on NVIDIA's.
+WORDS = ("out of memory", "can't allocate memory", "not enough memory", "STATUS_ALLOC_FAILED")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in WORDS)
+
+
+@contextmanager
+def out_of_memory_explained(advice: str) -> Iterator[None]:
+    """Raises RunError with this advice if memory runs out."""
+    try:
+        yield
+    except RunError:  # explained already
+        raise
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RunError(f"{out_of_memory(error)}: {advice}") from error
+
+
+def out_of_memory(error: BaseException) -> str:
+    """What happened, without advice."""
+    return f"out of memory ({first_line(error).rstrip('.')})"
