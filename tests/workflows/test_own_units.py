@@ -182,3 +182,25 @@ def test_training_draws_the_columns_and_the_data_behind(tmp_path, monkeypatch):
     data = make_dataset(run.config.data)
     torch.testing.assert_close(real, data.scaling.restore(data.samples(slice(2000))))
     assert float(samples[:, 0].mean()) == pytest.approx(170, abs=5)
+
+
+def test_signals_are_drawn_evaluated_and_reported(tmp_path):
+    random = np.random.default_rng(0)
+    np.save(tmp_path / "waves.npy", random.standard_normal((90, 2, 32)) * [[5], [0.1]] + 3)
+    small = ["network.width=16", "network.depth=1", "network.heads=2", "train.steps=1"]
+    settings = [f"data.path={tmp_path / 'waves.npy'}", *small, "train.batch_size=8"]
+    run = soflow.load(soflow.train("signals", tmp_path / "run", settings).path)
+    found = evaluate(run, SETTINGS, silent)
+    assert list(found.rows[0].marginals) == ["channel 0", "channel 1"]
+    sample_to_file(run, SampleRequest.of(run, 50), tmp_path / "s.npz", silent)
+    with np.load(tmp_path / "s.npz") as arrays:
+        drawn = arrays["arr_0"]
+    assert drawn.shape == (50, 2, 32)
+    assert drawn.std((0, 2)) == pytest.approx([5, 0.1], rel=0.3)
+    again = evaluate_samples(
+        tmp_path / "s.npz", "coordinates", str(tmp_path / "waves.npy"), progress=silent
+    )
+    assert again.features.scaling == found.features.scaling
+    assert "<img" in soflow.report([run.folder.path], progress=silent).read_text()
+    with pytest.raises(InputError, match=r"\.csv"):
+        sample_to_file(run, SampleRequest.of(run, 4), tmp_path / "s.csv", silent)
