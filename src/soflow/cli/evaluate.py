@@ -35,7 +35,10 @@ REFERENCE = (
     "Real data as SOURCE[:SPLIT], or an .npz of images or statistics (default: the training data)."
 )
 WEIGHTS = "ema (averaged), raw, or both (default: ema,raw)."
-DRAW = "Classes of samples: balanced or random (default: balanced)."
+DRAW = (
+    "Classes of samples: balanced or random (default: balanced; of vectors and signals "
+    "as frequent as in the reference)."
+)
 SEEDS = "Draw with several seeds, for means and deviations."
 BATCH = "Samples drawn at once; changes no figure (default: 500)."
 BASELINE = "Score held-out real data, too (default: for runs, if there are some)."
@@ -82,7 +85,7 @@ def evaluate(
     known = ("renoise", "ode", "euler", "heun")
     named = several_of(known, samplers, "--samplers") if samplers else ()
     which = several_of(("ema", "raw"), "ema,raw" if weights is None else weights, "--weights")
-    labels = one_of(("balanced", "random"), draw or "balanced", "--draw")
+    labels = None if draw is None else one_of(("balanced", "random"), draw, "--draw")
     if not is_run(samples) and (samples.exists() or ":" in str(samples) or not given):
         if given:
             raise InputError(f"{given[0]} is for runs, and {samples} is not one: leave it out")

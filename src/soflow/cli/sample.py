@@ -17,7 +17,8 @@ DRAW = "balanced: all classes in turn; random: each drawn from (seed, i)."
 BATCH = "Samples drawn at once."
 SEED = "Sample i depends on the seed, i and its label alone."
 OUT = (
-    "FILE.png, FILE.npz (arr_0: uint8 images or vectors, arr_1: labels) or a folder "
+    "FILE.png, FILE.npz (arr_0: uint8 images, or vectors and signals in the data's own units; "
+    "arr_1: labels), FILE.csv for vectors, or a folder of PNGs for images "
     "(default: a picture in RUN/samples)."
 )
 NumOption = Option("--num", "-n", min=1, max=MOST_SAMPLES, help="How many samples.")

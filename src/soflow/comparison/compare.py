@@ -37,7 +37,7 @@ from soflow.evaluation.scorer import Scoring
 from soflow.run.checkpoint import TrainState
 from soflow.run.folder import RunFolder
 from soflow.run.resume import keep_older
-from soflow.sampling import Sampler, class_by_class, draw
+from soflow.sampling import Sampler, draw
 from soflow.solution import FlowModel
 from soflow.system import processes
 from soflow.system.atomic import require_writable
@@ -167,7 +167,7 @@ def train_run(run: Planned, scoring: Scoring, heun: bool, title: str, progress: 
     num = min(config.evaluate.num, CURVE_SAMPLES)
 
     def watch(state: TrainState, model: FlowModel, device: torch.device) -> None:
-        labels = class_by_class(num, model.num_classes)
+        labels, _ = scoring.draw_classes(None, num, model.num_classes)
         kept = run.read_curves()
         for sampler, nfe in curve_samplers(config, heun):
             samples = draw(model, num, labels, sampler, nfe, seed=0, device=device)

@@ -9,15 +9,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image
+from torch import Tensor
 
 from soflow.comparison import tables
 from soflow.comparison.record import Comparison, ObjectiveResults, Point
 from soflow.comparison.tables import HEUN, name_of
 from soflow.data.training_data import make_dataset
+from soflow.evaluation.features import column_names
 from soflow.evaluation.html import duration, image, render
 from soflow.evaluation.pictures import picture
 from soflow.evaluation.plots import as_text, plain
 from soflow.evaluation.report import real_by_class
+from soflow.evaluation.scorer import as_frequent
+from soflow.run.folder import RunFolder
 from soflow.sampling import Sampler, class_by_class, sample_many
 from soflow.system.atomic import write_text
 from soflow.workflows.load import load
@@ -42,20 +46,26 @@ def write_page(results: Comparison, out: Path) -> None:
 
 def draw_samples(results: Comparison, out: Path) -> dict[str, Image.Image]:
     """Samples of every objective's first run, and real data, by title."""
-    drawn: dict[str, Image.Image] = {}
+    drawn: dict[str, Tensor] = {}
+    first = next(iter(results.objectives.values())).runs[0]
+    data = make_dataset(RunFolder(out / first.folder).read_config().data)
     for name, objective in results.objectives.items():
         run = load(out / objective.runs[0].folder)
         model, (sampler, nfe) = run.model, run.config.default_sampler
-        images = len(model.shape) > 1
+        vectors = len(model.shape) == 1
         columns = min(model.num_classes or 10, 10)
-        num = 6 * columns if images else 2000
+        num = 2000 if vectors else 6 * columns
         labels = class_by_class(num, model.num_classes)
+        if vectors and data.labels is not None:
+            labels = as_frequent(data.labels, num, model.num_classes)
         samples = sample_many(model, num, labels, sampler, nfe, seed=0, device=run.device)
-        drawn[f"{name_of(name)}, {how(sampler, nfe)}"] = picture(samples, columns)
-    data = make_dataset(run.config.data)
-    real = real_by_class(data, columns, num // columns) if images else data.samples(slice(num))
-    drawn["real data"] = picture(model.decode(real.to(run.device)).cpu(), columns)
-    return drawn
+        drawn[f"{name_of(name)}, {how(sampler, nfe)}"] = samples
+    chosen = data.samples(slice(num)) if vectors else real_by_class(data, columns, num // columns)
+    real = model.decode(chosen.to(run.device)).cpu()
+    names = column_names(model.shape, run.scaling)
+    behind = None if real.shape[1:] == (2,) else real
+    pictures = {title: picture(samples, columns, names, behind) for title, samples in drawn.items()}
+    return pictures | {"real data": picture(real, columns, names)}
 
 
 def page(results: Comparison, drawn: dict[str, Image.Image]) -> str:

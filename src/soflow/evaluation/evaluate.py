@@ -16,7 +16,7 @@ from soflow.evaluation.diagnostics import diagnose
 from soflow.evaluation.protocol import protocol, this_machine, warnings_of
 from soflow.evaluation.record import Evaluation, Figures, RealRow, Row, Samples
 from soflow.evaluation.sample_set import SampleSet
-from soflow.evaluation.scorer import Baseline, Scoring
+from soflow.evaluation.scorer import Scoring
 from soflow.evaluation.statistics import Counter, parts_of
 from soflow.sampling import (
     HEUN_STEPS,
@@ -24,7 +24,6 @@ from soflow.sampling import (
     Sampler,
     class_by_class,
     draw,
-    draw_classes,
     noise_count,
     sample,
 )
@@ -48,7 +47,8 @@ class EvaluationSettings:
         samplers: By default all that suit the run's objective.
         num: Samples per row and seed; 0 for the recipe's number.
         seeds: With several of them, figures are means and spreads are over seeds.
-        labels: How the classes of samples are chosen.
+        labels: How the classes of samples are chosen. By default those of pictures are balanced,
+            those of vectors and signals as frequent as in the reference.
         batch: Samples drawn at once. It changes no figure.
         weights: Of the run.
         features: By name; by default the recipe's.
@@ -61,7 +61,7 @@ class EvaluationSettings:
     samplers: tuple[Sampler, ...] = ()
     num: int = 0
     seeds: tuple[int, ...] = (0,)
-    labels: LabelDraw = "balanced"
+    labels: LabelDraw | None = None
     batch: int = 500
     weights: tuple[Literal["ema", "raw"], ...] = ("ema", "raw")
     features: str = ""
@@ -117,7 +117,7 @@ def evaluate(
     def row(weights: str, sampler: Sampler, nfe: int) -> Row:
         found = []
         for seed in settings.seeds:
-            labels = draw_classes(settings.labels, num, first.num_classes, seed)
+            labels, _ = scoring.draw_classes(settings.labels, num, first.num_classes, seed)
             parts = draw(models[weights], num, labels, sampler, nfe, seed, settings.batch, device)
             found.append(figures(scoring, parts, num, labels, count))
         values = over_seeds(found) | {"milliseconds_per_sample": time_of(sampler, nfe)}
@@ -126,16 +126,17 @@ def evaluate(
     with progress("evaluating", work(scoring, [num] * len(chosen) * len(settings.seeds))) as task:
         count = Counter(task)
         rows = [row(*one) for one in chosen]
-        real = real_row(scoring.baseline, count)
+        real = real_row(scoring, num, count)
+    _, labels_from = scoring.draw_classes(settings.labels, 1, first.num_classes)
     points = scoring.points if {"ode", "heun"} <= set(samplers) else None
     return Evaluation(
         rows=rows,
         real=real,
         seeds=tuple(settings.seeds),
-        labels=settings.labels if first.num_classes else "none",
+        labels=labels_from,
         diagnostics={} if points is None else diagnostics(first, points, settings, device),
         machine=this_machine(str(device)),
-        **protocol(scoring.scorer, num),
+        **protocol(scoring, num),
     )
 
 
@@ -146,14 +147,14 @@ def evaluate_sample_set(
     with progress("evaluating", work(scoring, [samples.count])) as task:
         count = Counter(task)
         found = figures(scoring, samples.parts(), samples.count, samples.labels, count)
-        real = real_row(scoring.baseline, count)
+        real = real_row(scoring, samples.count, count)
     how = samples.protocol.model_extra or {}
     return Evaluation(
         samples=Samples.model_validate({**how, "path": path, "count": samples.count}),
         rows=[Row(weights="", sampler="given", nfe=None, **over_seeds([found]))],
         real=real,
         machine=this_machine(),
-        **protocol(scoring.scorer, samples.count),
+        **protocol(scoring, samples.count),
     )
 
 
@@ -169,18 +170,20 @@ def figures(
     """The figures of `num` samples that come in parts (B, ...)."""
     scorer, baseline = scoring.scorer, scoring.baseline
     statistics = scorer.gather(parts, num, count.add)
-    found = scorer.figures(statistics, labels, count.add)
+    found = scorer.figures(statistics, labels, count.add, scoring.equal_count(num))
     if baseline is None or len(baseline.data) >= num:
         return found
-    alike = scorer.distance_of_some(statistics, len(baseline.data), labels)
+    # Classes of tables are as frequent among some samples, drawn at random, as among all.
+    by_class = None if scorer.features.columns else labels
+    alike = scorer.distance_of_some(statistics, len(baseline.data), by_class)
     return found.model_copy(update={"distance_at_real_count": alike})
 
 
-def real_row(baseline: Baseline | None, count: Counter) -> RealRow | None:
-    """The figures of held-out real samples, if there are some."""
-    if baseline is None:
+def real_row(scoring: Scoring, num: int, count: Counter) -> RealRow | None:
+    """The figures of held-out real samples, beside those of `num` samples, if there are some."""
+    if scoring.baseline is None:
         return None
-    data, scorer = baseline.data, baseline.scorer
+    data, scorer = scoring.baseline.data, scoring.baseline.scorer
     statistics = scorer.gather(parts_of(data), len(data), count.add)
     return RealRow(
         dataset=data.name,
@@ -188,7 +191,7 @@ def real_row(baseline: Baseline | None, count: Counter) -> RealRow | None:
         count=len(data),
         reference=scorer.about,
         warnings=warnings_of(scorer, len(data)),
-        **dict(scorer.figures(statistics, data.labels, count.add)),
+        **dict(scorer.figures(statistics, data.labels, count.add, scoring.equal_count(num))),
     )
 
 
@@ -197,10 +200,13 @@ def over_seeds(found: Sequence[Figures]) -> dict[str, Any]:
     values = dict(found[0])
     if len(found) == 1:
         return values
+    if columns := values["marginals"]:
+        every = [one.marginals or {} for one in found]
+        values["marginals"] = {name: mean(one[name] for one in every) for name in columns}
     spread = {
         name: stdev(getattr(one, name) for one in found)
         for name, value in values.items()
-        if value is not None and "spread" not in name and name != "reliable"
+        if isinstance(value, float) and "spread" not in name
     }
     for name, deviation in spread.items():
         values[name] = mean(getattr(one, name) for one in found)

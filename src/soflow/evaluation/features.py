@@ -2,9 +2,11 @@
 
 Images are bytes, as in files, and are processed BATCH at a time, so figures do not depend on how
 samples were drawn. The name of the features is part of a figure's name: only `inception` gives FID.
+Vectors, tables and signals are compared by their coordinates, which are standardized if the data
+are.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from soflow.data.dataset import Dataset, to_floats
+from soflow.data.dataset import Dataset, Scaling, to_floats
 from soflow.errors import InputError, RunError, first_line
 from soflow.evaluation.classifier import Classifier, load_classifier
 from soflow.evaluation.digits import load_digit_classifier
@@ -45,11 +47,13 @@ class Features:
         name: Its name.
         network: A function of bytes (B, C, H, W), or of samples that are not images.
         origin: Distinguishes networks of one name, such as by a checksum.
+        columns: Of coordinates that are no pixels: the names of the features or channels.
     """
 
     name: str
     network: Callable[[Tensor], Activations | Tensor | tuple[Tensor, ...]]
-    origin: dict[str, str] = field(default_factory=dict)
+    origin: dict[str, Any] = field(default_factory=dict)
+    columns: tuple[str, ...] = ()
 
     @torch.no_grad()
     def __call__(self, seen: Tensor) -> Activations:
@@ -99,8 +103,11 @@ def shape_of(part: Any) -> str:
     return str(list(part.shape)) if isinstance(part, Tensor) else type(part).__name__
 
 
-def as_seen(samples: Tensor) -> Tensor:
-    """Images as bytes (B, C, H, W), other samples unchanged. Raises RunError for NaN."""
+def as_seen(samples: Tensor, pixels: bool = True) -> Tensor:
+    """Images as bytes (B, C, H, W), other samples unchanged. Raises RunError for NaN.
+
+    Without `pixels` images are no pictures in [-1, 1], but in units of their own.
+    """
     if samples.dtype == torch.uint8:
         return samples
     strange = int((~samples.flatten(1).isfinite().all(1)).sum())
@@ -108,7 +115,7 @@ def as_seen(samples: Tensor) -> Tensor:
         raise RunError(
             f"{strange} of {len(samples)} samples hold values that are not finite numbers (NaN)"
         )
-    if not is_image(samples.shape[1:]):
+    if not (pixels and is_image(samples.shape[1:])):
         return samples
     return torch.from_numpy(to_uint8(samples)).permute(0, 3, 1, 2)
 
@@ -139,7 +146,7 @@ def dimensions(features: Features, shape: tuple[int, ...], count: int = 2) -> in
 
 def find_features(name: str, dataset: Dataset | None, shape: tuple[int, ...]) -> Features:
     if name == "coordinates":
-        return Features(name, lambda samples: samples.flatten(1))
+        return coordinates(shape, None if dataset is None else dataset.scaling)
     if not is_image(shape):
         raise InputError(f"the features '{name}' need images, not {list(shape)}: use coordinates")
     if name == "inception":
@@ -154,6 +161,33 @@ def find_features(name: str, dataset: Dataset | None, shape: tuple[int, ...]) ->
         return classifier_features(f"{dataset.name}-classifier", load_classifier(dataset))
     check_name(name)
     return scripted(*file_of(name))
+
+
+def coordinates(shape: Sequence[int], scaling: Scaling | None) -> Features:
+    """The samples themselves, standardized by the scaling of the real data if they have one."""
+
+    def network(samples: Tensor) -> Tensor:
+        if scaling is None:
+            return samples.flatten(1)
+        columns = samples.double().flatten(2) if samples.ndim > 2 else samples.double()[..., None]
+        mean, std = (
+            torch.tensor(x, dtype=torch.float64)[:, None] for x in (scaling.mean, scaling.std)
+        )
+        return ((columns - mean) / std).flatten(1)
+
+    origin = {} if scaling is None else {"scaling": scaling}
+    return Features("coordinates", network, origin, column_names(shape, scaling))
+
+
+def column_names(shape: Sequence[int], scaling: Scaling | None) -> tuple[str, ...]:
+    """Names of the features of vectors, or of the channels of others; none of pictures."""
+    if scaling is None and is_image(shape):
+        return ()
+    named = scaling is not None and len(scaling.columns) == shape[0]
+    if scaling is not None and named:
+        return scaling.columns
+    kind = "x" if len(shape) == 1 else "channel "
+    return tuple(f"{kind}{i}" for i in range(shape[0]))
 
 
 def file_of(name: str) -> tuple[str, Path]:

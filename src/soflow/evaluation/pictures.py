@@ -1,4 +1,4 @@
-"""Samples as pictures: images as a grid, vectors in the plane as a scatter plot."""
+"""Samples as pictures: images as a grid, vectors and signals as plots."""
 
 import io
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -34,7 +35,7 @@ def to_pil(image: np.ndarray) -> Image.Image:
 def grid(images: Sample, columns: int) -> Image.Image:
     """Images side by side, `columns` per row; small ones are enlarged to at least 32 pixels."""
     pixels, gap, white = to_uint8(images), 2, 255
-    scale, rows = max(1, 32 // pixels.shape[2]), -(-len(pixels) // columns)
+    scale, rows = max(1, 32 // min(pixels.shape[1:3])), -(-len(pixels) // columns)
     pixels = pixels.repeat(scale, axis=1).repeat(scale, axis=2)
     missing = rows * columns - len(pixels)
     cells = np.pad(pixels, ((0, missing), (gap, 0), (gap, 0), (0, 0)), constant_values=white)
@@ -42,18 +43,6 @@ def grid(images: Sample, columns: int) -> Image.Image:
     sheet = cells.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
     sheet = sheet.reshape(rows * height, columns * width, channels)
     return to_pil(np.pad(sheet, ((0, gap), (0, gap), (0, 0)), constant_values=white))
-
-
-def scatter(points: Tensor) -> Image.Image:
-    """Points in the plane (first two coordinates)."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5, 5))
-    axes = figure.add_subplot()
-    points = points.detach().cpu()
-    axes.scatter(points[:, 0], points[:, 1], s=3, alpha=0.5, linewidths=0)
-    axes.set_aspect("equal")
-    return Image.open(io.BytesIO(png(figure, dpi=110)))
 
 
 def png(picture: "Image.Image | Figure", dpi: int = 160) -> bytes:
@@ -66,13 +55,63 @@ def png(picture: "Image.Image | Figure", dpi: int = 160) -> bytes:
     return stream.getvalue()
 
 
-def picture(samples: Tensor, columns: int) -> Image.Image:
-    """Samples as a picture. Latents (more than three channels) show their first three."""
+def shown_channels(samples: Tensor, like: Tensor) -> Tensor:
+    """The first three channels, or one, of (B, C, H, W) as [-1, 1].
+
+    Each covers the values between the 1st and the 99th percentile of that channel of `like`.
+    """
+    count = shown_count(samples.shape[1])
+    values = like[:, :count].transpose(0, 1).flatten(1).double().numpy()  # (count, B H W)
+    low, high = np.quantile(values, [0.01, 0.99], axis=1)
+    span = np.maximum(high - low, 1e-12)
+    low, span = (torch.from_numpy(x).float().view(-1, 1, 1) for x in (low, span))
+    return 2 * (samples[:, :count] - low) / span - 1
+
+
+def about(shape: Sequence[int], names: Sequence[str]) -> str:
+    """How `picture` shows images in units of their own, in a sentence; nothing of others."""
+    if len(shape) != 3 or (is_image(shape) and not names):
+        return ""
+    which = ", ".join(names[: shown_count(shape[0])])
+    return f"Shown: {which} of {shape[0]}, each from its 1st to its 99th percentile."
+
+
+def shown_count(channels: int) -> int:
+    return 3 if channels > 2 else 1
+
+
+def picture(
+    samples: Tensor, columns: int, names: Sequence[str] = (), real: Tensor | None = None
+) -> Image.Image:
+    """Samples as a picture that suits their shape.
+
+    Images are a grid; those with names of channels are in units of their own, see `about`. Vectors
+    are a histogram, a scatter plot or a pair plot, signals are curves.
+
+    Args:
+        samples: (B, D), (B, C, L) or (B, C, H, W).
+        columns: How many images or signals are in a row.
+        names: Of features or channels; see features.column_names.
+        real: Real data like the samples: behind vectors, and for the ranges of the others.
+    """
+    if is_image(samples.shape[1:]) and not names:
+        return grid(samples, columns)
+    if samples.ndim == 4:
+        return grid(shown_channels(samples, samples if real is None else real), columns)
+    from soflow.evaluation import sample_plots
+
+    names = names or [str(i) for i in range(samples.shape[1])]
     if samples.ndim == 2:
-        return scatter(samples)
-    return grid(samples if is_image(samples.shape[1:]) else samples[:, :3], columns)
+        return to_picture(sample_plots.vectors(samples, names, real))
+    return to_picture(sample_plots.curves(samples, columns, names, real))
 
 
-def save_picture(samples: Tensor, file: str | Path, columns: int) -> None:
+def to_picture(figure: "Figure") -> Image.Image:
+    return Image.open(io.BytesIO(png(figure, dpi=110)))
+
+
+def save_picture(
+    samples: Tensor, file: str | Path, columns: int, names: Sequence[str] = ()
+) -> None:
     """Saves samples as one picture; see `picture`."""
-    picture(samples, columns).save(file)
+    picture(samples, columns, names).save(file)

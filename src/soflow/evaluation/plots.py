@@ -4,7 +4,6 @@ from math import nan
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from soflow.evaluation.record import Evaluation, Row
 
@@ -100,29 +99,4 @@ def distance_against_nfe(evaluation: Evaluation) -> Figure:
     axes.set(xlabel="network evaluations per sample (NFE)", ylabel="distance to real data")
     axes.set_ylim(bottom=0.0 if real is None else min(0.0, 1.5 * real.distance))
     axes.legend(frameon=False)
-    return figure
-
-
-def clouds(points: dict[str, Tensor]) -> Figure:
-    """Clouds of points in the plane, side by side on equal axes."""
-    figure = Figure(figsize=(4.2 * len(points), 4.2), layout="constrained")
-    limit = 1.1 * float(max(cloud.abs().quantile(0.999) for cloud in points.values()))
-    every = plain(figure, columns=len(points))
-    for axes, (title, cloud) in zip(every, points.items(), strict=True):
-        axes.scatter(cloud[:, 0], cloud[:, 1], s=3, alpha=0.4, linewidths=0, color=BLUE)
-        axes.set(title=title, aspect="equal", xlim=(-limit, limit), ylim=(-limit, limit))
-    return figure
-
-
-def journeys(steps: Tensor) -> Figure:
-    """Paths in the plane, (count, times, 2), from noise (grey) to data (blue)."""
-    figure = Figure(figsize=(5.5, 5.5), layout="constrained")
-    (axes,) = plain(figure)
-    for path in steps:
-        axes.plot(path[:, 0], path[:, 1], color=GREY, linewidth=0.5, alpha=0.6)
-    axes.scatter(steps[:, 0, 0], steps[:, 0, 1], s=5, color=GREY, label="noise", zorder=3)
-    data = steps[:, -1]
-    axes.scatter(data[:, 0], data[:, 1], s=7, color=BLUE, label="f(noise, 1, 0)", zorder=3)
-    axes.set_aspect("equal")
-    axes.legend(frameon=False, loc="upper right")
     return figure

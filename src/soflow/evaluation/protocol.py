@@ -16,21 +16,27 @@ from soflow.evaluation.metrics import (
 )
 from soflow.evaluation.record import Machine
 from soflow.evaluation.reference_files import describe_features
-from soflow.evaluation.scorer import Scorer
+from soflow.evaluation.scorer import Scorer, Scoring
 from soflow.evaluation.statistics import ENERGY_POINTS
+from soflow.evaluation.wasserstein import DIRECTIONS, PAIRS
+
+#: How sliced Wasserstein distances are computed.
+SLICED = f"{DIRECTIONS} directions or a few more, means over up to {PAIRS} pairs of subsets"
 
 
-def protocol(scorer: Scorer, count: int) -> dict[str, Any]:
-    """The fields of an evaluation that figures must be quoted with."""
-    reference = scorer.reference
+def protocol(scoring: Scoring, count: int) -> dict[str, Any]:
+    """The fields of an evaluation of `count` samples that figures must be quoted with."""
+    scorer, reference = scoring.scorer, scoring.scorer.reference
     return {
         "metric": scorer.features.metric,
         "num": count,
         "features": describe_features(scorer.features, reference.dimensions),
         "reference": scorer.about.model_copy(update={"points": len(reference.points)}),
+        "wasserstein_points": scoring.equal_count(count) if scorer.features.columns else 0,
         "settings": {
             "samples": "rounded to 8 bits" if scorer.gaussian else "as they are",
             **({} if scorer.gaussian else {"points": f"{ENERGY_POINTS} of each set, or all"}),
+            **({"sliced wasserstein": SLICED} if scorer.features.columns else {}),
             "precision and recall": f"k = {NEIGHBOURS}",
             "density and coverage": f"k = {DENSITY_NEIGHBOURS}",
             "kernel distance": f"{KERNEL_SUBSETS} subsets of {KERNEL_SUBSET} or all",

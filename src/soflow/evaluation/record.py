@@ -4,6 +4,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
+from soflow.data.dataset import Scaling
 from soflow.system.records import Count, Record
 
 
@@ -37,6 +38,8 @@ class Figures(Record):
     distance: Frechet distance (FID if the features are FID's), or energy distance of coordinates.
     distance_at_real_count: Of as few samples as there are held-out real ones. spatial_distance:
     sFID. kernel_distance: KID. recognized: The fraction of samples classified as their class.
+    sliced_wasserstein: Sliced Wasserstein-2 distance. marginals: The Wasserstein-1 distance of each
+    column or channel, by name. Both are of vectors, tables and signals, in standard deviations.
     reliable: Whether a Frechet distance rests on more samples, and real ones, than dimensions.
     """
 
@@ -53,6 +56,8 @@ class Figures(Record):
     density: float | None = None
     coverage: float | None = None
     recognized: float | None = None
+    sliced_wasserstein: float | None = None
+    marginals: dict[Name, float] | None = None
     reliable: bool = True
 
 
@@ -91,6 +96,7 @@ class FeaturesUsed(Record):
     name: Name
     checksum: str | None = None
     network: str | None = None
+    scaling: Scaling | None = None  # that standardizes coordinates
     dimensions: Count = 0
 
 
@@ -120,6 +126,7 @@ class Evaluation(Record):
     labels: str = "none"
     features: FeaturesUsed
     reference: Reference
+    wasserstein_points: Count = 0  # of each set; 0 if there are no Wasserstein distances
     settings: dict[str, str] = Field(default_factory=dict)
     warnings: tuple[Name, ...] = ()
     versions: dict[str, str] = Field(default_factory=dict)

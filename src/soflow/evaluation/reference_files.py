@@ -16,6 +16,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from soflow.data.dataset import Scaling
 from soflow.data.npz import UNREADABLE, load_array
 from soflow.errors import InputError, RunError, first_line, in_short
 from soflow.evaluation.features import Features
@@ -110,6 +111,18 @@ def read_reference(
     about = protocol.reference or Reference(dataset=file.stem, count=count)
     about = Reference(dataset=about.dataset, split=about.split, count=count, file=file.name)
     return Statistics(count, whole, spatial, points, None), about
+
+
+def scaling_in(file: Path, shape: Sequence[int]) -> Scaling | None:
+    """What standardizes the coordinates in a file. Raises InputError if it does not fit samples."""
+    protocol = protocol_of(read(file, ("protocol",), arrays_in(file)), file, ReferenceProtocol)
+    scaling = protocol.features.scaling
+    if scaling is None:
+        return None
+    fits = len(scaling.mean) == len(scaling.std) == shape[0] and min(scaling.std) > 0
+    if not fits:
+        raise InputError(f"{file} is damaged: its scaling is not that of samples {list(shape)}")
+    return scaling
 
 
 def count_of(arrays: dict[str, np.ndarray], file: Path) -> int:

@@ -15,9 +15,20 @@ from soflow.data.dataset import Dataset, Encoder
 from soflow.data.splits import HELD_OUT, split_of
 from soflow.data.training_data import make_dataset
 from soflow.errors import InputError, RunError
-from soflow.evaluation.features import Features, as_seen, dimensions, load_features
+from soflow.evaluation.features import (
+    Features,
+    as_seen,
+    coordinates,
+    dimensions,
+    load_features,
+)
 from soflow.evaluation.record import Reference
-from soflow.evaluation.reference_files import arrays_in, holds_statistics, read_reference
+from soflow.evaluation.reference_files import (
+    arrays_in,
+    holds_statistics,
+    read_reference,
+    scaling_in,
+)
 from soflow.evaluation.sample_set import SampleSet, first_image, in_words, kind_of, sample_arrays
 from soflow.evaluation.scorer import Baseline, Scorer, Scoring
 from soflow.evaluation.statistics import (
@@ -51,7 +62,7 @@ def make_scoring(
     Args:
         config: Of the run.
         encoder: The autoencoder that the run's latents come from, or None.
-        decode: From the model's samples to images; the identity without an encoder.
+        decode: From the model's samples to images, or to the data's own units.
         features: By name; `evaluate.features` by default.
         reference: SOURCE[:SPLIT], or a file of statistics; the training data by default.
         baseline: Whether to score held-out real data; by default unless more latents need decoding.
@@ -66,7 +77,9 @@ def make_scoring(
     # Any mistake in the name of the features is found before long work begins.
     network = None if name == "classifier" else load_features(name, None, shape)
 
-    def loaded() -> Features:
+    def loaded(real: Dataset | None = None) -> Features:
+        if name == "coordinates" and real is not None:
+            return coordinates(shape, real.scaling)
         if network is not None:
             return network
         training = sources.load(config.data, config.data.split)
@@ -80,13 +93,14 @@ def make_scoring(
         data, split = find_data(reference, data.model_copy(update={"shape": shape}))
     first = as_images(sources.load(data, split), decode, num)
     require_shape(first.shape, shape, reference or config.data.path or config.data.source)
-    scorer = scorer_of(first, loaded(), num_classes)
+    scorer = scorer_of(first, loaded(first), num_classes)
     if baseline is None:
         baseline = data.source != "latents" or other_split(data, split) is not None
     held_out = make_baseline(scorer, first, data, split, decode, num) if baseline else None
+    labels = first.labels if first.num_classes == num_classes else None
     if encoder is not None:
-        return Scoring(scorer, held_out, training_points(config))
-    return Scoring(scorer, held_out, first if held_out is None else held_out.data)
+        return Scoring(scorer, held_out, training_points(config), labels)
+    return Scoring(scorer, held_out, first if held_out is None else held_out.data, labels)
 
 
 def make_sample_scoring(
@@ -100,7 +114,8 @@ def make_sample_scoring(
     network = None if features == "classifier" else load_features(features, None, shape)
     if network is not None:
         # Samples that cannot be used are found before the reference is read.
-        network(as_seen(next(samples.parts()))[:2])
+        first_part = next(samples.parts())[:2]
+        network(as_seen(first_part, pixels=features != "coordinates"))
     if holds_statistics(Path(reference)):
         network = network or load_features(features, None, shape)  # which asks for data
         return Scoring(scorer_from_file(Path(reference), network, shape))
@@ -109,12 +124,20 @@ def make_sample_scoring(
         raise InputError(f"{reference} holds latents: name the images that they are of")
     first = sources.load(data, split)
     require_shape(first.shape, shape, reference)
-    scorer = scorer_of(first, network or load_features(features, first, shape), first.num_classes)
+    if network is None or features == "coordinates":  # depend on the data
+        network = load_features(features, first, shape)
+    scorer = scorer_of(first, network, first.num_classes)
     held_out = make_baseline(scorer, first, data, split, lambda x: x, 0) if baseline else None
     return Scoring(scorer, held_out)
 
 
 def scorer_of(data: Dataset, features: Features, num_classes: int) -> Scorer:
+    """Raises InputError for a network's features of data in units of their own."""
+    if data.scaling is not None and features.name != "coordinates":
+        raise InputError(
+            f"the features '{features.name}' are of pictures, but {data.name} has values in units "
+            "of their own: use coordinates"
+        )
     return Scorer(features, statistics_of(data, features), describe_data(data), num_classes)
 
 
@@ -138,6 +161,8 @@ def scorer_from_file(
     file: Path, features: Features, shape: tuple[int, ...], num_classes: int = 0
 ) -> Scorer:
     """A scorer from a file of statistics; what they lack is computed from the images in it."""
+    if features.name == "coordinates":
+        features = coordinates(shape, scaling_in(file, shape))
     found = read_reference(file, features, dimensions(features, shape), shape)
     if found is not None and (len(found[0].points) or "arr_0" not in arrays_in(file)):
         return Scorer(features, *found, num_classes)
@@ -189,14 +214,9 @@ def training_points(config: Config) -> Dataset | None:
 
 
 def as_images(data: Dataset, decode: Decode, num: int) -> Dataset:
-    """The data as samples are drawn: decoded when read.
-
-    Of latents, `num` from all over the data set.
-    """
-    if data.encoder is None and data.scaling is None:
-        return data
+    """`num` latents from all over the data set as images, decoded when read; others unchanged."""
     if data.encoder is None:
-        num = len(data)
+        return data
     which = torch.linspace(0, len(data) - 1, min(num, len(data)), dtype=torch.float64).long()
     some = data.part(which, data.split)
     rows = DecodedRows(some, decode)

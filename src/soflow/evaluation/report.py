@@ -12,9 +12,11 @@ from soflow.data.dataset import Dataset
 from soflow.evaluation import plots
 from soflow.evaluation.diagnostics import STEPS
 from soflow.evaluation.html import duration, image, render
-from soflow.evaluation.pictures import picture
+from soflow.evaluation.pictures import about, picture
 from soflow.evaluation.plots import Curve
 from soflow.evaluation.record import Evaluation, Figures
+from soflow.evaluation.sample_plots import clouds, curves, journeys, vectors
+from soflow.evaluation.scorer import as_frequent
 from soflow.evaluation.tables import remarks, table, title
 from soflow.sampling import Sampler, class_by_class, sample_many
 from soflow.solution import FlowModel
@@ -31,7 +33,7 @@ class Subject:
 
     name: str  # its folder
     model: FlowModel
-    dataset: Dataset
+    dataset: Dataset | None
     metrics: Curve
     evaluation: Evaluation | None
     config: str  # the text of config.yaml
@@ -40,6 +42,8 @@ class Subject:
     samplers: tuple[Sampler, ...]
     drawing: tuple[Sampler, int]  # the sampler of pictures and its network evaluations
     class_names: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()  # names of features or channels
+    missing: str = ""  # why there is no dataset
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,8 @@ def section(subject: Subject) -> dict[str, Any]:
         "name": subject.name,
         "tiles": tiles(subject),
         "samples": samples(subject),
+        "pixels": len(subject.model.shape) == 3,
+        "missing": subject.missing,
         "quality": None if subject.evaluation is None else quality(subject.evaluation),
         "journey": journey(subject) if jumps else None,
         "curves": [image(figure) for figure in plots.training(subject.metrics)],
@@ -99,26 +105,43 @@ def tiles(subject: Subject) -> list[tuple[str, str]]:
 
 
 def samples(subject: Subject) -> list[Picture]:
-    """One-step samples beside real data: by class for images, clouds of points for vectors."""
+    """Samples beside real data, if they are at hand: one column per class, or points."""
     sampler, nfe = subject.drawing
     how = "in one forward pass" if nfe == 1 else f"by {sampler} in {nfe} network evaluations"
     if len(subject.model.shape) == 1:
-        clouds = {
-            f"samples drawn {how}": draw(subject, 4000, None),
-            "real data": subject.dataset.samples(slice(4000)),
-        }
-        return [Picture(image(plots.clouds(clouds)))]
-    classes = subject.model.num_classes
+        return [points(subject, how)]
+    classes, names = subject.model.num_classes, subject.columns
     columns = min(classes or COLUMNS, COLUMNS)
-    labels = class_by_class(8 * columns, columns if classes else 0)
-    real = real_by_class(subject.dataset, columns, rows=8).to(subject.device)
+    rows = 8 if len(subject.model.shape) == 3 else 4
+    labels = class_by_class(rows * columns, columns if classes else 0)
+    drawn, real = draw(subject, rows * columns, labels), None
+    if subject.dataset is not None:
+        real = real_by_class(subject.dataset, columns, rows)
+        real = subject.model.decode(real.to(subject.device)).cpu()
     text = f"drawn {how}, unselected"
     if classes:
         text += f", one column per class{named(subject, columns)}"
-    return [
-        Picture(image(picture(draw(subject, 8 * columns, labels), columns)), text),
-        Picture(image(picture(subject.model.decode(real).cpu(), columns)), "real data"),
-    ]
+    shown = f"{text}. {about(drawn.shape[1:], names)}"
+    found = [Picture(image(picture(drawn, columns, names, real)), shown)]
+    if real is not None:
+        found.append(Picture(image(picture(real, columns, names, real)), "real data"))
+    return found
+
+
+def points(subject: Subject, how: str) -> Picture:
+    """Vectors: two columns side by side with real data, one or more with real data behind them."""
+    classes, real = subject.model.num_classes, None
+    labels = class_by_class(4000, classes)
+    if subject.dataset is not None and subject.dataset.labels is not None:
+        labels = as_frequent(subject.dataset.labels, 4000, classes)
+    drawn = draw(subject, 4000, labels)
+    if subject.dataset is not None:
+        real = subject.dataset.samples(slice(4000)).to(subject.device)
+        real = subject.model.decode(real).cpu()
+    if drawn.shape[1] != 2:
+        return Picture(image(vectors(drawn, subject.columns, real)), f"Samples drawn {how}.")
+    both = {f"samples drawn {how}": drawn} | ({} if real is None else {"real data": real})
+    return Picture(image(clouds(both, subject.columns)))
 
 
 def draw(subject: Subject, num: int, labels: Tensor | None) -> Sample:
@@ -139,6 +162,8 @@ def real_by_class(dataset: Dataset, columns: int, rows: int) -> Tensor:
         return dataset.samples(slice(rows * columns))
     by_class = [(labels == label).nonzero()[:rows, 0] for label in range(columns)]
     complete = min(map(len, by_class))
+    if not complete:  # a class has no samples
+        return dataset.samples(slice(rows * columns))
     return dataset.samples(torch.stack([indices[:complete] for indices in by_class], 1).flatten())
 
 
@@ -156,12 +181,14 @@ def quality(evaluation: Evaluation) -> dict[str, Any]:
 def journey(subject: Subject) -> Picture:
     """f(noise, 1, s) as s goes from 1 to 0: of one noise and several classes, or many vectors."""
     text = "f(noise, 1, s) for s from 1 (noise) to 0 (data): each is one forward pass."
-    model, vectors = subject.model, len(subject.model.shape) == 1
-    count = 300 if vectors else min(subject.model.num_classes or 4, 5)
+    model = subject.model
+    count = 300 if len(model.shape) == 1 else min(subject.model.num_classes or 4, 5)
     noise = torch.randn(count, *model.shape, generator=torch.Generator().manual_seed(1))
     labels = class_by_class(count, model.num_classes)
     if labels is not None:
-        labels, noise = labels.to(subject.device), noise[:1].expand_as(noise)
+        labels = labels.to(subject.device)
+    if labels is not None and len(model.shape) > 1:
+        noise = noise[:1].expand_as(noise)
         names = named(subject, count)
         text += f" The rows start from the same noise and differ in the class alone{names}."
     noise = noise.to(subject.device)
@@ -169,10 +196,14 @@ def journey(subject: Subject) -> Picture:
         one = noise.new_ones(count)
         way = [model.decode(model.solution(noise, one, s * one, labels)).cpu() for s in JOURNEY]
         steps = torch.stack(way, dim=1)
-    if vectors:
-        return Picture(image(plots.journeys(steps)), text)
-    sheet = picture(steps.flatten(0, 1), len(JOURNEY))
-    return Picture(image(sheet), text, tuple(f"{s:g}" for s in JOURNEY))
+    if len(model.shape) == 1:
+        return Picture(image(journeys(steps, JOURNEY, subject.columns)), text)
+    ticks = tuple(f"{s:g}" for s in JOURNEY)
+    every = steps.flatten(0, 1)
+    if len(model.shape) == 2:
+        figure = curves(every, len(JOURNEY), subject.columns, steps[:, -1], ticks)
+        return Picture(image(figure), text)
+    return Picture(image(picture(every, len(JOURNEY), subject.columns, steps[:, -1])), text, ticks)
 
 
 def cost(subject: Subject) -> list[list[str]]:

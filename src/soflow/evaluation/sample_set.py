@@ -37,7 +37,7 @@ class SampleSet:
         name: Of the file or the folder.
         shape: Of one sample.
         count: How many samples.
-        parts: Reads all of them: bytes (B, C, H, W), or floats (B, D) if they are not images.
+        parts: Reads all of them: bytes (B, C, H, W), or floats (B, ...) if they are no pictures.
         labels: (N,), or None.
         protocol: How they were drawn, if the files say so.
     """
@@ -151,16 +151,18 @@ def decoded(file: Path, channels: int) -> np.ndarray:
 
 
 def sample_arrays(path: Path) -> SampleSet:
-    """The samples arr_0, (N, H, W, 1 or 3) or (N, D), and labels arr_1, (N,), of an .npz."""
+    """The samples arr_0, images (N, H, W, 1 or 3) or floats, and labels arr_1, (N,), of an .npz."""
     there = arrays_in(path)
     if "arr_0" not in there:
         raise InputError(f"{path} has no arr_0, the samples: it has {', '.join(sorted(there))}")
     with opened(path, "arr_0") as (_, shape, dtype):
         images = dtype == np.uint8 and len(shape) == 4 and shape[3] in MODES
-        vectors = np.issubdtype(dtype, np.floating) and len(shape) == 2
-    if not (images or vectors) or min(shape) < 1:
+        last = len(shape) == 4 and shape[3] in MODES  # images, but not in bytes
+        others = np.issubdtype(dtype, np.floating) and len(shape) in (2, 3, 4) and not last
+    if not (images or others) or min(shape) < 1:
         raise InputError(
-            f"{path}: arr_0 is {dtype}{list(shape)}, not uint8 (N, H, W, 1 or 3) or floats (N, D)"
+            f"{path}: arr_0 is {dtype}{list(shape)}, not uint8 (N, H, W, 1 or 3) or floats (N, D), "
+            "(N, C, L) or (N, C, H, W)"
         )
     beside = read(path, ("arr_1", "protocol"), there)
     classes = beside.get("arr_1")

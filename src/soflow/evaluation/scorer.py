@@ -21,6 +21,8 @@ from soflow.evaluation.metrics import (
 )
 from soflow.evaluation.record import Figures, Reference
 from soflow.evaluation.statistics import ENERGY_POINTS, OnRows, Statistics, gather, ignore
+from soflow.evaluation.wasserstein import marginals, sliced_wasserstein
+from soflow.sampling import LabelDraw, draw_classes
 
 
 @dataclass(frozen=True)
@@ -71,11 +73,20 @@ class Scorer:
         return not self.gaussian or least > self.reference.dimensions
 
     def figures(
-        self, statistics: Statistics, labels: Tensor | None, on_rows: OnRows = ignore
+        self,
+        statistics: Statistics,
+        labels: Tensor | None,
+        on_rows: OnRows = ignore,
+        equal: int | None = None,
     ) -> Figures:
-        """All figures of a set of samples, drawn for the classes `labels`, (N,), if they have any.
+        """All figures of a set of samples.
 
-        on_rows: Called with the number of rows of samples and reference just compared.
+        Args:
+            statistics: Of the samples.
+            labels: The classes that they were drawn for, (N,), if they have any.
+            on_rows: Called with the number of rows of samples and reference just compared.
+            equal: How many of each set to compare where figures depend on it; the smaller set's
+                number by default.
         """
         own, other = statistics.points, self.reference.points
         logits, spatial = statistics.logits, statistics.spatial
@@ -96,7 +107,21 @@ class Scorer:
             if labels is not None and logits.shape[1] == self.num_classes:
                 found["recognized"] = recognized(logits, labels)
         distance, reliable = self.distance(statistics), self.reliable(statistics.count)
-        return Figures(distance=distance, reliable=reliable, **found)
+        values = Figures(distance=distance, reliable=reliable, **found)
+        if not self.features.columns or not len(other):
+            return values
+        count = min(len(own), len(other), equal or len(own))
+        columns = {
+            "sliced_wasserstein": sliced_wasserstein(own, other, count),
+            "marginals": marginals(own, other, count, self.features.columns),
+        }
+        return values.model_copy(update=columns)
+
+
+def as_frequent(labels: Tensor, num: int, num_classes: int) -> Tensor:
+    """Labels (num,) with the frequencies of others (N,). Those outside the classes are none."""
+    known = labels[(labels >= 0) & (labels < num_classes)].sort().values
+    return known[torch.linspace(0, len(known) - 1, num, dtype=torch.float64).round().long()]
 
 
 def random_subset(points: Tensor, count: int) -> Tensor:
@@ -130,3 +155,31 @@ class Scoring:
     scorer: Scorer
     baseline: Baseline | None = None
     points: Dataset | None = None  # data as the model sees them, for the diagnostics
+    labels: Tensor | None = None  # of the reference, (N,), if its classes are the run's
+
+    def frequent(self, num: int, num_classes: int) -> Tensor | None:
+        """Labels (num,) as frequent as in the reference, of what is not a picture; else None.
+
+        Rows of a table are compared with all others, so rare classes must be rare among samples.
+        """
+        if self.labels is None or not self.scorer.features.columns:
+            return None
+        return as_frequent(self.labels, num, num_classes)
+
+    def draw_classes(
+        self, how: LabelDraw | None, num: int, num_classes: int, seed: int = 0
+    ) -> tuple[Tensor | None, str]:
+        """Labels of samples, (num,), and how they are chosen: by default see `frequent`."""
+        if not num_classes:
+            return None, "none"
+        if how is None and (labels := self.frequent(num, num_classes)) is not None:
+            return labels, "as frequent as in the reference"
+        how = how or "balanced"
+        return draw_classes(how, num, num_classes, seed), how
+
+    def equal_count(self, num: int) -> int:
+        """Of how many samples Wasserstein distances are: as many as the smallest set has."""
+        sizes = [num, ENERGY_POINTS, len(self.scorer.reference.points)]
+        if self.baseline is not None:
+            sizes += [len(self.baseline.data), len(self.baseline.scorer.reference.points)]
+        return min(sizes)

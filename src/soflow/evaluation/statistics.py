@@ -83,7 +83,8 @@ def gather(
     moments: Moments | None = None
     spatial: Moments | None = None
     points, logits, done = [], [], 0
-    for block in rebatched(map(as_seen, parts), ROWS):
+    seen = (as_seen(part, pixels=not features.columns) for part in parts)
+    for block in rebatched(seen, ROWS):
         found = []
         for part in block.split(BATCH):
             found.append(features(part))
@@ -125,5 +126,7 @@ def merged(moments: Moments | None, values: Tensor | None) -> Moments | None:
 
 
 def parts_of(dataset: Dataset) -> Iterator[Tensor]:
-    """The samples of a data set in parts, (B, ...)."""
-    return (dataset.samples(part) for part in torch.arange(len(dataset)).split(BATCH))
+    """The samples of a data set in parts, (B, ...), in the data's own units."""
+    for part in torch.arange(len(dataset)).split(BATCH):
+        samples = dataset.samples(part)
+        yield samples if dataset.scaling is None else dataset.scaling.restore(samples)

@@ -1,6 +1,7 @@
 """An evaluation as text: the table, its title, and the remarks below it."""
 
 from collections.abc import Callable
+from statistics import mean
 
 from soflow.evaluation.record import Evaluation, Figures, RealRow, Reference, Row
 
@@ -37,6 +38,15 @@ def columns(evaluation: Evaluation) -> dict[str, Column]:
         value = row.distance if isinstance(row, RealRow) else row.distance_at_real_count
         return shown(value, ".4g") + mark(real)
 
+    def average(row: Row | RealRow) -> str:
+        values = list((row.marginals or {}).values())
+        return format(mean(values), ".3g") if values else ""
+
+    def worst(row: Row | RealRow) -> str:
+        values = row.marginals or {}
+        name = max(values, key=values.__getitem__, default="")
+        return f"{values[name]:.3g} {shorten(name)}" if name else ""
+
     fractions = ("precision", "recall", "density", "coverage", "recognized")
     return {
         "weights": drawn(lambda row: row.weights if several else ""),
@@ -46,6 +56,9 @@ def columns(evaluation: Evaluation) -> dict[str, Column]:
         few: alike,
         "sFID" if fid else "sFD": figure("spatial_distance", ".4g"),
         "KID" if fid else "KD": figure("kernel_distance", ".3g"),
+        "SW2": figure("sliced_wasserstein", ".3g"),
+        "marginals": average,
+        "worst": worst,
         "IS": figure("inception_score", ".4g"),
         **{name: figure(name, ".3f") for name in fractions},
         "ms": drawn(lambda row: shown(row.milliseconds_per_sample, ".3f")),
@@ -54,6 +67,11 @@ def columns(evaluation: Evaluation) -> dict[str, Column]:
 
 def real_name(row: RealRow) -> str:
     return f"real, {row.split}" if row.split else "real"
+
+
+def shorten(name: str, most: int = 24) -> str:
+    """A column's name that leaves room for figures."""
+    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def mark(row: Figures) -> str:
@@ -97,9 +115,23 @@ def remarks(evaluation: Evaluation) -> str:
             said.append("FD by these features is no FID and cannot be compared with one.")
     if reference.points:
         said.append(f"Neighbors are searched among {reference.points:,} real samples.")
+    if first.marginals is not None:
+        said.append(about_columns(evaluation))
     if first.milliseconds_per_sample is not None:
         said.append("ms: milliseconds per sample.")
     return " ".join(said)
+
+
+def about_columns(evaluation: Evaluation) -> str:
+    """What the Wasserstein distances mean."""
+    equal = f"{evaluation.wasserstein_points:,}"
+    scaled = evaluation.features.scaling is not None
+    unit = "values scaled as for training" if scaled else "the data's own values"
+    return (
+        f"SW2: sliced Wasserstein-2 distance of {equal} samples and as many real ones. "
+        "marginals: the Wasserstein-1 distance of single columns or channels, their mean and "
+        f"the worst one. All distances are of {unit}."
+    )
 
 
 def about_real(real: RealRow, reference: Reference) -> str:

@@ -23,7 +23,7 @@ from soflow.config import Config
 from soflow.data.dataset import DataRecord
 from soflow.errors import InputError
 from soflow.interop.adapt import adapt_channels, adapt_classes, adapt_levels, adapt_positions
-from soflow.interop.sizes import read_sizes
+from soflow.interop.sizes import grid_of, read_sizes
 from soflow.interop.weights import named_tensors, read_file, require_fit
 from soflow.networks.dit import DiT
 from soflow.networks.embeddings import frequencies
@@ -89,7 +89,9 @@ def load_pretrained(
         notes += require_same_heads(found.config, network, source)
         notes += as_ours(weights, network)
         sizes = [tuple(one)[1:] for one in (shape, found.shape) if one is not None]
-        notes += adapt_positions(weights, expected, moved=len({*sizes}) > 1)
+        notes += adapt_positions(
+            weights, expected, len({*sizes}) > 1 or other_grid(weights, network)
+        )
     notes += adapt_levels(weights, expected)
     notes += adapt_channels(weights, expected)
     notes += adapt_classes(weights, expected, found.class_names, class_names, found.null_trained)
@@ -130,6 +132,14 @@ def require_same_size(weights: Mapping[str, Tensor], network: DiT, source: Path)
     other = [f"network.{name}={size}" for name, size in theirs.items() if size != ours[name]]
     if other:
         raise InputError(f"{source} is of a network of another size: set {' '.join(other)}")
+
+
+def other_grid(weights: Mapping[str, Tensor], network: DiT) -> bool:
+    """Whether fixed positions are of another grid, which may have as many tokens."""
+    positions = weights.get("pos_embed")
+    if positions is None or positions.ndim != 3 or len(network.grid) != 2:
+        return False
+    return grid_of(positions) not in (None, network.grid)  # None: learned ones
 
 
 def require_same_heads(config: Config | None, network: DiT, source: Path) -> list[str]:

@@ -11,15 +11,15 @@ from soflow.run.folder import RunFolder
 
 #: Keys that may differ: they affect rounding at most, and the masks of dropout.
 FREE_KEYS = (
-    "description", "data.max_unreadable", "data.path", "checkpoint.", "compile", "evaluate.", "parallel",
-    "train.accumulate", "train.checkpoint_activations", "train.log_every", "train.max_skipped",
+    "description", "data.max_unreadable", "data.path", "checkpoint.", "compile", "evaluate.",
+    "parallel", "train.accumulate", "train.checkpoint_activations", "train.log_every", "train.max_skipped",
     "train.on_nonfinite", "train.sample_every", "train.trackers",
 )  # fmt: skip
 #: Keys that may be changed where they are given explicitly: weights, average and the optimizer's
 #: state stay valid.
 CHANGEABLE_KEYS = (
-    "data.balance", "data.flip", "ema.", "optimizer.betas", "optimizer.clip", "optimizer.lr", "optimizer.warmup",
-    "optimizer.weight_decay", "precision", "train.batch_size", "train.steps",
+    "data.balance", "data.flip", "ema.", "optimizer.betas", "optimizer.clip", "optimizer.lr",
+    "optimizer.warmup", "optimizer.weight_decay", "precision", "train.batch_size", "train.steps",
 )  # fmt: skip
 
 

@@ -6,8 +6,10 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from soflow.data.dataset import Dataset
 from soflow.data.training_data import make_dataset
 from soflow.errors import InputError, RunError
+from soflow.evaluation.features import column_names
 from soflow.evaluation.plots import Curve
 from soflow.evaluation.record import Evaluation
 from soflow.evaluation.report import Subject, page
@@ -15,7 +17,7 @@ from soflow.run.folder import RunFolder
 from soflow.system.atomic import replace_file
 from soflow.system.logs import show_notes
 from soflow.system.progress import Progress, track
-from soflow.workflows.load import load
+from soflow.workflows.load import Run, load
 
 log = logging.getLogger(__name__)
 
@@ -59,10 +61,11 @@ def report(
 def subject_of(path: Path) -> Subject:
     """A run, as the page shows it."""
     run = load(path)
+    dataset, missing = data_of(run)
     return Subject(
         name=str(run.folder.path),
         model=run.model,
-        dataset=make_dataset(run.config.data),
+        dataset=dataset,
         metrics=read_curve(run.folder),
         evaluation=read_evaluation(run.folder, run.checkpoint.path.name),
         config=run.folder.config.read_text(encoding="utf-8"),
@@ -71,7 +74,18 @@ def subject_of(path: Path) -> Subject:
         samplers=run.config.samplers,
         drawing=run.config.default_sampler,
         class_names=run.class_names,
+        columns=column_names(run.model.shape, run.scaling),
+        missing=missing,
     )
+
+
+def data_of(run: Run) -> tuple[Dataset | None, str]:
+    """The data that a run was trained on; None and the reason, with a remark, if they are gone."""
+    try:
+        return make_dataset(run.config.data), ""
+    except (InputError, RunError, OSError) as error:
+        log.info(f"{error}; the page of {run.folder.path} shows no real data")
+        return None, str(error)
 
 
 def read_curve(folder: RunFolder) -> Curve:

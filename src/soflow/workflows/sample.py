@@ -18,7 +18,8 @@ from soflow.data.autoencoder import Decoder
 from soflow.data.shards import open_store
 from soflow.data.store import Piece, Plan, make_store
 from soflow.errors import InputError
-from soflow.evaluation.pictures import is_image, to_uint8
+from soflow.evaluation.features import column_names
+from soflow.evaluation.pictures import to_uint8
 from soflow.sampling import LabelDraw, Sampler, check_sampler, draw_classes, sample_many
 from soflow.symbols import as_labels
 from soflow.system import processes
@@ -116,7 +117,8 @@ def sample(run: Run, request: SampleRequest, progress: Progress = track) -> Tens
     """Draws the samples of a request.
 
     Returns:
-        Samples (num, ...) on the CPU: images (num, C, H, W) in -1 .. 1, or vectors (num, D).
+        Samples (num, ...) on the CPU: images (num, C, H, W) in -1 .. 1, or vectors (num, D),
+        signals (num, C, L) and others in the data's own units.
     """
     with progress("sampling", request.num) as task:
         return draw_rows(run, request, range(request.num), task.update)
@@ -146,7 +148,7 @@ def sample_to_file(
         run: The run to sample.
         request: What to draw.
         file: FILE.png for one picture, FILE.npz for arrays in ADM's layout (arr_0 samples, arr_1
-            labels), or a folder for one PNG per sample.
+            labels), FILE.csv for a table of vectors, or a folder for one PNG per image.
         progress: Shows the progress.
 
     Returns:
@@ -169,7 +171,8 @@ def sample_to_file(
             task.update(min(num, rows.start + count * done))
 
         samples, labels = draw_rows(run, request, rows, on_batch), request.labels
-        pixels = to_uint8(samples) if is_image(samples.shape[1:]) else samples.numpy()
+        pictures = not column_names(samples.shape[1:], run.scaling)
+        pixels = to_uint8(samples) if pictures else samples.numpy()
         return Piece(pixels, None if labels is None else labels[rows.start : rows.stop].tolist())
 
     if not whole.is_dir():
@@ -183,7 +186,7 @@ def sample_to_file(
     elif index > 0:
         return False
     # Rows are memory-mapped files, which Windows removes only when nothing refers to them.
-    write(open_store(whole)[0], request.labels, file, protocol_of(run, request))
+    write(run, open_store(whole)[0], request.labels, file, protocol_of(run, request))
     shutil.rmtree(whole)
     return True
 

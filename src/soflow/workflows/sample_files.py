@@ -1,6 +1,8 @@
-"""Files of samples: a picture, arrays in ADM's layout, or a folder of images."""
+"""Files of samples: a picture, arrays in ADM's layout, a table, or a folder of images."""
 
+import csv
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,8 @@ from torch import Tensor
 from soflow.data.dataset import Dataset
 from soflow.data.shards import Shards
 from soflow.errors import InputError
-from soflow.evaluation.pictures import is_image, save_picture, to_pil
+from soflow.evaluation.features import column_names
+from soflow.evaluation.pictures import save_picture, to_pil
 from soflow.system.atomic import replaced, require_writable
 from soflow.system.records import Record
 from soflow.workflows.load import Run
@@ -34,10 +37,16 @@ class SampleProtocol(Record):
 
 def require_suitable(run: Run, file: Path) -> None:
     """Makes the folder of a file. Raises InputError if the file cannot hold samples of the run."""
-    if file.suffix not in (".png", ".npz", ""):
-        raise InputError(f"the output is {file}: it must end in .png or .npz, or be a folder")
-    if file.suffix == "" and run.encoder is None and not is_image(run.model.shape):
-        raise InputError(f"{file} is a folder, for images only: write these samples to FILE.npz")
+    pictures = run.encoder is not None or not column_names(run.model.shape, run.scaling)
+    vectors = len(run.model.shape) == 1
+    endings = (".png", ".npz", *([".csv"] if vectors else []), *([""] if pictures else []))
+    if file.suffix not in endings:
+        fitting = ", ".join(f"FILE{ending}" if ending else "a folder" for ending in endings)
+        what = f"a {file.suffix} file" if file.suffix else "a folder"
+        raise InputError(
+            f"{file} is {what}, which does not suit samples {list(run.model.shape)}: "
+            f"--out takes {fitting}"
+        )
     require_writable(file.parent if file.suffix else file)
     if file.suffix and file.is_dir():
         raise InputError(f"cannot write {file}: it is a folder; choose another --out")
@@ -57,17 +66,39 @@ def require_room(folder: Path, num: int) -> None:
         raise InputError(f"{folder} holds {image}, {why}: delete it or choose another --out")
 
 
-def write(rows: Shards, labels: Tensor | None, file: Path, protocol: SampleProtocol) -> None:
+def write(
+    run: Run, rows: Shards, labels: Tensor | None, file: Path, protocol: SampleProtocol
+) -> None:
     """Writes all samples into their file or folder."""
+    names = column_names(run.model.shape, run.scaling)
     if file.suffix == ".png":
         samples = Dataset("samples", "", rows, None).samples()
-        save_picture(samples, file, columns=min(10, len(samples)))
+        save_picture(samples, file, min(10, len(samples)), names)
+    elif file.suffix == ".csv":
+        classes = None if labels is None else [run.class_names[i] for i in labels.tolist()]
+        label = run.config.data.label_column or "label"
+        write_csv(rows, names, classes, label, file)
     elif file.suffix == ".npz":
         write_npz(rows, labels, file, protocol)
     else:
         protocol.write(file / "protocol.json")
         for i in range(len(rows)):
             to_pil(rows[torch.tensor([i])][0].numpy()).save(file / f"{i:06d}.png")
+
+
+def write_csv(
+    rows: Shards, names: Sequence[str], classes: Sequence[str] | None, label: str, file: Path
+) -> None:
+    """Writes vectors with a header of their columns and, last, the column of classes."""
+    header = [*names, *([] if classes is None else [label])]
+    with replaced(file) as partial, partial.open("x", newline="", encoding="utf-8") as stream:
+        table = csv.writer(stream, lineterminator="\n")
+        table.writerow(header)
+        for part in torch.arange(len(rows)).split(ROWS):
+            values = rows[part].numpy().astype(str).tolist()  # as few digits as identify a float
+            if classes is not None:
+                values = [[*row, classes[i]] for row, i in zip(values, part.tolist(), strict=True)]
+            table.writerows(values)
 
 
 def write_npz(rows: Shards, labels: Tensor | None, file: Path, protocol: SampleProtocol) -> None:

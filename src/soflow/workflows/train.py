@@ -18,9 +18,10 @@ from soflow.data.autoencoder import Decoder
 from soflow.data.dataset import DataRecord, Dataset
 from soflow.data.training_data import completed, make_dataset, summary
 from soflow.errors import InputError
-from soflow.evaluation.features import check_name
+from soflow.evaluation.features import check_name, column_names
 from soflow.evaluation.pictures import picture, png
 from soflow.evaluation.references import make_scoring
+from soflow.evaluation.scorer import as_frequent
 from soflow.interop.pretrained import load_pretrained
 from soflow.run.checkpoint import TrainState, checkpoints
 from soflow.run.folder import RunFolder
@@ -164,7 +165,7 @@ def make_trainer(
 
     def draw_and_watch(state: TrainState, weights: dict[str, Tensor], device: torch.device) -> None:
         model = load_model(config, weights, device, decode)
-        draw_samples(config, folder, state.step, model, device)
+        draw_samples(config, folder, state.step, model, device, dataset)
         watch(state, model, device)
 
     model, augment = make_model(config, network), make_augment(config)
@@ -206,12 +207,13 @@ def make_measure(config: Config, dataset: Dataset) -> Measure:
     if processes.index() > 0:
         return lambda weights, device: {}
     decode = make_decoder(dataset.encoder, dataset.scaling, default_device())
-    scorer = make_scoring(config, dataset.encoder, decode, baseline=False).scorer
+    scoring = make_scoring(config, dataset.encoder, decode, baseline=False)
+    scorer = scoring.scorer
     num, (sampler, nfe) = config.evaluate.num_while_training, config.default_sampler
 
     def measure(weights: dict[str, Tensor], device: torch.device) -> dict[str, float]:
         model = load_model(config, weights, device, decode)
-        labels = class_by_class(num, model.num_classes)
+        labels, _ = scoring.draw_classes(None, num, model.num_classes)
         samples = draw(model, num, labels, sampler, nfe, seed=0, device=device)
         return {scorer.features.metric: scorer.distance(scorer.gather(samples, num))}
 
@@ -231,9 +233,18 @@ def picture_decoder(dataset: Dataset) -> Decode:
 
 
 def draw_samples(
-    config: Config, folder: RunFolder, step: int, model: FlowModel, device: torch.device
+    config: Config,
+    folder: RunFolder,
+    step: int,
+    model: FlowModel,
+    device: torch.device,
+    dataset: Dataset | None = None,
 ) -> None:
-    """Writes a picture of samples: images with one column per class, points as a scatter plot."""
+    """Writes a picture of samples: images and signals with one column per class, or points.
+
+    All but images are drawn with the names and, if there are more than two columns, the first
+    samples of the data.
+    """
     classes = config.data.num_classes
     if len(config.data.shape) == 1:
         num, columns = 2000, 1
@@ -241,6 +252,15 @@ def draw_samples(
         columns = min(classes or 8, 10)
         num, classes = columns * ceil(40 / columns), min(classes, columns)
     labels = class_by_class(num, classes)
+    if len(config.data.shape) == 1 and dataset is not None and dataset.labels is not None:
+        labels = as_frequent(dataset.labels, num, classes)
     sampler, nfe = config.default_sampler
     samples = sample_many(model, num, labels, sampler, nfe, 0, batch_size=num, device=device)
-    write_bytes(folder.samples / f"step-{step:08d}.png", png(picture(samples, columns)))
+    names: tuple[str, ...] = ()
+    real: Tensor | None = None
+    if dataset is not None and dataset.encoder is None:
+        names = column_names(config.data.shape, dataset.scaling)
+        if names and config.data.shape != (2,):
+            real = model.decode(dataset.samples(slice(num)).to(device)).cpu()
+    file = folder.samples / f"step-{step:08d}.png"
+    write_bytes(file, png(picture(samples, columns, names, real)))
