@@ -12,8 +12,8 @@ from soflow.run.folder import RunFolder
 #: Keys that may differ: they affect rounding at most, and the masks of dropout.
 FREE_KEYS = (
     "description", "data.max_unreadable", "data.path", "checkpoint.", "compile", "evaluate.",
-    "parallel", "train.accumulate", "train.checkpoint_activations", "train.log_every", "train.max_skipped",
-    "train.on_nonfinite", "train.sample_every", "train.trackers",
+    "parallel", "train.accumulate", "train.checkpoint_activations", "train.log_every",
+    "train.max_skipped", "train.on_nonfinite", "train.sample_every", "train.trackers",
 )  # fmt: skip
 #: Keys that may be changed where they are given explicitly: weights, average and the optimizer's
 #: state stay valid.
