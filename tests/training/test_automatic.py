@@ -87,7 +87,7 @@ def test_a_run_records_what_was_chosen_and_keeps_it(bfloat16, tmp_path, caplog):
     train("digits", tmp_path, TRAIN)
     assert RunFolder(tmp_path).read_config().precision == "bf16"
     with pytest.raises(InputError, match="precision=bf16"):
-        train("digits", tmp_path, [*TRAIN, "precision=fp32"])
+        train(read_recipe("digits", [*TRAIN, "precision=fp32"]), tmp_path)
 
 
 def test_a_run_that_was_imported_has_no_choice_to_keep(bfloat16):

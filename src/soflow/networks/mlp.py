@@ -41,7 +41,7 @@ class MLP(nn.Module):
         num_classes: 0 for a network without labels.
 
     Raises:
-        ValueError: For another shape.
+        ValueError: For another shape, or a width below D.
     """
 
     dimensions = 1
@@ -58,6 +58,8 @@ class MLP(nn.Module):
         super().__init__()
         require_fit(self, shape)
         (dimensions,) = shape
+        if width < dimensions:  # the noise of all values cannot pass through fewer channels
+            raise ValueError(f"MLP: width {width} must be at least the {dimensions} values of data")
         self.x_embedder = nn.Linear(dimensions, width)
         self.t_embedder = TimeEmbedder(width)
         self.s_embedder = TimeEmbedder(width)  # embeds t - s

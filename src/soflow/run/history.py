@@ -37,7 +37,7 @@ def read_history(file: Path) -> list[Change]:
         RunError: If the file is damaged.
     """
     try:
-        lines = file.read_text().splitlines() if file.is_file() else []
+        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
         return [Change.model_validate_json(line) for line in lines]
     except (UnicodeDecodeError, ValidationError):
         raise RunError(f"{file} is damaged: {Change.advice}") from None
