@@ -1,6 +1,7 @@
 """The effect of a coarser precision on quality: the recipe digits, over several seeds.
 
     python benchmarks/precision.py [SEEDS] [KEY=VALUE ...]        writes results/precision.md
+    python benchmarks/precision.py --only fp32,bf16 3             some of the rows
 
 TF32 exists on GPUs only. Here it is imitated: the inputs of every matrix product, and the
 gradients that come back to it, are rounded to TF32's ten bits of mantissa. "tf32" does so in all
@@ -98,8 +99,11 @@ def one_run(
 
 
 def main() -> None:
-    seeds = int(sys.argv[1]) if sys.argv[1:] else 3
-    overrides = sys.argv[2:]
+    arguments, chosen = sys.argv[1:], list(VARIANTS)
+    if arguments[:1] == ["--only"]:
+        chosen, arguments = arguments[1].split(","), arguments[2:]
+    seeds = int(arguments[0]) if arguments else 3
+    overrides = arguments[1:]
     config = read_recipe("digits", overrides)
     scorer = make_scoring(config, None, lambda samples: samples, baseline=False).scorer
     changes = f" with {' '.join(overrides)}" if overrides else ""
@@ -110,7 +114,8 @@ def main() -> None:
         "| precision | one-step distance | mean_d(q^2) at the end | flow-matching error |",
         "|---|---|---|---|",
     ]
-    for name, (precision, context) in VARIANTS.items():
+    for name in chosen:
+        precision, context = VARIANTS[name]
         results = []
         for seed in range(seeds):
             print(f"{name}, seed {seed}", file=sys.stderr, flush=True)
