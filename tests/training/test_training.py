@@ -318,6 +318,6 @@ def test_the_first_lines_of_a_resumed_log_are_those_of_the_first_life(moons, tmp
 
 def test_the_learning_rate_rises_over_the_warm_up_and_stays():
     config = OptimizerConfig(lr=0.1, warmup=4)
-    rates = [learning_rate(config, step) for step in range(6)]
+    rates = [learning_rate(config, step, 6) for step in range(6)]
     assert rates == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1])
-    assert learning_rate(OptimizerConfig(lr=0.1), 0) == 0.1
+    assert learning_rate(OptimizerConfig(lr=0.1), 0, 9) == 0.1

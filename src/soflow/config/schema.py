@@ -92,7 +92,11 @@ class NoisingConfig(Section):
 
 class OptimizerConfig(Section):
     name: Literal["adamw", "radam"] = key("adamw", "adamw or radam")
-    lr: PositiveFloat = key(1e-4, "learning rate, constant after the warm-up")
+    lr: PositiveFloat = key(1e-4, "learning rate after the warm-up")
+    lr_schedule: Literal["constant", "cosine", "linear"] = key(
+        "constant", "of the learning rate after the warm-up: constant, or falling to lr_end"
+    )
+    lr_end: Share = key(0.0, "learning rate at the last step, as a fraction of lr")
     betas: tuple[Decay, Decay] = key((0.9, 0.99), "decay of the two moments")
     weight_decay: float = key(0.0, "decoupled weight decay", ge=0)
     warmup: int = key(0, "steps over which the learning rate rises from 0", ge=0)

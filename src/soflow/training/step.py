@@ -63,7 +63,7 @@ class TrainStep:
         """
         config, accelerator = self.config, self.accelerator
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(config.optimizer, step)
+            group["lr"] = learning_rate(config.optimizer, step, config.train.steps)
 
         # Forward and backward per microbatch; the last backward adds up gradients of all processes.
         stream = f"dropout of process {accelerator.process_index}"

@@ -243,7 +243,8 @@ class Trainer:
 
     def log(self, figures: Mapping[str, float], task: Task) -> None:
         """Writes one line of metrics.jsonl, and shows it."""
-        lr = learning_rate(self.config.optimizer, self.state.step - 1)
+        optimizer, steps = self.config.optimizer, self.config.train.steps
+        lr = learning_rate(optimizer, self.state.step - 1, steps)
         line = take_line(self.state, figures, lr, self.config.train.batch_size)
         if self.accelerator.is_main_process:
             self.manager.log(line)
