@@ -175,6 +175,10 @@ class Checkpoint:
         """The recorded checksum of the weights, "raw" or "ema"."""
         return self.record().checksums[WEIGHTS[which]]
 
+    def files_of(self, which: str) -> list[Path]:
+        """The files that hold the weights "raw" or "ema", and what describes them, last."""
+        return [self.path / WEIGHTS[which], self.path / STATE]
+
     def train_state(self) -> TrainState:
         return self.record().state
 

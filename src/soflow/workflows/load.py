@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,8 +17,14 @@ from soflow.run.checkpoint import Checkpoint
 from soflow.run.folder import RunFolder, find_run
 from soflow.sampling import Sampler
 from soflow.solution import FlowModel
-from soflow.system.devices import default_device
+from soflow.system.atomic import require_writable, write_bytes
+from soflow.system.devices import default_device, named_device
 from soflow.system.memory import out_of_memory_explained
+from soflow.system.progress import Progress, track
+from soflow.workflows.labels import Classes
+
+if TYPE_CHECKING:
+    from soflow.evaluation.record import Evaluation
 
 Decode = Callable[[Tensor], Tensor]
 Weights = Literal["ema", "raw"]
@@ -26,7 +32,12 @@ Weights = Literal["ema", "raw"]
 
 @dataclass(frozen=True)
 class Run:
-    """A trained run, ready to sample from: a `model` with `weights` of `checkpoint`, on `device`.
+    """A trained run that samples, evaluates and saves itself.
+
+        model = soflow.load("runs/mine")
+        images = model.sample(64, labels=["cat", "dog"], nfe=1, seed=0)
+
+    It holds a `model` with `weights` of `checkpoint`, on `device`.
 
     Runs on latents have an `encoder`, and `model.decode` makes images of their samples. Runs on
     standardized data have a `scaling`, and `model.decode` gives samples the data's own units.
@@ -52,25 +63,117 @@ class Run:
         """The sampler and the number of network evaluations that the configuration prefers."""
         return self.config.default_sampler
 
+    def sample(
+        self,
+        num: int = 64,
+        labels: Classes | None = None,
+        *,
+        sampler: str | None = None,
+        nfe: int | None = None,
+        seed: int = 0,
+        batch_size: int = 500,
+        progress: Progress = track,
+    ) -> Tensor:
+        """Draws samples: the same, bit by bit, as `soflow sample`.
+
+        Args:
+            num: The number of samples.
+            labels: Classes to draw in turn, by name or number: a list, an array, a tensor, or a
+                text such as "cat,dog"; None draws all classes in turn.
+            sampler: "renoise", "ode", "euler" or "heun"; by default what suits the objective.
+            nfe: Network evaluations per sample; by default as few as suit the sampler.
+            seed: The seed of the noise.
+            batch_size: How many samples are drawn at once.
+            progress: Shows how many samples are drawn.
+
+        Returns:
+            Samples on the CPU: images (num, C, H, W) in -1 to 1; other data (num, ...) in their own
+            units.
+
+        Raises:
+            InputError: If a class or the sampler is unknown, or the sampler cannot use `nfe`.
+        """
+        from soflow.workflows.sample import SampleRequest, sample
+
+        request = SampleRequest.of(
+            self, num, labels, sampler=sampler, nfe=nfe, seed=seed, batch_size=batch_size
+        )
+        return sample(self, request, progress)
+
+    def evaluate(
+        self, *, progress: Progress = track, data: Any = None, **settings: Any
+    ) -> "Evaluation":
+        """Evaluates the run with the weights that it has.
+
+        Args:
+            progress: Shows how much is done.
+            data: What the run was trained on, if that was given in Python.
+            settings: Fields of `EvaluationSettings`, such as `features`, `reference` or `num`.
+
+        Returns:
+            The figures with their protocol.
+
+        Raises:
+            InputError: If a setting does not suit the run.
+        """
+        from soflow.evaluation.evaluate import EvaluationSettings
+        from soflow.workflows.evaluate import evaluate
+
+        return evaluate(self, EvaluationSettings(**settings), progress, data)
+
+    def save(self, out: str | Path) -> Path:
+        """Saves what sampling needs: the settings, the classes, and the weights that are loaded.
+
+        `soflow.load` and all commands take the folder like a run. It cannot be trained further, but
+        another run can begin with its weights (init_from).
+
+        Args:
+            out: A new or empty folder.
+
+        Returns:
+            The folder.
+
+        Raises:
+            InputError: If the folder is not empty, or cannot be written.
+        """
+        folder = RunFolder(Path(out).expanduser())
+        if folder.path.exists() and any(folder.path.iterdir()):
+            raise InputError(f"{folder.path} is not empty: choose a new folder")
+        place = folder.checkpoints / self.checkpoint.path.name
+        require_writable(place)
+        for file in self.checkpoint.files_of(self.weights):
+            write_bytes(place / file.name, file.read_bytes())
+        if self.folder.data.is_file():
+            write_bytes(folder.data, self.folder.data.read_bytes())
+        write_bytes(folder.config, self.folder.config.read_bytes())
+        return folder.path
+
 
 def load(
-    path: str | Path, weights: Weights = "ema", device: str | None = None, vae: str = ""
+    path: str | Path,
+    weights: Weights | Literal["best"] = "ema",
+    device: str | None = None,
+    vae: str = "",
 ) -> Run:
-    """Loads a run for sampling.
+    """Loads a run, or a model that `Run.save` wrote.
 
     Args:
         path: A run folder, RUN/checkpoints/best, or one checkpoint inside a run folder.
-        weights: "ema" for the averaged weights, "raw" for those of the last step.
-        device: Where the model goes; a GPU by default, if there is one.
+        weights: "ema" for the averaged weights, "raw" for those of the last step, "best" for the
+            averaged ones of the checkpoint that evaluations during training found best.
+        device: Where the model goes, such as "cpu", "cuda:1" or "gpu"; by default a GPU if there
+            is one.
         vae: For runs on latents, a local copy of the autoencoder that made them, or its name.
 
     Raises:
         InputError: If there is no run, or it is a run of another version.
         RunError: If the checkpoint is damaged.
     """
+    if weights == "best":
+        path, weights = Path(path) / "checkpoints" / "best", "ema"
     folder, checkpoint = find_run(Path(path).expanduser(), weights)
     config, data = folder.read_config(), DataRecord.read(folder.data)
-    place = torch.device(device) if device else default_device()
+    place = named_device(device) if device else default_device()
     encoder, scaling = (data.encoder, data.scaling) if data else (None, None)
     decode, tensors = make_decoder(encoder, scaling, place, vae), checkpoint.weights(weights)
     try:

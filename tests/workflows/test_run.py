@@ -1,0 +1,63 @@
+"""A loaded run acts: it samples, evaluates and saves itself."""
+
+import numpy as np
+import pytest
+import torch
+
+import soflow
+from soflow.errors import InputError
+from soflow.evaluation.pictures import to_uint8
+from soflow.system.devices import named_device
+
+
+@pytest.fixture(scope="module")
+def model(tiny_run):
+    return soflow.load(tiny_run, device="cpu")
+
+
+def test_samples_are_those_of_the_command_bit_by_bit(model, tiny_run, inside, tmp_path):
+    out = tmp_path / "samples.npz"
+    options = ("-n", 6, "--labels", "3,7", "--seed", 5, "--nfe", 2, "--out", out)
+    result = inside("sample", tiny_run, *options)
+    assert result.returncode == 0, result.stderr
+    with np.load(out) as stored:
+        images, labels = stored["arr_0"], stored["arr_1"]
+    assert labels.tolist() == [3, 7] * 3
+    for classes in ([3, 7], "3,7", np.array([3, 7]), ["3", "7"]):
+        assert np.array_equal(to_uint8(model.sample(6, classes, seed=5, nfe=2)), images)
+
+
+def test_figures_are_those_of_soflow_evaluate(model, tiny_run):
+    settings = {"num": 40, "nfe": (1,), "features": "coordinates"}
+    found = model.evaluate(**settings)
+    expected = soflow.evaluate(tiny_run, soflow.EvaluationSettings(**settings, weights=("ema",)))
+    assert found.rows[0].distance == expected.rows[0].distance
+    with pytest.raises(TypeError, match="nums"):
+        model.evaluate(nums=3)
+
+
+@pytest.mark.parametrize("weights", ["ema", "raw"])
+def test_a_saved_model_is_all_that_sampling_needs(weights, tiny_run, tmp_path):
+    run = soflow.load(tiny_run, weights, device="cpu")
+    folder = run.save(tmp_path / "model")
+    assert len([file for file in folder.rglob("*") if file.is_file()]) == 4
+    again = soflow.load(folder, weights, device="cpu")
+    assert torch.equal(again.sample(4, seed=1), run.sample(4, seed=1))
+    assert again.class_names == run.class_names
+    with pytest.raises(InputError, match="not empty"):
+        run.save(folder)
+    other = {"ema": "raw", "raw": "ema"}[weights]
+    with pytest.raises((InputError, soflow.errors.RunError), match="safetensors"):
+        soflow.load(folder, other)
+
+
+def test_weights_and_devices_mean_what_they_say(tiny_run, monkeypatch):
+    with pytest.raises(InputError, match="best"):  # nothing was evaluated during training
+        soflow.load(tiny_run, "best")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(InputError, match="device=gpu"):
+        soflow.load(tiny_run, device="gpu")
+    with pytest.raises(InputError, match="device=fridge"):
+        named_device("fridge")
+    assert named_device("cpu").type == "cpu"
