@@ -12,7 +12,13 @@ from soflow.errors import InputError
 from soflow.guidance import Guidance
 from soflow.noising import LinearNoising, Noising, TrigNoising
 from soflow.objectives.base import Objective
-from soflow.solution import EulerParameterization, FlowModel, Parameterization, TrigParameterization
+from soflow.solution import (
+    EulerParameterization,
+    FlowModel,
+    Parameterization,
+    TrigParameterization,
+    unchanged,
+)
 
 NOISINGS: dict[str, type[Noising]] = {"linear": LinearNoising, "trig": TrigNoising}
 PARAMETERIZATIONS: dict[str, type[Parameterization]] = {
@@ -55,7 +61,7 @@ def null_trained(config: Config, data: DataRecord | None) -> bool:
 def make_model(
     config: Config,
     network: nn.Module,
-    decode: Callable[[Tensor], Tensor] = lambda x: x,
+    decode: Callable[[Tensor], Tensor] = unchanged,
     data: DataRecord | None = None,
 ) -> FlowModel:
     """The network with its noising process and its parameterization.

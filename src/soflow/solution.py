@@ -10,9 +10,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import pi
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from soflow.errors import InputError
 from soflow.noising import Noising
@@ -64,6 +65,11 @@ class TrigParameterization(Parameterization):
         return torch.sin(pi / 2 * (s - t))
 
 
+def unchanged(samples: Tensor) -> Tensor:
+    """What decodes samples that need no decoding."""
+    return samples
+
+
 @dataclass(frozen=True)
 class FlowModel:
     """A network and how to read it: its noising process and its parameterization.
@@ -86,9 +92,19 @@ class FlowModel:
     parameterization: Parameterization
     shape: tuple[int, ...]
     num_classes: int = 0
-    decode: Callable[[Tensor], Tensor] = lambda samples: samples
+    decode: Callable[[Tensor], Tensor] = unchanged
     average: Net | None = None
     null_trained: bool = True
+
+    def to(self, *args: Any, **options: Any) -> "FlowModel":
+        """Moves or casts the network in place, as `nn.Module.to` does. Returns the model."""
+        assert isinstance(self.net, nn.Module)
+        self.net.to(*args, **options)
+        return self
+
+    def half(self) -> "FlowModel":
+        """Casts the network to float16 in place, for sampling."""
+        return self.to(torch.float16)
 
     def check(self, x: Tensor, labels: Tensor | None) -> None:
         """Checks a batch of samples and its labels, one per sample.

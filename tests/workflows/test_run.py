@@ -1,5 +1,9 @@
 """A loaded run acts: it samples, evaluates and saves itself."""
 
+import copy
+import io
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -61,3 +65,35 @@ def test_weights_and_devices_mean_what_they_say(tiny_run, monkeypatch):
     with pytest.raises(InputError, match="device=fridge"):
         named_device("fridge")
     assert named_device("cpu").type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("network", "shape"),
+    [
+        (soflow.DiT((1, 8, 8), 3, width=16, depth=1, heads=2), (1, 8, 8)),
+        (soflow.MLP((4,), 3, width=16, depth=1), (4,)),
+        (soflow.UNet((1, 8, 8), model_channels=8, channel_mult=(1,), num_classes=3), (1, 8, 8)),
+    ],
+    ids=["dit", "mlp", "unet"],
+)
+def test_models_are_pickled_copied_and_cast(network, shape):
+    model = soflow.FlowModel(
+        network.eval(), soflow.LinearNoising(), soflow.EulerParameterization(), shape, num_classes=3
+    )
+    noise, labels = torch.randn(5, *shape), [0, 1, 2, 0, 1]
+    expected = soflow.one_step(model, noise, labels)
+    stream = io.BytesIO()
+    torch.save(model, stream)
+    stream.seek(0)
+    for other in (
+        pickle.loads(pickle.dumps(model)),
+        copy.deepcopy(model),
+        torch.load(stream, weights_only=False),
+    ):
+        assert torch.equal(soflow.one_step(other, noise, labels), expected)
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        cast = copy.deepcopy(model).to(dtype)
+        found = soflow.one_step(cast, noise, labels)
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.float(), expected, atol=0.05, rtol=0.05)
+    assert copy.deepcopy(model).half().net is not model.net

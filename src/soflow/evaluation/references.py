@@ -39,6 +39,7 @@ from soflow.evaluation.statistics import (
     gather,
     parts_of,
 )
+from soflow.solution import unchanged
 from soflow.system.progress import track
 
 log = logging.getLogger(__name__)
@@ -127,7 +128,7 @@ def make_sample_scoring(
     if network is None or features == "coordinates":  # depend on the data
         network = load_features(features, first, shape)
     scorer = scorer_of(first, network, first.num_classes)
-    held_out = make_baseline(scorer, first, data, split, lambda x: x, 0) if baseline else None
+    held_out = make_baseline(scorer, first, data, split, unchanged, 0) if baseline else None
     return Scoring(scorer, held_out)
 
 

@@ -56,7 +56,8 @@ class TimeEmbedder(nn.Module):
         )
 
     def forward(self, t: Times) -> Tensor:
-        return self.mlp(sinusoidal(t, self.frequency_size))
+        dtype = next(self.mlp.parameters()).dtype  # float32, or what sampling casts to
+        return self.mlp(sinusoidal(t, self.frequency_size).to(dtype))
 
 
 class LabelEmbedder(nn.Module):

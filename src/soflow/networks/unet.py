@@ -258,7 +258,7 @@ class UNet(nn.Module):
         """The embedding of times and labels that every block gets: (B, embedding)."""
         embedding = torch.cat(
             [frequencies(time, self.frequency_size) for time in (t, t - s)], dim=1
-        )
+        ).to(self.map_layer0.weight.dtype)
         if self.map_label is not None:
             null = torch.full_like(t, self.map_label.in_features, dtype=torch.long)
             embedding = embedding + self.map_label(null if labels is None else labels)

@@ -16,7 +16,7 @@ from soflow.errors import InputError, RunError
 from soflow.run.checkpoint import Checkpoint
 from soflow.run.folder import RunFolder, find_run
 from soflow.sampling import Sampler
-from soflow.solution import FlowModel
+from soflow.solution import FlowModel, unchanged
 from soflow.system.atomic import require_writable, write_bytes
 from soflow.system.devices import default_device, named_device
 from soflow.system.memory import out_of_memory_explained
@@ -193,7 +193,7 @@ def load_model(
     config: Config,
     weights: dict[str, Tensor],
     device: torch.device,
-    decode: Decode = lambda x: x,
+    decode: Decode = unchanged,
     data: DataRecord | None = None,
 ) -> FlowModel:
     """A model with these weights on `device`, in evaluation mode and without gradients."""
@@ -219,4 +219,4 @@ def make_decoder(
         return Decoder(encoder, device, vae)
     if vae:
         raise InputError(f"{vae} decodes latents, but this run was not trained on latents: omit it")
-    return (lambda samples: samples) if scaling is None else scaling.restore
+    return unchanged if scaling is None else scaling.restore

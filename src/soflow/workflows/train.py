@@ -28,7 +28,7 @@ from soflow.run.folder import RunFolder
 from soflow.run.lock import only_trainer_of
 from soflow.run.resume import changed_settings, keep_older, require_same_data
 from soflow.sampling import class_by_class, draw, sample_many
-from soflow.solution import FlowModel
+from soflow.solution import FlowModel, unchanged
 from soflow.system import processes
 from soflow.system.atomic import write_bytes
 from soflow.system.devices import default_device
@@ -228,7 +228,7 @@ def picture_decoder(dataset: Dataset) -> Decode:
             _ = decode.loaded  # loads it
     except InputError as error:
         log.warning(f"{error}; until then samples/ shows the first three channels of latents")
-        return lambda samples: samples
+        return unchanged
     return decode
 
 
