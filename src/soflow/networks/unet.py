@@ -43,6 +43,7 @@ class GroupNorm(nn.GroupNorm):
         groups = x.float().unflatten(1, (self.num_groups, -1)).flatten(2)
         variance, mean = torch.var_mean(groups, dim=2, correction=0, keepdim=True)
         normal = ((groups - mean) * torch.rsqrt(variance + self.eps)).view_as(x)
+        normal = normal.to(self.weight.dtype)  # float32, or what sampling casts to
         return normal * self.weight[:, None, None] + self.bias[:, None, None]
 
 
