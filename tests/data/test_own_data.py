@@ -183,3 +183,18 @@ def test_open_sizes_and_sources_are_completed_from_the_data(tmp_path):
         make_dataset(config.data.model_copy(update={"shape": (-1, -1, -1)}))
     with pytest.raises(InputError, match=r"data\.path"):
         make_dataset(DataConfig(source="auto"))
+
+
+def test_labels_of_arrays_are_named_and_are_the_same_classes_in_every_split(tmp_path):
+    path = tmp_path / "wine.npz"
+    x, rng = np.random.default_rng(0).normal(size=(30, 2)), np.random.default_rng(1)
+    np.savez(path, x_train=x, y_train=np.arange(30) % 3 + 1, x_test=x[:4], y_test=[3, 3, 1, 3])
+    train, test = load(path, (-1,)), load(path, (-1,), "test")
+    assert train.class_names == test.class_names == ("1", "2", "3")
+    assert test.labels.tolist() == [2, 2, 0, 2]
+    assert any("y_train" in note for note in train.notes)
+    np.savez(path, x=x, ids=rng.permutation(30))  # identities are no classes
+    assert load(path, (-1,)).labels is None
+    np.savez(path, x=x, y=np.array(["a", "b"] * 15, dtype=object))
+    with pytest.raises(InputError, match="'y'"):
+        load(path, (-1,))

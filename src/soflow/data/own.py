@@ -25,7 +25,7 @@ from soflow.data.cache import cached
 from soflow.data.dataset import Dataset, Rows, as_labels
 from soflow.data.huggingface import image_column_of, label_column_of, names_of
 from soflow.data.images import Opener
-from soflow.data.labels import Classes, classes_of
+from soflow.data.labels import Classes, classes_of, without_gaps
 from soflow.data.own_items import ItemRows, Items, Layout, as_tensor, layout_of
 from soflow.data.registry import SOURCES, image_shape
 from soflow.errors import InputError, in_short
@@ -175,7 +175,7 @@ def dataset_of(
         found = Classes(None, (), "data.num_classes is 0")
     elif labels is not None:
         values = [one.tolist() if hasattr(one, "tolist") else one for one in labels]
-        found = classes_of(values, names, "the labels of data")
+        found = numbered(values, names, "the labels of data", config)
         if found.labels is None:
             todo = "set data.num_classes=0 to train without classes"
             raise InputError(f"{found.reason}: {todo}")
@@ -184,6 +184,12 @@ def dataset_of(
     return Dataset(
         NAME, config.split, rows, numbers, found.names, unlabelled=found.reason, notes=notes
     )
+
+
+def numbered(values: list[Any], names: Sequence[str], where: str, config: DataConfig) -> Classes:
+    """The classes of given labels."""
+    found = classes_of(values, names, where)
+    return without_gaps(found, found.labels or (), config.num_classes, where)
 
 
 def is_table_of_images(data: Any) -> bool:
@@ -205,7 +211,8 @@ class TableImages:
             label = label_column_of(table, NAME, config.label_column, self.column)
             found = Classes(None, (), "data have no column of classes")
         if label is not None:
-            found = classes_of(list(table[label]), names_of(table, label), f"the column '{label}'")
+            names, where = names_of(table, label), f"the column '{label}'"
+            found = numbered(list(table[label]), names, where, config)
             if found.labels is None:
                 todo = "set data.num_classes=0 to train without classes"
                 raise InputError(f"{found.reason}: {todo}")

@@ -16,7 +16,7 @@ import numpy as np
 from soflow.config.schema import DataConfig
 from soflow.data.dataset import Dataset, as_labels
 from soflow.data.file_fingerprints import fingerprint_of_file
-from soflow.data.labels import Classes, choose_labels, classes_of
+from soflow.data.labels import Classes, are_few, choose_labels, classes_of, without_gaps
 from soflow.data.registry import SOURCES
 from soflow.data.rows import scaled_rows
 from soflow.data.splits import named_split, split_of
@@ -121,9 +121,11 @@ def read_table(file: Path, config: DataConfig, like: Table | None = None) -> Tab
         column = config.label_column or (like.label_column if like else choose(others, file))
     classes = Classes(None, (), "data.num_classes is 0" if not config.num_classes else known)
     if column is not None:
-        classes = classes_of(
-            columns[column], like.classes.names if like else (), f"{file}: {column}"
-        )
+        where, trained = f"{file}: {column}", like.classes if like else None
+        names = trained.names if trained and not trained.stored else ()
+        classes = classes_of(columns[column], names, where)
+        used = trained.stored or trained.labels if trained else classes.labels
+        classes = without_gaps(classes, used or (), config.num_classes, where)
         if classes.labels is None and (config.label_column or like):
             raise InputError(f"{classes.reason}: set data.num_classes=0 to train without classes")
         column = None if classes.labels is None else column
@@ -161,8 +163,7 @@ def choose(columns: Mapping[str, Sequence[Any]], file: Path) -> str | None:
     if numbers is None:
         return column
     given = numbers[np.isfinite(numbers)]
-    few = len(np.unique(given)) <= max(2, len(numbers) ** 0.5)
-    return column if few and bool((given == given.round()).all()) else None
+    return column if are_few(given) and bool((given == given.round()).all()) else None
 
 
 def features_of(
