@@ -210,3 +210,58 @@ def test_constant_columns_and_values_beyond_single_precision(tmp_path):
         np.save(path, x * factor)
         with pytest.raises(InputError, match="single precision"):
             load(path, (-1,))
+
+
+def test_cells_as_people_write_them(tmp_path):
+    def table(text, **more):
+        (tmp_path / "t.csv").write_text(text, encoding="utf-8")
+        return load(tmp_path / "t.csv", (-1,), **more)
+
+    def means(dataset):
+        scaling = dataset.scaling
+        return {x: round(m, 6) for x, m in zip(scaling.columns, scaling.mean, strict=True)}
+
+    european = table("a;b;kind\n" + "1,5;1.000,25;x\n2,5;3;y\n" * 20)
+    assert means(european) == {"a": 2.0, "b": 501.625}
+    assert european.class_names == ("x", "y")
+    assert any("decimal commas: a, b" in note for note in european.notes)
+    assert means(table("a,b\n" + '1,"1,500"\n2,"500"\n' * 20)) == {"a": 1.5, "b": 1000.0}
+    assert means(table("a;b\n" + "1,500;1\n2,500;2\n" * 20)) == {"a": 2.0, "b": 1.5}
+    assert means(table("a, flag\n" + "1, True\n2, False\n" * 20)) == {"a": 1.5, "flag": 0.5}
+    # Python itself reads 20_1 as 201. Numbers and dates that repeat are no classes.
+    for text in ("20_1", "2024-01-01", "7%"):
+        left_out = table(f"a,b\n1,{text}\n2,{text}\n3,3_1\n4,3_1\n")
+        assert means(left_out) == {"a": 2.5}
+    repeated = table("a,b\n" + "1.5,2\n2.5,3\n" * 20)
+    assert repeated.labels is None
+    assert len(means(repeated)) == 2
+    rows = "".join(f"{i / 7:.3f},{i % 4}\n" for i in range(40))
+    with pytest.raises(InputError, match=r"'a'.*'oops' in row 41"):
+        table("a,b\n" + rows + "oops,1\n")
+
+
+@pytest.mark.parametrize(
+    ("head", "names", "count"),
+    [
+        ("5.1,3.5,setosa", ("column 0", "column 1"), 41),
+        ("0,1,2", ("0", "1", "2"), 40),
+        ("4,3,5", ("column 0", "column 1", "column 2"), 41),
+        ("country,2010,2020", ("2010", "2020"), 40),
+    ],
+)
+def test_the_first_row_holds_names_or_values(head, names, count, tmp_path):
+    last = "setosa" in head
+    first = head.startswith("country")
+    cell = "{:.3f},{:.3f},x{}\n" if last else "x{2},{0:.3f},{1:.3f}\n" if first else "{},{},{}\n"
+    rows = [cell.format(*random.normal(size=2), i) for i in range(40)]
+    (tmp_path / "t.csv").write_text(head + "\n" + "".join(rows))
+    dataset = load(tmp_path / "t.csv", (-1,))
+    assert (dataset.scaling.columns, len(dataset)) == (names, count)
+
+
+def test_columns_that_tell_rows_apart_or_are_empty_are_left_out(tmp_path):
+    order = random.permutation(40)
+    for name in ("", "id", "PassengerId", "customer_id"):
+        rows = "".join(f"{7919 * i},{i / 3},{i % 5},\n" for i in order)
+        (tmp_path / "t.csv").write_text(f"{name},a,paid,x\n{rows}")
+        assert load(tmp_path / "t.csv", (-1,)).scaling.columns == ("a", "paid")

@@ -269,7 +269,7 @@ def test_numbers_that_are_no_classes(tmp_path):
         np.savez(path, images=pixels(3), seconds=labels)
         assert ArrayImages(path, "train").labels is None
     np.savez(path, images=pixels(3), labels=np.arange(4))
-    with pytest.raises(InputError, match=r"3 samples.*labels has shape \[4\]"):
+    with pytest.raises(InputError, match=r"3 samples.*'labels' has shape \[4\]"):
         ArrayImages(path, "train")
     np.savez(
         path, images=pixels(3), labels=np.array([999, 0, 5])

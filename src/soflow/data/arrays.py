@@ -114,7 +114,8 @@ class Chosen:
         picture = own.ndim == 4 and rows.shape[1] in (1, 3) and self.config.range != "standardize"
         return Dataset(
             Path(self.path).stem, self.split, rows, labels, classes.names,
-            unlabelled=classes.reason, scaling=None if picture else scaling, notes=(note, *self.notes),
+            unlabelled=classes.reason, scaling=None if picture else scaling,
+            notes=(note, *self.notes),
         )  # fmt: skip
 
 
@@ -337,10 +338,10 @@ def label_array(
     usual = [key for key in fitting if bare(key) in USUAL_NAMES]
     for key, array in arrays.items():
         if bare(key) in USUAL_NAMES and key not in (*fitting, samples) and array.shape:
-            found = f"{key} has shape {list(array.shape)}"
+            shape = list(array.shape)
             raise InputError(
-                f"{path} has {count:,} samples, but its array of labels {found}: give one label "
-                "for each, or set data.num_classes=0 to train without classes"
+                f"{path} has {count:,} samples, but its array of labels '{key}' has "
+                f"shape {shape}: give each a label, or set data.num_classes=0"
             )
     whole = [
         key for key, array in fitting.items()

@@ -1,5 +1,6 @@
 """From stored labels to classes: numbers, texts, one-hot rows, and what is not labelled."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan
@@ -14,6 +15,8 @@ USUAL_NAMES = (
     "label", "labels", "class", "classes", "class_name", "class_label", "category", "categories",
     "target", "targets", "species", "fine_label", "y",
 )  # fmt: skip
+#: Dates, times, shares and amounts, but not whole numbers.
+MEASURE = re.compile(r"\W*\d+(?!\d|$)")
 #: The label of a sample without one.
 UNLABELLED = -1
 #: Labels from here on are times or identities, not classes, unless there are as many samples.
@@ -141,7 +144,7 @@ def is_one_hot(array: np.ndarray) -> bool:
 
 
 def are_few(numbers: np.ndarray) -> bool:
-    """Whether numbers take so few values that they are classes, rather than counts or identities."""
+    """Whether numbers take so few values that they are classes, not counts or identities."""
     return len(np.unique(numbers)) <= max(2, len(numbers) ** 0.5)
 
 
@@ -149,7 +152,7 @@ def choose_labels(columns: Mapping[str, Sequence[Any]], where: str) -> str | Non
     """The column that holds classes, by its name or else by what it holds; None without any.
 
     A column of another name holds classes if its values repeat: half as many different ones as
-    rows, or fewer. They must be text; numbers may be anything.
+    rows, or fewer. They must be text; numbers, dates and measures may be anything.
 
     Raises:
         InputError: If several columns may hold classes.
@@ -168,4 +171,5 @@ def repeats(values: Sequence[Any]) -> bool:
     texts = [value for value in values if value is not None]
     if not texts or not all(isinstance(value, str) for value in texts):
         return False
-    return 1 < len(set(texts)) <= len(values) / 2
+    measures = all(MEASURE.match(value) for value in texts)
+    return 1 < len(set(texts)) <= len(values) / 2 and not measures

@@ -177,7 +177,8 @@ def sample_arrays(path: Path) -> SampleSet:
 
     def parts() -> Iterator[Tensor]:
         for rows in rows_of(path, "arr_0"):
-            yield rows.permute(0, 3, 1, 2) if images else rows if rows.dtype == torch.float64 else rows.float()
+            values = rows if rows.dtype == torch.float64 else rows.float()
+            yield rows.permute(0, 3, 1, 2) if images else values
 
     one = (shape[3], *shape[1:3]) if images else shape[1:]
     protocol = protocol_of(beside, path, SampleProtocol)
