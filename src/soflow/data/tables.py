@@ -64,7 +64,7 @@ class Tables:
             labels = as_labels(table.classes.labels, table.classes.names, where)
         columns = tuple(map(printable, table.names))
         return Dataset(
-            printable(files[split].stem), split, rows, labels, table.classes.names,
+            printable(Path(config.path).stem), split, rows, labels, table.classes.names,
             unlabelled=table.classes.reason, scaling=replace(scaling, columns=columns),
             notes=(*table.notes, note),
         )  # fmt: skip
