@@ -167,19 +167,16 @@ def read_table(file: Path, config: DataConfig, like: Table | None = None) -> Tab
 
 def choose(columns: Mapping[str, Sequence[Any]], file: Path) -> str | None:
     """The column of classes, if there is one. Numbers of a usual name must be few and whole."""
-    # Numbers are classes only by their name.
-    texts = {
-        name: values for name, values in columns.items()
-        if name.lower() in USUAL_NAMES or as_numbers(values) is None
-    }  # fmt: skip
-    column = choose_labels(texts, str(file))
-    if column is None:
-        return None
-    numbers = as_numbers(columns[column])
-    if numbers is None:
-        return column
-    given = numbers[np.isfinite(numbers)]
-    return column if are_few(given) and bool((given == given.round()).all()) else None
+
+    def may_be(name: str, numbers: np.ndarray | None) -> bool:
+        if numbers is None:
+            return True
+        given = numbers[np.isfinite(numbers)]
+        whole = are_few(given) and bool((given == given.round()).all())
+        return name.lower() in USUAL_NAMES and whole
+
+    found = {name: x for name, x in columns.items() if may_be(name, as_numbers(x))}
+    return choose_labels(found, str(file))
 
 
 def features_of(
