@@ -45,6 +45,13 @@ MISSING = (
 #: change.
 LOOKED_AT, READ_TWICE = 256, 16
 
+#: What has a length or columns, but no samples by index, and what to do.
+FRAMES = {
+    "DataFrame": "give its values, data=frame[[...]].to_numpy(), or save it and set data.path",
+    "IterableDataset": "give a data set with __len__ and __getitem__",
+    "DatasetDict": "give one of its splits, data['train']",
+}
+
 _given: ContextVar[Dataset | None] = ContextVar("data given in Python", default=None)
 
 
@@ -100,9 +107,10 @@ def own_dataset(data: Any, config: DataConfig, progress: Progress = track) -> Da
     """
     if isinstance(data, Dataset):
         return data
-    if config.random_crop or config.range == "standardize":
-        key = "random_crop" if config.random_crop else "range=standardize"
-        raise InputError(f"data.{key} is for data in files: do so in Python, and leave it out")
+    if config.random_crop:
+        raise InputError("data.random_crop is for data in files: crop in Python, and leave it out")
+    if type(data).__name__ in FRAMES:
+        raise InputError(f"data is {type(data).__name__}: {FRAMES[type(data).__name__]}")
     if is_table_of_images(data):
         return images_of_table(data, config)
     if isinstance(data, Tensor | np.ndarray):
@@ -152,7 +160,7 @@ def dataset_of_items(data: Any, config: DataConfig, progress: Progress) -> Datas
         log.info(
             "data: items change from visit to visit, so a resumed run repeats their order alone"
         )
-    layout = layout_of(looked, config, items.numpy)
+    layout = layout_of(looked, config, items.numpy, changing)
     rows = ItemRows(items, layout, layout.store(looked), changing)
     seen = dict(zip(places, labels_seen, strict=True)) if config.num_classes else {}
     return dataset_of(rows, layout, items.labels(seen, progress), names, config)
@@ -182,7 +190,14 @@ def dataset_of(
     numbers = as_labels(found.labels, found.names, NAME)
     notes = (layout.note,) if layout.note else ()
     return Dataset(
-        NAME, config.split, rows, numbers, found.names, unlabelled=found.reason, notes=notes
+        NAME,
+        config.split,
+        rows,
+        numbers,
+        found.names,
+        unlabelled=found.reason,
+        scaling=layout.scaling,
+        notes=notes,
     )
 
 
