@@ -191,7 +191,16 @@ def by_split(arrays: Mapping[str, Head]) -> dict[str, dict[str, Head]]:
         found = [split for word in key.split("_") if (split := split_of(word))]
         if found:
             named.setdefault(found[0], {})[key] = array
-    return named or {"train": dict(arrays)}
+    rest = {
+        key: array for key, array in arrays.items() if not any(key in x for x in named.values())
+    }
+    # x and x_test: what names no split is trained on.
+    whole = "train" not in named and any(
+        bare(key) == bare(one)
+        for key in rest
+        for one in named.get("test", named.get("validation", ()))
+    )
+    return {"train": rest, **named} if whole or not named else named
 
 
 def bare(key: str) -> str:
