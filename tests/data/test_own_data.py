@@ -265,3 +265,10 @@ def test_columns_that_tell_rows_apart_or_are_empty_are_left_out(tmp_path):
         rows = "".join(f"{7919 * i},{i / 3},{i % 5},\n" for i in order)
         (tmp_path / "t.csv").write_text(f"{name},a,paid,x\n{rows}")
         assert load(tmp_path / "t.csv", (-1,)).scaling.columns == ("a", "paid")
+
+
+def test_arrays_beside_those_of_a_held_out_split_are_trained_on(tmp_path):
+    path = tmp_path / "v.npz"
+    np.savez(path, X=np.zeros((6, 2)), y=[0, 1] * 3, X_test=np.ones((2, 2)), y_test=[0, 1])
+    assert len(load(path, (-1,))) == 6
+    assert len(load(path, (-1,), "test")) == 2

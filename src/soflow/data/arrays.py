@@ -191,16 +191,13 @@ def by_split(arrays: Mapping[str, Head]) -> dict[str, dict[str, Head]]:
         found = [split for word in key.split("_") if (split := split_of(word))]
         if found:
             named.setdefault(found[0], {})[key] = array
-    rest = {
-        key: array for key, array in arrays.items() if not any(key in x for x in named.values())
-    }
-    # x and x_test: what names no split is trained on.
-    whole = "train" not in named and any(
-        bare(key) == bare(one)
-        for key in rest
-        for one in named.get("test", named.get("validation", ()))
-    )
-    return {"train": rest, **named} if whole or not named else named
+    # Of x and x_test, x is trained on.
+    held_out = {key for split in named.values() for key in split}
+    same = {bare(key) for key in held_out}
+    rest = {key: x for key, x in arrays.items() if key not in held_out and bare(key) in same}
+    if rest and "train" not in named:
+        named["train"] = rest
+    return named or {"train": dict(arrays)}
 
 
 def bare(key: str) -> str:
