@@ -310,7 +310,7 @@ def test_columns_of_numbers_and_texts_are_classes(tmp_path):
     path = write_parquet(tmp_path / "two", arrays, label=False, a=["x", "y"] * 3, b=["u", "v"] * 3)
     with pytest.raises(InputError, match=r"a and b.*data\.label_column=a"):
         HuggingFaceImages(str(path), "train")
-    assert HuggingFaceImages(str(path), "train", labelled=False).labels is None
+    assert HuggingFaceImages(str(path), "train", num_classes=0).labels is None
 
 
 def test_subsets_are_listed_and_chosen(tmp_path):

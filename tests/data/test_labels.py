@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from soflow.data.labels import choose_labels, classes_of
+from soflow.data.labels import choose_labels, classes_of, without_gaps
 from soflow.errors import InputError
 
 
@@ -42,6 +42,23 @@ def test_names_that_are_known_number_the_classes():
     assert classes_of(["3", "7"], ("3", "7"), "x").labels == [0, 1]
     assert "'c'" in classes_of(["c"], ("a", "b"), "x").reason
     assert classes_of([1], ("a", "b"), "x").labels == [1]
+
+
+def test_classes_without_samples_are_no_classes_unless_they_are_stated():
+    def of(values, used, stated=-1):
+        found = without_gaps(classes_of(values, (), "x"), used, stated, "x")
+        return found.labels, found.names or found.reason
+
+    wine = [1, 3, 2, 1, -1]
+    assert of(wine, wine) == ([0, 2, 1, 0, -1], ("1", "2", "3"))
+    assert of([3, 3], wine) == ([2, 2], ("1", "2", "3"))  # a split without some classes
+    assert of(wine, wine, stated=3) == of(wine, wine)  # as a run records them
+    assert of(wine, wine, stated=4) == (wine, "")
+    assert of([1, 0], [0, 1]) == ([1, 0], "")
+    assert of([4], wine)[0] is None
+    labels, reason = of([1, -1], [1, -1])  # a convention of classifiers
+    assert labels is None
+    assert "0 and 1" in reason
 
 
 def test_the_column_of_classes_is_chosen_by_its_name_or_by_texts_that_repeat():

@@ -63,7 +63,24 @@ class ByIndex(torch.utils.data.Dataset):
     ],
 )
 def test_samples_are_those_that_were_given(data, expected):
-    torch.testing.assert_close(own_dataset(data, READ).samples(), expected)
+    found = own_dataset(data, READ)
+    samples = found.samples()
+    if expected.ndim < 4:  # vectors and signals are standardized
+        across = (0, *range(2, expected.ndim))
+        torch.testing.assert_close(samples.mean(across), torch.zeros(samples.shape[1]))
+        spread = samples.std(across, correction=0)
+        torch.testing.assert_close(spread, torch.ones(samples.shape[1]))
+        samples = found.scaling.restore(samples)
+    torch.testing.assert_close(samples, expected)
+
+
+def test_vectors_far_from_zero_keep_their_units():
+    given = 1.7e9 + 100 * RANDOM.normal(size=(40, 2))
+    found = own_dataset(given, READ)
+    restored = found.scaling.restore(found.samples()).numpy()
+    assert np.abs(restored - given).max() < 1e-3
+    changing = own_dataset(ByIndex(lambda row: torch.rand(2)), READ)
+    assert changing.scaling is None  # nothing to measure once
 
 
 @pytest.mark.parametrize(
@@ -96,7 +113,7 @@ def test_the_range_decides():
         ([0.0, 1.0, 2.0] * 4, [0, 1, 2], ()),
         (np.eye(3)[np.arange(12) % 3], [0, 1, 2], ()),
         (["b", "a", "b"] * 4, [1, 0, 1], ("a", "b")),
-        ([None, 1, -1] * 4, [-1, 1, -1], ()),
+        ([None, 0, -1] * 4, [-1, 0, -1], ()),
     ],
 )
 def test_labels_come_in_a_tuple_or_with_each_item(labels, numbers, names):
@@ -120,7 +137,8 @@ def test_the_labels_of_a_data_set_of_hugging_face(tmp_path, monkeypatch):
     expected = torch.from_numpy(BYTES).permute(0, 3, 1, 2) / 127.5 - 1
     torch.testing.assert_close(found.samples(), expected)
     vectors = Dataset.from_dict({"x": FLOATS[:, :, 0, 0].tolist(), "label": [0, 1] * 6})
-    torch.testing.assert_close(own_dataset(vectors, READ).samples(), FLOATS[:, :, 0, 0])
+    found = own_dataset(vectors, READ)
+    torch.testing.assert_close(found.scaling.restore(found.samples()), FLOATS[:, :, 0, 0])
 
 
 @pytest.mark.parametrize(
@@ -140,6 +158,7 @@ def test_the_labels_of_a_data_set_of_hugging_face(tmp_path, monkeypatch):
         ([(1, 2, FLOATS[0])], "3 parts"),
         ([{"foo": 1}], "foo"),
         ([object()], "object"),
+        (type("DataFrame", (), {})(), "to_numpy"),
         (BYTES // 16, "data.range"),  # would be nearly black
     ],
 )

@@ -112,7 +112,7 @@ def compare(
     require_same_as_begun(configs, seeds, budget, out)
     if note:
         log.info(note)
-    scoring = make_scoring(shared, data.encoder, decode, baseline=True)
+    scoring = make_scoring(shared, data.encoder, decode, baseline=True, scaling=data.scaling)
     usual, seconds = MEASURING if shared.train.steps >= SHORT else MEASURING_IF_SHORT
     costs = costs_of(configs, out / "cost.json", rounds or usual, progress, seconds)
     planned = list(plan(configs, seeds, budget, out, costs))

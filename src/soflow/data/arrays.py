@@ -20,7 +20,7 @@ from soflow.config.schema import DataConfig
 from soflow.data.dataset import Dataset, as_labels
 from soflow.data.file_fingerprints import fingerprint_of_file
 from soflow.data.images import Images, Opener
-from soflow.data.labels import USUAL_NAMES, Classes, classes_of, is_one_hot
+from soflow.data.labels import USUAL_NAMES, Classes, are_few, classes_of, is_one_hot, without_gaps
 from soflow.data.npz import UNREADABLE, Head, heads, is_zip, load_array
 from soflow.data.registry import SOURCES, ImageSource
 from soflow.data.rows import scaled_rows
@@ -32,6 +32,8 @@ KINDS = {1: ("vectors", (1, 2)), 2: ("signals", (2, 3)), 3: ("images", (3, 4))}
 #: Usual names of an array of samples, in lower case.
 SAMPLES = ("images", "image", "x", "data", "samples", "features", "signals", "vectors", "latents",
            "arr_0", "arr")  # fmt: skip
+#: What numpy calls the second array of a .npz, which holds labels by ADM's convention.
+LABELS = "arr_1"
 
 
 @SOURCES.register("arrays")
@@ -43,7 +45,7 @@ class Arrays(ImageSource):
 
     def open(self, config: DataConfig, split: str) -> Images:
         return ArrayImages(
-            config.path, split, config.image_column, config.label_column, config.num_classes != 0
+            config.path, split, config.image_column, config.label_column, config.num_classes
         )
 
     def load(self, config: DataConfig, split: str) -> Dataset:
@@ -77,8 +79,10 @@ class Chosen:
         self.head = splits[self.split][self.key]
         self.axes = axes_of(self.head, config.shape, config.path)
         labels = splits[self.split] if config.num_classes else {}
-        train_labels = splits.get("train", {}) if config.num_classes else {}
-        self.classes = labels_of(self.path, labels, self.key, self.head, config, train_labels)
+        train_labels = splits.get("train", training) if config.num_classes else {}
+        self.classes, self.notes = labels_of(
+            self.path, labels, self.key, self.head, config, train_labels
+        )
 
     @property
     def channels(self) -> int:
@@ -110,7 +114,8 @@ class Chosen:
         picture = own.ndim == 4 and rows.shape[1] in (1, 3) and self.config.range != "standardize"
         return Dataset(
             Path(self.path).stem, self.split, rows, labels, classes.names,
-            unlabelled=classes.reason, scaling=None if picture else scaling, notes=(note,),
+            unlabelled=classes.reason, scaling=None if picture else scaling,
+            notes=(note, *self.notes),
         )  # fmt: skip
 
 
@@ -118,11 +123,11 @@ class ArrayImages:
     """The images of one split of a file of arrays, read when the first one is opened."""
 
     def __init__(
-        self, path: str, split: str, image_key: str = "", label_key: str = "", labelled: bool = True
+        self, path: str, split: str, image_key: str = "", label_key: str = "", num_classes: int = -1
     ) -> None:
         config = DataConfig(
             path=path, shape=(-1, -1, -1), image_column=image_key, label_column=label_key,
-            num_classes=-1 if labelled else 0,
+            num_classes=num_classes,
         )  # fmt: skip
         chosen = Chosen(config, split)
         if chosen.head.dtype != np.uint8 or chosen.channels not in (1, 3):
@@ -133,7 +138,7 @@ class ArrayImages:
         self.path, self.name, self.split = path, Path(path).stem, chosen.split
         self.key, self.count, self.axes = chosen.key, chosen.head.shape[0], chosen.axes
         self.labels, self.class_names = chosen.classes.labels, chosen.classes.names
-        self.unlabelled, self.notes = chosen.classes.reason, list[str]()
+        self.unlabelled, self.notes = chosen.classes.reason, list(chosen.notes)
         self.fingerprint = f"{chosen.head.content} {self.labels}"
 
     @cached_property
@@ -186,6 +191,12 @@ def by_split(arrays: Mapping[str, Head]) -> dict[str, dict[str, Head]]:
         found = [split for word in key.split("_") if (split := split_of(word))]
         if found:
             named.setdefault(found[0], {})[key] = array
+    # Of x and x_test, x is trained on.
+    held_out = {key for split in named.values() for key in split}
+    same = {bare(key) for key in held_out}
+    rest = {key: x for key, x in arrays.items() if key not in held_out and bare(key) in same}
+    if rest and "train" not in named:
+        named["train"] = rest
     return named or {"train": dict(arrays)}
 
 
@@ -283,27 +294,38 @@ def labels_of(
     head: Head,
     config: DataConfig,
     training: Mapping[str, Head],
-) -> Classes:
-    """The class of each sample, from the array of labels.
+) -> tuple[Classes, tuple[str, ...]]:
+    """The class of each sample, from the array of labels, and a note that names it.
 
     Raises:
         InputError: If it is not clear which array holds the labels, or it holds none.
     """
     if not arrays:
-        return Classes(None, (), "data.num_classes is 0")
+        return Classes(None, (), "data.num_classes is 0"), ()
     key, named = label_array(path, arrays, samples, head.shape[0], config.label_column)
     listed = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in arrays.items())
     if key is None:
-        return Classes(None, (), f"{path} has no array of labels; its arrays are {listed}")
-    names: tuple[str, ...] = ()
-    values = load_array(Path(path), key)
-    if values.dtype.kind in "US" and key not in training:
-        same = [one for one in training if bare(one) == bare(key)]
-        names = tuple(sorted(set(map(str, load_array(Path(path), same[0]))))) if same else ()
-    found = classes_of(list(values), names, f"{path}, array {key},")
+        return Classes(None, (), f"{path} has no array of labels; its arrays are {listed}"), ()
+    where, same = f"{path}, array {key},", of_split(key, training)
+    values = load_labels(path, key)
+    train_values = values if same in (None, key) else load_labels(path, str(same))
+    trained = classes_of(list(train_values), (), where)
+    found = trained if same in (None, key) else classes_of(list(values), trained.names, where)
+    found = without_gaps(found, trained.labels or (), config.num_classes, where)
     if found.labels is None and named and key in training:
         raise InputError(f"{found.reason}: set data.num_classes=0 to train without classes")
-    return found
+    return found, () if found.labels is None else (f"labels: the array {key}",)
+
+
+def load_labels(path: str, key: str) -> np.ndarray:
+    """An array of labels. Raises InputError if it cannot be read."""
+    try:
+        return load_array(Path(path), key)
+    except InputError:
+        if heads(Path(path))[key].dtype.hasobject:
+            what = f"the array of labels '{key}' of {path} holds Python objects"
+            raise InputError(f"{what}: store it as text, .astype(str), or as numbers") from None
+        raise
 
 
 def label_array(
@@ -320,9 +342,17 @@ def label_array(
             raise InputError(f"{path} has no array of labels '{named}', set by data.label_column")
         return named, True
     usual = [key for key in fitting if bare(key) in USUAL_NAMES]
+    for key, array in arrays.items():
+        if bare(key) in USUAL_NAMES and key not in (*fitting, samples) and array.shape:
+            shape = list(array.shape)
+            raise InputError(
+                f"{path} has {count:,} samples, but its array of labels '{key}' has "
+                f"shape {shape}: give each a label, or set data.num_classes=0"
+            )
     whole = [
         key for key, array in fitting.items()
         if array.dtype.kind in "iu" and array.shape in ((count,), (count, 1))
+        and key not in usual and (key == LABELS or are_few(load_array(Path(path), key)))
     ]  # fmt: skip
     hot = [
         key for key, array in fitting.items()

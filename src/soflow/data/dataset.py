@@ -17,6 +17,9 @@ from soflow.system.records import Count, Record
 #: Rows of at most LOOKED_THROUGH bytes enter a fingerprint; of more, LOOKED_AT rows do.
 LOOKED_THROUGH, LOOKED_AT = 2**26, 256
 
+#: Means of more standard deviations need float64: float32 has 7 digits.
+FAR = 1000.0
+
 
 def to_floats(pixels: Tensor) -> Tensor:
     """Bytes as [-1, 1]. The opposite is evaluation.pictures.to_uint8."""
@@ -96,10 +99,15 @@ class Scaling:
     columns: tuple[str, ...] = ()  # names of the features or channels, if they have any
 
     def restore(self, samples: Tensor) -> Tensor:
-        """Standardized samples (B, C, ...) in the data's own units."""
+        """Standardized samples (B, C, ...) in the data's own units.
+
+        They are float32, or float64 on the CPU if float32 is too coarse, as for times in seconds.
+        """
+        far = any(abs(m) > FAR * s for m, s in zip(self.mean, self.std, strict=True))
+        samples = samples.cpu().double() if far else samples
         shape = (-1, *[1] * (samples.ndim - 2))
-        mean, std = (torch.tensor(x, device=samples.device) for x in (self.mean, self.std))
-        return samples * std.view(shape) + mean.view(shape)
+        mean, std = (samples.new_tensor(x).view(shape) for x in (self.mean, self.std))
+        return samples * std + mean
 
 
 class DataRecord(Record):

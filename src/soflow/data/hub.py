@@ -88,6 +88,10 @@ def opened(path: str, subset: str, revision: str, content: str) -> Any:
         # Versions before 4 would run scripts found among the data.
         datasets.config.HF_DATASETS_TRUST_REMOTE_CODE = False
         if (place / "dataset_dict.json").is_file() or (place / "state.json").is_file():
+            if subset:
+                raise InputError(
+                    f"{path} was written by save_to_disk, without subsets: leave out data.subset"
+                )
             require_inside(place)
             saved = datasets.load_from_disk(path)
             return saved if isinstance(saved, dict) else {"train": saved}
@@ -103,6 +107,8 @@ def opened(path: str, subset: str, revision: str, content: str) -> Any:
             inside(roots_of(path), file)  # a card among the data may name any file
         made.download_and_prepare()
         return made.as_dataset()
+    except InputError:
+        raise
     except Exception as error:  # readers, the file system and the network raise anything
         if (subsets := subsets_of(path, revision)) and subset not in subsets:
             wrong = f"has no subset '{subset}', only" if subset else "has the subsets"

@@ -14,7 +14,7 @@ from PIL import Image
 from soflow.config.schema import DataConfig
 from soflow.data.hub import Roots, inside, open_splits, roots_of
 from soflow.data.images import Images, Opener, choose, open_image
-from soflow.data.labels import USUAL_NAMES, Classes, choose_labels, classes_of
+from soflow.data.labels import USUAL_NAMES, Classes, choose_labels, classes_of, without_gaps
 from soflow.data.registry import SOURCES, ImageSource
 from soflow.data.splits import named_split
 from soflow.errors import InputError, first_line
@@ -33,7 +33,7 @@ class HuggingFace(ImageSource):
     def open(self, config: DataConfig, split: str) -> Images:
         return HuggingFaceImages(
             config.path, split, config.image_column, config.label_column,
-            config.subset, config.revision, config.num_classes != 0,
+            config.subset, config.revision, config.num_classes,
         )  # fmt: skip
 
 
@@ -48,7 +48,7 @@ class HuggingFaceImages:
         label: str = "",
         subset: str = "",
         revision: str = "",
-        labelled: bool = True,
+        num_classes: int = -1,
     ) -> None:
         splits = open_splits(path, subset, revision)
         import datasets
@@ -57,8 +57,8 @@ class HuggingFaceImages:
         table = splits[self.split]
         self.name, self.notes = Path(path).stem, list[str]()
         self.column = image_column_of(table, path, image)
-        chosen = label_column_of(table, path, label, self.column) if labelled else None
-        if not labelled:
+        chosen = label_column_of(table, path, label, self.column) if num_classes else None
+        if not num_classes:
             found = Classes(None, (), "data.num_classes is 0")
         elif chosen is None:
             found = Classes(None, (), f"{self.name} has no column of classes; {columns_of(table)}")
@@ -68,11 +68,15 @@ class HuggingFaceImages:
             names = names_of(training, chosen)
             where = f"the column '{chosen}' of {self.name}"
             found = classes_of(list(table[chosen]), names, where)
+            if not names and found.labels is not None:
+                used = classes_of(list(training[chosen]), (), where).labels
+                found = without_gaps(found, used or (), num_classes, where)
             sure = label or chosen.lower() in USUAL_NAMES
             if found.labels is None and sure and table is training:
                 todo = "set data.num_classes=0 to train without classes"
                 raise InputError(f"{found.reason}: {todo}")
-            self.notes.append(f"labels: {where}")
+            if found.labels is not None:
+                self.notes.append(f"labels: {where}")
         self.labels, self.class_names, self.unlabelled = found.labels, found.names, found.reason
         self.fingerprint = f"{table._fingerprint} {self.column} {chosen}"
         self.roots = roots_of(path)

@@ -1,5 +1,6 @@
 """From stored labels to classes: numbers, texts, one-hot rows, and what is not labelled."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan
@@ -14,6 +15,8 @@ USUAL_NAMES = (
     "label", "labels", "class", "classes", "class_name", "class_label", "category", "categories",
     "target", "targets", "species", "fine_label", "y",
 )  # fmt: skip
+#: Dates, times, shares and amounts, but not whole numbers.
+MEASURE = re.compile(r"\W*\d+(?!\d|$)")
 #: The label of a sample without one.
 UNLABELLED = -1
 #: Labels from here on are times or identities, not classes, unless there are as many samples.
@@ -23,11 +26,15 @@ MOST_CLASSES = 2**16
 
 @dataclass(frozen=True)
 class Classes:
-    """The class of each sample, -1 for unlabelled ones; None, and why, if there are no classes."""
+    """The class of each sample, -1 for unlabelled ones; None, and why, if there are no classes.
+
+    `stored` holds the stored label of each class, if classes were numbered anew.
+    """
 
     labels: list[int] | None
     names: tuple[str, ...] = ()
     reason: str = ""
+    stored: tuple[int, ...] = ()
 
 
 def classes_of(values: Sequence[Any], names: Sequence[str], where: str) -> Classes:
@@ -63,6 +70,31 @@ def classes_of(values: Sequence[Any], names: Sequence[str], where: str) -> Class
         return Classes(None, (), f"{where} has a class '{unknown[0]}' that the split train lacks")
     number_of = {name: number for number, name in enumerate(known)}
     return Classes([UNLABELLED if x is None else number_of[x] for x in values], known)
+
+
+def without_gaps(found: Classes, used: Sequence[int], stated: int, where: str) -> Classes:
+    """Numbered classes without those that no sample has: the labels 1, 2 and 3 are three classes.
+
+    A class without samples would be drawn as noise.
+
+    Args:
+        found: The classes of one split.
+        used: The stored labels of the split that is trained on.
+        stated: data.num_classes. Classes keep their numbers if it covers all labels.
+        where: What messages call the column.
+    """
+    numbers = sorted(set(used) - {UNLABELLED})
+    whole = numbers == list(range(len(numbers)))
+    if found.labels is None or found.names or whole or stated > numbers[-1]:
+        return found
+    if numbers == [1] and UNLABELLED in used:
+        why = "has only the labels -1, which means unlabelled, and 1: make them 0 and 1"
+        return Classes(None, (), f"{where} {why}")
+    if unknown := sorted(set(found.labels) - {UNLABELLED, *numbers}):
+        return Classes(None, (), f"{where} has a class {unknown[0]} that the training split lacks")
+    number_of = {label: number for number, label in enumerate(numbers)}
+    labels = [number_of.get(label, UNLABELLED) for label in found.labels]
+    return Classes(labels, tuple(map(str, numbers)), stored=tuple(numbers))
 
 
 def is_text_of(given: Sequence[Any], names: Sequence[str]) -> bool:
@@ -111,11 +143,16 @@ def is_one_hot(array: np.ndarray) -> bool:
     return bool((ones | (array == 0)).all() and (ones.sum(1) == 1).all())
 
 
+def are_few(numbers: np.ndarray) -> bool:
+    """Whether numbers take so few values that they are classes, not counts or identities."""
+    return len(np.unique(numbers)) <= max(2, len(numbers) ** 0.5)
+
+
 def choose_labels(columns: Mapping[str, Sequence[Any]], where: str) -> str | None:
     """The column that holds classes, by its name or else by what it holds; None without any.
 
     A column of another name holds classes if its values repeat: half as many different ones as
-    rows, or fewer. They must be text; numbers may be anything.
+    rows, or fewer. They must be text; numbers, dates and measures may be anything.
 
     Raises:
         InputError: If several columns may hold classes.
@@ -134,4 +171,5 @@ def repeats(values: Sequence[Any]) -> bool:
     texts = [value for value in values if value is not None]
     if not texts or not all(isinstance(value, str) for value in texts):
         return False
-    return 1 < len(set(texts)) <= len(values) / 2
+    measures = all(MEASURE.match(value) for value in texts)
+    return 1 < len(set(texts)) <= len(values) / 2 and not measures

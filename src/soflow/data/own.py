@@ -25,7 +25,7 @@ from soflow.data.cache import cached
 from soflow.data.dataset import Dataset, Rows, as_labels
 from soflow.data.huggingface import image_column_of, label_column_of, names_of
 from soflow.data.images import Opener
-from soflow.data.labels import Classes, classes_of
+from soflow.data.labels import Classes, classes_of, without_gaps
 from soflow.data.own_items import ItemRows, Items, Layout, as_tensor, layout_of
 from soflow.data.registry import SOURCES, image_shape
 from soflow.errors import InputError, in_short
@@ -44,6 +44,13 @@ MISSING = (
 #: Items that show what a data set holds, and how many of them are read twice to see whether they
 #: change.
 LOOKED_AT, READ_TWICE = 256, 16
+
+#: What has a length or columns, but no samples by index, and what to do.
+FRAMES = {
+    "DataFrame": "give its values, data=frame[[...]].to_numpy(), or save it and set data.path",
+    "IterableDataset": "give a data set with __len__ and __getitem__",
+    "DatasetDict": "give one of its splits, data['train']",
+}
 
 _given: ContextVar[Dataset | None] = ContextVar("data given in Python", default=None)
 
@@ -100,9 +107,10 @@ def own_dataset(data: Any, config: DataConfig, progress: Progress = track) -> Da
     """
     if isinstance(data, Dataset):
         return data
-    if config.random_crop or config.range == "standardize":
-        key = "random_crop" if config.random_crop else "range=standardize"
-        raise InputError(f"data.{key} is for data in files: do so in Python, and leave it out")
+    if config.random_crop:
+        raise InputError("data.random_crop is for data in files: crop in Python, and leave it out")
+    if type(data).__name__ in FRAMES:
+        raise InputError(f"data is {type(data).__name__}: {FRAMES[type(data).__name__]}")
     if is_table_of_images(data):
         return images_of_table(data, config)
     if isinstance(data, Tensor | np.ndarray):
@@ -152,7 +160,7 @@ def dataset_of_items(data: Any, config: DataConfig, progress: Progress) -> Datas
         log.info(
             "data: items change from visit to visit, so a resumed run repeats their order alone"
         )
-    layout = layout_of(looked, config, items.numpy)
+    layout = layout_of(looked, config, items.numpy, changing)
     rows = ItemRows(items, layout, layout.store(looked), changing)
     seen = dict(zip(places, labels_seen, strict=True)) if config.num_classes else {}
     return dataset_of(rows, layout, items.labels(seen, progress), names, config)
@@ -175,15 +183,28 @@ def dataset_of(
         found = Classes(None, (), "data.num_classes is 0")
     elif labels is not None:
         values = [one.tolist() if hasattr(one, "tolist") else one for one in labels]
-        found = classes_of(values, names, "the labels of data")
+        found = numbered(values, names, "the labels of data", config)
         if found.labels is None:
             todo = "set data.num_classes=0 to train without classes"
             raise InputError(f"{found.reason}: {todo}")
     numbers = as_labels(found.labels, found.names, NAME)
     notes = (layout.note,) if layout.note else ()
     return Dataset(
-        NAME, config.split, rows, numbers, found.names, unlabelled=found.reason, notes=notes
+        NAME,
+        config.split,
+        rows,
+        numbers,
+        found.names,
+        unlabelled=found.reason,
+        scaling=layout.scaling,
+        notes=notes,
     )
+
+
+def numbered(values: list[Any], names: Sequence[str], where: str, config: DataConfig) -> Classes:
+    """The classes of given labels."""
+    found = classes_of(values, names, where)
+    return without_gaps(found, found.labels or (), config.num_classes, where)
 
 
 def is_table_of_images(data: Any) -> bool:
@@ -205,7 +226,8 @@ class TableImages:
             label = label_column_of(table, NAME, config.label_column, self.column)
             found = Classes(None, (), "data have no column of classes")
         if label is not None:
-            found = classes_of(list(table[label]), names_of(table, label), f"the column '{label}'")
+            names, where = names_of(table, label), f"the column '{label}'"
+            found = numbered(list(table[label]), names, where, config)
             if found.labels is None:
                 todo = "set data.num_classes=0 to train without classes"
                 raise InputError(f"{found.reason}: {todo}")

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from soflow.config.schema import DataConfig, Range
+from soflow.data.dataset import Scaling
 from soflow.data.labels import USUAL_NAMES
+from soflow.data.rows import measure
 from soflow.data.values import in_words, usual_range
 from soflow.errors import InputError, first_line, in_short
 from soflow.system.progress import Progress, silent
@@ -29,12 +31,19 @@ class Layout:
     channels_last: bool
     values: Range  # those that become -1 and 1
     note: str = ""
+    scaling: Scaling | None = None  # of vectors and signals
 
     def store(self, given: Tensor) -> Tensor:
         """Samples (N, ...) as a data set stores them."""
         if given.dtype == torch.uint8 and self.values == BYTES:
             images = given if given.ndim == 4 else given[:, None]
             return images if self.channels_last else images.permute(0, 2, 3, 1).contiguous()
+        if self.scaling is not None:
+            values = given.double()[:, None] if given.ndim == 1 else given.double()
+            shape = (-1, *[1] * (values.ndim - 2))
+            scaling = self.scaling
+            mean, std = (values.new_tensor(x).view(shape) for x in (scaling.mean, scaling.std))
+            return ((values - mean) / std).float()
         one_channel = given.ndim == 1 or (given.ndim == 3 and given.dtype == torch.uint8)
         rows = given.float()[:, None] if one_channel else given.float()
         if self.channels_last:
@@ -45,8 +54,14 @@ class Layout:
         return rows.contiguous()
 
 
-def layout_of(given: Tensor, config: DataConfig, numpy: bool) -> Layout:
-    """How samples (N, ...) are stored; numpy: whether they came as arrays.
+def layout_of(given: Tensor, config: DataConfig, numpy: bool, changing: bool = False) -> Layout:
+    """How samples (N, ...) are stored. Vectors and signals are standardized unless they change.
+
+    Args:
+        given: Samples.
+        config: Says which range of values becomes -1 to 1.
+        numpy: Whether they came as arrays.
+        changing: Whether samples vary from visit to visit, and so do their statistics.
 
     Raises:
         InputError: If they are no samples.
@@ -71,9 +86,30 @@ def layout_of(given: Tensor, config: DataConfig, numpy: bool) -> Layout:
     elif picture and low >= 0:
         values = usual_range(low, high, whole, "data")
     said = f"values {in_words((low, high))}"
+    if config.range == "standardize" and (given.ndim == 4 or changing):
+        raise InputError(
+            f"{found}: data.range=standardize is for vectors and signals; leave it out"
+        )
+    if given.ndim < 4 and not whole and not changing:
+        scaling, how = scaling_of(given, config)
+        return Layout(last, AS_THEY_ARE, f"{said} are {how}", scaling)
     if values == AS_THEY_ARE:
         return Layout(last, values, f"{said} are taken as they are")
     return Layout(last, values, f"{said}: {in_words(values)} is scaled to -1 to 1")
+
+
+def scaling_of(given: Tensor, config: DataConfig) -> tuple[Scaling, str]:
+    """What standardizes vectors (N, D) and signals (N, C, L), or scales a range, in words, too."""
+    values = given.double()[:, None] if given.ndim == 1 else given.double()
+    axes, channels = tuple(range(values.ndim)), values.shape[1]
+    if isinstance(config.range, str):
+        found = measure(values.numpy(), axes, "data", silent)
+        each = "column" if values.ndim == 2 else "channel"
+        scaling = Scaling(tuple(found.mean.tolist()), tuple(found.std.tolist()))
+        return scaling, f"standardized: mean 0, variance 1 per {each}"
+    low, high = config.range
+    middle, half = ((low + high) / 2,) * channels, ((high - low) / 2,) * channels
+    return Scaling(middle, half), f"scaled: {in_words(config.range)} becomes -1 to 1"
 
 
 def channels_last(images: Tensor, numpy: bool) -> bool:

@@ -9,12 +9,14 @@ from torch import Tensor
 
 from soflow.config.schema import AskedRange, Range
 from soflow.data.dataset import Scaling
-from soflow.data.values import extremes, in_words, usual_range
-from soflow.errors import InputError, in_short
+from soflow.data.values import in_words, usual_range
+from soflow.errors import InputError
 from soflow.system.progress import Progress, track
 
 #: Bytes that are looked at in one piece.
 PIECE = 2**26
+#: Larger values, and smaller standard deviations, do not fit into samples in float32.
+LARGEST, SMALLEST = 1e37, 1e-37
 
 
 class ArrayRows:
@@ -55,7 +57,10 @@ class ArrayRows:
 
 @dataclass(frozen=True)
 class Measured:
-    """Statistics of an array (N, C, ...): per channel, (C,), and the extremes of all."""
+    """Statistics of an array (N, C, ...): per channel, (C,), and the extremes of all.
+
+    The std of constant channels is 1.
+    """
 
     mean: np.ndarray
     std: np.ndarray
@@ -77,7 +82,7 @@ def measure(
     Raises:
         InputError: If a value is not finite, by its row.
     """
-    count, total, squares, ends = 0, 0.0, 0.0, []
+    count, total, squares, lows, highs = 0, 0.0, 0.0, list[np.ndarray](), list[np.ndarray]()
     with progress(f"measuring {where}", len(array)) as task:
         for piece in pieces(array, axes):
             values = piece.astype(np.float64)
@@ -87,16 +92,21 @@ def measure(
                 raise InputError(f"{where} is not finite in row {row}: remove such rows")
             across = (0, *range(2, values.ndim))
             weight = len(values) / (count + len(values))
-            mean = values.mean(across)
-            shift = mean - total
-            spread = values.var(across) + shift**2 * (1 - weight)
-            total, squares = total + weight * shift, squares + weight * (spread - squares)
-            ends.append(extremes([piece]))
+            with np.errstate(over="ignore", invalid="ignore"):
+                mean = values.mean(across)
+                shift = mean - total
+                spread = values.var(across) + shift**2 * (1 - weight)
+                total, squares = total + weight * shift, squares + weight * (spread - squares)
+            lows.append(values.min(across))
+            highs.append(values.max(across))
             count += len(values)
             task.update(count)
-    std = np.sqrt(squares)
-    lows, highs = zip(*ends, strict=True)
-    return Measured(np.asarray(total), np.where(std > 0, std, 1.0), (min(lows), max(highs)))
+    low, high, std = np.min(lows, 0), np.max(highs, 0), np.sqrt(squares)
+    ends = (float(low.min()), float(high.max()))
+    constant = low == high  # rounding gives them a small std
+    if max(map(abs, ends)) > LARGEST or not bool(((std >= SMALLEST) | constant).all()):
+        raise InputError(f"{where} has values beyond single precision: give them in other units")
+    return Measured(np.where(constant, low, total), np.where(constant, 1.0, std), ends)
 
 
 def standardized(
@@ -159,9 +169,3 @@ def scaled_rows(
         usual_range(*found.ends, True, where)  # refuses what looks nearly black
     note = f"values {in_words(values)} are scaled to -1 to 1"
     return *ranged(array, axes, values, content), note
-
-
-def require_numbers(array: np.ndarray, where: str) -> None:
-    """Raises InputError for texts and objects."""
-    if array.dtype.kind not in "biuf":
-        raise InputError(f"{where} holds {in_short(str(array.dtype))}: numbers are needed")

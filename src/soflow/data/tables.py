@@ -6,6 +6,7 @@ that is trained on; samples get the columns' own units back.
 """
 
 import csv
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,9 +15,17 @@ from typing import Any
 import numpy as np
 
 from soflow.config.schema import DataConfig
+from soflow.data.cells import are_names, as_numbers, mistake, without_commas
 from soflow.data.dataset import Dataset, as_labels
 from soflow.data.file_fingerprints import fingerprint_of_file
-from soflow.data.labels import Classes, choose_labels, classes_of
+from soflow.data.labels import (
+    USUAL_NAMES,
+    Classes,
+    are_few,
+    choose_labels,
+    classes_of,
+    without_gaps,
+)
 from soflow.data.registry import SOURCES
 from soflow.data.rows import scaled_rows
 from soflow.data.splits import named_split, split_of
@@ -25,10 +34,10 @@ from soflow.system.packages import optional_package
 from soflow.system.text import printable
 
 ENDINGS = (".csv", ".tsv", ".parquet")
-#: Texts that mean a missing value, in lower case.
-MISSING = ("", "na", "n/a", "nan", "null", "none", "?")
-#: Numeric columns of these names, in lower case, that count the rows are left out.
-ROW_NUMBERS = ("", "id", "index", "idx", "row", "unnamed: 0", "__index_level_0__")
+#: Columns of such names that hold a whole number of its own for each row are left out.
+IDENTITIES = re.compile(
+    r"(?i:|id|.*[_ -]id|index|idx|row|unnamed: 0|__index_level_0__)|.*[a-z]I[dD]"
+)
 Columns = dict[str, list[Any]]
 
 
@@ -55,7 +64,7 @@ class Tables:
             labels = as_labels(table.classes.labels, table.classes.names, where)
         columns = tuple(map(printable, table.names))
         return Dataset(
-            printable(files[split].stem), split, rows, labels, table.classes.names,
+            printable(Path(config.path).stem), split, rows, labels, table.classes.names,
             unlabelled=table.classes.reason, scaling=replace(scaling, columns=columns),
             notes=(*table.notes, note),
         )  # fmt: skip
@@ -107,7 +116,8 @@ def read_table(file: Path, config: DataConfig, like: Table | None = None) -> Tab
     Raises:
         InputError: If the file cannot be read, a column is missing, or too many rows lack values.
     """
-    columns = read_parquet(file) if file.suffix.lower() == ".parquet" else read_text(file)
+    parquet = file.suffix.lower() == ".parquet"
+    columns, found = (read_parquet(file), list[str]()) if parquet else read_text(file)
     count = len(next(iter(columns.values()), []))
     if not count:
         raise InputError(f"{file} has no rows")
@@ -115,15 +125,17 @@ def read_table(file: Path, config: DataConfig, like: Table | None = None) -> Tab
     for name in (*config.columns, *filter(None, [config.label_column])):
         if name not in columns:
             raise InputError(f"{file} has no column '{name}'; {known}")
-    column, notes = None, list[str]()
+    column, notes = None, found
     if config.num_classes:
         others = {name: x for name, x in columns.items() if name not in config.columns}
         column = config.label_column or (like.label_column if like else choose(others, file))
     classes = Classes(None, (), "data.num_classes is 0" if not config.num_classes else known)
     if column is not None:
-        classes = classes_of(
-            columns[column], like.classes.names if like else (), f"{file}: {column}"
-        )
+        where, trained = f"{file}: {column}", like.classes if like else None
+        names = trained.names if trained and not trained.stored else ()
+        classes = classes_of(columns[column], names, where)
+        used = trained.stored or trained.labels if trained else classes.labels
+        classes = without_gaps(classes, used or (), config.num_classes, where)
         if classes.labels is None and (config.label_column or like):
             raise InputError(f"{classes.reason}: set data.num_classes=0 to train without classes")
         column = None if classes.labels is None else column
@@ -131,7 +143,8 @@ def read_table(file: Path, config: DataConfig, like: Table | None = None) -> Tab
     asked = like.names if like else config.columns
     features, left_out = features_of(columns, asked, column, file)
     if left_out:
-        notes.append(f"columns left out: {', '.join(map(printable, left_out))}")
+        listed = ", ".join(printable(x) or "one without a name" for x in left_out)
+        notes.append(f"columns left out: {listed}")
     values = np.stack(list(features.values()), axis=1)  # (N, D)
     whole = np.isfinite(values).all(1)
     missing = int((~whole).sum())
@@ -154,15 +167,16 @@ def read_table(file: Path, config: DataConfig, like: Table | None = None) -> Tab
 
 def choose(columns: Mapping[str, Sequence[Any]], file: Path) -> str | None:
     """The column of classes, if there is one. Numbers of a usual name must be few and whole."""
-    column = choose_labels(columns, str(file))
-    if column is None:
-        return None
-    numbers = as_numbers(columns[column])
-    if numbers is None:
-        return column
-    given = numbers[np.isfinite(numbers)]
-    few = len(np.unique(given)) <= max(2, len(numbers) ** 0.5)
-    return column if few and bool((given == given.round()).all()) else None
+
+    def may_be(name: str, numbers: np.ndarray | None) -> bool:
+        if numbers is None:
+            return True
+        given = numbers[np.isfinite(numbers)]
+        whole = are_few(given) and bool((given == given.round()).all())
+        return name.lower() in USUAL_NAMES and whole
+
+    found = {name: x for name, x in columns.items() if may_be(name, as_numbers(x))}
+    return choose_labels(found, str(file))
 
 
 def features_of(
@@ -182,8 +196,13 @@ def features_of(
         numbers = as_numbers(columns[name])
         if numbers is None and asked:
             raise InputError(f"the column '{printable(name)}' of {file} holds more than numbers")
-        counts = numbers is not None and name.strip().lower() in ROW_NUMBERS
-        if numbers is None or (not asked and counts and bool((np.diff(numbers) == 1).all())):
+        if numbers is None and (row := mistake(columns[name])) is not None:
+            found = f"'{printable(str(columns[name][row]))}' in row {row + 1}"
+            raise InputError(
+                f"the column '{printable(name)}' of {file} holds numbers, but {found}: correct it, "
+                "or set data.columns to the columns to use"
+            )
+        if numbers is None or (not asked and (is_identity(name, numbers) or is_empty(numbers))):
             others.append(name)
         else:
             features[name] = numbers
@@ -192,37 +211,39 @@ def features_of(
     return features, others
 
 
-def as_numbers(values: Sequence[Any]) -> np.ndarray | None:
-    """A column as numbers (N,), NaN where a value is missing; None if it holds anything else."""
-    if all(value is None or isinstance(value, bool | int | float) for value in values):
-        return np.array([np.nan if x is None else float(x) for x in values])
-    try:
-        return np.array([np.nan if is_missing(x) else float(x) for x in values])
-    except (TypeError, ValueError):
-        return None
+def is_identity(name: str, numbers: np.ndarray) -> bool:
+    """Whether a column tells rows apart: by its name, and a whole number of its own for each."""
+    whole = bool((numbers == numbers.round()).all())
+    named = IDENTITIES.fullmatch(name.strip()) is not None
+    return named and whole and len(np.unique(numbers)) == len(numbers)
 
 
-def is_missing(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and value.strip().lower() in MISSING)
+def is_empty(numbers: np.ndarray) -> bool:
+    return bool(np.isnan(numbers).all())
 
 
-def read_text(file: Path) -> Columns:
-    """The columns of a .csv or .tsv file with a row of names. Raises InputError."""
+def read_text(file: Path) -> tuple[Columns, list[str]]:
+    """The columns of a .csv or .tsv file, and notes on how they are read. Raises InputError."""
     try:
         with open(file, encoding="utf-8-sig", newline="") as stream:
             head = stream.read(2**16)
             stream.seek(0)
             first = head.splitlines()[0] if head else ""
             separator = max("\t;,", key=first.count)
-            rows = list(csv.reader(stream, delimiter=separator, strict=True))
+            reader = csv.reader(stream, delimiter=separator, skipinitialspace=True, strict=True)
+            rows = list(reader)
+    except UnicodeDecodeError:
+        raise InputError(f"{file} cannot be read: it is not UTF-8, save it as such") from None
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"{file} cannot be read: {first_line(error)}") from None
     rows = [row for row in rows if row]
     if not rows:
         raise InputError(f"{file} is empty")
     names, body = [name.strip() for name in rows[0]], rows[1:]
-    if all(as_numbers([name]) is not None and not is_missing(name) for name in names):
-        names, body = [f"column {number}" for number in range(len(names))], rows  # no names
+    notes = []
+    if not are_names(names):
+        names, body = [f"column {number}" for number in range(len(names))], rows
+        notes.append("the first row holds values: the columns are called column 0, column 1, ...")
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise InputError(f"{file} has two columns '{printable(twice)}': rename one")
@@ -230,7 +251,13 @@ def read_text(file: Path) -> Columns:
     if wrong is not None:
         what = f"row {wrong + 1} has {len(body[wrong])} values, not {len(names)}"
         raise InputError(f"{file} cannot be read: {what}")
-    return {name: [row[i] for row in body] for i, name in enumerate(names)}
+    columns, meant = Columns(), dict[str, list[str]]()
+    for i, name in enumerate(names):
+        columns[name], meaning = without_commas([row[i] for row in body], separator)
+        if meaning:
+            meant.setdefault(meaning, []).append(printable(name))
+    notes += [f"{meaning}: {', '.join(columns)}" for meaning, columns in meant.items()]
+    return columns, notes
 
 
 def read_parquet(file: Path) -> Columns:

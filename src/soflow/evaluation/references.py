@@ -1,7 +1,7 @@
 """What samples are scored against: the reference, from data or a file, and held-out real data."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from soflow.config import Config
 from soflow.config.schema import DataConfig
 from soflow.data import sources
-from soflow.data.dataset import Dataset, Encoder
+from soflow.data.dataset import Dataset, Encoder, Scaling
 from soflow.data.splits import HELD_OUT, split_of
 from soflow.data.training_data import make_dataset
 from soflow.errors import InputError, RunError
@@ -29,7 +29,14 @@ from soflow.evaluation.reference_files import (
     read_reference,
     scaling_in,
 )
-from soflow.evaluation.sample_set import SampleSet, first_image, in_words, kind_of, sample_arrays
+from soflow.evaluation.sample_set import (
+    SampleSet,
+    first_image,
+    in_words,
+    kind_of,
+    sample_arrays,
+    table_like,
+)
 from soflow.evaluation.scorer import Baseline, Scorer, Scoring
 from soflow.evaluation.statistics import (
     ENERGY_POINTS,
@@ -57,6 +64,7 @@ def make_scoring(
     features: str = "",
     reference: str = "",
     baseline: bool | None = None,
+    scaling: Scaling | None = None,
 ) -> Scoring:
     """What the samples of a run are scored against.
 
@@ -67,6 +75,7 @@ def make_scoring(
         features: By name; `evaluate.features` by default.
         reference: SOURCE[:SPLIT], or a file of statistics; the training data by default.
         baseline: Whether to score held-out real data; by default unless more latents need decoding.
+        scaling: What standardized the training data; coordinates of all sets are scaled alike.
 
     Raises:
         InputError: If data or features do not fit the samples.
@@ -80,7 +89,7 @@ def make_scoring(
 
     def loaded(real: Dataset | None = None) -> Features:
         if name == "coordinates" and real is not None:
-            return coordinates(shape, real.scaling)
+            return coordinates(shape, scaling or real.scaling)
         if network is not None:
             return network
         training = sources.load(config.data, config.data.split)
@@ -91,7 +100,8 @@ def make_scoring(
         return Scoring(scorer, None, training_points(config))
     data, split = config.data, config.data.split
     if reference:
-        data, split = find_data(reference, data.model_copy(update={"shape": shape}))
+        columns = () if scaling is None else scaling.columns
+        data, split = find_data(reference, data.model_copy(update={"shape": shape}), columns)
     first = as_images(sources.load(data, split), decode, num)
     require_shape(first.shape, shape, reference or config.data.path or config.data.source)
     scorer = scorer_of(first, loaded(first), num_classes)
@@ -120,7 +130,7 @@ def make_sample_scoring(
     if holds_statistics(Path(reference)):
         network = network or load_features(features, None, shape)  # which asks for data
         return Scoring(scorer_from_file(Path(reference), network, shape))
-    data, split = find_data(reference, DataConfig(shape=shape, num_classes=0))
+    data, split = find_data(reference, DataConfig(shape=shape, num_classes=0), samples.columns)
     if data.source == "latents":
         raise InputError(f"{reference} holds latents: name the images that they are of")
     first = sources.load(data, split)
@@ -176,9 +186,14 @@ def scorer_from_file(
     return Scorer(features, statistics, about, num_classes)
 
 
-def find_data(named: str, like: DataConfig) -> tuple[DataConfig, str]:
-    """Real data that fit samples of a shape, `like.shape`, and their split."""
+def find_data(named: str, like: DataConfig, columns: Sequence[str] = ()) -> tuple[DataConfig, str]:
+    """Real data that fit samples of a shape, `like.shape`, and their split.
+
+    Of tables, the columns of the samples are read, in their order.
+    """
     data, split = sources.find(named, like)
+    if data.source == "table":
+        data = table_like(data, columns)
     split = split or data.split
     require_fitting(data, split, like.shape, named)
     return data, split

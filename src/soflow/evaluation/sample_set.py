@@ -1,7 +1,7 @@
 """Samples in files, read part by part: images, an .npz in ADM's layout, or a data set."""
 
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +40,7 @@ class SampleSet:
         parts: Reads all of them: bytes (B, C, H, W), or floats (B, ...) if they are no pictures.
         labels: (N,), or None.
         protocol: How they were drawn, if the files say so.
+        columns: The names of the columns of a table.
     """
 
     name: str
@@ -48,6 +49,7 @@ class SampleSet:
     parts: Callable[[], Iterator[Tensor]]
     labels: Tensor | None = None
     protocol: SampleProtocol = field(default_factory=SampleProtocol)
+    columns: tuple[str, ...] = ()
 
 
 def open_samples(text: str) -> SampleSet:
@@ -69,13 +71,18 @@ def open_samples(text: str) -> SampleSet:
     if not path.exists() and not known:
         raise InputError(f"there is no {path}: give {KINDS}")
     data = data_named(text, 0)
-    return SampleSet(data.name, data.shape, len(data), lambda: parts_of(data), data.labels)
+    columns = () if data.scaling is None else data.scaling.columns
+    return SampleSet(
+        data.name, data.shape, len(data), lambda: parts_of(data), data.labels, columns=columns
+    )
 
 
 def data_named(text: str, size: int) -> Dataset:
     """The images or points of SOURCE[:SPLIT]; images of side `size`, or 0: that of the first."""
     data, split = sources.find(text, DataConfig(num_classes=0))
     split = split or data.split
+    if data.source == "table":
+        data = table_like(data)
     if data.source == "latents":
         raise InputError(f"{text} holds latents: name the images that they are of")
     if data.source in sources.IMAGES:
@@ -83,6 +90,11 @@ def data_named(text: str, size: int) -> Dataset:
         side = size or min(image.size)
         data = data.model_copy(update={"shape": (channels_of(image), side, side)})
     return sources.load(data, split)
+
+
+def table_like(data: DataConfig, columns: Sequence[str] = ()) -> DataConfig:
+    """A table of certain columns, or of all. A column of classes is no coordinate."""
+    return data.model_copy(update={"columns": tuple(columns) or data.columns, "num_classes": -1})
 
 
 def first_image(data: DataConfig, split: str, named: str) -> Image:
@@ -177,7 +189,8 @@ def sample_arrays(path: Path) -> SampleSet:
 
     def parts() -> Iterator[Tensor]:
         for rows in rows_of(path, "arr_0"):
-            yield rows.permute(0, 3, 1, 2) if images else rows.float()
+            values = rows if rows.dtype == torch.float64 else rows.float()
+            yield rows.permute(0, 3, 1, 2) if images else values
 
     one = (shape[3], *shape[1:3]) if images else shape[1:]
     protocol = protocol_of(beside, path, SampleProtocol)

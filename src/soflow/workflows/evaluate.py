@@ -64,7 +64,9 @@ def evaluate(
         raise InputError(
             f"the run names a program, evaluate.features={program}: give --features if you trust it"
         )
-    scoring = make_scoring(config, first.encoder, decode, features, reference, settings.baseline)
+    scoring = make_scoring(
+        config, first.encoder, decode, features, reference, settings.baseline, first.scaling
+    )
     nfe, num = settings.nfe or tuple(defaults.nfe), settings.num or defaults.num
     models = {name: one.model for name, one in loaded.items()}
     settings = replace(settings, nfe=nfe, num=num)

@@ -26,12 +26,14 @@ CURVE = TypeAdapter(Curve)
 
 
 def report(
-    runs: Sequence[str | Path], out: str | Path | None = None, progress: Progress = track
+    runs: str | Path | Sequence[str | Path],
+    out: str | Path | None = None,
+    progress: Progress = track,
 ) -> Path:
     """Writes a self-contained HTML page about runs.
 
     Args:
-        runs: Run folders.
+        runs: Run folders, or one.
         out: The page; by default report.html in the run's folder, or here for several runs.
         progress: Shows how many runs are loaded.
 
@@ -42,6 +44,8 @@ def report(
         InputError: If there is no such run, or the page cannot be written.
         RunError: If a file of a run is damaged.
     """
+    if isinstance(runs, str | Path):
+        runs = [runs]
     if progress is track:
         show_notes()
     subjects = []

@@ -207,7 +207,7 @@ def make_measure(config: Config, dataset: Dataset) -> Measure:
     if processes.index() > 0:
         return lambda weights, device: {}
     decode = make_decoder(dataset.encoder, dataset.scaling, default_device())
-    scoring = make_scoring(config, dataset.encoder, decode, baseline=False)
+    scoring = make_scoring(config, dataset.encoder, decode, baseline=False, scaling=dataset.scaling)
     scorer = scoring.scorer
     num, (sampler, nfe) = config.evaluate.num_while_training, config.default_sampler
 
