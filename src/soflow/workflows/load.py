@@ -68,7 +68,7 @@ def load(
         InputError: If there is no run, or it is a run of another version.
         RunError: If the checkpoint is damaged.
     """
-    folder, checkpoint = find_run(Path(path).expanduser(), weights)
+    folder, checkpoint = find_run(Path(path), weights)
     config, data = folder.read_config(), DataRecord.read(folder.data)
     place = torch.device(device) if device else default_device()
     encoder, scaling = (data.encoder, data.scaling) if data else (None, None)

@@ -56,7 +56,7 @@ Watch = Callable[[TrainState, FlowModel, torch.device], None]
 
 
 def train(
-    recipe: str | Config,
+    recipe: str | Path | Config,
     out: str | Path,
     overrides: Sequence[str] = (),
     progress: Progress = track,
