@@ -146,7 +146,7 @@ def training_data(config: Config, folder: RunFolder) -> Dataset:
     try:
         return make_dataset(config.data)
     except InputError as error:
-        if not checkpoints(folder.checkpoints):
+        if not checkpoints(folder.checkpoints) or config.data.source == own.NAME:
             raise
         raise InputError(
             f"{folder.path} goes on with the data that it was begun on: restore them, give "
