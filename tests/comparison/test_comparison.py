@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 
 from soflow.cli import main
 from soflow.comparison import compare as comparison
@@ -178,6 +179,17 @@ def test_curves_draw_few_samples_and_heun_if_asked(tmp_path, known_costs, monkey
     drawn = [(curve.sampler, curve.nfe, curve.num) for curve in run.curves]
     assert drawn == [("renoise", 1, 20), ("heun", 4, 20)]
     assert {row.nfe for row in run.rows if row.sampler != "heun"} == {1, 2}
+
+
+def test_a_comparison_on_data_that_give_the_shape(tmp_path, known_costs):
+    """A recipe for data of one's own leaves shape and classes open."""
+    np.save(tmp_path / "x.npy", torch.randn(40, 3).numpy())
+    settings = [
+        f"data.path={tmp_path / 'x.npy'}", "network.width=16", "network.depth=1", "train.steps=1",
+        "train.batch_size=8", "evaluate.num=10", "evaluate.nfe=[1]",
+    ]  # fmt: skip
+    results = comparison.compare("vectors", tmp_path / "out", ["soflow"], 1, "steps", settings)
+    assert results.objectives["soflow"].runs[0].rows
 
 
 def test_a_finished_comparison_is_only_read_again(whole, caplog):

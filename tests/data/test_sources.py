@@ -386,3 +386,11 @@ def test_every_source_gives_the_same_data(tmp_path):
         assert float(parquet.samples().abs().max()) <= 1
         assert torch.equal(parquet.labels, from_arrays.labels)
         assert torch.equal(folder.labels, parquet.labels[by_class])
+
+
+def test_a_path_is_not_ignored_by_data_that_are_bundled(tmp_path):
+    folder = write_folder(tmp_path / "pets", pixels(6))
+    for source in ("digits", "moons"):
+        config = DataConfig(source=source, path=str(folder), shape=(-1,), num_classes=-1)
+        with pytest.raises(InputError, match=rf"data\.path=.*data\.source={source}"):
+            make_dataset(config)

@@ -97,6 +97,17 @@ def test_the_classes_of_a_linear_map_keep_what_they_add():
     assert gone.keys() == none.keys()
     torch.testing.assert_close(gone["map_layer0.bias"], first)
 
+    kept = dict(old)  # an untrained bias is never a source
+    adapt_classes(kept, {MAP: torch.zeros(4, 3)}, ("a", "b"), ("b", "c", "a"), null_trained=False)
+    for label, former in ((0, 1), (2, 0)):
+        torch.testing.assert_close(embedded(kept, label), embedded(old, former))
+    for label in (1, None):
+        torch.testing.assert_close(embedded(kept, label), mean)
+    gone = {**old, **none}
+    adapt_classes(gone, none, null_trained=False)
+    first = none["map_layer0.weight"] @ mean + none["map_layer0.bias"]
+    torch.testing.assert_close(gone["map_layer0.bias"], first)
+
     got = dict(none)
     adapt_classes(got, {MAP: torch.ones(4, 2), MAP_BIAS: torch.ones(4)})
     assert all(embedded(got, label).eq(0).all() for label in (0, 1, None))
@@ -184,3 +195,21 @@ def test_other_heads_than_those_of_a_run_are_named(two, tmp_path):
     network = DiT((3, 8, 8), 2, patch=4, width=32, depth=1, heads=4)
     with pytest.raises(InputError, match=r"network\.heads=2"):
         load_pretrained(network, two)
+
+
+@pytest.mark.parametrize(("file", "kind"), [("ema", "averaged"), ("model", "raw")])
+def test_a_file_in_a_run_is_known_as_well_as_the_run(file, kind, two):
+    """Its null label was never trained, so a network without classes begins at their mean."""
+    (checkpoint,) = (two / "checkpoints").iterdir()
+    network = DiT((3, 8, 8), 0, patch=4, width=32, depth=1, heads=2)
+    notes = load_pretrained(network, checkpoint / f"{file}.safetensors")
+    assert kind in notes[0]
+    assert not any("heads" in note for note in notes)
+    old = soflow.load(two, "raw" if kind == "raw" else "ema").checkpoint
+    table = old.weights("raw" if kind == "raw" else "ema")[TABLE]
+    torch.testing.assert_close(network.state_dict()[TABLE], table[:2].mean(0, keepdim=True))
+
+
+def test_another_kind_of_network_than_that_of_a_run_is_named(two):
+    with pytest.raises(InputError, match=r"network\.name=dit"):
+        load_pretrained(make_unet((3, 8, 8)), two)

@@ -1,6 +1,7 @@
 """A part of a run is enough to sample: its settings, data.json and the averaged weights."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -79,3 +80,20 @@ def test_all_weights_of_an_evaluation_are_of_one_checkpoint(tiny_run, tmp_path):
     assert soflow.load(copy.path).checkpoint.path == newest
     with pytest.raises(RunError, match="step-00000030/model"):
         evaluate(copy.path, EvaluationSettings(weights=("ema", "raw")))
+
+
+def test_home_is_found_from_python_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    few = ["train.steps=1", "train.batch_size=8", "train.sample_every=0", "network.width=16"]
+    soflow.train("moons", "~/run", few)
+    (tmp_path / "mine.yaml").write_text((tmp_path / "run" / "config.yaml").read_text())
+    assert soflow.read_recipe("~/mine.yaml").network.width == 16
+    soflow.train(Path("~/run"), Path("~/run"), ["train.steps=2"])
+    run = soflow.load("~/run", device="cpu")
+    assert run.checkpoint.step == 2
+    soflow.sample_to_file(run, soflow.SampleRequest.of(run, 4), "~/some.npz")
+    for reference in ("moons", "~/some.npz"):
+        assert soflow.evaluate_samples("~/some.npz", "coordinates", reference).rows
+    soflow.save_picture(torch.zeros(2, 1, 8, 8), "~/two.png", columns=2)
+    assert (tmp_path / "two.png").is_file()

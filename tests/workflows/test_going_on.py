@@ -3,10 +3,12 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
 import soflow
+from soflow.comparison.plan import require_same_as_begun
 from soflow.config import read_recipe
 from soflow.data.batches import Batches
 from soflow.data.dataset import Dataset
@@ -183,6 +185,10 @@ def test_the_history_is_written_once_and_follows_a_run_that_goes_back(tmp_path):
     write_history(file, [change(8, 0.3)], 8)
     write_history(file, [], 6)  # the checkpoint of step 8 is damaged
     assert [(one.step, one.new) for one in read_history(file)] == [(4, 0.2), (6, 0.3)]
+    back = Change(step=6, when="2026-01-01", key="optimizer.lr", old=0.3, new=0.1)
+    for again in (back, change(6, 0.3), change(6, 0.3)):  # there and back before any step
+        write_history(file, [again], 6)
+    assert [one.new for one in read_history(file)] == [0.2, 0.3, 0.1, 0.3]
     file.write_text("{")
     with pytest.raises(RunError, match=r"history\.jsonl"):
         read_history(file)
@@ -203,3 +209,27 @@ def test_flips_may_be_turned_on(tmp_path):
     soflow.train(str(tmp_path), tmp_path, ["train.steps=2", "data.flip=true"])
     assert folder.read_config().data.flip
     assert {change.key for change in read_history(folder.history)} == {"train.steps", "data.flip"}
+
+
+def test_a_run_whose_data_are_gone_or_others_says_so(tmp_path):
+    file = tmp_path / "x.npy"
+    np.save(file, np.random.default_rng(0).standard_normal((32, 3), dtype=np.float32))
+    run = soflow.train("vectors", tmp_path / "run", [*SETTINGS, f"data.path={file}"])
+    moved = file.rename(tmp_path / "moved.npy")
+    more, out = "train.steps=6", str(run.path)
+    with pytest.raises(InputError, match=r"run goes on with the data.*data\.path=PLACE"):
+        soflow.train(out, out, [more])
+    np.save(file, np.zeros((32, 4), dtype=np.float32))
+    with pytest.raises(InputError, match=r"run goes on with the data.*\[4\]"):
+        soflow.train(out, out, [more])
+    soflow.train(out, out, [more, f"data.path={moved}"])
+    assert run.read_metrics()[-1]["step"] == 6
+
+
+def test_a_continued_run_is_not_compared(finished, tmp_path):
+    """Its figures are of fewer steps, and its schedule was another one."""
+    folder = shutil.copytree(finished, tmp_path / "soflow-seed-0")
+    soflow.train(folder, folder, ["train.steps=6"])
+    config = RunFolder(folder).read_config()
+    with pytest.raises(InputError, match=r"train\.steps was changed after step 4"):
+        require_same_as_begun({"soflow": config}, 1, "steps", tmp_path)

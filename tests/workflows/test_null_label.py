@@ -1,5 +1,7 @@
 """Samples without a label: only of models whose null label was trained."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,10 @@ import soflow
 from soflow.assemble import make_model, make_network, null_trained
 from soflow.config import read_recipe
 from soflow.data.dataset import DataRecord
+from soflow.data.training_data import make_dataset
 from soflow.errors import InputError
+from soflow.evaluation.evaluate import diagnostics
+from soflow.run.folder import RunFolder
 from support.commands import assert_fails
 from support.settings import TINY_DIT
 from support.small_data import pixels, write_folder
@@ -113,3 +118,44 @@ def test_a_class_that_is_called_none_is_that_class(photos, tmp_path):
     settings = [*FEW, f"data.path={photos}", "data.size=8"]
     run = soflow.load(soflow.train("images", tmp_path, settings).path)
     assert soflow.SampleRequest.of(run, 2, labels="none").labels.tolist() == [1, 1]
+
+
+@pytest.fixture(scope="module")
+def partly(tmp_path_factory):
+    """A run on vectors, a third of them without a label, without guidance."""
+    folder = tmp_path_factory.mktemp("partly")
+    x = np.random.default_rng(0).standard_normal((60, 3), dtype=np.float32)
+    np.savez(folder / "some.npz", x=x, labels=np.arange(60) % 3 - 1)
+    few = ["network.width=16", "network.depth=1", "train.steps=1", "train.batch_size=8"]
+    settings = [*few, "train.sample_every=0", f"data.path={folder / 'some.npz'}"]
+    return soflow.train("vectors", folder / "run", settings).path
+
+
+def test_a_run_on_partly_labelled_data_is_evaluated(partly):
+    evaluation = soflow.evaluate(partly, soflow.EvaluationSettings(nfe=(1,), num=20))
+    assert evaluation.diagnostics
+
+
+def test_points_without_a_label_are_left_out_if_the_null_label_was_not_trained(partly):
+    model = soflow.load(partly, device="cpu").model
+    dataset = make_dataset(RunFolder(partly).read_config().data)
+    labelled = dataset.part(dataset.labels < 2, "labelled")
+    settings, cpu = soflow.EvaluationSettings(num=60, seeds=(0,)), torch.device("cpu")
+    untrained = replace(model, null_trained=False)
+    found, expected = (diagnostics(untrained, x, settings, cpu) for x in (dataset, labelled))
+    assert found == expected
+    raw = replace(dataset, labels=dataset.labels.where(dataset.labels < 2, -1))
+    assert diagnostics(untrained, raw, settings, cpu) == expected
+    assert diagnostics(model, raw, settings, cpu) == diagnostics(model, dataset, settings, cpu)
+    none = dataset.part(dataset.labels == 2, "unlabelled")
+    assert diagnostics(untrained, none, settings, cpu) == {}
+
+
+def test_files_of_samples_mark_those_without_a_label_as_data_do(partly, tmp_path):
+    run = soflow.load(partly, device="cpu")
+    request = soflow.SampleRequest.of(run, 4, labels=[1, None])
+    soflow.sample_to_file(run, request, tmp_path / "some.npz")
+    assert np.load(tmp_path / "some.npz")["arr_1"].tolist() == [1, -1, 1, -1]
+    soflow.sample_to_file(run, request, tmp_path / "some.csv")
+    lines = (tmp_path / "some.csv").read_text().splitlines()
+    assert [line.split(",")[-1] for line in lines] == ["label", "1", "", "1", ""]

@@ -103,9 +103,9 @@ def compare(
     configs = read_objectives(recipe, objectives, overrides)
     if budget == "time" and "soflow" not in configs:
         raise InputError("budget=time is the time of soflow: name soflow among the objectives")
-    shared = next(iter(configs.values()))
-    data = make_dataset(shared.data)
+    data = make_dataset(next(iter(configs.values())).data)
     configs = {name: completed(config, data) for name, config in configs.items()}
+    shared = next(iter(configs.values()))
     configs, note = chosen_settings(configs, out, keys_of(overrides))
     decode = make_decoder(data.encoder, data.scaling, default_device())
     require_writable(out)

@@ -11,6 +11,7 @@ from soflow.config import Config
 from soflow.errors import InputError, RunError
 from soflow.run.checkpoint import checkpoints
 from soflow.run.folder import RunFolder
+from soflow.run.history import read_history
 from soflow.run.resume import require_same_settings
 from soflow.sampling import Sampler
 
@@ -105,6 +106,12 @@ def require_same_as_begun(
         if run.folder.config.is_file() and checkpoints(run.folder.checkpoints):
             begun = run.folder.read_config()
             require_same_settings(begun, run.config, run.folder)
+            if changes := read_history(run.folder.history):
+                raise InputError(
+                    f"{run.folder.path} is a run whose {changes[-1].key} was changed after step "
+                    f"{changes[-1].step}: move it away to train it anew, or compare in another "
+                    "folder with --out"
+                )
             if begun.evaluate != run.config.evaluate:
                 raise InputError(
                     f"{run.folder.path} was begun with other settings in the section evaluate: "

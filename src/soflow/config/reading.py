@@ -44,7 +44,7 @@ def recipe_names() -> list[str]:
     return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
 
 
-def read_recipe(recipe: str, overrides: Sequence[str] = ()) -> Config:
+def read_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Reads a configuration.
 
     Args:
@@ -55,7 +55,7 @@ def read_recipe(recipe: str, overrides: Sequence[str] = ()) -> Config:
         InputError: For an unknown recipe or key, naming the nearest one, and for a value outside
             its range.
     """
-    return with_overrides(validate(read_yaml(recipe)), overrides)
+    return with_overrides(validate(read_yaml(str(recipe))), overrides)
 
 
 def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
@@ -148,7 +148,7 @@ def common(objective: Values, name: object) -> Values:
 
 def read_yaml(recipe: str) -> Values:
     """The plain values of a recipe by name or of a file by path."""
-    path = Path(recipe)
+    path = Path(recipe).expanduser()
     if (path / "config.yaml").is_file():  # a run folder
         path = path / "config.yaml"
     known = recipe_names()

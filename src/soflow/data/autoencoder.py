@@ -6,6 +6,7 @@ file can run code.
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,7 @@ def load_autoencoder(name: str, device: torch.device | str = "cpu") -> Autoencod
         InputError: If it cannot be loaded, or diffusers is not installed.
     """
     diffusers = optional_package("diffusers", "latents need", "latents")
+    name = expanduser(name)
     folder = {"subfolder": "vae"} if (Path(name) / "vae" / "config.json").is_file() else {}
     diffusers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()

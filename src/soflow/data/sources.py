@@ -83,6 +83,12 @@ def resolved(config: DataConfig) -> DataConfig:
                 "data.path is not set: name your data, such as data.path=FOLDER, a folder of images"
             )
         return config.model_copy(update={"source": kind_of(config.path)})
+    if config.path and isinstance(source_of(config.source), bundled.Bundled):
+        raise InputError(
+            f"data.path={config.path} is given, but data.source={config.source} has data of its "
+            "own: set data.source=auto to read the path, such as with the recipe images, or leave "
+            "the path out"
+        )
     known = config.source in (*IMAGES, "table") and config.path and Path(config.path).exists()
     if known and (kind := kind_of(config.path)) != config.source:
         parquet = Path(config.path).suffix == ".parquet" or Path(config.path).is_dir()

@@ -236,11 +236,17 @@ def diagnostics(
     """Jumps against velocities, at points between held-out data and noise, t even on (0, 1)."""
     generator = seeded_generator(settings.seeds[0], "diagnostics", 0, torch.device("cpu"))
     data = dataset.samples(slice(min(settings.num, DIAGNOSTIC_POINTS)))
-    labels = None
-    if dataset.labels is not None and model.num_classes:
-        labels = dataset.labels[: len(data)].to(device)
-    if labels is None and model.num_classes and not model.null_trained:
+    labels, null = None, model.num_classes
+    if dataset.labels is not None and null:
+        labels = dataset.labels[: len(data)]
+        known = (labels >= 0) & (labels < null)
+        if model.null_trained:
+            labels = labels.where(known, null)
+        else:  # points without a label are left out
+            data, labels = data[known], labels[known]
+    if null and not model.null_trained and (labels is None or not len(labels)):
         return {}  # the model cannot do without the labels that these data lack
+    labels = None if labels is None else labels.to(device)
     noise = torch.randn(data.shape, generator=generator)
     t = torch.rand(len(data), generator=generator)
     point = model.noising.sample(*(x.to(device) for x in (data, noise, t)))

@@ -193,9 +193,9 @@ def column_names(shape: Sequence[int], scaling: Scaling | None) -> tuple[str, ..
 def file_of(name: str) -> tuple[str, Path]:
     """The name and the file of FILE or NAME=FILE."""
     called, _, file = name.partition("=")
-    if Path(name).is_file() or not file:
+    if Path(name).expanduser().is_file() or not file:
         called, file = "", name
-    return called or Path(file).name.split(".")[0], Path(file)
+    return called or Path(file).name.split(".")[0], Path(file).expanduser()
 
 
 def check_name(name: str) -> None:

@@ -114,4 +114,4 @@ def save_picture(
     samples: Tensor, file: str | Path, columns: int, names: Sequence[str] = ()
 ) -> None:
     """Saves samples as one picture; see `picture`."""
-    picture(samples, columns, names).save(file)
+    picture(samples, columns, names).save(Path(file).expanduser())

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from os.path import expanduser
 from pathlib import Path
 
 import torch
@@ -80,6 +81,7 @@ def make_scoring(
     Raises:
         InputError: If data or features do not fit the samples.
     """
+    reference = expanduser(reference)
     require_real(reference, baseline)
     shape = config.data.shape if encoder is None else (encoder.channels, encoder.size, encoder.size)
     num, num_classes = config.evaluate.num, config.data.num_classes
@@ -118,6 +120,7 @@ def make_sample_scoring(
     samples: SampleSet, features: str, reference: str, baseline: bool = False
 ) -> Scoring:
     """As `make_scoring`, for samples in files. `classifier` is trained on the reference."""
+    reference = expanduser(reference)
     require_real(reference, baseline)
     if samples.count < 2:
         raise InputError(f"{samples.name} holds one sample: a distance needs 2 or more")

@@ -4,6 +4,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from os.path import expanduser
 from pathlib import Path
 from typing import IO
 
@@ -58,6 +59,7 @@ def open_samples(text: str) -> SampleSet:
     Raises:
         InputError: If there are none, or images are not all of one size and kind.
     """
+    text = expanduser(text)
     path = Path(text)
     npz = path.suffix == ".npz"
     if path.is_dir() and (npz or sources.kind_of(text) == "folder"):

@@ -27,6 +27,9 @@ MAP, MAP_BIAS = "map_label.weight", "map_label.bias"
 #: The level of a UNet that a parameter belongs to.
 LEVEL = re.compile(r"(?<=^enc\.)\d+x\d+(?=_)|(?<=^dec\.)\d+x\d+(?=_)")
 
+#: A note on a null label.
+UNTRAINED = "its null label was never trained: ours begins at the mean of its classes"
+
 Weights = dict[str, Tensor]
 
 
@@ -53,7 +56,7 @@ def adapt_classes(
         mean = torch.stack(rows).mean(0) if rows else null
         if rows and not null_trained:
             null = mean
-            notes.append("its null label was never trained: ours begins at the mean of its classes")
+            notes.append(UNTRAINED)
         if notes:
             classes = [mean if number is None else rows[number] for number in chosen]
             weights[TABLE] = torch.stack([*classes, null])
@@ -62,10 +65,16 @@ def adapt_classes(
         weights[MAP], weights[MAP_BIAS] = (torch.zeros_like(expected[x]) for x in (MAP, MAP_BIAS))
         return ["it has no classes: all begin as its samples without a class"]
     if MAP in expected and weights[MAP].ndim == 2 and weights[MAP].shape[1]:
-        columns = (weights[MAP] * sqrt(weights[MAP].shape[1])).unbind(1)
+        added = weights[MAP] * sqrt(weights[MAP].shape[1])  # what a class adds to the bias
         count = expected[MAP].shape[1]
-        chosen, notes = matched(len(columns), count, theirs, ours)
-        mean = torch.stack(columns).mean(0)
+        chosen, notes = matched(added.shape[1], count, theirs, ours)
+        mean = added.mean(1)
+        if not null_trained and MAP_BIAS in weights:
+            # The bias alone is no class: it moves to the mean of the classes.
+            weights[MAP_BIAS] = weights[MAP_BIAS] + mean
+            added, mean = added - mean[:, None], torch.zeros_like(mean)
+            notes.append(UNTRAINED)
+        columns = added.unbind(1)
         if notes:
             classes = [mean if number is None else columns[number] for number in chosen]
             weights[MAP] = torch.stack(classes, dim=1) / sqrt(count)
@@ -74,9 +83,13 @@ def adapt_classes(
         first = weights["map_layer0.weight"]
         if first.ndim == 2 and first.shape[1:] == weights[MAP_BIAS].shape:
             # Without a class the map adds its bias to what the next layer takes.
-            weights["map_layer0.bias"] = weights["map_layer0.bias"] + first @ weights[MAP_BIAS]
+            none, begins = weights[MAP_BIAS], "as its samples without a class"
+            if not null_trained and weights[MAP].ndim == 2 and weights[MAP].shape[1]:
+                none = none + weights[MAP].mean(1) * sqrt(weights[MAP].shape[1])
+                begins = "at the mean of its classes: its null label was never trained"
+            weights["map_layer0.bias"] = weights["map_layer0.bias"] + first @ none
             del weights[MAP], weights[MAP_BIAS]
-            return ["its classes are left out: the network begins as its samples without a class"]
+            return [f"its classes are left out: the network begins {begins}"]
     return []
 
 
@@ -131,7 +144,8 @@ def adapt_channels(weights: Weights, expected: Mapping[str, Tensor]) -> list[str
     what = f"it is for {have} channels, data.shape has {want}"
     if want < have:
         return [f"{what}: its first {want} are taken"]
-    return [f"{what}: the {want - have} new ones begin at zero, not seen and predicted as 0"]
+    new = f"{want - have} new one{'s' if want > have + 1 else ''}"
+    return [f"{what}: {new} at zero, not seen and predicted as 0"]
 
 
 def channel_axes(expected: Mapping[str, Tensor]) -> Iterator[tuple[str, int, int]]:

@@ -25,8 +25,10 @@ from soflow.errors import InputError
 from soflow.interop.adapt import adapt_channels, adapt_classes, adapt_levels, adapt_positions
 from soflow.interop.sizes import grid_of, read_sizes
 from soflow.interop.weights import named_tensors, read_file, require_fit
+from soflow.networks import NETWORKS
 from soflow.networks.dit import DiT
 from soflow.networks.embeddings import frequencies
+from soflow.run.checkpoint import STATE, WEIGHTS
 from soflow.run.folder import find_run
 
 #: Names that training scripts give to weights, averaged ones first.
@@ -79,6 +81,7 @@ def load_pretrained(
         InputError: If the weights cannot be read or are of another network.
     """
     found = find_weights(source)
+    require_same_kind(found.config, network, source)
     weights, expected, notes = dict(found.weights), network.state_dict(), [found.note]
     two_times = any(name.startswith("s_embedder.") for name in weights)
     is_dit = "x_embedder.proj.weight" in weights and isinstance(network, DiT)
@@ -103,13 +106,16 @@ def load_pretrained(
 
 
 def find_weights(source: Path) -> Pretrained:
-    """The weights in a file or a run."""
-    if source.is_dir():
-        folder, checkpoint = find_run(source)
+    """The weights in a file or a run. A file of weights in a run is known as well as the run."""
+    which = next((name for name, file in WEIGHTS.items() if file == source.name), "ema")
+    inside = source.name in WEIGHTS.values() and (source.parent / STATE).is_file()
+    if source.is_dir() or inside:
+        folder, checkpoint = find_run(source.parent if inside else source, which)
         config, data = folder.read_config(), DataRecord.read(folder.data)
+        kind = "averaged weights" if which == "ema" else "raw weights"
         return Pretrained(
-            weights=checkpoint.weights("ema"),
-            note=f"starting from the averaged weights of {checkpoint.path}",
+            weights=checkpoint.weights(which),
+            note=f"starting from the {kind} of {checkpoint.path}",
             config=config,
             class_names=data.class_names if data else (),
             null_trained=null_trained(config, data),
@@ -121,6 +127,14 @@ def find_weights(source: Path) -> Pretrained:
             what = f"'{name}' in {source}"
             return Pretrained(named_tensors(found, what), f"starting from {what}")
     return Pretrained(named_tensors(content, str(source)), f"starting from {source}")
+
+
+def require_same_kind(config: Config | None, network: nn.Module, source: Path) -> None:
+    """Raises InputError, with the setting to change, if a run has another kind of network."""
+    made = None if config is None else NETWORKS[config.network.name]
+    if config is not None and isinstance(made, type) and not isinstance(network, made):
+        name = config.network.name
+        raise InputError(f"{source} is a run with network.name={name}: set network.name={name}")
 
 
 def require_same_size(weights: Mapping[str, Tensor], network: DiT, source: Path) -> None:

@@ -86,7 +86,8 @@ def import_checkpoint(
     Raises:
         InputError: If a file cannot be used, or the folder exists already.
     """
-    checkpoint, settings, out = Path(checkpoint), Path(settings), Path(out).absolute()
+    checkpoint, settings = Path(checkpoint).expanduser(), Path(settings).expanduser()
+    out = Path(out).expanduser().absolute()
     require_new(out)
     flat = read_settings(settings)
     with stage(f"reading {checkpoint}"):

@@ -228,8 +228,8 @@ def require_good(checkpoint: Checkpoint, needed: Sequence[str] = ALL) -> Checkpo
     if problem is None:
         return checkpoint
     good, _ = newest_good(checkpoint.path.parent, needed)
-    advice = f"the last good checkpoint is {good.path}" if good else "no other checkpoint is good"
-    raise RunError(f"{problem}; {advice}")
+    advice = "no other checkpoint is good: restore that file, or use other weights if it has them"
+    raise RunError(f"{problem}; {f'the last good checkpoint is {good.path}' if good else advice}")
 
 
 def save_checkpoint(

@@ -121,6 +121,7 @@ def find_run(path: Path, weights: str = "ema") -> tuple[RunFolder, Checkpoint]:
         InputError: If there is no such run or checkpoint.
         RunError: If the named checkpoint, or every one, is damaged.
     """
+    path = path.expanduser()
     real = path.resolve()
     one = real.name.startswith("step-") and real.parent.name == "checkpoints"
     if one and not path.is_dir():

@@ -51,7 +51,8 @@ def write_history(file: Path, changes: Sequence[Change], step: int) -> None:
     """
     before = read_history(file)
     kept = [one.model_copy(update={"step": min(one.step, step)}) for one in before]
-    kept += [one for one in changes if not any(map(one.same_as, kept))]
+    last = {one.key: one for one in kept}
+    kept += [one for one in changes if one.key not in last or not one.same_as(last[one.key])]
     if kept != before:
         write_text(file, "".join(f"{one.model_dump_json()}\n" for one in kept))
 

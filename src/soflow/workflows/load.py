@@ -171,7 +171,7 @@ def load(
     """
     if weights == "best":
         path, weights = Path(path) / "checkpoints" / "best", "ema"
-    folder, checkpoint = find_run(Path(path).expanduser(), weights)
+    folder, checkpoint = find_run(Path(path), weights)
     config, data = folder.read_config(), DataRecord.read(folder.data)
     place = named_device(device) if device else default_device()
     encoder, scaling = (data.encoder, data.scaling) if data else (None, None)

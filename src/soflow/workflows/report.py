@@ -51,7 +51,7 @@ def report(
     subjects = []
     with progress("reporting", len(runs)) as task:
         for done, path in enumerate(runs):
-            subjects.append(subject_of(Path(path).expanduser()))
+            subjects.append(subject_of(Path(path)))
             task.update(done + 1)
     default = Path(subjects[0].name) / "report.html" if len(runs) == 1 else Path("report.html")
     file = Path(out).expanduser() if out else default

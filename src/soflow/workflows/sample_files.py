@@ -75,11 +75,14 @@ def write(
         samples = Dataset("samples", "", rows, None).samples()
         save_picture(samples, file, min(10, len(samples)), names)
     elif file.suffix == ".csv":
-        classes = None if labels is None else [run.class_names[i] for i in labels.tolist()]
+        names_of_classes = (*run.class_names, "")  # the null label has no name
+        classes = None if labels is None else [names_of_classes[i] for i in labels.tolist()]
         label = run.config.data.label_column or "label"
         write_csv(rows, names, classes, label, file)
     elif file.suffix == ".npz":
-        write_npz(rows, labels, file, protocol)
+        null = run.model.num_classes
+        known = None if labels is None else labels.where(labels < null, -1)  # as data have it
+        write_npz(rows, known, file, protocol)
     else:
         protocol.write(file / "protocol.json")
         for i in range(len(rows)):

@@ -56,7 +56,7 @@ Watch = Callable[[TrainState, FlowModel, torch.device], None]
 
 
 def train(
-    recipe: str | Config,
+    recipe: str | Path | Config,
     out: str | Path,
     overrides: Sequence[str] = (),
     progress: Progress = track,
@@ -103,7 +103,7 @@ def train(
     require_own_data(config, folder)
     require_plain_launch()
     require_trackers(config.train.trackers)
-    dataset = make_dataset(config.data)
+    dataset = training_data(config, folder)
     config = completed(config, dataset)
     if (size := config.train.batch_size) > len(dataset):
         count = f"{len(dataset)} samples"
@@ -139,6 +139,20 @@ def require_own_data(config: Config, folder: RunFolder) -> None:
     begun = bool(checkpoints(folder.checkpoints)) and folder.config.is_file()
     if begun and config.data.source != own.NAME == folder.read_config().data.source:
         raise InputError(own.MISSING)
+
+
+def training_data(config: Config, folder: RunFolder) -> Dataset:
+    """The data to train on. Of a run that goes on, an error says that they must be the same."""
+    try:
+        return make_dataset(config.data)
+    except InputError as error:
+        if not checkpoints(folder.checkpoints) or config.data.source == own.NAME:
+            raise
+        raise InputError(
+            f"{folder.path} goes on with the data that it was begun on: restore them, give "
+            "data.path=PLACE if they have moved, or begin a new run with --out and "
+            f"init_from={folder.path} ({error})"
+        ) from None
 
 
 def make_trainer(
