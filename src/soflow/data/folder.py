@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from soflow.config.schema import DataConfig
 from soflow.data.images import FORMATS, Images, Opener
 from soflow.data.label_files import labels_beside
-from soflow.data.layout import Part, class_folders, find_splits
+from soflow.data.layout import Part, class_folders, find_splits, require_pictures
 from soflow.data.registry import SOURCES, ImageSource
 from soflow.data.splits import named_split
 from soflow.data.tree import Tree, open_tree
@@ -45,7 +45,8 @@ class FolderImages:
         self.split = named_split(split, tuple(splits), f"{path} ({hint})")
         part = splits[self.split]
         self.name = printable(self.tree.root.resolve().stem)
-        self.files, self.notes = part.names, list(notes)
+        self.files, self.notes = part.names, [*notes, *part.notes]
+        require_pictures(part, self.tree.where(part.prefix).rstrip("/"))
         self.labels: list[int] | None = None
         self.class_names: tuple[str, ...] = ()
         self.unlabelled, self.from_file = "data.num_classes is 0", False
@@ -71,7 +72,8 @@ class FolderImages:
             return
         if column:
             raise InputError(f"data.label_column={column} is set, but {where} has no metadata.csv")
-        with_images = {name[:end] for name in part.names for end in slashes(name)}
+        names_of_all = (file.name for file in self.tree.images)
+        with_images = {name[:end] for name in names_of_all for end in slashes(name)}
         empty = sorted(self.tree.folders - with_images)
         folders = class_folders(part, empty, where)
         classes = folders.classes
