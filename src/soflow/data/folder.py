@@ -53,6 +53,7 @@ class FolderImages:
         if labelled:
             self.find_classes(part, splits.get("train", part), label_column)
         self.count_others(splits)
+        self.notes, self.unlabelled = [*map(printable, self.notes)], printable(self.unlabelled)
         known = {file.name: file for file in self.tree.images}
         content = self.tree.fingerprint([known[name] for name in self.files])
         self.fingerprint = f"{content} {self.labels}" if self.from_file else content
@@ -62,12 +63,13 @@ class FolderImages:
         where = self.tree.where(part.prefix).rstrip("/")
         names: tuple[str, ...] = ()
         if part is not train:
-            beside = labels_beside(self.tree, train.names, train.prefix, column, ())
-            names = beside[0].names if beside else ()
-        found = labels_beside(self.tree, part.names, part.prefix, column, names)
+            beside, _ = labels_beside(self.tree, train.names, column, ())
+            names = beside.names if beside else ()
+        found, notes = labels_beside(self.tree, part.names, column, names)
+        self.notes += notes
         if found is not None:
-            self.labels, self.class_names = found[0].labels, found[0].names
-            self.notes.append(found[1])
+            self.labels, self.class_names = found.labels, tuple(map(printable, found.names))
+            self.unlabelled = found.reason
             self.from_file = True
             return
         if column:
