@@ -129,9 +129,7 @@ def holds_splits(values: Sequence[Any]) -> bool:
     return len(splits) > 1 and None not in splits
 
 
-def by_file(
-    files: Sequence[Any], labels: Sequence[Any], folder: str, where: str
-) -> dict[str, Any]:
+def by_file(files: Sequence[Any], labels: Sequence[Any], folder: str, where: str) -> dict[str, Any]:
     """The label of each file. Raises InputError if a file has several."""
     found: dict[str, Any] = {}
     for name, label in zip(files, labels, strict=True):

@@ -102,15 +102,16 @@ def resolved(config: DataConfig) -> DataConfig:
 
 def kind_of(path: str) -> str:
     """Which source reads a path. A path that does not exist is taken for a name on the Hub."""
-    place, ending = Path(path), Path(path).suffix.lower()
+    place = Path(path)
+    ending = "" if place.is_dir() else place.suffix.lower()
     if ending in ARRAYS:
         return "arrays"
     if ending in HDF5:
         return "latents"
     if ending in TABLES or (ending == ".parquet" and place.is_file() and not has_images(place)):
         return "table"
-    if ending == ".zip":
-        return "folder"
+    if ending == ".zip" or (ending in ENDINGS and place.is_file()):
+        return "folder"  # which says that one image is no folder
     if ending in BUILDERS or not place.is_dir():
         return "huggingface"
     if (place / "plan.json").is_file():
@@ -140,9 +141,9 @@ def look_into(place: Path) -> tuple[bool, Path | None, bool]:
     """
     images, data, tables, count = False, None, False, 0
     seen = set()
-    for folder, folders, names in os.walk(place, followlinks=True):
+    for here, folders, names in os.walk(place, followlinks=True):
         folders[:] = sorted(name for name in folders if not is_system(name))
-        real = os.path.realpath(folder)
+        real = os.path.realpath(here)
         if real in seen:
             folders.clear()
             continue
@@ -152,8 +153,8 @@ def look_into(place: Path) -> tuple[bool, Path | None, bool]:
             if is_system(name) or name.lower() in (*LABEL_FILES, "metadata.parquet"):
                 continue
             images = images or ending in ENDINGS
-            tables = tables or (Path(folder) == place and ending in TABLES)
-            data = data or (Path(folder, name) if ending in BUILDERS else None)
+            tables = tables or (Path(here) == place and ending in TABLES)
+            data = data or (Path(here, name) if ending in BUILDERS else None)
         count += len(names)
         if count >= MOST_FILES and (images or data):
             break
