@@ -92,8 +92,8 @@ def test_an_image_without_light_is_an_image(tmp_path):
 
 
 def test_masks_that_are_empty_at_first_have_their_range(tmp_path):
-    masks = np.zeros((80, 8, 8), np.uint8)
-    masks[70, 2:5] = 1
+    masks = np.zeros((130, 8, 8), np.uint8)
+    masks[1, 2:5] = 1  # not among the first 64 that are looked at
     config = folder_of(tmp_path, masks)
     samples = sources.load(config).samples()
     assert samples.unique().tolist() == [-1, 1]
