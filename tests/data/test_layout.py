@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import unicodedata
+import zipfile
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -56,6 +58,35 @@ def test_folders_of_splits():
     assert splits("cat", "dog") == {"train": 40}
     assert splits("") == {"train": 20}
     assert splits("test", "holdout", "train") == {"train": 20, "test": 20, "holdout": 20}
+
+
+def test_splits_with_a_name_of_their_own_and_held_out_folders_without_classes():
+    assert splits("seg_train/sea", "seg_test/sea", "seg_pred") == {
+        "train": 20, "test": 20, "seg_pred": 20
+    }  # fmt: skip
+    assert splits("train_station", "test_tube") == {"train": 40}  # classes
+    assert splits("cat", "dog", "val") == {"train": 40, "validation": 20}
+    assert splits("cat", "dog", "val/cat", "test") == {"train": 40, "test": 20, "validation": 20}
+    assert splits("train", "extra") == {"train": 20, "extra": 20}
+    assert splits("train猫", "train狗") == {"train": 40}
+    with pytest.raises(InputError, match="plane and train"):
+        splits("plane", "train")
+
+
+def test_single_folders_are_passed_through_inside_splits_and_beside_a_stray_image():
+    found, _ = find_splits(named("set/train/train/cat", "set/test/test/cat"), "x")
+    assert [part.prefix for part in found.values()] == ["set/train/train/", "set/test/test/"]
+    found, _ = find_splits(["a.png", *named("photos/cat", "photos/dog")], "x")
+    assert class_folders(found["train"], (), "x").classes == ("cat", "dog")
+    assert "a.png" in found["train"].notes[0]
+    found, _ = find_splits(named("train/images", "val/images"), "x")
+    assert class_folders(found["train"], (), "x").classes == ()
+
+
+def test_pictures_and_their_masks_are_no_data_also_without_classes(tmp_path):
+    write_folder(tmp_path, pixels(4), names=("images", "masks"))
+    with pytest.raises(InputError, match="images and masks"):
+        FolderImages(str(tmp_path), "train", labelled=False)
 
 
 def test_single_folders_are_passed_through():
@@ -170,7 +201,15 @@ def test_labels_come_from_stylegans_file_also_in_a_zip(tmp_path):
         assert images.labels == [2, 0, 1]
         assert [opener().size for opener in images.openers(range(3))] == [(12, 12)] * 3
     (folder.parent / "dataset.json").write_text('{"labels": null}')
-    assert FolderImages(str(tmp_path / "set"), "train").labels in (None, [0, 0, 0])
+    write_folder(tmp_path / "set" / "00001", pixels(3), names=())
+    images = FolderImages(str(tmp_path / "set"), "train")
+    assert images.labels is None
+    assert "dataset.json" in images.unlabelled
+    for other in ("[1, 2]", '{"labels": {"0": "back"}}'):  # of other programs
+        (folder.parent / "dataset.json").write_text(other)
+        images = FolderImages(str(tmp_path / "set"), "train")
+        assert images.class_names == ("00000", "00001")
+        assert "dataset.json" in images.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -180,4 +219,72 @@ def test_files_of_labels_that_cannot_be_read_are_named(text, tmp_path):
     write_folder(tmp_path, pixels(2), names=())
     (tmp_path / "metadata.csv").write_text(text)
     with pytest.raises(InputError, match=r"metadata\.csv"):
+        FolderImages(str(tmp_path), "train")
+
+
+@pytest.mark.parametrize("start", ["./", "/", "set\\"])
+def test_names_in_zip_files_are_spelled_in_many_ways(start, tmp_path):
+    folder = write_folder(tmp_path / "set", pixels(4))
+    sep = "\\" if "\\" in start else "/"
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for file in sorted(folder.rglob("*.png")):
+            name = zipfile.ZipInfo(f"{start}{file.parent.name}{sep}{file.name}")
+            archive.writestr(name, file.read_bytes())
+    images = FolderImages(str(tmp_path / "set.zip"), "train")
+    assert images.class_names == ("cat", "dog")
+    assert [opener().size for opener in images.openers(range(4))] == [(12, 12)] * 4
+
+
+def test_encrypted_zip_files_are_refused(tmp_path):
+    folder = write_folder(tmp_path / "set", pixels(2))
+    file = Path(shutil.make_archive(str(tmp_path / "set"), "zip", folder))
+    content = bytearray(file.read_bytes())
+    place = 0
+    while (place := content.find(b"PK\x01\x02", place)) >= 0:
+        content[place + 8] |= 1
+        place += 4
+    file.write_bytes(content)
+    with pytest.raises(InputError, match="encrypted"):
+        FolderImages(str(file), "train")
+
+
+def test_links_in_circles_and_folders_with_underscores(tmp_path):
+    write_folder(tmp_path, pixels(4), names=("__background__", "cat"))
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "cat" / "up").symlink_to("..")
+    images = FolderImages(str(tmp_path), "train")
+    assert (len(images), images.class_names) == (4, ("__background__", "cat"))
+
+
+def table_of(folder, header, *rows, separator=","):
+    lines = [header, *(f"{i:04d}.png,{row}" for i, row in enumerate(rows))]
+    text = "\n".join(lines).replace(",", separator)
+    (folder / "metadata.csv").write_text(f"{text}\n")
+    return FolderImages(str(folder), "train")
+
+
+def test_tables_of_labels_as_other_programs_write_them(tmp_path):
+    write_folder(tmp_path, pixels(4), names=())
+    images = table_of(tmp_path, "file_name, label", "b", "a", "a", "b", separator=";")
+    assert images.labels == [1, 0, 0, 1]
+    images = table_of(tmp_path, "file_name,label", "1.0", "0.0", "", "1.0")
+    assert images.labels == [1, 0, -1, 1]
+    images = table_of(tmp_path, "file_name,owl,cat", "1,0", "0,1", "0,1", "1,0")
+    assert (images.labels, images.class_names) == ([1, 0, 0, 1], ("cat", "owl"))
+    for header in ("file_name,width", "file_name,split"):  # numbers and splits are no classes
+        values = ("1", "2", "2", "1") if "width" in header else ("train", "test") * 2
+        images = table_of(tmp_path, header, *values)
+        assert images.labels is None
+        assert any("not used" in note for note in images.notes)
+    with pytest.raises(InputError, match="a and b"):
+        table_of(tmp_path, "file_name,label\n0000.png,a", "b")
+
+
+def test_a_table_beside_images_in_a_single_folder_counts_and_must_name_them(tmp_path):
+    inner = tmp_path / "photos"
+    write_folder(inner, pixels(4), names=())
+    table_of(inner, "file_name,label", "b", "a", "a", "b")
+    assert FolderImages(str(tmp_path), "train").labels == [1, 0, 0, 1]
+    (inner / "metadata.csv").rename(tmp_path / "metadata.csv")
+    with pytest.raises(InputError, match="names none"):
         FolderImages(str(tmp_path), "train")

@@ -394,3 +394,26 @@ def test_a_path_is_not_ignored_by_data_that_are_bundled(tmp_path):
         config = DataConfig(source=source, path=str(folder), shape=(-1,), num_classes=-1)
         with pytest.raises(InputError, match=rf"data\.path=.*data\.source={source}"):
             make_dataset(config)
+
+
+def test_a_folder_with_images_and_parquet_stops_unless_the_source_is_named(tmp_path):
+    write_folder(tmp_path, pixels(2), names=())
+    write_parquet(tmp_path, pixels(2))
+    with pytest.raises(InputError, match=r"data\.source=folder"):
+        sources.kind_of(str(tmp_path))
+    config = DataConfig(source="folder", path=str(tmp_path), shape=(3, 8, 8), num_classes=0)
+    assert len(sources.load(config)) == 2
+    for file in tmp_path.glob("*.parquet"):
+        file.rename(tmp_path / "metadata.parquet")
+    assert sources.kind_of(str(tmp_path)) == "folder"
+
+
+def test_folders_are_folders_by_any_name_and_through_links(tmp_path):
+    write_folder(tmp_path / "set.csv", pixels(2))
+    assert sources.kind_of(str(tmp_path / "set.csv")) == "folder"
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "cat").symlink_to(tmp_path / "set.csv" / "cat")
+    (tmp_path / "links" / "about.csv").write_text("a,b")
+    assert sources.kind_of(str(tmp_path / "links")) == "folder"
+    with pytest.raises(InputError, match="neither a folder"):
+        sources.load(DataConfig(source="auto", path=str(tmp_path / "set.csv/cat/0000.png")))

@@ -1,5 +1,8 @@
 """The range of stored values: found, stated, or refused."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +21,7 @@ random = np.random.default_rng(0)
     [
         (0, 1, True, (0, 1)), (0.0, 0.4, False, (0, 1)), (-1.0, 0.9, False, (-1, 1)),
         (0, 250, True, (0, 255)), (3.5, 200.5, False, (0, 255)), (0, 1000, True, (0, 1023)),
-        (0, 4095, True, (0, 4095)), (0, 4096, True, (0, 16383)), (0, 65535, True, (0, 65535)),
+        (0, 4095, True, (0.0, 4095.0)), (0, 4096, True, (0, 16383)), (0, 65535, True, (0, 65535)),
     ],
 )  # fmt: skip
 def test_usual_ranges_are_found(low, high, whole, expected):
@@ -86,3 +89,60 @@ def test_a_brighter_image_than_those_looked_at_stops(tmp_path):
 
 def test_an_image_without_light_is_an_image(tmp_path):
     assert sources.load(folder_of(tmp_path, np.zeros((2, 8, 8), np.uint8))).samples().max() == -1
+
+
+def test_masks_that_are_empty_at_first_have_their_range(tmp_path):
+    masks = np.zeros((130, 8, 8), np.uint8)
+    masks[1, 2:5] = 1  # not among the first 64 that are looked at
+    config = folder_of(tmp_path, masks)
+    samples = sources.load(config).samples()
+    assert samples.unique().tolist() == [-1, 1]
+
+
+def test_a_brighter_image_than_masks_stops(tmp_path):
+    images = np.ones((130, 8, 8), np.uint8)
+    images[1] = 200
+    config = folder_of(tmp_path, images)
+    with pytest.raises(InputError, match=r"data\.range=\[0,200\]"):
+        sources.load(config)
+
+
+def png_of_16_bits(path, values):
+    """A PNG in colour with 16 bits per channel, which Pillow reads but cannot write."""
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, 2, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, data in ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
+        size, check = struct.pack(">I", len(data)), struct.pack(">I", zlib.crc32(kind + data))
+        content += size + kind + data + check
+    path.mkdir()
+    (path / "a.png").write_bytes(content)
+
+
+@pytest.mark.parametrize("asked", ["auto", (0.0, 4095.0)])
+def test_images_in_colour_with_twelve_of_sixteen_bits_stop(asked, tmp_path):
+    values = np.random.default_rng(0).integers(0, 65536, (8, 8, 3))
+    png_of_16_bits(tmp_path / "whole", values)
+    png_of_16_bits(tmp_path / "few", values // 16)
+    config = DataConfig(source="folder", shape=(3, 8, 8), num_classes=0)
+    whole = config.model_copy(update={"path": str(tmp_path / "whole"), "range": (0.0, 65535.0)})
+    expected = (values >> 8) / 127.5 - 1
+    assert np.abs(sources.load(whole).samples()[0].permute(1, 2, 0).numpy() - expected).max() < 0.01
+    few = config.model_copy(update={"path": str(tmp_path / "few"), "range": asked})
+    with pytest.raises(InputError, match="convert"):
+        sources.load(few)
+
+
+def test_a_range_of_more_than_8_bits_leaves_bytes_as_they_are(tmp_path):
+    config = folder_of(tmp_path, np.full((2, 8, 8), 255, np.uint8))
+    config = config.model_copy(update={"range": (0.0, 4095.0)})
+    assert float(sources.load(config).samples().min()) == 1
+
+
+def test_values_that_are_not_finite_say_nothing_about_the_range(tmp_path):
+    images = np.random.default_rng(0).random((4, 8, 8), np.float32)
+    images[0, 0, 0] = np.nan
+    config = folder_of(tmp_path, images, "tif")
+    dataset = sources.load(config.model_copy(update={"max_unreadable": 0.5}))
+    assert len(dataset) == 3
+    assert "values 0 to 1" in dataset.notes[0]

@@ -179,6 +179,9 @@ def test_encode_into_what_is_something_else(inside, tmp_path):
     assert_fails(encode("--size", 8, out=photos), 2, "photos", "--out")
     assert_fails(encode("--size", 8, source=tmp_path / "nowhere"), 2, "nowhere")
     assert_fails(encode("--size", 0), 2, "--size is 0")
+    other = ("data.range=[0,100]", "--size", 8)
+    assert_fails(encode(*other), 2, "data.range", "--out")
+    assert_fails(encode("data.flip=true", "--size", 8), 2, "data.flip", "data.max_unreadable")
 
 
 @pytest.mark.slow

@@ -10,11 +10,14 @@ from soflow.cli.options import at_least
 SOURCE = "Images: a folder, .npz, parquet or a name on the Hub, with :SPLIT."
 VAE = "An autoencoder of diffusers: a name on the Hub, or a folder."
 IMAGES = "Column or array of images, if it is not clear."
+SETTINGS = "data.range=[0,4095], data.num_classes=0, data.max_unreadable=0.1, ..."
 LABELS = "Column or array of classes, if it is not clear."
 
 
 def encode(
     source: Annotated[str, Argument(help=SOURCE)],
+    settings: Annotated[list[str] | None, Argument(help=SETTINGS, metavar="KEY=VALUE")] = None,
+    *,
     out: Annotated[Path, Option(help="The folder to make.")],
     vae: Annotated[str, Option(help=VAE)] = "stabilityai/sd-vae-ft-mse",
     size: Annotated[int, Option(help="Side to which images are cropped.")] = 256,
@@ -34,7 +37,8 @@ def encode(
     from soflow.system import processes
 
     columns = (image_column, label_column)
-    if not encoding.encode(source, out, vae, size, flip, batch_size, columns):
+    given = settings or []
+    if not encoding.encode(source, out, vae, size, flip, batch_size, columns, overrides=given):
         print(f"process {processes.index()} is done; other processes are still encoding")
         return
     latents = load_latents(str(out))

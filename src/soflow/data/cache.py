@@ -39,7 +39,7 @@ from soflow.system.text import printable
 log = logging.getLogger(__name__)
 
 #: Changes whenever images are decoded differently.
-VERSION = 2
+VERSION = 3
 #: Images opened and decoded in parallel.
 CHUNK = 256
 

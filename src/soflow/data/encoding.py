@@ -4,6 +4,7 @@ Each process encodes some of the shards and needs no word from the others. Inter
 continues.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -14,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from soflow.config import Config
+from soflow.config.reading import keys_of, with_overrides
 from soflow.config.schema import DataConfig
 from soflow.data import sources
 from soflow.data.autoencoder import Autoencoder, load_autoencoder
@@ -22,10 +25,17 @@ from soflow.data.dataset import to_floats
 from soflow.data.images import find_scale
 from soflow.data.latents import LatentsPlan
 from soflow.data.store import Piece, combined, items_of_a_shard, make_store
+from soflow.errors import InputError
 from soflow.system import processes
 from soflow.system.devices import default_device
+from soflow.system.fingerprints import fingerprint_of
 from soflow.system.progress import Progress, track
 from soflow.system.text import printable
+
+log = logging.getLogger(__name__)
+
+#: What may be set beyond the arguments of `encode`.
+SETTINGS = ("data.range", "data.num_classes", "data.max_unreadable", "data.subset", "data.revision")
 
 
 def encode(
@@ -38,6 +48,7 @@ def encode(
     columns: tuple[str, str] = ("", ""),
     device: str | None = None,
     progress: Progress = track,
+    overrides: Sequence[str] = (),
 ) -> bool:
     """Encodes images into a folder of latents: mean and standard deviation, in float16.
 
@@ -50,6 +61,9 @@ def encode(
         columns: The columns of images and of classes, if the source leaves them open.
         device: Where to encode, by default on the GPU if there is one.
 
+        progress: Shows how many images are encoded.
+        overrides: Texts such as `data.range=[0,4095]`; see `SETTINGS`.
+
     Returns:
         Whether the folder is whole; other processes may still be at work.
 
@@ -61,15 +75,20 @@ def encode(
     latent_shape = autoencoder.latent_shape(size)
     encoder = replace(autoencoder.encoder, size=size)
     shape = (encoder.channels, size, size)
-    like = DataConfig(shape=shape, image_column=columns[0], label_column=columns[1])
+    like = settings(overrides).model_copy(
+        update={"shape": shape, "image_column": columns[0], "label_column": columns[1]}
+    )
     config, split = sources.find(source, like)
     images = sources.open_images(config, split or config.split)
     scale, count = find_scale(images, config.range), len(images)
+    for note in (f"values {scale} are scaled to -1 to 1", *images.notes):
+        log.info(f"data: {note}")
+    asked = "" if config.range == "auto" else f" {config.range}"
     row_bytes = np.dtype(np.float16).itemsize * 2 * prod(latent_shape) * (2 if flip else 1)
     plan = LatentsPlan(
         name=printable(images.name),
         split=images.split,
-        source=images.fingerprint,
+        source=fingerprint_of(images.fingerprint + asked) if asked else images.fingerprint,
         class_names=images.class_names,
         unlabelled=printable(images.unlabelled),
         encoder=encoder,
@@ -97,7 +116,15 @@ def encode(
                 task.update(done)
             return Piece(np.concatenate([piece.rows for piece in pieces]), *combined(pieces))
 
-        return make_store(Path(out), plan, make, index, number, task)
+        return make_store(Path(out), plan, make, index, number, task, config.max_unreadable)
+
+
+def settings(overrides: Sequence[str]) -> DataConfig:
+    """The settings of the data. Raises InputError for those that encoding does not have."""
+    for key in keys_of(overrides):
+        if key not in SETTINGS:
+            raise InputError(f"soflow encode has no {key}: it has {', '.join(SETTINGS)}")
+    return with_overrides(Config(), ["data.num_classes=-1", *overrides]).data
 
 
 def ahead(decode: Callable[[range], Piece], chunks: Sequence[range]) -> Iterator[Piece]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from soflow.config.schema import DataConfig
 from soflow.data.images import FORMATS, Images, Opener
 from soflow.data.label_files import labels_beside
-from soflow.data.layout import Part, class_folders, find_splits
+from soflow.data.layout import Part, class_folders, find_splits, require_pictures
 from soflow.data.registry import SOURCES, ImageSource
 from soflow.data.splits import named_split
 from soflow.data.tree import Tree, open_tree
@@ -45,13 +45,15 @@ class FolderImages:
         self.split = named_split(split, tuple(splits), f"{path} ({hint})")
         part = splits[self.split]
         self.name = printable(self.tree.root.resolve().stem)
-        self.files, self.notes = part.names, list(notes)
+        self.files, self.notes = part.names, [*notes, *part.notes]
+        require_pictures(part, self.tree.where(part.prefix).rstrip("/"))
         self.labels: list[int] | None = None
         self.class_names: tuple[str, ...] = ()
         self.unlabelled, self.from_file = "data.num_classes is 0", False
         if labelled:
             self.find_classes(part, splits.get("train", part), label_column)
         self.count_others(splits)
+        self.notes, self.unlabelled = [*map(printable, self.notes)], printable(self.unlabelled)
         known = {file.name: file for file in self.tree.images}
         content = self.tree.fingerprint([known[name] for name in self.files])
         self.fingerprint = f"{content} {self.labels}" if self.from_file else content
@@ -61,17 +63,19 @@ class FolderImages:
         where = self.tree.where(part.prefix).rstrip("/")
         names: tuple[str, ...] = ()
         if part is not train:
-            beside = labels_beside(self.tree, train.names, train.prefix, column, ())
-            names = beside[0].names if beside else ()
-        found = labels_beside(self.tree, part.names, part.prefix, column, names)
+            beside, _ = labels_beside(self.tree, train.names, column, ())
+            names = beside.names if beside else ()
+        found, notes = labels_beside(self.tree, part.names, column, names)
+        self.notes += notes
         if found is not None:
-            self.labels, self.class_names = found[0].labels, found[0].names
-            self.notes.append(found[1])
+            self.labels, self.class_names = found.labels, tuple(map(printable, found.names))
+            self.unlabelled = found.reason
             self.from_file = True
             return
         if column:
             raise InputError(f"data.label_column={column} is set, but {where} has no metadata.csv")
-        with_images = {name[:end] for name in part.names for end in slashes(name)}
+        names_of_all = (file.name for file in self.tree.images)
+        with_images = {name[:end] for name in names_of_all for end in slashes(name)}
         empty = sorted(self.tree.folders - with_images)
         folders = class_folders(part, empty, where)
         classes = folders.classes

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from soflow.config.schema import AskedRange, Range
-from soflow.data.values import extremes, in_words, to_bytes, usual_range
+from soflow.data.values import DARK, extremes, in_words, to_bytes, usual_range
 from soflow.errors import InputError
 
 #: Formats that are decoded, under any file name, and their usual endings. Some of Pillow's other
@@ -39,6 +39,12 @@ ENDINGS = tuple(ending for endings in FORMATS.values() for ending in endings)
 #: The most pixels of an image. Pillow warns of larger ones, too.
 MOST_PIXELS = 89_478_485
 MODES = {1: "L", 3: "RGB"}
+#: What Pillow calls 16 bits per channel.
+SIXTEEN = (";16B", ";16L", ";16N")
+TOO_FEW_BITS = (
+    "images in colour have 16 bits per channel, of which the upper 8 are read, but use fewer: "
+    "convert them to 8 bits"
+)
 REDUCED = "reduced from 16 to 8 bits"
 #: Images that are looked at to find the range of their values.
 LOOKED_AT = 64
@@ -87,6 +93,8 @@ class Scale:
     found: tuple[Range, ...] = ()
 
     def __str__(self) -> str:
+        if not self.found and self.plain != self.deep:
+            return f"{in_words(self.plain)} (8 bits) and {in_words(self.deep)} (more bits)"
         return " and ".join(map(in_words, self.found or (self.plain,)))
 
 
@@ -103,26 +111,36 @@ def find_scale(images: Images, asked: AskedRange) -> Scale:
     if asked == "standardize":
         raise InputError("data.range=standardize is for arrays, not for image files: set auto")
     if not isinstance(asked, str):
-        return Scale(asked, asked)
-    rows = np.linspace(0, len(images) - 1, min(LOOKED_AT, len(images))).round().astype(int)
-    bright, plain, deep = False, [np.zeros(1)], []
-    for row in dict.fromkeys(rows.tolist()):
+        return Scale(asked if asked[1] <= BYTES[1] else BYTES, asked)  # 8 bits hold no more
+    some = np.linspace(0, len(images) - 1, min(LOOKED_AT, len(images))).round().astype(int)
+    ends: dict[bool, list[Range]] = {False: [], True: []}  # of 8-bit images, and of deeper ones
+    whole, sixteen = True, False
+    for number, row in enumerate(dict.fromkeys([*some.tolist(), *range(len(images))])):
+        if number >= LOOKED_AT and any(high > 0 for _, high in ends[False] + ends[True]):
+            break  # else all are empty so far
+        bright = any(high >= DARK * BYTES[1] for _, high in ends[False])
         with suppress(Exception), warnings.catch_warnings():  # decoding reports what is damaged
             warnings.simplefilter("ignore")
             image = images.openers(range(row, row + 1))[0]()
-            if is_deep(image):
-                deep.append(np.asarray(image))
-            elif not bright:
-                plain.append(np.asarray(image.convert("RGB")))
-                bright = plain[-1].max() >= 64
-    eight = usual_range(*extremes(plain), True, images.name) if len(plain) > 1 else BYTES
-    if bright or extremes(plain)[1] == 0:
-        eight = BYTES
-    if not deep:
-        return Scale(eight)
-    whole = all(part.dtype.kind in "iu" for part in deep)
-    ends = usual_range(*extremes(deep), whole, images.name)
-    return Scale(eight, ends, (eight, ends) if len(plain) > 1 else (ends,))
+            if (deep := is_deep(image)) or not bright:
+                sixteen = sixteen or (not deep and has_sixteen_bits(image))
+                values = np.asarray(image if deep else image.convert("RGB"))
+                ends[deep] += [extremes([values])] if np.isfinite(values).all() else []
+                whole = whole and values.dtype.kind in "iu"
+    low, high = joined([(0.0, 0.0), *ends[False]])
+    usual = high == 0 or high >= DARK * BYTES[1]
+    if sixteen and not usual:
+        raise InputError(TOO_FEW_BITS)
+    eight = BYTES if usual else usual_range(low, high, True, images.name)
+    if ends[True]:
+        deeper = usual_range(*joined(ends[True]), whole, images.name)
+        return Scale(eight, deeper, (eight, deeper) if ends[False] else (deeper,))
+    return Scale(eight, found=(eight,))
+
+
+def joined(ends: Sequence[Range]) -> Range:
+    """The smallest and the largest of several ends."""
+    return min(low for low, _ in ends), max(high for _, high in ends)
 
 
 def is_deep(image: Image.Image) -> bool:
@@ -181,8 +199,10 @@ def decode(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, about metadata and sizes
         image = opener()
-        deep = any(";16B" in str(tile) for tile in getattr(image, "tile", ()))  # a PNG of 16 bits
-        done = {REDUCED} if deep else set()
+        done = set()
+        if has_sixteen_bits(image):
+            done.add(REDUCED)
+            require_whole_range(image, scale)
         image.load()
         if getattr(image, "n_frames", 1) > 1:
             done.add("of an animation, the first frame was taken")
@@ -209,6 +229,7 @@ def in_mode(
         image = Image.fromarray(eight_bits(np.asarray(image), scale))
     elif scale.plain != BYTES:
         image = image.convert(mode)
+        require_within(np.asarray(image), scale.plain, scale)
         image = Image.fromarray(to_bytes(np.asarray(image), *scale.plain))
     if image.has_transparency_data:
         done.add("transparent, put on white")
@@ -224,13 +245,34 @@ def eight_bits(values: np.ndarray, scale: Scale) -> np.ndarray:
     low, high = scale.deep
     if not np.isfinite(values).all():
         raise ValueError("it holds values that are not finite")
+    require_within(values, scale.deep, scale)
+    return to_bytes(values, low, high)
+
+
+def require_within(values: np.ndarray, found: Range, scale: Scale) -> None:
+    """Raises InputError for values beyond a range that was found from other images."""
+    low, high = found
     least, most = extremes([values])
     if scale.found and not low <= least <= most <= high:
         raise InputError(
             f"an image has values from {least:g} to {most:g}, but {LOOKED_AT} others suggest "
-            f"{in_words(scale.deep)}: set data.range=[{min(low, least):g},{max(high, most):g}]"
+            f"{in_words(found)}: set data.range=[{min(low, least):g},{max(high, most):g}]"
         )
-    return to_bytes(values, low, high)
+
+
+def require_whole_range(image: Image.Image, scale: Scale) -> None:
+    """Raises InputError for a 16-bit colour image that does not use all 16 bits.
+
+    Pillow reads the upper 8 bits, in which 12-bit content has 16 levels left.
+    """
+    whole = scale.found or scale.deep in (BYTES, USUAL_SCALE.deep)
+    if not is_deep(image) and (scale.plain != BYTES or not whole):
+        raise InputError(TOO_FEW_BITS)
+
+
+def has_sixteen_bits(image: Image.Image) -> bool:
+    """Whether the file has 16 bits per channel. Known before the image is loaded."""
+    return any(name in str(tile) for tile in getattr(image, "tile", ()) for name in SIXTEEN)
 
 
 def crop(image: Image.Image, height: int, width: int) -> Image.Image:

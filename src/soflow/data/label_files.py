@@ -11,7 +11,11 @@ import posixpath
 from collections.abc import Sequence
 from typing import Any
 
-from soflow.data.labels import Classes, choose_labels, classes_of
+import numpy as np
+
+from soflow.data.labels import Classes, choose_labels, classes_of, is_one_hot
+from soflow.data.npz import UNREADABLE
+from soflow.data.splits import split_of
 from soflow.data.tree import Tree, normalized
 from soflow.errors import InputError, first_line
 
@@ -23,51 +27,117 @@ Columns = dict[str, list[Any]]
 
 
 def labels_beside(
-    tree: Tree, names: Sequence[str], prefix: str, named: str, classes: Sequence[str]
-) -> tuple[Classes, str] | None:
+    tree: Tree, names: Sequence[str], named: str, classes: Sequence[str]
+) -> tuple[Classes | None, list[str]]:
     """The class of each image by the file of labels nearest to them.
 
     Args:
         tree: Where the images are.
-        names: The images of one split.
-        prefix: The folder of the split.
+        names: The images of one split, sorted.
         named: The column of classes, or "" if it is to be found.
         classes: The names of the classes, if they are known from the split train.
 
     Returns:
-        The classes and a note on where they come from, or None without a file of labels.
+        The classes, or None if no file holds any; and notes on which files and columns are used.
 
     Raises:
         InputError: If the file cannot be read, or it is not clear which column holds the classes.
     """
-    above = [x for x in tree.label_files if prefix.startswith(folder_of(x))]
+    inside = posixpath.commonpath([posixpath.dirname(names[0]), posixpath.dirname(names[-1])]) + "/"
+    above = [x for x in tree.label_files if inside.startswith(folder_of(x))]
+    notes = unused(tree, names, above)
     for file in sorted(above, key=lambda x: (-len(folder_of(x)), x)):
-        columns = read(tree, file)
-        if not columns:  # StyleGAN writes such a file for images without labels
+        where, columns = tree.where(file), read(tree, file)
+        if columns is None:
+            notes.append(f"not used: {where}, which is not StyleGAN's")
             continue
+        if not columns:
+            return Classes(None, (), f"{where} has no labels"), notes
         files = columns.pop(next(iter(columns)))
-        where = tree.where(file)
         if named and named not in columns:
             known = ", ".join(columns) or "none"
             raise InputError(f"{where} has no column '{named}', set by data.label_column: {known}")
-        column = named or choose_labels(columns, where)
-        if column is None:
+        splits = [name for name in columns if name != named and holds_splits(columns[name])]
+        if splits:
+            notes.append(f"not used: the column '{splits[0]}' of {where}; folders make splits")
+        chosen = choose(named, {x: columns[x] for x in columns if x not in splits}, where)
+        if chosen is None:
+            notes.append(f"not used: {where}, which has no column of classes")
             continue
-        place = folder_of(file)
-        of_file = {
-            normalized(posixpath.normpath(place + str(name).replace("\\", "/"))): value
-            for name, value in zip(files, columns[column], strict=True)
-        }
+        column, labels = chosen
+        of_file = by_file(files, labels, folder_of(file), where)
         values = [of_file.get(normalized(name)) for name in names]
-        found = classes_of(values, classes, f"the column '{column}' of {where}")
-        if found.labels is None and not classes and any(x is not None for x in values):
+        missing = sum(normalized(name) not in of_file for name in names)
+        if missing == len(names) and not classes:
+            raise InputError(
+                f"{where} names none of the images, such as {names[0]}: file_name must be their "
+                f"path from the folder of this file; or set data.num_classes=0"
+            )
+        found = classes_of(values, classes, f"{column} of {where}")
+        if found.labels is None and not classes:
             raise InputError(f"{found.reason}: set data.num_classes=0 to train without classes")
         if found.labels is None:
             continue
-        missing = sum(normalized(name) not in of_file for name in names)
-        unlisted = f"; {missing:,} images are not listed there and have no label" if missing else ""
-        return found, f"labels: the column '{column}' of {where}{unlisted}"
+        absent = len(of_file.keys() - {normalized(image.name) for image in tree.images})
+        note = f"labels: {column} of {where}"
+        note += f"; {missing:,} images are not listed there and have no label" if missing else ""
+        note += f"; {absent:,} files that it lists are not there" if absent else ""
+        return found, [*notes, note]
+    return None, notes
+
+
+def unused(tree: Tree, names: Sequence[str], above: Sequence[str]) -> list[str]:
+    """A note on files of labels that do not count, if they are not those of another split."""
+    mine = set(names)
+    others = [image.name for image in tree.images if image.name not in mine]
+    below = [
+        file
+        for file in tree.label_files
+        if file not in above and not any(name.startswith(folder_of(file)) for name in others)
+    ]
+    which = "not above all images" if len(below) == 1 else f"and {len(below) - 1:,} others"
+    return [f"not used: {tree.where(below[0])}, {which}"] if below else []
+
+
+def choose(named: str, columns: Columns, where: str) -> tuple[str, list[Any]] | None:
+    """What messages call the column of classes, and its values; None without any."""
+    if named:
+        return f"the column '{named}'", columns[named]
+    numbers = {name: [as_number(value) for value in values] for name, values in columns.items()}
+    column = choose_labels(numbers, where)
+    if column is not None:
+        return f"the column '{column}'", columns[column]
+    hot = {name: x for name, x in numbers.items() if all(one in (0, 1) for one in x)}
+    if len(hot) > 1 and is_one_hot(np.array(list(hot.values())).T):
+        rows = zip(*hot.values(), strict=True)
+        return f"the one-hot columns {' and '.join(hot)}", [list(hot)[x.index(1)] for x in rows]
     return None
+
+
+def as_number(value: Any) -> Any:
+    """A number that is written as text, as in a .csv; other values are unchanged."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def holds_splits(values: Sequence[Any]) -> bool:
+    """Whether a column says which images are for training: train, test, ..."""
+    found = [value for value in values if value not in (None, "")]
+    splits = {split_of(value) if isinstance(value, str) else None for value in found}
+    return len(splits) > 1 and None not in splits
+
+
+def by_file(files: Sequence[Any], labels: Sequence[Any], folder: str, where: str) -> dict[str, Any]:
+    """The label of each file. Raises InputError if a file has several."""
+    found: dict[str, Any] = {}
+    for name, label in zip(files, labels, strict=True):
+        file = normalized(posixpath.normpath(folder + str(name).strip().replace("\\", "/")))
+        if found.setdefault(file, label) != label:
+            both = f"{found[file]} and {label}"
+            raise InputError(f"{where} lists {name} more than once, with labels {both}: keep one")
+    return found
 
 
 def folder_of(file: str) -> str:
@@ -75,8 +145,12 @@ def folder_of(file: str) -> str:
     return file[: file.rfind("/") + 1]
 
 
-def read(tree: Tree, file: str) -> Columns:
-    """The columns of a file of labels, that of file names first. Raises InputError."""
+def read(tree: Tree, file: str) -> Columns | None:
+    """The columns of a file of labels, that of file names first.
+
+    None if it has another format, no columns if it says that there are no labels. Raises
+    InputError if it cannot be read.
+    """
     where = tree.where(file)
     try:
         content = tree.read(file)
@@ -85,10 +159,14 @@ def read(tree: Tree, file: str) -> Columns:
         text = content.decode("utf-8-sig")
         reader = {"csv": rows_of_csv, "jsonl": rows_of_lines, "json": rows_of_stylegan}
         rows = reader[file.rsplit(".", 1)[-1].lower()](text)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, csv.Error) as error:
+    except UnicodeDecodeError:
+        raise InputError(f"{where} is not in UTF-8: save it as UTF-8") from None
+    except (*UNREADABLE, RecursionError, csv.Error) as error:
         raise InputError(f"{where} cannot be read: {first_line(error)}") from None
+    if rows is None:
+        return None
     names = list(dict.fromkeys(key for row in rows for key in row))
-    if not rows and file.endswith(".json"):
+    if not rows and file.lower().endswith(".json"):  # StyleGAN's file for images without labels
         return {}
     named = next((name for name in FILE_NAMES if name in names), None)
     if named is None:
@@ -98,17 +176,22 @@ def read(tree: Tree, file: str) -> Columns:
 
 
 def rows_of_csv(text: str) -> list[dict[str, Any]]:
-    found = csv.DictReader(io.StringIO(text), strict=True)
-    return [{key: value for key, value in row.items() if key is not None} for row in found]
+    """Rows, separated as the first line is: by commas, semicolons or tabs."""
+    separator = max(",;\t", key=text.partition("\n")[0].count)
+    found = csv.DictReader(io.StringIO(text, newline=None), strict=True, delimiter=separator)
+    return [{key.strip(): x for key, x in row.items() if key is not None} for row in found]
 
 
 def rows_of_lines(text: str) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+    rows = [json.loads(line) for line in text.split("\n") if line.strip()]
     if not all(isinstance(row, dict) for row in rows):
         raise ValueError("a line is not a JSON object")
     return rows
 
 
-def rows_of_stylegan(text: str) -> list[dict[str, Any]]:
-    labels = json.loads(text).get("labels") or []
-    return [{"file_name": name, "label": label} for name, label in labels]
+def rows_of_stylegan(text: str) -> list[dict[str, Any]] | None:
+    content = json.loads(text)
+    labels = content.get("labels", 0) if isinstance(content, dict) else 0
+    if labels is not None and not isinstance(labels, list):
+        return None
+    return [{"file_name": name, "label": label} for name, label in labels or ()]

@@ -114,9 +114,9 @@ def plain(value: Any) -> Any:
 
 
 def whole(value: Any) -> int | None:
-    """The whole number that a value is, also as 3.0 or "3"; None for other values."""
+    """The whole number that a value is, also as 3.0, "3" or "3.0"; None for other values."""
     if isinstance(value, str):
-        digits = value.strip()
+        digits = value.strip().removesuffix(".0")
         return int(digits) if digits.removeprefix("-").isdecimal() and len(digits) < 19 else None
     if isinstance(value, float) and not value.is_integer():
         return None
@@ -125,8 +125,12 @@ def whole(value: Any) -> int | None:
 
 def one_hot(values: Sequence[Any]) -> Sequence[Any]:
     """The place of the 1 in each one-hot row (N, C); other values are unchanged."""
-    if not len(values) or not isinstance(values[0], list | tuple | np.ndarray):
+    given = [value for value in values if value is not None]
+    if not given or not isinstance(given[0], list | tuple | np.ndarray):
         return values
+    if len(given) < len(values):  # some are unlabelled
+        numbers = iter(one_hot(given))
+        return [None if value is None else next(numbers) for value in values]
     try:
         rows = np.asarray(values)
     except ValueError:  # rows of different lengths

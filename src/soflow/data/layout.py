@@ -9,27 +9,34 @@ photos/photos/cat/*.png       single folders are passed through
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from soflow.data.splits import split_of
+from soflow.data.splits import split_of, splits_among
 from soflow.data.tree import normalized
 from soflow.errors import InputError
 
 #: Images beside class folders or splits are left out if they are at most this fraction.
 FEW = 0.1
 #: Folders that belong together, pictures and what describes them: they are not classes.
-PICTURES = {"images", "image", "imgs", "img"}
+PICTURES = {"images", "image", "imgs", "img", "jpegimages", "leftimg8bit"}
+#: Folders beside a folder `train` that make it a split.
+NO_CLASSES = {"extra", "unlabeled", "unlabelled", "pred", "predict", "query", "gallery"}
 #: The order in which splits are listed.
 ORDER = ("train", "test", "validation")
 DESCRIPTIONS = {
     "masks", "mask", "labels", "annotations", "segmentation", "segmentations", "gt", "groundtruth",
+    "ground_truth", "segmentationclass", "segmentationobject", "gtfine",
 }  # fmt: skip
 
 
 @dataclass
 class Part:
-    """One split: the names of its images, and the folder they are below ("" or "train/")."""
+    """One split: the names of its images, and the folder they are below ("" or "train/").
+
+    notes: What was left out.
+    """
 
     prefix: str
     names: list[str] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
 
     def top(self, name: str) -> str:
         """The class folder of an image; "" for an image beside the class folders."""
@@ -47,39 +54,79 @@ def find_splits(names: Sequence[str], root: str) -> tuple[dict[str, Part], list[
     Raises:
         InputError: If it is not clear which folders are splits.
     """
-    whole = Part("", list(names))
-    while True:
-        folders = by_folder(whole)
-        direct = folders.pop("", [])
-        inner = [name for name in folders if split_of(name)]
-        only = next(iter(folders), "")
-        through = len(folders) == 1 and not direct and not inner
-        deeper = Part(f"{whole.prefix}{only}/", folders.get(only, []))
-        if not through or any(not deeper.top(name) for name in deeper.names):
-            break
-        whole = deeper
+    whole = inward(Part("", list(names)), through_splits=False)
+    folders = by_folder(whole)
+    direct = folders.pop("", [])
     here = f"{root}/{whole.prefix}".rstrip("/")
+    inner = splits_among(list(folders))
     outer = [name for name in folders if name not in inner]
-    classes_and_splits = len(inner) == 1 and outer
-    if not inner or (classes_and_splits and not is_split(whole, inner[0], folders)):
+    if not inner or (set(inner.values()) == {"train"} and is_class(whole, inner, outer, here)):
         return {"train": whole}, []
-    notes, splits = [], splits_by_name(inner, here)
-    if classes_and_splits and "train" not in splits and not has_folders(whole, outer, folders):
-        # Class folders beside one held-out split: cat, dog and val.
-        held_out = set(folders[inner[0]])
-        rest = [name for name in whole.names if name not in held_out]
-        (split,) = splits
-        return {"train": Part(whole.prefix, rest), split: part_of(whole, inner[0], folders)}, []
-    splits.update({name: name for name in outer})
-    parts = {
-        name: part_of(whole, splits[name], folders) for name in (*ORDER, *splits) if name in splits
-    }
+    notes, splits = list(whole.notes), splits_by_name(inner, here)
+    if outer and "train" not in splits and not has_folders(whole, outer, folders):
+        # Class folders beside held-out splits: cat, dog and val.
+        held_out = {name for folder in inner for name in folders[folder]}
+        rest = Part(whole.prefix, [name for name in whole.names if name not in held_out])
+        parts = {"train": inward(rest)}
+        direct = []
+    else:
+        splits.update({name: name for name in outer})
+        parts = {}
+    for split in (*ORDER, *splits):
+        if split in splits and split not in parts:
+            parts[split] = inward(part_of(whole, splits[split], folders))
     if direct:
-        if len(direct) > max(1, FEW * len(whole.names)):
+        if not few(direct, whole):
             found = f"{len(direct):,} images beside its splits, {' and '.join(inner)}"
             raise InputError(f"{here} has {found}: move them into one of the folders")
         notes.append(f"{counted(direct)} beside the splits, such as {direct[0]}")
     return parts, notes
+
+
+def inward(part: Part, through_splits: bool = True) -> Part:
+    """The part without single folders around its class folders, such as photos/photos/cat.
+
+    A single folder that holds images directly is a class, unless its name says something else.
+    """
+    while True:
+        folders = by_folder(part)
+        direct = folders.pop("", [])
+        only = next(iter(folders), "")
+        if len(folders) != 1 or not few(direct, part) or (split_of(only) and not through_splits):
+            return part
+        deeper = Part(f"{part.prefix}{only}/", folders[only], part.notes)
+        outside = part.prefix.rstrip("/").rpartition("/")[2]
+        no_class = normalized(only).casefold() in PICTURES or split_of(only) or only == outside
+        flat = [name for name in deeper.names if not deeper.top(name)]
+        if flat and not no_class and (len(flat) == len(deeper.names) or not few(flat, deeper)):
+            return part
+        if direct:
+            deeper.notes += (f"{counted(direct)} beside the folder {only}, such as {direct[0]}",)
+        part = deeper
+
+
+def few(names: Sequence[str], part: Part) -> bool:
+    """Whether images beside folders are so few that they can be left out."""
+    return len(names) <= max(1, FEW * len(part.names))
+
+
+def is_class(whole: Part, inner: dict[str, str], outer: Sequence[str], here: str) -> bool:
+    """Whether the only folder with a name such as train is a class among others.
+
+    `train` among `car` and `plane`, which all hold images directly, is a class. Raises InputError
+    beside a single other folder, where it may be either.
+    """
+    folders = by_folder(whole)
+    others = [name for name in outer if name.casefold() not in NO_CLASSES]
+    if len(inner) > 1 or not others or has_folders(whole, list(inner), folders):
+        return False
+    if len(outer) == 1 and not has_folders(whole, outer, folders):
+        (train,) = inner
+        raise InputError(
+            f"{here} has the folders {outer[0]} and {train}: set data.path={here}/{train} to train "
+            f"on {train} alone, or rename {train} if it is a class"
+        )
+    return True
 
 
 def counted(names: Sequence[str]) -> str:
@@ -93,14 +140,6 @@ def by_folder(part: Part) -> dict[str, list[str]]:
         first, slash, _ = name.removeprefix(part.prefix).partition("/")
         folders.setdefault(first if slash else "", []).append(name)
     return folders
-
-
-def is_split(whole: Part, folder: str, folders: dict[str, list[str]]) -> bool:
-    """Whether the only folder with the name of a split is one: it then has folders of its own.
-
-    `train` among `car` and `plane`, which all hold images directly, is a class.
-    """
-    return has_folders(whole, [folder], folders)
 
 
 def has_folders(whole: Part, chosen: Sequence[str], folders: dict[str, list[str]]) -> bool:
@@ -117,13 +156,13 @@ def part_of(whole: Part, folder: str, folders: dict[str, list[str]]) -> Part:
     return Part(f"{whole.prefix}{folder}/", folders[folder])
 
 
-def splits_by_name(inner: Sequence[str], here: str) -> dict[str, str]:
-    """The folders of splits that have usual names. Of two tests, the second keeps its own name."""
+def splits_by_name(inner: dict[str, str], here: str) -> dict[str, str]:
+    """The folder of each split. Of two tests, the second keeps its own name."""
     splits: dict[str, str] = {}
-    for name in sorted(inner, key=lambda name: name != split_of(name)):  # exact names first
-        split = str(split_of(name))
+    for name in sorted(inner, key=lambda name: name != inner[name]):  # exact names first
+        split = inner[name]
         if split == "train" and "train" in splits:
-            both = " and ".join(one for one in inner if split_of(one) == "train")
+            both = " and ".join(one for one in inner if inner[one] == "train")
             raise InputError(f"{here} has two training splits, {both}: put them into one folder")
         splits[name if split in splits else split] = name
     return splits
@@ -162,15 +201,8 @@ def class_folders(part: Part, empty: Sequence[str], where: str) -> ClassFolders:
     classes = sorted(set(tops.values()) - {""})
     if not classes:
         return ClassFolders({})
-    lowered = {name.casefold() for name in classes}
-    if lowered & PICTURES and lowered & DESCRIPTIONS:
-        pair = " and ".join(classes[:3])
-        raise InputError(
-            f"{where} has folders {pair}, which do not look like classes: set data.path to the "
-            "folder of images"
-        )
     stray = [name for name, top in tops.items() if not top]
-    if len(stray) > max(1, FEW * len(tops)):
+    if not few(stray, part):
         raise InputError(
             f"{where} has {len(stray):,} images beside its class folders, such as "
             f"{stray[0]}: set data.num_classes=0 to train on all without classes, or move them"
@@ -184,3 +216,15 @@ def class_folders(part: Part, empty: Sequence[str], where: str) -> ClassFolders:
         notes.append(f"left out: folders without images, {', '.join(hollow[:5])}")
     kept = {name: top for name, top in tops.items() if top}
     return ClassFolders(kept, tuple(classes), tuple(notes))
+
+
+def require_pictures(part: Part, where: str) -> None:
+    """Raises InputError if folders hold pictures and what describes them, such as masks."""
+    folders = list(by_folder(part))
+    lowered = {name.casefold() for name in folders}
+    if lowered & PICTURES and lowered & DESCRIPTIONS:
+        pair = " and ".join(folders[:3])
+        raise InputError(
+            f"{where} has folders {pair}, which do not look like classes: set data.path to the "
+            "folder of images"
+        )

@@ -1,5 +1,6 @@
 """Data by name: every registered source behind one function, `load`."""
 
+import os
 from pathlib import Path
 
 from soflow.config.schema import DataConfig
@@ -10,6 +11,7 @@ from soflow.data.hub import BUILDERS
 from soflow.data.images import ENDINGS, Images
 from soflow.data.latents import HDF5
 from soflow.data.registry import SOURCES, ImageSource, source_of
+from soflow.data.tree import LABEL_FILES, is_system
 from soflow.errors import InputError
 
 __all__ = [
@@ -21,6 +23,8 @@ ARRAYS = (".npz", ".npy")
 #: Endings of files that hold data.
 TABLES = (".csv", ".tsv")
 FILES = (*ARRAYS, *BUILDERS, *HDF5, *TABLES, ".zip")
+#: Files of a folder that are looked at to find its kind.
+MOST_FILES = 20_000
 #: Sources that read `data.path`, and what they find there.
 LOOKS_LIKE = {
     "folder": "a folder or zip file of images",
@@ -90,7 +94,11 @@ def resolved(config: DataConfig) -> DataConfig:
             "the path out"
         )
     known = config.source in (*IMAGES, "table") and config.path and Path(config.path).exists()
-    if known and (kind := kind_of(config.path)) != config.source:
+    try:
+        kind = kind_of(config.path) if known else config.source
+    except MixedFolder:
+        return config
+    if kind != config.source:
         parquet = Path(config.path).suffix == ".parquet" or Path(config.path).is_dir()
         if not (parquet and {kind, config.source} <= {"table", "huggingface"}):
             found = f"data.path={config.path} is {LOOKS_LIKE[kind]}"
@@ -100,31 +108,63 @@ def resolved(config: DataConfig) -> DataConfig:
 
 def kind_of(path: str) -> str:
     """Which source reads a path. A path that does not exist is taken for a name on the Hub."""
-    place, ending = Path(path), Path(path).suffix.lower()
+    place = Path(path)
+    ending = "" if place.is_dir() else place.suffix.lower()
     if ending in ARRAYS:
         return "arrays"
     if ending in HDF5:
         return "latents"
     if ending in TABLES or (ending == ".parquet" and place.is_file() and not has_images(place)):
         return "table"
-    if ending == ".zip":
-        return "folder"
+    if ending == ".zip" or (ending in ENDINGS and place.is_file()):
+        return "folder"  # which says that one image is no folder
     if ending in BUILDERS or not place.is_dir():
         return "huggingface"
     if (place / "plan.json").is_file():
         return "latents"
     if (place / "dataset_dict.json").is_file() or (place / "state.json").is_file():
         return "huggingface"
-    # The first file decides, so that a folder of a million images is not listed.
-    kinds = (*ENDINGS, *BUILDERS)
-    first = next((file for file in place.rglob("*") if file.suffix.lower() in kinds), None)
-    if first is None:
-        tables = any(file.suffix.lower() in TABLES for file in place.iterdir())
-        return "table" if tables else "folder"
-    if first.suffix.lower() in ENDINGS:
-        return "folder"
-    table = first.suffix.lower() == ".parquet" and not has_images(first)
-    return "table" if table else "huggingface"
+    images, data, tables = look_into(place)
+    if images and data:
+        raise MixedFolder(
+            f"data.path={path} has images and {data.suffix} files, such as {data}: name a folder "
+            "of one kind, or set data.source=folder or data.source=huggingface"
+        )
+    if data:
+        table = data.suffix.lower() == ".parquet" and not has_images(data)
+        return "table" if table else "huggingface"
+    return "table" if tables and not images else "folder"
+
+
+class MixedFolder(InputError):
+    """A folder with files of several kinds; data.source says which of them are meant."""
+
+
+def look_into(place: Path) -> tuple[bool, Path | None, bool]:
+    """Whether a folder has images, its first parquet or arrow file, and whether it has tables.
+
+    Files of labels do not count. In large folders, those after the first MOST_FILES do not either.
+    """
+    images, data, tables, count = False, None, False, 0
+    seen = set()
+    for here, folders, names in os.walk(place, followlinks=True):
+        folders[:] = sorted(name for name in folders if not is_system(name))
+        real = os.path.realpath(here)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        for name in sorted(names):
+            ending = Path(name).suffix.lower()
+            if is_system(name) or name.lower() in (*LABEL_FILES, "metadata.parquet"):
+                continue
+            images = images or ending in ENDINGS
+            tables = tables or (Path(here) == place and ending in TABLES)
+            data = data or (Path(here, name) if ending in BUILDERS else None)
+        count += len(names)
+        if count >= MOST_FILES and (images or data):
+            break
+    return images, data, tables
 
 
 def has_images(file: Path) -> bool:

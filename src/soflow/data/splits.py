@@ -20,10 +20,30 @@ BESIDE = ("images", "image", "imgs", "img", "set", "data", "split", "samples", "
 HELD_OUT = ("test", "validation")
 
 
+def words_of(name: str) -> list[str]:
+    """The words of a name, in lower case, without those that stand beside the name of a split."""
+    return [word for word in re.split(r"[\W\d_]+", name.casefold()) if word not in ("", *BESIDE)]
+
+
 def split_of(name: str) -> str | None:
     """train, test or validation for any usual name of a split; None for other names."""
-    words = [word for word in re.split(r"[^a-z]+", name.casefold()) if word not in ("", *BESIDE)]
-    return USUAL.get("".join(words))
+    return USUAL.get("".join(words_of(name)))
+
+
+def splits_among(names: Sequence[str]) -> dict[str, str]:
+    """Which names of folders mean splits, and which: train and val, or pets_train and pets_test."""
+    found = {name: split for name in names if (split := split_of(name))}
+    if found:
+        return found
+    alike: dict[str, dict[str, str]] = {}
+    for name in names:
+        words = words_of(name)
+        for place in (0, -1):
+            if len(words) > 1 and words[place] in USUAL:
+                rest = words[1:] if place == 0 else words[:-1]
+                alike.setdefault(" ".join(rest), {})[name] = USUAL[words[place]]
+    groups = [group for group in alike.values() if {"train"} < set(group.values())]
+    return groups[0] if len(groups) == 1 else {}
 
 
 def named_split(asked: str, splits: Sequence[str], where: str) -> str:

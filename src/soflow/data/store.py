@@ -188,7 +188,7 @@ def keep_to_plan(folder: Path, plan: Plan) -> None:
     for key, old, new in differences(before, plan.model_dump(mode="json")):
         what = f"with {key}={old}, this is {new}"
         if key == "source":  # a fingerprint
-            what = "with other images (their names, sizes or times have changed)"
+            what = "with other images or another data.range"
         raise OtherWork(f"{folder} was begun {what}: choose another folder with --out")
 
 

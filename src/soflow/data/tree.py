@@ -23,7 +23,8 @@ from soflow.system.fingerprints import fingerprint_of
 #: Folders of file systems, NAS systems and archives, in lower case; names with a dot are hidden.
 SYSTEM_FOLDERS = (
     "@eadir", "@recycle", "@recently-snapshot", "@sharebin", "@tmp", "#recycle", "#snapshot",
-    "$recycle.bin", "recycler", "system volume information", "lost+found", "found.000",
+    "~snapshot", "$recycle.bin", "recycler", "recycled", "system volume information", "lost+found",
+    "found.000", "network trash folder", "temporary items", "__macosx", "__pycache__",
 )  # fmt: skip
 #: Files that may hold the labels of images, by name.
 LABEL_FILES = ("metadata.csv", "metadata.jsonl", "dataset.json")
@@ -70,7 +71,7 @@ def open_tree(path: str) -> Tree:
 
 def is_system(name: str) -> bool:
     """Whether a folder or file is hidden, or belongs to the system; such as .git or @eaDir."""
-    return name.startswith((".", "__")) or name.casefold() in SYSTEM_FOLDERS
+    return name.startswith(".") or name.casefold() in SYSTEM_FOLDERS
 
 
 def normalized(name: str) -> str:
@@ -95,7 +96,7 @@ class Listing:
         elif last.endswith(ENDINGS):
             return True
         else:
-            self.others[PurePosixPath(last).suffix or last] += 1
+            self.others[PurePosixPath(last).suffix or "without an ending"] += 1
         return False
 
 
@@ -110,12 +111,13 @@ class FolderTree(Listing):
         super().__init__()
         self.root = root
         self.seen: set[str] = set()
-        self.links = deque([str(root)])
-        while self.links:
-            self.walk(self.links.popleft())
+        self.folders_to_read = deque([str(root)])
+        self.links: deque[str] = deque()
+        while waiting := self.folders_to_read or self.links:
+            self.read_folder(waiting.popleft())
         self.images.sort()
 
-    def walk(self, folder: str) -> None:
+    def read_folder(self, folder: str) -> None:
         real = os.path.realpath(folder)
         if real in self.seen:
             return
@@ -127,20 +129,24 @@ class FolderTree(Listing):
             raise InputError(
                 f"the folder {folder} cannot be read: {error.strerror}: {todo}"
             ) from None
+        inside = os.path.relpath(folder, self.root).replace(os.sep, "/")
         for entry in entries:
             if is_system(entry.name):
                 continue
-            name = os.path.relpath(entry.path, self.root).replace(os.sep, "/")
-            if entry.is_dir():
+            name = entry.name if inside == "." else f"{inside}/{entry.name}"
+            if entry.is_dir(follow_symlinks=False):
                 self.folders.add(name)
-                if entry.is_dir(follow_symlinks=False):
-                    self.walk(entry.path)
-                else:
-                    self.links.append(entry.path)
-                continue
-            broken = entry.is_symlink() and not os.path.exists(entry.path)
-            if (entry.is_file() or broken) and self.is_image(name):
-                self.images.append(file_of(name, entry.stat(follow_symlinks=not broken)))
+                self.folders_to_read.append(entry.path)
+            elif os.path.isdir(entry.path):  # a link
+                self.folders.add(name)
+                self.links.append(entry.path)
+            else:
+                self.add_file(entry, name)
+
+    def add_file(self, entry: os.DirEntry[str], name: str) -> None:
+        broken = entry.is_symlink() and not os.path.exists(entry.path)
+        if (broken or os.path.isfile(entry.path)) and self.is_image(name):
+            self.images.append(file_of(name, entry.stat(follow_symlinks=not broken)))
 
     def where(self, name: str) -> str:
         return str(self.root / name)
@@ -161,27 +167,37 @@ class ZipTree(Listing):
     def __init__(self, root: Path) -> None:
         super().__init__()
         self.root = root
-        self.content: dict[str, int] = {}  # the CRC-32 of each file
         try:
             self.archive = zipfile.ZipFile(root)
         except UNREADABLE as error:
             raise InputError(f"{root} is not a zip file: {first_line(error)}") from None
+        self.members: dict[str, zipfile.ZipInfo] = {}
         for member in self.archive.infolist():
-            parts = member.filename.split("/")
-            if any(is_system(part) for part in parts if part):
+            # Some programs write ./cat/1.png, /cat/1.png or cat\1.png.
+            parts = [x for x in member.filename.replace("\\", "/").split("/") if x not in ("", ".")]
+            if any(is_system(part) for part in parts):
                 continue
-            self.folders.update("/".join(parts[:end]) for end in range(1, len(parts)))
-            if not member.is_dir() and self.is_image(member.filename):
-                self.images.append(File(member.filename, member.file_size, 0, 0, 0))
-                self.content[member.filename] = member.CRC
+            is_folder = member.filename.endswith(("/", "\\"))
+            ends = range(1, len(parts) + is_folder)
+            self.folders.update("/".join(parts[:end]) for end in ends)
+            name = "/".join(parts)
+            if not is_folder and name not in self.members:
+                self.add_member(name, member)
         self.images.sort()
+
+    def add_member(self, name: str, member: zipfile.ZipInfo) -> None:
+        if member.flag_bits & 1:
+            raise InputError(f"{self.root} is encrypted: unpack it, and name the folder")
+        self.members[name] = member
+        if self.is_image(name):
+            self.images.append(File(name, member.file_size, 0, 0, 0))
 
     def where(self, name: str) -> str:
         return f"{self.root}/{name}"
 
     def read(self, name: str) -> bytes:
         """The content of a file. Raises one of UNREADABLE, also for what expands too much."""
-        member = self.archive.getinfo(name)
+        member = self.members[name]
         if member.file_size > MOST_BYTES:
             raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
         require_in_proportion(member.file_size, member.compress_size)
@@ -192,4 +208,5 @@ class ZipTree(Listing):
 
     def fingerprint(self, files: Sequence[File]) -> str:
         """By names, sizes and checksums, as the zip file records them."""
-        return fingerprint_of("\n".join(f"{x.name} {x.size} {self.content[x.name]}" for x in files))
+        lines = (f"{one.name} {one.size} {self.members[one.name].CRC}" for one in files)
+        return fingerprint_of("\n".join(lines))
