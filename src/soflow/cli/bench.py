@@ -85,9 +85,7 @@ def measure(recipe: str, overrides: list[str], objectives: str, rounds: int) -> 
     import torch
 
     from soflow.comparison.bench import PLAIN_ATTENTION, Measurements, bench
-    from soflow.comparison.counting import without_data
 
-    configs = {name: without_data(config) for name, config in configs.items()}
     programs = {}
     if torch.cuda.is_available() and "soflow" in configs:
         configs["soflow, plain attention"] = configs["soflow"]

@@ -57,7 +57,8 @@ def bench(
         InputError: For a network whose sizes do not fit together.
         RunError: If a measurement fails.
     """
-    configs = {name: resolve(config, default_device())[0] for name, config in configs.items()}
+    device = default_device()
+    configs = {name: resolve(without_data(x), device)[0] for name, x in configs.items()}
     with torch.device("meta"):
         for config in configs.values():
             make_network(config)  # reports wrong sizes before anything starts
