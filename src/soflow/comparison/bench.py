@@ -10,7 +10,7 @@ from types import MappingProxyType
 import torch
 
 from soflow.assemble import make_network
-from soflow.comparison.counting import Counts, count
+from soflow.comparison.counting import Counts, count, without_data
 from soflow.comparison.measure import SECONDS, Measurement, Request, Times
 from soflow.config import Config
 from soflow.errors import RunError
