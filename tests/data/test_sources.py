@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from soflow.config.schema import DataConfig
+from soflow.data import array_labels, sources
 from soflow.data import arrays as arrays_module
-from soflow.data import sources
 from soflow.data.arrays import ArrayImages
 from soflow.data.folder import FolderImages, splits_of
 from soflow.data.npz import load_array
@@ -210,11 +210,10 @@ def test_arrays_called_by_their_split(tmp_path):
 def test_arrays_are_loaded_one_by_one_when_they_are_needed(tmp_path, monkeypatch):
     """Labels are read at once, images when the first is opened, other arrays never."""
     loaded = []
-    monkeypatch.setattr(
-        arrays_module,
-        "load_array",
-        lambda path, name: loaded.append(name) or load_array(path, name),
-    )
+    for module in (arrays_module, array_labels):
+        monkeypatch.setattr(
+            module, "load_array", lambda path, name: loaded.append(name) or load_array(path, name)
+        )
     path = str(tmp_path / "m.npz")
     train = pixels(4)
     objects = np.array([{}, None], dtype=object)

@@ -9,7 +9,7 @@ names and shapes, or named. If there are several splits, the names of arrays con
 train_images or x_test.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -17,23 +17,16 @@ import numpy as np
 from PIL import Image
 
 from soflow.config.schema import DataConfig
+from soflow.data.array_labels import labels_of
+from soflow.data.array_names import axes_of, by_split, of_split, sample_array
 from soflow.data.dataset import Dataset, as_labels
 from soflow.data.file_fingerprints import fingerprint_of_file
 from soflow.data.images import Images, Opener
-from soflow.data.labels import USUAL_NAMES, Classes, are_few, classes_of, is_one_hot, without_gaps
 from soflow.data.npz import UNREADABLE, Head, heads, is_zip, load_array
 from soflow.data.registry import SOURCES, ImageSource
 from soflow.data.rows import scaled_rows
-from soflow.data.splits import named_split, split_of
+from soflow.data.splits import named_split
 from soflow.errors import InputError, first_line
-
-#: What samples are, by the length of data.shape; the dimensions of their arrays; their recipe.
-KINDS = {1: ("vectors", (1, 2)), 2: ("signals", (2, 3)), 3: ("images", (3, 4))}
-#: Usual names of an array of samples, in lower case.
-SAMPLES = ("images", "image", "x", "data", "samples", "features", "signals", "vectors", "latents",
-           "arr_0", "arr")  # fmt: skip
-#: What numpy calls the second array of a .npz, which holds labels by ADM's convention.
-LABELS = "arr_1"
 
 
 @SOURCES.register("arrays")
@@ -184,185 +177,6 @@ def mapped(path: str) -> np.ndarray:
         raise InputError(f"{what}: {first_line(error)}") from None
 
 
-def by_split(arrays: Mapping[str, Head]) -> dict[str, dict[str, Head]]:
-    """The arrays of each split; all of them are the split train if no name contains a split."""
-    named: dict[str, dict[str, Head]] = {}
-    for key, array in arrays.items():
-        found = [split for word in key.split("_") if (split := split_of(word))]
-        if found:
-            named.setdefault(found[0], {})[key] = array
-    # Of x and x_test, x is trained on.
-    held_out = {key for split in named.values() for key in split}
-    same = {bare(key) for key in held_out}
-    rest = {key: x for key, x in arrays.items() if key not in held_out and bare(key) in same}
-    if rest and "train" not in named:
-        named["train"] = rest
-    return named or {"train": dict(arrays)}
-
-
-def bare(key: str) -> str:
-    """The name of an array without the name of its split, in lower case."""
-    words = [word for word in key.lower().split("_") if not split_of(word)]
-    return "_".join(words)
-
-
-def of_split(key: str, arrays: Mapping[str, Head]) -> str | None:
-    """The array of one split that another split, or the same one, calls `key`."""
-    same = [one for one in arrays if bare(one) == bare(key)]
-    return key if key in arrays else next(iter(same), None)
-
-
-def sample_array(arrays: Mapping[str, Head], config: DataConfig) -> str:
-    """The array that holds the samples: named, or found by its name and shape.
-
-    Raises:
-        InputError: If there is none, or more than one.
-    """
-    kind, dimensions = KINDS[len(config.shape)]
-    path, named = config.path, config.image_column
-    named = of_split(named, arrays) or named if named else ""
-    listed = ", ".join(f"{key} {array.dtype}{list(array.shape)}" for key, array in arrays.items())
-    if named and named not in arrays:
-        raise InputError(
-            f"{path} has no array '{named}', set by data.image_column; its arrays are {listed}"
-        )
-    numbers = {
-        key: array for key, array in arrays.items()
-        if array.dtype.kind in "biuf" and min(array.shape, default=0) > 0
-    }  # fmt: skip
-    fitting = [key for key, array in numbers.items() if len(array.shape) in dimensions]
-    if named:
-        if named not in fitting:
-            raise InputError(f"the array '{named}' of {path} holds no {kind}; {listed}")
-        return named
-    found = [key for key in fitting if bare(key) not in USUAL_NAMES]
-    narrower = (
-        [key for key in found if bare(key) in SAMPLES or split_of(key)],
-        [key for key in found if numbers[key].dtype == np.uint8 and kind == "images"],
-        [key for key in found if len(numbers[key].shape) == dimensions[1]],
-    )
-    for fewer in narrower:
-        found = fewer if len(found) > 1 and len(fewer) == 1 else found
-    if len(found) > 1:
-        several = " and ".join(found)
-        raise InputError(
-            f"{path} has several arrays of {kind}, {several}: set data.image_column={found[0]}; "
-            f"its arrays are {listed}"
-        )
-    if found:
-        return found[0]
-    others = {
-        name for name, sizes in KINDS.values() for x in numbers.values() if len(x.shape) in sizes
-    }
-    hint = "".join(
-        f"; for {one}, use the recipe {one}" for one in sorted(others - {kind, "images"})
-    )
-    raise InputError(f"{path} has no {kind}, its arrays are {listed or 'none'}{hint}")
-
-
-def axes_of(head: Head, wanted: tuple[int, ...], path: str) -> tuple[int, ...]:
-    """The order of an array's axes as samples have them, (N, C, ...).
-
-    Channels come second or last: as data.shape says, or else the smaller of the two. Where both are
-    the same, bytes have them last and other types second.
-    """
-    shape = head.shape
-    if len(shape) < 3 or (len(wanted) == 3 and len(shape) == 3):
-        return (0, *range(1, len(shape)))
-    last = (0, len(shape) - 1, *range(1, len(shape) - 1))
-    second = tuple(range(len(shape)))
-    fits = [
-        axes for axes in (second, last)
-        if all(b in (-1, shape[a]) for a, b in zip(axes[1:], wanted, strict=True))
-    ]  # fmt: skip
-    if len(fits) == 1:
-        return fits[0]
-    if shape[1] != shape[-1]:
-        return second if shape[1] < shape[-1] else last
-    return last if head.dtype == np.uint8 else second
-
-
 def with_channels(array: np.ndarray, dimensions: int) -> np.ndarray:
     """An array with an axis of channels: (N, H, W) as (N, 1, H, W), (N,) as (N, 1)."""
     return array[:, None] if array.ndim == dimensions else array
-
-
-def labels_of(
-    path: str,
-    arrays: Mapping[str, Head],
-    samples: str,
-    head: Head,
-    config: DataConfig,
-    training: Mapping[str, Head],
-) -> tuple[Classes, tuple[str, ...]]:
-    """The class of each sample, from the array of labels, and a note that names it.
-
-    Raises:
-        InputError: If it is not clear which array holds the labels, or it holds none.
-    """
-    if not arrays:
-        return Classes(None, (), "data.num_classes is 0"), ()
-    key, named = label_array(path, arrays, samples, head.shape[0], config.label_column)
-    listed = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in arrays.items())
-    if key is None:
-        return Classes(None, (), f"{path} has no array of labels; its arrays are {listed}"), ()
-    where, same = f"{path}, array {key},", of_split(key, training)
-    values = load_labels(path, key)
-    train_values = values if same in (None, key) else load_labels(path, str(same))
-    trained = classes_of(list(train_values), (), where)
-    found = trained if same in (None, key) else classes_of(list(values), trained.names, where)
-    found = without_gaps(found, trained.labels or (), config.num_classes, where)
-    if found.labels is None and named and key in training:
-        raise InputError(f"{found.reason}: set data.num_classes=0 to train without classes")
-    return found, () if found.labels is None else (f"labels: the array {key}",)
-
-
-def load_labels(path: str, key: str) -> np.ndarray:
-    """An array of labels. Raises InputError if it cannot be read."""
-    try:
-        return load_array(Path(path), key)
-    except InputError:
-        if heads(Path(path))[key].dtype.hasobject:
-            what = f"the array of labels '{key}' of {path} holds Python objects"
-            raise InputError(f"{what}: store it as text, .astype(str), or as numbers") from None
-        raise
-
-
-def label_array(
-    path: str, arrays: Mapping[str, Head], samples: str, count: int, named: str
-) -> tuple[str | None, bool]:
-    """The array of labels, if there is one, and whether its name or a setting says that it is."""
-    fitting = {
-        key: array for key, array in arrays.items()
-        if key != samples and array.shape[:1] == (count,) and len(array.shape) <= 2
-    }  # fmt: skip
-    if named:
-        named = of_split(named, arrays) or named
-        if named not in fitting:
-            raise InputError(f"{path} has no array of labels '{named}', set by data.label_column")
-        return named, True
-    usual = [key for key in fitting if bare(key) in USUAL_NAMES]
-    for key, array in arrays.items():
-        if bare(key) in USUAL_NAMES and key not in (*fitting, samples) and array.shape:
-            shape = list(array.shape)
-            raise InputError(
-                f"{path} has {count:,} samples, but its array of labels '{key}' has "
-                f"shape {shape}: give each a label, or set data.num_classes=0"
-            )
-    whole = [
-        key for key, array in fitting.items()
-        if array.dtype.kind in "iu" and array.shape in ((count,), (count, 1))
-        and key not in usual and (key == LABELS or are_few(load_array(Path(path), key)))
-    ]  # fmt: skip
-    hot = [
-        key for key, array in fitting.items()
-        if key not in (*usual, *whole) and len(array.shape) == 2
-        and is_one_hot(load_array(Path(path), key))
-    ]  # fmt: skip
-    found = usual or whole or hot
-    if len(found) > 1:
-        raise InputError(
-            f"{path} has more than one array of labels, {' and '.join(found)}: "
-            f"set data.label_column={found[0]}, or data.num_classes=0 to train without"
-        )
-    return next(iter(found), None), bool(usual)
