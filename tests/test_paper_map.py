@@ -45,7 +45,7 @@ def test_every_number_of_the_paper_has_its_place():
         for key in known_keys()
         if key.startswith(("noising.", "objective.", "optimizer.", "ema.", "network."))
     ]
-    beyond_the_paper = {"optimizer.warmup", "optimizer.clip"}
+    beyond_the_paper = {f"optimizer.{x}" for x in ("warmup", "clip", "lr_schedule", "lr_end")}
     assert set(keys) - set(PLACES) == beyond_the_paper
 
 

@@ -19,6 +19,7 @@ from soflow.data.training_data import make_dataset, summary
 from soflow.data.tree import FolderTree
 from soflow.errors import InputError
 from soflow.evaluation.pictures import to_uint8
+from soflow.workflows.train import train
 from support.small_data import pixels, write_folder, write_parquet
 
 
@@ -390,9 +391,8 @@ def test_every_source_gives_the_same_data(tmp_path):
 def test_a_path_is_not_ignored_by_data_that_are_bundled(tmp_path):
     folder = write_folder(tmp_path / "pets", pixels(6))
     for source in ("digits", "moons"):
-        config = DataConfig(source=source, path=str(folder), shape=(-1,), num_classes=-1)
         with pytest.raises(InputError, match=rf"data\.path=.*data\.source={source}"):
-            make_dataset(config)
+            train(source, tmp_path / "run", [f"data.path={folder}"])
 
 
 def test_a_folder_with_images_and_parquet_stops_unless_the_source_is_named(tmp_path):

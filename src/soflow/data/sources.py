@@ -75,6 +75,16 @@ def open_images(config: DataConfig, split: str) -> Images:
     return source.open(config, split)
 
 
+def require_path_is_read(config: DataConfig) -> None:
+    """Raises InputError if a path is given to a source that has data of its own."""
+    if config.path and isinstance(source_of(config.source), bundled.Bundled):
+        raise InputError(
+            f"data.path={config.path} is given, but data.source={config.source} has data of its "
+            "own: set data.source=auto to read the path, such as with the recipe images, or leave "
+            "the path out"
+        )
+
+
 def resolved(config: DataConfig) -> DataConfig:
     """The configuration with the source that reads its path, if it leaves that open (auto).
 
@@ -84,15 +94,9 @@ def resolved(config: DataConfig) -> DataConfig:
     if config.source == "auto":
         if not config.path:
             raise InputError(
-                "data.path is not set: name your data, such as data.path=FOLDER, a folder of images"
+                "data.path is not set: name your data, a folder of images, arrays or a table"
             )
         return config.model_copy(update={"source": kind_of(config.path)})
-    if config.path and isinstance(source_of(config.source), bundled.Bundled):
-        raise InputError(
-            f"data.path={config.path} is given, but data.source={config.source} has data of its "
-            "own: set data.source=auto to read the path, such as with the recipe images, or leave "
-            "the path out"
-        )
     known = config.source in (*IMAGES, "table") and config.path and Path(config.path).exists()
     try:
         kind = kind_of(config.path) if known else config.source

@@ -96,4 +96,4 @@ def classes_in_words(dataset: Dataset) -> str:
     first = ", ".join(f"{name} {count:,}" for name, count in pairs)
     more = ", ..." if number > FEW else ""
     null = f"; {counts[number]:,} samples without a label" if counts[number] else ""
-    return f"{number:,} classes: {first}{more}{null}"
+    return f"{number:,} {'class' if number == 1 else 'classes'}: {first}{more}{null}"

@@ -16,6 +16,7 @@ from soflow.config.reading import keys_of, with_overrides
 from soflow.data import own
 from soflow.data.autoencoder import Decoder
 from soflow.data.dataset import DataRecord, Dataset
+from soflow.data.sources import require_path_is_read
 from soflow.data.training_data import completed, make_dataset, summary
 from soflow.errors import InputError
 from soflow.evaluation.features import check_name, column_names
@@ -103,6 +104,8 @@ def train(
     require_own_data(config, folder)
     require_plain_launch()
     require_trackers(config.train.trackers)
+    if "data.path" in given:
+        require_path_is_read(config.data)
     dataset = training_data(config, folder)
     config = completed(config, dataset)
     if (size := config.train.batch_size) > len(dataset):
