@@ -393,6 +393,7 @@ def test_a_path_is_not_ignored_by_data_that_are_bundled(tmp_path):
     for source in ("digits", "moons"):
         with pytest.raises(InputError, match=rf"data\.path=.*data\.source={source}"):
             train(source, tmp_path / "run", [f"data.path={folder}"])
+    sources.require_path_is_read(DataConfig(source="auto", path=str(folder), shape=(3, 8, 8)))
 
 
 def test_a_folder_with_images_and_parquet_stops_unless_the_source_is_named(tmp_path):

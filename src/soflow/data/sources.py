@@ -77,6 +77,8 @@ def open_images(config: DataConfig, split: str) -> Images:
 
 def require_path_is_read(config: DataConfig) -> None:
     """Raises InputError if a path is given to a source that has data of its own."""
+    if config.source == "auto":
+        return
     if config.path and isinstance(source_of(config.source), bundled.Bundled):
         raise InputError(
             f"data.path={config.path} is given, but data.source={config.source} has data of its "
