@@ -46,9 +46,12 @@ def test_it_draws_the_samples_of_the_whole_run(gift, tiny_run, inside):
     assert inside("report", gift).returncode == 0
 
 
-def test_it_is_a_start_for_another_run(gift, tmp_path):
+def test_it_is_a_start_for_another_run(gift, tmp_path, caplog):
+    caplog.set_level("INFO", "soflow")
     settings = ["train.steps=1", "train.batch_size=8", "train.sample_every=0", f"init_from={gift}"]
-    soflow.train(str(gift), tmp_path / "next", settings)
+    folder = soflow.train(str(gift), tmp_path / "next", settings)
+    assert f"starting from the averaged weights of {gift}" in caplog.text
+    assert (folder.checkpoints / "step-00000001").is_dir()
 
 
 def test_what_needs_the_rest_names_the_file(gift, inside):

@@ -16,6 +16,7 @@ import soflow
 from soflow.comparison import measure
 from soflow.config.schema import EmaConfig
 from soflow.data import file_fingerprints
+from soflow.data.dataset import DataRecord
 from soflow.data.file_fingerprints import ENDS, ends, file_of, last_change
 from soflow.errors import InputError
 from soflow.sampling import SAMPLERS, sample_many
@@ -106,7 +107,8 @@ def test_a_folder_of_images_is_read_without_pread(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     recipe = ["data.source=folder", f"data.path={folder}", "data.size=8", "data.num_classes=0"]
     more = ["train.batch_size=4", "objective.guidance.scale=1"]
-    soflow.train("digits", tmp_path / "run", [*TINY, *recipe, *more])
+    run = soflow.train("digits", tmp_path / "run", [*TINY, *recipe, *more])
+    assert DataRecord.read(run.data).count == len(list(folder.iterdir()))
 
 
 def test_both_ends_of_a_file_are_fingerprinted(tmp_path):
@@ -143,7 +145,10 @@ def test_file_systems_that_flush_no_folders_can_be_written(code, tmp_path, monke
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "fsync", refuse)
-    flush_folder(tmp_path)
+    assert flush_folder(tmp_path) is None
+    code = errno.EIO  # a fault of the disk is one everywhere
+    with pytest.raises(OSError, match=r"\[Errno 5\]"):
+        flush_folder(tmp_path)
 
 
 @pytest.mark.parametrize("ending", [".png", ".npz", ""])
@@ -196,10 +201,13 @@ def test_no_step_needs_float64(settings, tmp_path, monkeypatch):
         with NoFloat64():
             step(trainer)
 
+    with NoFloat64(), pytest.raises(TypeError, match="no float64"):
+        torch.zeros(1, dtype=torch.float64)
     monkeypatch.setattr(Trainer, "timed_step", without)
     small = ["train.steps=2", "train.batch_size=16", "train.sample_every=0"]
     network = [] if "network.name=unet" in settings else TINY_DIT
-    soflow.train("digits", tmp_path, [*small, *network, *settings])
+    run = soflow.train("digits", tmp_path, [*small, *network, *settings])
+    assert (run.checkpoints / "step-00000002").is_dir()
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -8,6 +8,7 @@ from soflow.data.dataset import Dataset
 from soflow.data.registry import SOURCES
 from soflow.workflows import train as training
 from soflow.workflows.sample import SampleRequest
+from support.resuming import train_and_resume
 
 UNET = ["network.name=unet", "network.model_channels=16", "network.channel_mult=[1,2]"]
 UNET += ["network.blocks=1", "network.attention=[4]"]
@@ -40,12 +41,7 @@ def noise(monkeypatch):
 def test_data_of_every_shape_train_resume_and_are_sampled(case, objective, noise, tmp_path):
     shape, network = CASES[case]
     settings = [*noise, *SHORT, *network, f"data.shape={shape}", f"objective.name={objective}"]
-    folder = soflow.train("digits", tmp_path / "run", settings)
-    last = folder.checkpoints / "step-00000004" / "model.safetensors"
-    whole = last.read_bytes()
-    last.write_bytes(b"damaged")
-    soflow.train("digits", tmp_path / "run", settings)
-    assert last.read_bytes() == whole
+    folder = train_and_resume(settings, tmp_path / "run")
     run = soflow.load(folder.path, "raw", device="cpu")
     samples = soflow.sample(run, SampleRequest.of(run, num=4, labels="high,low"))
     assert samples.shape == (4, *run.config.data.shape)

@@ -49,7 +49,7 @@ def sample_array(arrays: Mapping[str, Head], config: DataConfig) -> str:
     """The array that holds the samples: named, or found by its name and shape.
 
     Raises:
-        InputError: If there is none, or more than one.
+        InputError: If no array fits, or several do.
     """
     kind, dimensions = KINDS[len(config.shape)]
     path, named = config.path, config.image_column

@@ -28,7 +28,7 @@ def as_numbers(values: Sequence[Any]) -> np.ndarray | None:
 
 
 def number(value: Any) -> float:
-    """A cell as a number. Raises ValueError or TypeError if it is none."""
+    """A cell as a number. Raises ValueError or TypeError if it is not a number."""
     if not isinstance(value, str):
         return np.nan if value is None else float(value)
     text = value.strip().lower()

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -62,7 +62,8 @@ def classes_of(values: Sequence[Any], names: Sequence[str], where: str) -> Class
             return Classes(None, (), f"{where} {why}")
         if high == UNLABELLED:
             return Classes(None, (), f"{where} has no label but -1")
-        return Classes([UNLABELLED if x is None else int(whole(x)) for x in values], tuple(names))  # type: ignore[arg-type]
+        labels = [UNLABELLED if x is None else whole(x) for x in values]
+        return Classes(cast(list[int], labels), tuple(names))
     if not all(isinstance(value, str) for value in given):
         return Classes(None, (), f"{where} holds neither whole numbers nor names throughout")
     known = tuple(names) or tuple(sorted(set(given)))

@@ -109,12 +109,19 @@ def measure(
     return Measured(np.where(constant, low, total), np.where(constant, 1.0, std), ends)
 
 
+def rescaled(
+    array: np.ndarray, axes: tuple[int, ...], mean: np.ndarray, std: np.ndarray, content: str
+) -> tuple[ArrayRows, Scaling]:
+    """Samples (value - mean) / std, and what restores their own units."""
+    scaling = Scaling(tuple(mean.tolist()), tuple(std.tolist()))
+    return ArrayRows(array, axes, mean, std, content), scaling
+
+
 def standardized(
     array: np.ndarray, axes: tuple[int, ...], found: Measured, content: str
 ) -> tuple[ArrayRows, Scaling]:
     """Samples with mean 0 and variance 1 in each channel."""
-    scaling = Scaling(tuple(found.mean.tolist()), tuple(found.std.tolist()))
-    return ArrayRows(array, axes, found.mean, found.std, content), scaling
+    return rescaled(array, axes, found.mean, found.std, content)
 
 
 def ranged(
@@ -124,9 +131,7 @@ def ranged(
     channels = array.shape[axes[1]]
     middle, half = (values[0] + values[1]) / 2, (values[1] - values[0]) / 2
     mean, std = np.full(channels, middle), np.full(channels, half)
-    return ArrayRows(array, axes, mean, std, content), Scaling(
-        tuple(mean.tolist()), tuple(std.tolist())
-    )
+    return rescaled(array, axes, mean, std, content)
 
 
 def scaled_rows(
@@ -164,8 +169,7 @@ def scaled_rows(
         note += "channel" if array.ndim > 2 else "column"
         return *standardized(array, axes, found, content), note
     whole = training.dtype.kind in "biu"
-    values = (0.0, 255.0) if training.dtype == np.uint8 else usual_range(*found.ends, whole, where)
-    if training.dtype == np.uint8:
-        usual_range(*found.ends, True, where)  # refuses what looks nearly black
+    values = usual_range(*found.ends, whole, where)  # refuses what looks nearly black
+    values = (0.0, 255.0) if training.dtype == np.uint8 else values
     note = f"values {in_words(values)} are scaled to -1 to 1"
     return *ranged(array, axes, values, content), note

@@ -185,7 +185,7 @@ def features_of(
     """The numeric columns (N,) to use, by name, and the names of the others.
 
     Raises:
-        InputError: If a column that was asked for is not numeric, or there is none.
+        InputError: If a requested column is not numeric, or no column is.
     """
     features, others = {}, []
     for name in asked or columns:
