@@ -119,7 +119,7 @@ class Scorer:
 
 
 def as_frequent(labels: Tensor, num: int, num_classes: int) -> Tensor:
-    """Labels (num,) with the frequencies of others (N,). Others are left out."""
+    """Labels (num,) as frequent as in `labels` (N,), of which -1 is left out."""
     known = labels[(labels >= 0) & (labels < num_classes)].sort().values
     return known[torch.linspace(0, len(known) - 1, num, dtype=torch.float64).round().long()]
 
