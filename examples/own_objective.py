@@ -57,7 +57,7 @@ class AlphaFlow:
         squared = ((model.net(x_t, t, s, y) - target) ** 2).flatten(1).mean(1)
         weight = 1 / (squared.detach() + self.eps)
         term = soflow.Term(weight * squared, squared.detach(), weight, {"t": t, "s": s})
-        return soflow.Losses(term.loss.mean(), {"alpha_flow_mse": term.squared}, {"all": term})
+        return soflow.losses(alpha_flow=term)
 
 
 def across(t: Tensor, x: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from soflow.objectives.base import Draws as Draws
     from soflow.objectives.base import Losses as Losses
     from soflow.objectives.base import Term as Term
+    from soflow.objectives.base import losses as losses
     from soflow.objectives.consistency import Consistency as Consistency
     from soflow.objectives.flow_matching import FlowMatching as FlowMatching
     from soflow.objectives.mean_flow import MeanFlow as MeanFlow
@@ -107,6 +108,7 @@ _HOME = {
     "Draws": "objectives.base",
     "Losses": "objectives.base",
     "Term": "objectives.base",
+    "losses": "objectives.base",
 }
 __all__ = list(_HOME)
 
