@@ -39,7 +39,7 @@ from soflow.training.loss_module import LossModule, prepared
 from soflow.training.memory import TOO_LARGE, memory_advice
 from soflow.training.metrics import add_means, progress_text, summary, take_line
 from soflow.training.nonfinite import NonFinite
-from soflow.training.optimizers import learning_rate, make_optimizer
+from soflow.training.optimizers import kept_shapes, learning_rate, make_optimizer
 from soflow.training.precision import float32_products
 from soflow.training.schedule import Schedule
 from soflow.training.signals import StopRequest, stop_request, stopped_by
@@ -79,7 +79,7 @@ class Trainer:
         self.trackers = Trackers(self.accelerator)
         loss = LossModule(model, objective)
         self.module = prepared(loss, config, self.accelerator)
-        optimizer = make_optimizer(config.optimizer, self.network.parameters())
+        optimizer = make_optimizer(config.optimizer, self.network)
         self.optimizer = self.accelerator.prepare(optimizer)
         self.ema = Ema(self.network, config.ema)
         loss.model = replace(model, average=self.ema.net)
@@ -107,7 +107,8 @@ class Trainer:
             with out_of_memory_explained(TOO_LARGE):
                 load_network(self.network, checkpoint.weights("raw"))
                 self.ema.load_state_dict(checkpoint.weights("ema"))
-                load_optimizer(self.optimizer, checkpoint.optimizer_state())
+                shapes = kept_shapes(self.config.optimizer, self.network)
+                load_optimizer(self.optimizer, checkpoint.optimizer_state(), shapes)
         except RunError:
             raise
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:

@@ -45,6 +45,7 @@ from soflow.training.distributed import (
 )
 from soflow.training.looks import Measure
 from soflow.training.memory import TOO_LARGE
+from soflow.training.optimizers import require_optimizer
 from soflow.training.signals import Stopped
 from soflow.training.trackers import require_trackers
 from soflow.training.trainer import Trainer
@@ -104,6 +105,7 @@ def train(
     require_own_data(config, folder)
     require_plain_launch()
     require_trackers(config.train.trackers)
+    require_optimizer(config)
     if "data.path" in given:
         require_path_is_read(config.data)
     dataset = training_data(config, folder)

@@ -1,0 +1,61 @@
+"""Muon for the weight matrices of hidden layers, beside AdamW for all other parameters."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from soflow.training.activations import repeated_blocks
+
+#: Modules whose weight is a table of vectors rather than a matrix that multiplies.
+TABLES = (nn.Embedding, nn.EmbeddingBag)
+
+
+def hidden_matrices(network: nn.Module) -> list[nn.Parameter]:
+    """The trained weight matrices of hidden layers.
+
+    Those in the blocks that a network marks as repeated. If it marks none: all but the first and
+    the last one, in the order in which the network registers them. Tables of embeddings are none.
+    """
+    blocks = repeated_blocks(network)
+    modules = [module for block in blocks or [network] for module in block.modules()]
+    found = dict.fromkeys(
+        parameter
+        for module in modules
+        if not isinstance(module, TABLES)
+        for parameter in module.parameters(recurse=False)
+        if parameter.ndim == 2
+    )
+    matrices = list(found) if blocks else list(found)[1:-1]
+    return [matrix for matrix in matrices if matrix.requires_grad]
+
+
+class Together(torch.optim.Optimizer):
+    """Several optimizers as one; each updates parameters of its own.
+
+    They share one state, and the parameter groups are those of all.
+    """
+
+    def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
+        self.parts = parts
+        self.sizes = [len(part.param_groups) for part in parts]
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        self.share()
+
+    def share(self) -> None:
+        """Gives each optimizer the common state and its own groups."""
+        groups = iter(self.param_groups)
+        for part, size in zip(self.parts, self.sizes, strict=True):
+            part.state = self.state
+            part.param_groups = [next(groups) for _ in range(size)]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.share()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        assert closure is None, "the loss is evaluated once per step"
+        for part in self.parts:
+            part.step()
