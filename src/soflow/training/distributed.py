@@ -56,7 +56,6 @@ def make_accelerator(config: Config, folder: RunFolder) -> Accelerator:
         cpu=processes.count() > 1 and not torch.cuda.is_available(),
         mixed_precision="bf16" if config.precision.startswith("bf16") else "no",
         gradient_accumulation_steps=train.accumulate,
-        log_with=list(train.trackers) or None,
         project_dir=str(folder.path),
     )
     if train.batch_size % (accelerator.num_processes * train.accumulate):

@@ -76,7 +76,7 @@ class Trainer:
         self.manager = CheckpointManager(folder, config.checkpoint)
         self.accelerator = make_accelerator(config, folder)
         self.device = self.accelerator.device
-        self.trackers = Trackers(self.accelerator)
+        self.trackers = Trackers(self.accelerator, config, folder)
         loss = LossModule(model, objective)
         self.module = prepared(loss, config, self.accelerator)
         optimizer = make_optimizer(config.optimizer, self.network)
@@ -234,6 +234,8 @@ class Trainer:
             self.accelerator.wait_for_everyone()
             if (stop := self.agreed(request)) is not None:
                 return stop
+        if draws:
+            self.trackers.log_samples(state.step)
         state.due = False
         keep_best(state, figures, config.evaluate.num_while_training)
         if self.schedule.logs(state.step):

@@ -281,5 +281,4 @@ def draw_samples(
         names = column_names(config.data.shape, dataset.scaling)
         if names and config.data.shape != (2,):
             real = model.decode(dataset.samples(slice(num)).to(device)).cpu()
-    file = folder.samples / f"step-{step:08d}.png"
-    write_bytes(file, png(picture(samples, columns, names, real)))
+    write_bytes(folder.sample_grid(step), png(picture(samples, columns, names, real)))
