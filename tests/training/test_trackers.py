@@ -1,7 +1,5 @@
 """TensorBoard, Weights & Biases and MLflow: what they get, and where it continues."""
 
-
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -11,7 +9,7 @@ from soflow.run.folder import RunFolder
 from soflow.system.progress import silent
 from soflow.training import trackers as module
 from soflow.training.signals import Stopped
-from soflow.training.trackers import TrackerIds, Trackers, require_trackers
+from soflow.training.trackers import TrackerIds, require_trackers
 from support.watching import stop_at
 from support.whole_runs import MLP
 
@@ -65,37 +63,45 @@ def test_tensorboard_gets_figures_samples_and_hyperparameters_once(tmp_path):
     assert hparams["optimizer.betas"].string_value == "[0.9, 0.99]"
 
 
+def wandb_records(file):
+    """The records of a .wandb file: 7 bytes of head, then LevelDB's log format."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, at, record = file.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        if (left := 32768 - at % 32768) < 7:
+            at += left
+            continue
+        size, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        record += data[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):  # whole, or the last part
+            yield Record.FromString(record)
+            record = b""
+
+
 def test_wandb_continues_its_offline_run(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
-    from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
-
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     run = train_with_a_stop(tmp_path / "mine", "wandb")
     files = sorted(run.path.glob("wandb/offline-run-*/*.wandb"))
-    assert len(files) == 2
-    found, pictures, heads = {}, [], []
-    for file in files:
-        store = DataStore()
-        store.open_for_scan(str(file))
-        while (data := store.scan_data()) is not None:
-            record = wandb_internal_pb2.Record.FromString(data)
-            if record.WhichOneof("record_type") == "run":
-                heads.append(record.run)
-            if record.WhichOneof("record_type") == "history":
-                items = {item.key or item.nested_key[0]: item.value_json for item in record.history.item}
-                step = int(items.get("_step", record.history.step.num))
-                found |= {step: float(items["loss"])} if "loss" in items else {}
-                pictures += [step] if any("samples" in key for key in items) else []
-    assert found == pytest.approx(logged(run))
-    assert pictures == DRAWN
+    records = [record for file in files for record in wandb_records(file)]
+    heads = [record.run for record in records if record.WhichOneof("record_type") == "run"]
+    assert len(heads) == len(files) == 2
     (one,) = {(head.run_id, head.display_name, head.project) for head in heads}
     assert one == (TrackerIds.read(run.trackers).wandb, "mine", "soflow")
-    keys = {item.key for item in heads[0].config.update} | {
-        item.key for head in heads for item in head.config.update
-    }
-    assert "train.batch_size" in keys or keys  # the configuration is kept in files, too
+    settings = {item.key: item.value_json for record in records for item in record.config.update}
+    assert settings["train.batch_size"] == "16"
+    lines = [
+        {item.key or ".".join(item.nested_key): item.value_json for item in record.history.item}
+        for record in records
+        if record.WhichOneof("record_type") == "history"
+    ]
+    for name in ("loss", figure_name(run)):
+        found = {int(line["_step"]): float(line[name]) for line in lines if name in line}
+        assert found == pytest.approx(logged(run, name))
+    assert [int(line["_step"]) for line in lines if "samples.count" in line] == DRAWN
 
 
 def test_mlflow_continues_its_run_in_the_run_folder(tmp_path, monkeypatch):
@@ -116,3 +122,93 @@ def test_mlflow_continues_its_run_in_the_run_folder(tmp_path, monkeypatch):
     assert kept.data.params["train.batch_size"] == "16"
     pictures = [file.path for file in client.list_artifacts(kept.info.run_id, "samples")]
     assert pictures == [f"samples/{run.sample_grid(step).name}" for step in DRAWN]
+
+
+class Fake:
+    """A tracker that keeps what it gets."""
+
+    def __init__(self, folder, step, continued):
+        self.continued, self.events = continued, []
+        Fake.made.append(self)
+
+    id = "of the fake"
+
+    def start(self):
+        self.fail("start")
+
+    def store_init_configuration(self, values):
+        self.events.append("settings")
+
+    def log(self, values, step):
+        self.fail("log")
+        self.events.append(step)
+
+    def log_picture(self, file, step):
+        self.fail("picture")
+        self.events.append(file.name)
+
+    def finish(self):
+        self.fail("finish")
+        self.events.append("end")
+
+    def fail(self, where):
+        if where in Fake.failing or (where == "start" and self.continued in Fake.lost):
+            raise KeyError(f"{where} does not work")
+
+
+@pytest.fixture
+def fakes(monkeypatch):
+    """Two trackers, wandb and tensorboard, of which the first may fail."""
+    Fake.made, Fake.failing, Fake.lost = [], set(), set()
+    Good = type("Good", (Fake,), {"fail": lambda self, where: None, "id": ""})
+    monkeypatch.setattr(module, "CLASSES", {"wandb": Fake, "tensorboard": Good})
+    monkeypatch.setattr(module, "find_spec", lambda name: Found())
+    return Fake
+
+
+class Found:
+    origin = "somewhere"
+
+
+FAKED = [*SETTINGS, "train.trackers=[wandb, tensorboard]"]
+
+
+@pytest.mark.parametrize("where", ["start", "log", "picture", "finish"])
+def test_a_tracker_that_fails_costs_itself_alone(where, fakes, tmp_path, caplog):
+    fakes.failing = {where}
+    soflow.train("moons", tmp_path, FAKED, progress=silent)
+    names = [f"step-{step:08d}.png" for step in DRAWN]
+    assert fakes.made[1].events == ["settings", 2, names[0], 4, 6, names[1], 8, "end"]
+    (note,) = [note for note in caplog.messages if "train.trackers" in note]
+    assert "wandb" in note
+    assert f"{where} does not work" in note
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_resumed_run_continues_its_tracker_or_says_so(lost, fakes, tmp_path, caplog):
+    with pytest.raises(Stopped):
+        soflow.train("moons", tmp_path, FAKED, progress=stop_at(5))
+    if lost:
+        fakes.lost = {Fake.id}
+    soflow.train("moons", tmp_path, FAKED, progress=silent)
+    resumed = [one for one in fakes.made[2:] if type(one) is Fake]
+    assert [one.continued for one in resumed] == [Fake.id, *[""] * lost]
+    assert resumed[-1].events[0] == "settings"
+    assert any("wandb" in note and Fake.id in note for note in caplog.messages) is lost
+
+
+def test_a_run_begun_again_from_nothing_does_not_continue_a_tracker(fakes, tmp_path):
+    TrackerIds(wandb="of an earlier run").write(RunFolder(tmp_path).trackers)
+    soflow.train("moons", tmp_path, FAKED, progress=silent)
+    assert [one.continued for one in fakes.made] == ["", ""]
+    assert TrackerIds.read(RunFolder(tmp_path).trackers).wandb == Fake.id
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_folder_named_as_a_package_is_no_package(name, tmp_path, monkeypatch):
+    """W&B makes a folder `wandb` where it runs."""
+    (tmp_path / f"no_{name}").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(module.EXTRAS, f"no_{name}", name)
+    with pytest.raises(InputError, match=rf"no_{name}.*soflow\[{name}\]"):
+        require_trackers((f"no_{name}",))

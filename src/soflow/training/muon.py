@@ -8,27 +8,29 @@ from torch import nn
 
 from soflow.training.activations import repeated_blocks
 
-#: Modules whose weight is a table of vectors rather than a matrix that multiplies.
-TABLES = (nn.Embedding, nn.EmbeddingBag)
-
 
 def hidden_matrices(network: nn.Module) -> list[nn.Parameter]:
-    """The trained weight matrices of hidden layers.
+    """The trained weight matrices of hidden linear layers.
 
     Those in the blocks that a network marks as repeated. If it marks none: all but the first and
-    the last one, in the order in which the network registers them. Tables of embeddings are none.
+    the last one, in the order in which the network registers them.
     """
     blocks = repeated_blocks(network)
     modules = [module for block in blocks or [network] for module in block.modules()]
     found = dict.fromkeys(
         parameter
         for module in modules
-        if not isinstance(module, TABLES)
-        for parameter in module.parameters(recurse=False)
-        if parameter.ndim == 2
+        for parameter in (matrix_of(module),)
+        if parameter is not None and parameter.requires_grad
     )
-    matrices = list(found) if blocks else list(found)[1:-1]
-    return [matrix for matrix in matrices if matrix.requires_grad]
+    return list(found) if blocks else list(found)[1:-1]
+
+
+def matrix_of(module: nn.Module) -> nn.Parameter | None:
+    """The matrix that a module multiplies by; embeddings are tables of vectors."""
+    if isinstance(module, nn.MultiheadAttention):
+        return module.in_proj_weight
+    return module.weight if isinstance(module, nn.Linear) else None
 
 
 class Together(torch.optim.Optimizer):

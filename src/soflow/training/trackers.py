@@ -76,8 +76,8 @@ class WandB(WandBTracker):
     """Writes into the folder `wandb` of the run folder, and to the server unless offline."""
 
     def __init__(self, folder: RunFolder, step: int, continued: str) -> None:
-        ours = {"name": ("WANDB_NAME", folder.path.resolve().name), "dir": ("WANDB_DIR", folder.path)}
-        options = {key: str(value) for key, (name, value) in ours.items() if name not in os.environ}
+        name = os.environ.get("WANDB_NAME", folder.path.resolve().name)
+        options = {"name": name, "dir": os.environ.get("WANDB_DIR", str(folder.path))}
         if continued:
             options |= {"id": continued, "resume": "allow"}
         super().__init__(os.environ.get("WANDB_PROJECT", PROJECT), **options)
