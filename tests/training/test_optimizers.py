@@ -233,6 +233,10 @@ def test_a_torch_without_muon_reads_the_settings_and_refuses_to_train(monkeypatc
         (["optimizer.name=SGD", "optimizer.options.momentum=a"], r"SGD .*'momentum': 'a'"),
         (["optimizer.name=SGD", "optimizer.options.nesterov=true"], r"SGD .*[Nn]esterov"),
         (["optimizer.name=Adafactor", "parallel=fsdp"], r"parallel=fsdp .*Adafactor"),
+        (
+            ["optimizer.name=Rprop", "optimizer.warmup=0", "parallel=fsdp"],
+            r"parallel=fsdp .*Rprop",
+        ),
         pytest.param(
             ["optimizer.name=muon", "parallel=fsdp"], r"parallel=fsdp .*muon", marks=needs_muon
         ),
