@@ -204,6 +204,19 @@ def test_a_run_begun_again_from_nothing_does_not_continue_a_tracker(fakes, tmp_p
     assert TrackerIds.read(RunFolder(tmp_path).trackers).wandb == Fake.id
 
 
+@pytest.mark.parametrize("content", ["{", None])
+def test_ids_that_cannot_be_read_or_written_do_not_stop_training(content, fakes, tmp_path, caplog):
+    with pytest.raises(Stopped):
+        soflow.train("moons", tmp_path, FAKED, progress=stop_at(5))
+    file = RunFolder(tmp_path).trackers
+    file.unlink()
+    file.write_text(content) if content else file.mkdir()
+    run = soflow.train("moons", tmp_path, FAKED, progress=silent)
+    assert fakes.made[2].continued == ""
+    assert list(logged(run)) == STEPS
+    assert any("begin new runs" in note and file.name in note for note in caplog.messages)
+
+
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
 def test_a_folder_named_as_a_package_is_no_package(name, tmp_path, monkeypatch):
     """W&B makes a folder `wandb` where it runs."""

@@ -28,9 +28,12 @@ def hidden_matrices(network: nn.Module) -> list[nn.Parameter]:
 
 def matrix_of(module: nn.Module) -> nn.Parameter | None:
     """The matrix that a module multiplies by; embeddings are tables of vectors."""
-    if isinstance(module, nn.MultiheadAttention):
-        return module.in_proj_weight
-    return module.weight if isinstance(module, nn.Linear) else None
+    matrix = None
+    if isinstance(module, nn.Linear):
+        matrix = module.weight
+    elif isinstance(module, nn.MultiheadAttention):
+        matrix = module.in_proj_weight
+    return matrix if isinstance(matrix, nn.Parameter) else None
 
 
 class Together(torch.optim.Optimizer):

@@ -7,6 +7,8 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from accelerate.tracking import MLflowTracker, TensorBoardTracker, WandBTracker
 from PIL import Image
 
 from soflow.config import Config
-from soflow.errors import InputError, first_line
+from soflow.errors import InputError, RunError, first_line
 from soflow.run.folder import RunFolder
 from soflow.run.metrics import MetricsLine
 from soflow.system.packages import install
@@ -50,7 +52,7 @@ class TrackerIds(Record):
     mlflow: str = ""
 
 
-class TensorBoard(TensorBoardTracker):
+class TensorBoard(TensorBoardTracker):  # type: ignore[misc]
     """Writes into the run folder. A resumed run replaces what is there after its step."""
 
     def __init__(self, folder: RunFolder, step: int, continued: str) -> None:
@@ -72,7 +74,7 @@ class TensorBoard(TensorBoardTracker):
         self.writer.flush()
 
 
-class WandB(WandBTracker):
+class WandB(WandBTracker):  # type: ignore[misc]
     """Writes into the folder `wandb` of the run folder, and to the server unless offline."""
 
     def __init__(self, folder: RunFolder, step: int, continued: str) -> None:
@@ -90,7 +92,7 @@ class WandB(WandBTracker):
         self.log_images({SAMPLES: [pixels(file)]}, step)
 
 
-class MLflow(MLflowTracker):
+class MLflow(MLflowTracker):  # type: ignore[misc]
     """Writes into the folder `mlflow` of the run folder, unless a tracking URI is set.
 
     A database, since MLflow 3 does not write plain folders any more.
@@ -130,8 +132,10 @@ class MLflow(MLflowTracker):
         self.log_artifact(str(file), SAMPLES)  # its name has the step
 
     def finish(self) -> None:
-        super().finish()
-        self.leave_uri()
+        try:
+            super().finish()
+        finally:
+            self.leave_uri()
 
     def leave_uri(self) -> None:
         """Leaves the process's tracking URI as it was."""
@@ -164,12 +168,21 @@ class Trackers:
         names = self.config.train.trackers
         if not names or not self.accelerator.is_main_process:
             return
-        ids = (TrackerIds.read(self.folder.trackers) if step else None) or TrackerIds()
+        ids = self.read_ids() if step else TrackerIds()
         for name in names:
-            self.attempt(name, lambda name=name: self.start_one(name, step, ids))
-        found = {name: tracker.id for name, tracker in self.open.items() if tracker.id}
-        if found:
-            ids.model_copy(update=found).write(self.folder.trackers)
+            self.attempt(name, partial(self.start_one, name, step, ids))
+        if found := {name: tracker.id for name, tracker in self.open.items() if tracker.id}:
+            try:
+                ids.model_copy(update=found).write(self.folder.trackers)
+            except RunError as error:
+                log.warning(f"train.trackers begin new runs when this one is resumed: {error}")
+
+    def read_ids(self) -> TrackerIds:
+        try:
+            return TrackerIds.read(self.folder.trackers) or TrackerIds()
+        except RunError as error:
+            log.warning(f"train.trackers begin new runs: {error}")
+            return TrackerIds()
 
     def start_one(self, name: str, step: int, ids: TrackerIds) -> None:
         """Opens a tracker in the run that it has, or in a new one if that is lost."""
@@ -206,15 +219,17 @@ class Trackers:
 
     def each(self, work: Callable[[Tracker], None]) -> None:
         for name, tracker in list(self.open.items()):
-            self.attempt(name, lambda tracker=tracker: work(tracker))
+            self.attempt(name, partial(work, tracker))
 
     def attempt(self, name: str, work: Callable[[], None]) -> None:
         """Does something with a tracker; whatever it raises costs this tracker alone."""
         try:
             work()
         except Exception as error:  # each package has its own errors
-            self.open.pop(name, None)
             log.warning(f"continuing without {name} of train.trackers: {first_line(error)}")
+            if (tracker := self.open.pop(name, None)) is not None:
+                with suppress(Exception):
+                    tracker.finish()
 
 
 def hyperparameters(config: Config) -> Iterator[tuple[str, bool | int | float | str]]:
