@@ -33,7 +33,7 @@ def bare_loop(config: Config, device: torch.device) -> Callable[[], None]:
     network = make_network(config).to(device)
     model = make_model(config, network)
     objective = make_objective(config)
-    optimizer = make_optimizer(config.optimizer, network.parameters())
+    optimizer = make_optimizer(config.optimizer, network)
     batches = Batches(
         make_dataset(config.data), config.train.batch_size, 0, make_augment(config), device
     )

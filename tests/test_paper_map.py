@@ -45,7 +45,8 @@ def test_every_number_of_the_paper_has_its_place():
         for key in known_keys()
         if key.startswith(("noising.", "objective.", "optimizer.", "ema.", "network."))
     ]
-    beyond_the_paper = {f"optimizer.{x}" for x in ("warmup", "clip", "lr_schedule", "lr_end")}
+    ours = ("options", "warmup", "clip", "lr_schedule", "lr_end")
+    beyond_the_paper = {f"optimizer.{x}" for x in ours}
     assert set(keys) - set(PLACES) == beyond_the_paper
 
 

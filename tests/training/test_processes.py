@@ -163,6 +163,27 @@ def test_two_processes_train_as_one_and_one_resumes_where_two_stopped(
     assert_same_training(one, begun)
 
 
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    "other",
+    [
+        ["optimizer.name=SGD", "optimizer.options.momentum=0.9", "parallel=fsdp"],
+        ["optimizer.name=NAdam", "parallel=fsdp"],
+        pytest.param(
+            ["optimizer.name=muon", "parallel=ddp"],
+            marks=pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch 2.9 has it"),
+        ),
+    ],
+)
+def test_other_optimizers_train_in_two_processes_as_in_one(other, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    settings = [*DIT, "train.accumulate=2", *other]
+    soflow.train("digits", one, [*settings, "parallel=ddp"])
+    process = launch(TORCHRUN, "-m", "soflow", "train", "digits", *settings, out=two)
+    assert process.returncode == 0, process.stderr
+    assert_same_training(one, two)
+
+
 @pytest.mark.slow
 def test_two_sharded_processes_resume_where_one_stopped(one, tmp_path):
     begun = back_to_step_4(one, tmp_path / "begun")

@@ -5,6 +5,8 @@ networks cost no memory. How fast a GPU works is an assumption, PEAK and SHARE, 
 beside every figure.
 """
 
+from math import prod
+
 import torch
 from pydantic import computed_field
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from soflow.comparison.counting import count_by_kind, trained, without_content
 from soflow.config import Config
 from soflow.errors import InputError
 from soflow.system.records import Count, Record
+from soflow.training.optimizers import kept_shapes
 
 #: The GPU that hours are for, its operations per second in matrix products of each kind, and
 #: the share of them that a training reaches.
@@ -144,10 +147,20 @@ def memory(config: Config, network: nn.Module, gpus: int, activations: int) -> M
         weights=size([*network.parameters(), *network.buffers()]) // parts,
         gradients=gradients // parts,
         buckets=gradients if gpus > 1 and not sharded else 0,
-        moments=2 * gradients // parts,  # AdamW and RAdam alike
+        moments=optimizer_state(config, network) // parts,
         average=(2 if config.ema.float64 else 1) * gradients // parts,
         activations=activations,
     )
+
+
+def optimizer_state(config: Config, network: nn.Module) -> int:
+    """Bytes of what the optimizer keeps of each parameter, in float32; single numbers are left out.
+
+    Raises:
+        InputError: If this torch lacks the optimizer, or it rejects its options.
+    """
+    shapes = kept_shapes(config.optimizer, network)
+    return 4 * sum(prod(shape) for kept in shapes for shape in kept.values() if shape)
 
 
 def size(tensors: list[Tensor]) -> int:

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from soflow.config.optimizers import has_betas
 from soflow.config.own import OWN
 from soflow.config.parsing import parse_yaml as parse_yaml
 from soflow.config.parsing import read_text as read_text
@@ -121,11 +122,11 @@ def has_guidance(name: object) -> bool:
 
 
 def override(values: Values, overrides: Sequence[str]) -> None:
-    """Puts `key=value` texts into plain values, the names of network and objective first.
+    """Puts `key=value` texts into plain values, names of network, objective and optimizer first.
 
     They decide which other keys there are.
     """
-    names = ("network.name=", "objective.name=")
+    names = ("network.name=", "objective.name=", "optimizer.name=")
     for text in sorted(overrides, key=lambda text: not text.strip().startswith(names)):
         key, equals, value = text.partition("=")
         if not equals:
@@ -137,6 +138,8 @@ def override(values: Values, overrides: Sequence[str]) -> None:
             values["network"] = {}  # another kind of network has keys of its own
         if key == "objective.name" and parsed != values["objective"]["name"]:
             values["objective"] = common(values["objective"], parsed)
+        if key == "optimizer.name" and parsed.lower() != values["optimizer"]["name"].lower():
+            values["optimizer"] = same_for(values["optimizer"], parsed)
         put(values, key, parsed)
 
 
@@ -145,6 +148,12 @@ def common(objective: Values, name: object) -> Values:
     if not has_guidance(name) or "guidance" not in objective:
         return {}
     return {"guidance": {x: y for x, y in objective["guidance"].items() if x in COMMON}}
+
+
+def same_for(optimizer: Values, name: str) -> Values:
+    """What another optimizer takes over: all but options, and betas if it has them."""
+    left = ("options",) if has_betas(name) else ("options", "betas")
+    return {key: value for key, value in optimizer.items() if key not in left}
 
 
 def read_yaml(recipe: str) -> Values:

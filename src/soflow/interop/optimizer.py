@@ -11,7 +11,7 @@ from soflow.config.schema import OptimizerConfig
 from soflow.errors import InputError
 from soflow.interop.weights import is_finite_tensor, plain
 from soflow.system.records import Count
-from soflow.training.optimizers import MOMENTS, make_optimizer
+from soflow.training.optimizers import MOMENTS, kept_shapes, make_optimizer
 
 #: Options of a parameter group that change what is learned.
 OPTIONS = ("lr", "betas", "eps", "weight_decay")
@@ -73,7 +73,7 @@ def our_optimizer_state(
     Raises:
         InputError: If the state is of another network.
     """
-    fresh = make_optimizer(config, network.parameters()).state_dict()
+    fresh = make_optimizer(config, network).state_dict()
     if state is None:
         return fresh, []
     if len(state.param_groups) > 1:
@@ -81,6 +81,9 @@ def our_optimizer_state(
         return fresh, [f"'optimizer' has {groups} groups of parameters in unknown order: {FRESH}"]
     if state.name != config.name:
         return fresh, [f"'optimizer' is {state.name}, and optimizer.name is {config.name}: {FRESH}"]
+
+    if any(kept.keys() != {"step", *MOMENTS} for kept in kept_shapes(config, network)):
+        return fresh, [f"'optimizer' has other options than optimizer.options: {FRESH}"]
 
     (group,) = state.param_groups
     parameters = dict(network.named_parameters())

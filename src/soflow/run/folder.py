@@ -2,6 +2,7 @@
 
 config.yaml  data.json  metrics.jsonl  history.jsonl
 checkpoints/step-NNNNNNNN/  samples/step-NNNNNNNN.png  evaluation.json  report.html
+trackers.json, and what trackers write
 """
 
 import logging
@@ -22,6 +23,7 @@ LEFT_BY_TRAINERS = (
     ".data.json.*.partial",
     ".metrics.jsonl.*.partial",
     ".history.jsonl.*.partial",
+    ".trackers.json.*.partial",
     "samples/.step-????????.png.*.partial",
     "checkpoints/step-*/.state.json.*.partial",
 )
@@ -40,6 +42,7 @@ class RunFolder:
         self.data = path / "data.json"
         self.evaluation = path / "evaluation.json"
         self.report = path / "report.html"
+        self.trackers = path / "trackers.json"
 
     def __repr__(self) -> str:
         return f"RunFolder({self.path})"
@@ -55,6 +58,10 @@ class RunFolder:
         for pattern in LEFT_BY_TRAINERS:
             for partial in self.path.glob(pattern):
                 partial.unlink()
+
+    def sample_grid(self, step: int) -> Path:
+        """The picture of samples drawn after a step."""
+        return self.samples / f"step-{step:08d}.png"
 
     def write_config(self, config: Config) -> None:
         head = f"# The whole configuration of this run.\nversion: {VERSION}\n"

@@ -6,7 +6,7 @@ CPUs and rounds the weights themselves to bfloat16, while the consistency pair n
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -24,7 +24,7 @@ from soflow.config import Config
 from soflow.errors import InputError, RunError
 from soflow.run.folder import RunFolder
 from soflow.system import processes
-from soflow.training.optimizers import MOMENTS
+from soflow.training.optimizers import Shapes
 
 T = TypeVar("T")
 
@@ -56,7 +56,6 @@ def make_accelerator(config: Config, folder: RunFolder) -> Accelerator:
         cpu=processes.count() > 1 and not torch.cuda.is_available(),
         mixed_precision="bf16" if config.precision.startswith("bf16") else "no",
         gradient_accumulation_steps=train.accumulate,
-        log_with=list(train.trackers) or None,
         project_dir=str(folder.path),
     )
     if train.batch_size % (accelerator.num_processes * train.accumulate):
@@ -171,25 +170,35 @@ def load_network(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     network.load_state_dict(shards)
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Loads the moments of a full state; options stay as the configuration sets them.
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, state: Mapping[str, Any], shapes: Sequence[Shapes]
+) -> None:
+    """Loads the tensors of a full state; options stay as the configuration sets them.
+
+    Args:
+        optimizer: The optimizer.
+        state: What `full_state` made of its state.
+        shapes: What it keeps of each of its parameters.
 
     Raises:
         ValueError: If the state belongs to other parameters or another optimizer.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
-    def sharded(parameter: Tensor, value: Tensor) -> Tensor:
-        if value.shape not in (parameter.shape, ()):
-            found, expected = list(value.shape), list(parameter.shape)
-            raise ValueError(f"the optimizer state has {found} for a parameter of {expected}")
+    def sharded(parameter: Tensor, value: Tensor, expected: tuple[int, ...]) -> Tensor:
+        if value.shape != expected:
+            found = f"{list(value.shape)} in place of {list(expected)}"
+            raise ValueError(f"the optimizer state has {found} for a parameter")
         return shard_like(value, parameter) if value.shape == parameter.shape else value
 
     shards = {}
-    for index, moments in state["state"].items():
-        if index not in range(len(parameters)) or moments.keys() != {"step", *MOMENTS}:
-            found = ", ".join(map(str, moments))
+    for index, kept in state["state"].items():
+        if index not in range(len(parameters)) or kept.keys() != shapes[index].keys():
+            found = ", ".join(map(str, kept))
             raise ValueError(f"the optimizer state has {found} of parameter {index}")
-        shards[index] = {name: sharded(parameters[index], value) for name, value in moments.items()}
+        shards[index] = {
+            name: sharded(parameters[index], value, shapes[index][name])
+            for name, value in kept.items()
+        }
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": shards, "param_groups": groups})

@@ -1,28 +1,135 @@
-"""Optimizers and the learning rate as a function of the step."""
+"""Optimizers, what they keep of each parameter, and the learning rate as a function of the step."""
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from math import cos, pi
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from soflow.config import Config
+from soflow.config.optimizers import parameters_of, torch_class
 from soflow.config.schema import OptimizerConfig
+from soflow.errors import InputError, first_line
+from soflow.training.muon import Together, hidden_matrices
+
+log = logging.getLogger(__name__)
 
 #: What AdamW and RAdam keep of a parameter beside its number of updates, `step`.
 MOMENTS = ("exp_avg", "exp_avg_sq")
+#: Settings that differ from torch's defaults.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "adamw": {"fused": True},
+    "radam": {"decoupled_weight_decay": True, "foreach": True},
+    # Updates as large as AdamW's, so that one learning rate and weight decay suit both.
+    "muon": {"adjust_lr_fn": "match_rms_adamw"},
+}
+
+#: Optimizers that cannot update shards: two need whole matrices, the last an operation that torch
+#: does not have for shards.
+WHOLE = ("muon", "Adafactor", "Rprop")
+
+#: Shapes of the tensors that an optimizer keeps of a parameter, by name.
+Shapes = dict[str, tuple[int, ...]]
 
 
-def make_optimizer(
-    config: OptimizerConfig, parameters: Iterable[nn.Parameter]
-) -> torch.optim.Optimizer:
-    """AdamW (fused) or RAdam (foreach) over trained parameters, with decoupled weight decay."""
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    lr, betas, decay = config.lr, config.betas, config.weight_decay
-    if config.name == "adamw":
-        return torch.optim.AdamW(trained, lr, betas, weight_decay=decay, fused=True)
-    return torch.optim.RAdam(
-        trained, lr, betas, weight_decay=decay, decoupled_weight_decay=True, foreach=True
+def make_optimizer(config: OptimizerConfig, network: nn.Module) -> Optimizer:
+    """The optimizer of a network's trained parameters.
+
+    Raises:
+        InputError: If this torch lacks it, it rejects its options, or it has nothing to update.
+    """
+    made = [make(parameters) for make, parameters in parts_of(config, network)]
+    return made[0] if len(made) == 1 else Together(made)
+
+
+def parts_of(
+    config: OptimizerConfig, network: nn.Module
+) -> list[tuple[Callable[[list[nn.Parameter]], Optimizer], list[nn.Parameter]]]:
+    """The optimizers to make, each with its parameters: one, or Muon and AdamW."""
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    if config.name != "muon":
+        return [(partial(make_part, config), trained)]
+    matrices = hidden_matrices(network)
+    if not matrices:
+        raise InputError(
+            f"optimizer.name=muon updates weight matrices of hidden layers, and "
+            f"{type(network).__name__} has none: use adamw"
+        )
+    hidden = set(matrices)
+    others = [parameter for parameter in trained if parameter not in hidden]
+    adamw = config.model_copy(update={"name": "adamw", "options": {}})
+    return [(partial(make_part, config), matrices), (partial(make_part, adamw), others)]
+
+
+def make_part(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> Optimizer:
+    """An optimizer of torch.optim with the settings that its class has."""
+    own = {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay}
+    known = parameters_of(config.name)
+    settings = {name: value for name, value in own.items() if name in known}
+    settings |= SETTINGS.get(config.name, {}) | config.options
+    one: Callable[..., Optimizer] = torch_class(config.name)
+    try:
+        return one(list(parameters), **settings)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise rejected(config, error) from None
+
+
+def rejected(config: OptimizerConfig, error: Exception) -> InputError:
+    """The error for settings that torch does not accept."""
+    return InputError(
+        f"optimizer.name={config.name} does not accept its settings, with optimizer.options="
+        f"{config.options}: {first_line(error)}"
     )
+
+
+def kept_shapes(config: OptimizerConfig, network: nn.Module) -> list[Shapes]:
+    """What the optimizer keeps of each parameter, in the order of its state.
+
+    Optimizers keep tensors of the parameter's shape, single numbers, or, as Adafactor, a row or a
+    column of it. So a step on a small tensor tells the shapes for all of as many dimensions.
+    """
+    shapes: list[Shapes] = []
+    for make, parameters in parts_of(config, network):
+        small = {count: nn.Parameter(torch.zeros([*range(2, 2 + count)], device="cpu"))
+                 for count in {parameter.ndim for parameter in parameters}}  # fmt: skip
+        kept = {count: kept_after_step(config, make([one]), one) for count, one in small.items()}
+        for parameter in parameters:
+            sides = dict(zip(small[parameter.ndim].shape, parameter.shape, strict=True))
+            shapes.append(
+                {
+                    name: tuple(sides.get(side, side) for side in value.shape)
+                    for name, value in kept[parameter.ndim].items()
+                }
+            )
+    return shapes
+
+
+def kept_after_step(
+    config: OptimizerConfig, optimizer: Optimizer, parameter: nn.Parameter
+) -> dict[str, Tensor]:
+    """The state of a parameter after one step."""
+    parameter.grad = torch.ones_like(parameter)
+    try:
+        optimizer.step()
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        raise rejected(config, error) from None
+    return dict(optimizer.state[parameter])
+
+
+def require_optimizer(config: Config) -> None:
+    """Raises InputError if the optimizer cannot train with these settings, before it has to."""
+    optimizer = config.optimizer
+    layers: Sequence[nn.Module] = [nn.Linear(2, 2, device="cpu") for _ in range(3)]
+    kept_shapes(optimizer, nn.Sequential(*layers))
+    if config.parallel == "fsdp" and optimizer.name in WHOLE:
+        raise InputError(
+            f"parallel=fsdp does not work with optimizer.name={optimizer.name}, which cannot "
+            "update shards: set parallel=ddp, or optimizer.name=adamw"
+        )
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:

@@ -41,7 +41,7 @@ from soflow.training.loss_module import LossModule, prepared
 from soflow.training.memory import TOO_LARGE, memory_advice
 from soflow.training.metrics import add_means, progress_text, summary, take_line
 from soflow.training.nonfinite import NonFinite
-from soflow.training.optimizers import make_optimizer
+from soflow.training.optimizers import kept_shapes, make_optimizer
 from soflow.training.precision import float32_products
 from soflow.training.schedule import Schedule
 from soflow.training.signals import StopRequest, stop_request, stopped_by
@@ -79,10 +79,10 @@ class Trainer:
         self.manager = CheckpointManager(folder, config.checkpoint)
         self.accelerator = make_accelerator(config, folder)
         self.device = self.accelerator.device
-        self.trackers = Trackers(self.accelerator)
+        self.trackers = Trackers(self.accelerator, config, folder)
         loss = LossModule(model, objective)
         self.module = prepared(loss, config, self.accelerator)
-        optimizer = make_optimizer(config.optimizer, self.network.parameters())
+        optimizer = make_optimizer(config.optimizer, self.network)
         self.optimizer = self.accelerator.prepare(optimizer)
         self.ema = Ema(self.network, **config.ema.model_dump())
         loss.model = replace(model, average=self.ema.net)
@@ -112,7 +112,8 @@ class Trainer:
             with out_of_memory_explained(TOO_LARGE):
                 load_network(self.network, checkpoint.weights("raw"))
                 self.ema.load_state_dict(checkpoint.weights("ema"))
-                load_optimizer(self.optimizer, checkpoint.optimizer_state())
+                shapes = kept_shapes(self.config.optimizer, self.network)
+                load_optimizer(self.optimizer, checkpoint.optimizer_state(), shapes)
         except RunError:
             raise
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
@@ -250,6 +251,8 @@ class Trainer:
             self.accelerator.wait_for_everyone()
             if (stop := self.agreed(request)) is not None:
                 return stop
+        if draws:
+            self.trackers.log_samples(state.step)
         state.due = False
         keep_best(state, looks.figures, config.evaluate.num_while_training)
         if self.schedule.logs(state.step):

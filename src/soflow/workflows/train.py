@@ -55,6 +55,7 @@ from soflow.training.distributed import (
 )
 from soflow.training.looks import Measure
 from soflow.training.memory import TOO_LARGE
+from soflow.training.optimizers import require_optimizer
 from soflow.training.signals import Stopped
 from soflow.training.trackers import require_trackers
 from soflow.training.trainer import Trainer
@@ -138,6 +139,7 @@ def train(
     require_own_data(config, folder)
     require_plain_launch()
     require_trackers(config.train.trackers)
+    require_optimizer(config)
     if "data.path" in given:
         require_path_is_read(config.data)
     dataset = training_data(config, folder)
@@ -329,6 +331,6 @@ def draw_samples(
         names = column_names(config.data.shape, dataset.scaling)
         if names and config.data.shape != (2,):
             real = model.decode(dataset.samples(slice(num)).to(device)).cpu()
-    file = folder.samples / f"step-{step:08d}.png"
+    file = folder.sample_grid(step)
     write_bytes(file, png(picture(samples, columns, names, real)))
     return file
