@@ -29,10 +29,10 @@ class TwoHalves(soflow.FlowMatching):
     samplers = ("ode", "heun")
 
     def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> soflow.Draws:
-        noise, half = torch.randn(*shape, generator=generator), shape[0] // 2
-        t, s = torch.rand(2, shape[0], generator=generator).sort(0, descending=True).values
-        dropped = torch.zeros(shape[0], dtype=torch.bool)
-        return soflow.Draws(noise, t, torch.cat([t[:half], s[half:]]), dropped, half)
+        draws, half = super().draw(shape, generator), shape[0] // 2
+        s = draws.t * torch.rand(shape[0], generator=generator)
+        s = torch.cat([draws.t[:half], s[half:]])
+        return soflow.Draws(draws.noise, draws.t, s, draws.dropped, half)
 
     def __call__(
         self, model: soflow.FlowModel, batch: soflow.Batch, draws: soflow.Draws, progress: float
@@ -44,9 +44,8 @@ class TwoHalves(soflow.FlowMatching):
             mean = (model.net(point.x_t, t, middle) + model.net(halfway, middle, s)) / 2
         target = torch.where((s == t)[:, None], point.v_t, mean)
         error = ((model.net(point.x_t, t, s) - target) ** 2).mean(1)
-        return soflow.losses(
-            halves=soflow.Term(error, error.detach(), torch.ones_like(t), {"t": t})
-        )
+        one = torch.ones_like(t)
+        return soflow.losses(halves=soflow.Term(error, error.detach(), one, {"t": t}))
 
 
 def main(steps: int = 3000, out: str = "runs/all-of-your-own") -> Tensor:
