@@ -33,7 +33,7 @@ from soflow.solution import FlowModel, unchanged
 from soflow.system import processes
 from soflow.system.atomic import write_bytes
 from soflow.system.devices import default_device
-from soflow.system.logs import show_notes
+from soflow.system.isolation import isolated, random_state_kept
 from soflow.system.memory import out_of_memory_explained
 from soflow.system.progress import Progress, track
 from soflow.training.automatic import resolve
@@ -56,6 +56,8 @@ log = logging.getLogger(__name__)
 Watch = Callable[[TrainState, FlowModel, torch.device], None]
 
 
+@isolated
+@random_state_kept()
 def train(
     recipe: str | Path | Config,
     out: str | Path,
@@ -73,7 +75,8 @@ def train(
         recipe: The name of a shipped recipe, a YAML file, a run folder, or a configuration.
         out: The run folder.
         overrides: Changes to the recipe or configuration, such as "train.steps=2000".
-        progress: Shows the steps; by default a bar or lines on stderr.
+        progress: Shows the steps: `soflow.track`, a bar or lines on stderr; `soflow.silent`,
+            nothing but warnings; or a function of your own like these.
         watch: Called with the averaged weights each time a sample grid is drawn.
         data: Data of your own in place of the recipe's: a tensor or an array (N, ...); samples and
             labels, (x, y); a data set of torch with `__len__`, whose items are samples,
@@ -92,8 +95,6 @@ def train(
         KeyboardInterrupt: After Ctrl-C, with a checkpoint written.
         SystemExit: After SIGTERM, with a checkpoint written.
     """
-    if progress is track:
-        show_notes()
     config = recipe if isinstance(recipe, Config) else read_recipe(recipe)
     config = with_overrides(config, overrides)
     if data is not None:
