@@ -42,7 +42,7 @@ from soflow.solution import FlowModel
 from soflow.system import processes
 from soflow.system.atomic import require_writable
 from soflow.system.devices import default_device
-from soflow.system.isolation import isolated
+from soflow.system.isolation import isolated, random_state_kept
 from soflow.system.progress import Progress, Task, track
 from soflow.training.automatic import resolve
 from soflow.workflows.evaluate import write_evaluation
@@ -60,6 +60,7 @@ COARSE_HEUN: tuple[Sampler, int] = ("heun", 8)
 
 
 @isolated
+@random_state_kept()
 def compare(
     recipe: str,
     out: str | Path,

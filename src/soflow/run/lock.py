@@ -16,8 +16,8 @@ from filelock import FileLock, Timeout
 from soflow.errors import RunError
 from soflow.system.atomic import require_writable, write_text
 
-#: Torch's random numbers and Accelerate's state are those of a process.
-_training = threading.Lock()
+#: Torch's random numbers and Accelerate's state are those of a process, so threads take turns.
+_training = threading.RLock()
 
 
 @contextmanager

@@ -15,13 +15,14 @@ from soflow.evaluation.references import make_sample_scoring, make_scoring
 from soflow.evaluation.sample_set import open_samples
 from soflow.run.folder import RunFolder, evaluation_file, find_run
 from soflow.sampling import Sampler
-from soflow.system.isolation import isolated
+from soflow.system.isolation import isolated, random_state_kept
 from soflow.system.memory import out_of_memory_explained
 from soflow.system.progress import Progress, track
 from soflow.workflows.load import Run, load
 
 
 @isolated
+@random_state_kept()
 def evaluate(
     run: str | Path | Run,
     settings: EvaluationSettings | None = None,
@@ -76,6 +77,7 @@ def evaluate(
 
 
 @isolated
+@random_state_kept()
 def evaluate_samples(
     path: str | Path,
     features: str,

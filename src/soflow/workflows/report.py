@@ -15,7 +15,7 @@ from soflow.evaluation.record import Evaluation
 from soflow.evaluation.report import Subject, page
 from soflow.run.folder import RunFolder
 from soflow.system.atomic import replace_file
-from soflow.system.isolation import isolated
+from soflow.system.isolation import isolated, random_state_kept
 from soflow.system.progress import Progress, track
 from soflow.workflows.load import Run, load
 
@@ -26,6 +26,7 @@ CURVE = TypeAdapter(Curve)
 
 
 @isolated
+@random_state_kept()
 def report(
     runs: str | Path | Sequence[str | Path],
     out: str | Path | None = None,
