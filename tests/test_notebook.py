@@ -27,7 +27,7 @@ def executed(notebook, folder, monkeypatch):
     """The kinds of messages and the outputs of each cell of code."""
     root = Path(soflow.__file__).parents[1]
     monkeypatch.setenv("PYTHONPATH", str(root))
-    monkeypatch.setenv("SOFLOW_EXAMPLE_STEPS", "20")
+    monkeypatch.setenv("SOFLOW_EXAMPLE_STEPS", "40")
     monkeypatch.setenv("TMPDIR", str(folder))
     client = Client(notebook, timeout=300, resources={"metadata": {"path": str(folder)}})
     client.execute()

@@ -46,8 +46,9 @@ class NotebookBars(Progress):
         """Removes a bar. What the last one shows is the line that remains."""
         if len(self.tasks) == 1:
             task = self.tasks[0]
-            time = timedelta(seconds=round(task.elapsed or 0))
-            self.summary = f"{task.description}: {task.fields['text']}  {time}"
+            time = str(timedelta(seconds=round(task.elapsed or 0)))
+            shown = filter(None, (task.fields["text"], time))
+            self.summary = f"{task.description}: {'  '.join(shown)}"
         super().remove_task(task_id)
 
     def _show_to_end(self) -> None:
@@ -61,7 +62,10 @@ class NotebookBars(Progress):
         """Shows rich's content, if it is not what is shown already."""
         from IPython.display import display
 
-        console = Console(file=io.StringIO(), record=True, width=WIDTH, force_jupyter=False)
+        console = Console(
+            file=io.StringIO(), record=True, width=WIDTH, force_jupyter=False,
+            color_system="truecolor",
+        )  # fmt: skip
         console.print(content, soft_wrap=isinstance(content, Text))
         html = console.export_html(inline_styles=True, code_format=FORMAT, clear=False)
         if html != self.shown:
