@@ -81,7 +81,11 @@ def track(title: str, total: int, done: int = 0) -> Iterator[Task]:
         yield Lines(title, total, done)
     else:
         with bar(title, total, done, f"{done:,} of {total:,}") as (shown, id):
-            yield Bar(shown, id, title, total, done)
+            task = Bar(shown, id, title, total, done)
+            try:
+                yield task
+            finally:
+                task.show()
 
 
 @contextmanager
@@ -158,12 +162,18 @@ class Bar(Timed):
     def __init__(self, bars: "Bars", id: "TaskID", title: str, total: int, done: int) -> None:
         super().__init__(title, total, done)
         self.bars, self.id = bars, id
+        self.last = (done, "")
 
     def update(self, done: int, text: str = "") -> None:
-        now = time.monotonic()
-        if now - self.shown >= BAR_PAUSE or done >= self.total:
-            self.shown = now
-            self.bars.update(self.id, completed=done, text=self.describe(done, text))
+        self.last = (done, text)
+        if time.monotonic() - self.shown >= BAR_PAUSE or done >= self.total:
+            self.show()
+
+    def show(self) -> None:
+        """Shows the last update."""
+        self.shown = time.monotonic()
+        done, text = self.last
+        self.bars.update(self.id, completed=done, text=self.describe(done, text))
 
 
 #: The bars that are shown. Work inside other work adds a bar below.
