@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from soflow.config import read_recipe as read_recipe
     from soflow.data.registry import SOURCES as SOURCES
     from soflow.evaluation.evaluate import EvaluationSettings as EvaluationSettings
+    from soflow.evaluation.pictures import picture as picture
     from soflow.evaluation.pictures import save_picture as save_picture
     from soflow.guidance import Guidance as Guidance
     from soflow.interop.reference import import_checkpoint as import_checkpoint
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from soflow.solution import FlowModel as FlowModel
     from soflow.solution import TrigParameterization as TrigParameterization
     from soflow.symbols import Batch as Batch
+    from soflow.system.progress import silent as silent
+    from soflow.system.progress import track as track
     from soflow.system.registry import Setting as Setting
     from soflow.times import LogitNormal as LogitNormal
     from soflow.times import MiddleTime as MiddleTime
@@ -75,7 +78,10 @@ _HOME = {
     "renoise": "sampling",
     "ode": "sampling",
     "integrate_velocity": "sampling",
+    "picture": "evaluation.pictures",
     "save_picture": "evaluation.pictures",
+    "track": "system.progress",
+    "silent": "system.progress",
     "read_recipe": "config",
     "Config": "config",
     # the mathematics

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from soflow.errors import InputError
 from soflow.evaluation.pictures import about, grid, picture, shown_channels
 from soflow.evaluation.sample_plots import CELLS, clouds, curves, journeys, limits, vectors
 
@@ -128,3 +129,16 @@ def test_limits_leave_out_the_outermost_values():
     low, high = limits(values)
     assert -0.1 < low < 0.01
     assert 0.99 < high < 1.1
+
+
+def test_what_is_no_picture_is_refused():
+    for samples in (torch.zeros(4), torch.zeros(0, 1, 8, 8), torch.zeros(1, 1, 1, 8, 8)):
+        with pytest.raises(InputError, match="shape"):
+            picture(samples)
+    with pytest.raises(InputError, match="columns=0"):
+        picture(torch.zeros(4, 1, 8, 8), columns=0)
+
+
+def test_a_picture_has_as_many_columns_as_samples_at_most():
+    assert picture(torch.zeros(3, 1, 32, 32)).size == (3 * 34 + 2, 36)
+    assert picture(torch.zeros(3, 1, 32, 32))._repr_png_().startswith(b"\x89PNG")

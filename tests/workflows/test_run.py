@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 import soflow
 from soflow.errors import InputError
 from soflow.evaluation.pictures import to_uint8
+from soflow.run.folder import RunFolder
 from soflow.system.devices import named_device
 
 
@@ -97,3 +99,14 @@ def test_models_are_pickled_copied_and_cast(network, shape):
         assert found.dtype == dtype
         torch.testing.assert_close(found.float(), expected, atol=0.05, rtol=0.05)
     assert copy.deepcopy(model).half().net is not model.net
+
+
+def test_a_notebook_shows_the_newest_samples_of_a_run(tiny_run, tmp_path):
+    folder = RunFolder(tmp_path)
+    loaded = replace(soflow.load(tiny_run, device="cpu"), folder=folder)
+    assert folder._repr_png_() is loaded._repr_png_() is None
+    folder.samples.mkdir()
+    for step in (2, 10):
+        (folder.samples / f"step-{step:08d}.png").write_bytes(b"%d" % step)
+    assert folder._repr_png_() == loaded._repr_png_() == b"10"
+    assert str(loaded.checkpoint.path) in repr(loaded)

@@ -40,7 +40,7 @@ from soflow.solution import FlowModel
 from soflow.system import processes
 from soflow.system.atomic import require_writable
 from soflow.system.devices import default_device
-from soflow.system.logs import show_notes
+from soflow.system.isolation import isolated, random_state_kept
 from soflow.system.progress import Progress, Task, track
 from soflow.training.automatic import resolve
 from soflow.training.callbacks import Callback, Training
@@ -58,6 +58,8 @@ CURVE_SAMPLES = 500
 COARSE_HEUN: tuple[Sampler, int] = ("heun", 8)
 
 
+@isolated
+@random_state_kept()
 def compare(
     recipe: str,
     out: str | Path,
@@ -92,8 +94,6 @@ def compare(
         InputError: For settings that cannot be used, or that differ from those of runs in `out`.
         RunError: If a run fails or a file is damaged.
     """
-    if progress is track:
-        show_notes()
     out = Path(out).expanduser()
     if processes.count() > 1:
         raise InputError("a comparison runs in one process: start soflow compare without torchrun")

@@ -19,6 +19,7 @@ from soflow.data.dataset import Dataset
 from soflow.errors import InputError
 from soflow.system.atomic import replace_file
 from soflow.system.cache import cache_folder
+from soflow.system.isolation import random_state_kept
 from soflow.system.progress import track
 
 log = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ def fit(
 ) -> Trained:
     """Makes and trains a classifier. It is seeded: the same data give the same weights."""
     batches = Batches(dataset, BATCH, seed=0)
-    with torch.random.fork_rng(devices=[]):
+    with random_state_kept():
         torch.manual_seed(0)
         classifier = make()
         optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3, weight_decay=1e-2)

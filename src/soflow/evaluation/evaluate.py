@@ -221,7 +221,9 @@ def milliseconds_per_sample(
 ) -> float:
     """The time of a batch like those just drawn, without its noise, from TIMED_STEPS or less."""
     batch, timed = min(settings.num, settings.batch, TIMED_BATCH), min(nfe, TIMED_STEPS)
-    noises = torch.randn(noise_count(sampler, timed), batch, *model.shape, device=device)
+    shape = (noise_count(sampler, timed), batch, *model.shape)
+    generator = seeded_generator(0, "timing", 0, device)
+    noises = torch.randn(*shape, generator=generator, device=device)
     classes = class_by_class(batch, model.num_classes)
     labels = None if classes is None else classes.to(device)
     noises.sum().item()  # waits for the device

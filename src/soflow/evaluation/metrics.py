@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from soflow.errors import RunError, first_line
+from soflow.system.isolation import random_state_kept
 
 #: Rows that are processed at once. Figures do not depend on how samples are batched.
 ROWS = 1000
@@ -106,7 +107,7 @@ def spread_of_frechet(features: Tensor, reference: Moments, splits: int = 5) -> 
 @contextmanager
 def seeded() -> Iterator[None]:
     """Seeds torch's global generator, which torchmetrics draws from, and hides its warnings."""
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    with random_state_kept(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
         yield

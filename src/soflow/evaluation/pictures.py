@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from soflow.errors import InputError
 from soflow.symbols import Sample
 
 if TYPE_CHECKING:
@@ -81,19 +82,33 @@ def shown_count(channels: int) -> int:
 
 
 def picture(
-    samples: Tensor, columns: int, names: Sequence[str] = (), real: Tensor | None = None
+    samples: Tensor, columns: int = 10, names: Sequence[str] = (), real: Tensor | None = None
 ) -> Image.Image:
-    """Samples as a picture that suits their shape.
+    """Samples as a picture that suits their shape. A notebook shows it, and it has `save`.
 
     Images are a grid; those with names of channels are in units of their own, see `about`. Vectors
     are a histogram, a scatter plot or a pair plot, signals are curves.
 
+        soflow.picture(model.sample(20), columns=10)
+
     Args:
-        samples: (B, D), (B, C, L) or (B, C, H, W).
+        samples: (B, D), (B, C, L) or (B, C, H, W); images of one or three channels in -1 to 1.
         columns: How many images or signals are in a row.
         names: Of features or channels; see features.column_names.
         real: Real data like the samples: behind vectors, and for the ranges of the others.
+
+    Returns:
+        The picture.
+
+    Raises:
+        InputError: If there are no samples or no columns, or samples have another number of axes.
     """
+    if not 2 <= samples.ndim <= 4 or not samples.numel():
+        shapes = "[B, D], [B, C, L] or [B, C, H, W]"
+        raise InputError(f"samples have shape {list(samples.shape)}: a picture takes {shapes}")
+    if columns < 1:
+        raise InputError(f"columns={columns}: a picture has at least one")
+    columns = min(columns, len(samples))
     if is_image(samples.shape[1:]) and not names:
         return grid(samples, columns)
     if samples.ndim == 4:
@@ -111,7 +126,7 @@ def to_picture(figure: "Figure") -> Image.Image:
 
 
 def save_picture(
-    samples: Tensor, file: str | Path, columns: int, names: Sequence[str] = ()
+    samples: Tensor, file: str | Path, columns: int = 10, names: Sequence[str] = ()
 ) -> None:
     """Saves samples as one picture; see `picture`."""
     picture(samples, columns, names).save(Path(file).expanduser())

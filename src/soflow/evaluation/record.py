@@ -142,6 +142,12 @@ class Evaluation(Record):
             raise ValueError("a row has no nfe")
         return self
 
+    def _repr_html_(self) -> str:
+        """The table of figures with its remarks, which a notebook shows."""
+        from soflow.evaluation.tables import as_html
+
+        return as_html(self)
+
     def row(self, sampler: str | None, nfe: int | None) -> Row | None:
         """The first row in `nfe` network evaluations, of one sampler or of any."""
         found = (r for r in self.rows if r.nfe == nfe and sampler in (None, r.sampler))

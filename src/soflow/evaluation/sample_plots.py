@@ -120,9 +120,11 @@ def cloud(axes: Axes, drawn: np.ndarray, behind: np.ndarray | None, x: int, y: i
 
 def equal_units(axes: Axes) -> None:
     """One unit for both axes, if their spans are alike."""
-    spans = [high - low for low, high in (axes.get_xlim(), axes.get_ylim())]
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    spans = (right - left, top - bottom)
     if max(spans) < ALIKE * min(spans):
-        axes.set_aspect("equal", adjustable="datalim")
+        half, x, y = max(spans) / 2, (left + right) / 2, (bottom + top) / 2
+        axes.set(xlim=(x - half, x + half), ylim=(y - half, y + half), aspect="equal")
 
 
 def curves(

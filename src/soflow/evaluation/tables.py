@@ -1,7 +1,9 @@
-"""An evaluation as text: the table, its title, and the remarks below it."""
+"""An evaluation as text and as HTML: the table, its title, and the remarks below it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import mean
+
+from markupsafe import Markup
 
 from soflow.evaluation.record import Evaluation, Figures, RealRow, Reference, Row
 
@@ -141,3 +143,27 @@ def about_real(real: RealRow, reference: Reference) -> str:
     other = real.reference
     same = (other.name, other.count) == (reference.name, reference.count)
     return f"{text}." if same else f"{text}, compared with the other {other.count:,}."
+
+
+def as_html(evaluation: Evaluation) -> str:
+    """The table with its title and remarks, for notebooks."""
+    head, *rows = table(evaluation)
+    lines = [row_of("th", head), *(row_of("td", row) for row in rows)]
+    diagnostics = [
+        f"{name.replace('_', ' ')}: {value:.4f}" for name, value in evaluation.diagnostics.items()
+    ]
+    below = [
+        Markup('<p style="max-width: 60em">{}</p>').format(line)
+        for line in (remarks(evaluation), ", ".join(diagnostics))
+        if line
+    ]
+    found = Markup("<p><b>{}</b></p><table>{}</table>{}").format(
+        title(evaluation), Markup("").join(lines), Markup("").join(below)
+    )
+    return str(found)
+
+
+def row_of(tag: str, cells: Sequence[str]) -> Markup:
+    """A row of cells, escaped."""
+    cell = Markup(f"<{tag}>{{}}</{tag}>")
+    return Markup("<tr>{}</tr>").format(Markup("").join(cell.format(text) for text in cells))

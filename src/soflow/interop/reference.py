@@ -26,6 +26,7 @@ from soflow.interop.weights import named_tensors, plain, read_file, require_fit
 from soflow.networks.dit import SIZES
 from soflow.run.checkpoint import TrainState, save_checkpoint
 from soflow.run.folder import RunFolder
+from soflow.system.isolation import isolated
 from soflow.system.progress import stage
 
 KNOWN = ("model", "ema_model", "optimizer", "finished_steps", "finished_epochs")
@@ -65,6 +66,7 @@ class Parts:
     notes: list[str]
 
 
+@isolated
 def import_checkpoint(
     checkpoint: str | Path,
     settings: str | Path,

@@ -47,6 +47,11 @@ class RunFolder:
     def __repr__(self) -> str:
         return f"RunFolder({self.path})"
 
+    def _repr_png_(self) -> bytes | None:
+        """The newest sample grid, which a notebook shows."""
+        newest = max(self.samples.glob("step-????????.png"), default=None)
+        return newest.read_bytes() if newest else None
+
     def create(self) -> None:
         """Makes the folder, and removes unfinished files of a trainer that was killed.
 

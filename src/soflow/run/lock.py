@@ -1,7 +1,11 @@
-"""One trainer per run folder. The system releases the lock when its process ends."""
+"""One trainer per run folder, and per process.
+
+The system releases the lock of a folder when its process ends.
+"""
 
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -12,15 +16,33 @@ from filelock import FileLock, Timeout
 from soflow.errors import RunError
 from soflow.system.atomic import require_writable, write_text
 
+#: Torch's random numbers and Accelerate's state are those of a process, so threads take turns.
+_training = threading.RLock()
+
 
 @contextmanager
 def only_trainer_of(folder: Path) -> Iterator[None]:
     """Makes the folder if needed, and holds its lock. A folder made only for the lock is removed.
 
     Raises:
-        RunError: If another process has the lock; it is named.
+        RunError: If another process has the lock; it is named. If this process is training already.
         InputError: If the folder cannot be written.
     """
+    if not _training.acquire(blocking=False):
+        raise RunError(
+            f"cannot train {folder}: this process is training already; wait for it, or use another "
+            "process"
+        )
+    try:
+        with lock_of(folder):
+            yield
+    finally:
+        _training.release()
+
+
+@contextmanager
+def lock_of(folder: Path) -> Iterator[None]:
+    """Holds the lock of a folder; see `only_trainer_of`."""
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     require_writable(folder)
     owner, place = folder / ".trainer", folder / ".lock"

@@ -5,8 +5,8 @@ One interface serves training, evaluation, comparison and data work:
     with track("evaluating", total=2000) as task:
         task.update(500)
 
-On a terminal it is a bar, elsewhere a line now and then. Only the first of several processes shows
-anything.
+On a terminal and in a notebook it is a bar, elsewhere a line now and then. Only the first of
+several processes shows anything.
 """
 
 import sys
@@ -47,30 +47,83 @@ class Progress(Protocol):
 
 @contextmanager
 def silent(title: str, total: int, done: int = 0) -> Iterator[Task]:
-    """Shows nothing."""
+    """Shows nothing. As the `progress` of a public function, it hides notes, too.
+
+    Warnings remain.
+
+        run = soflow.train("digits", "runs/quiet", progress=soflow.silent)
+    """
     yield Task()
 
 
 @contextmanager
 def track(title: str, total: int, done: int = 0) -> Iterator[Task]:
-    """Shows a bar on a terminal, lines elsewhere, nothing in processes other than the first."""
-    if processes.index() > 0:
+    """Shows a bar on a terminal and in a notebook, lines elsewhere.
+
+    It is the default `progress` of all public functions. A function of your own with the same
+    arguments can take its place.
+
+        with soflow.track("drawing", total=3) as task:
+            for i in range(3):
+                task.update(i + 1)
+
+    Args:
+        title: What is going on.
+        total: The number of parts of the work.
+        done: How many of them were done before.
+
+    Yields:
+        A task, whose `update(done, text)` reports how many parts are done, and a short text.
+    """
+    if is_hidden():
         yield Task()
-    elif not sys.stderr.isatty():
+    elif not shows_bars():
         yield Lines(title, total, done)
     else:
         with bar(title, total, done, f"{done:,} of {total:,}") as (shown, id):
-            yield Bar(shown, id, title, total, done)
+            task = Bar(shown, id, title, total, done)
+            try:
+                yield task
+            finally:
+                task.show()
 
 
 @contextmanager
 def stage(text: str) -> Iterator[None]:
-    """Shows on a terminal that work of unknown length is going on."""
-    if processes.index() > 0 or not sys.stderr.isatty():
+    """Shows on a terminal and in a notebook that work of unknown length is going on."""
+    if is_hidden() or not shows_bars():
         yield
     else:
         with bar(text, None):
             yield
+
+
+_is_quiet: ContextVar[bool] = ContextVar("nothing is shown", default=False)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hides all progress."""
+    token = _is_quiet.set(True)
+    try:
+        yield
+    finally:
+        _is_quiet.reset(token)
+
+
+def is_hidden() -> bool:
+    """Whether this call or this process shows no progress."""
+    return _is_quiet.get() or processes.index() > 0
+
+
+def in_notebook() -> bool:
+    """Whether this is Jupyter or another notebook with an IPython kernel."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
+
+
+def shows_bars() -> bool:
+    return in_notebook() or sys.stderr.isatty()
 
 
 class Timed(Task):
@@ -104,26 +157,32 @@ class Lines(Timed):
 
 
 class Bar(Timed):
-    """A bar among the bars on the terminal."""
+    """A bar among others."""
 
     def __init__(self, bars: "Bars", id: "TaskID", title: str, total: int, done: int) -> None:
         super().__init__(title, total, done)
         self.bars, self.id = bars, id
+        self.last = (done, "")
 
     def update(self, done: int, text: str = "") -> None:
-        now = time.monotonic()
-        if now - self.shown >= BAR_PAUSE or done >= self.total:
-            self.shown = now
-            self.bars.update(self.id, completed=done, text=self.describe(done, text))
+        self.last = (done, text)
+        if time.monotonic() - self.shown >= BAR_PAUSE or done >= self.total:
+            self.show()
+
+    def show(self) -> None:
+        """Shows the last update."""
+        self.shown = time.monotonic()
+        done, text = self.last
+        self.bars.update(self.id, completed=done, text=self.describe(done, text))
 
 
-#: The bars on the terminal. Work inside other work adds a bar below.
+#: The bars that are shown. Work inside other work adds a bar below.
 _bars: ContextVar[Optional["Bars"]] = ContextVar("bars", default=None)
 
 
 @contextmanager
 def bars() -> Iterator["Bars"]:
-    """The bars on the terminal. Lines printed to stderr meanwhile appear above them."""
+    """The bars. On a terminal, lines printed to stderr meanwhile appear above them."""
     shown = _bars.get()
     if shown is not None:
         yield shown
@@ -131,14 +190,18 @@ def bars() -> Iterator["Bars"]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    shown = Progress(
+    columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.fields[text]}", markup=False),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
     )
+    if in_notebook():
+        from soflow.system.notebook import NotebookBars
+
+        shown = NotebookBars(columns)
+    else:
+        shown = Progress(*columns, console=Console(stderr=True), transient=True)
     token = _bars.set(shown)
     try:
         with shown:
@@ -151,7 +214,7 @@ def bars() -> Iterator["Bars"]:
 def bar(
     title: str, total: int | None, done: int = 0, text: str = ""
 ) -> Iterator[tuple["Bars", "TaskID"]]:
-    """One more bar on the terminal, removed at the end; without a total its length is unknown."""
+    """One more bar, removed at the end; without a total its length is unknown."""
     with bars() as shown:
         id = shown.add_task(printable(title), total=total, completed=done, text=text)
         try:

@@ -15,12 +15,14 @@ from soflow.evaluation.references import make_sample_scoring, make_scoring
 from soflow.evaluation.sample_set import open_samples
 from soflow.run.folder import RunFolder, evaluation_file, find_run
 from soflow.sampling import Sampler
-from soflow.system.logs import show_notes
+from soflow.system.isolation import isolated, random_state_kept
 from soflow.system.memory import out_of_memory_explained
 from soflow.system.progress import Progress, track
 from soflow.workflows.load import Run, load
 
 
+@isolated
+@random_state_kept()
 def evaluate(
     run: str | Path | Run,
     settings: EvaluationSettings | None = None,
@@ -47,8 +49,6 @@ def evaluate(
         config = run.config if isinstance(run, Run) else find_run(Path(run))[0].read_config()
         with own.given(data, config):
             return evaluate(run, settings, progress)
-    if progress is track:
-        show_notes()
     if isinstance(run, Run):
         loaded: dict[str, Run] = {run.weights: run}
     else:
@@ -76,6 +76,8 @@ def evaluate(
     return found.model_copy(update={"checkpoint": first.checkpoint.path.name})
 
 
+@isolated
+@random_state_kept()
 def evaluate_samples(
     path: str | Path,
     features: str,

@@ -19,6 +19,7 @@ from soflow.sampling import Sampler
 from soflow.solution import FlowModel, unchanged
 from soflow.system.atomic import require_writable, write_bytes
 from soflow.system.devices import default_device, named_device
+from soflow.system.isolation import isolated
 from soflow.system.memory import out_of_memory_explained
 from soflow.system.progress import Progress, track
 from soflow.workflows.labels import Classes
@@ -55,6 +56,13 @@ class Run:
     scaling: Scaling | None = None
     own_network: nn.Module | None = None  # what the model's network is a copy of
 
+    def __repr__(self) -> str:
+        return f"Run({self.checkpoint.path}, {self.weights}, {self.device})"
+
+    def _repr_png_(self) -> bytes | None:
+        """The newest sample grid of the run, which a notebook shows."""
+        return self.folder._repr_png_()
+
     @property
     def samplers(self) -> tuple[Sampler, ...]:
         """The samplers that suit the objective, its own first."""
@@ -65,6 +73,7 @@ class Run:
         """The sampler and the number of network evaluations that the configuration prefers."""
         return self.config.default_sampler
 
+    @isolated
     def sample(
         self,
         num: int = 64,
@@ -153,6 +162,7 @@ class Run:
         return folder.path
 
 
+@isolated
 def load(
     path: str | Path,
     weights: Weights | Literal["best"] = "ema",

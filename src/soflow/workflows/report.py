@@ -15,7 +15,7 @@ from soflow.evaluation.record import Evaluation
 from soflow.evaluation.report import Subject, page
 from soflow.run.folder import RunFolder
 from soflow.system.atomic import replace_file
-from soflow.system.logs import show_notes
+from soflow.system.isolation import isolated, random_state_kept
 from soflow.system.progress import Progress, track
 from soflow.workflows.load import Run, load
 
@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 CURVE = TypeAdapter(Curve)
 
 
+@isolated
+@random_state_kept()
 def report(
     runs: str | Path | Sequence[str | Path],
     out: str | Path | None = None,
@@ -46,8 +48,6 @@ def report(
     """
     if isinstance(runs, str | Path):
         runs = [runs]
-    if progress is track:
-        show_notes()
     subjects = []
     with progress("reporting", len(runs)) as task:
         for done, path in enumerate(runs):

@@ -24,6 +24,7 @@ from soflow.sampling import LabelDraw, Sampler, check_sampler, draw_classes, sam
 from soflow.symbols import as_labels
 from soflow.system import processes
 from soflow.system.fingerprints import fingerprint_of
+from soflow.system.isolation import isolated
 from soflow.system.memory import out_of_memory_explained
 from soflow.system.progress import Progress, track
 from soflow.workflows.labels import Classes, labels_in_turn
@@ -65,6 +66,7 @@ class SampleRequest:
             raise InputError(f"labels have shape {list(self.labels.shape)}, not [{self.num}]")
 
     @classmethod
+    @isolated
     def of(
         cls,
         run: Run,
@@ -113,6 +115,7 @@ class SampleRequest:
         return cls(num, chosen, checked, nfe, seed, batch_size, labels_from)
 
 
+@isolated
 def sample(run: Run, request: SampleRequest, progress: Progress = track) -> Tensor:
     """Draws the samples of a request.
 
@@ -137,6 +140,7 @@ def draw_rows(
         )  # fmt: skip
 
 
+@isolated
 def sample_to_file(
     run: Run, request: SampleRequest, file: str | Path, progress: Progress = track
 ) -> bool:

@@ -42,7 +42,7 @@ from soflow.solution import FlowModel, unchanged
 from soflow.system import processes
 from soflow.system.atomic import write_bytes
 from soflow.system.devices import default_device
-from soflow.system.logs import show_notes
+from soflow.system.isolation import isolated, random_state_kept
 from soflow.system.memory import out_of_memory_explained
 from soflow.system.progress import Progress, track
 from soflow.training.automatic import resolve
@@ -72,6 +72,8 @@ from soflow.workflows.own_parts import (
 log = logging.getLogger(__name__)
 
 
+@isolated
+@random_state_kept()
 def train(
     recipe: str | Path | Config,
     out: str | Path,
@@ -92,7 +94,8 @@ def train(
         recipe: The name of a shipped recipe, a YAML file, a run folder, or a configuration.
         out: The run folder.
         overrides: Changes to the recipe or configuration, such as "train.steps=2000".
-        progress: Shows the steps; by default a bar or lines on stderr.
+        progress: Shows the steps: `soflow.track`, a bar or lines on stderr; `soflow.silent`,
+            nothing but warnings; or a function of your own like these.
         data: Data of your own in place of the recipe's: a tensor or an array (N, ...); samples and
             labels, (x, y); a data set of torch with `__len__`, whose items are samples,
             (sample, label) or dictionaries; or a `datasets.Dataset`. Their shape and classes
@@ -117,8 +120,6 @@ def train(
         KeyboardInterrupt: After Ctrl-C, with a checkpoint written.
         SystemExit: After SIGTERM, with a checkpoint written.
     """
-    if progress is track:
-        show_notes()
     config = recipe if isinstance(recipe, Config) else read_recipe(recipe)
     config = with_overrides(config, overrides)
     if data is not None:

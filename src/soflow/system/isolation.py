@@ -1,0 +1,79 @@
+"""Calls of the library from a program that has global settings of its own.
+
+A public function computes with torch's defaults, and leaves the caller's settings as they are. It
+shows notes and bars only while it runs.
+"""
+
+import functools
+import inspect
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import ParamSpec, TypeVar
+
+import numpy as np
+import torch
+
+from soflow.system.logs import notes
+from soflow.system.progress import quiet, silent, track
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+CPU = torch.device("cpu")
+
+
+def isolated(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorates a public function, so that it is independent of the caller's global settings.
+
+    With `progress=silent` it shows warnings alone, also from the functions that it calls.
+    """
+    parameters = inspect.signature(function).parameters
+    place = list(parameters).index("progress") if "progress" in parameters else None
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        progress = None
+        if place is not None:
+            default = kwargs.get("progress", parameters["progress"].default)
+            progress = args[place] if place < len(args) else default
+        shown = notes(progress is track) if progress in (track, silent) else nullcontext()
+        with torch_defaults(), shown, quiet() if progress is silent else nullcontext():
+            return function(*args, **kwargs)
+
+    return call
+
+
+@contextmanager
+def torch_defaults() -> Iterator[None]:
+    """Torch's default dtype and device, with gradients and without inference mode."""
+    dtype = torch.get_default_dtype()
+    elsewhere = torch.get_default_device() != CPU  # a device context slows down every operation
+    with torch.inference_mode(False), torch.enable_grad(), CPU if elsewhere else nullcontext():
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Restores the random states of torch on all devices, of numpy and of Python."""
+    gpu, apple = torch.cuda.is_initialized(), torch.backends.mps.is_available()
+    seed, state = torch.initial_seed(), torch.get_rng_state()
+    states = torch.cuda.get_rng_state_all() if gpu else []
+    on_apple = torch.mps.get_rng_state() if apple else None
+    of_numpy, of_python = np.random.get_state(), random.getstate()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+        if gpu:
+            torch.cuda.set_rng_state_all(states)
+        else:  # GPUs that are first used in between begin with the caller's seed
+            torch.cuda.manual_seed_all(seed)
+        if on_apple is not None:
+            torch.mps.set_rng_state(on_apple)
+        np.random.set_state(of_numpy)  # noqa: NPY002
+        random.setstate(of_python)

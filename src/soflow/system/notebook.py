@@ -1,0 +1,74 @@
+"""Bars in a notebook: those of rich as HTML, in one output that changes in place.
+
+The live display of rich needs ipywidgets in a notebook. This one needs IPython alone.
+"""
+
+import contextvars
+import io
+import threading
+from collections.abc import Iterable
+from datetime import timedelta
+from uuid import uuid4
+
+from rich.console import Console
+from rich.progress import Progress, ProgressColumn, TaskID
+from rich.text import Text
+
+#: Seconds until bars appear, so that short work shows none, and between two changes.
+PATIENCE, PAUSE = 0.5, 0.2
+#: Characters per line.
+WIDTH = 110
+FORMAT = '<pre style="margin: 0; line-height: normal; overflow-x: auto">{code}</pre>'
+
+
+class NotebookBars(Progress):
+    """Bars in the output of the cell that is executed; at the end one line of text remains."""
+
+    def __init__(self, columns: Iterable[ProgressColumn]) -> None:
+        super().__init__(*columns)
+        self.id, self.shown, self.summary = uuid4().hex, "", ""
+        self.ended = threading.Event()
+        # A thread shows them, so that they change during long steps, too. Its output belongs to the
+        # cell by the context.
+        context = contextvars.copy_context()
+        self.thread = threading.Thread(target=context.run, args=(self._show_to_end,), daemon=True)
+
+    def start(self) -> None:
+        self.thread.start()
+
+    def stop(self) -> None:
+        self.ended.set()
+        self.thread.join()
+        if self.shown:
+            self._show(Text(self.summary))
+
+    def remove_task(self, task_id: TaskID) -> None:
+        """Removes a bar. What the last one shows is the line that remains."""
+        if len(self.tasks) == 1:
+            task = self.tasks[0]
+            time = str(timedelta(seconds=round(task.elapsed or 0)))
+            shown = filter(None, (task.fields["text"], time))
+            self.summary = f"{task.description}: {'  '.join(shown)}"
+        super().remove_task(task_id)
+
+    def _show_to_end(self) -> None:
+        wait = PATIENCE
+        while not self.ended.wait(wait):
+            wait = PAUSE
+            if self.tasks:
+                self._show(self.get_renderable())
+
+    def _show(self, content: object) -> None:
+        """Shows rich's content, if it is not what is shown already."""
+        from IPython.display import display
+
+        console = Console(
+            file=io.StringIO(), record=True, width=WIDTH, force_jupyter=False,
+            color_system="truecolor",
+        )  # fmt: skip
+        console.print(content, soft_wrap=isinstance(content, Text))
+        html = console.export_html(inline_styles=True, code_format=FORMAT, clear=False)
+        if html != self.shown:
+            data = {"text/html": html, "text/plain": console.export_text()}
+            display(data, raw=True, display_id=self.id, update=bool(self.shown))
+            self.shown = html

@@ -1,0 +1,66 @@
+"""A program around the library: its global settings, usual and odd, and what it sees of them."""
+
+import logging
+import os
+import signal
+import sys
+import warnings
+from contextlib import contextmanager
+
+import matplotlib as mpl
+import numpy as np
+import torch
+
+
+def snapshot():
+    """All global settings that a call must leave as they are, by name.
+
+    Without Python's own random numbers: the checks of shapes in tests draw some.
+    """
+    loggers = [logging.getLogger(name) for name in (None, "soflow", "matplotlib", "PIL")]
+    return {
+        "random state of torch": torch.get_rng_state().tolist(),
+        "seed of torch": torch.initial_seed(),
+        "random state of numpy": repr(np.random.get_state()),  # noqa: NPY002
+        "dtype": torch.get_default_dtype(),
+        "device": torch.get_default_device(),
+        "gradients": torch.is_grad_enabled(),
+        "inference mode": torch.is_inference_mode_enabled(),
+        "autocast": torch.is_autocast_enabled("cpu"),
+        "threads": torch.get_num_threads(),
+        "products": torch.get_float32_matmul_precision(),
+        "cudnn": tuple(
+            getattr(torch.backends.cudnn, name)
+            for name in ("benchmark", "deterministic", "allow_tf32", "enabled")
+        ),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "logging": [(one.level, one.propagate, list(one.handlers)) for one in loggers],
+        "signals": [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)],
+        "warnings": list(warnings.filters),
+        "matplotlib": dict(mpl.rcParams.copy()),
+        "numpy": (np.geterr(), np.get_printoptions()),
+        "printing": vars(torch._tensor_str.PRINT_OPTS).copy(),
+        "folder": os.getcwd(),
+        "environment": dict(os.environ),
+        "streams": (sys.stdout, sys.stderr, sys.excepthook),
+    }
+
+
+def changes(before, after):
+    """The names of settings that differ."""
+    return [name for name in before if before[name] != after[name]]
+
+
+@contextmanager
+def odd_settings():
+    """Float64, tensors without values, no gradients, and other random numbers."""
+    torch.manual_seed(123)
+    np.random.seed(123)  # noqa: NPY002
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
