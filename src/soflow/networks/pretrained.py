@@ -32,6 +32,8 @@ Prediction = Literal["velocity", "epsilon", "sample", "v_prediction"]
 
 #: How networks call their class labels.
 LABEL_ARGUMENTS = ("class_labels", "labels", "y")
+#: What a third argument may be that is not labels.
+NO_LABELS = ("cond", "augment", "return_dict")
 
 
 class VelocityOf(nn.Module):
@@ -86,7 +88,7 @@ class VelocityOf(nn.Module):
     def __init__(
         self,
         net: nn.Module,
-        prediction: Prediction = "velocity",
+        prediction: str = "velocity",
         alphas_cumprod: Tensor | Sequence[float] | None = None,
         time_scale: float = 1.0,
         reversed_time: bool = False,
@@ -200,7 +202,7 @@ def call_of(net: nn.Module) -> tuple[str | None, bool, bool]:
     """
     parameters = inspect.signature(net.forward).parameters
     plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    third = [p for p in parameters.values() if p.kind in plain][2:3]
+    third = [p for p in parameters.values() if p.kind in plain and p.name not in NO_LABELS][2:3]
     name = next((name for name in LABEL_ARGUMENTS if name in parameters), None)
     if name is None and third:
         return "", third[0].default is third[0].empty, "return_dict" in parameters
