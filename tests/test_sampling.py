@@ -62,7 +62,10 @@ def test_renoise_finds_the_point_that_the_data_are(noising, parameterization):
 def test_renoise_by_hand():
     """Two steps with a network that triples: f(x, t, s) = x + (s - t) 3 x."""
     model = FlowModel(
-        lambda x, t, s, labels=None: 3 * x, LinearNoising(), EulerParameterization(), (3,)
+        lambda x, t, s, labels=None: 3 * x,
+        noising=LinearNoising(),
+        parameterization=EulerParameterization(),
+        shape=(3,),
     )
     first, second = noise(), noise()
     x = -2 * first  # f(noise, 1, 0) = noise - 3 noise
@@ -87,10 +90,10 @@ def test_samples_do_not_change_with_the_batch_size(sampler):
     exact = Exact(LinearNoising(), EulerParameterization(), c=0.5)
     model = FlowModel(
         lambda x, t, s, labels: exact(x, t, s) + labels[:, None],
-        LinearNoising(),
-        EulerParameterization(),
-        (3,),
-        4,
+        noising=LinearNoising(),
+        parameterization=EulerParameterization(),
+        shape=(3,),
+        num_classes=4,
     )
     labels = torch.arange(10) % 4
     whole = sample_many(model, 10, labels, sampler, 4, seed=1, batch_size=100)
@@ -103,7 +106,10 @@ def test_samples_do_not_change_with_the_batch_size(sampler):
 
 def test_the_noise_of_samples_is_standard_normal_and_independent():
     model = FlowModel(
-        lambda x, t, s, labels: torch.zeros_like(x), LinearNoising(), EulerParameterization(), (4,)
+        lambda x, t, s, labels: torch.zeros_like(x),
+        noising=LinearNoising(),
+        parameterization=EulerParameterization(),
+        shape=(4,),
     )
     x = sample_many(model, 5000, None, "ode", 1, seed=0)  # F = 0 leaves the noise as it is
     assert float(x.mean()) == pytest.approx(0, abs=0.03)
@@ -114,7 +120,11 @@ def test_the_noise_of_samples_is_standard_normal_and_independent():
 
 def test_inputs_that_do_not_fit_the_model_are_named():
     model = FlowModel(
-        lambda x, t, s, labels: x, LinearNoising(), EulerParameterization(), (3,), num_classes=4
+        lambda x, t, s, labels: x,
+        noising=LinearNoising(),
+        parameterization=EulerParameterization(),
+        shape=(3,),
+        num_classes=4,
     )
     x = torch.zeros(2, 3)
     for sampler in (

@@ -24,7 +24,13 @@ def make_model():
     for weight in net.parameters():
         torch.nn.init.normal_(weight, std=0.1)
     net.requires_grad_(False)
-    return FlowModel(net, LinearNoising(), EulerParameterization(), SHAPE, CLASSES)
+    return FlowModel(
+        net,
+        noising=LinearNoising(),
+        parameterization=EulerParameterization(),
+        shape=SHAPE,
+        num_classes=CLASSES,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +118,9 @@ def test_noise_that_cannot_be_used_is_named(model):
 
 def test_labels_for_a_model_without_classes_are_refused():
     net = soflow.MLP((2,), width=8, depth=1)
-    model = FlowModel(net, LinearNoising(), EulerParameterization(), (2,))
+    model = FlowModel(
+        net, noising=LinearNoising(), parameterization=EulerParameterization(), shape=(2,)
+    )
     with pytest.raises(InputError, match="has none"):
         soflow.one_step(model, torch.zeros(1, 2), [1])
 

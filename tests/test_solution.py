@@ -24,10 +24,10 @@ def test_the_velocity_is_the_s_derivative_of_the_solution_at_s_equal_t(parameter
     x = torch.randn(5, 3, dtype=torch.float64)
     t = torch.rand(5, dtype=torch.float64) * 0.8 + 0.1
 
-    def net(x, t, s, labels=None, augment=None):
+    def net(x, t, s, labels=None):
         return torch.sin(x) + t[:, None] * x - (s**2)[:, None]
 
-    model = FlowModel(net, LinearNoising(), parameterization, (3,))
+    model = FlowModel(net, noising=LinearNoising(), parameterization=parameterization, shape=(3,))
     h = 1e-6
     slope = (model.solution(x, t, t + h) - model.solution(x, t, t - h)) / (2 * h)
     torch.testing.assert_close(model.velocity(x, t), slope, rtol=1e-7, atol=1e-7)

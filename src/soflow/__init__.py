@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from soflow.system.registry import Setting as Setting
     from soflow.times import LogitNormal as LogitNormal
     from soflow.times import MiddleTime as MiddleTime
+    from soflow.training.ema import Ema as Ema
     from soflow.workflows.evaluate import evaluate as evaluate
     from soflow.workflows.evaluate import evaluate_samples as evaluate_samples
     from soflow.workflows.load import load as load
@@ -90,6 +91,7 @@ _HOME = {
     "Shortcut": "objectives.shortcut",
     "Consistency": "objectives.consistency",
     "FlowMatching": "objectives.flow_matching",
+    "Ema": "training.ema",
     # networks
     "DiT": "networks.dit",
     "UNet": "networks.unet",

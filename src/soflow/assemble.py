@@ -37,7 +37,10 @@ def make_network(config: Config) -> nn.Module:
     augment_labels = AugmentPipe.num_labels if data.augment else 0
     try:
         return config.network.build(
-            shape=data.shape, num_classes=data.num_classes, augment_labels=augment_labels
+            shape=data.shape,
+            num_classes=data.num_classes,
+            augment_labels=augment_labels,
+            cond_shape=data.cond_shape,
         )
     except ValueError as error:
         raise InputError(str(error)) from None
@@ -78,6 +81,7 @@ def make_model(
         parameterization=PARAMETERIZATIONS[config.noising.parameterization](),
         shape=config.data.shape,
         num_classes=config.data.num_classes,
+        cond_shape=config.data.cond_shape,
         decode=decode,
         null_trained=null_trained(config, data),
     )

@@ -8,7 +8,7 @@ Source: SoFlow (arXiv 2512.15657), parameterization of the solution function.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import pi
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from soflow.errors import InputError
-from soflow.noising import Noising
+from soflow.noising import LinearNoising, Noising
 from soflow.symbols import Labels, Net, Sample, Times, across
 
 
@@ -78,20 +78,22 @@ class FlowModel:
 
     Attributes:
         net: F(x, t, s, labels).
-        noising: The noising process of training.
-        parameterization: From F to the solution map f.
         shape: One sample's shape.
         num_classes: 0 without labels. The label `num_classes` means "no class".
+        cond_shape: The shape of one condition, () without. To sample, use `conditioned`.
+        noising: The noising process of training.
+        parameterization: From F to the solution map f.
         decode: From samples (B, ...) to images or points, such as the decoder of latents.
         average: The network with averaged weights, during training.
         null_trained: Whether the null label was trained, so that it draws samples of all classes.
     """
 
     net: Net
-    noising: Noising
-    parameterization: Parameterization
     shape: tuple[int, ...]
     num_classes: int = 0
+    cond_shape: tuple[int, ...] = ()
+    noising: Noising = LinearNoising()  # noqa: RUF009 (without state)
+    parameterization: Parameterization = EulerParameterization()  # noqa: RUF009
     decode: Callable[[Tensor], Tensor] = unchanged
     average: Net | None = None
     null_trained: bool = True
@@ -106,6 +108,20 @@ class FlowModel:
         """Casts the network to float16 in place, for sampling."""
         return self.to(torch.float16)
 
+    def conditioned(self, cond: Tensor) -> "FlowModel":
+        """The model of samples with these conditions, which samplers take like any other.
+
+        Args:
+            cond: (B, ...), one condition for each sample of the batches that it is called with.
+
+        Raises:
+            InputError: If they have another shape.
+        """
+        if not self.cond_shape or tuple(cond.shape[1:]) != tuple(self.cond_shape):
+            takes = f"[B, {', '.join(map(str, self.cond_shape))}]" if self.cond_shape else "none"
+            raise InputError(f"cond has shape {list(cond.shape)}, and the model takes {takes}")
+        return replace(self, net=Conditioned(self.net, cond), cond_shape=())
+
     def check(self, x: Tensor, labels: Tensor | None) -> None:
         """Checks a batch of samples and its labels, one per sample.
 
@@ -114,8 +130,14 @@ class FlowModel:
                 that was never trained.
         """
         if tuple(x.shape[1:]) != tuple(self.shape):
-            one, given = list(self.shape), list(x.shape)
-            raise InputError(f"samples have shape {one}: a batch is [B, ...] of it, not {given}")
+            one, batch = list(self.shape), list(x.shape)
+            raise InputError(f"samples have shape {one}: a batch is [B, ...] of it, not {batch}")
+        if self.cond_shape:
+            needed = f"this model needs a condition of shape {list(self.cond_shape)}"
+            raise InputError(f"{needed}: use model.conditioned(cond)")
+        if isinstance(self.net, Conditioned) and len(self.net.cond) != len(x):
+            given = f"{len(self.net.cond)} conditions, the batch {len(x)} samples"
+            raise InputError(f"cond holds {given}: give one for each sample")
         if labels is None:
             self.require_null()
             return
@@ -151,6 +173,17 @@ class FlowModel:
     def velocity(self, x: Sample, t: Times, labels: Labels | None = None) -> Sample:
         """v(x, t, y): the velocity field that the model implies, from one call of the network."""
         return self.parameterization.velocity(self.net(x, t, t, labels))
+
+
+class Conditioned(nn.Module):
+    """A network whose samples have these conditions: F(x, t, s, labels), given cond (B, ...)."""
+
+    def __init__(self, net: Net, cond: Tensor) -> None:
+        super().__init__()
+        self.net, self.cond = net, cond
+
+    def forward(self, x: Sample, t: Times, s: Times, labels: Labels | None = None) -> Sample:
+        return self.net(x, t, s, labels, cond=self.cond)
 
 
 def require_mean_velocity(model: FlowModel) -> None:

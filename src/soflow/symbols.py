@@ -44,34 +44,36 @@ AnyNoise: TypeAlias = Tensor | np.ndarray
 class Net(Protocol):
     """The contract of every network: F(x, t, s, labels), shaped like x.
 
-    `labels=None` means the null label.
+    `labels=None` means the null label. Two more inputs are given by keyword, and only to networks
+    that take them: `augment` (B, A), augmentation labels, and `cond` (B, ...), a condition.
     """
 
-    def __call__(
-        self,
-        x: Tensor,
-        t: Tensor,
-        s: Tensor,
-        labels: Tensor | None = None,
-        augment: Tensor | None = None,
-    ) -> Tensor: ...
+    def __call__(self, x: Tensor, t: Tensor, s: Tensor, *args: Any, **inputs: Any) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Clean samples (B, ...), optionally with labels (B,) and augmentation labels (B, A)."""
+    """Clean samples with what belongs to them, one row per sample.
+
+    Attributes:
+        data: Samples (B, ...).
+        labels: Their classes (B,), if any.
+        augment: Their augmentation labels (B, A), if any.
+        cond: What else they are conditioned on (B, ...), if anything, such as vectors or maps.
+    """
 
     data: Tensor
     labels: Tensor | None = None
     augment: Tensor | None = None
+    cond: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.data)
 
     def rows(self, which: slice) -> "Batch":
         """The samples that a slice selects."""
-        labels, augment = (None if x is None else x[which] for x in (self.labels, self.augment))
-        return Batch(self.data[which], labels, augment)
+        columns = (self.data, self.labels, self.augment, self.cond)
+        return Batch(*(None if x is None else x[which] for x in columns))  # type: ignore[arg-type]
 
 
 def across(t: Tensor, x: Tensor) -> Tensor:

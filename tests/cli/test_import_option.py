@@ -45,7 +45,7 @@ class Linear(nn.Module):
         super().__init__()
         self.layer = nn.Linear(shape[0] + 2, shape[0], bias)
 
-    def forward(self, x, t, s, labels=None, augment=None):
+    def forward(self, x, t, s, labels=None):
         return self.layer(torch.cat([x, t[:, None], s[:, None]], dim=1))
 '''
 SMALL = [

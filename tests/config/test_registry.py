@@ -52,7 +52,7 @@ class Line(nn.Module):
     def __init__(self, shape, num_classes, hidden: Annotated[int, Setting("width", gt=0)] = 8):
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(shape[0], hidden), nn.Linear(hidden, shape[0]))
-    def forward(self, x, t, s, labels=None, augment=None):
+    def forward(self, x, t, s, labels=None):
         return self.layers(x)
 
 @SOURCES.register("toy")

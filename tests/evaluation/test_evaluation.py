@@ -94,7 +94,7 @@ def test_the_diagnostics_see_a_map_that_is_wrong():
     def wrong(x, t, s, labels=None):  # right velocity, jumps too long by a fifth
         return torch.where((s < t)[:, None], 1.2, 1.0) * exact(x, t, s)
 
-    model = FlowModel(wrong, path, parameterization, (3,))
+    model = FlowModel(wrong, noising=path, parameterization=parameterization, shape=(3,))
     generator = torch.Generator().manual_seed(0)
     data, noise, t = torch.randn(100, 3), torch.randn(100, 3), torch.rand(100)
     found = diagnose(model, path.sample(0.6 * data, noise, t), None, generator)

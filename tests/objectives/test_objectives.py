@@ -13,7 +13,6 @@ from torch import nn
 import soflow
 from soflow.assemble import make_model, make_network, make_objective
 from soflow.config import read_recipe
-from soflow.config.schema import EmaConfig
 from soflow.data.batches import seeded_generator
 from soflow.errors import InputError
 from soflow.guidance import Guidance
@@ -49,7 +48,14 @@ def peer(name, middle=None, **settings):
 
 def model(net, noising=None, parameterization=EULER, num_classes=0, shape=(3,), average=None):
     noising = noising or LinearNoising()
-    return FlowModel(net, noising, parameterization, shape, num_classes, average=average)
+    return FlowModel(
+        net,
+        noising=noising,
+        parameterization=parameterization,
+        shape=shape,
+        num_classes=num_classes,
+        average=average,
+    )
 
 
 def random_dit(double=True):
@@ -89,7 +95,7 @@ def test_each_has_no_error_at_the_exact_map_of_a_point_and_some_near_it(name):
     for squared in errors(objective, model(exact), data, draws).values():
         assert float(squared.max()) < 1e-18
 
-    def near(x, t, s, labels=None, augment=None):
+    def near(x, t, s, labels=None):
         return exact(x, t, s) + 0.1 * torch.cos(3 * t + s)[:, None] * x
 
     for squared in errors(objective, model(near), data, draws).values():
@@ -116,7 +122,7 @@ class Moved(nn.Module):
         super().__init__()
         self.exact, self.theta = exact, nn.Parameter(torch.zeros(2, dtype=torch.float64))
 
-    def forward(self, x, t, s, labels=None, augment=None):
+    def forward(self, x, t, s, labels=None):
         bump = self.theta[0] * x + self.theta[1] * torch.sin(2 * t + s)[:, None] * x
         return self.exact(x, t, s) + bump
 
@@ -235,7 +241,7 @@ def test_mean_flow_is_guided_as_in_its_paper(mix):
     """
     scale, k = 2.5, torch.tensor([0.3, -0.8, 0.1], dtype=torch.float64)  # 2 is the null label
 
-    def net(x, t, s, labels, augment):
+    def net(x, t, s, labels):
         return k[labels][:, None] * x
 
     objective = peer("mean_flow", guidance=MeanFlowGuidance(scale, mix, 0.5))
@@ -266,7 +272,7 @@ def test_shortcut_steps_start_at_multiples_of_their_length_and_use_the_average()
     counts = torch.stack([(length == 2.0**-k).sum() for k in range(7)]) / 2000
     assert float((counts - 1 / 7).abs().max()) < 0.03
 
-    def average(x, t, s, labels=None, augment=None):
+    def average(x, t, s, labels=None):
         return torch.ones_like(x)
 
     flow_model = model(lambda x, t, s, *rest: torch.zeros_like(x), average=average)
@@ -277,7 +283,7 @@ def test_shortcut_steps_start_at_multiples_of_their_length_and_use_the_average()
 def test_the_average_as_a_network_has_the_averaged_weights():
     network = make_network(read_recipe("digits", TINY_DIT))
     nn.init.normal_(network.final_layer.linear.weight)
-    ema = Ema(network, EmaConfig(decay=0.5, float64=True))
+    ema = Ema(network, decay=0.5, float64=True)
     before = copy.deepcopy(network)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -359,7 +365,7 @@ def test_consistency_training_pairs_points_of_the_same_data_and_noise(parameteri
     """f(x_t, t, 0) is evaluated at x_t and x_l of one trajectory, a curved one, too."""
     noising, seen = TrigNoising(), []
 
-    def net(x, t, s, labels=None, augment=None):
+    def net(x, t, s, labels=None):
         seen.append((x, t, s))
         return x.clone().requires_grad_()
 
@@ -432,7 +438,7 @@ def test_one_pass_learns_and_the_others_are_without_gradient(name):
             super().__init__()
             self.scale = nn.Parameter(torch.ones(()))
 
-        def forward(self, x, t, s, labels=None, augment=None):
+        def forward(self, x, t, s, labels=None):
             seen.append((len(x), torch.is_grad_enabled()))
             return self.scale * x
 

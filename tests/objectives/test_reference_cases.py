@@ -107,10 +107,10 @@ class Case:
         self.augment = tensors.get("augment_labels")
         self.model = FlowModel(
             self.network,
-            NOISINGS[s["path"]](),
-            PARAMETERIZATIONS[s["parameterization"]](),
-            tuple(tensors["data"].shape[1:]),
-            self.sizes.get("null_label", 0),
+            noising=NOISINGS[s["path"]](),
+            parameterization=PARAMETERIZATIONS[s["parameterization"]](),
+            shape=tuple(tensors["data"].shape[1:]),
+            num_classes=self.sizes.get("null_label", 0),
         )
         guided = s["cfg_scale"] > 1 and self.labels is not None
         self.guidance = Guidance(

@@ -38,7 +38,7 @@ class Folded(nn.Module):
         super().__init__()
         self.net, self.shape = net, shape
 
-    def forward(self, x, t, s, labels=None, augment=None):
+    def forward(self, x, t, s, labels=None):
         return self.net(x.reshape(-1, *self.shape), t, s, labels).reshape(x.shape)
 
 

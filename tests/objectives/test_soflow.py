@@ -27,7 +27,9 @@ def model(net, noising=None, parameterization=None, shape=(3,)):
         noising or LinearNoising(),
         parameterization or EulerParameterization(),
     )
-    return FlowModel(net, noising, parameterization, shape, num_classes=4)
+    return FlowModel(
+        net, noising=noising, parameterization=parameterization, shape=shape, num_classes=4
+    )
 
 
 def hand_made(count, shape=(3,), data=None):
@@ -58,7 +60,7 @@ class Small(nn.Module):
         self.classes = classes
         self.double()
 
-    def forward(self, x, t, s, labels=None, augment=None):
+    def forward(self, x, t, s, labels=None):
         labels = torch.full((len(x),), self.classes) if labels is None else labels
         hidden = self.inner(torch.cat([x, t[:, None], s[:, None]], dim=1)) + self.table(labels)
         return self.outer(torch.tanh(hidden))
@@ -129,7 +131,7 @@ def test_the_mean_consistency_gradient_of_a_gaussian_vanishes_as_r_does(c):
     def mean_q(r):
         outputs = []
 
-        def net(x, t, s, labels=None, augment=None):
+        def net(x, t, s, labels=None):
             outputs.append(exact(x, t, s).requires_grad_())
             return outputs[-1]
 
@@ -259,7 +261,7 @@ def test_both_passes_of_the_consistency_pair_share_their_dropout_mask():
     """A network of dropout alone gives q = v_t - F under one mask, and hundreds under two."""
     dropout, outputs = nn.Dropout(0.5), []
 
-    def net(x, t, s, labels=None, augment=None):
+    def net(x, t, s, labels=None):
         outputs.append(dropout(torch.ones_like(x)).requires_grad_())
         return outputs[-1]
 
@@ -313,7 +315,7 @@ def test_bfloat16_autocast_leaves_the_consistency_pair_in_float32():
     seen = []
 
     class Linear(nn.Linear):
-        def forward(self, x, t, s, labels=None, augment=None):
+        def forward(self, x, t, s, labels=None):
             out = super().forward(x)
             seen.append(out.dtype)
             return out
@@ -353,7 +355,7 @@ def test_passes_are_shared_unless_dropout_would_draw_other_masks(dropout, rows):
             super().__init__()
             self.dropout = nn.Dropout(dropout)
 
-        def forward(self, x, t, s, labels=None, augment=None):
+        def forward(self, x, t, s, labels=None):
             seen.append(len(x))
             learning.append(torch.is_grad_enabled())
             return self.dropout(super().forward(x, t, s, labels))

@@ -41,7 +41,7 @@ class Exact:
         growth = (alpha * d_alpha * self.c**2 + beta * d_beta) / self.spread(t) ** 2
         return across(d_alpha, x) * self.a + (x - across(alpha, x) * self.a) * across(growth, x)
 
-    def __call__(self, x: Tensor, t: Tensor, s: Tensor, labels=None, augment=None) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, s: Tensor, labels=None) -> Tensor:
         self.calls += 1
         a, b = self.parameterization.a(t, s), self.parameterization.b(t, s)
         still = s == t
@@ -54,4 +54,9 @@ class Exact:
 def exact_model(
     noising: Noising, parameterization: Parameterization, shape: tuple[int, ...], **settings
 ) -> FlowModel:
-    return FlowModel(Exact(noising, parameterization, **settings), noising, parameterization, shape)
+    return FlowModel(
+        Exact(noising, parameterization, **settings),
+        noising=noising,
+        parameterization=parameterization,
+        shape=shape,
+    )

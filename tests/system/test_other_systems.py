@@ -14,7 +14,6 @@ from PIL import Image
 
 import soflow
 from soflow.comparison import measure
-from soflow.config.schema import EmaConfig
 from soflow.data import file_fingerprints
 from soflow.data.dataset import DataRecord
 from soflow.data.file_fingerprints import ENDS, ends, file_of, last_change
@@ -221,6 +220,6 @@ def test_no_sampler_needs_float64(sampler, tiny_run):
 def test_an_average_in_float64_is_refused_where_there_is_none():
     network = torch.nn.Linear(2, 2)
     with NoFloat64():
-        Ema(network, EmaConfig())
+        Ema(network)
         with pytest.raises(InputError, match=r"ema\.float64=true.*ema\.float64=false"):
-            Ema(network, EmaConfig(float64=True))
+            Ema(network, float64=True)

@@ -19,7 +19,6 @@ from soflow.assemble import make_model, make_network, make_objective
 from soflow.cli import main
 from soflow.comparison.counting import count, random_dataset
 from soflow.config import read_recipe
-from soflow.config.schema import EmaConfig
 from soflow.data.augment import AugmentPipe
 from soflow.data.batches import seeded_generator
 from soflow.errors import InputError
@@ -86,7 +85,7 @@ def passes(config, steps):
         compiling.compile_blocks(network)
     if config.train.checkpoint_activations:
         checkpoint_blocks(network)
-    model = replace(make_model(config, network), average=Ema(network, EmaConfig()).net)
+    model = replace(make_model(config, network), average=Ema(network).net)
     dataset = random_dataset(config, 16)
     draws = objective.draw(dataset.rows.shape, seeded_generator(0, "draws", 0, torch.device("cpu")))
     augment = torch.zeros(16, AugmentPipe.num_labels) if config.data.augment else None

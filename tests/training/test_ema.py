@@ -8,10 +8,9 @@ import torch
 import soflow
 from soflow.comparison.compare import chosen_settings
 from soflow.config import read_recipe, recipe_names
-from soflow.config.schema import EmaConfig
 from soflow.run.checkpoint import checkpoints
 from soflow.run.folder import RunFolder
-from soflow.training.ema import Ema, decay_at
+from soflow.training.ema import Ema
 from soflow.training.signals import Stopped
 from support.settings import TINY_DIT
 from support.watching import stop_at
@@ -22,9 +21,7 @@ def test_the_average_is_the_weighted_sum_of_past_weights():
     network = torch.nn.Linear(1, 1, bias=False)
     with torch.no_grad():
         network.weight.fill_(1.0)
-    often, seldom = (
-        Ema(network, EmaConfig(decay=0.9, every=n, float64=n > 1, rampup=0)) for n in (1, 3)
-    )
+    often, seldom = (Ema(network, decay=0.9, every=n, float64=n > 1, rampup=0) for n in (1, 3))
     expected_often, expected_seldom = 1.0, 1.0
     for step, value in enumerate([2.0, -1.0, 5.0, 4.0, 0.5, 3.0]):
         with torch.no_grad():
@@ -43,7 +40,7 @@ def test_a_float64_average_keeps_steps_that_float32_would_lose():
     network = torch.nn.Linear(1, 1, bias=False)
     with torch.no_grad():
         network.weight.fill_(1.0)
-    ema = Ema(network, EmaConfig(decay=0.99999, float64=True, rampup=0))
+    ema = Ema(network, decay=0.99999, float64=True, rampup=0)
     with torch.no_grad():
         network.weight.fill_(1.001)
     ema.update(0)
@@ -51,26 +48,30 @@ def test_a_float64_average_keeps_steps_that_float32_would_lose():
     assert float(ema.average["weight"] - 1) == pytest.approx(1e-8, rel=1e-3)
 
 
-def half_life(config, step):
+def average_of(**settings):
+    return Ema(torch.nn.Linear(1, 1), **settings)
+
+
+def half_life(ema, step):
     """After how many steps the update after `step` alone would halve a weight's share."""
-    return config.every * math.log(0.5) / math.log(decay_at(config, step))
+    return ema.every * math.log(0.5) / math.log(ema.decay_at(step))
 
 
 @pytest.mark.parametrize("every", [1, 16])
 def test_the_half_life_is_a_share_of_the_steps_and_then_that_of_the_decay(every):
-    config = EmaConfig(decay=0.99, every=every, rampup=0.05)
+    ema = average_of(decay=0.99, every=every, rampup=0.05)
     last = math.log(0.5) / math.log(0.99)  # 69 steps
     for step in (40, 100, 1000, 1379, 1380, 5000, 10**6):
-        assert half_life(config, step) == pytest.approx(min(0.05 * step, last))
-    assert decay_at(config, 10**6) == 0.99**every  # the same number as without a start-up
-    off = EmaConfig(decay=0.99, every=every, rampup=0)
-    assert decay_at(off, 0) == decay_at(off, 100) == 0.99**every
-    assert decay_at(EmaConfig(decay=0.0), 5) == 0
+        assert half_life(ema, step) == pytest.approx(min(0.05 * step, last))
+    assert ema.decay_at(10**6) == 0.99**every  # the same number as without a start-up
+    off = average_of(decay=0.99, every=every, rampup=0)
+    assert off.decay_at(0) == off.decay_at(100) == 0.99**every
+    assert average_of(decay=0.0).decay_at(5) == 0
 
 
 def test_the_first_update_forgets_the_initial_weights():
     network = torch.nn.Linear(1, 1, bias=False)
-    ema = Ema(network, EmaConfig())
+    ema = Ema(network)
     with torch.no_grad():
         network.weight.fill_(7.0)
     ema.update(0)

@@ -20,6 +20,7 @@ from soflow.data.batches import seeded_generator
 from soflow.data.dataset import Dataset
 from soflow.errors import InputError
 from soflow.objectives.base import Draws, Losses
+from soflow.objectives.passes import Inputs
 from soflow.sampling import class_by_class
 from soflow.symbols import Batch
 from soflow.system.records import Count, Record
@@ -74,7 +75,8 @@ def without_content(
     data = dataset.samples()
     draws = objective.draw(data.shape, seeded_generator(0, "draws", 0, torch.device("cpu")))
     augment = torch.zeros(count, AugmentPipe.num_labels) if config.data.augment else None
-    batch = Batch(data, dataset.labels, augment)
+    cond = torch.zeros(count, *config.data.cond_shape) if config.data.cond_shape else None
+    batch = Batch(data, dataset.labels, augment, cond)
     with FakeTensorMode(allow_non_fake_inputs=True):
         network = make_network(config)
         if config.train.checkpoint_activations:
@@ -107,7 +109,7 @@ def count(config: Config) -> Counts:
         torch.no_grad(),
         FlopCounterMode(display=False) as forward,
     ):
-        network(batch.data, draws.t, draws.s, batch.labels, batch.augment)
+        Inputs.of(batch, batch.data, draws.t, draws.s, batch.labels).through(network)
     return Counts(
         flops_per_sample=sum(by_kind.values()),
         flops_by_kind=by_kind,

@@ -10,7 +10,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 
 from soflow.config.sections import ChosenFrom, Section, key
 from soflow.networks import NETWORKS
-from soflow.networks.registry import fits, what_fits
+from soflow.networks.registry import fits, takes, what_fits
 from soflow.objectives import OBJECTIVES
 from soflow.sampling import HEUN_STEPS, Sampler
 
@@ -44,6 +44,9 @@ class DataConfig(Section):
         "one sample's shape: [C, H, W] for images and latents, [C, L] for signals, [D] for "
         "vectors; -1: as the data have it",
         min_length=1,
+    )
+    cond_shape: tuple[PositiveInt, ...] = key(
+        (), "shape of what samples are conditioned on besides classes; set by the data"
     )
     size: PositiveInt | None = key(None, "short for the shape [C, size, size]; crops images")
     range: AskedRange = key(
@@ -224,11 +227,13 @@ class Config(Section):
             raise ValueError(f"{chosen} does not fit {shape}: use {what_fits()}")
         if not getattr(network, "takes_labels", True) and data.num_classes:
             raise ValueError(f"{chosen} takes no labels: set data.num_classes=0")
+        if data.cond_shape and not takes(network, "cond"):
+            raise ValueError(f"{chosen} takes no cond, which the data have: choose another network")
         if data.augment and not images:
             raise ValueError(
                 f"data.augment changes images [C, H, W], not {list(data.shape)}: set 0"
             )
-        if data.augment and not getattr(network, "takes_augment", False):
+        if data.augment and not takes(network, "augment"):
             raise ValueError(f"data.augment does not work with {chosen}: set network.name=unet")
         if data.random_crop and not images:
             raise ValueError("data.random_crop crops images: set it to 0")

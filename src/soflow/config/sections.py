@@ -16,7 +16,7 @@ from pydantic_core import core_schema
 from soflow.system.registry import Registry, Setting
 
 #: Constructor parameters that the library fills in. All others are settings.
-SUPPLIED = ("shape", "num_classes", "augment_labels", "compile")
+SUPPLIED = ("shape", "num_classes", "augment_labels", "cond_shape", "compile")
 
 
 class Section(BaseModel):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from soflow.networks.conditions import ConditionInput
 from soflow.networks.embeddings import LabelEmbedder, TimeEmbedder, grid_positions
 from soflow.networks.registry import NETWORKS, require_fit
 from soflow.symbols import Labels, Times
@@ -119,7 +120,8 @@ class DiT(nn.Module):
     Args:
         shape: One sample's, (C, H, W) or (C, L). H and W, or L, must be multiples of `patch`.
         num_classes: 0 for a network without labels. The label `num_classes`, or labels=None,
-            means "no condition".
+            means "no class".
+        cond_shape: One condition's shape, () without (networks/conditions.py).
 
     Raises:
         ValueError: For another shape, or sizes that do not divide one another.
@@ -138,6 +140,7 @@ class DiT(nn.Module):
         mlp_ratio: Annotated[
             float, Setting("width of a block's MLP, in units of width", ge=0.1)
         ] = 4.0,
+        cond_shape: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
         require_fit(self, shape)
@@ -156,7 +159,8 @@ class DiT(nn.Module):
         self.grid = tuple(
             size // patch for size in sizes
         )  # (rows, columns) of tokens, or (length,)
-        self.x_embedder = PatchEmbedder(channels, width, patch, axes)
+        self.cond = ConditionInput(cond_shape, shape, width)
+        self.x_embedder = PatchEmbedder(channels + self.cond.channels, width, patch, axes)
         self.t_embedder = TimeEmbedder(width)
         self.s_embedder = TimeEmbedder(width)  # embeds t - s; named as in the reference checkpoints
         self.y_embedder = LabelEmbedder(num_classes, width)
@@ -181,13 +185,17 @@ class DiT(nn.Module):
         nn.init.zeros_(self.final_layer.linear.weight)
 
     def forward(
-        self, x: Tensor, t: Times, s: Times, labels: Labels | None = None, augment: None = None
+        self,
+        x: Tensor,
+        t: Times,
+        s: Times,
+        labels: Labels | None = None,
+        cond: Tensor | None = None,
     ) -> Tensor:
-        assert augment is None, "DiT takes no augmentation labels"
         with torch.autocast(x.device.type, enabled=False):
             times = self.t_embedder(t) + self.s_embedder(t - s)
-            condition = times + self.y_embedder(labels, like=x)
-        x = self.x_embedder(x) + self.pos_embed
+            condition = self.cond.added(times + self.y_embedder(labels, like=x), cond)
+        x = self.x_embedder(self.cond.joined(x, cond)) + self.pos_embed
         for block in self.blocks:
             x = block(x, condition)
         return self.unpatchify(self.final_layer(x, condition))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from soflow.networks.conditions import ConditionInput
 from soflow.networks.embeddings import LabelEmbedder, TimeEmbedder
 from soflow.networks.registry import NETWORKS, require_fit
 from soflow.symbols import Labels, Times
@@ -39,6 +40,7 @@ class MLP(nn.Module):
     Args:
         shape: One sample's, (D,).
         num_classes: 0 for a network without labels.
+        cond_shape: One condition's shape, () without (networks/conditions.py).
 
     Raises:
         ValueError: For another shape, or a width below D.
@@ -54,12 +56,14 @@ class MLP(nn.Module):
             int, Setting("width of the residual stream; at least the D of data.shape", gt=0)
         ] = 128,
         depth: Annotated[int, Setting("number of residual blocks", gt=0)] = 4,
+        cond_shape: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
         require_fit(self, shape)
         (dimensions,) = shape
         if width < dimensions:  # the noise of all values cannot pass through fewer channels
             raise ValueError(f"MLP: width {width} must be at least the {dimensions} values of data")
+        self.cond = ConditionInput(cond_shape, shape, width)
         self.x_embedder = nn.Linear(dimensions, width)
         self.t_embedder = TimeEmbedder(width)
         self.s_embedder = TimeEmbedder(width)  # embeds t - s
@@ -70,12 +74,17 @@ class MLP(nn.Module):
         nn.init.zeros_(self.final_layer.bias)
 
     def forward(
-        self, x: Tensor, t: Times, s: Times, labels: Labels | None = None, augment: None = None
+        self,
+        x: Tensor,
+        t: Times,
+        s: Times,
+        labels: Labels | None = None,
+        cond: Tensor | None = None,
     ) -> Tensor:
-        assert augment is None, "MLP takes no augmentation labels"
         with torch.autocast(x.device.type, enabled=False):
             times = self.t_embedder(t) + self.s_embedder(t - s)
-            condition = functional.silu(times + self.y_embedder(labels, like=x))
+            embedding = times + self.y_embedder(labels, like=x)
+            condition = functional.silu(self.cond.added(embedding, cond))
         x = self.x_embedder(x)
         for block in self.blocks:
             x = block(x, condition)

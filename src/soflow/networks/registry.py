@@ -1,18 +1,22 @@
 """The registry of networks, and what a network may say of itself.
 
 A network is an `nn.Module` whose constructor takes `shape` (one sample's), `num_classes` (0: no
-labels) and, if it wants them, `augment_labels` (how many augmentation labels a sample has). All
-other constructor parameters are settings. Class attributes, all optional:
+labels) and, if it wants them, `augment_labels` (how many augmentation labels a sample has) and
+`cond_shape` (one condition's shape, () for none). All other constructor parameters are settings.
+Class attributes, all optional:
 
     dimensions             how many dimensions a sample must have: 1 for vectors [D], 2 for signals
                            [C, L], 3 for images [C, H, W]; several as a tuple (default: any)
     takes_labels: bool     whether it takes class labels (default True)
-    takes_augment: bool    whether it takes augmentation labels (default False)
+
+A network with augmentation labels has a parameter `augment` of `forward`, one with conditions a
+parameter `cond`. Both are given by keyword, and only if there is something to give.
 
 A module marked `repeated = True` is one of many alike: it is compiled and sharded on its own.
 """
 
 from collections.abc import Sequence
+from inspect import signature
 
 from torch import nn
 
@@ -29,6 +33,12 @@ def fits(network: object, shape: Sequence[int]) -> bool:
     """Whether a network, or its class, takes samples with as many dimensions."""
     dimensions = getattr(network, "dimensions", len(shape))
     return len(shape) in (dimensions if isinstance(dimensions, tuple) else (dimensions,))
+
+
+def takes(network: type[nn.Module], name: str) -> bool:
+    """Whether a network's `forward` has a parameter of this name."""
+    parameters = signature(network.forward).parameters.values()
+    return any(one.name == name or one.kind is one.VAR_KEYWORD for one in parameters)
 
 
 def what_fits() -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from soflow.networks.conditions import ConditionInput
 from soflow.networks.embeddings import MAX_PERIOD
 from soflow.networks.registry import NETWORKS, require_fit
 from soflow.symbols import Labels, Times
@@ -147,20 +148,20 @@ class LabelMap(nn.Linear):
 
 @NETWORKS.register("unet")
 class UNet(nn.Module):
-    """F(x, t, s, labels, augment): images or latents (B, C, H, W) -> same.
+    """F(x, t, s, labels): images or latents (B, C, H, W) -> same.
 
     Args:
         shape: One sample's, (C, H, W); H and W must be multiples of 2^(levels - 1).
         augment_labels: The number of augmentation labels per sample.
         num_classes: 0 for a network without labels. The label `num_classes`, or labels=None,
-            means "no condition".
+            means "no class".
+        cond_shape: One condition's shape, () without (networks/conditions.py).
 
     Raises:
         ValueError: For another shape, or sizes that cannot be halved often enough.
     """
 
     dimensions = 3
-    takes_augment = True
 
     def __init__(
         self,
@@ -182,6 +183,7 @@ class UNet(nn.Module):
         ] = 4,
         augment_labels: int = 0,
         num_classes: int = 0,
+        cond_shape: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
         require_fit(self, shape)
@@ -196,6 +198,7 @@ class UNet(nn.Module):
                 )
         self.frequency_size = model_channels * channel_mult_noise
         embedding = model_channels * channel_mult_emb
+        self.cond = ConditionInput(cond_shape, shape, 2 * self.frequency_size)
         self.map_label = self.map_augment = None
         if num_classes:
             self.map_label = LabelMap(num_classes, 2 * self.frequency_size)
@@ -215,7 +218,9 @@ class UNet(nn.Module):
             size = [side >> i for side in sides]
             levels.append(("x".join(map(str, size)), model_channels * mult, min(size) in attention))
         top = "x".join(map(str, sides))
-        self.enc = nn.ModuleDict({f"{top}_conv": Conv(channels, model_channels, 3)})
+        self.enc = nn.ModuleDict(
+            {f"{top}_conv": Conv(channels + self.cond.channels, model_channels, 3)}
+        )
         width, skips = model_channels, [model_channels]
         for i, (level, out, attend) in enumerate(levels):
             if i > 0:
@@ -255,7 +260,14 @@ class UNet(nn.Module):
                     elif name.endswith("qkv"):
                         module.weight *= sqrt(0.2)
 
-    def embed(self, t: Times, s: Times, labels: Labels | None, augment: Tensor | None) -> Tensor:
+    def embed(
+        self,
+        t: Times,
+        s: Times,
+        labels: Labels | None,
+        augment: Tensor | None,
+        cond: Tensor | None,
+    ) -> Tensor:
         """The embedding of times and labels that every block gets: (B, embedding)."""
         embedding = torch.cat(
             [frequencies(time, self.frequency_size) for time in (t, t - s)], dim=1
@@ -265,6 +277,7 @@ class UNet(nn.Module):
             embedding = embedding + self.map_label(null if labels is None else labels)
         if self.map_augment is not None and augment is not None:
             embedding = embedding + self.map_augment(augment)
+        embedding = self.cond.added(embedding, cond)
         return functional.silu(self.map_layer1(functional.silu(self.map_layer0(embedding))))
 
     def forward(
@@ -274,12 +287,13 @@ class UNet(nn.Module):
         s: Times,
         labels: Labels | None = None,
         augment: Tensor | None = None,
+        cond: Tensor | None = None,
     ) -> Tensor:
         assert labels is None or self.map_label is not None, "this UNet has no classes"
         with torch.autocast(x.device.type, enabled=False):
-            embedding = self.embed(t, s, labels, augment)
+            embedding = self.embed(t, s, labels, augment, cond)
 
-        skips = []
+        x, skips = self.cond.joined(x, cond), []
         for module in self.enc.values():
             x = module(x, embedding) if isinstance(module, UNetBlock) else module(x)
             skips.append(x)

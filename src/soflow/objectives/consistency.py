@@ -48,7 +48,7 @@ class Consistency:
     def __call__(self, model: FlowModel, batch: Batch, draws: Draws, progress: float) -> Losses:
         l = self.middle(draws.t, draws.s, progress)
         x_t, x_l = (model.noising.add_noise(batch.data, draws.noise, time) for time in (draws.t, l))
-        jumps = Inputs(x_t, draws.t, draws.s, batch.labels, batch.augment)
+        jumps = Inputs.of(batch, x_t, draws.t, draws.s, batch.labels)
         nearer = jumps._replace(x=x_l, t=l)
         _, F_t, F_l = consistency_passes(model.net, jumps.rows(slice(0)), jumps, nearer)
         param, p, eps = model.parameterization, self.p, self.eps

@@ -13,6 +13,7 @@ import torch
 from soflow.guidance import Guidance
 from soflow.objectives.base import OBJECTIVES, Draws, Losses, Term, adaptive_weight, losses
 from soflow.objectives.guided import draw_dropped, guiding_velocities, shown_labels
+from soflow.objectives.passes import Inputs
 from soflow.solution import FlowModel, Parameterization
 from soflow.symbols import Batch, Sample, Times, mean_d
 from soflow.system.registry import Setting
@@ -42,7 +43,8 @@ class FlowMatching:
         point = model.noising.sample(batch.data, draws.noise, draws.t)
         x_t, t = point.x_t, point.t
         labels = shown_labels(model, batch, draws, self.guidance)
-        v = model.parameterization.velocity(model.net(x_t, t, t, labels, batch.augment))
+        F = Inputs.of(batch, x_t, t, t, labels).through(model.net)
+        v = model.parameterization.velocity(F)
         target = point.v_t
         if self.guidance.active:  # the prediction that is mixed in is this very pass
             v_null, _ = guiding_velocities(model, x_t, t, batch, self.guidance, slice(0))

@@ -32,8 +32,8 @@ def guiding_velocities(
     """
     assert batch.labels is not None, "guidance needs labels"
     null_labels = torch.full_like(batch.labels, model.num_classes)
-    null = Inputs(x_t, t, t, null_labels, batch.augment)
-    own = Inputs(x_t, t, t, batch.labels, batch.augment).rows(labelled)
+    null = Inputs.of(batch, x_t, t, t, null_labels)
+    own = Inputs.of(batch, x_t, t, t, batch.labels).rows(labelled)
     if guidance.mix == 1:
         (F_null,) = without_gradient(model.net, null)
         F_own = F_null[labelled]

@@ -87,7 +87,7 @@ class MeanFlow:
             v_null, v_label = guiding_velocities(model, x_t, t, batch, guidance, slice(None))
             v = guidance.target(v, v_null, v_label, t, draws.dropped)
         labels = shown_labels(model, batch, draws, guidance)
-        inputs = Inputs(x_t, t, s, labels, batch.augment)
+        inputs = Inputs.of(batch, x_t, t, s, labels)
         plain = draws.n_flow_matching if self.derivative == "jumps" else 0
         (F_plain,) = together(model.net, inputs.rows(slice(plain)))
         F_jumps, dF_dt = self.with_derivative(model.net, inputs.rows(slice(plain, None)), v[plain:])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from soflow.symbols import Net
+from soflow.symbols import Batch, Net
 
 
 def casts_keep_gradient() -> bool:
@@ -33,8 +33,20 @@ class Inputs(NamedTuple):
     x: Tensor  # (B, ...)
     t: Tensor  # (B,)
     s: Tensor  # (B,)
-    labels: Tensor | None  # (B,)
-    augment: Tensor | None  # (B, A)
+    labels: Tensor | None = None  # (B,)
+    augment: Tensor | None = None  # (B, A)
+    cond: Tensor | None = None  # (B, ...)
+
+    @classmethod
+    def of(cls, batch: Batch, x: Tensor, t: Tensor, s: Tensor, labels: Tensor | None) -> "Inputs":
+        """The arguments for samples of a batch, at other points and with the labels shown."""
+        return cls(x, t, s, labels, batch.augment, batch.cond)
+
+    def through(self, net: Net) -> Tensor:
+        """F(x, t, s, labels)."""
+        more = {"augment": self.augment, "cond": self.cond}
+        given = {name: value for name, value in more.items() if value is not None}
+        return net(self.x, self.t, self.s, self.labels, **given)
 
     def rows(self, which: slice) -> "Inputs":
         return Inputs(*(None if column is None else column[which] for column in self))  # type: ignore[arg-type]
@@ -48,8 +60,8 @@ def together(net: Net, *groups: Inputs) -> list[Tensor]:
     columns = (
         None if parts[0] is None else torch.cat(parts) for parts in zip(*groups, strict=True)
     )
-    rows = Inputs(*columns)  # type: ignore[arg-type]  # only labels and augment are ever None
-    return list(net(*rows).split(counts))
+    rows = Inputs(*columns)  # type: ignore[arg-type]  # only the optional ones are ever None
+    return list(rows.through(net).split(counts))
 
 
 @torch.no_grad()
@@ -93,7 +105,7 @@ def consistency_passes(
 
 def with_derivative(net: Net, inputs: Inputs, v: Tensor) -> tuple[Tensor, Tensor]:
     """F, and without gradient dF/dt along the trajectory: the direction (v, 1, 0) in (x, t, s)."""
-    x, t, s, labels, augment = inputs
+    x, t, s = inputs.x, inputs.t, inputs.s
     if len(x) == 0:
         return x, x
 
@@ -103,7 +115,7 @@ def with_derivative(net: Net, inputs: Inputs, v: Tensor) -> tuple[Tensor, Tensor
     # The fused attention kernels have no forward-mode derivative.
     with sdpa_kernel(SDPBackend.MATH):
         value, derivative = torch.func.jvp(  # type: ignore[misc]
-            lambda x, t, s: net(x, t, s, labels, augment), at, along
+            lambda x, t, s: inputs._replace(x=x, t=t, s=s).through(net), at, along
         )
     return value, derivative.detach()
 

@@ -66,8 +66,8 @@ class Shortcut:
         point = model.noising.sample(batch.data, draws.noise, draws.t)
         x_t, t, v_t = point.x_t, point.t, point.v_t
         labels = shown_labels(model, batch, draws, self.guidance)
-        velocities = Inputs(x_t, t, t, labels, batch.augment).rows(fm)
-        jumps = Inputs(x_t, t, draws.s, labels, batch.augment).rows(steps)
+        velocities = Inputs.of(batch, x_t, t, t, labels).rows(fm)
+        jumps = Inputs.of(batch, x_t, t, draws.s, labels).rows(steps)
         F_fm, F_steps = together(model.net, velocities, jumps)
 
         v, target = model.parameterization.velocity(F_fm), v_t[fm]

@@ -89,8 +89,8 @@ class SoFlow:
         # One Euler step along the (guided) velocity leads to x_l = x_t + target (l - t)
         x_l = x_t[scm] + target_scm * across(l - t[scm], x_t)
         labels = shown_labels(model, batch, draws, guidance)
-        velocities = Inputs(x_t, t, t, labels, batch.augment).rows(fm)
-        jumps = Inputs(x_t, t, draws.s, labels, batch.augment).rows(scm)
+        velocities = Inputs.of(batch, x_t, t, t, labels).rows(fm)
+        jumps = Inputs.of(batch, x_t, t, draws.s, labels).rows(scm)
         nearer = jumps._replace(x=x_l, t=l)
         F_fm, F_t, F_l = consistency_passes(model.net, velocities, jumps, nearer)
 

@@ -1,11 +1,11 @@
 """The exponential moving average of the weights, which is what gets sampled from."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from soflow.config.schema import EmaConfig
 from soflow.errors import InputError
 from soflow.system.devices import has_float64
 from soflow.training.distributed import full_tensor, local_shard, shard_like
@@ -23,14 +23,37 @@ class Ema:
 
     Averages trained parameters; buffers and fixed parameters are copied. Of a sharded network,
     each process averages its local shards. Source: SoFlow; EDM for float64 and the start-up.
+
+        ema = soflow.Ema(network, decay=0.999)
+        for step in range(steps):
+            ...                                     # an optimizer step
+            ema.update(step)
+        network.load_state_dict(ema.state_dict())
+
+    Args:
+        network: The network. Its weights are copied now, and read at each update.
+        decay: Of the average, per step.
+        every: Steps between two updates.
+        float64: Keep the average in float64.
+        rampup: The half-life at the start, as a share of the steps so far; 0 is off.
+
+    Raises:
+        InputError: If the device of the network has no float64, and that is asked for.
     """
 
-    def __init__(self, network: nn.Module, config: EmaConfig) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        decay: float = 0.9999,
+        every: int = 1,
+        float64: bool = False,
+        rampup: float = 0.05,
+    ) -> None:
         self.network = network
-        self.config = config
-        self.dtype = torch.float64 if config.float64 else torch.float32
+        self.decay, self.every, self.rampup = decay, every, rampup
+        self.dtype = torch.float64 if float64 else torch.float32
         self.trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
-        if config.float64:
+        if float64:
             require_float64({p.device for p in self.trained.values()})
         self.average = {
             name: p.detach().to(self.dtype, copy=True) for name, p in self.trained.items()
@@ -39,33 +62,38 @@ class Ema:
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Updates the average with the weights after `step`, counted from 0."""
-        if (step + 1) % self.config.every:
+        if (step + 1) % self.every:
             return
         averages = [local_shard(average) for average in self.average.values()]
         weights = [local_shard(p.detach()).to(self.dtype) for p in self.trained.values()]
-        torch._foreach_lerp_(averages, weights, 1 - decay_at(self.config, step))
+        torch._foreach_lerp_(averages, weights, 1 - self.decay_at(step))
+
+    def decay_at(self, step: int) -> float:
+        """d of the update after `step`, counted from 0. As in EDM, `step` steps were before it."""
+        decay = self.decay**self.every
+        if not self.rampup:
+            return decay
+        half_life = max(self.rampup * step, 1e-8)
+        return min(decay, 0.5 ** (self.every / half_life))  # the shorter half-life
 
     @torch.no_grad()
-    def net(
-        self,
-        x: Tensor,
-        t: Tensor,
-        s: Tensor,
-        labels: Tensor | None = None,
-        augment: Tensor | None = None,
-    ) -> Tensor:
+    def net(self, x: Tensor, t: Tensor, s: Tensor, *args: Any, **inputs: Any) -> Tensor:
         """F(x, t, s, labels) with averaged weights, no gradient. Every process must call it."""
         weights = {
             name: full_tensor(average.to(self.trained[name].dtype))
             for name, average in self.average.items()
         }
-        return torch.func.functional_call(self.network, weights, (x, t, s, labels, augment))
+        return torch.func.functional_call(self.network, weights, (x, t, s, *args), inputs)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The network's state with averaged weights, sharded as the network is."""
+        """The network's state with averaged weights, which the network can load.
+
+        It is sharded as the network is.
+        """
         return {**self.network.state_dict(), **self.average}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Takes the averaged weights from what `state_dict` gave."""
         for name, average in self.average.items():
             found, expected = list(state[name].shape), list(average.shape)
             if found != expected:
@@ -80,12 +108,3 @@ def require_float64(devices: Iterable[torch.device]) -> None:
             raise InputError(
                 f"ema.float64=true: the device {device} has no float64; set ema.float64=false"
             )
-
-
-def decay_at(config: EmaConfig, step: int) -> float:
-    """d of the update after `step`, counted from 0. As in EDM, `step` steps were done before it."""
-    decay = config.decay**config.every
-    if not config.rampup:
-        return decay
-    half_life = max(config.rampup * step, 1e-8)
-    return min(decay, 0.5 ** (config.every / half_life))  # the shorter half-life

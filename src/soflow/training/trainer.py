@@ -81,7 +81,7 @@ class Trainer:
         self.module = prepared(loss, config, self.accelerator)
         optimizer = make_optimizer(config.optimizer, self.network.parameters())
         self.optimizer = self.accelerator.prepare(optimizer)
-        self.ema = Ema(self.network, config.ema)
+        self.ema = Ema(self.network, **config.ema.model_dump())
         loss.model = replace(model, average=self.ema.net)
         train, data = config.train, config.data
         self.batches = Batches(
