@@ -15,9 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 import soflow
-from soflow.config.schema import EmaConfig
 from soflow.errors import InputError
-from soflow.training.ema import Ema
 
 B = 4
 
@@ -161,7 +159,7 @@ def test_an_average_of_the_weights_is_called_in_their_place(name):
     _, network, labels = made(name)
     arguments = (*inputs(), labels)
     expected = network(*arguments)
-    ema = Ema(network, EmaConfig())
+    ema = soflow.Ema(network)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(1)
@@ -257,7 +255,7 @@ def assert_compiles(name):
 
 #: Tracing networks of diffusers takes a minute.
 TRACED = pytest.mark.parametrize(
-    "name", [name if name == "plain" else pytest.param(name, marks=pytest.mark.slow) for name in NETS]
+    "name", ["plain", *(pytest.param(name, marks=pytest.mark.slow) for name in ("unet", "dit"))]
 )
 
 
@@ -295,6 +293,11 @@ def test_data_parallel_training_sees_one_module(tmp_path):
         torch.testing.assert_close(found[key], gradient)
 
 
+def test_the_second_time_is_on_the_device_of_the_network():
+    network = soflow.WithSecondTime(Plain().to("meta"), "time_mlp")
+    assert {p.device.type for p in network.parameters()} == {"meta"}
+
+
 def test_an_embedding_of_something_else_is_not_taken_for_that_of_time():
     network = soflow.WithSecondTime(unet(class_embed_type="timestep", num_class_embeds=None))
     assert network.places == ("net.time_embedding",)
@@ -326,7 +329,7 @@ def test_augmentation_labels_and_conditions_reach_the_network():
     network = soflow.WithSecondTime(Conditioned(), "time_mlp")
     x, t, s = inputs()
     out = network(x, t, s, None, augment=torch.tensor(2.0), cond=torch.tensor(1.0))
-    torch.testing.assert_close(out, network(x, t, s, None, torch.tensor(3.0), cond=0 * x))
+    torch.testing.assert_close(out, network(x, t, s, augment=torch.tensor(3.0), cond=0 * x))
 
 
 @pytest.mark.parametrize(

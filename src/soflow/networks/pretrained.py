@@ -125,12 +125,10 @@ class VelocityOf(nn.Module):
 
     timestep_bits: Tensor | None
 
-    def forward(
-        self, x: Sample, t: Times, labels: Labels | None = None, **conditions: Any
-    ) -> Sample:
+    def forward(self, x: Sample, t: Times, labels: Labels | None = None, **inputs: Any) -> Sample:
         """v(x, t, labels): (B, ...), (B,), (B,) or None -> (B, ...)."""
         if self.prediction == "velocity":
-            v = self.predict(x, t, labels, conditions)
+            v = self.predict(x, t, labels, inputs)
             return -v if self.reversed_time else v
         # z, with its variance kept, is at t and at the clamped time the same.
         full = t.float()
@@ -140,7 +138,7 @@ class VelocityOf(nn.Module):
         shrink, grow, a, sigma = (across(c.to(x.dtype), x) for c in coefficients)
         z = shrink * x
         seen = z if self.timestep_bits is not None else grow * z
-        predicted = self.predict(seen, near.to(t.dtype), labels, conditions)
+        predicted = self.predict(seen, near.to(t.dtype), labels, inputs)
         if self.prediction == "epsilon":
             data, noise = (z - sigma * predicted) / a, predicted
         elif self.prediction == "sample":
@@ -151,9 +149,7 @@ class VelocityOf(nn.Module):
         late = across(t, x) >= 0.5
         return torch.where(late, x - data, noise - x) / across(torch.maximum(t, 1 - t), x)
 
-    def predict(
-        self, x: Sample, t: Times, labels: Labels | None, conditions: dict[str, Any]
-    ) -> Sample:
+    def predict(self, x: Sample, t: Times, labels: Labels | None, inputs: dict[str, Any]) -> Sample:
         """What the network returns at time t, by its own conventions."""
         if labels is None and self.null_label is not None:
             labels = torch.full(x.shape[:1], self.null_label, dtype=torch.long, device=x.device)
@@ -167,10 +163,10 @@ class VelocityOf(nn.Module):
         if labels is not None and self.label_argument == "":
             positional.append(labels)
         elif labels is not None:
-            conditions = {**conditions, str(self.label_argument): labels}
+            inputs = {**inputs, str(self.label_argument): labels}
         if self.returns_dict:
-            conditions = {**conditions, "return_dict": False}
-        return prediction_in(self.net(*positional, **conditions), x, type(self.net).__name__)
+            inputs = {**inputs, "return_dict": False}
+        return prediction_in(self.net(*positional, **inputs), x, type(self.net).__name__)
 
     def timestep(self, t: Times) -> Tensor:
         """Time t as the network counts it: (B,) -> (B,)."""

@@ -82,6 +82,9 @@ class WithSecondTime(nn.Module):
         self.second_time = TimeEmbedder(next(iter(widths.values())))
         for parameter in self.second_time.mlp[2].parameters():
             nn.init.zeros_(parameter)
+        weight = next(velocity.parameters(), None)
+        if weight is not None:
+            self.second_time.to(weight.device)
 
     def forward(
         self,
@@ -89,15 +92,12 @@ class WithSecondTime(nn.Module):
         t: Times,
         s: Times,
         labels: Labels | None = None,
-        augment: Tensor | None = None,
-        **conditions: Any,
+        **inputs: Any,
     ) -> Sample:
         """F(x, t, s, labels): (B, ...), (B,), (B,), (B,) or None -> (B, ...).
 
-        `augment`, and any further condition, reaches the network by its keyword if it is given.
+        Further inputs, such as a condition `cond`, reach the network by their keywords.
         """
-        if augment is not None:
-            conditions["augment"] = augment
         with torch.autocast(x.device.type, enabled=False):
             shift = self.second_time(t - s)
         places = {name: self.added_time(name) for name in self.places}
@@ -105,14 +105,14 @@ class WithSecondTime(nn.Module):
             for place in places.values():
                 place.shift = shift
             try:
-                return self.velocity(x, t, labels, **conditions)
+                return self.velocity(x, t, labels, **inputs)
             finally:
                 for place in places.values():
                     place.shift = None
         # A view of the network that belongs to this call alone: calls in several threads, and
         # blocks that are computed again in the backward pass, each find their own shift.
         own = {name: place.shifted(shift) for name, place in places.items()}
-        out = with_submodules(self.velocity, own)(x, t, labels, **conditions)
+        out = with_submodules(self.velocity, own)(x, t, labels, **inputs)
         for place in own.values():
             place.require_reached()
         return out
@@ -136,7 +136,7 @@ class AddedTime(nn.Module):
     def shifted(self, shift: Tensor) -> "AddedTime":
         """A view with this shift, which shares the weights."""
         view = copy.copy(self)
-        view.shift = shift
+        view.shift, view.reached = shift, False
         return view
 
     def require_reached(self) -> None:
