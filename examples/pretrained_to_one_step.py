@@ -107,9 +107,12 @@ def main(
     data = digits()
     labels = torch.arange(num) % CLASSES
 
-    def score(network: nn.Module, sampler: Sampler, nfe: int) -> float:
+    found: dict[str, float] = {}
+
+    def score(name: str, network: nn.Module, sampler: Sampler, nfe: int) -> None:
         model = soflow.FlowModel(network.eval(), SHAPE, CLASSES)
-        return distance(sample_many(model, num, labels, sampler, nfe, seed=0))
+        found[name] = distance(sample_many(model, num, labels, sampler, nfe, seed=0))
+        print(f"{name:32}{found[name]:8.2f}", flush=True)
 
     net = make_network()
     pretrain(net, data, pretraining, batch_size)
@@ -117,18 +120,14 @@ def main(
     # The velocity from predicted noise, then a second time: at the start, the pretrained flow.
     velocity = soflow.VelocityOf(net, "epsilon", alphas_cumprod=SCHEDULER.alphas_cumprod)
     network = soflow.WithSecondTime(velocity)
-    found = {
-        "pretrained, 32 evaluations": score(network, "heun", 32),
-        "pretrained, one step": score(network, "renoise", 1),
-    }
+    score("pretrained, 32 evaluations", network, "heun", 32)
+    score("pretrained, one step", network, "renoise", 1)
     train_one_step(network, data, steps, batch_size)
-    found["trained on, one step"] = score(network, "renoise", 1)
+    score("trained on, one step", network, "renoise", 1)
 
     scratch = soflow.WithSecondTime(soflow.VelocityOf(make_network(), time_scale=1000.0))
     train_one_step(scratch, data, steps, batch_size)
-    found["from random weights, one step"] = score(scratch, "renoise", 1)
-    for name, value in found.items():
-        print(f"{name:32}{value:8.2f}")
+    score("from random weights, one step", scratch, "renoise", 1)
     return found
 
 
