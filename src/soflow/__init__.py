@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from soflow.system.registry import Setting as Setting
     from soflow.times import LogitNormal as LogitNormal
     from soflow.times import MiddleTime as MiddleTime
+    from soflow.training.callbacks import Callback as Callback
+    from soflow.training.callbacks import Training as Training
     from soflow.training.ema import Ema as Ema
     from soflow.workflows.evaluate import evaluate as evaluate
     from soflow.workflows.evaluate import evaluate_samples as evaluate_samples
@@ -103,6 +105,8 @@ _HOME = {
     "NETWORKS": "networks",
     "SOURCES": "data.registry",
     "Setting": "system.registry",
+    "Callback": "training.callbacks",
+    "Training": "training.callbacks",
     "Batch": "symbols",
     "Draws": "objectives.base",
     "Losses": "objectives.base",
