@@ -1,6 +1,6 @@
 """An objective, a network and data of your own, in one file.
 
-    python examples/all_of_your_own.py
+python examples/all_of_your_own.py
 """
 
 from dataclasses import dataclass

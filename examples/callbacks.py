@@ -1,6 +1,6 @@
 """Callbacks: early stopping, and a search for the learning rate.
 
-    python examples/callbacks.py
+python examples/callbacks.py
 """
 
 from pathlib import Path

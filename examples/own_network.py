@@ -22,9 +22,7 @@ class ConvNet(nn.Module):
         self.times = nn.Sequential(nn.Linear(2, width), nn.SiLU(), nn.Linear(width, width))
         self.labels = nn.Embedding(classes + 1, width)  # the last row is "no class"
         self.blocks = nn.ModuleList(
-            nn.Sequential(
-                nn.GroupNorm(4, width), nn.SiLU(), nn.Conv2d(width, width, 5, padding=2)
-            )
+            nn.Sequential(nn.GroupNorm(4, width), nn.SiLU(), nn.Conv2d(width, width, 5, padding=2))
             for _ in range(depth)
         )
         self.shifts = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))

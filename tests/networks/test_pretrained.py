@@ -95,10 +95,7 @@ def test_the_end_of_a_diffusion_with_no_signal_is_finite():
 def test_integrating_the_velocity_draws_the_data(prediction):
     net = ExactDiffusion(prediction, MIXTURE)
     velocity = soflow.VelocityOf(net, prediction, net.alphas_cumprod)
-    model = soflow.FlowModel(
-        lambda x, t, s, labels: velocity(x, t, labels),
-        soflow.LinearNoising(), soflow.EulerParameterization(), (1,),
-    )  # fmt: skip
+    model = soflow.FlowModel(lambda x, t, s, labels: velocity(x, t, labels), (1,))
     generator = torch.Generator().manual_seed(0)
     drawn = soflow.integrate_velocity(model, torch.randn(4000, 1, generator=generator), 64)
     real = draw_data(4000, MIXTURE, generator)
