@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from soflow.networks import NETWORKS as NETWORKS
     from soflow.networks.dit import DiT as DiT
     from soflow.networks.mlp import MLP as MLP
+    from soflow.networks.pretrained import VelocityOf as VelocityOf
+    from soflow.networks.second_time import WithSecondTime as WithSecondTime
     from soflow.networks.unet import UNet as UNet
     from soflow.noising import LinearNoising as LinearNoising
     from soflow.noising import TrigNoising as TrigNoising
@@ -103,6 +105,8 @@ _HOME = {
     "DiT": "networks.dit",
     "UNet": "networks.unet",
     "MLP": "networks.mlp",
+    "WithSecondTime": "networks.second_time",
+    "VelocityOf": "networks.pretrained",
     # an objective, a network or a data source of your own
     "OBJECTIVES": "objectives",
     "NETWORKS": "networks",

@@ -1,0 +1,30 @@
+"""Views of a module: other submodules in some places, everything else shared."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+
+def with_submodules(root: nn.Module, replaced: Mapping[str, nn.Module]) -> Any:
+    """A view of a module with some submodules replaced. It shares all else; `root` is unchanged."""
+    views = {"": view_of(root)}
+    for name, module in replaced.items():
+        *above, last = name.split(".")
+        path, parent = "", views[""]
+        for part in above:
+            path = f"{path}.{part}"
+            if path not in views:
+                views[path] = view_of(parent.get_submodule(part))
+                parent._modules[part] = views[path]
+            parent = views[path]
+        parent._modules[last] = module
+    return views[""]
+
+
+def view_of(module: nn.Module) -> nn.Module:
+    """A shallow copy, whose submodules can be replaced without changing those of the original."""
+    view = copy.copy(module)
+    view._modules = dict(module._modules)
+    return view
