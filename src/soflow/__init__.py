@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from soflow.comparison.compare import compare as compare
     from soflow.config import Config as Config
     from soflow.config import read_recipe as read_recipe
+    from soflow.data.batches import Batches as Batches
+    from soflow.data.dataset import Dataset as Dataset
+    from soflow.data.load import load_data as load_data
     from soflow.data.registry import SOURCES as SOURCES
     from soflow.evaluation.evaluate import EvaluationSettings as EvaluationSettings
     from soflow.evaluation.pictures import save_picture as save_picture
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from soflow.sampling import ode as ode
     from soflow.sampling import one_step as one_step
     from soflow.sampling import renoise as renoise
+    from soflow.sampling import sample_many as sample_many
     from soflow.solution import EulerParameterization as EulerParameterization
     from soflow.solution import FlowModel as FlowModel
     from soflow.solution import TrigParameterization as TrigParameterization
@@ -44,6 +48,7 @@ if TYPE_CHECKING:
     from soflow.times import LogitNormal as LogitNormal
     from soflow.times import MiddleTime as MiddleTime
     from soflow.training.ema import Ema as Ema
+    from soflow.training.loss_module import LossModule as LossModule
     from soflow.workflows.evaluate import evaluate as evaluate
     from soflow.workflows.evaluate import evaluate_samples as evaluate_samples
     from soflow.workflows.load import load as load
@@ -51,6 +56,7 @@ if TYPE_CHECKING:
     from soflow.workflows.sample import SampleRequest as SampleRequest
     from soflow.workflows.sample import sample as sample
     from soflow.workflows.sample import sample_to_file as sample_to_file
+    from soflow.workflows.save import save_model as save_model
     from soflow.workflows.train import train as train
 
 __version__ = "0.1.0"
@@ -72,6 +78,7 @@ _HOME = {
     "renoise": "sampling",
     "ode": "sampling",
     "integrate_velocity": "sampling",
+    "sample_many": "sampling",
     "save_picture": "evaluation.pictures",
     "read_recipe": "config",
     "Config": "config",
@@ -89,7 +96,13 @@ _HOME = {
     "Shortcut": "objectives.shortcut",
     "Consistency": "objectives.consistency",
     "FlowMatching": "objectives.flow_matching",
+    # a training loop of your own
+    "load_data": "data.load",
+    "Dataset": "data.dataset",
+    "Batches": "data.batches",
     "Ema": "training.ema",
+    "LossModule": "training.loss_module",
+    "save_model": "workflows.save",
     # networks
     "DiT": "networks.dit",
     "UNet": "networks.unet",

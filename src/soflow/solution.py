@@ -178,9 +178,12 @@ class FlowModel:
 class Conditioned(nn.Module):
     """A network whose samples have these conditions: F(x, t, s, labels), given cond (B, ...)."""
 
+    cond: Tensor
+
     def __init__(self, net: Net, cond: Tensor) -> None:
         super().__init__()
-        self.net, self.cond = net, cond
+        self.net = net
+        self.register_buffer("cond", cond, persistent=False)  # goes where the network goes
 
     def forward(self, x: Sample, t: Times, s: Times, labels: Labels | None = None) -> Sample:
         return self.net(x, t, s, labels, cond=self.cond)
