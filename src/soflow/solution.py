@@ -135,7 +135,7 @@ class FlowModel:
         if self.cond_shape:
             needed = f"this model needs a condition of shape {list(self.cond_shape)}"
             raise InputError(f"{needed}: use model.conditioned(cond)")
-        if isinstance(self.net, Conditioned) and len(self.net.cond) != len(x):
+        if isinstance(self.net, Conditioned) and self.net.cond.shape[:1] != x.shape[:1]:
             given = f"{len(self.net.cond)} conditions, the batch {len(x)} samples"
             raise InputError(f"cond holds {given}: give one for each sample")
         if labels is None:
