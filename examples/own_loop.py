@@ -16,7 +16,7 @@ import soflow
 
 
 def main(
-    steps: int = 600,
+    steps: int = 300,
     out: str | Path = "runs/own_loop",
     batch_size: int = 128,
     num: int = 1000,
