@@ -4,6 +4,9 @@ The objective, the model and the average of the weights are soflow's; data, loop
 checkpoints are Lightning's. Needs `pip install pytorch-lightning`.
 
     python examples/lightning_module.py
+
+prints, after 300 steps (48 s of CPU time on one core), a Frechet distance by the digits' features of
+3.8, with one network evaluation per digit.
 """
 
 import warnings

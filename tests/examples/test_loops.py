@@ -73,8 +73,8 @@ torch.save(weights, {str(tmp_path)!r} + "/" + os.environ["RANK"] + ".pt")
 """
     (tmp_path / "program.py").write_text(program)
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    options = ["--num_machines", "1", "--mixed_precision", "no", "--main_process_port", "0"]
-    command = [*launch, *options, tmp_path / "program.py"]
+    options = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command = [*launch, *options, "--main_process_port", "0", str(tmp_path / "program.py")]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
