@@ -1,4 +1,4 @@
-"""What a loop of one's own needs: data by name, figures of samples in memory, models that are saved."""
+"""Parts of a training loop of one's own: data by name, samples in memory, saved models."""
 
 import numpy as np
 import pytest
