@@ -67,7 +67,6 @@ def library_loop(config: Config, folder: Path) -> tuple[Callable[[], None], torc
         config=config,
         folder=run,
         progress=silent,
-        watch=lambda state, weights, device: None,
     )
 
     def block() -> None:

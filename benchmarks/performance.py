@@ -116,8 +116,8 @@ def patch(name: str) -> None:
     elif name == "channels-last":
         real = measure.make_network  # type: ignore[attr-defined]
 
-        def channels_last(config: Config) -> nn.Module:
-            return real(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        def channels_last(config: Config, own: nn.Module | None = None) -> nn.Module:
+            return real(config, own).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
         measure.make_network = channels_last  # type: ignore[attr-defined]
     elif name == "reading":

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from soflow.objectives.base import Draws as Draws
     from soflow.objectives.base import Losses as Losses
     from soflow.objectives.base import Term as Term
+    from soflow.objectives.base import losses as losses
     from soflow.objectives.consistency import Consistency as Consistency
     from soflow.objectives.flow_matching import FlowMatching as FlowMatching
     from soflow.objectives.mean_flow import MeanFlow as MeanFlow
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
     from soflow.system.registry import Setting as Setting
     from soflow.times import LogitNormal as LogitNormal
     from soflow.times import MiddleTime as MiddleTime
+    from soflow.training.callbacks import Callback as Callback
+    from soflow.training.callbacks import Training as Training
     from soflow.training.ema import Ema as Ema
     from soflow.training.loss_module import LossModule as LossModule
     from soflow.workflows.evaluate import evaluate as evaluate
@@ -112,10 +115,13 @@ _HOME = {
     "NETWORKS": "networks",
     "SOURCES": "data.registry",
     "Setting": "system.registry",
+    "Callback": "training.callbacks",
+    "Training": "training.callbacks",
     "Batch": "symbols",
     "Draws": "objectives.base",
     "Losses": "objectives.base",
     "Term": "objectives.base",
+    "losses": "objectives.base",
 }
 __all__ = list(_HOME)
 

@@ -1,11 +1,13 @@
 """From a configuration to the objects that it names. Nothing else knows them all."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
 from soflow.config import Config
+from soflow.config.own import OWN
 from soflow.data.augment import AugmentPipe
 from soflow.data.dataset import DataRecord
 from soflow.errors import InputError
@@ -27,13 +29,24 @@ PARAMETERIZATIONS: dict[str, type[Parameterization]] = {
 }
 
 
-def make_network(config: Config) -> nn.Module:
+def make_network(config: Config, own: nn.Module | None = None) -> nn.Module:
     """The network, initialized from torch's current seed, on torch's current default device.
+
+    Args:
+        config: The configuration.
+        own: A network that was given in Python: the result is a copy of it, in float32.
 
     Raises:
         InputError: For sizes that do not fit together.
     """
+    if own is not None:
+        return copy.deepcopy(own).float()
     data = config.data
+    if config.network.name == OWN:
+        raise InputError(
+            f"the network of this run, {config.network.kind}, was given in Python: only Python, "
+            "given it again, can use it"
+        )
     augment_labels = AugmentPipe.num_labels if data.augment else 0
     try:
         return config.network.build(
@@ -47,7 +60,16 @@ def make_network(config: Config) -> nn.Module:
 
 
 def make_objective(config: Config, compile: Callable[[Any], Any] | None = None) -> Objective:
-    """The objective. `compile` compiles its own derivatives, if it has any."""
+    """The objective. `compile` compiles its own derivatives, if it has any.
+
+    Raises:
+        InputError: For an objective that was given in Python.
+    """
+    if config.objective.name == OWN:
+        raise InputError(
+            f"the objective of this run, {config.objective.kind}, was given in Python: give it "
+            "again, as in soflow.train(..., objective=...)"
+        )
     return config.objective.build(**{} if compile is None else {"compile": compile})
 
 
@@ -55,7 +77,11 @@ def null_trained(config: Config, data: DataRecord | None) -> bool:
     """Whether training reaches the null label: by unlabelled samples, or by dropped labels."""
     if not config.data.num_classes or getattr(data, "unlabelled", False):
         return True
-    objective: Any = config.objective.build()
+    return trains_null(config.objective.build())
+
+
+def trains_null(objective: Any) -> bool:
+    """Whether an objective trains the null label."""
     if isinstance(guidance := getattr(objective, "guidance", None), Guidance):
         return guidance.drops_labels
     return getattr(objective, "trains_null", True)

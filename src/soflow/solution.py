@@ -98,6 +98,12 @@ class FlowModel:
     average: Net | None = None
     null_trained: bool = True
 
+    @property
+    def device(self) -> torch.device:
+        """Where the network's weights are; the CPU if it has none."""
+        weights = self.net.parameters() if isinstance(self.net, nn.Module) else iter(())
+        return next((weight.device for weight in weights), torch.device("cpu"))
+
     def to(self, *args: Any, **options: Any) -> "FlowModel":
         """Moves or casts the network in place, as `nn.Module.to` does. Returns the model."""
         assert isinstance(self.net, nn.Module)

@@ -10,7 +10,7 @@ from soflow.errors import RunError
 from soflow.networks.dit import DiT
 from soflow.run.checkpoint import TrainState
 from soflow.system.memory import is_out_of_memory
-from soflow.training.looks import look
+from soflow.training.looks import Looks, look
 from soflow.training.memory import memory_advice
 from soflow.workflows import train as workflow
 from support.settings import TINY_DIT
@@ -94,7 +94,7 @@ def test_training_goes_on_without_a_picture_that_has_no_room(caplog):
     def watch(*arguments):
         raise FULL[0]
 
-    look(None, watch, TrainState(3), {}, torch.device("cpu"), {})
+    look(None, watch, TrainState(3), {}, torch.device("cpu"), Looks())
     assert "step 3 has no picture: out of memory" in caplog.text
 
 

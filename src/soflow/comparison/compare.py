@@ -9,10 +9,9 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-
-import torch
 
 from soflow.comparison import OBJECTIVES
 from soflow.comparison.cost import Cost, base_of, costs_of
@@ -34,7 +33,6 @@ from soflow.evaluation.evaluate import EvaluationSettings, evaluate
 from soflow.evaluation.html import duration
 from soflow.evaluation.references import make_scoring
 from soflow.evaluation.scorer import Scoring
-from soflow.run.checkpoint import TrainState
 from soflow.run.folder import RunFolder
 from soflow.run.resume import keep_older
 from soflow.sampling import Sampler, draw
@@ -45,6 +43,7 @@ from soflow.system.devices import default_device
 from soflow.system.logs import show_notes
 from soflow.system.progress import Progress, Task, track
 from soflow.training.automatic import resolve
+from soflow.training.callbacks import Callback, Training
 from soflow.workflows.evaluate import write_evaluation
 from soflow.workflows.load import load, make_decoder
 from soflow.workflows.train import train
@@ -161,23 +160,31 @@ def chosen_settings(
     return {name: config for name, (config, _) in chosen.items()}, "; ".join(notes)
 
 
-def train_run(run: Planned, scoring: Scoring, heun: bool, title: str, progress: Progress) -> None:
-    """Trains one run, with the distance of a few samples at every point of its curves."""
-    config, scorer = run.config, scoring.scorer
-    num = min(config.evaluate.num, CURVE_SAMPLES)
+@dataclass(frozen=True)
+class Curves(Callback):
+    """Adds a point to the curves of a run at each sample grid."""
 
-    def watch(state: TrainState, model: FlowModel, device: torch.device) -> None:
-        labels, _ = scoring.draw_classes(None, num, model.num_classes)
-        kept = run.read_curves()
-        for sampler, nfe in curve_samplers(config, heun):
-            samples = draw(model, num, labels, sampler, nfe, seed=0, device=device)
+    run: Planned
+    scoring: Scoring
+    heun: bool
+
+    def on_sample(self, training: Training, model: FlowModel, picture: Path) -> None:
+        config, scorer, state = training.config, self.scoring.scorer, training.state
+        num = min(config.evaluate.num, CURVE_SAMPLES)
+        labels, _ = self.scoring.draw_classes(None, num, model.num_classes)
+        kept = self.run.read_curves()
+        for sampler, nfe in curve_samplers(config, self.heun):
+            samples = draw(model, num, labels, sampler, nfe, seed=0, device=model.device)
             distance = scorer.distance(scorer.gather(samples, num))
             point = Point(step=state.step, seconds=state.seconds, distance=distance)
             kept = kept.with_point(sampler, nfe, num, point)
-        kept.write(run.curves_file)
+        kept.write(self.run.curves_file)
 
+
+def train_run(run: Planned, scoring: Scoring, heun: bool, title: str, progress: Progress) -> None:
+    """Trains one run, with the distance of a few samples at every point of its curves."""
     titled = partial(titled_progress, progress, title)
-    train(config, run.folder.path, progress=titled, watch=watch)
+    train(run.config, run.folder.path, progress=titled, callbacks=[Curves(run, scoring, heun)])
 
 
 def curve_samplers(config: Config, heun: bool) -> list[tuple[Sampler, int]]:

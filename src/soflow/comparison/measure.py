@@ -111,7 +111,6 @@ def make_trainer(config: Config, run: RunFolder) -> Trainer:
         config=config,
         folder=run,
         progress=silent,
-        watch=lambda state, weights, device: None,
     )
 
 

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from soflow.config.own import OWN
 from soflow.config.parsing import parse_yaml as parse_yaml
 from soflow.config.parsing import read_text as read_text
 from soflow.config.schema import Config
@@ -252,7 +253,9 @@ def fields(
         chosen = chosen_from(field.metadata)
         kinds: list[Any] = [field.annotation]
         if chosen is not None:
-            kinds = [chosen.section(x) for x in chosen.registry if names.get(name, x) == x]
+            own = [OWN] if names.get(name) == OWN else []
+            chosen_names = [*own, *(x for x in chosen.registry if names.get(name, x) == x)]
+            kinds = [chosen.section(x) for x in chosen_names]
         for kind in kinds:
             if isinstance(kind, type) and issubclass(kind, BaseModel):
                 yield from fields(kind, f"{prefix}{name}.")

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from soflow.config.own import OwnNetwork, OwnObjective
 from soflow.config.sections import ChosenFrom, Section, key
 from soflow.networks import NETWORKS
 from soflow.networks.registry import fits, takes, what_fits
@@ -168,9 +169,11 @@ class Config(Section):
         "same", "of that file: reversed if t = 0 is noise and t = 1 is data, as in SiT"
     )
     data: DataConfig = DataConfig()
-    network: Annotated[Any, ChosenFrom(NETWORKS, "dit")] = Field({"name": "dit"})
+    network: Annotated[Any, ChosenFrom(NETWORKS, "dit", OwnNetwork)] = Field({"name": "dit"})
     noising: NoisingConfig = NoisingConfig()
-    objective: Annotated[Any, ChosenFrom(OBJECTIVES, "soflow")] = Field({"name": "soflow"})
+    objective: Annotated[Any, ChosenFrom(OBJECTIVES, "soflow", OwnObjective)] = Field(
+        {"name": "soflow"}
+    )
     optimizer: OptimizerConfig = OptimizerConfig()
     ema: EmaConfig = EmaConfig()
     train: TrainConfig = TrainConfig()
@@ -200,12 +203,18 @@ class Config(Section):
     @property
     def guidance_scale(self) -> float:
         """omega; 1 if nothing is guided, and for an objective without guidance."""
-        return getattr(getattr(self.objective, "guidance", None), "scale", 1.0)
+        guidance = getattr(self.objective, "guidance", None)
+        return self.of_objective("guidance_scale", 1.0) if guidance is None else guidance.scale
+
+    def of_objective(self, name: str, default: Any = None) -> Any:
+        """What the objective says of itself: a class attribute, or a setting of that name."""
+        of_class = getattr(self.objective.component, name, default)
+        return getattr(self.objective, name, of_class)
 
     @property
     def samplers(self) -> tuple[Sampler, ...]:
         """The samplers that suit what the objective learns, its own first."""
-        return cast(tuple[Sampler, ...], OBJECTIVES[self.objective.name].samplers)
+        return cast(tuple[Sampler, ...], self.of_objective("samplers"))
 
     @property
     def default_sampler(self) -> tuple[Sampler, int]:
@@ -214,12 +223,12 @@ class Config(Section):
         One jump; or the Heun steps of a yardstick if the objective learns no jumps.
         """
         first = self.samplers[0]
-        return ("heun", 2 * HEUN_STEPS) if first == "euler" else (first, 1)
+        return ("heun", 2 * HEUN_STEPS) if first in ("euler", "heun") else (first, 1)
 
     @model_validator(mode="after")
     def parts_fit_together(self) -> "Config":
         """Rejects combinations that could only fail later, in the middle of a step."""
-        network, objective = NETWORKS[self.network.name], OBJECTIVES[self.objective.name]
+        network = self.network.component
         data, chosen = self.data, f"network.name={self.network.name}"
         images = len(data.shape) == 3
         if not fits(network, data.shape):
@@ -244,14 +253,14 @@ class Config(Section):
                 "data.flip mirrors images: signals and vectors have no mirror image, soflow encode "
                 "--flip mirrors latents, and data.augment mirrors already: set data.flip=false"
             )
-        if self.train.checkpoint_activations and getattr(objective, "forward_derivative", False):
+        if self.train.checkpoint_activations and self.of_objective("forward_derivative"):
             raise ValueError(
                 f"train.checkpoint_activations does not work with the Jacobian-vector products of "
                 f"objective.name={self.objective.name}: set it to false"
             )
         if self.init_time == "reversed" and not self.init_from:
             raise ValueError("init_time=reversed says how to read init_from: set that, too")
-        needed = getattr(objective, "parameterization", self.noising.parameterization)
+        needed = self.of_objective("parameterization", self.noising.parameterization)
         if self.noising.parameterization != needed:
             chosen = f"objective.name={self.objective.name}"
             raise ValueError(f"{chosen} needs noising.parameterization={needed}: set that, too")

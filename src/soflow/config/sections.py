@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, create_model
 from pydantic_core import core_schema
 
+from soflow.config.own import OWN
 from soflow.system.registry import Registry, Setting
 
 #: Constructor parameters that the library fills in. All others are settings.
@@ -103,6 +104,7 @@ class ChosenFrom:
 
     registry: Registry[Any]
     default: str
+    own: Callable[..., Any]  # stands for what was given in Python
 
     def name(self, value: Any) -> Any:
         """The name that plain values of the section select."""
@@ -114,7 +116,7 @@ class ChosenFrom:
         Raises:
             InputError: If there is none of this name.
         """
-        return section_of(self.registry[name], name)
+        return section_of(self.own if name == OWN else self.registry[name], name)
 
     def validate(self, value: Any) -> ComponentSection:
         """The section from plain values."""

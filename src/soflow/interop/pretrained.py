@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from soflow.assemble import null_trained
 from soflow.config import Config
+from soflow.config.own import OWN
 from soflow.data.dataset import DataRecord
 from soflow.errors import InputError
 from soflow.interop.adapt import adapt_channels, adapt_classes, adapt_levels, adapt_positions
 from soflow.interop.sizes import grid_of, read_sizes
 from soflow.interop.weights import named_tensors, read_file, require_fit
-from soflow.networks import NETWORKS
 from soflow.networks.dit import DiT
 from soflow.networks.embeddings import frequencies
 from soflow.run.checkpoint import STATE, WEIGHTS
@@ -131,8 +131,10 @@ def find_weights(source: Path) -> Pretrained:
 
 def require_same_kind(config: Config | None, network: nn.Module, source: Path) -> None:
     """Raises InputError, with the setting to change, if a run has another kind of network."""
-    made = None if config is None else NETWORKS[config.network.name]
-    if config is not None and isinstance(made, type) and not isinstance(network, made):
+    if config is None or config.network.name == OWN:
+        return
+    made = config.network.component
+    if isinstance(made, type) and not isinstance(network, made):
         name = config.network.name
         raise InputError(f"{source} is a run with network.name={name}: set network.name={name}")
 

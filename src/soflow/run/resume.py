@@ -1,9 +1,11 @@
 """What must be the same when a run is resumed, and which settings may be changed on purpose."""
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 from soflow.config import Config
+from soflow.config.own import OWN
 from soflow.config.reading import BEFORE, fields, lookup
 from soflow.data.dataset import DataRecord
 from soflow.errors import InputError, shortened
@@ -33,7 +35,8 @@ class Difference(NamedTuple):
 
 def differences(begun: Config, asked: Config) -> Iterator[Difference]:
     """The settings that differ and matter."""
-    for key in dict.fromkeys(key for key, _ in fields()):
+    own = fields(names={"network": OWN, "objective": OWN})
+    for key in dict.fromkeys(key for key, _ in chain(fields(), own)):
         old, new = lookup(begun, key), lookup(asked, key)
         imported = old == "auto"  # a run that was imported has chosen nothing yet
         if old != new and not imported and not key.startswith(FREE_KEYS):

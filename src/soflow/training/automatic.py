@@ -13,7 +13,8 @@ from torch.utils._triton import has_triton
 
 from soflow.assemble import make_network
 from soflow.config import Config
-from soflow.objectives import OBJECTIVES
+from soflow.config.own import OWN
+from soflow.training.activations import repeated_blocks
 
 #: bfloat16 is used on a CPU whose products are so many times faster in it.
 WORTHWHILE = 1.3
@@ -72,12 +73,13 @@ def choose_compile(config: Config, device: torch.device) -> bool:
     """Whether compiling the network's blocks is possible, and pays."""
     if device.type != "cuda" or config.train.steps < COMPILE_STEPS or not can_compile():
         return False
-    objective = OBJECTIVES[config.objective.name]
-    if getattr(objective, "forward_derivative", False):
+    if config.of_objective("forward_derivative"):
         # Blocks compiled one by one have no such derivative: the objective must compile its own.
-        return "compile" in signature(objective).parameters
+        return "compile" in signature(config.objective.component).parameters
+    if config.network.name == OWN:
+        return False
     with torch.device("meta"):
-        return any(getattr(block, "repeated", False) for block in make_network(config).modules())
+        return bool(repeated_blocks(make_network(config)))
 
 
 def can_compile() -> bool:

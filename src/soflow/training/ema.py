@@ -97,7 +97,10 @@ class Ema:
 
         It is sharded as the network is.
         """
-        return {**self.network.state_dict(), **self.average}
+        averages = {self.trained[name]: average for name, average in self.average.items()}
+        named = self.network.named_parameters(remove_duplicate=False)  # tied ones have two names
+        averaged = {name: averages[p] for name, p in named if p in averages}
+        return {**self.network.state_dict(), **averaged}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Takes the averaged weights from what `state_dict` gave."""

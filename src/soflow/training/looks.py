@@ -3,21 +3,25 @@
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from math import isfinite
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from soflow.errors import InputError, RunError
 from soflow.run.checkpoint import TrainState
+from soflow.solution import FlowModel
 from soflow.system.memory import out_of_memory_explained
 
 log = logging.getLogger(__name__)
 
 #: What to do if there is no memory for samples.
 ROOM = "leave room beside training by a larger train.accumulate or a smaller train.batch_size"
-#: Called when a sample grid is due, with the state, the averaged weights and the device.
-Watch = Callable[[TrainState, dict[str, Tensor], torch.device], None]
+#: Draws a sample grid, with the state, the averaged weights and the device. Returns the model with
+#: these weights, and the picture's file.
+Draw = Callable[[TrainState, dict[str, Tensor], torch.device], tuple[FlowModel, Path]]
 #: Called when an evaluation is due, with the averaged weights and the device. Returns figures by
 #: name; the lower the first one, the better.
 Measure = Callable[[dict[str, Tensor], torch.device], dict[str, float]]
@@ -33,21 +37,29 @@ def may_fail(what: str, step: int) -> Iterator[None]:
         log.warning(f"step {step} has no {what}: {error}")
 
 
+@dataclass
+class Looks:
+    """What was seen: figures of an evaluation, and a sample grid with the model that drew it."""
+
+    figures: dict[str, float] = field(default_factory=dict)
+    drawn: tuple[FlowModel, Path] | None = None
+
+
 def look(
     measure: Measure | None,
-    watch: Watch | None,
+    draw: Draw | None,
     state: TrainState,
     weights: dict[str, Tensor],
     device: torch.device,
-    figures: dict[str, float],
+    looks: Looks,
 ) -> None:
-    """Evaluates and draws what is due; adds the figures. It may be cut short and done again."""
+    """Evaluates and draws what is due. It may be cut short and done again."""
     if measure is not None:
         with may_fail("figure", state.step):
-            figures.update(measure(weights, device))
-    if watch is not None:
+            looks.figures.update(measure(weights, device))
+    if draw is not None:
         with may_fail("picture", state.step):
-            watch(state, weights, device)
+            looks.drawn = draw(state, weights, device)
 
 
 def keep_best(state: TrainState, figures: Mapping[str, float], num: int) -> None:

@@ -6,7 +6,6 @@ from accelerate import Accelerator
 from torch import nn
 
 from soflow.config import Config
-from soflow.objectives import OBJECTIVES
 from soflow.objectives.base import Draws, Losses, Objective
 from soflow.solution import FlowModel
 from soflow.symbols import Batch, Net
@@ -39,6 +38,6 @@ def prepared(loss: LossModule, config: Config, accelerator: Accelerator) -> nn.M
         return accelerator.prepare(loss)
     # evaluation_mode: autocast, but no DDP
     module = accelerator.prepare_model(loss, device_placement=False, evaluation_mode=True)
-    blocks = not OBJECTIVES[config.objective.name].whole_network
+    blocks = not config.of_objective("whole_network")
     shard_network(loss, accelerator.device, blocks)
     return module

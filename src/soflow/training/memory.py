@@ -3,7 +3,6 @@
 from torch import nn
 
 from soflow.config import Config
-from soflow.objectives import OBJECTIVES
 from soflow.training.activations import repeated_blocks
 
 #: What to do if there is no memory for what a run needs before its first step.
@@ -16,7 +15,7 @@ TOO_LARGE = (
 def memory_advice(config: Config, network: nn.Module) -> str:
     """The settings that lower the memory of a step, with the values that they have now."""
     train, precision = config.train, config.precision
-    jacobian = getattr(OBJECTIVES[config.objective.name], "forward_derivative", False)
+    jacobian = config.of_objective("forward_derivative")
     ways = [f"a larger train.accumulate (now {train.accumulate}), which changes rounding alone"]
     if repeated_blocks(network) and not jacobian and not train.checkpoint_activations:
         ways.append("train.checkpoint_activations=true")

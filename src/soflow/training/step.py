@@ -54,6 +54,7 @@ class TrainStep:
     optimizer: AcceleratedOptimizer
     ema: Ema
     batches: Batches
+    fixed_lr: float | None = None  # in place of the schedule's
 
     def __call__(self, step: int) -> Unread:
         """Does step `step`, counted from 0, on this process's microbatches of the batch.
@@ -63,7 +64,7 @@ class TrainStep:
         """
         config, accelerator = self.config, self.accelerator
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(config.optimizer, step, config.train.steps)
+            group["lr"] = self.learning_rate(step)
 
         # Forward and backward per microbatch; the last backward adds up gradients of all processes.
         stream = f"dropout of process {accelerator.process_index}"
@@ -88,6 +89,12 @@ class TrainStep:
         self.optimizer.zero_grad()
         self.ema.update(step)
         return unread
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of `step`, counted from 0."""
+        if self.fixed_lr is not None:
+            return self.fixed_lr
+        return learning_rate(self.config.optimizer, step, self.config.train.steps)
 
     @property
     def skips_on_device(self) -> bool:

@@ -6,9 +6,10 @@ It knows networks, batches and objectives only by their contracts.
 import gc
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from soflow.config import Config
@@ -24,6 +25,7 @@ from soflow.run.metrics import forget_metrics_after
 from soflow.solution import FlowModel
 from soflow.system.memory import out_of_memory_explained
 from soflow.system.progress import Progress, Task
+from soflow.training.callbacks import Callback, Callbacks, Training
 from soflow.training.compile import compile_errors_explained
 from soflow.training.distributed import (
     full_state,
@@ -34,12 +36,12 @@ from soflow.training.distributed import (
     make_accelerator,
 )
 from soflow.training.ema import Ema
-from soflow.training.looks import Measure, Watch, keep_best, look
+from soflow.training.looks import Draw, Looks, Measure, keep_best, look
 from soflow.training.loss_module import LossModule, prepared
 from soflow.training.memory import TOO_LARGE, memory_advice
 from soflow.training.metrics import add_means, progress_text, summary, take_line
 from soflow.training.nonfinite import NonFinite
-from soflow.training.optimizers import learning_rate, make_optimizer
+from soflow.training.optimizers import make_optimizer
 from soflow.training.precision import float32_products
 from soflow.training.schedule import Schedule
 from soflow.training.signals import StopRequest, stop_request, stopped_by
@@ -61,12 +63,13 @@ class Trainer:
         config: Config,
         folder: RunFolder,
         progress: Progress,
-        watch: Watch,
+        draw: Draw | None = None,
         measure: Measure | None = None,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         assert isinstance(model.net, nn.Module)
         self.config, self.folder, self.progress = config, folder, progress
-        self.watch, self.measure = watch, measure
+        self.draw, self.measure, self.callbacks = draw, measure, Callbacks(callbacks)
         self.schedule = Schedule(config, has_measure=measure is not None)
         self.network = model.net
         self.memory_advice = memory_advice(config, self.network)
@@ -92,6 +95,8 @@ class Trainer:
             self.ema, self.batches,
         )  # fmt: skip
         self.resume()
+        self.loss = float("nan")  # of the step that was read last
+        self.training = Training(config, folder, loss.model, self.state, self.read_loss)
 
     def resume(self) -> None:
         """Loads the newest good checkpoint, if there is one."""
@@ -141,17 +146,25 @@ class Trainer:
         if self.accelerator.is_main_process:
             forget_metrics_after(self.folder.metrics, logged)
         self.trackers.start(logged)
+        training, callbacks = self.training, self.callbacks
+        callbacks.on_start(training)
         with self.progress("training", steps, state.step) as task, stop_request() as request:
-            while state.due or state.step < steps:
+            while (state.due or state.step < steps) and training.stopped is None:
                 if not state.due:
                     self.timed_step()
                     task.update(state.step, self.shown)
+                    callbacks.on_step(training)
                 if (stop := self.agreed(request)) is None:
                     stop = self.follow_up(request, task)
                 if stop is not None and (state.due or state.step < steps):
                     # Inside stop_request, so that another signal does not cost this checkpoint.
                     self.save(last_chance=True)
                     raise stopped_by(stop, str(self.folder.path))
+        if training.stopped is not None:
+            if not self.schedule.saves(state.step):
+                self.save()
+            log.info(f"stopped after step {state.step} of {steps}: {training.stopped}")
+        callbacks.on_end(training)
 
     def timed_step(self) -> None:
         """Does one step, and counts it in the state.
@@ -164,6 +177,7 @@ class Trainer:
             compile_errors_explained(),
             float32_products(tf32, self.device),
         ):
+            self.train_step.fixed_lr = self.training.learning_rate
             self.unread.append(self.train_step(self.state.step))
         self.state.step += 1
         self.state.samples += self.config.train.batch_size
@@ -196,10 +210,16 @@ class Trainer:
         """
         unread, self.unread = self.unread, []
         for result in self.train_step.read(unread):
+            self.loss = result.loss
             if result.nonfinite is None:
                 add_means(self.state, result.means)
             else:
                 self.skip(result.nonfinite)
+
+    def read_loss(self) -> float:
+        """The loss of the last step."""
+        self.read()
+        return self.loss
 
     def skip(self, what: NonFinite) -> None:
         """Counts a skipped update. Raises RunError if that is not wanted, or too often."""
@@ -220,31 +240,32 @@ class Trainer:
         """
         config, state = self.config, self.state
         draws, measures = self.schedule.draws(state.step), self.schedule.measures(state.step)
-        figures: dict[str, float] = {}
+        looks = Looks()
         if draws or measures:
             main = self.accelerator.is_main_process
             weights = gather_state(self.ema.state_dict(), main)
-
-            measure, watch = self.measure if measures else None, self.watch if draws else None
+            measure, draw = self.measure if measures else None, self.draw if draws else None
             if main:  # the other processes wait
-                request.cut_short(
-                    lambda: look(measure, watch, state, weights, self.device, figures)
-                )
+                request.cut_short(lambda: look(measure, draw, state, weights, self.device, looks))
             self.accelerator.wait_for_everyone()
             if (stop := self.agreed(request)) is not None:
                 return stop
         state.due = False
-        keep_best(state, figures, config.evaluate.num_while_training)
+        keep_best(state, looks.figures, config.evaluate.num_while_training)
         if self.schedule.logs(state.step):
-            self.log(figures, task)
+            self.log(looks.figures, task)
         if self.schedule.saves(state.step):
             self.save(last_chance=state.step == config.train.steps)
+        if looks.drawn is not None:
+            self.callbacks.on_sample(self.training, *looks.drawn)
+        if measures:
+            (figures,) = broadcast_object_list([looks.figures])
+            self.callbacks.on_evaluation(self.training, figures)
         return None
 
     def log(self, figures: Mapping[str, float], task: Task) -> None:
         """Writes one line of metrics.jsonl, and shows it."""
-        optimizer, steps = self.config.optimizer, self.config.train.steps
-        lr = learning_rate(optimizer, self.state.step - 1, steps)
+        lr = self.train_step.learning_rate(self.state.step - 1)
         line = take_line(self.state, figures, lr, self.config.train.batch_size)
         if self.accelerator.is_main_process:
             self.manager.log(line)
@@ -268,6 +289,9 @@ class Trainer:
         if main:
             self.manager.save(self.state, weights, ema, optimizer, last_chance)
         self.accelerator.wait_for_everyone()
+        place = self.folder.checkpoints / f"step-{self.state.step:08d}"
+        if place.is_dir():  # it may have failed, see checkpoint.on_failure
+            self.callbacks.on_checkpoint(self.training, place)
 
     def agreed(self, request: StopRequest) -> int | None:
         """A signal that reached any process; all of them learn of it after the same step."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from soflow.assemble import make_model, make_network
 from soflow.config import Config
@@ -22,6 +22,7 @@ from soflow.system.devices import default_device, named_device
 from soflow.system.memory import out_of_memory_explained
 from soflow.system.progress import Progress, track
 from soflow.workflows.labels import Classes
+from soflow.workflows.own_parts import own_network_of, remember
 
 if TYPE_CHECKING:
     from soflow.evaluation.record import Evaluation
@@ -52,6 +53,7 @@ class Run:
     class_names: tuple[str, ...] = ()
     encoder: Encoder | None = None
     scaling: Scaling | None = None
+    own_network: nn.Module | None = None  # what the model's network is a copy of
 
     @property
     def samplers(self) -> tuple[Sampler, ...]:
@@ -146,6 +148,8 @@ class Run:
         if self.folder.data.is_file():
             write_bytes(folder.data, self.folder.data.read_bytes())
         write_bytes(folder.config, self.folder.config.read_bytes())
+        if self.own_network is not None:
+            remember(folder.path, self.own_network)
         return folder.path
 
 
@@ -154,6 +158,7 @@ def load(
     weights: Weights | Literal["best"] = "ema",
     device: str | None = None,
     vae: str = "",
+    network: nn.Module | None = None,
 ) -> Run:
     """Loads a run, or a model that `Run.save` wrote.
 
@@ -164,6 +169,8 @@ def load(
         device: Where the model goes, such as "cpu", "cuda:1" or "gpu"; by default a GPU if there
             is one.
         vae: For runs on latents, a local copy of the autoencoder that made them, or its name.
+        network: For a run with a network of one's own: that network, or one like it. Its weights
+            are not used. The process that trained the run remembers it.
 
     Raises:
         InputError: If there is no run, or it is a run of another version.
@@ -173,11 +180,12 @@ def load(
         path, weights = Path(path) / "checkpoints" / "best", "ema"
     folder, checkpoint = find_run(Path(path), weights)
     config, data = folder.read_config(), DataRecord.read(folder.data)
+    own = own_network_of(config, folder.path, network)
     place = named_device(device) if device else default_device()
     encoder, scaling = (data.encoder, data.scaling) if data else (None, None)
     decode, tensors = make_decoder(encoder, scaling, place, vae), checkpoint.weights(weights)
     try:
-        model = load_model(config, tensors, place, decode, data)
+        model = load_model(config, tensors, place, decode, data, own)
     except RunError:
         raise
     except RuntimeError:  # names or shapes that load_state_dict cannot place
@@ -186,7 +194,8 @@ def load(
         ) from None
     count = config.data.num_classes
     names = (data.class_names if data else ()) or tuple(map(str, range(count)))
-    return Run(folder, config, checkpoint, model, place, weights, names[:count], encoder, scaling)
+    names = names[:count]
+    return Run(folder, config, checkpoint, model, place, weights, names, encoder, scaling, own)
 
 
 def load_model(
@@ -195,10 +204,11 @@ def load_model(
     device: torch.device,
     decode: Decode = unchanged,
     data: DataRecord | None = None,
+    own: nn.Module | None = None,
 ) -> FlowModel:
     """A model with these weights on `device`, in evaluation mode and without gradients."""
     with torch.device("meta"):
-        network = make_network(config)
+        network = make_network(config, own)
     network.load_state_dict(weights, assign=True)
     with out_of_memory_explained("the network does not fit; choose another device, such as cpu"):
         network = network.to(device, torch.float32).requires_grad_(False).eval()

@@ -1,17 +1,25 @@
 """Training a recipe in a run folder."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from soflow.assemble import make_augment, make_model, make_network, make_objective
+from soflow.assemble import (
+    make_augment,
+    make_model,
+    make_network,
+    make_objective,
+    null_trained,
+)
 from soflow.config import Config, read_recipe
+from soflow.config.own import OWN
 from soflow.config.reading import keys_of, with_overrides
 from soflow.data import own
 from soflow.data.autoencoder import Decoder
@@ -24,6 +32,7 @@ from soflow.evaluation.pictures import picture, png
 from soflow.evaluation.references import make_scoring
 from soflow.evaluation.scorer import as_frequent
 from soflow.interop.pretrained import load_pretrained
+from soflow.objectives.base import Objective
 from soflow.run.checkpoint import TrainState, checkpoints
 from soflow.run.folder import RunFolder
 from soflow.run.lock import only_trainer_of
@@ -37,6 +46,7 @@ from soflow.system.logs import show_notes
 from soflow.system.memory import out_of_memory_explained
 from soflow.system.progress import Progress, track
 from soflow.training.automatic import resolve
+from soflow.training.callbacks import Callback
 from soflow.training.compile import compiled
 from soflow.training.distributed import (
     lost_processes_explained,
@@ -50,10 +60,15 @@ from soflow.training.trackers import require_trackers
 from soflow.training.trainer import Trainer
 from soflow.workflows.going_on import go_on, settings_of
 from soflow.workflows.load import Decode, load_model, make_decoder
+from soflow.workflows.own_parts import (
+    own_network_of,
+    require_contract,
+    require_unchanged,
+    with_network,
+    with_objective,
+)
 
 log = logging.getLogger(__name__)
-
-Watch = Callable[[TrainState, FlowModel, torch.device], None]
 
 
 def train(
@@ -61,8 +76,11 @@ def train(
     out: str | Path,
     overrides: Sequence[str] = (),
     progress: Progress = track,
-    watch: Watch = lambda state, model, device: None,
+    *,
     data: Any = None,
+    network: nn.Module | None = None,
+    objective: Objective | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> RunFolder:
     """Trains a recipe in a run folder, or resumes the run that is there.
 
@@ -74,13 +92,19 @@ def train(
         out: The run folder.
         overrides: Changes to the recipe or configuration, such as "train.steps=2000".
         progress: Shows the steps; by default a bar or lines on stderr.
-        watch: Called with the averaged weights each time a sample grid is drawn.
         data: Data of your own in place of the recipe's: a tensor or an array (N, ...); samples and
             labels, (x, y); a data set of torch with `__len__`, whose items are samples,
             (sample, label) or dictionaries; or a `datasets.Dataset`. Their shape and classes
             replace the recipe's; data.num_classes=0 ignores labels. Floats are taken as they are,
             so images should lie in -1 to 1; only images in 0 to 1, or 0 to 255 as bytes, are
             scaled, and data.range=[low,high] decides. To resume, give the same data again.
+        network: A network of your own in place of the recipe's: any module with the contract
+            net(x, t, s, labels), see `symbols.Net`. Training starts from a copy of its weights, and
+            leaves it as it is. To resume or to load the run, give it again; the process that
+            trained it remembers it.
+        objective: An objective of your own, or one of soflow's with its settings, in place of the
+            recipe's. To resume, give the same again.
+        callbacks: Called as training goes on, see `Callback`.
 
     Returns:
         The run folder, for `soflow.load`.
@@ -98,9 +122,19 @@ def train(
     config = with_overrides(config, overrides)
     if data is not None:
         with own.given(data, config) as config:
-            return train(config, out, overrides, progress, watch)
+            return train(
+                config, out, overrides, progress,
+                network=network, objective=objective, callbacks=callbacks,
+            )  # fmt: skip
     given = keys_of(overrides)
     folder = RunFolder(Path(out).expanduser())
+    if network is not None:
+        require_unchanged("network", given)
+        config = with_network(config, network)
+    if objective is not None:
+        require_unchanged("objective", given)
+        config = with_objective(config, objective)
+    parts = Parts(network, objective, callbacks)
     require_own_data(config, folder)
     require_plain_launch()
     require_trackers(config.train.trackers)
@@ -117,7 +151,7 @@ def train(
         config, note = chosen_settings(config, begun, given)
         changed = changed_settings(begun, config, given, folder) if begun else []
         with out_of_memory_explained(TOO_LARGE):
-            trainer = make_trainer(config, folder, dataset, progress, watch, begun is not None)
+            trainer = make_trainer(config, folder, dataset, progress, parts, begun is not None)
         try:
             if begun is not None:
                 go_on(trainer, begun, changed, write=first)
@@ -135,6 +169,15 @@ def train(
             raise
         trainer.close()
     return folder
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What was given in Python."""
+
+    network: nn.Module | None = None
+    objective: Objective | None = None
+    callbacks: Sequence[Callback] = ()
 
 
 def require_own_data(config: Config, folder: RunFolder) -> None:
@@ -163,14 +206,17 @@ def make_trainer(
     folder: RunFolder,
     dataset: Dataset,
     progress: Progress,
-    watch: Watch,
+    parts: Parts,
     resumed: bool,
 ) -> Trainer:
     """The trainer of a run, at the step of the newest checkpoint."""
     if resumed and (data := DataRecord.read(folder.data)) is not None:
         require_same_data(data, dataset.describe(), folder)
+    own_network = own_network_of(config, folder.path, parts.network)
     torch.manual_seed(config.train.seed)
-    network = make_network(config)
+    network = make_network(config, own_network)
+    if own_network is not None:
+        require_contract(network, config, null_trained(config, dataset.describe()))
     if config.init_from and not resumed:
         source, names = Path(config.init_from).expanduser(), dataset.class_names
         for note in load_pretrained(network, source, config.init_time, names, config.data.shape):
@@ -178,18 +224,22 @@ def make_trainer(
 
     decode = picture_decoder(dataset)
     check_name(config.evaluate.features)
-    measure = make_measure(config, dataset) if config.evaluate.every else None
+    measure = make_measure(config, dataset, own_network) if config.evaluate.every else None
 
-    def draw_and_watch(state: TrainState, weights: dict[str, Tensor], device: torch.device) -> None:
-        model = load_model(config, weights, device, decode)
-        draw_samples(config, folder, state.step, model, device, dataset)
-        watch(state, model, device)
+    def draw_grid(
+        state: TrainState, weights: dict[str, Tensor], device: torch.device
+    ) -> tuple[FlowModel, Path]:
+        model = load_model(config, weights, device, decode, own=own_network)
+        return model, draw_samples(config, folder, state.step, model, device, dataset)
 
     model, augment = make_model(config, network), make_augment(config)
-    objective = make_objective(config, compiled if config.compile else None)
+    objective = parts.objective
+    if objective is None or config.objective.name != OWN:
+        objective = make_objective(config, compiled if config.compile else None)
     return Trainer(
-        model, objective, dataset, augment, config, folder, progress, draw_and_watch, measure
-    )
+        model, objective, dataset, augment, config, folder, progress, draw_grid, measure,
+        parts.callbacks,
+    )  # fmt: skip
 
 
 def chosen_settings(
@@ -216,7 +266,7 @@ def write_head(config: Config, folder: RunFolder, dataset: Dataset) -> None:
         dataset.describe().write(folder.data)
 
 
-def make_measure(config: Config, dataset: Dataset) -> Measure:
+def make_measure(config: Config, dataset: Dataset, own: nn.Module | None) -> Measure:
     """What evaluates the weights during training: a distance, by the run's default sampler.
 
     Only the first process prepares it.
@@ -229,7 +279,7 @@ def make_measure(config: Config, dataset: Dataset) -> Measure:
     num, (sampler, nfe) = config.evaluate.num_while_training, config.default_sampler
 
     def measure(weights: dict[str, Tensor], device: torch.device) -> dict[str, float]:
-        model = load_model(config, weights, device, decode)
+        model = load_model(config, weights, device, decode, own=own)
         labels, _ = scoring.draw_classes(None, num, model.num_classes)
         samples = draw(model, num, labels, sampler, nfe, seed=0, device=device)
         return {scorer.features.metric: scorer.distance(scorer.gather(samples, num))}
@@ -256,7 +306,7 @@ def draw_samples(
     model: FlowModel,
     device: torch.device,
     dataset: Dataset | None = None,
-) -> None:
+) -> Path:
     """Writes a picture of samples: images and signals with one column per class, or points.
 
     All but images are drawn with the names and, if there are more than two columns, the first
@@ -281,3 +331,4 @@ def draw_samples(
             real = model.decode(dataset.samples(slice(num)).to(device)).cpu()
     file = folder.samples / f"step-{step:08d}.png"
     write_bytes(file, png(picture(samples, columns, names, real)))
+    return file

@@ -1,0 +1,81 @@
+"""An objective of your own: alpha-Flow, trained and sampled like any other.
+
+    F(x_t, t, s) -> sg( alpha v + (1 - alpha) F(x_l, l, s) ),   l = t + alpha (s - t)
+
+alpha falls from 1, which is flow matching, towards MeanFlow's derivative. It is the target of
+SoFlow's consistency loss divided by s - t. Source: alpha-Flow (arXiv 2510.20771).
+
+    python examples/own_objective.py
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import exp, floor
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+import soflow
+
+
+@dataclass(frozen=True)
+class AlphaFlow:
+    """The network learns velocities from a share of the batch, mean velocities from the rest."""
+
+    samplers: ClassVar[tuple[str, ...]] = ("renoise", "ode", "heun")
+    whole_network: ClassVar[bool] = False  # it calls the network, and does no more with it
+    flow_matching_share: float = 0.5
+    least: float = 0.05  # alpha at the end
+    eps: float = 0.01
+
+    def draw(self, shape: Sequence[int], generator: torch.Generator) -> soflow.Draws:
+        count, times = shape[0], soflow.LogitNormal(-0.4, 1.0)
+        noise = torch.randn(*shape, generator=generator, device=generator.device)
+        a, b = times.draw(count, generator), times.draw(count, generator)
+        t, s = torch.maximum(a, b), torch.minimum(a, b)
+        n_fm = floor(self.flow_matching_share * count)
+        s = torch.cat([t[:n_fm], s[n_fm:]])
+        return soflow.Draws(noise, t, s, torch.zeros_like(t, dtype=torch.bool), n_fm)
+
+    def alpha(self, progress: float) -> float:
+        """A sigmoid, from 1 to `least`."""
+        return max(self.least, 1 / (1 + exp(20 * (progress - 0.5))))
+
+    def __call__(
+        self, model: soflow.FlowModel, batch: soflow.Batch, draws: soflow.Draws, progress: float
+    ) -> soflow.Losses:
+        point = model.noising.sample(batch.data, draws.noise, draws.t)
+        x_t, t, s, v, y = point.x_t, draws.t, draws.s, point.v_t, batch.labels
+        alpha = self.alpha(progress)
+        l = t + alpha * (s - t)  # l = t where s = t
+        x_l = x_t + across(l - t, v) * v
+        with torch.no_grad():
+            target = alpha * v + (1 - alpha) * model.net(x_l, l, s, y)
+        target[: draws.n_flow_matching] = v[: draws.n_flow_matching]
+        squared = ((model.net(x_t, t, s, y) - target) ** 2).flatten(1).mean(1)
+        weight = 1 / (squared.detach() + self.eps)
+        term = soflow.Term(weight * squared, squared.detach(), weight, {"t": t, "s": s})
+        return soflow.losses(alpha_flow=term)
+
+
+def across(t: Tensor, x: Tensor) -> Tensor:
+    """One number per sample, (B,), so that it multiplies x, (B, ...)."""
+    return t.view(-1, *[1] * (x.ndim - 1))
+
+
+def main(steps: int = 600, out: str = "runs/alpha-flow") -> float:
+    """Trains alpha-Flow on the bundled digits. Returns the distance of its one-step samples."""
+    settings = [f"train.steps={steps}", "train.batch_size=64", "ema.decay=0.99"]
+    soflow.train("digits", out, settings, objective=AlphaFlow())
+    run = soflow.load(out)
+    figures = run.evaluate(num=1000, nfe=(1,))
+    image = Path(out) / "one-step.png"
+    soflow.save_picture(run.sample(100, nfe=1), image, columns=10)
+    print(f"one-step distance {figures.rows[0].distance:.3g}; {image}")
+    return figures.rows[0].distance
+
+
+if __name__ == "__main__":
+    main()

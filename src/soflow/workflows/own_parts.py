@@ -1,0 +1,167 @@
+"""Networks and objectives that are given in Python, in place of those that a recipe names.
+
+What a registry knows is recorded by its name and its settings, like any recipe's. All else is
+recorded as "python", and given again to train further; a network also to be loaded.
+"""
+
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from soflow.assemble import trains_null
+from soflow.config import Config
+from soflow.config.own import OWN
+from soflow.config.reading import validate
+from soflow.config.sections import section_of
+from soflow.errors import InputError, in_short
+from soflow.objectives import OBJECTIVES
+from soflow.objectives.base import Objective
+from soflow.system.registry import Registry
+
+#: The networks of runs that this process has trained or loaded, by their folders.
+_known: dict[Path, nn.Module] = {}
+
+
+def remember(folder: Path, network: nn.Module) -> None:
+    """Keeps a network of one's own at hand for this process's next look at the run."""
+    _known[folder.resolve()] = network
+
+
+def remembered(folder: Path) -> nn.Module | None:
+    """The network of a run, if this process was given it."""
+    return _known.get(folder.resolve())
+
+
+def own_network_of(config: Config, folder: Path, given: nn.Module | None) -> nn.Module | None:
+    """The network of one's own that a run has, which is remembered; None for a recipe's.
+
+    Raises:
+        InputError: If another one is given than the run has.
+    """
+    if config.network.name != OWN:
+        if given is not None:
+            raise InputError(f"{folder} has network.name={config.network.name}: give no network=")
+        return None
+    network = remembered(folder) if given is None else given
+    if network is None:
+        raise InputError(
+            f"the network of {folder}, {config.network.kind}, was given in Python: give it again, "
+            "as in soflow.load(run, network=...) or soflow.train(..., network=...)"
+        )
+    remember(folder, network)
+    return network
+
+
+def with_network(config: Config, network: nn.Module) -> Config:
+    """The configuration of runs with this network.
+
+    Raises:
+        InputError: If it is no module.
+    """
+    if not isinstance(network, nn.Module):
+        raise InputError(f"network is {in_short(network)}: give an nn.Module, net(x, t, s, labels)")
+    record = {"name": OWN, "kind": kind_of(network)}
+    return validate({**config.model_dump(), "network": record})
+
+
+def with_objective(config: Config, objective: Objective) -> Config:
+    """The configuration of runs with this objective.
+
+    Raises:
+        InputError: If it is no objective.
+    """
+    if isinstance(objective, type) or not isinstance(objective, Objective):
+        raise InputError(
+            f"objective is {in_short(objective)}: give an object such as soflow.SoFlow(), with "
+            "samplers, whole_network, draw(shape, generator) and a call (model, batch, draws, k/K)"
+        )
+    record = by_name(OBJECTIVES, objective) or {
+        "name": OWN,
+        "kind": kind_of(objective),
+        "settings": plain(asdict(objective)) if is_dataclass(objective) else {},
+        "samplers": objective.samplers,
+        "whole_network": objective.whole_network,
+        "forward_derivative": getattr(objective, "forward_derivative", False),
+        "trains_null": trains_null(objective),
+        "guidance_scale": getattr(getattr(objective, "guidance", None), "scale", 1.0),
+    }
+    return validate({**config.model_dump(), "objective": record})
+
+
+def by_name(registry: Registry[Any], part: Any) -> dict[str, Any] | None:
+    """The record of an object that its registered class and settings alone make."""
+    name = next((name for name in registry if registry[name] is type(part)), None)
+    if name is None or not is_dataclass(part) or isinstance(part, type):
+        return None
+    section, settings = section_of(registry[name], name), asdict(part)
+    record = {key: settings[key] for key in section.model_fields if key != "name"}
+    record["name"] = name
+    return record if section.model_validate(record).build() == part else None
+
+
+def kind_of(part: object) -> str:
+    """The class of an object, as it is imported."""
+    return f"{type(part).__module__}.{type(part).__qualname__}"
+
+
+def plain(value: Any) -> Any:
+    """Settings as a file can hold them; what it cannot hold is named by its type."""
+    if isinstance(value, dict):
+        return {str(key): plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    simple = value is None or isinstance(value, bool | int | float | str)
+    return value if simple else getattr(value, "__qualname__", type(value).__qualname__)
+
+
+def require_unchanged(section: str, given: tuple[str, ...]) -> None:
+    """Raises InputError if settings are given beside the object that has its own."""
+    for key in given:
+        if key.startswith(f"{section}."):
+            raise InputError(f"{key} is a setting of a recipe's {section}, and {section}= is given")
+
+
+@torch.no_grad()
+def require_contract(network: nn.Module, config: Config, null: bool) -> None:
+    """Calls a network once on noise, to find mistakes before training does.
+
+    Args:
+        network: The network, which is left as it is.
+        config: With the shape of the data and their classes.
+        null: Whether the null label, the number of classes, is among the labels.
+
+    Raises:
+        InputError: If it cannot be called so, or gives another shape.
+    """
+    data, name = config.data, kind_of(network)
+    if data.num_classes and not getattr(network, "takes_labels", True):
+        raise InputError(f"{name} takes no labels: set data.num_classes=0")
+    device = next((weight.device for weight in network.parameters()), torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, *data.shape, generator=generator).to(device)
+    t, s = torch.tensor([0.8, 0.6], device=device), torch.tensor([0.3, 0.6], device=device)
+    labels: Tensor | None = None
+    if data.num_classes:
+        labels = torch.tensor([0, data.num_classes - (not null)], device=device)
+    cond = {"cond": torch.zeros(2, *data.cond_shape, device=device)} if data.cond_shape else {}
+    was_training = {module: module.training for module in network.modules()}
+    network.eval()  # no running statistics of noise
+    try:
+        out = network(x, t, s, labels, **cond)
+    except IndexError as error:
+        if labels is None:
+            raise
+        needed = f"labels 0 .. {int(labels.max())}" + (", the last for no class" if null else "")
+        raise InputError(f"{name} fails at {needed}: {error}") from error
+    except TypeError as error:
+        inputs = "x, t, s, labels" + (", cond=cond" if cond else "")
+        raise InputError(f"{name} must take ({inputs}): {error}") from error
+    finally:
+        for module, training in was_training.items():
+            module.training = training
+    found = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
+    if not isinstance(out, Tensor) or out.shape != x.shape:
+        raise InputError(f"{name} gives {found} for samples {list(x.shape)}: it must give the same")

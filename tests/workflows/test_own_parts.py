@@ -1,0 +1,217 @@
+"""A network, an objective and callbacks of one's own, given to `soflow.train`."""
+
+import copy
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+import soflow
+from soflow.errors import InputError
+from soflow.run.checkpoint import newest_good
+from soflow.system.progress import silent
+from soflow.workflows import own_parts
+from support.own_parts import OwnNet, OwnObjective
+
+QUICK = ["train.steps=6", "train.batch_size=8", "data.num_classes=0", "train.log_every=2"]
+
+
+@pytest.fixture
+def data():
+    return torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def forgotten():
+    """Forgets the networks that this process knows, as another process would."""
+    return own_parts._known.clear
+
+
+def run(out, data, overrides=(), **parts):
+    settings = [*QUICK, *overrides]
+    return soflow.train("vectors", out, settings, silent, data=data, **parts)
+
+
+def weights(folder, which="raw"):
+    checkpoint, _ = newest_good(folder.checkpoints)
+    return checkpoint.weights(which)
+
+
+def test_a_network_of_ones_own_trains_and_samples(data, tmp_path, forgotten):
+    torch.manual_seed(0)
+    network = OwnNet()
+    before = copy.deepcopy(network.state_dict())
+    folder = run(tmp_path / "run", data, network=network, objective=soflow.SoFlow())
+    after = weights(folder)
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+    assert not torch.equal(before["out.weight"], after["out.weight"])
+
+    model = soflow.load(folder.path)  # the process that trained it knows the network
+    samples = model.sample(5, seed=3, progress=silent)
+    assert samples.shape == (5, 2)
+    saved = model.save(tmp_path / "model")
+    assert torch.equal(soflow.load(saved).sample(5, seed=3, progress=silent), samples)
+
+    forgotten()
+    with pytest.raises(InputError, match="OwnNet"):
+        soflow.load(folder.path)
+    again = soflow.load(folder.path, network=OwnNet()).sample(5, seed=3, progress=silent)
+    assert torch.equal(again, samples)
+    with pytest.raises(soflow.errors.RunError, match="does not fit"):
+        soflow.load(folder.path, network=OwnNet(width=8))
+
+
+@pytest.mark.parametrize("objective", [OwnObjective(), soflow.SoFlow(p=0.5)], ids=["own", "known"])
+def test_resuming_repeats_the_uninterrupted_run(objective, data, tmp_path):
+    parts = {"network": OwnNet(), "objective": objective}
+    whole = weights(run(tmp_path / "whole", data, **parts))
+
+    class StopAtThree(soflow.Callback):
+        def on_step(self, training):
+            if training.step == 3:
+                training.stop("enough")
+
+    half = run(tmp_path / "half", data, **parts, callbacks=[StopAtThree()])
+    assert newest_good(half.checkpoints)[0].step == 3
+    resumed = weights(run(tmp_path / "half", data, **parts))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    other = replace(objective, **{"scale" if hasattr(objective, "scale") else "p": 2.0})
+    with pytest.raises(InputError, match=r"objective\."):
+        run(tmp_path / "half", data, network=OwnNet(), objective=other)
+
+
+def test_what_a_registry_knows_is_recorded_by_its_name(data, tmp_path):
+    guided = soflow.MeanFlow(p=0.75, guidance=soflow.objectives.mean_flow.MeanFlowGuidance())
+    folder = run(tmp_path, data, objective=guided)
+    assert folder.read_config().objective.name == "mean_flow"
+    assert folder.read_config().objective.build() == guided
+    command = [sys.executable, "-m", "soflow", "train", str(tmp_path), "train.steps=7"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2  # the data live in Python
+    assert "data.source=python" in done.stderr
+
+
+def test_the_command_line_says_that_a_network_lives_in_python(data, tmp_path, inside):
+    run(tmp_path, data, network=OwnNet())
+    own_parts._known.clear()
+    done = inside("sample", tmp_path, "-n", 2, "--out", tmp_path / "x.png")
+    assert done.returncode == 2
+    assert "OwnNet" in done.stderr
+    assert "\n" not in done.stderr.strip()
+
+
+class NoTimes(nn.Module):
+    def forward(self, x, t):
+        return x
+
+
+class Flat(nn.Module):
+    def forward(self, x, t, s, labels=None):
+        return x.flatten()
+
+
+@pytest.mark.parametrize(
+    ("network", "named"),
+    [
+        (OwnNet, "network is"),
+        (NoTimes(), "must take"),
+        (Flat(), "[16]"),
+        (OwnNet(classes=2), "no class"),
+    ],
+    ids=["class", "signature", "shape", "null label"],
+)
+def test_networks_that_do_not_keep_the_contract_are_named(network, named, tmp_path):
+    data = (torch.randn(64, 8), [0, 1, 2, 3] * 16)
+    settings = ["data.num_classes=-1"]
+    objective = soflow.SoFlow(guidance=soflow.Guidance(scale=2.0))
+    if isinstance(network, OwnNet):
+        network = OwnNet(size=8, classes=3)  # no row for the null label
+    with pytest.raises(InputError, match=named.replace("[", r"\[")):
+        run(tmp_path, data, settings, network=network, objective=objective)
+    assert not (tmp_path / "config.yaml").exists()
+
+
+def test_objectives_and_settings_that_clash_are_named(data, tmp_path):
+    for wrong in (soflow.SoFlow, "soflow", 3):
+        with pytest.raises(InputError, match="objective is"):
+            run(tmp_path, data, objective=wrong)
+    with pytest.raises(InputError, match=r"objective\.p"):
+        run(tmp_path, data, ["objective.p=0"], objective=soflow.SoFlow())
+    with pytest.raises(InputError, match=r"network\.width"):
+        run(tmp_path, data, ["network.width=32"], network=OwnNet())
+
+
+class Recording(soflow.Callback):
+    def __init__(self):
+        self.seen = []
+
+    def on_start(self, training):
+        self.seen.append("start")
+
+    def on_step(self, training):
+        self.seen.append(training.step)
+        assert training.loss > 0
+
+    def on_evaluation(self, training, figures):
+        assert figures
+        assert training.state.best_step == training.step
+        self.seen.append("evaluation")
+
+    def on_sample(self, training, model, picture):
+        assert picture.is_file()
+        assert soflow.one_step(model, torch.randn(3, 2)).shape == (3, 2)
+        self.seen.append("sample")
+
+    def on_checkpoint(self, training, checkpoint):
+        assert (checkpoint / "state.json").is_file()
+        self.seen.append("checkpoint")
+
+    def on_end(self, training):
+        self.seen.append("end")
+
+
+def test_callbacks_are_called_in_the_order_of_events(data, tmp_path):
+    recording = Recording()
+    settings = ["train.steps=3", "train.sample_every=2", "checkpoint.every=2", "evaluate.every=3"]
+    settings += ["evaluate.features=coordinates", "evaluate.num_while_training=8"]
+    run(tmp_path, data, settings, callbacks=[recording])
+    middle = [1, 2, "checkpoint", "sample", 3, "checkpoint", "sample", "evaluation"]
+    assert recording.seen == ["start", *middle, "end"]
+
+
+def test_a_callback_sets_the_learning_rate(data, tmp_path):
+    class Fixed(soflow.Callback):
+        def on_step(self, training):
+            training.learning_rate = 0.0 if training.step >= 2 else None
+
+    seen = {}
+
+    class Weights(soflow.Callback):
+        def on_step(self, training):
+            seen[training.step] = training.model.net.out.weight.detach().clone()
+
+    run(tmp_path, data, network=OwnNet(), callbacks=[Fixed(), Weights()])
+    assert not torch.equal(seen[1], seen[2])
+    assert torch.equal(seen[2], seen[3])
+    assert torch.equal(seen[2], seen[6])
+    lines = soflow.workflows.train.RunFolder(tmp_path).read_metrics()
+    assert [line["lr"] for line in lines][1:] == [0.0, 0.0]
+
+
+def test_tied_weights_are_averaged_under_each_of_their_names(data, tmp_path):
+    class Tied(OwnNet):
+        def __init__(self):
+            super().__init__(width=2)
+            self.second = nn.Linear(2, 2)
+            self.second.weight = self.out.weight
+
+        def forward(self, x, t, s, labels=None):
+            return self.second(super().forward(x, t, s, labels))
+
+    folder = run(tmp_path, data, network=Tied())
+    averaged = weights(folder, "ema")
+    assert torch.equal(averaged["out.weight"], averaged["second.weight"])
+    assert not torch.equal(averaged["out.weight"], weights(folder)["out.weight"])
