@@ -4,7 +4,7 @@
 sees every gradient. Each process takes its own batches and draws.
 
     python examples/accelerate_loop.py
-    accelerate launch --cpu --num_processes 2 examples/accelerate_loop.py
+    accelerate launch --multi_gpu --num_processes 2 examples/accelerate_loop.py    # CPUs, too
 
 The first prints, after 300 steps (44 s of CPU time on one core), a Frechet distance by the digits'
 features of 3.8, with one network evaluation per digit.
@@ -29,7 +29,7 @@ def main(
     features: str = "digits",
 ) -> dict[str, torch.Tensor]:
     """Trains, draws and saves. Returns the averaged weights; `batch_size` is over all processes."""
-    accelerator = Accelerator()
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())  # several processes on CPUs
     set_seed(0)
     data = soflow.load_data("digits")
     assert data.labels is not None

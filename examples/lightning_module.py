@@ -5,8 +5,8 @@ checkpoints are Lightning's. Needs `pip install pytorch-lightning`.
 
     python examples/lightning_module.py
 
-prints, after 300 steps (48 s of CPU time on one core), a Frechet distance by the digits' features of
-3.8, with one network evaluation per digit.
+prints, after 300 steps (48 s of CPU time on one core), a Frechet distance by the digits' features
+of 3.8, with one network evaluation per digit.
 """
 
 import warnings

@@ -6,8 +6,8 @@ and `soflow.load` read it.
 
     python examples/own_loop.py
 
-prints, after 300 steps (51 s of CPU time on one core), a Frechet distance by the digits' features of
-5.3, with one network evaluation per digit; after 600 steps it is 1.8.
+prints, after 300 steps (51 s of CPU time on one core), a Frechet distance by the digits' features
+of 5.3, with one network evaluation per digit; after 600 steps it is 1.8.
 """
 
 from dataclasses import replace
