@@ -72,8 +72,9 @@ import os
 torch.save(weights, {str(tmp_path)!r} + "/" + os.environ["RANK"] + ".pt")
 """
     (tmp_path / "program.py").write_text(program)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    options = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
+    options = ["--num_processes", "2", "--num_machines", "1"]
+    options += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     command = [*launch, *options, "--main_process_port", "0", str(tmp_path / "program.py")]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr[-3000:]
