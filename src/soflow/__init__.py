@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from soflow.comparison.compare import compare as compare
     from soflow.config import Config as Config
     from soflow.config import read_recipe as read_recipe
+    from soflow.data.batches import Batches as Batches
+    from soflow.data.dataset import Dataset as Dataset
+    from soflow.data.load import load_data as load_data
     from soflow.data.registry import SOURCES as SOURCES
     from soflow.evaluation.evaluate import EvaluationSettings as EvaluationSettings
     from soflow.evaluation.pictures import picture as picture
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from soflow.sampling import ode as ode
     from soflow.sampling import one_step as one_step
     from soflow.sampling import renoise as renoise
+    from soflow.sampling import sample_many as sample_many
     from soflow.solution import EulerParameterization as EulerParameterization
     from soflow.solution import FlowModel as FlowModel
     from soflow.solution import TrigParameterization as TrigParameterization
@@ -52,6 +56,7 @@ if TYPE_CHECKING:
     from soflow.training.callbacks import Callback as Callback
     from soflow.training.callbacks import Training as Training
     from soflow.training.ema import Ema as Ema
+    from soflow.training.loss_module import LossModule as LossModule
     from soflow.workflows.evaluate import evaluate as evaluate
     from soflow.workflows.evaluate import evaluate_samples as evaluate_samples
     from soflow.workflows.load import load as load
@@ -59,6 +64,7 @@ if TYPE_CHECKING:
     from soflow.workflows.sample import SampleRequest as SampleRequest
     from soflow.workflows.sample import sample as sample
     from soflow.workflows.sample import sample_to_file as sample_to_file
+    from soflow.workflows.save import save_model as save_model
     from soflow.workflows.train import train as train
 
 __version__ = "0.1.0"
@@ -81,6 +87,7 @@ _HOME = {
     "ode": "sampling",
     "integrate_velocity": "sampling",
     "picture": "evaluation.pictures",
+    "sample_many": "sampling",
     "save_picture": "evaluation.pictures",
     "track": "system.progress",
     "silent": "system.progress",
@@ -100,7 +107,13 @@ _HOME = {
     "Shortcut": "objectives.shortcut",
     "Consistency": "objectives.consistency",
     "FlowMatching": "objectives.flow_matching",
+    # a training loop of your own
+    "load_data": "data.load",
+    "Dataset": "data.dataset",
+    "Batches": "data.batches",
     "Ema": "training.ema",
+    "LossModule": "training.loss_module",
+    "save_model": "workflows.save",
     # networks
     "DiT": "networks.dit",
     "UNet": "networks.unet",

@@ -241,16 +241,37 @@ def draw(
 def sample_many(
     model: FlowModel,
     num: int,
-    labels: AnyLabels,
-    sampler: Sampler,
-    nfe: int,
-    seed: int,
+    labels: AnyLabels = None,
+    sampler: Sampler = "renoise",
+    nfe: int = 1,
+    seed: int = 0,
     batch_size: int = 500,
     device: torch.device | str = "cpu",
     on_batch: Callable[[int], None] = lambda done: None,
     start: int = 0,
 ) -> Sample:
-    """All samples of `draw` in one tensor; `on_batch` is called with the number drawn so far."""
+    """Draws many samples, in batches, and decodes them.
+
+    The noise of sample i depends on (seed, i) alone, not on the size of batches.
+
+    Args:
+        model: The model. Its network should be in evaluation mode.
+        num: The number of samples.
+        labels: Their classes, (num,), or None for no condition.
+        sampler: "renoise", "ode", "euler" or "heun".
+        nfe: Network evaluations per sample.
+        seed: The seed of the noise.
+        batch_size: How many samples are drawn at once.
+        device: Where the noise goes first; the samplers move it to the network.
+        on_batch: Called with the number of samples drawn so far.
+        start: The number of the first sample.
+
+    Returns:
+        Samples (num, ...) on the CPU, decoded by `model.decode`.
+
+    Raises:
+        InputError: If labels do not fit, or the sampler cannot be run so.
+    """
     parts: list[Tensor] = []
     for part in draw(model, num, labels, sampler, nfe, seed, batch_size, device, start):
         parts.append(part)

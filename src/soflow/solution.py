@@ -141,7 +141,7 @@ class FlowModel:
         if self.cond_shape:
             needed = f"this model needs a condition of shape {list(self.cond_shape)}"
             raise InputError(f"{needed}: use model.conditioned(cond)")
-        if isinstance(self.net, Conditioned) and len(self.net.cond) != len(x):
+        if isinstance(self.net, Conditioned) and self.net.cond.shape[:1] != x.shape[:1]:
             given = f"{len(self.net.cond)} conditions, the batch {len(x)} samples"
             raise InputError(f"cond holds {given}: give one for each sample")
         if labels is None:
@@ -184,9 +184,12 @@ class FlowModel:
 class Conditioned(nn.Module):
     """A network whose samples have these conditions: F(x, t, s, labels), given cond (B, ...)."""
 
+    cond: Tensor
+
     def __init__(self, net: Net, cond: Tensor) -> None:
         super().__init__()
-        self.net, self.cond = net, cond
+        self.net = net
+        self.register_buffer("cond", cond, persistent=False)  # goes where the network goes
 
     def forward(self, x: Sample, t: Times, s: Times, labels: Labels | None = None) -> Sample:
         return self.net(x, t, s, labels, cond=self.cond)

@@ -51,7 +51,12 @@ RESIDENT = 2**31
 
 
 class Batches:
-    """The batches of a run over a data set.
+    """The batches of a training over a data set: `batches[k]` is that of step k.
+
+        data = soflow.load_data("digits")
+        batches = soflow.Batches(data, batch_size=128, seed=0)
+        batch = batches[0]                      # batch.data (128, 1, 8, 8), batch.labels (128,)
+        generator = batches.generator("draws", 0)     # for what else is random in step 0
 
     Samples come in a new random order each epoch, and a batch may extend into the next epoch.
     Small data are kept on the device. A thread reads the rows of larger data one step ahead.
@@ -103,6 +108,10 @@ class Batches:
         parts = [self._epoch_order(int(e))[place[epoch == e]] for e in np.unique(epoch)]
         return np.concatenate(parts)
 
+    def __getitem__(self, step: int) -> Batch:
+        """The batch of `step`, counted from 0."""
+        return self.microbatch(step)
+
     def microbatch(self, step: int, index: int = 0, count: int = 1) -> Batch:
         """Microbatch `index` of `count` of the batch of `step`: every count-th sample of it."""
         mine = slice(index, None, count)
@@ -138,6 +147,7 @@ class Batches:
         return torch.randint(most, shape, generator=generator, device=self.device)[mine]
 
     def generator(self, stream: str, step: int) -> torch.Generator:
+        """A generator for one purpose at one step, seeded by (seed, stream, step)."""
         return seeded_generator(self.seed, stream, step, self.device)
 
     def read_ahead(self, step: int, index: int, count: int) -> Tensor:

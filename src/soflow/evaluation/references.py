@@ -117,11 +117,12 @@ def make_scoring(
 
 
 def make_sample_scoring(
-    samples: SampleSet, features: str, reference: str, baseline: bool = False
+    samples: SampleSet, features: str, reference: str | Path | Dataset, baseline: bool = False
 ) -> Scoring:
     """As `make_scoring`, for samples in files. `classifier` is trained on the reference."""
-    reference = expanduser(reference)
-    require_real(reference, baseline)
+    if not isinstance(reference, Dataset):
+        reference = expanduser(reference)
+        require_real(reference, baseline)
     if samples.count < 2:
         raise InputError(f"{samples.name} holds one sample: a distance needs 2 or more")
     shape = samples.shape
@@ -130,6 +131,12 @@ def make_sample_scoring(
         # Samples that cannot be used are found before the reference is read.
         first_part = next(samples.parts())[:2]
         network(as_seen(first_part, pixels=features != "coordinates"))
+    if isinstance(reference, Dataset):
+        require_shape(reference.shape, shape, f"the reference, {reference.name},")
+        if network is None or features == "coordinates":
+            network = load_features(features, reference, shape)
+        scorer = scorer_of(reference, network, reference.num_classes)
+        return Scoring(scorer, tenth_against_rest(scorer, reference) if baseline else None)
     if holds_statistics(Path(reference)):
         network = network or load_features(features, None, shape)  # which asks for data
         return Scoring(scorer_from_file(Path(reference), network, shape))
@@ -209,10 +216,15 @@ def make_baseline(
     other = other_split(data, split)
     if other is not None:
         return Baseline(as_images(sources.load(data, other), decode, num), scorer)
-    tenth = torch.arange(len(first)) % 10 == 0
-    rest = first.part(~tenth, f"{split} without every tenth")
+    return tenth_against_rest(scorer, first)
+
+
+def tenth_against_rest(scorer: Scorer, data: Dataset) -> Baseline:
+    """Every tenth sample, and the same scorer by the others."""
+    tenth = torch.arange(len(data)) % 10 == 0
+    rest = data.part(~tenth, f"{data.split} without every tenth")
     against = scorer_of(rest, scorer.features, scorer.num_classes)
-    return Baseline(first.part(tenth, f"{split}, every tenth"), against)
+    return Baseline(data.part(tenth, f"{data.split}, every tenth"), against)
 
 
 def other_split(data: DataConfig, split: str) -> str | None:

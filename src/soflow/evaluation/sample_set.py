@@ -1,4 +1,4 @@
-"""Samples in files, read part by part: images, an .npz in ADM's layout, or a data set."""
+"""Samples to evaluate: images, an .npz in ADM's layout or a data set, part by part; tensors."""
 
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +32,7 @@ KINDS = "a run folder, a folder of images, an .npz with arr_0, or a data set"
 
 @dataclass(frozen=True)
 class SampleSet:
-    """Samples in files.
+    """Samples in files or in memory.
 
     Attributes:
         name: Of the file or the folder.
@@ -77,6 +77,23 @@ def open_samples(text: str) -> SampleSet:
     return SampleSet(
         data.name, data.shape, len(data), lambda: parts_of(data), data.labels, columns=columns
     )
+
+
+def samples_in_memory(samples: Tensor | np.ndarray, labels: Tensor | None) -> SampleSet:
+    """Samples (N, ...) as floats or, of images (N, C, H, W), as bytes; labels (N,).
+
+    Raises:
+        InputError: If there are none, or not a label for each.
+    """
+    rows = torch.as_tensor(samples)
+    if rows.ndim < 2 or not (rows.is_floating_point() or rows.dtype == torch.uint8):
+        raise InputError(f"samples are {rows.dtype}{list(rows.shape)}: give floats (N, ...)")
+    if labels is not None and labels.shape != rows.shape[:1]:
+        raise InputError(f"labels have shape {list(labels.shape)}, not [{len(rows)}]")
+    if rows.dtype not in (torch.uint8, torch.float64):
+        rows = rows.float()
+    shape = tuple(rows.shape[1:])
+    return SampleSet("samples", shape, len(rows), lambda: iter(rows.cpu().split(ROWS)), labels)
 
 
 def data_named(text: str, size: int) -> Dataset:

@@ -143,6 +143,9 @@ class DiT(nn.Module):
         cond_shape: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
+        self.settings = {
+            "patch": patch, "width": width, "depth": depth, "heads": heads, "mlp_ratio": mlp_ratio,
+        }  # fmt: skip
         require_fit(self, shape)
         channels, *sizes = shape
         for size in sizes:

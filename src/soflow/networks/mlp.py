@@ -59,6 +59,7 @@ class MLP(nn.Module):
         cond_shape: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
+        self.settings = {"width": width, "depth": depth}
         require_fit(self, shape)
         (dimensions,) = shape
         if width < dimensions:  # the noise of all values cannot pass through fewer channels

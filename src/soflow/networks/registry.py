@@ -9,6 +9,8 @@ Class attributes, all optional:
                            [C, L], 3 for images [C, H, W]; several as a tuple (default: any)
     takes_labels: bool     whether it takes class labels (default True)
 
+An attribute `settings`, a dict with the values of these settings, lets `soflow.save_model` save it.
+
 A network with augmentation labels has a parameter `augment` of `forward`, one with conditions a
 parameter `cond`. Both are given by keyword, and only if there is something to give.
 

@@ -186,6 +186,11 @@ class UNet(nn.Module):
         cond_shape: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
+        self.settings = {
+            "model_channels": model_channels, "channel_mult": channel_mult, "blocks": blocks,
+            "attention": attention, "dropout": dropout, "channel_mult_noise": channel_mult_noise,
+            "channel_mult_emb": channel_mult_emb,
+        }  # fmt: skip
         require_fit(self, shape)
         channels, *sides = shape
         halvings = len(channel_mult) - 1

@@ -1,5 +1,6 @@
 """The exponential moving average of the weights, which is what gets sampled from."""
 
+import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -28,7 +29,7 @@ class Ema:
         for step in range(steps):
             ...                                     # an optimizer step
             ema.update(step)
-        network.load_state_dict(ema.state_dict())
+        average = ema.averaged_network()            # which samples are drawn from
 
     Args:
         network: The network. Its weights are copied now, and read at each update.
@@ -84,6 +85,12 @@ class Ema:
             for name, average in self.average.items()
         }
         return torch.func.functional_call(self.network, weights, (x, t, s, *args), inputs)
+
+    def averaged_network(self) -> nn.Module:
+        """A copy of the network with averaged weights, without gradients, in evaluation mode."""
+        network = copy.deepcopy(self.network)
+        network.load_state_dict(self.state_dict())
+        return network.requires_grad_(False).eval()
 
     def state_dict(self) -> dict[str, Tensor]:
         """The network's state with averaged weights, which the network can load.

@@ -1,20 +1,25 @@
-"""Evaluation: of a run, or of samples in files."""
+"""Evaluation: of a run, or of samples in files or in memory."""
 
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
 from soflow.config import Config
 from soflow.data import own
+from soflow.data.load import load_data
 from soflow.errors import InputError
 from soflow.evaluation.evaluate import EvaluationSettings, evaluate_sample_set
 from soflow.evaluation.evaluate import evaluate as evaluate_models
 from soflow.evaluation.features import NAMES
 from soflow.evaluation.record import Evaluation
 from soflow.evaluation.references import make_sample_scoring, make_scoring
-from soflow.evaluation.sample_set import open_samples
+from soflow.evaluation.sample_set import open_samples, samples_in_memory
 from soflow.run.folder import RunFolder, evaluation_file, find_run
 from soflow.sampling import Sampler
+from soflow.symbols import AnyLabels, as_labels
 from soflow.system.isolation import isolated, random_state_kept
 from soflow.system.memory import out_of_memory_explained
 from soflow.system.progress import Progress, track
@@ -79,28 +84,44 @@ def evaluate(
 @isolated
 @random_state_kept()
 def evaluate_samples(
-    path: str | Path,
+    samples: str | Path | Tensor | np.ndarray,
     features: str,
-    reference: str,
+    reference: Any,
     baseline: bool = False,
     progress: Progress = track,
+    labels: AnyLabels = None,
 ) -> Evaluation:
     """Evaluates samples of any origin.
 
+        images = soflow.sample_many(model, 1000, labels)
+        found = soflow.evaluate_samples(images, "digits", "digits", labels=labels)
+        found.rows[0].distance
+
     Args:
-        path: A folder of images, an .npz in ADM's layout, or a data set, SOURCE[:SPLIT].
+        samples: A folder of images, an .npz in ADM's layout, or a data set, SOURCE[:SPLIT]; or
+            samples in memory (N, ...): images (N, C, H, W) as floats in -1 to 1 or as bytes, other
+            samples in their own units.
         features: By name, or a TorchScript file.
-        reference: Real data, SOURCE[:SPLIT], or a file of statistics.
+        reference: Real data, SOURCE[:SPLIT], or a file of statistics; or data in Python, as
+            `soflow.train` takes them.
         baseline: Whether to score another split of the real data, too.
         progress: Shows how much is done.
+        labels: Of samples in memory, the classes that they were drawn for, (N,).
 
     Raises:
         InputError: If samples, features and reference do not fit each other.
         RunError: If a file is damaged, or a sample holds NaN or infinity.
     """
-    samples = open_samples(str(path))
-    scoring = make_sample_scoring(samples, features, reference, baseline)
-    return evaluate_sample_set(samples, Path(path).name, scoring, progress)
+    if isinstance(samples, str | Path):
+        if labels is not None:
+            raise InputError("labels are of samples in memory: files have labels of their own")
+        given, name = open_samples(str(samples)), Path(samples).name
+    else:
+        given, name = samples_in_memory(samples, as_labels(labels)), "in memory"
+    if not isinstance(reference, str | Path):
+        reference = load_data(reference)
+    scoring = make_sample_scoring(given, features, reference, baseline)
+    return evaluate_sample_set(given, name, scoring, progress)
 
 
 def chosen_samplers(chosen: tuple[Sampler, ...], config: Config) -> tuple[Sampler, ...]:

@@ -1,0 +1,181 @@
+"""Saving a model that a training loop of one's own has trained, for all that reads runs."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from soflow import __version__
+from soflow.assemble import NOISINGS, PARAMETERIZATIONS, make_network
+from soflow.config import Config
+from soflow.config.reading import validate
+from soflow.config.sections import SUPPLIED, section_of
+from soflow.data import own
+from soflow.data.bundled import Bundled
+from soflow.data.dataset import Dataset
+from soflow.data.registry import SOURCES, source_of
+from soflow.errors import InputError, RunError
+from soflow.networks import NETWORKS
+from soflow.objectives import OBJECTIVES
+from soflow.objectives.base import Objective
+from soflow.run.checkpoint import WEIGHTS, TrainState, write_record
+from soflow.run.folder import RunFolder
+from soflow.run.tensor_file import write_tensors
+from soflow.solution import FlowModel, unchanged
+from soflow.system.atomic import cannot_write, new_file, require_writable
+from soflow.system.registry import Registry
+from soflow.training.ema import Ema
+
+
+def save_model(
+    model: FlowModel,
+    out: str | Path,
+    objective: Objective,
+    *,
+    steps: int,
+    ema: Ema | None = None,
+    data: Dataset | None = None,
+) -> Path:
+    """Saves what a training loop of one's own has trained.
+
+    `soflow.load` and the commands sample, evaluate and report take the folder like a run. It cannot
+    be trained further, but another run can begin with its weights (init_from).
+
+    Args:
+        model: The model, with the weights of the last step.
+        out: A new or empty folder.
+        objective: What it was trained by: it says which samplers suit the model.
+        steps: How many steps it was trained for.
+        ema: The average of its weights, which `soflow.load` takes by default. Without it, use
+            `soflow.load(out, "raw")`.
+        data: What it was trained on. Its class names and its scaling are saved, not its samples.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: If the folder is not empty, or the network or the objective is not registered,
+            so that nothing could build it again.
+        RunError: If a weight is not finite, or the folder cannot be written.
+    """
+    config = config_of(model, objective, steps, ema, data)
+    assert isinstance(model.net, nn.Module)
+    kinds = {"raw": model.net.state_dict()} | ({} if ema is None else {"ema": ema.state_dict()})
+    for weights in kinds.values():
+        require_finite(weights)
+    folder = RunFolder(Path(out).expanduser())
+    if folder.path.exists() and any(folder.path.iterdir()):
+        raise InputError(f"{folder.path} is not empty: choose a new folder")
+    place = folder.checkpoints / f"step-{steps:08d}"
+    require_writable(place)
+    checksums = {}
+    try:
+        for kind, weights in kinds.items():
+            with new_file(place / WEIGHTS[kind]) as stream:
+                write_tensors(stream, weights)
+            checksums[WEIGHTS[kind]] = stream.checksum
+        write_record(place, TrainState(step=steps), checksums)
+    except OSError as error:
+        raise cannot_write(place, error) from None
+    if data is not None:
+        data.describe().write(folder.data)
+    folder.write_config(config)
+    return folder.path
+
+
+def config_of(
+    model: FlowModel, objective: Objective, steps: int, ema: Ema | None, data: Dataset | None
+) -> Config:
+    """The configuration of a model; settings of its training that are not known are defaults."""
+    if model.decode is not unchanged and data is None:
+        raise InputError(
+            "model.decode cannot be saved: give the data that it was trained on, data="
+        )
+    values: dict[str, Any] = {
+        "description": f"trained by a loop of its own, with soflow {__version__}",
+        "data": {
+            "source": source_named(data),
+            "split": "train" if data is None else data.split,
+            "shape": model.shape,
+            "num_classes": model.num_classes,
+            "cond_shape": model.cond_shape,
+        },
+        "network": network_settings(model.net),
+        "noising": {
+            "name": name_in(NOISINGS, model.noising),
+            "parameterization": name_in(PARAMETERIZATIONS, model.parameterization),
+        },
+        "objective": objective_settings(objective),
+        "train": {"steps": steps},
+    }
+    if ema is not None:
+        values["ema"] = {name: getattr(ema, name) for name in ("decay", "every", "rampup")}
+    config = validate(values)
+    require_rebuilt(config, model.net)
+    return config
+
+
+def source_named(data: Dataset | None) -> str:
+    """The source of bundled data; that of others is Python."""
+    if data is None or data.name not in SOURCES:
+        return own.NAME
+    return data.name if isinstance(source_of(data.name), Bundled) else own.NAME
+
+
+def name_in(known: Mapping[str, Any] | Registry[Any], thing: object) -> str:
+    """The name of a thing's class. Raises InputError if it has none."""
+    name = next((name for name in known if known[name] is type(thing)), None)
+    if name is None:
+        raise InputError(
+            f"{type(thing).__name__} is not registered, so nothing could build it again from its "
+            f"settings: register its class, or save the weights with torch.save (known are "
+            f"{', '.join(known)})"
+        )
+    return name
+
+
+def network_settings(net: object) -> dict[str, Any]:
+    """The section `network` that builds such a network."""
+    name = name_in(NETWORKS, net)
+    settings = getattr(net, "settings", None)
+    component: Any = NETWORKS[name]
+    needed = set(section_of(component, name).model_fields) - {"name"}
+    if not isinstance(settings, dict) or set(settings) != needed:
+        raise InputError(
+            f"{type(net).__name__} must have an attribute `settings`, the values of its "
+            f"constructor's parameters: {', '.join(sorted(needed)) or 'none'}"
+        )
+    return {"name": name, **settings}
+
+
+def objective_settings(objective: Objective) -> dict[str, Any]:
+    """The section `objective` that builds such an objective."""
+    name = name_in(OBJECTIVES, objective)
+    if not is_dataclass(objective) or isinstance(objective, type):
+        raise InputError(f"the objective {name} is no dataclass, whose fields are its settings")
+    fields = asdict(objective).items()
+    return {"name": name, **{key: value for key, value in fields if key not in SUPPLIED}}
+
+
+def require_rebuilt(config: Config, net: object) -> None:
+    """Raises InputError if the settings do not give a network with these weights."""
+    assert isinstance(net, nn.Module)
+    with torch.device("meta"):
+        built = make_network(config).state_dict()
+    found = net.state_dict()
+    shapes = {name: tuple(weight.shape) for name, weight in found.items()}
+    if shapes != {name: tuple(weight.shape) for name, weight in built.items()}:
+        raise InputError(
+            f"the settings of {type(net).__name__} do not give a network with its weights: it was "
+            "changed after it was made, or takes augmentation labels"
+        )
+
+
+def require_finite(weights: Mapping[str, Tensor]) -> None:
+    """Raises RunError, with the first name, for weights that are not finite."""
+    for name, weight in weights.items():
+        if not bool(weight.isfinite().all()):
+            raise RunError(f"{name} is not finite: the model diverged; nothing was saved")
