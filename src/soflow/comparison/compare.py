@@ -167,10 +167,10 @@ def train_run(run: Planned, scoring: Scoring, heun: bool, title: str, progress: 
     num = min(config.evaluate.num, CURVE_SAMPLES)
 
     def watch(state: TrainState, model: FlowModel, device: torch.device) -> None:
-        labels, _ = scoring.draw_classes(None, num, model.num_classes)
+        labels, cond, _ = scoring.draw_inputs(None, num, model)
         kept = run.read_curves()
         for sampler, nfe in curve_samplers(config, heun):
-            samples = draw(model, num, labels, sampler, nfe, seed=0, device=device)
+            samples = draw(model, num, labels, sampler, nfe, seed=0, device=device, cond=cond)
             distance = scorer.distance(scorer.gather(samples, num))
             point = Point(step=state.step, seconds=state.seconds, distance=distance)
             kept = kept.with_point(sampler, nfe, num, point)

@@ -5,8 +5,8 @@
     vectors    (N,) or (N, D)                             data.shape [D]
 
 Labels are whole numbers (N,), texts (N,) or one-hot rows (N, classes). Arrays are found by their
-names and shapes, or named. Conditions are in an array `cond`, floats (N, D) or maps like images. If there are several splits, the names of arrays contain theirs, as in
-train_images or x_test.
+names and shapes, or named. Conditions (N, ...) are in an array `cond`. If there are several splits,
+the names of arrays contain theirs, as in train_images or x_test.
 """
 
 from collections.abc import Sequence
@@ -188,6 +188,22 @@ def read(path: str) -> dict[str, Head]:
 def values_of(path: str, key: str) -> np.ndarray:
     """The values of an array, memory-mapped from a .npy."""
     return load_array(Path(path), key) if is_zip(path) else mapped(path)
+
+
+def conditions_in(path: Path, name: str) -> np.ndarray:
+    """The conditions in a .npy, or those under this name, or the only array, in a .npz.
+
+    Raises:
+        InputError: If there is no such file or array.
+    """
+    file = path.expanduser()
+    if not file.is_file():
+        raise InputError(f"there is no file of conditions {path}")
+    arrays = read(str(file))
+    key = of_split(name, arrays) or (next(iter(arrays)) if len(arrays) == 1 else None)
+    if key is None:
+        raise InputError(f"{path} has no array '{name}'; its arrays are {', '.join(arrays)}")
+    return values_of(str(file), key)
 
 
 def mapped(path: str) -> np.ndarray:

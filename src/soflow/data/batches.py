@@ -64,8 +64,9 @@ class Batches:
     Samples come in a new random order each epoch, and a batch may extend into the next epoch.
     Small data are kept on the device. A thread reads the rows of larger data one step ahead.
 
-    flip mirrors each image, and its map, with probability 1/2. balance draws every class equally often. Data with
-    a margin are cropped at random places.
+    flip mirrors each image with probability 1/2, and so does augment what it does; a condition that
+    is a map is changed like its image. balance draws every class equally often. Data with a margin
+    are cropped at random places.
     """
 
     def __init__(
@@ -160,7 +161,7 @@ class Batches:
         return seeded_generator(self.seed, stream, step, self.device)
 
     def read_ahead(self, step: int, index: int, count: int) -> Stored:
-        """The rows and conditions of a microbatch, on the device. A thread starts to read those of the next."""
+        """Rows and conditions of a microbatch, on the device. A thread starts to read the next."""
         future = self.ahead.pop((step, index, count), None)
         stored = self.fetch(step, index, count) if future is None else future.result()
         self.ahead[step + 1, index, count] = self.reader.submit(self.fetch, step + 1, index, count)

@@ -41,9 +41,9 @@ def stored_conditions(given: Tensor, shape: Sequence[int], numpy: bool, where: s
     finite = values.reshape(len(values), -1).isfinite().all(1)
     if not bool(finite.all()):
         raise InputError(f"{where} is not finite in row {int(finite.int().argmin())}: remove it")
-    if given.ndim == 1:
-        values = values[:, None]
-    elif given.ndim == 3 and len(shape) == 3:  # maps of one channel
+    if given.ndim == 1 or (
+        given.ndim == 3 and len(shape) == 3
+    ):  # one value, or maps of one channel
         values = values[:, None]
     elif channels_last(given, shape, numpy):
         values = values.movedim(-1, 1)
@@ -73,6 +73,43 @@ def with_conditions(dataset: Dataset, given: Tensor, numpy: bool, where: str) ->
     stored = stored_conditions(given, dataset.shape, numpy, where)
     require_images(stored, where)
     return replace(dataset, cond=stored)
+
+
+class RowsOfData:
+    """Conditions of some rows of a data set, by their indices (n,). They are read when needed."""
+
+    def __init__(self, dataset: Dataset, rows: Tensor) -> None:
+        self.dataset, self.rows = dataset, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, which: Tensor, /) -> Tensor:
+        found = self.dataset.conditions(self.rows[which])
+        assert found is not None, "the data have no conditions"
+        return found
+
+
+def rows_for(
+    dataset: Dataset, num: int, num_classes: int, null_trained: bool = True
+) -> tuple[Tensor | None, RowsOfData]:
+    """What `num` samples are drawn for: labels (num,) and conditions of rows of a data set.
+
+    Sample i has those of row i N / num of N rows, so all data count if they are sorted.
+
+    Args:
+        dataset: Data with conditions.
+        num: The number of samples.
+        num_classes: Of the model.
+        null_trained: Whether the model draws samples without a label; else such rows are left out.
+    """
+    rows, labels = torch.arange(len(dataset)), dataset.labels if num_classes else None
+    if labels is not None:
+        known = (labels >= 0) & (labels < num_classes)
+        rows = rows if null_trained else rows[known]
+        labels = labels.where(known, num_classes)
+    chosen = rows[torch.arange(num) * len(rows) // num]
+    return None if labels is None else labels[chosen], RowsOfData(dataset, chosen)
 
 
 def conditions_of(given: Any, cond_shape: Sequence[int], shape: Sequence[int]) -> Tensor:

@@ -85,7 +85,9 @@ def read_together(rows: Rows, cond: Rows | None, which: Tensor) -> tuple[Tensor,
         return rows[which], None
     if isinstance(rows, Subset) and isinstance(cond, Subset):
         return read_together(rows.rows, cond.rows, rows.indices[which])
-    return cond.with_samples(which) if isinstance(cond, ReadTogether) else (rows[which], cond[which])
+    return (
+        cond.with_samples(which) if isinstance(cond, ReadTogether) else (rows[which], cond[which])
+    )
 
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -248,6 +250,12 @@ class Dataset:
             return None
         indices = torch.arange(len(self))[which] if isinstance(which, slice) else which
         return read_conditions(self.cond[indices])
+
+    def pairs(self, which: slice | Tensor = slice(None)) -> tuple[Tensor, Tensor | None]:
+        """Samples and their conditions, read in one visit."""
+        indices = torch.arange(len(self))[which] if isinstance(which, slice) else which
+        rows, cond = read_together(self.rows, self.cond, indices)
+        return self.read(rows), None if cond is None else read_conditions(cond)
 
     def describe(self) -> DataRecord:
         """What a run keeps of its data."""

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from soflow.config import Config
 from soflow.config.schema import DataConfig
-from soflow.data.conditions import require_images, stored_conditions, with_conditions
 from soflow.data.batches import RESIDENT
 from soflow.data.cache import cached
+from soflow.data.conditions import require_images, stored_conditions, with_conditions
 from soflow.data.dataset import Dataset, Rows, as_labels
 from soflow.data.huggingface import image_column_of, label_column_of, names_of
 from soflow.data.images import Opener
@@ -193,9 +193,7 @@ def dataset_of_items(data: Any, config: DataConfig, progress: Progress) -> Datas
     dataset = dataset_of(rows, layout, items.labels(seen, progress), names, config)
     if cond is None:
         return dataset
-    store = partial(
-        stored_conditions, shape=dataset.shape, numpy=items.cond_numpy, where="cond"
-    )
+    store = partial(stored_conditions, shape=dataset.shape, numpy=items.cond_numpy, where="cond")
     like = store(cond)
     require_images(like, "cond")
     return replace(dataset, cond=ItemConditions(rows, store, like))

@@ -73,8 +73,9 @@ def require_conditions(dataset: Dataset, config: DataConfig, name: str) -> Datas
         raise InputError(f"data.cond_shape is {list(stated)}, but {name} has {has}: leave it out")
     if found and dataset.encoder is not None:
         raise InputError(f"{name} holds latents, which take no conditions: set data.cond_column=")
-    if found and len(dataset.cond or ()) != len(dataset):
-        raise InputError(f"{name} has other numbers of conditions than of samples")
+    if dataset.cond is not None and len(dataset.cond) != len(dataset):
+        count = f"{len(dataset.cond)} conditions for {len(dataset)} samples"
+        raise InputError(f"{name} has {count}: give one for each")
     return dataset
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from soflow.assemble import make_augment, make_model, make_network, make_objective
@@ -20,6 +21,7 @@ from soflow.data.sources import require_path_is_read
 from soflow.data.training_data import completed, make_dataset, summary
 from soflow.errors import InputError
 from soflow.evaluation.features import check_name, column_names
+from soflow.evaluation.pairs import PAIRS, ROWS, draw_pairs, paired
 from soflow.evaluation.pictures import picture, png
 from soflow.evaluation.references import make_scoring
 from soflow.evaluation.scorer import as_frequent
@@ -53,6 +55,9 @@ from soflow.workflows.load import Decode, load_model, make_decoder
 
 log = logging.getLogger(__name__)
 
+#: Vectors in a picture.
+POINTS = 2000
+
 Watch = Callable[[TrainState, FlowModel, torch.device], None]
 
 
@@ -76,11 +81,13 @@ def train(
         progress: Shows the steps; by default a bar or lines on stderr.
         watch: Called with the averaged weights each time a sample grid is drawn.
         data: Data of your own in place of the recipe's: a tensor or an array (N, ...); samples and
-            labels, (x, y); a data set of torch with `__len__`, whose items are samples,
-            (sample, label) or dictionaries; or a `datasets.Dataset`. Their shape and classes
-            replace the recipe's; data.num_classes=0 ignores labels. Floats are taken as they are,
-            so images should lie in -1 to 1; only images in 0 to 1, or 0 to 255 as bytes, are
-            scaled, and data.range=[low,high] decides. To resume, give the same data again.
+            labels, (x, y); a dictionary of arrays `image` or `data`, `label` and `cond`; a data
+            set of torch with `__len__`, whose items are samples, (sample, label) or such
+            dictionaries; or a `datasets.Dataset`. Their shape and classes replace the recipe's;
+            data.num_classes=0 ignores labels, data.cond_column= ignores conditions. Floats are
+            taken as they are, so images should lie in -1 to 1; only images in 0 to 1, or 0 to 255
+            as bytes, are scaled, and data.range=[low,high] decides. To resume, give the same data
+            again.
 
     Returns:
         The run folder, for `soflow.load`.
@@ -230,8 +237,8 @@ def make_measure(config: Config, dataset: Dataset) -> Measure:
 
     def measure(weights: dict[str, Tensor], device: torch.device) -> dict[str, float]:
         model = load_model(config, weights, device, decode)
-        labels, _ = scoring.draw_classes(None, num, model.num_classes)
-        samples = draw(model, num, labels, sampler, nfe, seed=0, device=device)
+        labels, cond, _ = scoring.draw_inputs(None, num, model)
+        samples = draw(model, num, labels, sampler, nfe, seed=0, device=device, cond=cond)
         return {scorer.features.metric: scorer.distance(scorer.gather(samples, num))}
 
     return measure
@@ -260,11 +267,16 @@ def draw_samples(
     """Writes a picture of samples: images and signals with one column per class, or points.
 
     All but images are drawn with the names and, if there are more than two columns, the first
-    samples of the data.
+    samples of the data. Samples with conditions have those of the data; images are drawn beside
+    them and the real images.
     """
+    file = folder.samples / f"step-{step:08d}.png"
+    if dataset is not None and dataset.cond is not None:
+        write_bytes(file, png(picture_of_pairs(config, model, device, dataset)))
+        return
     classes = config.data.num_classes
     if len(config.data.shape) == 1:
-        num, columns = 2000, 1
+        num, columns = POINTS, 1
     else:
         columns = min(classes or 8, 10)
         num, classes = columns * ceil(40 / columns), min(classes, columns)
@@ -279,5 +291,14 @@ def draw_samples(
         names = column_names(config.data.shape, dataset.scaling)
         if names and config.data.shape != (2,):
             real = model.decode(dataset.samples(slice(num)).to(device)).cpu()
-    file = folder.samples / f"step-{step:08d}.png"
     write_bytes(file, png(picture(samples, columns, names, real)))
+
+
+def picture_of_pairs(
+    config: Config, model: FlowModel, device: torch.device, dataset: Dataset
+) -> Image.Image:
+    """Samples with conditions of the data, as a picture."""
+    shape = config.data.shape
+    num = POINTS if len(shape) == 1 else ROWS * PAIRS
+    drawn = draw_pairs(model, dataset, num, config.default_sampler, device)
+    return paired(*drawn, column_names(shape, dataset.scaling))
