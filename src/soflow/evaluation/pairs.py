@@ -42,7 +42,8 @@ def paired(samples: Tensor, cond: Tensor, real: Tensor, names: Sequence[str] = (
         names: Of features or channels; see `picture`.
     """
     if not is_image(samples.shape[1:]) or names:
-        return picture(samples, 8, names, real)
+        behind = None if samples.shape[1:] == (2,) else real
+        return picture(samples, 8, names, behind)
     shown = is_image(cond.shape[1:]) and cond.shape[2:] == samples.shape[2:]
     parts = [cond, samples, real] if shown else [samples, real]
     channels = max(part.shape[1] for part in parts)
