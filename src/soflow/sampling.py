@@ -12,7 +12,7 @@ Source: SoFlow (arXiv 2512.15657), sampling.
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ HEUN_STEPS = 32
 LABEL = 1
 
 
+@runtime_checkable
 class Conditions(Protocol):
     """Conditions (N, ...) that are read by their indices (n,): a tensor, or those of a data set."""
 
