@@ -1,8 +1,8 @@
 """Image to image: from the left half of a digit to the whole digit, in one step.
 
 Paired data are samples with a condition. Here a condition is a map (1, 8, 8): the digit without its
-right half. The network sees it beside the noise, and draws a digit that continues it. Low-resolution
-images, outlines, masks or earlier frames are conditions in the same way.
+right half. The network sees it beside the noise, and draws a digit that continues it. Images of low
+resolution, outlines, masks or earlier frames are conditions in the same way.
 
     python examples/image_to_image.py
 
@@ -60,7 +60,8 @@ def main(out: str | Path = "runs/image-to-image", steps: int = 1000) -> dict[str
 
     shown = torch.stack([given, samples, truth], dim=1)[:40].flatten(0, 1)
     soflow.save_picture(shown, Path(out) / "pairs.png", columns=12)
-    assert train.labels is not None and test.labels is not None
+    assert train.labels is not None
+    assert test.labels is not None
     found, real = (read_as(one, images, train.labels) for one in (samples, truth))
     return {
         "given_half": float((samples - truth)[..., :4].square().mean().sqrt()),
