@@ -1,6 +1,8 @@
 """An objective, a network and data of your own, in one file."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +17,7 @@ class Network(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        hidden = [nn.Linear(4, 128), nn.SiLU(), nn.Linear(128, 128), nn.SiLU()]
-        self.layers = nn.Sequential(*hidden, nn.Linear(128, 2))
+        self.layers = nn.Sequential(nn.Linear(4, 256), nn.SiLU(), nn.Linear(256, 2))
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor, labels: Tensor | None = None) -> Tensor:
         return self.layers(torch.cat([x, t[:, None], s[:, None]], dim=1))
@@ -26,26 +27,24 @@ class Network(nn.Module):
 class TwoHalves(soflow.FlowMatching):
     """Half of the batch matches the flow; for the rest one jump is two jumps of half the length."""
 
-    samplers = ("ode", "heun")
+    samplers: ClassVar[tuple[str, ...]] = ("ode", "heun")
 
-    def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> soflow.Draws:
+    def draw(self, shape: Sequence[int], generator: torch.Generator) -> soflow.Draws:
         draws, half = super().draw(shape, generator), shape[0] // 2
-        s = draws.t * torch.rand(shape[0], generator=generator)
-        s = torch.cat([draws.t[:half], s[half:]])
-        return soflow.Draws(draws.noise, draws.t, s, draws.dropped, half)
+        later = draws.t * torch.rand(shape[0], generator=generator)
+        return replace(draws, s=torch.cat([draws.t[:half], later[half:]]), n_flow_matching=half)
 
     def __call__(
         self, model: soflow.FlowModel, batch: soflow.Batch, draws: soflow.Draws, progress: float
     ) -> soflow.Losses:
         point = model.noising.sample(batch.data, draws.noise, draws.t)
-        t, s, middle = draws.t, draws.s, (draws.t + draws.s) / 2
+        t, s, middle = point.t, draws.s, (draws.t + draws.s) / 2
         with torch.no_grad():
             halfway = model.solution(point.x_t, t, middle)
             mean = (model.net(point.x_t, t, middle) + model.net(halfway, middle, s)) / 2
         target = torch.where((s == t)[:, None], point.v_t, mean)
         error = ((model.net(point.x_t, t, s) - target) ** 2).mean(1)
-        one = torch.ones_like(t)
-        return soflow.losses(halves=soflow.Term(error, error.detach(), one, {"t": t}))
+        return soflow.losses(halves=soflow.Term(error, error.detach(), error * 0 + 1, {"t": t}))
 
 
 def main(steps: int = 3000, out: str = "runs/all-of-your-own") -> Tensor:

@@ -48,7 +48,7 @@ def make_network() -> DiTTransformer2DModel:
 
 def random_batch(data: soflow.Batch, size: int) -> soflow.Batch:
     chosen = torch.randint(len(data), (size,))
-    return soflow.Batch(data.data[chosen], data.labels[chosen])
+    return data.rows(chosen)
 
 
 def optimizer_of(network: nn.Module, lr: float) -> torch.optim.Optimizer:

@@ -12,7 +12,7 @@ Source: SoFlow (arXiv 2512.15657), sampling.
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 import torch
@@ -29,6 +29,14 @@ SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
 HEUN_STEPS = 32
 #: Separates the random label of sample i from its noise, which is seeded by (seed, i).
 LABEL = 1
+
+
+@runtime_checkable
+class Conditions(Protocol):
+    """Conditions (N, ...) that are read by their indices (n,): a tensor, or those of a data set."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, which: Tensor, /) -> Tensor: ...
 
 
 def even_times(steps: int) -> list[float]:
@@ -224,18 +232,32 @@ def draw(
     batch_size: int = 500,
     device: torch.device | str = "cpu",
     start: int = 0,
+    cond: Conditions | None = None,
 ) -> Iterator[Sample]:
-    """Draws and decodes samples `start` .. `start + num - 1`, in batches (B, ...) on the CPU."""
+    """Draws and decodes samples `start` .. `start + num - 1`, in batches (B, ...) on the CPU.
+
+    Each has its own label of `labels` (num,) and its own condition of `cond` (num, ...).
+    """
     check_sampler(sampler, nfe)
     device, labels = torch.device(device), as_labels(labels)
     if labels is not None and labels.shape != (num,):
         raise InputError(f"labels must have shape [{num}], not {list(labels.shape)}")
+    if cond is not None and len(cond) != num:
+        raise InputError(f"cond holds {len(cond)} conditions for {num} samples: give one for each")
     for first in range(0, num, batch_size):
         count = min(batch_size, num - first)
         per_sample = noise_count(sampler, nfe)
         noises = noise_of_samples(seed, start + first, count, per_sample, model.shape, device)
         chosen = None if labels is None else labels[first : first + count].to(device)
-        yield model.decode(sample(model, noises, chosen, sampler, nfe).float()).cpu()
+        one = model if cond is None else given_rows(model, cond, first, count, device)
+        yield model.decode(sample(one, noises, chosen, sampler, nfe).float()).cpu()
+
+
+def given_rows(
+    model: FlowModel, cond: Conditions, first: int, count: int, device: torch.device
+) -> FlowModel:
+    """The model of samples with `count` of the conditions."""
+    return model.conditioned(cond[torch.arange(first, first + count)].to(device))
 
 
 def sample_many(
@@ -249,6 +271,7 @@ def sample_many(
     device: torch.device | str = "cpu",
     on_batch: Callable[[int], None] = lambda done: None,
     start: int = 0,
+    cond: Conditions | None = None,
 ) -> Sample:
     """Draws many samples, in batches, and decodes them.
 
@@ -273,7 +296,7 @@ def sample_many(
         InputError: If labels do not fit, or the sampler cannot be run so.
     """
     parts: list[Tensor] = []
-    for part in draw(model, num, labels, sampler, nfe, seed, batch_size, device, start):
+    for part in draw(model, num, labels, sampler, nfe, seed, batch_size, device, start, cond):
         parts.append(part)
         on_batch(sum(map(len, parts)))
     return torch.cat(parts)

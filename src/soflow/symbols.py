@@ -70,8 +70,8 @@ class Batch:
     def __len__(self) -> int:
         return len(self.data)
 
-    def rows(self, which: slice) -> "Batch":
-        """The samples that a slice selects."""
+    def rows(self, which: slice | Tensor) -> "Batch":
+        """The samples that a slice, or a tensor of indices, selects."""
         columns = (self.data, self.labels, self.augment, self.cond)
         return Batch(*(None if x is None else x[which] for x in columns))  # type: ignore[arg-type]
 

@@ -104,6 +104,10 @@ def test_a_signal_before_samples_are_due_does_not_wait_for_them(tmp_path, monkey
     recipe, settings = MOONS
     real, seen = trainer.gather_state, []
 
+    class Seen(soflow.Callback):
+        def on_sample(self, training, model, picture):
+            seen.append(picture)
+
     def signalled(state, keep):
         monkeypatch.setattr(trainer, "gather_state", real)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -112,7 +116,7 @@ def test_a_signal_before_samples_are_due_does_not_wait_for_them(tmp_path, monkey
     monkeypatch.setattr(trainer, "gather_state", signalled)
     settings = [*settings, "train.sample_every=2"]
     with pytest.raises(Stopped):
-        soflow.train(recipe, tmp_path, settings, watch=lambda *arguments: seen.append(arguments))
+        soflow.train(recipe, tmp_path, settings, callbacks=[Seen()])
     assert seen == []
     assert last(tmp_path).step == 2
 

@@ -145,7 +145,7 @@ def test_the_labels_of_a_data_set_of_hugging_face(tmp_path, monkeypatch):
     ("data", "named"),
     [
         ("photos", "data.path"),
-        ({"x": FLOATS}, "dict"),
+        ({"other": FLOATS}, "other"),
         (5, "int"),
         ([], "no samples"),
         (torch.zeros(0, 3), "no samples"),

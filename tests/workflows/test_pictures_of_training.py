@@ -5,7 +5,7 @@ import torch
 
 from soflow.config import read_recipe
 from soflow.run.folder import RunFolder
-from soflow.workflows import train
+from soflow.workflows import sample_grid
 from support.settings import TINY_DIT
 
 
@@ -28,6 +28,6 @@ def test_the_picture_of_a_step_shows_every_class(recipe, overrides, classes, tmp
     config = read_recipe(recipe, overrides)
     folder = RunFolder(tmp_path)
     folder.create()
-    train.draw_samples(config, folder, 1, None, torch.device("cpu"))
+    sample_grid.draw_samples(config, folder, 1, None, torch.device("cpu"))
     (labels,) = drawn
     assert (labels is None) if not classes else (set(labels.tolist()) == set(range(classes)))

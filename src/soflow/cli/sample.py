@@ -21,15 +21,21 @@ OUT = (
     "arr_1: labels), FILE.csv for vectors, or a folder of PNGs for images "
     "(default: a picture in RUN/samples)."
 )
-NumOption = Option("--num", "-n", min=1, max=MOST_SAMPLES, help="How many samples.")
+NUM = "How many samples (default: one per condition, or 64)."
+NumOption = Option("--num", "-n", min=1, max=MOST_SAMPLES, help=NUM)
+COND = (
+    "Conditions, for runs that were trained with some: FILE.npy, or FILE.npz with an array cond; "
+    "samples come in the order of its rows."
+)
 
 
 def sample(
     run: Annotated[Path, Argument(help="A run folder, or a checkpoint inside it.")],
-    num: Annotated[int, NumOption] = 64,
+    num: Annotated[int | None, NumOption] = None,
     nfe: Annotated[int | None, Option(min=1, help=NFE)] = None,
     sampler: Annotated[str | None, Option(help=SAMPLER)] = None,
     labels: Annotated[str | None, Option(help=LABELS)] = None,
+    cond: Annotated[Path | None, Option(metavar="FILE", help=COND)] = None,
     draw: Annotated[Literal["balanced", "random"], Option(help=DRAW)] = "balanced",
     seed: Annotated[int, Option(min=0, help=SEED)] = 0,
     weights: Annotated[Literal["ema", "raw"], Option(help="ema (averaged) or raw.")] = "ema",
@@ -38,12 +44,14 @@ def sample(
     out: Annotated[Path | None, Option(help=OUT)] = None,
 ) -> None:
     """Draw samples of a trained run."""
+    from soflow.data.arrays import conditions_in
     from soflow.workflows.load import load
     from soflow.workflows.sample import SampleRequest, sample_to_file
 
     loaded = load(run, weights, vae=vae)
-    request = SampleRequest.of(loaded, num, labels, draw, sampler, nfe, seed, batch)
+    given = None if cond is None else conditions_in(cond, loaded.config.data.cond_column)
+    request = SampleRequest.of(loaded, num, labels, draw, sampler, nfe, seed, batch, cond=given)
     name = f"{loaded.checkpoint.path.name}-{request.sampler}-{request.nfe}-seed-{seed}.png"
     file = out or loaded.folder.samples / name
     if sample_to_file(loaded, request, file):
-        print(f"{num} samples, {request.sampler} in {request.nfe}: {file}")
+        print(f"{request.num} samples, {request.sampler} in {request.nfe}: {file}")

@@ -171,10 +171,10 @@ class Curves(Callback):
     def on_sample(self, training: Training, model: FlowModel, picture: Path) -> None:
         config, scorer, state = training.config, self.scoring.scorer, training.state
         num = min(config.evaluate.num, CURVE_SAMPLES)
-        labels, _ = self.scoring.draw_classes(None, num, model.num_classes)
+        labels, cond, _ = self.scoring.draw_inputs(None, num, model)
         kept = self.run.read_curves()
         for sampler, nfe in curve_samplers(config, self.heun):
-            samples = draw(model, num, labels, sampler, nfe, seed=0, device=model.device)
+            samples = draw(model, num, labels, sampler, nfe, seed=0, device=model.device, cond=cond)
             distance = scorer.distance(scorer.gather(samples, num))
             point = Point(step=state.step, seconds=state.seconds, distance=distance)
             kept = kept.with_point(sampler, nfe, num, point)

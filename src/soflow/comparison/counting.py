@@ -57,10 +57,12 @@ def without_data(config: Config) -> Config:
 
 
 def random_dataset(config: Config, count: int) -> Dataset:
-    """Normal data of the configuration's shape, with labels in turn."""
+    """Normal data and conditions of the configuration's shapes, with labels in turn."""
     labels = class_by_class(count, config.data.num_classes)
     names = tuple(str(label) for label in range(config.data.num_classes))
-    return Dataset("random", "train", torch.randn(count, *config.data.shape), labels, names)
+    data, shape = torch.randn(count, *config.data.shape), config.data.cond_shape
+    cond = torch.randn(count, *shape) if shape else None
+    return Dataset("random", "train", data, labels, names, cond=cond)
 
 
 @contextmanager
@@ -75,8 +77,7 @@ def without_content(
     data = dataset.samples()
     draws = objective.draw(data.shape, seeded_generator(0, "draws", 0, torch.device("cpu")))
     augment = torch.zeros(count, AugmentPipe.num_labels) if config.data.augment else None
-    cond = torch.zeros(count, *config.data.cond_shape) if config.data.cond_shape else None
-    batch = Batch(data, dataset.labels, augment, cond)
+    batch = Batch(data, dataset.labels, augment, dataset.conditions())
     with FakeTensorMode(allow_non_fake_inputs=True):
         network = make_network(config)
         if config.train.checkpoint_activations:

@@ -163,11 +163,14 @@ def sampling_rate(
     noise = torch.randn(count, *config.data.shape, device=device)
     labels = class_by_class(count, config.data.num_classes)
     labels = None if labels is None else labels.to(device)
+    bound, shape = model, config.data.cond_shape
+    if shape:
+        bound = model.conditioned(torch.zeros(count, *shape, device=device))
     t, s = torch.ones(count, device=device), torch.zeros(count, device=device)
     pairs: list[tuple[float, float]] = []
     while len(pairs) < WARM_UP + LEAST_STEPS or sum(map(sum, pairs[WARM_UP:])) < least_seconds:
-        bare = seconds(lambda: network(noise, t, s, labels), device)
-        pairs.append((seconds(lambda: one_step(model, noise, labels), device), bare))
+        bare = seconds(lambda: bound.net(noise, t, s, labels), device)
+        pairs.append((seconds(lambda: one_step(bound, noise, labels), device), bare))
     timed = pairs[WARM_UP:]
     rate = count / median(sampled for sampled, _ in timed)
     return rate, median(bare / sampled for sampled, bare in timed)

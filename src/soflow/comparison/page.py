@@ -5,6 +5,7 @@ from pathlib import Path
 from statistics import mean
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -14,6 +15,7 @@ from torch import Tensor
 from soflow.comparison import tables
 from soflow.comparison.record import Comparison, ObjectiveResults, Point
 from soflow.comparison.tables import HEUN, name_of
+from soflow.data.conditions import rows_for
 from soflow.data.training_data import make_dataset
 from soflow.evaluation.features import column_names
 from soflow.evaluation.html import duration, image, render
@@ -58,9 +60,19 @@ def draw_samples(results: Comparison, out: Path) -> dict[str, Image.Image]:
         labels = class_by_class(num, model.num_classes)
         if vectors and data.labels is not None:
             labels = as_frequent(data.labels, num, model.num_classes)
-        samples = sample_many(model, num, labels, sampler, nfe, seed=0, device=run.device)
+        cond = None
+        if model.cond_shape:
+            labels, cond = rows_for(data, num, model.num_classes, model.null_trained)
+        samples = sample_many(
+            model, num, labels, sampler, nfe, seed=0, device=run.device, cond=cond
+        )
         drawn[f"{name_of(name)}, {how(sampler, nfe)}"] = samples
-    chosen = data.samples(slice(num)) if vectors else real_by_class(data, columns, num // columns)
+    if data.cond is not None:  # the real samples of these conditions
+        chosen = data.samples(torch.arange(num) * len(data) // num)
+    elif vectors:
+        chosen = data.samples(slice(num))
+    else:
+        chosen = real_by_class(data, columns, num // columns)
     real = model.decode(chosen.to(run.device)).cpu()
     names = column_names(model.shape, run.scaling)
     behind = None if real.shape[1:] == (2,) else real

@@ -40,6 +40,7 @@ class DataConfig(Section):
     split: str = key("train", "which split to train on", min_length=1)
     image_column: str = key("", "column or array of images, if several may be")
     label_column: str = key("", "column or array of classes, if several may be")
+    cond_column: str = key("cond", "array, or key of items, that holds conditions; empty: none")
     columns: tuple[str, ...] = key((), "columns of a table to use; none named: all numeric ones")
     shape: tuple[Annotated[int, Field(ge=-1)], ...] = key(
         (1, 8, 8),
@@ -276,13 +277,21 @@ class Config(Section):
         if not getattr(network, "takes_labels", True) and data.num_classes:
             raise ValueError(f"{chosen} takes no labels: set data.num_classes=0")
         if data.cond_shape and not takes(network, "cond"):
-            raise ValueError(f"{chosen} takes no cond, which the data have: choose another network")
+            raise ValueError(
+                f"{chosen} takes no conditions, which the data have: choose another network, or "
+                "set data.cond_column= to train without them"
+            )
         if data.augment and not images:
             raise ValueError(
                 f"data.augment changes images [C, H, W], not {list(data.shape)}: set 0"
             )
         if data.augment and not takes(network, "augment"):
             raise ValueError(f"data.augment does not work with {chosen}: set network.name=unet")
+        if data.cond_shape and data.random_crop:
+            raise ValueError(
+                "data.random_crop crops samples apart from their conditions: set it to 0, or "
+                "data.cond_column= to train without conditions"
+            )
         if data.random_crop and not images:
             raise ValueError("data.random_crop crops images: set it to 0")
         if data.balance and not data.num_classes:

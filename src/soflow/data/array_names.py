@@ -68,7 +68,8 @@ def sample_array(arrays: Mapping[str, Head], config: DataConfig) -> str:
         if named not in fitting:
             raise InputError(f"the array '{named}' of {path} holds no {kind}; {listed}")
         return named
-    found = [key for key in fitting if bare(key) not in USUAL_NAMES]
+    cond = cond_array(arrays, config)
+    found = [key for key in fitting if bare(key) not in USUAL_NAMES and key != cond]
     narrower = (
         [key for key in found if bare(key) in SAMPLES or split_of(key)],
         [key for key in found if numbers[key].dtype == np.uint8 and kind == "images"],
@@ -91,6 +92,11 @@ def sample_array(arrays: Mapping[str, Head], config: DataConfig) -> str:
         f"; for {one}, use the recipe {one}" for one in sorted(others - {kind, "images"})
     )
     raise InputError(f"{path} has no {kind}, its arrays are {listed or 'none'}{hint}")
+
+
+def cond_array(arrays: Mapping[str, Head], config: DataConfig) -> str | None:
+    """The array that holds conditions, if there is one."""
+    return of_split(config.cond_column, arrays) if config.cond_column else None
 
 
 def axes_of(head: Head, wanted: tuple[int, ...], path: str) -> tuple[int, ...]:

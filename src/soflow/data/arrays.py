@@ -5,8 +5,8 @@
     vectors    (N,) or (N, D)                             data.shape [D]
 
 Labels are whole numbers (N,), texts (N,) or one-hot rows (N, classes). Arrays are found by their
-names and shapes, or named. If there are several splits, the names of arrays contain theirs, as in
-train_images or x_test.
+names and shapes, or named. Conditions (N, ...) are in an array `cond`. If there are several splits,
+the names of arrays contain theirs, as in train_images or x_test.
 """
 
 from collections.abc import Sequence
@@ -18,11 +18,13 @@ from PIL import Image
 
 from soflow.config.schema import DataConfig
 from soflow.data.array_labels import labels_of
-from soflow.data.array_names import axes_of, by_split, of_split, sample_array
+from soflow.data.array_names import axes_of, by_split, cond_array, of_split, sample_array
+from soflow.data.conditions import with_conditions
 from soflow.data.dataset import Dataset, as_labels
 from soflow.data.file_fingerprints import fingerprint_of_file
 from soflow.data.images import Images, Opener
 from soflow.data.npz import UNREADABLE, Head, heads, is_zip, load_array
+from soflow.data.own_items import as_tensor
 from soflow.data.registry import SOURCES, ImageSource
 from soflow.data.rows import scaled_rows
 from soflow.data.splits import named_split
@@ -50,7 +52,13 @@ class Arrays(ImageSource):
             height, width = chosen.sizes
             asked = (channels, height, width)
             filled = [a if b == -1 else b for a, b in zip(asked, config.shape, strict=True)]
-            return super().load(config.model_copy(update={"shape": tuple(filled)}), split)
+            dataset = super().load(config.model_copy(update={"shape": tuple(filled)}), split)
+            if chosen.cond_key and (height, width) != dataset.shape[1:]:
+                raise InputError(
+                    f"{config.path} has conditions and images of {height} x {width}, so "
+                    f"data.shape={list(dataset.shape)} cannot crop them: leave data.size out"
+                )
+            return chosen.with_conditions(dataset)
         if config.random_crop:
             raise InputError(
                 f"data.random_crop is for images of 1 or 3 channels in bytes, and {config.path} "
@@ -71,8 +79,13 @@ class Chosen:
         self.training_key = of_split(self.key, training) or sample_array(training, config)
         self.head = splits[self.split][self.key]
         self.axes = axes_of(self.head, config.shape, config.path)
-        labels = splits[self.split] if config.num_classes else {}
-        train_labels = splits.get("train", training) if config.num_classes else {}
+        self.cond_key = cond_array(splits[self.split], config)
+        labels, train_labels = (
+            {key: head for key, head in arrays.items() if key != cond_array(arrays, config)}
+            if config.num_classes
+            else {}
+            for arrays in (splits[self.split], splits.get("train", training))
+        )
         self.classes, self.notes = labels_of(
             self.path, labels, self.key, self.head, config, train_labels
         )
@@ -91,6 +104,14 @@ class Chosen:
             return self.head.shape[1], self.head.shape[2]
         return self.head.shape[self.axes[2]], self.head.shape[self.axes[3]]
 
+    def with_conditions(self, dataset: Dataset) -> Dataset:
+        """The data set with the conditions of its split, if the file has them."""
+        if self.cond_key is None:
+            return dataset
+        where = f"{self.path}, array {self.cond_key}"
+        given = as_tensor(values_of(self.path, self.cond_key))
+        return with_conditions(dataset, given, True, where)
+
     def dataset(self) -> Dataset:
         """The array as it is, scaled or standardized."""
         where = f"{self.path}, array {self.key}"
@@ -105,11 +126,12 @@ class Chosen:
         if classes.labels is not None:
             labels = as_labels(classes.labels, classes.names, self.path)
         picture = own.ndim == 4 and rows.shape[1] in (1, 3) and self.config.range != "standardize"
-        return Dataset(
+        dataset = Dataset(
             Path(self.path).stem, self.split, rows, labels, classes.names,
             unlabelled=classes.reason, scaling=None if picture else scaling,
             notes=(note, *self.notes),
         )  # fmt: skip
+        return self.with_conditions(dataset)
 
 
 class ArrayImages:
@@ -166,6 +188,22 @@ def read(path: str) -> dict[str, Head]:
 def values_of(path: str, key: str) -> np.ndarray:
     """The values of an array, memory-mapped from a .npy."""
     return load_array(Path(path), key) if is_zip(path) else mapped(path)
+
+
+def conditions_in(path: Path, name: str) -> np.ndarray:
+    """The conditions in a .npy, or those under this name, or the only array, in a .npz.
+
+    Raises:
+        InputError: If there is no such file or array.
+    """
+    file = path.expanduser()
+    if not file.is_file():
+        raise InputError(f"there is no file of conditions {path}")
+    arrays = read(str(file))
+    key = of_split(name, arrays) or (next(iter(arrays)) if len(arrays) == 1 else None)
+    if key is None:
+        raise InputError(f"{path} has no array '{name}'; its arrays are {', '.join(arrays)}")
+    return values_of(str(file), key)
 
 
 def mapped(path: str) -> np.ndarray:

@@ -7,13 +7,14 @@ batches of the uninterrupted one, and several processes together see those of on
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from math import prod
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from soflow.data.augment import AugmentPipe
-from soflow.data.dataset import Dataset, Rows
+from soflow.data.dataset import Dataset, Rows, read_conditions, read_together
 from soflow.symbols import Batch
 
 
@@ -46,8 +47,15 @@ def balanced_order(classes: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     return order[: len(classes)]
 
 
-#: Rows of at most so many bytes are kept in the memory of the device.
+#: Rows with their conditions, if any.
+Stored: TypeAlias = tuple[Tensor, Tensor | None]
+#: Rows and conditions of at most so many bytes are kept in the memory of the device.
 RESIDENT = 2**31
+
+
+def in_memory(rows: Rows) -> Tensor:
+    """All rows."""
+    return rows if isinstance(rows, Tensor) else rows[torch.arange(len(rows))]
 
 
 class Batches:
@@ -61,8 +69,9 @@ class Batches:
     Samples come in a new random order each epoch, and a batch may extend into the next epoch.
     Small data are kept on the device. A thread reads the rows of larger data one step ahead.
 
-    flip mirrors each image with probability 1/2. balance draws every class equally often. Data with
-    a margin are cropped at random places.
+    flip mirrors each image with probability 1/2, and so does augment what it does; a condition that
+    is a map is changed like its image. balance draws every class equally often. Data with a margin
+    are cropped at random places.
     """
 
     def __init__(
@@ -86,15 +95,17 @@ class Batches:
         self.labels = None if dataset.labels is None else dataset.labels.to(self.device)
         self._epoch_order = lru_cache(maxsize=2)(self._make_epoch_order)
         rows: Rows = dataset.rows
-        small = rows.dtype.itemsize * prod(rows.shape) <= RESIDENT
+        parts = [rows] if dataset.cond is None else [rows, dataset.cond]
+        small = sum(part.dtype.itemsize * prod(part.shape) for part in parts) <= RESIDENT
         self.resident = small and not getattr(rows, "changing", False)
+        self.rows, self.cond = rows, dataset.cond
         if self.resident:
-            whole = rows if isinstance(rows, Tensor) else rows[torch.arange(len(rows))]
-            self.rows: Rows = whole.to(self.device)
+            self.rows = in_memory(rows).to(self.device)
+            if dataset.cond is not None:
+                self.cond = in_memory(dataset.cond).to(self.device)
         else:
-            self.rows = rows
             self.reader = ThreadPoolExecutor(1, "rows of the next step")
-            self.ahead: dict[tuple[int, int, int], Future[Tensor]] = {}
+            self.ahead: dict[tuple[int, int, int], Future[Stored]] = {}
 
     def _make_epoch_order(self, epoch: int) -> np.ndarray:
         if self.classes is not None:
@@ -117,16 +128,25 @@ class Batches:
         mine = slice(index, None, count)
         chosen = self.pinned(self.chosen(step, index, count)).to(self.device, non_blocking=True)
         labels = None if self.labels is None else self.labels[chosen]
-        stored = self.rows[chosen] if self.resident else self.read_ahead(step, index, count)
+        if self.resident:
+            stored, given = self.rows[chosen], None if self.cond is None else self.cond[chosen]
+        else:
+            stored, given = self.read_ahead(step, index, count)
+        cond = None if given is None else read_conditions(given)
         data = self.dataset.read(stored, self.visit_noise(step, mine), self.corners(step, mine))
         if self.flip:
             generator = self.generator("flip", step)
             tosses = torch.rand(self.batch_size, generator=generator, device=self.device)
-            data = torch.where(tosses[mine, None, None, None] < 0.5, data.flip(3), data)
+            mirrored = tosses[mine, None, None, None] < 0.5
+            data = torch.where(mirrored, data.flip(3), data)
+            if cond is not None and cond.ndim == 4:
+                cond = torch.where(mirrored, cond.flip(3), cond)
         if self.augment is None:
-            return Batch(data, labels)
+            return Batch(data, labels, cond=cond)
         draws = self.augment.draw(self.batch_size, self.generator("augment", step))[mine]
-        return Batch(self.augment(data, draws), labels, self.augment.labels(draws))
+        if cond is not None and cond.ndim == 4:
+            cond = self.augment(cond, draws)
+        return Batch(self.augment(data, draws), labels, self.augment.labels(draws), cond)
 
     def chosen(self, step: int, index: int, count: int) -> Tensor:
         return torch.from_numpy(self.indices(step)[index::count])
@@ -150,16 +170,19 @@ class Batches:
         """A generator for one purpose at one step, seeded by (seed, stream, step)."""
         return seeded_generator(self.seed, stream, step, self.device)
 
-    def read_ahead(self, step: int, index: int, count: int) -> Tensor:
-        """The rows of a microbatch, on the device. A thread starts to read those of the next."""
+    def read_ahead(self, step: int, index: int, count: int) -> Stored:
+        """Rows and conditions of a microbatch, on the device. A thread starts to read the next."""
         future = self.ahead.pop((step, index, count), None)
         stored = self.fetch(step, index, count) if future is None else future.result()
         self.ahead[step + 1, index, count] = self.reader.submit(self.fetch, step + 1, index, count)
-        return stored.to(self.device, non_blocking=True)
+        rows, cond = (x if x is None else x.to(self.device, non_blocking=True) for x in stored)
+        assert rows is not None
+        return rows, cond
 
-    def fetch(self, step: int, index: int, count: int) -> Tensor:
-        """The rows of a microbatch, read from their files."""
-        return self.pinned(self.rows[self.chosen(step, index, count)])
+    def fetch(self, step: int, index: int, count: int) -> Stored:
+        """The rows and conditions of a microbatch, read from their files."""
+        rows, cond = read_together(self.rows, self.cond, self.chosen(step, index, count))
+        return self.pinned(rows), None if cond is None else self.pinned(cond)
 
     def pinned(self, tensor: Tensor) -> Tensor:
         """A tensor in memory that a GPU fetches from while the program goes on."""

@@ -26,6 +26,11 @@ def to_floats(pixels: Tensor) -> Tensor:
     return pixels.float().contiguous() / 127.5 - 1
 
 
+def read_conditions(stored: Tensor) -> Tensor:
+    """Stored conditions (B, ...) as floats; bytes of images (B, H, W, C) become [-1, 1]."""
+    return to_floats(stored.permute(0, 3, 1, 2)) if stored.dtype == torch.uint8 else stored.float()
+
+
 def cropped(images: Tensor, margin: int, corners: Tensor | None) -> Tensor:
     """Images (B, H + margin, W + margin, C) cropped to (B, H, W, C) at their corners (B, 2)."""
     height, width = (size - margin for size in images.shape[1:3])
@@ -65,6 +70,24 @@ class Subset:
     def __getitem__(self, which: Tensor) -> Tensor:
         """The rows at these indices (n,), as (n, ...) in memory."""
         return self.rows[self.indices[which]]
+
+
+@runtime_checkable
+class ReadTogether(Protocol):
+    """Stored conditions that are read in one visit with their samples: random changes fit."""
+
+    def with_samples(self, which: Tensor, /) -> tuple[Tensor, Tensor]: ...
+
+
+def read_together(rows: Rows, cond: Rows | None, which: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Stored samples and conditions at these indices (n,)."""
+    if cond is None:
+        return rows[which], None
+    if isinstance(rows, Subset) and isinstance(cond, Subset):
+        return read_together(rows.rows, cond.rows, rows.indices[which])
+    return (
+        cond.with_samples(which) if isinstance(cond, ReadTogether) else (rows[which], cond[which])
+    )
 
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -117,7 +140,7 @@ class DataRecord(Record):
 
     name: str
     count: Count
-    fingerprint: str  # of stored samples and labels
+    fingerprint: str  # of stored samples, labels and conditions
     class_names: tuple[str, ...] = ()
     encoder: Encoder | None = None
     scaling: Scaling | None = None
@@ -152,6 +175,8 @@ class Dataset:
         margin: By how much stored images are larger than samples in both directions: `read` crops
             the middle, or another place if it is given one.
         notes: What was found, and what was left out; see `summary`.
+        cond: What samples are conditioned on besides classes, float32 (N, ...), or images as bytes,
+            uint8 (N, H, W, C), which become [-1, 1]; None for nothing.
     """
 
     name: str
@@ -164,6 +189,7 @@ class Dataset:
     scaling: Scaling | None = None
     margin: int = 0
     notes: tuple[str, ...] = ()
+    cond: Rows | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -174,6 +200,14 @@ class Dataset:
         if self.rows.dtype == torch.uint8:
             return (stored[2], stored[0] - self.margin, stored[1] - self.margin)
         return stored
+
+    @property
+    def cond_shape(self) -> tuple[int, ...]:
+        """One condition's shape; () without conditions."""
+        if self.cond is None:
+            return ()
+        sizes = tuple(int(n) for n in self.cond.shape[1:])
+        return (sizes[2], *sizes[:2]) if self.cond.dtype == torch.uint8 else sizes
 
     @property
     def num_classes(self) -> int:
@@ -210,13 +244,29 @@ class Dataset:
         indices = torch.arange(len(self))[which] if isinstance(which, slice) else which
         return self.read(self.rows[indices])
 
+    def conditions(self, which: slice | Tensor = slice(None)) -> Tensor | None:
+        """Conditions (n, ...) on the CPU, like `samples`; None without conditions."""
+        if self.cond is None:
+            return None
+        indices = torch.arange(len(self))[which] if isinstance(which, slice) else which
+        return read_conditions(self.cond[indices])
+
+    def pairs(self, which: slice | Tensor = slice(None)) -> tuple[Tensor, Tensor | None]:
+        """Samples and their conditions, read in one visit."""
+        indices = torch.arange(len(self))[which] if isinstance(which, slice) else which
+        rows, cond = read_together(self.rows, self.cond, indices)
+        return self.read(rows), None if cond is None else read_conditions(cond)
+
     def describe(self) -> DataRecord:
         """What a run keeps of its data."""
         labels = None if self.labels is None else checksum(self.labels)
+        content = f"{fingerprint(self.rows)} {labels}"
+        if self.cond is not None:
+            content += f" {fingerprint(self.cond)}"
         return DataRecord(
             name=self.name,
             count=len(self),
-            fingerprint=fingerprint_of(f"{fingerprint(self.rows)} {labels}"),
+            fingerprint=fingerprint_of(content),
             class_names=self.class_names,
             encoder=self.encoder,
             scaling=self.scaling,
@@ -227,7 +277,9 @@ class Dataset:
         """The samples selected by a mask (N,) or indices (n,). Rows are not copied."""
         indices = torch.arange(len(self))[which]
         labels = None if self.labels is None else self.labels[indices]
-        return replace(self, rows=Subset(self.rows, indices), labels=labels, split=split)
+        cond = None if self.cond is None else Subset(self.cond, indices)
+        rows = Subset(self.rows, indices)
+        return replace(self, rows=rows, labels=labels, split=split, cond=cond)
 
 
 def is_unlabelled(dataset: Dataset) -> Tensor:

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,11 +23,20 @@ from soflow.config import Config
 from soflow.config.schema import DataConfig
 from soflow.data.batches import RESIDENT
 from soflow.data.cache import cached
+from soflow.data.conditions import require_images, stored_conditions, with_conditions
 from soflow.data.dataset import Dataset, Rows, as_labels
 from soflow.data.huggingface import image_column_of, label_column_of, names_of
 from soflow.data.images import Opener
 from soflow.data.labels import Classes, classes_of, without_gaps
-from soflow.data.own_items import ItemRows, Items, Layout, as_tensor, layout_of
+from soflow.data.own_items import (
+    ItemConditions,
+    ItemRows,
+    Items,
+    Layout,
+    as_tensor,
+    layout_of,
+    parts_of,
+)
 from soflow.data.registry import SOURCES, image_shape
 from soflow.errors import InputError, in_short
 from soflow.system.progress import Progress, track
@@ -96,9 +106,10 @@ def own_dataset(data: Any, config: DataConfig, progress: Progress = track) -> Da
     """A data set from what people have.
 
     Args:
-        data: A tensor or an array (N, ...); samples and labels as a tuple of two; a data set with
-            `__len__` and `__getitem__` whose items are samples, (sample, label), or dictionaries;
-            or a Hugging Face `datasets.Dataset`. Samples are floats, or bytes (uint8) of images.
+        data: A tensor or an array (N, ...); samples and labels as a tuple of two; a dictionary of
+            arrays `image` or `data`, `label` and `cond`; a data set with `__len__` and
+            `__getitem__` whose items are samples, (sample, label), or such dictionaries; or a
+            Hugging Face `datasets.Dataset`. Samples are floats, or bytes (uint8) of images.
         config: Says how to read them: the range of values, names of columns, whether labels count.
         progress: Shows how many items are read.
 
@@ -111,51 +122,67 @@ def own_dataset(data: Any, config: DataConfig, progress: Progress = track) -> Da
         raise InputError("data.random_crop is for data in files: crop in Python, and leave it out")
     if type(data).__name__ in FRAMES:
         raise InputError(f"data is {type(data).__name__}: {FRAMES[type(data).__name__]}")
-    if is_table_of_images(data):
+    if isinstance(data, Mapping):
+        return dataset_of_mapping(data, config)
+    if is_table_of_images(data) and config.cond_column not in data.column_names:
         return images_of_table(data, config)
     if isinstance(data, Tensor | np.ndarray):
         return dataset_of_arrays(data, None, config)
     if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor | np.ndarray):
-        samples, labels = data
-        if not hasattr(labels, "__len__") or len(labels) != len(samples):
-            found = f"{len(labels)} labels" if hasattr(labels, "__len__") else in_short(labels)
-            raise InputError(f"data hold {len(samples)} samples and {found}: give one for each")
-        return dataset_of_arrays(samples, list(labels), config)
+        return dataset_of_arrays(*data, config)
     return dataset_of_items(data, config, progress)
 
 
-def dataset_of_arrays(
-    samples: Tensor | np.ndarray, labels: Sequence[Any] | None, config: DataConfig
-) -> Dataset:
-    """The data set of a tensor or an array (N, ...)."""
+def dataset_of_mapping(data: Mapping[str, Any], config: DataConfig) -> Dataset:
+    """The data set of arrays by name: samples, labels and conditions."""
+    samples, labels, cond = parts_of(data, config)
+    if not isinstance(samples, Tensor | np.ndarray):
+        raise InputError(f"data hold {in_short(samples)}: give a dictionary of arrays or tensors")
+    dataset = dataset_of_arrays(samples, labels, config)
+    if cond is None:
+        return dataset
+    return with_conditions(dataset, as_tensor(cond), not isinstance(cond, Tensor), "cond")
+
+
+def dataset_of_arrays(samples: Tensor | np.ndarray, labels: Any, config: DataConfig) -> Dataset:
+    """The data set of a tensor or an array (N, ...), and of labels (N,) or None."""
     if samples.ndim == 0 or not len(samples):
         raise InputError("data hold no samples")
-    given = as_tensor(samples)
+    if labels is not None and (not hasattr(labels, "__len__") or len(labels) != len(samples)):
+        found = f"{len(labels)} labels" if hasattr(labels, "__len__") else in_short(labels)
+        raise InputError(f"data hold {len(samples)} samples and {found}: give one for each")
+    given, listed = as_tensor(samples), None if labels is None else list(labels)
     layout = layout_of(given, config, isinstance(samples, np.ndarray))
-    return dataset_of(layout.store(given), layout, labels, (), config)
+    return dataset_of(layout.store(given), layout, listed, (), config)
 
 
 def dataset_of_items(data: Any, config: DataConfig, progress: Progress) -> Dataset:
     """A data set of items by index."""
     by_index = hasattr(data, "__len__") and hasattr(data, "__getitem__")
-    if isinstance(data, str | bytes | Mapping) or not by_index:
+    if isinstance(data, str | bytes) or not by_index:
         raise InputError(
-            f"data is {type(data).__name__}: give a tensor, an array, (samples, labels), or a data "
-            "set with __len__ and __getitem__; for a path, set data.path"
+            f"data is {type(data).__name__}: give a tensor, an array, (samples, labels), a "
+            "dictionary of them, or a data set with __len__ and __getitem__; for a path, set "
+            "data.path"
         )
     if not len(data):
         raise InputError("data hold no samples")
     items, count = Items(data, config), len(data)
     places = np.linspace(0, count - 1, min(count, LOOKED_AT)).round().astype(int).tolist()
-    looked, labels_seen = items.some(places)
-    changing = not torch.equal(items.some(places[:READ_TWICE])[0], looked[:READ_TWICE])
+    looked, labels_seen, cond = items.some(places)
+    again, _, cond_again = items.some(places[:READ_TWICE])
+    changing = not torch.equal(again, looked[:READ_TWICE])
+    if cond is not None and cond_again is not None:
+        changing = changing or not torch.equal(cond_again, cond[:READ_TWICE])
+    item_bytes = looked[0].nbytes + (0 if cond is None else cond[0].nbytes)
     classes = getattr(data, "classes", None)
     names = tuple(classes) if isinstance(classes, list | tuple) and is_names(classes) else ()
-    if not changing and looked[0].nbytes * count <= RESIDENT:
-        samples, given_labels = items.some(range(count), progress)
+    if not changing and item_bytes * count <= RESIDENT:
+        samples, given_labels, cond = items.some(range(count), progress)
         layout = layout_of(samples, config, items.numpy)
         labels = None if all(one is None for one in given_labels) else given_labels
-        return dataset_of(layout.store(samples), layout, labels, names, config)
+        dataset = dataset_of(layout.store(samples), layout, labels, names, config)
+        return dataset if cond is None else with_conditions(dataset, cond, items.cond_numpy, "cond")
     if changing:
         log.info(
             "data: items change from visit to visit, so a resumed run repeats their order alone"
@@ -163,7 +190,13 @@ def dataset_of_items(data: Any, config: DataConfig, progress: Progress) -> Datas
     layout = layout_of(looked, config, items.numpy, changing)
     rows = ItemRows(items, layout, layout.store(looked), changing)
     seen = dict(zip(places, labels_seen, strict=True)) if config.num_classes else {}
-    return dataset_of(rows, layout, items.labels(seen, progress), names, config)
+    dataset = dataset_of(rows, layout, items.labels(seen, progress), names, config)
+    if cond is None:
+        return dataset
+    store = partial(stored_conditions, shape=dataset.shape, numpy=items.cond_numpy, where="cond")
+    like = store(cond)
+    require_images(like, "cond")
+    return replace(dataset, cond=ItemConditions(rows, store, like))
 
 
 def is_names(classes: Sequence[Any]) -> bool:

@@ -1,8 +1,8 @@
 """Samples given in Python, as a data set stores them: from tensors, arrays, and items by index."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -17,9 +17,12 @@ from soflow.errors import InputError, first_line, in_short
 from soflow.system.progress import Progress, silent
 
 #: Usual names of the sample in an item that is a dictionary, in lower case.
-SAMPLE_NAMES = ("image", "images", "img", "pixel_values", "x", "data", "sample", "input", "inputs")
+SAMPLE_NAMES = ("image", "images", "img", "pixel_values", "x", "data", "sample", "input", "inputs",
+                "samples")  # fmt: skip
 #: The range of samples that need no scaling.
 AS_THEY_ARE: Range = (-1.0, 1.0)
+#: What stores conditions (n, ...).
+Store: TypeAlias = Callable[[Tensor], Tensor]
 #: The range of bytes that are stored as bytes.
 BYTES: Range = (0.0, 255.0)
 
@@ -135,31 +138,42 @@ class Items:
 
     def __init__(self, data: Any, config: DataConfig) -> None:
         self.data, self.config = data, config
-        self.first, _ = parts_of(data[0], config)
-        self.numpy = not isinstance(self.first, Tensor)
-        self.shape = as_tensor(self.first).shape
+        first = parts_of(data[0], config)
+        self.numpy = not isinstance(first.sample, Tensor)
+        self.cond_numpy = not isinstance(first.cond, Tensor)
+        self.shape = as_tensor(first.sample).shape
+        self.cond_shape = None if first.cond is None else as_tensor(first.cond).shape
 
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, row: int) -> tuple[Tensor, Any]:
-        sample, label = parts_of(self.data[row], self.config)
+    def __getitem__(self, row: int) -> "Parts":
+        sample, label, cond = parts_of(self.data[row], self.config)
         values = as_tensor(sample)
         if values.shape != self.shape:
             found = f"item {row} of data is {list(values.shape)}, item 0 is {list(self.shape)}"
             raise InputError(f"{found}: crop or resize them to one shape")
-        return values, label
+        given = None if cond is None else as_tensor(cond)
+        if (shape := None if given is None else given.shape) != self.cond_shape:
+            one, first = (x if x is None else list(x) for x in (shape, self.cond_shape))
+            raise InputError(
+                f"the condition of item {row} of data is {one}, that of item 0 is {first}: give "
+                "all items conditions of one shape"
+            )
+        return Parts(values, label, given)
 
-    def some(self, rows: Sequence[int], progress: Progress = silent) -> tuple[Tensor, list[Any]]:
-        """Samples (n, ...) and their labels."""
-        samples, labels = [], []
+    def some(
+        self, rows: Sequence[int], progress: Progress = silent
+    ) -> tuple[Tensor, list[Any], Tensor | None]:
+        """Samples (n, ...), their labels, and their conditions (n, ...) if they have any."""
+        found = []
         with progress("reading data", len(rows)) as task:
             for done, row in enumerate(rows, 1):
-                sample, label = self[row]
-                samples.append(sample)
-                labels.append(label)
+                found.append(self[row])
                 task.update(done)
-        return torch.stack(samples), labels
+        samples, labels, conditions = zip(*found, strict=True)
+        cond = None if self.cond_shape is None else torch.stack(conditions)
+        return torch.stack(samples), list(labels), cond
 
     def labels(self, seen: Mapping[int, Any], progress: Progress) -> list[Any] | None:
         """The labels of all items; None if the items that were seen have none.
@@ -175,7 +189,7 @@ class Items:
         with progress("reading labels", len(self)) as task:
             found = []
             for row in range(len(self)):
-                found.append(self[row][1])
+                found.append(self[row].label)
                 task.update(row + 1)
         return found
 
@@ -199,8 +213,37 @@ class ItemRows:
         return self.layout.store(self.items.some(which.tolist())[0])
 
 
-def parts_of(item: Any, config: DataConfig) -> tuple[Any, Any]:
-    """The sample and the label of an item; None without a label."""
+class ItemConditions:
+    """Stored conditions (N, ...) of items, read in one visit with their samples."""
+
+    def __init__(self, rows: ItemRows, store: Store, like: Tensor) -> None:
+        self.rows, self.store = rows, store
+        self.shape, self.dtype = (len(rows), *like.shape[1:]), like.dtype
+        self.checksums = (f"{self.shape}, changing",) if rows.changing else None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, which: Tensor) -> Tensor:
+        return self.with_samples(which)[1]
+
+    def with_samples(self, which: Tensor) -> tuple[Tensor, Tensor]:
+        """Stored samples and conditions at these indices (n,)."""
+        samples, _, cond = self.rows.items.some(which.tolist())
+        assert cond is not None
+        return self.rows.layout.store(samples), self.store(cond)
+
+
+class Parts(NamedTuple):
+    """The parts of an item, or of all of them; None for those that are not there."""
+
+    sample: Any
+    label: Any = None
+    cond: Any = None
+
+
+def parts_of(item: Any, config: DataConfig) -> Parts:
+    """The sample, the label and the condition of an item, or of a dictionary of arrays."""
     if isinstance(item, Mapping):
         keys = {str(key).lower(): key for key in item}
         sample = config.image_column or next((keys[x] for x in SAMPLE_NAMES if x in keys), None)
@@ -211,11 +254,13 @@ def parts_of(item: Any, config: DataConfig) -> tuple[Any, Any]:
                 f"an item of data has no sample under a usual name; {known}: set "
                 "data.image_column and data.label_column"
             )
-        return item[sample], item.get(label)
+        cond = keys.get(config.cond_column.lower()) if config.cond_column else None
+        return Parts(item[sample], item.get(label), item.get(cond))
     if not isinstance(item, tuple | list) or all(isinstance(one, int | float) for one in item):
-        return item, None
+        return Parts(item)
     if len(item) > 2:
         raise InputError(
-            f"an item of data has {len(item)} parts: give (sample, label), or a dictionary"
+            f"an item of data has {len(item)} parts: give (sample, label), or a dictionary with "
+            "the keys image, label and cond"
         )
-    return item[0], item[1] if len(item) == 2 else None
+    return Parts(item[0], item[1] if len(item) == 2 else None)

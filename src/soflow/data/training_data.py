@@ -32,6 +32,7 @@ def make_dataset(config: DataConfig) -> Dataset:
         kinds = "float32 tensor (N, ...), or a uint8 tensor (N, H, W, C)"
         raise InputError(f"the data source '{config.source}' must return a Dataset with a {kinds}")
     require_shape(dataset, config.shape, name)
+    dataset = require_conditions(dataset, config, name)
     if config.num_classes == 0:
         return replace(dataset, labels=None, class_names=())
     # Without names, the largest classes may just not be among the data.
@@ -56,6 +57,28 @@ def require_shape(dataset: Dataset, stated: tuple[int, ...], name: str) -> None:
         raise InputError(f"{wrong}: set data.shape=[{','.join(map(str, found))}]")
 
 
+def require_conditions(dataset: Dataset, config: DataConfig, name: str) -> Dataset:
+    """The data set with conditions only if they are wanted.
+
+    Raises:
+        InputError: If conditions are named or stated, and the data have none or others.
+    """
+    asked, found, stated = config.cond_column, dataset.cond_shape, config.cond_shape
+    if not asked:
+        dataset, found = replace(dataset, cond=None), ()
+    elif not found and asked != DataConfig().cond_column:
+        raise InputError(f"data.cond_column is '{asked}', but {name} has no such conditions")
+    if stated and stated != found:
+        has = f"conditions of {list(found)}" if found else "no conditions"
+        raise InputError(f"data.cond_shape is {list(stated)}, but {name} has {has}: leave it out")
+    if found and dataset.encoder is not None:
+        raise InputError(f"{name} holds latents, which take no conditions: set data.cond_column=")
+    if dataset.cond is not None and len(dataset.cond) != len(dataset):
+        count = f"{len(dataset.cond)} conditions for {len(dataset)} samples"
+        raise InputError(f"{name} has {count}: give one for each")
+    return dataset
+
+
 def with_null_labels(dataset: Dataset, num_classes: int) -> Dataset:
     """The data set with the null label in place of -1, and a name for each class."""
     labels = dataset.labels
@@ -68,7 +91,7 @@ def with_null_labels(dataset: Dataset, num_classes: int) -> Dataset:
 def completed(config: Config, dataset: Dataset) -> Config:
     """The configuration with what it leaves to the data: source, shape and number of classes."""
     data = sources.resolved(config.data).model_dump()
-    data["shape"] = dataset.shape
+    data["shape"], data["cond_shape"] = dataset.shape, dataset.cond_shape
     if data["num_classes"] < 0:
         data["num_classes"] = dataset.num_classes
     try:
@@ -82,6 +105,8 @@ def summary(config: DataConfig, dataset: Dataset) -> list[str]:
     """What a training run reads, one line per fact: source, shape, values, classes, left out."""
     place = config.path or config.source
     lines = [f"{place}, split {dataset.split}: {len(dataset):,} samples of {list(dataset.shape)}"]
+    if dataset.cond is not None:
+        lines.append(f"conditions: {list(dataset.cond_shape)} for each sample")
     return [*lines, *dataset.notes, classes_in_words(dataset)]
 
 

@@ -7,6 +7,7 @@ Each is a root mean square over dimensions, averaged over samples. If data have 
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from soflow.noising import NoisedSample
 from soflow.sampling import HEUN_STEPS, integrate_velocity, one_step
@@ -64,6 +65,7 @@ def diagnose(
     labels: Labels | None,
     generator: torch.Generator,
     batch: int = 500,
+    cond: Tensor | None = None,
 ) -> Diagnostics:
     """All three numbers, at noised samples and times s < l < t, drawn evenly below `point.t`.
 
@@ -73,6 +75,7 @@ def diagnose(
         labels: Of the samples, (B,), or None.
         generator: Draws s and l.
         batch: How many points to process at once.
+        cond: Conditions of the samples, (B, ...), or None.
     """
     count = len(point.t)
     below = torch.rand(2, count, generator=generator).sort(dim=0).values.to(point.t.device)
@@ -81,8 +84,9 @@ def diagnose(
     for rows in torch.arange(count, device=point.t.device).split(batch):
         chosen = None if labels is None else labels[rows]
         x_t, t = point.x_t[rows], point.t[rows]
-        residual = solution_residual(model, x_t, t, s[rows], chosen)
-        gap = composition_gap(model, x_t, t, l[rows], s[rows], chosen)
-        error = one_step_error(model, point.noise[rows], chosen)
+        one = model if cond is None else model.conditioned(cond[rows])
+        residual = solution_residual(one, x_t, t, s[rows], chosen)
+        gap = composition_gap(one, x_t, t, l[rows], s[rows], chosen)
+        error = one_step_error(one, point.noise[rows], chosen)
         sums.append([len(rows) * value for value in (residual, gap, error)])
     return Diagnostics(*(sum(values) / count for values in zip(*sums, strict=True)))

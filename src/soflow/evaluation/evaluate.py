@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from statistics import mean, stdev
 from typing import Any, Literal
@@ -117,8 +117,10 @@ def evaluate(
     def row(weights: str, sampler: Sampler, nfe: int) -> Row:
         found = []
         for seed in settings.seeds:
-            labels, _ = scoring.draw_classes(settings.labels, num, first.num_classes, seed)
-            parts = draw(models[weights], num, labels, sampler, nfe, seed, settings.batch, device)
+            labels, cond, _ = scoring.draw_inputs(settings.labels, num, first, seed)
+            parts = draw(
+                models[weights], num, labels, sampler, nfe, seed, settings.batch, device, cond=cond
+            )
             found.append(figures(scoring, parts, num, labels, count))
         values = over_seeds(found) | {"milliseconds_per_sample": time_of(sampler, nfe)}
         return Row(weights=weights, sampler=sampler, nfe=nfe, **values)
@@ -127,7 +129,7 @@ def evaluate(
         count = Counter(task)
         rows = [row(*one) for one in chosen]
         real = real_row(scoring, num, count)
-    _, labels_from = scoring.draw_classes(settings.labels, 1, first.num_classes)
+    *_, labels_from = scoring.draw_inputs(settings.labels, 1, first)
     points = scoring.points if {"ode", "heun"} <= set(samplers) else None
     return Evaluation(
         rows=rows,
@@ -226,6 +228,8 @@ def milliseconds_per_sample(
     noises = torch.randn(*shape, generator=generator, device=device)
     classes = class_by_class(batch, model.num_classes)
     labels = None if classes is None else classes.to(device)
+    if model.cond_shape:
+        model = model.conditioned(torch.zeros(batch, *model.cond_shape, device=device))
     noises.sum().item()  # waits for the device
     start = time.perf_counter()
     sample(model, noises, labels, sampler, timed).sum().item()
@@ -237,7 +241,10 @@ def diagnostics(
 ) -> dict[str, float]:
     """Jumps against velocities, at points between held-out data and noise, t even on (0, 1)."""
     generator = seeded_generator(settings.seeds[0], "diagnostics", 0, torch.device("cpu"))
-    data = dataset.samples(slice(min(settings.num, DIAGNOSTIC_POINTS)))
+    if model.cond_shape and model.cond_shape != dataset.cond_shape:
+        return {}  # the points lack the conditions that the model needs
+    dataset = dataset if model.cond_shape else replace(dataset, cond=None)
+    data, cond = dataset.pairs(slice(min(settings.num, DIAGNOSTIC_POINTS)))
     labels, null = None, model.num_classes
     if dataset.labels is not None and null:
         labels = dataset.labels[: len(data)]
@@ -246,10 +253,12 @@ def diagnostics(
             labels = labels.where(known, null)
         else:  # points without a label are left out
             data, labels = data[known], labels[known]
+            cond = None if cond is None else cond[known]
     if null and not model.null_trained and (labels is None or not len(labels)):
         return {}  # the model cannot do without the labels that these data lack
     labels = None if labels is None else labels.to(device)
     noise = torch.randn(data.shape, generator=generator)
     t = torch.rand(len(data), generator=generator)
     point = model.noising.sample(*(x.to(device) for x in (data, noise, t)))
-    return asdict(diagnose(model, point, labels, generator, settings.batch))
+    cond = None if cond is None else cond.to(device)
+    return asdict(diagnose(model, point, labels, generator, settings.batch, cond))

@@ -99,7 +99,8 @@ def make_scoring(
 
     if holds_statistics(Path(reference)):
         scorer = scorer_from_file(Path(reference), loaded(), shape, num_classes)
-        return Scoring(scorer, None, training_points(config))
+        given = conditions_for(config)
+        return Scoring(scorer, None, training_points(config), conditions=given)
     data, split = config.data, config.data.split
     if reference:
         columns = () if scaling is None else scaling.columns
@@ -111,9 +112,33 @@ def make_scoring(
         baseline = data.source != "latents" or other_split(data, split) is not None
     held_out = make_baseline(scorer, first, data, split, decode, num) if baseline else None
     labels = first.labels if first.num_classes == num_classes else None
+    given = conditions_for(config, first)
     if encoder is not None:
         return Scoring(scorer, held_out, training_points(config), labels)
-    return Scoring(scorer, held_out, first if held_out is None else held_out.data, labels)
+    points = first if held_out is None else held_out.data
+    return Scoring(scorer, held_out, points, labels, given)
+
+
+def conditions_for(config: Config, reference: Dataset | None = None) -> Dataset | None:
+    """The data whose conditions samples are drawn for: the reference, or the training data.
+
+    None for a run without conditions.
+
+    Raises:
+        InputError: If neither has conditions as the run takes them.
+    """
+    shape = config.data.cond_shape
+    if not shape:
+        return None
+    if reference is not None and reference.cond_shape == shape:
+        return reference
+    try:
+        return make_dataset(config.data)
+    except (InputError, RunError) as error:
+        raise InputError(
+            f"samples of this run need conditions {list(shape)}, and its training data are gone: "
+            f"restore them, give them by data=, or name a reference with conditions ({error})"
+        ) from None
 
 
 def make_sample_scoring(

@@ -12,6 +12,7 @@ from soflow.data.dataset import Dataset
 from soflow.evaluation import plots
 from soflow.evaluation.diagnostics import STEPS
 from soflow.evaluation.html import duration, image, render
+from soflow.evaluation.pairs import PAIRS, ROWS, draw_pairs, paired
 from soflow.evaluation.pictures import about, picture
 from soflow.evaluation.plots import Curve
 from soflow.evaluation.record import Evaluation, Figures
@@ -70,6 +71,7 @@ def page(subjects: list[Subject]) -> str:
 def section(subject: Subject) -> dict[str, Any]:
     """What the page shows of one run."""
     jumps = {"renoise", "ode"} <= set(subject.samplers)  # the model maps to every s
+    jumps = jumps and not subject.model.cond_shape
     return {
         "name": subject.name,
         "tiles": tiles(subject),
@@ -105,9 +107,14 @@ def tiles(subject: Subject) -> list[tuple[str, str]]:
 
 
 def samples(subject: Subject) -> list[Picture]:
-    """Samples beside real data, if they are at hand: one column per class, or points."""
+    """Samples beside real data, if they are at hand: one column per class, or points.
+
+    Samples with conditions have those of the data, and there are none without data.
+    """
     sampler, nfe = subject.drawing
     how = "in one forward pass" if nfe == 1 else f"by {sampler} in {nfe} network evaluations"
+    if subject.model.cond_shape:
+        return [] if subject.dataset is None else [pairs(subject, subject.dataset, how)]
     if len(subject.model.shape) == 1:
         return [points(subject, how)]
     classes, names = subject.model.num_classes, subject.columns
@@ -126,6 +133,13 @@ def samples(subject: Subject) -> list[Picture]:
     if real is not None:
         found.append(Picture(image(picture(real, columns, names, real)), "real data"))
     return found
+
+
+def pairs(subject: Subject, dataset: Dataset, how: str) -> Picture:
+    """Samples with conditions of the data, beside the real ones."""
+    drawn = draw_pairs(subject.model, dataset, ROWS * PAIRS, subject.drawing, subject.device)
+    text = f"condition, if it is an image, sample, and real image; samples drawn {how}, unselected"
+    return Picture(image(paired(*drawn, subject.columns)), text)
 
 
 def points(subject: Subject, how: str) -> Picture:

@@ -7,7 +7,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from soflow.data.conditions import rows_for
 from soflow.data.dataset import Dataset
+from soflow.errors import InputError
 from soflow.evaluation.features import DEVICE, Features
 from soflow.evaluation.metrics import (
     KernelDistance,
@@ -22,7 +24,8 @@ from soflow.evaluation.metrics import (
 from soflow.evaluation.record import Figures, Reference
 from soflow.evaluation.statistics import ENERGY_POINTS, OnRows, Statistics, gather, ignore
 from soflow.evaluation.wasserstein import marginals, sliced_wasserstein
-from soflow.sampling import LabelDraw, draw_classes
+from soflow.sampling import Conditions, LabelDraw, draw_classes
+from soflow.solution import FlowModel
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,7 @@ class Scoring:
     baseline: Baseline | None = None
     points: Dataset | None = None  # data as the model sees them, for the diagnostics
     labels: Tensor | None = None  # of the reference, (N,), if its classes are the run's
+    conditions: Dataset | None = None  # data whose conditions samples are drawn for
 
     def frequent(self, num: int, num_classes: int) -> Tensor | None:
         """Labels (num,) as frequent as in the reference, of what is not a picture; else None.
@@ -176,6 +180,29 @@ class Scoring:
             return labels, "as frequent as in the reference"
         how = how or "balanced"
         return draw_classes(how, num, num_classes, seed), how
+
+    def draw_inputs(
+        self, how: LabelDraw | None, num: int, model: FlowModel, seed: int = 0
+    ) -> tuple[Tensor | None, Conditions | None, str]:
+        """Labels (num,) and conditions of samples, and how they are chosen.
+
+        Samples given conditions have those of rows of the data, and their labels.
+
+        Raises:
+            InputError: If `how` is given for labels that belong to conditions.
+        """
+        if self.conditions is None:
+            labels, how_chosen = self.draw_classes(how, num, model.num_classes, seed)
+            return labels, None, how_chosen
+        if how is not None:
+            raise InputError(
+                f"labels={how}: samples of this run are drawn for the conditions of the data, with "
+                "their labels; leave it out"
+            )
+        classes = model.num_classes
+        labels, cond = rows_for(self.conditions, num, classes, model.null_trained)
+        data = f"{self.conditions.name}, {self.conditions.split}"
+        return labels, cond, f"with conditions of the rows of {data}"
 
     def equal_count(self, num: int) -> int:
         """Of how many samples Wasserstein distances are: as many as the smallest set has."""

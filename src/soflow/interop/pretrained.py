@@ -6,7 +6,8 @@ pretrained one at every s:
     F(x, t, s, y) = DiT(x, t, y)         init_time "same"
     F(x, t, s, y) = -DiT(x, 1 - t, y)    init_time "reversed": SiT goes from noise to data
 
-Classes, image size and channels may differ: interop/adapt.py.
+Classes, image size and channels may differ: interop/adapt.py. So may conditions:
+interop/adapt_conditions.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ from soflow.config.own import OWN
 from soflow.data.dataset import DataRecord
 from soflow.errors import InputError
 from soflow.interop.adapt import adapt_channels, adapt_classes, adapt_levels, adapt_positions
+from soflow.interop.adapt_conditions import adapt_conditions, map_channels, take_map
 from soflow.interop.sizes import grid_of, read_sizes
 from soflow.interop.weights import named_tensors, read_file, require_fit
 from soflow.networks.dit import DiT
@@ -83,6 +85,8 @@ def load_pretrained(
     found = find_weights(source)
     require_same_kind(found.config, network, source)
     weights, expected, notes = dict(found.weights), network.state_dict(), [found.note]
+    theirs = take_map(weights, map_channels(found.config))
+    take_map(expected, map_channels(network))
     two_times = any(name.startswith("s_embedder.") for name in weights)
     is_dit = "x_embedder.proj.weight" in weights and isinstance(network, DiT)
     if time == "reversed" and (two_times or not is_dit):
@@ -98,7 +102,8 @@ def load_pretrained(
     notes += adapt_levels(weights, expected)
     notes += adapt_channels(weights, expected)
     notes += adapt_classes(weights, expected, found.class_names, class_names, found.null_trained)
-    require_fit(weights, expected, f"init_from={source}")
+    notes += adapt_conditions(weights, network.state_dict(), theirs)
+    require_fit(weights, network.state_dict(), f"init_from={source}")
     if time == "reversed":
         reverse_time(weights)
     network.load_state_dict(weights)

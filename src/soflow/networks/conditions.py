@@ -34,7 +34,7 @@ class ConditionInput(nn.Module):
         elif self.shape:
             self.channels, *sizes = self.shape
             if sizes != list(shape[1:]):
-                fits = f"[D] or [C, {', '.join(map(str, shape[1:]))}]"
+                fits = "[D]" + f" or [C, {', '.join(map(str, shape[1:]))}]" * (len(shape) > 1)
                 raise ValueError(
                     f"a condition has shape {list(self.shape)} beside samples of {list(shape)}: "
                     f"give {fits}"

@@ -76,9 +76,10 @@ class Run:
     @isolated
     def sample(
         self,
-        num: int = 64,
+        num: int | None = None,
         labels: Classes | None = None,
         *,
+        cond: Any = None,
         sampler: str | None = None,
         nfe: int | None = None,
         seed: int = 0,
@@ -88,9 +89,11 @@ class Run:
         """Draws samples: the same, bit by bit, as `soflow sample`.
 
         Args:
-            num: The number of samples.
+            num: The number of samples; by default one per condition, or 64.
             labels: Classes to draw in turn, by name or number: a list, an array, a tensor, or a
                 text such as "cat,dog"; None draws all classes in turn.
+            cond: Conditions to draw in turn, (n, ...), as training takes them: floats, or bytes
+                (uint8) of images. A model that was trained with conditions needs them.
             sampler: "renoise", "ode", "euler" or "heun"; by default what suits the objective.
             nfe: Network evaluations per sample; by default as few as suit the sampler.
             seed: The seed of the noise.
@@ -102,12 +105,13 @@ class Run:
             units.
 
         Raises:
-            InputError: If a class or the sampler is unknown, or the sampler cannot use `nfe`.
+            InputError: If a class or the sampler is unknown, the sampler cannot use `nfe`, or
+                conditions are missing or do not fit.
         """
         from soflow.workflows.sample import SampleRequest, sample
 
         request = SampleRequest.of(
-            self, num, labels, sampler=sampler, nfe=nfe, seed=seed, batch_size=batch_size
+            self, num, labels, sampler=sampler, nfe=nfe, seed=seed, batch_size=batch_size, cond=cond
         )
         return sample(self, request, progress)
 

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from typing_extensions import Self
 
 from soflow import __version__
 from soflow.data.autoencoder import Decoder
+from soflow.data.conditions import conditions_of
+from soflow.data.dataset import checksum
 from soflow.data.shards import open_store
 from soflow.data.store import Piece, Plan, make_store
 from soflow.errors import InputError
@@ -39,7 +41,7 @@ PIECE = 500
 
 @dataclass(frozen=True, eq=False)
 class SampleRequest:
-    """What to draw. Sample i depends on the seed, i and its label alone.
+    """What to draw. Sample i depends on the seed, i, its label and its condition alone.
 
     Attributes:
         num: The number of samples.
@@ -49,6 +51,7 @@ class SampleRequest:
         seed: The seed of the noise.
         batch_size: How many samples are drawn at once.
         labels_from: How the labels were chosen, for the protocol.
+        cond: Their conditions, (num, ...); None for a model without conditions.
     """
 
     num: int
@@ -58,6 +61,7 @@ class SampleRequest:
     seed: int = 0
     batch_size: int = 500
     labels_from: str = "given"
+    cond: Tensor | None = None
 
     def __post_init__(self) -> None:
         check_sampler(self.sampler, self.nfe)
@@ -70,19 +74,20 @@ class SampleRequest:
     def of(
         cls,
         run: Run,
-        num: int = 64,
+        num: int | None = None,
         labels: Classes | None = None,
         draw: LabelDraw = "balanced",
         sampler: str | None = None,
         nfe: int | None = None,
         seed: int = 0,
         batch_size: int = 500,
+        cond: Any = None,
     ) -> Self:
         """A request in words that people use, completed by what suits the run.
 
         Args:
             run: The run to sample.
-            num: The number of samples.
+            num: The number of samples; by default one per condition, or 64.
             labels: Classes to draw in turn, by name or number: "cat,dog", "3,7", or a list, an
                 array or a tensor of them, in which None and -1 mean no class; or "none", for
                 samples without a label (unless a class has this name).
@@ -91,11 +96,15 @@ class SampleRequest:
             nfe: Network evaluations per sample, by default as few as suit the sampler.
             seed: The seed of noise and random labels.
             batch_size: How many samples are drawn at once.
+            cond: Conditions to draw in turn, (n, ...), as training takes them.
 
         Raises:
-            InputError: If a class or the sampler is unknown, the sampler cannot use `nfe`, or the
-                null label was never trained.
+            InputError: If a class or the sampler is unknown, the sampler cannot use `nfe`, the
+                null label was never trained, or conditions are missing or do not fit.
         """
+        given = conditions_in_turn(run, cond, num)
+        if num is None:
+            num = 64 if given is None else len(given)
         default, default_nfe = run.config.default_sampler
         if sampler is not None or nfe is not None:
             default, default_nfe = run.config.samplers[0], 2 if sampler == "heun" else 1
@@ -110,9 +119,27 @@ class SampleRequest:
             chosen = None
         elif labels is not None:
             chosen = labels_in_turn(labels, num, names)
-        given = labels if isinstance(labels, str | None) else "given"
-        labels_from = given or draw if names else "none"
-        return cls(num, chosen, checked, nfe, seed, batch_size, labels_from)
+        asked = labels if isinstance(labels, str | None) else "given"
+        labels_from = asked or draw if names else "none"
+        return cls(num, chosen, checked, nfe, seed, batch_size, labels_from, given)
+
+
+def conditions_in_turn(run: Run, cond: Any, num: int | None) -> Tensor | None:
+    """The conditions of `num` samples, (num, ...), by default one of each; None without any.
+
+    Raises:
+        InputError: If they are missing or do not fit the run.
+    """
+    shape = run.model.cond_shape
+    if cond is None and shape:
+        raise InputError(
+            f"this run draws samples for conditions of shape {list(shape)}: give them by cond=, "
+            "or by --cond FILE"
+        )
+    if cond is None:
+        return None
+    given = conditions_of(cond, shape, run.model.shape)
+    return given if num is None else given[torch.arange(num) % len(given)]
 
 
 @isolated
@@ -132,11 +159,12 @@ def draw_rows(
 ) -> Tensor:
     """The samples with these numbers."""
     labels = None if request.labels is None else request.labels[rows.start : rows.stop]
+    cond = None if request.cond is None else request.cond[rows.start : rows.stop]
     batch = request.batch_size
     with out_of_memory_explained(f"draw fewer samples at once, --batch (now {batch})"):
         return sample_many(
             run.model, len(rows), labels, request.sampler, request.nfe, request.seed,
-            batch, run.device, on_batch, start=rows.start,
+            batch, run.device, on_batch, start=rows.start, cond=cond,
         )  # fmt: skip
 
 
@@ -204,6 +232,7 @@ class SamplesPlan(Plan):
     labels: str | None
     sampler: tuple[str, int]
     seed: int
+    cond: str | None = None
 
 
 def plan_of(run: Run, request: SampleRequest) -> SamplesPlan:
@@ -214,6 +243,7 @@ def plan_of(run: Run, request: SampleRequest) -> SamplesPlan:
         labels=None if labels is None else fingerprint_of(str(labels.tolist())),
         sampler=(request.sampler, request.nfe),
         seed=request.seed,
+        cond=None if request.cond is None else checksum(request.cond),
         count=request.num,
         per_shard=PIECE,
     )

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +26,17 @@ from soflow.data.dataset import DataRecord, Dataset
 from soflow.data.sources import require_path_is_read
 from soflow.data.training_data import completed, make_dataset, summary
 from soflow.errors import InputError
-from soflow.evaluation.features import check_name, column_names
-from soflow.evaluation.pictures import picture, png
+from soflow.evaluation.features import check_name
 from soflow.evaluation.references import make_scoring
-from soflow.evaluation.scorer import as_frequent
 from soflow.interop.pretrained import load_pretrained
 from soflow.objectives.base import Objective
 from soflow.run.checkpoint import TrainState, checkpoints
 from soflow.run.folder import RunFolder
 from soflow.run.lock import only_trainer_of
 from soflow.run.resume import changed_settings, keep_older, require_same_data
-from soflow.sampling import class_by_class, draw, sample_many
+from soflow.sampling import draw
 from soflow.solution import FlowModel, unchanged
 from soflow.system import processes
-from soflow.system.atomic import write_bytes
 from soflow.system.devices import default_device
 from soflow.system.isolation import isolated, random_state_kept
 from soflow.system.memory import out_of_memory_explained
@@ -68,6 +64,7 @@ from soflow.workflows.own_parts import (
     with_network,
     with_objective,
 )
+from soflow.workflows.sample_grid import draw_samples
 
 log = logging.getLogger(__name__)
 
@@ -97,11 +94,13 @@ def train(
         progress: Shows the steps: `soflow.track`, a bar or lines on stderr; `soflow.silent`,
             nothing but warnings; or a function of your own like these.
         data: Data of your own in place of the recipe's: a tensor or an array (N, ...); samples and
-            labels, (x, y); a data set of torch with `__len__`, whose items are samples,
-            (sample, label) or dictionaries; or a `datasets.Dataset`. Their shape and classes
-            replace the recipe's; data.num_classes=0 ignores labels. Floats are taken as they are,
-            so images should lie in -1 to 1; only images in 0 to 1, or 0 to 255 as bytes, are
-            scaled, and data.range=[low,high] decides. To resume, give the same data again.
+            labels, (x, y); a dictionary of arrays `image` or `data`, `label` and `cond`; a data
+            set of torch with `__len__`, whose items are samples, (sample, label) or such
+            dictionaries; or a `datasets.Dataset`. Their shape and classes replace the recipe's;
+            data.num_classes=0 ignores labels, data.cond_column= ignores conditions. Floats are
+            taken as they are, so images should lie in -1 to 1; only images in 0 to 1, or 0 to 255
+            as bytes, are scaled, and data.range=[low,high] decides. To resume, give the same data
+            again.
         network: A network of your own in place of the recipe's: any module with the contract
             net(x, t, s, labels), see `symbols.Net`. Training starts from a copy of its weights, and
             leaves it as it is. To resume or to load the run, give it again; the process that
@@ -283,8 +282,8 @@ def make_measure(config: Config, dataset: Dataset, own: nn.Module | None) -> Mea
 
     def measure(weights: dict[str, Tensor], device: torch.device) -> dict[str, float]:
         model = load_model(config, weights, device, decode, own=own)
-        labels, _ = scoring.draw_classes(None, num, model.num_classes)
-        samples = draw(model, num, labels, sampler, nfe, seed=0, device=device)
+        labels, cond, _ = scoring.draw_inputs(None, num, model)
+        samples = draw(model, num, labels, sampler, nfe, seed=0, device=device, cond=cond)
         return {scorer.features.metric: scorer.distance(scorer.gather(samples, num))}
 
     return measure
@@ -300,38 +299,3 @@ def picture_decoder(dataset: Dataset) -> Decode:
         log.warning(f"{error}; until then samples/ shows the first three channels of latents")
         return unchanged
     return decode
-
-
-def draw_samples(
-    config: Config,
-    folder: RunFolder,
-    step: int,
-    model: FlowModel,
-    device: torch.device,
-    dataset: Dataset | None = None,
-) -> Path:
-    """Writes a picture of samples: images and signals with one column per class, or points.
-
-    All but images are drawn with the names and, if there are more than two columns, the first
-    samples of the data.
-    """
-    classes = config.data.num_classes
-    if len(config.data.shape) == 1:
-        num, columns = 2000, 1
-    else:
-        columns = min(classes or 8, 10)
-        num, classes = columns * ceil(40 / columns), min(classes, columns)
-    labels = class_by_class(num, classes)
-    if len(config.data.shape) == 1 and dataset is not None and dataset.labels is not None:
-        labels = as_frequent(dataset.labels, num, classes)
-    sampler, nfe = config.default_sampler
-    samples = sample_many(model, num, labels, sampler, nfe, 0, batch_size=num, device=device)
-    names: tuple[str, ...] = ()
-    real: Tensor | None = None
-    if dataset is not None and dataset.encoder is None:
-        names = column_names(config.data.shape, dataset.scaling)
-        if names and config.data.shape != (2,):
-            real = model.decode(dataset.samples(slice(num)).to(device)).cpu()
-    file = folder.sample_grid(step)
-    write_bytes(file, png(picture(samples, columns, names, real)))
-    return file

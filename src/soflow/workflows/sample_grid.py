@@ -1,0 +1,71 @@
+"""The sample grids of a run in training."""
+
+from math import ceil
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from soflow.config import Config
+from soflow.data.dataset import Dataset
+from soflow.evaluation.features import column_names
+from soflow.evaluation.pairs import PAIRS, ROWS, draw_pairs, paired
+from soflow.evaluation.pictures import picture, png
+from soflow.evaluation.scorer import as_frequent
+from soflow.run.folder import RunFolder
+from soflow.sampling import class_by_class, sample_many
+from soflow.solution import FlowModel
+from soflow.system.atomic import write_bytes
+
+#: Vectors in a picture.
+POINTS = 2000
+
+
+def draw_samples(
+    config: Config,
+    folder: RunFolder,
+    step: int,
+    model: FlowModel,
+    device: torch.device,
+    dataset: Dataset | None = None,
+) -> Path:
+    """Writes a picture of samples: images and signals with one column per class, or points.
+
+    All but images are drawn with the names and, if there are more than two columns, the first
+    samples of the data. Samples with conditions have those of the data; images are drawn beside
+    them and the real images.
+    """
+    file = folder.sample_grid(step)
+    if dataset is not None and dataset.cond is not None:
+        write_bytes(file, png(picture_of_pairs(config, model, device, dataset)))
+        return file
+    classes = config.data.num_classes
+    if len(config.data.shape) == 1:
+        num, columns = POINTS, 1
+    else:
+        columns = min(classes or 8, 10)
+        num, classes = columns * ceil(40 / columns), min(classes, columns)
+    labels = class_by_class(num, classes)
+    if len(config.data.shape) == 1 and dataset is not None and dataset.labels is not None:
+        labels = as_frequent(dataset.labels, num, classes)
+    sampler, nfe = config.default_sampler
+    samples = sample_many(model, num, labels, sampler, nfe, 0, batch_size=num, device=device)
+    names: tuple[str, ...] = ()
+    real: Tensor | None = None
+    if dataset is not None and dataset.encoder is None:
+        names = column_names(config.data.shape, dataset.scaling)
+        if names and config.data.shape != (2,):
+            real = model.decode(dataset.samples(slice(num)).to(device)).cpu()
+    write_bytes(file, png(picture(samples, columns, names, real)))
+    return file
+
+
+def picture_of_pairs(
+    config: Config, model: FlowModel, device: torch.device, dataset: Dataset
+) -> Image.Image:
+    """Samples with conditions of the data, as a picture."""
+    shape = config.data.shape
+    num = POINTS if len(shape) == 1 else ROWS * PAIRS
+    drawn = draw_pairs(model, dataset, num, config.default_sampler, device)
+    return paired(*drawn, column_names(shape, dataset.scaling))

@@ -1,0 +1,75 @@
+"""Every objective shows each sample its own condition, in every pass."""
+
+import pytest
+import torch
+from torch import nn
+
+from soflow.guidance import Guidance
+from soflow.objectives.consistency import Consistency
+from soflow.objectives.flow_matching import FlowMatching
+from soflow.objectives.mean_flow import MeanFlow, MeanFlowGuidance
+from soflow.objectives.shortcut import Shortcut
+from soflow.objectives.soflow import SoFlow
+from soflow.solution import FlowModel
+from soflow.symbols import Batch
+
+COUNT = 8
+OBJECTIVES = {
+    "soflow": SoFlow(guidance=Guidance(2.0, mix=0.5)),
+    "flow_matching": FlowMatching(guidance=Guidance(2.0)),
+    "mean_flow": MeanFlow(guidance=MeanFlowGuidance(2.0)),
+    "shortcut": Shortcut(0.5, guidance=Guidance(2.0)),
+    "consistency": Consistency(),
+}
+
+
+class Recorder(nn.Module):
+    """A smooth network of all its inputs, which notes the labels and conditions that it is given.
+
+    The class of a sample, unless it is dropped, and its condition are both its number.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.seen = nn.Parameter(torch.ones(())), []
+
+    def forward(self, x, t, s, labels=None, cond=None):
+        self.seen.append((labels.tolist(), cond[:, 0].tolist()))
+        bump = torch.sin(cond + labels[:, None]) * torch.cos(3 * t + s)[:, None]
+        return self.weight * (0.5 * x + bump)
+
+
+def losses(name, cond, rows=slice(None)):
+    """Losses per sample of all terms, and the network that they are of."""
+    objective, net = OBJECTIVES[name], Recorder()
+    generator = torch.Generator().manual_seed(0)
+    draws = objective.draw((COUNT, 3), generator)
+    data = torch.randn(COUNT, 3, generator=generator)
+    model = FlowModel(net, (3,), num_classes=COUNT, cond_shape=(1,), average=net)
+    batch = Batch(data, torch.arange(COUNT), cond=cond)
+    found = objective(model, batch.rows(rows), draws.rows(rows), 0.5)
+    return torch.cat([term.squared for term in found.terms.values()]), net
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("rows", [slice(None), slice(1, None, 2)])
+def test_passes_pair_labels_with_their_conditions(name, rows):
+    _, net = losses(name, torch.arange(COUNT)[:, None].float(), rows)
+    pairs = {pair for labels, conds in net.seen for pair in zip(labels, conds, strict=True)}
+    own = {(label, cond) for label, cond in pairs if label != COUNT}
+    assert own
+    assert all(label == cond for label, cond in own)
+    assert {cond for _, cond in pairs} <= set(range(COUNT)[rows])
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_loss_depends_on_the_condition_of_its_own_sample(name):
+    """Guided passes too, whose labels are dropped: each condition moves losses of its own."""
+    cond = torch.arange(COUNT)[:, None].float()
+    before, _ = losses(name, cond)
+    moved = []
+    for row in range(COUNT):
+        changed = cond.clone()
+        changed[row] += 0.5
+        moved += (losses(name, changed)[0] != before).nonzero()[:, 0].tolist()
+    assert sorted(moved) == list(range(len(before)))
