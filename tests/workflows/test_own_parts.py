@@ -94,6 +94,29 @@ def test_what_a_registry_knows_is_recorded_by_its_name(data, tmp_path):
     assert "data.source=python" in done.stderr
 
 
+def test_a_network_of_soflow_is_recorded_by_its_name(data, tmp_path, forgotten):
+    torch.manual_seed(1)
+    network = soflow.MLP((2,), width=16, depth=1)
+    folder = run(tmp_path, data, ["optimizer.lr=1e-12"], network=network)
+    forgotten()
+    model = soflow.load(folder.path)
+    assert (model.config.network.name, model.config.network.width) == ("mlp", 16)
+    # It began with the weights of the network given.
+    torch.testing.assert_close(model.model.net.state_dict(), dict(network.state_dict()))
+    with pytest.raises(InputError, match="omit network="):
+        soflow.load(folder.path, network=network)
+
+
+def test_data_in_python_are_a_reference(data, tmp_path):
+    model = soflow.load(run(tmp_path, data, network=OwnNet()).path)
+    settings = {"features": "coordinates", "num": 40, "nfe": (1,), "progress": silent}
+    near = model.evaluate(**settings, reference=model.sample(400, seed=5))
+    far = model.evaluate(**settings, reference=model.sample(400, seed=5) + 3)
+    assert near.rows[0].distance < 0.2 * far.rows[0].distance
+    with pytest.raises(InputError, match=r"\[3\]"):
+        model.evaluate(**settings, reference=torch.randn(40, 3))
+
+
 def test_the_command_line_says_that_a_network_lives_in_python(data, tmp_path, inside):
     run(tmp_path, data, network=OwnNet())
     own_parts._known.clear()

@@ -1,5 +1,7 @@
 """Parts of a training loop of one's own: data by name, samples in memory, saved models."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from torch import nn
 
 import soflow
 from soflow.errors import InputError, RunError
+from soflow.workflows import own_parts
 
 SHAPE = (4,)
 
@@ -59,22 +62,29 @@ class Unknown(nn.Module):
         return x
 
 
-def test_what_nothing_could_build_again_is_not_saved(tmp_path):
-    out, model = tmp_path / "model", make()
-    flow = soflow.FlowMatching()
-    with pytest.raises(InputError, match="Unknown"):
-        soflow.save_model(soflow.FlowModel(Unknown(), SHAPE), out, flow, steps=1)
+def test_a_network_that_no_registry_makes_is_given_again(tmp_path):
     changed = make()
     changed.net.final_layer = nn.Linear(8, 4, bias=False)
-    with pytest.raises(InputError, match="MLP"):
-        soflow.save_model(changed, out, flow, steps=1)
-    del changed.net.settings
-    with pytest.raises(InputError, match="settings"):
-        soflow.save_model(changed, out, flow, steps=1)
+    for name, model in (("unknown", soflow.FlowModel(Unknown(), SHAPE)), ("changed", changed)):
+        folder = soflow.save_model(model, tmp_path / name, soflow.SoFlow(), steps=1)
+        drawn = soflow.load(folder, "raw", network=model.net).sample(3)
+        assert torch.equal(drawn, soflow.sample_many(model, 3))
+        own_parts._known.clear()
+        with pytest.raises(InputError, match=type(model.net).__name__):
+            soflow.load(folder, "raw")
+
+
+def test_what_cannot_be_saved_is_named(tmp_path):
+    class Path(soflow.LinearNoising):
+        pass
+
+    out, model = tmp_path / "model", make()
+    with pytest.raises(InputError, match="Path"):
+        soflow.save_model(replace(model, noising=Path()), out, soflow.SoFlow(), steps=1)
     with torch.no_grad():
         model.net.x_embedder.weight[0, 0] = torch.nan
     with pytest.raises(RunError, match=r"x_embedder\.weight"):
-        soflow.save_model(model, out, flow, steps=1)
+        soflow.save_model(model, out, soflow.SoFlow(), steps=1)
     assert not out.exists()
 
 

@@ -52,7 +52,8 @@ class EvaluationSettings:
         batch: Samples drawn at once. It changes no figure.
         weights: Of the run.
         features: By name; by default the recipe's.
-        reference: SOURCE[:SPLIT], or a file of statistics; by default the training data.
+        reference: SOURCE[:SPLIT], a file of statistics, or data in Python as `soflow.train` takes
+            them; by default the training data.
         baseline: Whether to score held-out real data; by default if there are some.
         vae: The autoencoder that decodes latents; by default the one that made them.
     """
@@ -65,7 +66,7 @@ class EvaluationSettings:
     batch: int = 500
     weights: tuple[Literal["ema", "raw"], ...] = ("ema", "raw")
     features: str = ""
-    reference: str = ""
+    reference: Any = ""
     baseline: bool | None = None
     vae: str = ""
 

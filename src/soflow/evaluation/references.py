@@ -63,7 +63,7 @@ def make_scoring(
     encoder: Encoder | None,
     decode: Decode,
     features: str = "",
-    reference: str = "",
+    reference: str | Dataset = "",
     baseline: bool | None = None,
     scaling: Scaling | None = None,
 ) -> Scoring:
@@ -74,15 +74,17 @@ def make_scoring(
         encoder: The autoencoder that the run's latents come from, or None.
         decode: From the model's samples to images, or to the data's own units.
         features: By name; `evaluate.features` by default.
-        reference: SOURCE[:SPLIT], or a file of statistics; the training data by default.
+        reference: SOURCE[:SPLIT], a file of statistics, or a data set; the training data by
+            default.
         baseline: Whether to score held-out real data; by default unless more latents need decoding.
         scaling: What standardized the training data; coordinates of all sets are scaled alike.
 
     Raises:
         InputError: If data or features do not fit the samples.
     """
-    reference = expanduser(reference)
-    require_real(reference, baseline)
+    if not isinstance(reference, Dataset):
+        reference = expanduser(reference)
+        require_real(reference, baseline)
     shape = config.data.shape if encoder is None else (encoder.channels, encoder.size, encoder.size)
     num, num_classes = config.evaluate.num, config.data.num_classes
     name = features or config.evaluate.features
@@ -97,6 +99,13 @@ def make_scoring(
         training = sources.load(config.data, config.data.split)
         return load_features(name, as_images(training, decode, num), shape)
 
+    if isinstance(reference, Dataset):
+        require_shape(reference.shape, shape, f"the reference, {reference.name},")
+        scorer = scorer_of(reference, loaded(reference), num_classes)
+        held_out = tenth_against_rest(scorer, reference) if baseline is not False else None
+        labels = reference.labels if reference.num_classes == num_classes else None
+        given = conditions_for(config, reference)
+        return Scoring(scorer, held_out, training_points(config), labels, given)
     if holds_statistics(Path(reference)):
         scorer = scorer_from_file(Path(reference), loaded(), shape, num_classes)
         given = conditions_for(config)

@@ -65,6 +65,10 @@ def evaluate(
     config, decode, defaults = first.config, first.model.decode, first.config.evaluate
     samplers = chosen_samplers(settings.samplers, config)
     features, reference = settings.features, settings.reference
+    if isinstance(reference, Path):
+        reference = str(reference)
+    elif not isinstance(reference, str):
+        reference = load_data(reference)
     if not features and (program := defaults.features) not in NAMES:
         raise InputError(
             f"the run names a program, evaluate.features={program}: give --features if you trust it"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from soflow.assemble import make_model, make_network
 from soflow.config import Config
+from soflow.config.own import OWN
 from soflow.data.autoencoder import Decoder
 from soflow.data.dataset import DataRecord, Encoder, Scaling
 from soflow.errors import InputError, RunError
@@ -194,6 +195,8 @@ def load(
         path, weights = Path(path) / "checkpoints" / "best", "ema"
     folder, checkpoint = find_run(Path(path), weights)
     config, data = folder.read_config(), DataRecord.read(folder.data)
+    if network is not None and config.network.name != OWN:
+        raise InputError(f"{folder.path} has network.name={config.network.name}: omit network=")
     own = own_network_of(config, folder.path, network)
     place = named_device(device) if device else default_device()
     encoder, scaling = (data.encoder, data.scaling) if data else (None, None)

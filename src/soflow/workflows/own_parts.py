@@ -4,6 +4,7 @@ What a registry knows is recorded by its name and its settings, like any recipe'
 recorded as "python", and given again to train further; a network also to be loaded.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from soflow.assemble import trains_null
+from soflow.assemble import make_network, trains_null
 from soflow.config import Config
 from soflow.config.own import OWN
 from soflow.config.reading import validate
 from soflow.config.sections import section_of
 from soflow.errors import InputError, in_short
+from soflow.networks import NETWORKS
 from soflow.objectives import OBJECTIVES
 from soflow.objectives.base import Objective
 from soflow.system.registry import Registry
@@ -36,15 +38,13 @@ def remembered(folder: Path) -> nn.Module | None:
 
 
 def own_network_of(config: Config, folder: Path, given: nn.Module | None) -> nn.Module | None:
-    """The network of one's own that a run has, which is remembered; None for a recipe's.
+    """The network that a run is given or that is remembered; None if its settings say all.
 
     Raises:
-        InputError: If another one is given than the run has.
+        InputError: If the run needs one.
     """
     if config.network.name != OWN:
-        if given is not None:
-            raise InputError(f"{folder} has network.name={config.network.name}: give no network=")
-        return None
+        return given
     network = remembered(folder) if given is None else given
     if network is None:
         raise InputError(
@@ -65,6 +65,24 @@ def with_network(config: Config, network: nn.Module) -> Config:
         raise InputError(f"network is {in_short(network)}: give an nn.Module, net(x, t, s, labels)")
     record = {"name": OWN, "kind": kind_of(network)}
     return validate({**config.model_dump(), "network": record})
+
+
+def with_its_name(config: Config, network: nn.Module) -> Config:
+    """The configuration with the network by its name, if a registry and its settings make it."""
+    name = next((name for name in NETWORKS if NETWORKS[name] is type(network)), None)
+    settings = getattr(network, "settings", None)
+    if name is None or not isinstance(settings, dict):
+        return config
+    found = validate({**config.model_dump(), "network": {"name": name, **settings}})
+    with torch.device("meta"):
+        built = make_network(found).state_dict()
+    same = shapes_of(built) == shapes_of(network.state_dict())
+    return found if same else config
+
+
+def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shapes of weights by name."""
+    return {name: tuple(weight.shape) for name, weight in state.items()}
 
 
 def with_objective(config: Config, objective: Objective) -> Config:

@@ -1,33 +1,29 @@
 """Saving a model that a training loop of one's own has trained, for all that reads runs."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from soflow import __version__
-from soflow.assemble import NOISINGS, PARAMETERIZATIONS, make_network
+from soflow.assemble import NOISINGS, PARAMETERIZATIONS
 from soflow.config import Config
+from soflow.config.own import OWN
 from soflow.config.reading import validate
-from soflow.config.sections import SUPPLIED, section_of
 from soflow.data import own
 from soflow.data.bundled import Bundled
 from soflow.data.dataset import Dataset
 from soflow.data.registry import SOURCES, source_of
 from soflow.errors import InputError, RunError
-from soflow.networks import NETWORKS
-from soflow.objectives import OBJECTIVES
 from soflow.objectives.base import Objective
 from soflow.run.checkpoint import WEIGHTS, TrainState, write_record
 from soflow.run.folder import RunFolder
 from soflow.run.tensor_file import write_tensors
 from soflow.solution import FlowModel, unchanged
 from soflow.system.atomic import cannot_write, new_file, require_writable
-from soflow.system.registry import Registry
 from soflow.training.ema import Ema
+from soflow.workflows.own_parts import remember, with_its_name, with_network, with_objective
 
 
 def save_model(
@@ -42,7 +38,9 @@ def save_model(
     """Saves what a training loop of one's own has trained.
 
     `soflow.load` and the commands sample, evaluate and report take the folder like a run. It cannot
-    be trained further, but another run can begin with its weights (init_from).
+    be trained further, but another run can begin with its weights (init_from). To load a network
+    that is not registered, or has no attribute `settings`, give it again:
+    `soflow.load(out, network=net)`.
 
     Args:
         model: The model, with the weights of the last step.
@@ -57,8 +55,8 @@ def save_model(
         The folder.
 
     Raises:
-        InputError: If the folder is not empty, or the network or the objective is not registered,
-            so that nothing could build it again.
+        InputError: If the folder is not empty, or the model has a noising process or a
+            parameterization of its own, or a `decode` and no data.
         RunError: If a weight is not finite, or the folder cannot be written.
     """
     config = config_of(model, objective, steps, ema, data)
@@ -83,6 +81,8 @@ def save_model(
     if data is not None:
         data.describe().write(folder.data)
     folder.write_config(config)
+    if config.network.name == OWN:
+        remember(folder.path, model.net)
     return folder.path
 
 
@@ -103,19 +103,19 @@ def config_of(
             "num_classes": model.num_classes,
             "cond_shape": model.cond_shape,
         },
-        "network": network_settings(model.net),
         "noising": {
             "name": name_in(NOISINGS, model.noising),
             "parameterization": name_in(PARAMETERIZATIONS, model.parameterization),
         },
-        "objective": objective_settings(objective),
         "train": {"steps": steps},
     }
     if ema is not None:
         values["ema"] = {name: getattr(ema, name) for name in ("decay", "every", "rampup")}
-    config = validate(values)
-    require_rebuilt(config, model.net)
-    return config
+    assert isinstance(model.net, nn.Module)
+    # The network comes before the rest, which must fit it.
+    config = with_network(Config(), model.net)
+    config = validate({**config.model_dump(), **values})
+    return with_objective(with_its_name(config, model.net), objective)
 
 
 def source_named(data: Dataset | None) -> str:
@@ -125,53 +125,15 @@ def source_named(data: Dataset | None) -> str:
     return data.name if isinstance(source_of(data.name), Bundled) else own.NAME
 
 
-def name_in(known: Mapping[str, Any] | Registry[Any], thing: object) -> str:
+def name_in(known: Mapping[str, Any], thing: object) -> str:
     """The name of a thing's class. Raises InputError if it has none."""
     name = next((name for name in known if known[name] is type(thing)), None)
     if name is None:
         raise InputError(
-            f"{type(thing).__name__} is not registered, so nothing could build it again from its "
-            f"settings: register its class, or save the weights with torch.save (known are "
-            f"{', '.join(known)})"
+            f"{type(thing).__name__} is none of soflow's, so nothing could build it again: save "
+            f"the weights with torch.save (known are {', '.join(known)})"
         )
     return name
-
-
-def network_settings(net: object) -> dict[str, Any]:
-    """The section `network` that builds such a network."""
-    name = name_in(NETWORKS, net)
-    settings = getattr(net, "settings", None)
-    component: Any = NETWORKS[name]
-    needed = set(section_of(component, name).model_fields) - {"name"}
-    if not isinstance(settings, dict) or set(settings) != needed:
-        raise InputError(
-            f"{type(net).__name__} must have an attribute `settings`, the values of its "
-            f"constructor's parameters: {', '.join(sorted(needed)) or 'none'}"
-        )
-    return {"name": name, **settings}
-
-
-def objective_settings(objective: Objective) -> dict[str, Any]:
-    """The section `objective` that builds such an objective."""
-    name = name_in(OBJECTIVES, objective)
-    if not is_dataclass(objective) or isinstance(objective, type):
-        raise InputError(f"the objective {name} is no dataclass, whose fields are its settings")
-    fields = asdict(objective).items()
-    return {"name": name, **{key: value for key, value in fields if key not in SUPPLIED}}
-
-
-def require_rebuilt(config: Config, net: object) -> None:
-    """Raises InputError if the settings do not give a network with these weights."""
-    assert isinstance(net, nn.Module)
-    with torch.device("meta"):
-        built = make_network(config).state_dict()
-    found = net.state_dict()
-    shapes = {name: tuple(weight.shape) for name, weight in found.items()}
-    if shapes != {name: tuple(weight.shape) for name, weight in built.items()}:
-        raise InputError(
-            f"the settings of {type(net).__name__} do not give a network with its weights: it was "
-            "changed after it was made, or takes augmentation labels"
-        )
 
 
 def require_finite(weights: Mapping[str, Tensor]) -> None:

@@ -61,6 +61,7 @@ from soflow.workflows.own_parts import (
     own_network_of,
     require_contract,
     require_unchanged,
+    with_its_name,
     with_network,
     with_objective,
 )
@@ -144,6 +145,8 @@ def train(
         require_path_is_read(config.data)
     dataset = training_data(config, folder)
     config = completed(config, dataset)
+    if network is not None:
+        config = with_its_name(config, network)
     if (size := config.train.batch_size) > len(dataset):
         count = f"{len(dataset)} samples"
         raise InputError(f"train.batch_size={size} is larger than the data ({count}): reduce it")
