@@ -144,7 +144,7 @@ def test_a_report_without_its_data_lacks_the_real_ones_alone(tmp_path, caplog):
     assert "left out" not in whole
     data.rename(data.with_name("elsewhere.csv"))
     caplog.clear()
-    page = soflow.report([path], tmp_path / "page.html", silent).read_text()
+    page = soflow.report([path], tmp_path / "page.html").read_text()
     assert "people.csv" in page
     assert "left out" in page
     assert page.count("<img") == whole.count("<img")
@@ -175,7 +175,7 @@ def test_training_draws_the_columns_and_the_data_behind(tmp_path, monkeypatch):
         seen.append((samples, names, real))
         return Image.new("L", (4, 4))
 
-    monkeypatch.setattr("soflow.workflows.train.picture", picture)
+    monkeypatch.setattr("soflow.workflows.sample_grid.picture", picture)
     run = train(tmp_path / "drawn", "train.sample_every=2")
     samples, names, real = seen[-1]
     assert names == COLUMNS

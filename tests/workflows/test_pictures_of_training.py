@@ -24,7 +24,7 @@ def test_the_picture_of_a_step_shows_every_class(recipe, overrides, classes, tmp
         drawn.append(labels)
         return torch.zeros(num, *config.data.shape)
 
-    monkeypatch.setattr(train, "sample_many", sample_many)
+    monkeypatch.setattr(sample_grid, "sample_many", sample_many)
     config = read_recipe(recipe, overrides)
     folder = RunFolder(tmp_path)
     folder.create()

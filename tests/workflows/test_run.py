@@ -79,9 +79,7 @@ def test_weights_and_devices_mean_what_they_say(tiny_run, monkeypatch):
     ids=["dit", "mlp", "unet"],
 )
 def test_models_are_pickled_copied_and_cast(network, shape):
-    model = soflow.FlowModel(
-        network.eval(), soflow.LinearNoising(), soflow.EulerParameterization(), shape, num_classes=3
-    )
+    model = soflow.FlowModel(network.eval(), shape, num_classes=3)
     noise, labels = torch.randn(5, *shape), [0, 1, 2, 0, 1]
     expected = soflow.one_step(model, noise, labels)
     stream = io.BytesIO()

@@ -42,11 +42,15 @@ class Inputs(NamedTuple):
         """The arguments for samples of a batch, at other points and with the labels shown."""
         return cls(x, t, s, labels, batch.augment, batch.cond)
 
+    @property
+    def more(self) -> dict[str, Tensor]:
+        """What is given by keyword."""
+        more = {"augment": self.augment, "cond": self.cond}
+        return {name: value for name, value in more.items() if value is not None}
+
     def through(self, net: Net) -> Tensor:
         """F(x, t, s, labels)."""
-        more = {"augment": self.augment, "cond": self.cond}
-        given = {name: value for name, value in more.items() if value is not None}
-        return net(self.x, self.t, self.s, self.labels, **given)
+        return net(self.x, self.t, self.s, self.labels, **self.more)
 
     def rows(self, which: slice) -> "Inputs":
         return Inputs(*(None if column is None else column[which] for column in self))  # type: ignore[arg-type]
@@ -105,17 +109,17 @@ def consistency_passes(
 
 def with_derivative(net: Net, inputs: Inputs, v: Tensor) -> tuple[Tensor, Tensor]:
     """F, and without gradient dF/dt along the trajectory: the direction (v, 1, 0) in (x, t, s)."""
-    x, t, s = inputs.x, inputs.t, inputs.s
+    x, t, s, labels, *_ = inputs
     if len(x) == 0:
         return x, x
 
     # Compiled code cannot be differentiated at views, such as a microbatch is.
-    at = (x.clone(), t.clone(), s.clone())
+    at, more = (x.clone(), t.clone(), s.clone()), inputs.more
     along = (v, torch.ones_like(t), torch.zeros_like(s))
     # The fused attention kernels have no forward-mode derivative.
     with sdpa_kernel(SDPBackend.MATH):
         value, derivative = torch.func.jvp(  # type: ignore[misc]
-            lambda x, t, s: inputs._replace(x=x, t=t, s=s).through(net), at, along
+            lambda x, t, s: net(x, t, s, labels, **more), at, along
         )
     return value, derivative.detach()
 
