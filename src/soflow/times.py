@@ -50,8 +50,8 @@ class MiddleTime:
         >>> middle = soflow.MiddleTime("linear", init=0.5, end=0.1)
         >>> middle(torch.tensor([1.0]), torch.tensor([0.0]), progress=0.0)
         tensor([0.5000])
-        >>> middle.r(progress=1.0)
-        0.1
+        >>> middle(torch.tensor([1.0]), torch.tensor([0.0]), progress=1.0)
+        tensor([0.9000])
     """
 
     schedule: Annotated[Schedule, Setting("of r(k, K)")] = "exponential"

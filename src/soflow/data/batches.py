@@ -183,7 +183,10 @@ class Batches:
         return seeded_generator(self.seed, stream, step, self.device)
 
     def read_ahead(self, step: int, index: int, count: int) -> Stored:
-        """Rows and conditions of a microbatch, on the device. A thread starts to read the next."""
+        """Rows and conditions (n, ...) of a microbatch, on the device.
+
+        A thread starts to read the next.
+        """
         future = self.ahead.pop((step, index, count), None)
         stored = self.fetch(step, index, count) if future is None else future.result()
         self.ahead[step + 1, index, count] = self.reader.submit(self.fetch, step + 1, index, count)
@@ -192,10 +195,10 @@ class Batches:
         return rows, cond
 
     def fetch(self, step: int, index: int, count: int) -> Stored:
-        """The rows and conditions of a microbatch, read from their files."""
+        """Rows and conditions (n, ...) of a microbatch, read from their files."""
         rows, cond = read_together(self.rows, self.cond, self.chosen(step, index, count))
         return self.pinned(rows), None if cond is None else self.pinned(cond)
 
     def pinned(self, tensor: Tensor) -> Tensor:
-        """A tensor in memory that a GPU fetches from while the program goes on."""
+        """A tensor, (n, ...) as before, in memory that a GPU copies from asynchronously."""
         return tensor.pin_memory() if self.device.type == "cuda" else tensor

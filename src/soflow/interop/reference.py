@@ -93,9 +93,11 @@ def import_checkpoint(
 
     Example:
         >>> import soflow
-        >>> found = soflow.import_checkpoint("reference.pt", "reference.yaml", "runs/theirs", heads=4)
-        >>> found.step, soflow.load("runs/theirs").sample(5, progress=soflow.silent).shape
-        (5, torch.Size([5, 1, 8, 8]))
+        >>> found = soflow.import_checkpoint(
+        ...     "reference.pt", "reference.yaml", "runs/theirs", heads=4
+        ... )
+        >>> soflow.load("runs/theirs").sample(5, progress=soflow.silent).shape
+        torch.Size([5, 1, 8, 8])
     """
     checkpoint, settings = Path(checkpoint).expanduser(), Path(settings).expanduser()
     out = Path(out).expanduser().absolute()

@@ -184,7 +184,10 @@ class DiT(nn.Module):
         self.initialize()
 
     def initialize(self) -> None:
-        """Initializes: Xavier-uniform linears, normal label table and t MLP, zero modulations and output."""
+        """Draws initial weights: linears Xavier-uniform, the label table and the MLP of t normal.
+
+        Modulations and the output are zero.
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)

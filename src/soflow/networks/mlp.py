@@ -35,8 +35,8 @@ class ResidualBlock(nn.Module):
 class MLP(nn.Module):
     """A residual network F(x, t, s, labels) for vectors.
 
-    x and the result are (B, D); t and s are (B,). `width` must be at least D: F would otherwise have
-    rank `width`, and samples would keep noise in the other directions.
+    x and the result are (B, D); t and s are (B,). `width` must be at least D: otherwise F would
+    have rank `width`, and samples would keep noise in the other directions.
 
     Args:
         shape: The shape of one sample, (D,).

@@ -29,7 +29,8 @@ NETWORKS: Registry[type[nn.Module]] = Registry(
     doc="""Networks by the names that configurations give them.
 
     A registered network can be trained by name, in recipes and on the command line. Its constructor
-    takes `shape` and `num_classes`; its other parameters are settings. See soflow.networks.registry.
+    takes `shape` and `num_classes`; its other parameters are settings. The module
+    soflow.networks.registry says what else a network may have.
 
     Example:
         >>> import soflow

@@ -36,7 +36,10 @@ class Setting:
         >>> @soflow.NETWORKS.register("my_network")
         ... class MyNetwork(soflow.MLP):
         ...     def __init__(
-        ...         self, shape, num_classes, width: Annotated[int, soflow.Setting("width", gt=0)] = 64
+        ...         self,
+        ...         shape,
+        ...         num_classes,
+        ...         width: Annotated[int, soflow.Setting("channels of a layer", gt=0)] = 64,
         ...     ):
         ...         super().__init__(shape, num_classes, width)
         >>> config = soflow.read_recipe("moons", ["network.name=my_network", "network.width=32"])

@@ -94,8 +94,8 @@ def train(
         progress: Shows the steps: `soflow.track`, a bar or lines on stderr; `soflow.silent`,
             nothing but warnings; or a function of your own like these.
         data: Data of your own in place of the recipe's: a tensor or an array (N, ...); samples and
-            labels, (x, y), with y (N,); a dictionary of arrays `image` or `data`, `label` and `cond`; a data
-            set of torch with `__len__`, whose items are samples, (sample, label) or such
+            labels (N,), as (x, y); a dictionary of arrays `image` or `data`, `label` and `cond`; a
+            data set of torch with `__len__`, whose items are samples, (sample, label) or such
             dictionaries; or a `datasets.Dataset`. Their shape and classes replace the recipe's;
             data.num_classes=0 ignores labels, data.cond_column= ignores conditions. Floats are
             taken as they are, so images should lie in -1 to 1; only images in 0 to 1, or 0 to 255
