@@ -4,7 +4,9 @@ What a registry knows is recorded by its name and its settings, like any recipe'
 recorded as "python", and given again to train further; a network also to be loaded.
 """
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,12 @@ from soflow.config import Config
 from soflow.config.own import OWN
 from soflow.config.reading import validate
 from soflow.config.sections import section_of
-from soflow.errors import InputError, in_short
+from soflow.errors import InputError, first_line, in_short
 from soflow.networks import NETWORKS
+from soflow.networks.pretrained import LABEL_ARGUMENTS
 from soflow.objectives import OBJECTIVES
 from soflow.objectives.base import Objective
+from soflow.objectives.passes import Inputs, with_derivative
 from soflow.system.registry import Registry
 
 #: The networks of runs that this process has trained or loaded, by their folders.
@@ -152,11 +156,19 @@ def require_contract(network: nn.Module, config: Config, null: bool) -> None:
         null: Whether the null label, the number of classes, is among the labels.
 
     Raises:
-        InputError: If it cannot be called so, or gives another shape.
+        InputError: If it cannot be called so, gives another shape, or lacks what training needs.
     """
     data, name = config.data, kind_of(network)
     if data.num_classes and not getattr(network, "takes_labels", True):
         raise InputError(f"{name} takes no labels: set data.num_classes=0")
+    third = [*inspect.signature(network.forward).parameters][2:3]
+    if third and third[0] in LABEL_ARGUMENTS:
+        raise InputError(f"{name} takes one time: give soflow.WithSecondTime(network)")
+    for weight, tensor in network.named_parameters():
+        if tensor.is_complex():
+            raise InputError(
+                f"{name} has complex weights, {weight}: keep them as real ones, torch.view_as_real"
+            )
     device = next((weight.device for weight in network.parameters()), torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, *data.shape, generator=generator).to(device)
@@ -165,21 +177,39 @@ def require_contract(network: nn.Module, config: Config, null: bool) -> None:
     if data.num_classes:
         labels = torch.tensor([0, data.num_classes - (not null)], device=device)
     cond = {"cond": torch.zeros(2, *data.cond_shape, device=device)} if data.cond_shape else {}
+    with in_evaluation(network):  # no running statistics of noise
+        try:
+            out = network(x, t, s, labels, **cond)
+        except IndexError as error:
+            if labels is None:
+                raise
+            needed = f"labels 0 .. {int(labels.max())}" + (", the last for no class" * null)
+            raise InputError(f"{name} fails at {needed}: {error}") from error
+        except TypeError as error:
+            inputs = "x, t, s, labels" + (", cond=cond" if cond else "")
+            raise InputError(f"{name} must take ({inputs}): {error}") from error
+        found = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        if not isinstance(out, Tensor) or out.shape != x.shape:
+            raise InputError(
+                f"{name} gives {found} for samples {list(x.shape)}: it must give the same"
+            )
+        if config.of_objective("forward_derivative"):
+            try:
+                with_derivative(network, Inputs(x, t, s, labels, **cond), x)
+            except RuntimeError as error:
+                raise InputError(
+                    f"{name} has no forward-mode derivative, which {config.objective.name} needs: "
+                    f"{first_line(error)}"
+                ) from error
+
+
+@contextmanager
+def in_evaluation(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards each module is in the mode that it was in."""
     was_training = {module: module.training for module in network.modules()}
-    network.eval()  # no running statistics of noise
+    network.eval()
     try:
-        out = network(x, t, s, labels, **cond)
-    except IndexError as error:
-        if labels is None:
-            raise
-        needed = f"labels 0 .. {int(labels.max())}" + (", the last for no class" if null else "")
-        raise InputError(f"{name} fails at {needed}: {error}") from error
-    except TypeError as error:
-        inputs = "x, t, s, labels" + (", cond=cond" if cond else "")
-        raise InputError(f"{name} must take ({inputs}): {error}") from error
+        yield
     finally:
         for module, training in was_training.items():
             module.training = training
-    found = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
-    if not isinstance(out, Tensor) or out.shape != x.shape:
-        raise InputError(f"{name} gives {found} for samples {list(x.shape)}: it must give the same")
