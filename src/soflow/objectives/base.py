@@ -12,6 +12,7 @@ from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from soflow.errors import InputError
 from soflow.solution import FlowModel
 from soflow.symbols import Batch, PerSample
 from soflow.system.registry import Registry
@@ -93,6 +94,8 @@ OBJECTIVES: Registry[type[Objective]] = Registry("objective", ("samplers", "whol
 
 def losses(**terms: Term) -> Losses:
     """The mean of one loss per sample over all terms; errors and weights of each for the logs."""
+    if not terms:
+        raise InputError("a loss needs at least one term: soflow.losses(name=soflow.Term(...))")
     total = torch.cat([term.loss for term in terms.values()]).mean()
     mse = {f"{name}_mse": term.squared for name, term in terms.items()}
     weight = {f"{name}_weight": term.weight for name, term in terms.items()}
