@@ -103,6 +103,7 @@ def picture(
     Raises:
         InputError: If there are no samples or no columns, or samples have another number of axes.
     """
+    samples = torch.as_tensor(samples)
     if not 2 <= samples.ndim <= 4 or not samples.numel():
         shapes = "[B, D], [B, C, L] or [B, C, H, W]"
         raise InputError(f"samples have shape {list(samples.shape)}: a picture takes {shapes}")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from soflow.assemble import make_network, trains_null
 from soflow.config import Config
@@ -181,9 +182,7 @@ def require_contract(network: nn.Module, config: Config, null: bool) -> None:
     data, name = config.data, kind_of(network)
     if data.num_classes and not getattr(network, "takes_labels", True):
         raise InputError(f"{name} takes no labels: set data.num_classes=0")
-    if not any(weight.requires_grad for weight in network.parameters()):
-        raise InputError(f"{name} has no weights to train: let some of them require gradients")
-    device = next(weight.device for weight in network.parameters())
+    device = next((weight.device for weight in network.parameters()), torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, *data.shape, generator=generator).to(device)
     t, s = torch.tensor([0.8, 0.6], device=device), torch.tensor([0.3, 0.6], device=device)
@@ -211,3 +210,15 @@ def require_contract(network: nn.Module, config: Config, null: bool) -> None:
     found = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
     if not isinstance(out, Tensor) or out.shape != x.shape:
         raise InputError(f"{name} gives {found} for samples {list(x.shape)}: it must give the same")
+    if not any(weight.requires_grad for weight in network.parameters()):
+        raise InputError(f"{name} has no weights to train: let some of them require gradients")
+    if config.of_objective("forward_derivative") and any(map(keeps_statistics, network.modules())):
+        raise InputError(
+            f"{name} has batch normalization, whose running statistics do not work with the "
+            "Jacobian-vector products of this objective: use another normalization"
+        )
+
+
+def keeps_statistics(module: nn.Module) -> bool:
+    """Whether a module updates running statistics when it is called."""
+    return isinstance(module, _NormBase) and module.track_running_stats and module.training
