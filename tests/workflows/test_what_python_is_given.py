@@ -128,61 +128,43 @@ def trained(tmp_path_factory):
     return soflow.load(run(tmp_path_factory.mktemp("runs") / "run", network=OwnNet()))
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"num": 0}, {"num": 2.5}, {"nfe": 1.5}, {"seed": -1}, {"batch_size": 0}]
-)
-def test_numbers_of_samples_are_whole(wrong, trained):
-    (name,) = wrong
-    with pytest.raises(InputError, match=name):
+@pytest.mark.parametrize("wrong", [{"num": 0}, {"nfe": 0}, {"seed": -1}, {"batch_size": 0}])
+def test_numbers_of_samples_are_checked(wrong, trained):
+    with pytest.raises(InputError, match=next(iter(wrong))):
         trained.sample(**{"num": 2, "progress": silent, **wrong})
-    with pytest.raises(InputError, match=name):
-        soflow.sample_many(trained.model, **{"num": 2, **wrong}) if wrong != {"num": 0} else (
-            trained.sample(0)
-        )
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"num": -1}, {"nfe": 1}, {"seeds": 0}, {"samplers": "ode"}, {"labels": "some"}]
-)
+@pytest.mark.parametrize("wrong", [{"num": -1}, {"nfe": (0,)}, {"seeds": (-1,)}, {"batch": 0}])
 def test_settings_of_evaluations_are_checked(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
         soflow.EvaluationSettings(**wrong)
 
 
-def test_samplers_take_noises_of_one_shape_and_known_schemes(trained):
+def test_samplers_take_noises_of_one_shape_and_one_step_or_more(trained):
     noise = torch.randn(3, 2)
-    for fresh in ([noise[:1]], torch.randn(3, 2)):
-        with pytest.raises(InputError, match="fresh"):
-            soflow.renoise(trained.model, noise, fresh)
-    with pytest.raises(InputError, match="steps"):
-        soflow.ode(trained.model, noise, 0)
-    with pytest.raises(InputError, match="midpoint"):
-        soflow.integrate_velocity(trained.model, noise, 2, scheme="midpoint")
+    with pytest.raises(InputError, match="fresh"):
+        soflow.renoise(trained.model, noise, [noise[:1]])
+    for sampler in (soflow.ode, soflow.integrate_velocity):
+        with pytest.raises(InputError, match="steps"):
+            sampler(trained.model, noise, 0)
 
 
-def test_a_run_folder_is_a_path_and_weights_are_known(trained):
+def test_a_run_folder_is_a_path(trained):
     assert soflow.load(trained.folder).checkpoint.path == trained.checkpoint.path
-    with pytest.raises(InputError, match="average"):
-        soflow.load(trained.folder, "average")
 
 
 def test_parts_of_a_loop_are_checked(trained, tmp_path):
     data, model = soflow.load_data(POINTS), trained.model
     for wrong in (
-        lambda: soflow.Batches(POINTS, 8, 0),
         lambda: soflow.Batches(data, 0, 0),
         lambda: soflow.Batches(data, 8, -1),
         lambda: soflow.Batches(data, 8, 0, device="fridge"),
-        lambda: soflow.Ema(model),
         lambda: soflow.Ema(model.net, decay=2),
-        lambda: soflow.LossModule(model.net, soflow.SoFlow()),
-        lambda: soflow.save_model(model.net, tmp_path / "m", soflow.SoFlow(), steps=1),
         lambda: soflow.save_model(
             model, tmp_path / "m", soflow.SoFlow(), steps=1, ema=soflow.Ema(OwnNet(width=4))
         ),
         lambda: soflow.losses(),
         lambda: soflow.load_data(torch.zeros(4, 2, device="meta")),
-        lambda: soflow.compare("digits", tmp_path / "c", budget="money"),
     ):
         with pytest.raises(InputError):
             wrong()
