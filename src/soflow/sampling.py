@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from soflow.errors import InputError
+from soflow.errors import InputError, in_short, require_whole
 from soflow.solution import FlowModel
 from soflow.symbols import AnyLabels, AnyNoise, Sample, as_labels
+from soflow.system.devices import named_device
 
 Sampler = Literal["renoise", "ode", "euler", "heun"]
 SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
@@ -55,7 +56,10 @@ def as_model_takes(model: FlowModel, noise: AnyNoise) -> Tensor:
     Raises:
         InputError: If it is not floats.
     """
-    x = noise if isinstance(noise, Tensor) else torch.as_tensor(noise)
+    try:
+        x = noise if isinstance(noise, Tensor) else torch.as_tensor(noise)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"noise is {in_short(noise)}: give a tensor or an array") from None
     if not x.is_floating_point():
         raise InputError(f"noise must be floats, not {x.dtype}")
     weights = model.net.parameters() if isinstance(model.net, nn.Module) else ()
@@ -120,10 +124,15 @@ def renoise(
         torch.Size([5, 2])
     """
     noise, labels = checked(model, noise, labels)
-    times = even_times(len(fresh) + 1)
+    noises = [as_model_takes(model, one) for one in fresh]
+    for one in noises:
+        if one.shape != noise.shape:
+            shapes = f"{list(one.shape)}, and noise {list(noise.shape)}"
+            raise InputError(f"fresh holds a noise of shape {shapes}: give a list of equal shapes")
+    times = even_times(len(noises) + 1)
     x = model.solution(noise, filled(1.0, noise), filled(0.0, noise), labels)
-    for t, new_noise in zip(times[1:-1], fresh, strict=True):
-        x_t = model.noising.add_noise(x, as_model_takes(model, new_noise), filled(t, x))
+    for t, new_noise in zip(times[1:-1], noises, strict=True):
+        x_t = model.noising.add_noise(x, new_noise, filled(t, x))
         x = model.solution(x_t, filled(t, x), filled(0.0, x), labels)
     return x
 
@@ -149,6 +158,7 @@ def ode(model: FlowModel, noise: AnyNoise, steps: int, labels: AnyLabels = None)
         >>> soflow.ode(model, torch.randn(5, 2), steps=4).shape
         torch.Size([5, 2])
     """
+    require_whole(1, steps=steps)
     x, labels = checked(model, noise, labels)
     for t, s in pairwise(even_times(steps)):
         x = model.solution(x, filled(t, x), filled(s, x), labels)
@@ -190,6 +200,9 @@ def integrate_velocity(
         >>> torch.allclose(noise, again, atol=1e-3)
         True
     """
+    require_whole(1, steps=steps)
+    if scheme not in ("euler", "heun"):
+        raise InputError(f"unknown scheme {in_short(scheme)}: choose euler or heun")
     x, labels = checked(model, x, labels)
     for i in range(steps):
         t, s = (start + (end - start) * k / steps for k in (i, i + 1))
@@ -240,8 +253,7 @@ def check_sampler(sampler: str, nfe: int) -> Sampler:
     known: Sampler | None = next((name for name in SAMPLERS if name == sampler), None)
     if known is None:
         raise InputError(f"unknown sampler '{sampler}': choose one of {', '.join(SAMPLERS)}")
-    if nfe < 1:
-        raise InputError(f"the number of network evaluations is {nfe}: it must be 1 or more")
+    require_whole(1, nfe=nfe)
     if sampler == "heun" and nfe % 2:
         raise InputError(f"heun takes two evaluations per step: {nfe} is odd, use {nfe + 1}")
     return known
@@ -308,7 +320,9 @@ def draw(
     Each has its own label of `labels` (num,) and its own condition of `cond` (num, ...).
     """
     check_sampler(sampler, nfe)
-    device, labels = torch.device(device), as_labels(labels)
+    require_whole(0, num=num, seed=seed, start=start)
+    require_whole(1, batch_size=batch_size)
+    device, labels = named_device(device), as_labels(labels)
     if labels is not None and labels.shape != (num,):
         raise InputError(f"labels must have shape [{num}], not {list(labels.shape)}")
     if cond is not None and len(cond) != num:

@@ -60,8 +60,9 @@ def test_a_network_of_ones_own_trains_and_samples(data, tmp_path, forgotten):
         soflow.load(folder.path)
     again = soflow.load(folder.path, network=OwnNet()).sample(5, seed=3, progress=silent)
     assert torch.equal(again, samples)
-    with pytest.raises(soflow.errors.RunError, match="does not fit"):
+    with pytest.raises(InputError, match="OwnNet"):
         soflow.load(folder.path, network=OwnNet(width=8))
+    assert torch.equal(soflow.load(folder).sample(5, seed=3, progress=silent), samples)
 
 
 @pytest.mark.parametrize("objective", [OwnObjective(), soflow.SoFlow(p=0.5)], ids=["own", "known"])
