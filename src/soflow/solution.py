@@ -152,7 +152,7 @@ class FlowModel:
         Raises:
             InputError: If they have another shape.
         """
-        cond = torch.as_tensor(cond)
+        cond = cond if isinstance(cond, Tensor) else torch.as_tensor(cond, device="cpu")
         if not self.cond_shape or tuple(cond.shape[1:]) != tuple(self.cond_shape):
             takes = f"[B, {', '.join(map(str, self.cond_shape))}]" if self.cond_shape else "none"
             raise InputError(f"cond has shape {list(cond.shape)}, and the model takes {takes}")

@@ -28,7 +28,6 @@ def require_contract(network: nn.Module, config: Config, null: bool) -> None:
     Raises:
         InputError: If it cannot be called so, gives another shape, or lacks what training needs.
     """
-    require_weights(network)
     require_arguments(network, config)
     name, inputs = kind_of(network), trial(network, config, null)
     jacobian = config.of_objective("forward_derivative")
@@ -50,6 +49,7 @@ def require_contract(network: nn.Module, config: Config, null: bool) -> None:
                     f"{name} has no forward-mode derivative, which {config.objective.name} needs: "
                     f"{first_line(error)}"
                 ) from error
+    require_weights(network)
 
 
 def require_weights(network: nn.Module) -> None:
