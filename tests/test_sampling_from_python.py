@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import soflow
+from soflow.drawing import sample_many
 from soflow.errors import InputError
 from soflow.noising import LinearNoising
-from soflow.sampling import sample_many
 from soflow.solution import EulerParameterization, FlowModel
 
 SHAPE, CLASSES = (1, 8, 8), 10

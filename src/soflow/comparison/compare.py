@@ -29,6 +29,7 @@ from soflow.comparison.tables import HEUN
 from soflow.config import Config, read_objectives
 from soflow.config.reading import keys_of
 from soflow.data.training_data import completed, make_dataset
+from soflow.drawing import draw
 from soflow.errors import InputError, in_short
 from soflow.evaluation.evaluate import EvaluationSettings, evaluate
 from soflow.evaluation.html import duration
@@ -36,7 +37,7 @@ from soflow.evaluation.references import make_scoring
 from soflow.evaluation.scorer import Scoring
 from soflow.run.folder import RunFolder
 from soflow.run.resume import keep_older
-from soflow.sampling import Sampler, draw
+from soflow.sampling import Sampler
 from soflow.solution import FlowModel
 from soflow.system import processes
 from soflow.system.atomic import require_writable

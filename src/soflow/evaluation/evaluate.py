@@ -12,6 +12,7 @@ from torch import Tensor
 
 from soflow.data.batches import seeded_generator
 from soflow.data.dataset import Dataset
+from soflow.drawing import LabelDraw, class_by_class, draw, noise_count
 from soflow.errors import InputError, in_short, require_whole
 from soflow.evaluation.diagnostics import diagnose
 from soflow.evaluation.protocol import protocol, this_machine, warnings_of
@@ -19,15 +20,7 @@ from soflow.evaluation.record import Evaluation, Figures, RealRow, Row, Samples
 from soflow.evaluation.sample_set import SampleSet
 from soflow.evaluation.scorer import Scoring
 from soflow.evaluation.statistics import Counter, parts_of
-from soflow.sampling import (
-    HEUN_STEPS,
-    LabelDraw,
-    Sampler,
-    class_by_class,
-    draw,
-    noise_count,
-    sample,
-)
+from soflow.sampling import HEUN_STEPS, Sampler, sample
 from soflow.solution import FlowModel
 from soflow.system.progress import Progress, track
 

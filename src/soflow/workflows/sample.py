@@ -19,10 +19,11 @@ from soflow.data.conditions import conditions_of
 from soflow.data.dataset import checksum
 from soflow.data.shards import open_store
 from soflow.data.store import Piece, Plan, make_store
+from soflow.drawing import LabelDraw, draw_classes, sample_many
 from soflow.errors import InputError, require_whole
 from soflow.evaluation.features import column_names
 from soflow.evaluation.pictures import to_uint8
-from soflow.sampling import LabelDraw, Sampler, check_sampler, draw_classes, sample_many
+from soflow.sampling import Sampler, check_sampler
 from soflow.symbols import as_labels
 from soflow.system import processes
 from soflow.system.fingerprints import fingerprint_of

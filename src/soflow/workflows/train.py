@@ -25,6 +25,7 @@ from soflow.data.autoencoder import Decoder
 from soflow.data.dataset import DataRecord, Dataset
 from soflow.data.sources import require_path_is_read
 from soflow.data.training_data import completed, make_dataset, summary
+from soflow.drawing import draw
 from soflow.errors import InputError
 from soflow.evaluation.features import check_name
 from soflow.evaluation.references import make_scoring
@@ -34,7 +35,6 @@ from soflow.run.checkpoint import TrainState, checkpoints
 from soflow.run.folder import RunFolder
 from soflow.run.lock import only_trainer_of
 from soflow.run.resume import changed_settings, keep_older, require_same_data
-from soflow.sampling import draw
 from soflow.solution import FlowModel, unchanged
 from soflow.system import processes
 from soflow.system.devices import default_device
