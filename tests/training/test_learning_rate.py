@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 
-from soflow.config.schema import OptimizerConfig
+from soflow.config.optimizer import OptimizerConfig
 from soflow.training.optimizers import learning_rate
 
 STEPS, WARMUP = 20, 5

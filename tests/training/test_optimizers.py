@@ -11,8 +11,8 @@ import soflow
 from soflow.assemble import make_network
 from soflow.comparison.estimate import estimate
 from soflow.config import optimizers, read_recipe
+from soflow.config.optimizer import OptimizerConfig
 from soflow.config.reading import with_overrides
-from soflow.config.schema import OptimizerConfig
 from soflow.errors import InputError
 from soflow.system.progress import silent
 from soflow.training.muon import hidden_matrices
