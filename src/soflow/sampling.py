@@ -5,7 +5,8 @@ whose null label was never trained refuses None. A network evaluation (NFE) is o
 network on the batch.
 
 Noise may be a tensor or an array of floats of any precision; it is converted to the precision and
-the device of the network's weights. Labels may be a list, an array or a tensor of integers.
+the device of the network's weights. Labels may be a list, an array or a tensor of integers; -1 is
+no class.
 
 Source: SoFlow (arXiv 2512.15657), sampling.
 """
@@ -59,6 +60,8 @@ def checked(model: FlowModel, noise: AnyNoise, labels: AnyLabels) -> tuple[Tenso
     """Noise and labels as the model takes them. Raises InputError if they do not fit it."""
     x = as_model_takes(model, noise)
     y = as_labels(labels, x.device)
+    if y is not None and model.num_classes:
+        y = torch.where(y == -1, model.num_classes, y)
     model.check(x, y)
     return x, y
 
