@@ -14,7 +14,6 @@ import sys
 from importlib import import_module
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +25,7 @@ from soflow.config import Config, read_recipe
 from soflow.objectives.passes import Inputs
 from soflow.symbols import Net
 from soflow.system.records import Record
+from soflow.training.optimizers import SETTINGS
 from soflow.training.trainer import Trainer
 
 HERE = Path(__file__).parent
@@ -83,7 +83,7 @@ class Performance(Record):
 
 def apart(net: Net, *groups: Inputs) -> list[Tensor]:
     """One pass per group of rows, in place of one for all."""
-    return [net(*group) if len(group.x) else group.x for group in groups]
+    return [group.through(net) if len(group.x) else group.x for group in groups]
 
 
 def lerp(averages: list[Tensor], weights: list[Tensor], weight: float) -> None:
@@ -101,17 +101,11 @@ def patch(name: str) -> None:
     channels-last: Convolutions with their channels last in memory.
     reading: The numbers of a step are read after it, though a GPU is still computing.
     """
-    adamw = torch.optim.AdamW
     if name == "apart":
         for module in ("passes", "shortcut", "mean_flow"):
             import_module(f"soflow.objectives.{module}").together = apart  # type: ignore[attr-defined]
     elif name in ("loops", "plain"):
-        foreach = False if name == "loops" else None
-
-        def slow(parameters: Any, *values: Any, fused: bool, **settings: Any) -> torch.optim.AdamW:
-            return adamw(parameters, *values, **settings, foreach=foreach)
-
-        torch.optim.AdamW = slow  # type: ignore[assignment, misc]
+        SETTINGS["adamw"] = {"foreach": False} if name == "loops" else {}
         torch._foreach_lerp_ = lerp  # type: ignore[assignment]
     elif name == "channels-last":
         real = measure.make_network  # type: ignore[attr-defined]

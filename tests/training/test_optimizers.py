@@ -10,7 +10,7 @@ from torch import nn
 import soflow
 from soflow.assemble import make_network
 from soflow.comparison.estimate import estimate
-from soflow.config import optimizers, read_recipe
+from soflow.config import optimizer_classes, read_recipe
 from soflow.config.optimizer import OptimizerConfig
 from soflow.config.reading import with_overrides
 from soflow.errors import InputError
@@ -206,8 +206,8 @@ def test_muon_needs_hidden_matrices():
 
 
 def test_a_torch_without_muon_reads_the_settings_and_refuses_to_train(monkeypatch):
-    without = {name: one for name, one in optimizers.CLASSES.items() if name != "muon"}
-    monkeypatch.setattr(optimizers, "CLASSES", without)
+    without = {name: one for name, one in optimizer_classes.CLASSES.items() if name != "muon"}
+    monkeypatch.setattr(optimizer_classes, "CLASSES", without)
     config = read_recipe("digits", ["optimizer.name=muon", "optimizer.options.momentum=0.9"])
     with pytest.raises(InputError, match=r"optimizer\.name=muon needs torch 2\.9"):
         require_optimizer(config)
