@@ -49,6 +49,16 @@ def test_the_weight_is_of_the_consistency_term_alone():
     assert float((one - matching).abs().max()) > 1e-6
 
 
+def test_the_velocity_has_a_power_of_its_own():
+    network = random_dit()
+    found = {p: losses_of(soflow.JumpFlow(p_velocity=p, **GUIDED), network) for p in (0.0, 0.7)}
+    for p, losses in found.items():
+        term = losses.terms["flow_matching"]
+        torch.testing.assert_close(term.weight, (term.squared + 0.01) ** -p)
+        torch.testing.assert_close(term.loss, term.weight * term.squared)
+    assert torch.equal(*(x.terms["consistency"].loss for x in found.values()))
+
+
 @pytest.mark.parametrize(("share", "count"), [(0.0, 0), (0.2, 10), (1.0, 50)])
 def test_a_share_of_the_jumps_goes_from_noise_to_data(share, count):
     objective = soflow.JumpFlow(direct_share=share, flow_matching_share=0.5)

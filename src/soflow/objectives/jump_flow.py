@@ -40,7 +40,10 @@ class JumpFlow:
     flow_matching_share: Annotated[
         float, Setting("share of the batch that matches the flow; the rest jumps", ge=0, le=1)
     ] = 0.75
-    p: Annotated[float, Setting("power of the adaptive weight; 0 is the plain square", ge=0)] = 1.0
+    p: Annotated[
+        float, Setting("power of the adaptive weight of jumps; 0 is the plain square", ge=0)
+    ] = 1.0
+    p_velocity: Annotated[float, Setting("the same, of flow matching", ge=0)] = 1.0
     eps: Annotated[float, Setting("floor of the adaptive weight", gt=0)] = 0.01
     times: Annotated[SoFlowTimes, Setting("densities of the times")] = SoFlowTimes()
     middle: Annotated[MiddleTime, Setting("the middle time l = t + (s - t) r")] = MiddleTime()
@@ -67,6 +70,12 @@ class JumpFlow:
         scm = slice(draws.n_flow_matching, None)
         l = self.middle(draws.t[scm], draws.s[scm], progress)
         terms = self.soflow.terms(model, batch, draws, l)
-        consistency = terms["consistency"]
-        terms["consistency"] = consistency._replace(loss=self.consistency_weight * consistency.loss)
-        return losses(**terms)
+        velocity, jump = terms["flow_matching"], terms["consistency"]
+        # From 1 / (delta^2 + eps)^p to the velocity's own power
+        ratio = (velocity.squared + self.eps) ** (self.p - self.p_velocity)
+        return losses(
+            flow_matching=velocity._replace(
+                loss=ratio * velocity.loss, weight=ratio * velocity.weight
+            ),
+            consistency=jump._replace(loss=self.consistency_weight * jump.loss),
+        )
