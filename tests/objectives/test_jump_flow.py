@@ -31,7 +31,7 @@ def gradient(loss, network):
 
 def test_soflow_is_the_case_of_weight_one_and_no_direct_jumps():
     network = random_dit()
-    plain = soflow.JumpFlow(consistency_weight=1.0, direct_share=0.0, **GUIDED)
+    plain = soflow.JumpFlow(1.0, 0.0, p_velocity=0.5, **GUIDED)
     ours, theirs = losses_of(plain, network), losses_of(soflow.SoFlow(**GUIDED), network)
     assert torch.equal(ours.total, theirs.total)
     assert torch.equal(gradient(ours.total, network), gradient(theirs.total, network))
