@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from soflow.data.dataset import Dataset as Dataset
     from soflow.data.load import load_data as load_data
     from soflow.data.registry import SOURCES as SOURCES
+    from soflow.errors import InputError as InputError
+    from soflow.errors import RunError as RunError
     from soflow.evaluation.evaluate import EvaluationSettings as EvaluationSettings
     from soflow.evaluation.pictures import picture as picture
     from soflow.evaluation.pictures import save_picture as save_picture
@@ -40,8 +42,10 @@ if TYPE_CHECKING:
     from soflow.objectives.imf import ImprovedMeanFlow as ImprovedMeanFlow
     from soflow.objectives.jump_flow import JumpFlow as JumpFlow
     from soflow.objectives.mean_flow import MeanFlow as MeanFlow
+    from soflow.objectives.mean_flow import MeanFlowGuidance as MeanFlowGuidance
     from soflow.objectives.shortcut import Shortcut as Shortcut
     from soflow.objectives.soflow import SoFlow as SoFlow
+    from soflow.objectives.soflow import SoFlowTimes as SoFlowTimes
     from soflow.sampling import integrate_velocity as integrate_velocity
     from soflow.sampling import ode as ode
     from soflow.sampling import one_step as one_step
@@ -62,6 +66,7 @@ if TYPE_CHECKING:
     from soflow.training.loss_module import LossModule as LossModule
     from soflow.workflows.evaluate import evaluate as evaluate
     from soflow.workflows.evaluate import evaluate_samples as evaluate_samples
+    from soflow.workflows.load import Run as Run
     from soflow.workflows.load import load as load
     from soflow.workflows.report import report as report
     from soflow.workflows.sample import SampleRequest as SampleRequest
@@ -75,7 +80,10 @@ __version__ = "0.1.0"
 _HOME = {
     # train and sample
     "train": "workflows.train",
+    "Callback": "training.callbacks",
+    "Training": "training.callbacks",
     "load": "workflows.load",
+    "Run": "workflows.load",
     "sample": "workflows.sample",
     "sample_to_file": "workflows.sample",
     "SampleRequest": "workflows.sample",
@@ -96,6 +104,16 @@ _HOME = {
     "silent": "system.progress",
     "read_recipe": "config",
     "Config": "config",
+    "InputError": "errors",
+    "RunError": "errors",
+    # a training loop of your own
+    "load_data": "data.load",
+    "Dataset": "data.dataset",
+    "Batches": "data.batches",
+    "Batch": "symbols",
+    "Ema": "training.ema",
+    "LossModule": "training.loss_module",
+    "save_model": "workflows.save",
     # the mathematics
     "LinearNoising": "noising",
     "TrigNoising": "noising",
@@ -106,20 +124,15 @@ _HOME = {
     "MiddleTime": "times",
     "Guidance": "guidance",
     "SoFlow": "objectives.soflow",
+    "SoFlowTimes": "objectives.soflow",
     "JumpFlow": "objectives.jump_flow",
     "MeanFlow": "objectives.mean_flow",
+    "MeanFlowGuidance": "objectives.mean_flow",
     "ImprovedMeanFlow": "objectives.imf",
     "AlphaFlow": "objectives.alpha_flow",
     "Shortcut": "objectives.shortcut",
     "Consistency": "objectives.consistency",
     "FlowMatching": "objectives.flow_matching",
-    # a training loop of your own
-    "load_data": "data.load",
-    "Dataset": "data.dataset",
-    "Batches": "data.batches",
-    "Ema": "training.ema",
-    "LossModule": "training.loss_module",
-    "save_model": "workflows.save",
     # networks
     "DiT": "networks.dit",
     "UNet": "networks.unet",
@@ -131,9 +144,6 @@ _HOME = {
     "NETWORKS": "networks",
     "SOURCES": "data.registry",
     "Setting": "system.registry",
-    "Callback": "training.callbacks",
-    "Training": "training.callbacks",
-    "Batch": "symbols",
     "Draws": "objectives.base",
     "Losses": "objectives.base",
     "Term": "objectives.base",

@@ -7,11 +7,35 @@ VALUE_LENGTH, MESSAGE_LENGTH = 60, 300
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used. The command line prints one line and exits with 2."""
+    """Something that was given cannot be used.
+
+    Its message is one line: what is wrong, and what to do. The command line exits with status 2.
+
+    Example:
+        >>> import soflow
+        >>> try:
+        ...     soflow.load("runs/missing")
+        ... except soflow.InputError:
+        ...     print("no such run")
+        no such run
+    """
 
 
 class RunError(RuntimeError):
-    """A run failed: a damaged file, a loss that is not finite. The command line exits with 1."""
+    """A run failed, such as by a damaged file or a loss that is not finite.
+
+    Its message is one line: what went wrong, and what to do. The command line exits with status 1.
+
+    Example:
+        >>> import pathlib, soflow
+        >>> run = soflow.load("runs/digits")
+        >>> size = (run.checkpoint.path / "ema.safetensors").write_bytes(b"damaged")
+        >>> try:
+        ...     soflow.load("runs/digits")
+        ... except soflow.RunError:
+        ...     print("the checkpoint is damaged")
+        the checkpoint is damaged
+    """
 
 
 def first_line(error: BaseException) -> str:

@@ -25,7 +25,16 @@ DECAY_RATE = 1 / 40
 
 @dataclass(frozen=True)
 class Guidance:
-    """The guided velocity target. In the paper: omega is `scale`, m is `mix`, t_d `decay_time`."""
+    """Classifier-free guidance inside training: the velocity target is guided.
+
+    In the paper, `scale` is omega, `mix` is m and `decay_time` is t_d.
+
+    Example:
+        >>> import soflow
+        >>> objective = soflow.SoFlow(guidance=soflow.Guidance(scale=2.0, label_dropout=0.2))
+        >>> objective.guidance.active, soflow.Guidance().active
+        (True, False)
+    """
 
     scale: Annotated[
         float, Setting("omega; 1 trains without guidance and drops no label", ge=1)
@@ -51,7 +60,7 @@ class Guidance:
         return self.active and self.label_dropout > 0
 
     def decay(self, t: Times) -> Times:
-        """1 up to t_d, then smoothly to 0 at t = 1."""
+        """The strength of guidance: 1 up to t_d, then it falls smoothly to 0 at t = 1."""
         if self.decay_time >= 1:
             return torch.ones_like(t)
         u = ((1 - t) / (1 - self.decay_time)).clamp(0, 1 - 1e-6)

@@ -30,29 +30,41 @@ class Noising(ABC):
     """A noising process: alpha, beta and their derivatives, each (B,) -> (B,)."""
 
     @abstractmethod
-    def alpha(self, t: Tensor) -> Tensor: ...
+    def alpha(self, t: Tensor) -> Tensor:
+        """The coefficient of the data at time t: (B,) -> (B,)."""
 
     @abstractmethod
-    def beta(self, t: Tensor) -> Tensor: ...
+    def beta(self, t: Tensor) -> Tensor:
+        """The coefficient of the noise at time t: (B,) -> (B,)."""
 
     @abstractmethod
-    def d_alpha(self, t: Tensor) -> Tensor: ...
+    def d_alpha(self, t: Tensor) -> Tensor:
+        """The derivative of alpha: (B,) -> (B,)."""
 
     @abstractmethod
-    def d_beta(self, t: Tensor) -> Tensor: ...
+    def d_beta(self, t: Tensor) -> Tensor:
+        """The derivative of beta: (B,) -> (B,)."""
 
     def add_noise(self, data: Sample, noise: Sample, t: Times) -> Sample:
-        """x_t = alpha(t) data + beta(t) noise."""
+        """The point x_t = alpha(t) data + beta(t) noise, (B, ...)."""
         return across(self.alpha(t), data) * data + across(self.beta(t), data) * noise
 
     def sample(self, data: Sample, noise: Sample, t: Times) -> NoisedSample:
-        """x_t of each sample and its conditional velocity v_t."""
+        """The point x_t of each sample and its conditional velocity v_t, each (B, ...)."""
         v_t = across(self.d_alpha(t), data) * data + across(self.d_beta(t), data) * noise
         return NoisedSample(data, noise, t, x_t=self.add_noise(data, noise, t), v_t=v_t)
 
 
 class LinearNoising(Noising):
-    """alpha = 1 - t, beta = t: straight lines from data to noise."""
+    """Straight lines from data to noise: alpha = 1 - t, beta = t.
+
+    Example:
+        >>> import soflow, torch
+        >>> data, noise = torch.zeros(1, 2), torch.ones(1, 2)
+        >>> point = soflow.LinearNoising().sample(data, noise, torch.tensor([0.25]))
+        >>> point.x_t, point.v_t
+        (tensor([[0.2500, 0.2500]]), tensor([[1., 1.]]))
+    """
 
     def alpha(self, t: Tensor) -> Tensor:
         return 1 - t
@@ -68,7 +80,16 @@ class LinearNoising(Noising):
 
 
 class TrigNoising(Noising):
-    """alpha = cos(pi t / 2), beta = sin(pi t / 2): a quarter turn that keeps the variance."""
+    """A quarter turn from data to noise: alpha = cos(pi t / 2), beta = sin(pi t / 2).
+
+    Since alpha^2 + beta^2 = 1, data of variance 1 keep it at every t.
+
+    Example:
+        >>> import soflow, torch
+        >>> noising, t = soflow.TrigNoising(), torch.tensor([0.2, 0.7])
+        >>> noising.alpha(t) ** 2 + noising.beta(t) ** 2
+        tensor([1., 1.])
+    """
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.cos(pi / 2 * t)

@@ -72,7 +72,25 @@ def checked(model: FlowModel, noise: AnyNoise, labels: AnyLabels) -> tuple[Tenso
 
 
 def one_step(model: FlowModel, noise: AnyNoise, labels: AnyLabels = None) -> Sample:
-    """f(noise, 1, 0): one network evaluation."""
+    """Draws samples f(noise, 1, 0) in one network evaluation.
+
+    Args:
+        model: The model.
+        noise: Standard normal, (B, ...).
+        labels: (B,), or None for no condition.
+
+    Returns:
+        Samples (B, ...).
+
+    Raises:
+        InputError: If noise or labels do not fit the model.
+
+    Example:
+        >>> import soflow, torch
+        >>> model = soflow.FlowModel(soflow.MLP(shape=(2,)), shape=(2,))
+        >>> soflow.one_step(model, torch.randn(5, 2)).shape
+        torch.Size([5, 2])
+    """
     noise, labels = checked(model, noise, labels)
     return model.solution(noise, filled(1.0, noise), filled(0.0, noise), labels)
 
@@ -90,6 +108,16 @@ def renoise(
 
     Returns:
         Samples (B, ...).
+
+    Raises:
+        InputError: If noise or labels do not fit the model.
+
+    Example:
+        >>> import soflow, torch
+        >>> model = soflow.FlowModel(soflow.MLP(shape=(2,)), shape=(2,))
+        >>> noise, *fresh = torch.randn(4, 5, 2)  # four steps
+        >>> soflow.renoise(model, noise, fresh).shape
+        torch.Size([5, 2])
     """
     noise, labels = checked(model, noise, labels)
     times = even_times(len(fresh) + 1)
@@ -101,7 +129,26 @@ def renoise(
 
 
 def ode(model: FlowModel, noise: AnyNoise, steps: int, labels: AnyLabels = None) -> Sample:
-    """Composes jumps along the model's trajectories: x = f(x, t_i, t_{i+1}), i = 0 .. K - 1."""
+    """Composes jumps along the model's trajectories: x = f(x, t_i, t_{i+1}), i = 0 .. K - 1.
+
+    Args:
+        model: The model.
+        noise: Standard normal, (B, ...).
+        steps: The number of jumps K, one network evaluation each. One jump is `one_step`.
+        labels: (B,), or None for no condition.
+
+    Returns:
+        Samples (B, ...).
+
+    Raises:
+        InputError: If noise or labels do not fit the model.
+
+    Example:
+        >>> import soflow, torch
+        >>> model = soflow.FlowModel(soflow.MLP(shape=(2,)), shape=(2,))
+        >>> soflow.ode(model, torch.randn(5, 2), steps=4).shape
+        torch.Size([5, 2])
+    """
     x, labels = checked(model, noise, labels)
     for t, s in pairwise(even_times(steps)):
         x = model.solution(x, filled(t, x), filled(s, x), labels)
@@ -119,7 +166,29 @@ def integrate_velocity(
 ) -> Sample:
     """Integrates dx/dt = v(x, t) from `start` to `end` in even steps: the flow-matching sampler.
 
-    Euler (order 1) takes `steps` network evaluations, Heun (order 2) twice as many.
+    Args:
+        model: The model.
+        x: Samples at time `start`, (B, ...): by default noise.
+        steps: The number of steps.
+        labels: (B,), or None for no condition.
+        scheme: "euler", of order 1, takes one network evaluation per step; "heun", of order 2, two.
+        start: The time to start at.
+        end: The time to end at. It may be larger than `start`, to turn data into noise.
+
+    Returns:
+        Samples (B, ...) at time `end`.
+
+    Raises:
+        InputError: If x or labels do not fit the model.
+
+    Example:
+        >>> import soflow, torch
+        >>> model = soflow.FlowModel(soflow.MLP(shape=(2,)), shape=(2,))
+        >>> noise = torch.randn(5, 2)
+        >>> data = soflow.integrate_velocity(model, noise, steps=8)
+        >>> again = soflow.integrate_velocity(model, data, steps=8, start=0.0, end=1.0)
+        >>> torch.allclose(noise, again, atol=1e-3)
+        True
     """
     x, labels = checked(model, x, labels)
     for i in range(steps):
@@ -194,7 +263,7 @@ def sample(
         Samples (B, ...).
 
     Raises:
-        InputError: If the sampler cannot be run so.
+        InputError: If the sampler cannot use `nfe`, or noises or labels do not fit the model.
     """
     check_sampler(sampler, nfe)
     noise, *fresh = noises
@@ -288,12 +357,19 @@ def sample_many(
         device: Where the noise goes first; the samplers move it to the network.
         on_batch: Called with the number of samples drawn so far.
         start: The number of the first sample.
+        cond: Their conditions, (num, ...), for a model with conditions.
 
     Returns:
         Samples (num, ...) on the CPU, decoded by `model.decode`.
 
     Raises:
-        InputError: If labels do not fit, or the sampler cannot be run so.
+        InputError: If labels or conditions do not fit, or the sampler cannot use `nfe`.
+
+    Example:
+        >>> import soflow
+        >>> model = soflow.FlowModel(soflow.MLP(shape=(2,)), shape=(2,))
+        >>> soflow.sample_many(model, 1000, nfe=2, batch_size=400).shape
+        torch.Size([1000, 2])
     """
     parts: list[Tensor] = []
     for part in draw(model, num, labels, sampler, nfe, seed, batch_size, device, start, cond):

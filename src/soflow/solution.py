@@ -27,10 +27,12 @@ class Parameterization(ABC):
     d_s_b: float
 
     @abstractmethod
-    def a(self, t: Tensor, s: Tensor) -> Tensor: ...
+    def a(self, t: Tensor, s: Tensor) -> Tensor:
+        """The coefficient of x: (B,), (B,) -> (B,)."""
 
     @abstractmethod
-    def b(self, t: Tensor, s: Tensor) -> Tensor: ...
+    def b(self, t: Tensor, s: Tensor) -> Tensor:
+        """The coefficient of F: (B,), (B,) -> (B,)."""
 
     def solution(self, x: Sample, t: Times, s: Times, F: Sample) -> Sample:
         """f(x, t, s) from F = F(x, t, s)."""
@@ -42,7 +44,14 @@ class Parameterization(ABC):
 
 
 class EulerParameterization(Parameterization):
-    """a = 1, b = s - t: F is the mean velocity from t to s."""
+    """The parameterization a = 1, b = s - t: F is the mean velocity from t to s.
+
+    Example:
+        >>> import soflow, torch
+        >>> x, F = torch.ones(1, 2), torch.full((1, 2), 3.0)  # (B, ...)
+        >>> soflow.EulerParameterization().solution(x, torch.ones(1), torch.zeros(1), F)
+        tensor([[-2., -2.]])
+    """
 
     d_s_b = 1.0
 
@@ -54,7 +63,17 @@ class EulerParameterization(Parameterization):
 
 
 class TrigParameterization(Parameterization):
-    """a = cos(pi (s - t) / 2), b = sin(pi (s - t) / 2): f turns x towards F."""
+    """The parameterization a = cos(pi (s - t) / 2), b = sin(pi (s - t) / 2).
+
+    A jump rotates x towards F.
+
+    Example:
+        >>> import soflow, torch
+        >>> parameterization = soflow.TrigParameterization()
+        >>> t, s = torch.tensor([1.0, 0.5]), torch.tensor([0.5, 0.5])
+        >>> parameterization.a(t, s), parameterization.b(t, s)
+        (tensor([0.7071, 1.0000]), tensor([-0.7071,  0.0000]))
+    """
 
     d_s_b = pi / 2
 
@@ -77,15 +96,25 @@ class FlowModel:
     Objectives, samplers and diagnostics all work on it.
 
     Attributes:
-        net: F(x, t, s, labels).
-        shape: One sample's shape.
-        num_classes: 0 without labels. The label `num_classes` means "no class".
-        cond_shape: The shape of one condition, () without. To sample, use `conditioned`.
+        net: The network F(x, t, s, labels): (B, ...), (B,), (B,), (B,) or None -> (B, ...).
+        shape: The shape of one sample.
+        num_classes: The number of classes; 0 without labels. The label `num_classes` means
+            "no class".
+        cond_shape: The shape of one condition; () without conditions. To sample with conditions,
+            use `conditioned`.
         noising: The noising process of training.
-        parameterization: From F to the solution map f.
+        parameterization: How F becomes the solution map f.
         decode: From samples (B, ...) to images or points, such as the decoder of latents.
         average: The network with averaged weights, during training.
         null_trained: Whether the null label was trained, so that it draws samples of all classes.
+
+    Example:
+        >>> import soflow, torch
+        >>> network = soflow.MLP(shape=(2,), num_classes=3)
+        >>> model = soflow.FlowModel(network, shape=(2,), num_classes=3)
+        >>> x, t, s = torch.randn(4, 2), torch.ones(4), torch.zeros(4)
+        >>> model.solution(x, t, s, torch.tensor([0, 1, 2, 3])).shape
+        torch.Size([4, 2])
     """
 
     net: Net

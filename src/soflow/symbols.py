@@ -60,6 +60,12 @@ class Batch:
         labels: Their classes (B,), if any.
         augment: Their augmentation labels (B, A), if any.
         cond: What else they are conditioned on (B, ...), if anything, such as vectors or maps.
+
+    Example:
+        >>> import soflow, torch
+        >>> batch = soflow.Batch(torch.randn(8, 1, 28, 28), labels=torch.arange(8))
+        >>> len(batch), batch.rows(slice(4)).data.shape
+        (8, torch.Size([4, 1, 28, 28]))
     """
 
     data: Tensor

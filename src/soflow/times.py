@@ -21,7 +21,14 @@ Schedule = Literal["constant", "linear", "cosine", "exponential"]
 
 @dataclass(frozen=True)
 class LogitNormal:
-    """sigmoid(mean + std * normal), a density on (0, 1)."""
+    """A density of times on (0, 1): sigmoid(mean + std * normal).
+
+    Example:
+        >>> import soflow, torch
+        >>> times = soflow.LogitNormal(mean=-0.2, std=1.0).draw(4, torch.Generator())
+        >>> times.shape, bool(((times > 0) & (times < 1)).all())
+        (torch.Size([4]), True)
+    """
 
     mean: Annotated[float, Setting("mean of logit(time)")]
     std: Annotated[float, Setting("standard deviation of logit(time)", gt=0)]
@@ -34,7 +41,18 @@ class LogitNormal:
 
 @dataclass(frozen=True)
 class MiddleTime:
-    """The middle time l = t + (s - t) r, where r shrinks from `init` to `end` during training."""
+    """The middle time l = t + (s - t) r of a jump.
+
+    r shrinks from `init` to `end` during training.
+
+    Example:
+        >>> import soflow, torch
+        >>> middle = soflow.MiddleTime("linear", init=0.5, end=0.1)
+        >>> middle(torch.tensor([1.0]), torch.tensor([0.0]), progress=0.0)
+        tensor([0.5000])
+        >>> middle(torch.tensor([1.0]), torch.tensor([0.0]), progress=1.0)
+        tensor([0.9000])
+    """
 
     schedule: Annotated[Schedule, Setting("of r(k, K)")] = "exponential"
     init: Annotated[float, Setting("r at the first step", gt=0, le=1)] = 0.1
@@ -57,7 +75,10 @@ class MiddleTime:
         raise AssertionError(self.schedule)
 
     def __call__(self, t: Times, s: Times, progress: float) -> Times:
-        """l in [s, t), at least FLOOR below t so that the quotient over t - l stays finite."""
+        """The middle times l in [s, t), (B,), at least 1e-4 below t.
+
+        The quotient over t - l therefore stays finite.
+        """
         return middle_time(t, s, self.r(progress))
 
 

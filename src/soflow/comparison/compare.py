@@ -93,6 +93,16 @@ def compare(
     Raises:
         InputError: For settings that cannot be used, or that differ from those of runs in `out`.
         RunError: If a run fails or a file is damaged.
+
+    Example:
+        >>> import soflow
+        >>> settings = ["train.steps=2", "train.batch_size=8", "evaluate.num=50"]
+        >>> found = soflow.compare(
+        ...     "moons", "runs/compare", ["soflow", "flow_matching"], seeds=1, overrides=settings,
+        ...     rounds=1, progress=soflow.silent,
+        ... )
+        >>> list(found.objectives)
+        ['soflow', 'flow_matching']
     """
     out = Path(out).expanduser()
     if processes.count() > 1:

@@ -53,9 +53,18 @@ def read_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
         recipe: The name of a shipped recipe, a YAML file, or a run folder.
         overrides: `key=value` texts with dotted keys, such as `train.steps=2000`.
 
+    Returns:
+        The configuration.
+
     Raises:
         InputError: For an unknown recipe or key, naming the nearest one, and for a value outside
             its range.
+
+    Example:
+        >>> import soflow
+        >>> config = soflow.read_recipe("digits", ["train.steps=500", "optimizer.lr=5e-4"])
+        >>> config.train.steps, config.optimizer.lr
+        (500, 0.0005)
     """
     return with_overrides(validate(read_yaml(str(recipe))), overrides)
 

@@ -79,6 +79,7 @@ class DataConfig(Section):
     @field_validator("path")
     @classmethod
     def home_is_expanded(cls, path: str) -> str:
+        """Replaces ~ by the home folder."""
         return os.path.expanduser(path)
 
     @model_validator(mode="after")
@@ -201,7 +202,27 @@ class EvaluateConfig(Section):
 
 
 class Config(Section):
-    """One experiment, complete: with the code's version it says how to repeat the run."""
+    """The settings of one experiment.
+
+    `soflow recipes NAME` prints every key with its meaning.
+
+    Attributes:
+        data: Where data come from, their shape and classes.
+        network: The network, by name, and its settings.
+        noising: The noising process and the parameterization.
+        objective: The objective, by name, and its settings.
+        optimizer: The optimizer, the learning rate and its schedule.
+        ema: The average of the weights.
+        train: The steps, the batch, and what is logged.
+        checkpoint: When checkpoints are written, and which are kept.
+        evaluate: What evaluations measure.
+
+    Example:
+        >>> import soflow
+        >>> config = soflow.read_recipe("digits")
+        >>> isinstance(config, soflow.Config), config.network.name, config.data.shape
+        (True, 'dit', (1, 8, 8))
+    """
 
     description: str = key("", "what this recipe is for")
     init_from: str = key("", "initial weights: a file of a DiT or SiT, or a run of this network")
@@ -238,11 +259,12 @@ class Config(Section):
     @field_validator("init_from")
     @classmethod
     def home_is_expanded(cls, path: str) -> str:
+        """Replaces ~ by the home folder."""
         return os.path.expanduser(path)
 
     @property
     def guidance_scale(self) -> float:
-        """omega; 1 if nothing is guided, and for an objective without guidance."""
+        """The scale omega of guidance; 1 if nothing is guided."""
         guidance = getattr(self.objective, "guidance", None)
         return self.of_objective("guidance_scale", 1.0) if guidance is None else guidance.scale
 

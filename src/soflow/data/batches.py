@@ -61,17 +61,28 @@ def in_memory(rows: Rows) -> Tensor:
 class Batches:
     """The batches of a training over a data set: `batches[k]` is that of step k.
 
-        data = soflow.load_data("digits")
-        batches = soflow.Batches(data, batch_size=128, seed=0)
-        batch = batches[0]                      # batch.data (128, 1, 8, 8), batch.labels (128,)
-        generator = batches.generator("draws", 0)     # for what else is random in step 0
-
     Samples come in a new random order each epoch, and a batch may extend into the next epoch.
     Small data are kept on the device. A thread reads the rows of larger data one step ahead.
 
-    flip mirrors each image with probability 1/2, and so does augment what it does; a condition that
-    is a map is changed like its image. balance draws every class equally often. Data with a margin
-    are cropped at random places.
+    A condition that is a map is mirrored and augmented like its image. Data with a margin are
+    cropped at random places.
+
+    Args:
+        dataset: The data.
+        batch_size: The number of samples in a batch, of all processes together.
+        seed: The seed of the order and of `generator`.
+        augment: Augments images, as `soflow.data.augment.AugmentPipe`.
+        device: The device of the batches.
+        flip: Whether to mirror each image with probability 1/2.
+        balance: Whether to draw every class equally often.
+
+    Example:
+        >>> import soflow
+        >>> batches = soflow.Batches(soflow.load_data("digits"), batch_size=128, seed=0)
+        >>> batch = batches[0]
+        >>> batch.data.shape, batch.labels.shape
+        (torch.Size([128, 1, 8, 8]), torch.Size([128]))
+        >>> generator = batches.generator("draws", 0)  # for what else is random in step 0
     """
 
     def __init__(
@@ -149,6 +160,7 @@ class Batches:
         return Batch(self.augment(data, draws), labels, self.augment.labels(draws), cond)
 
     def chosen(self, step: int, index: int, count: int) -> Tensor:
+        """Which samples make up a microbatch, (n,)."""
         return torch.from_numpy(self.indices(step)[index::count])
 
     def visit_noise(self, step: int, mine: slice) -> Tensor | None:
@@ -171,7 +183,10 @@ class Batches:
         return seeded_generator(self.seed, stream, step, self.device)
 
     def read_ahead(self, step: int, index: int, count: int) -> Stored:
-        """Rows and conditions of a microbatch, on the device. A thread starts to read the next."""
+        """Rows and conditions (n, ...) of a microbatch, on the device.
+
+        A thread starts to read the next.
+        """
         future = self.ahead.pop((step, index, count), None)
         stored = self.fetch(step, index, count) if future is None else future.result()
         self.ahead[step + 1, index, count] = self.reader.submit(self.fetch, step + 1, index, count)
@@ -180,10 +195,10 @@ class Batches:
         return rows, cond
 
     def fetch(self, step: int, index: int, count: int) -> Stored:
-        """The rows and conditions of a microbatch, read from their files."""
+        """Rows and conditions (n, ...) of a microbatch, read from their files."""
         rows, cond = read_together(self.rows, self.cond, self.chosen(step, index, count))
         return self.pinned(rows), None if cond is None else self.pinned(cond)
 
     def pinned(self, tensor: Tensor) -> Tensor:
-        """A tensor in memory that a GPU fetches from while the program goes on."""
+        """A tensor, (n, ...) as before, in memory that a GPU copies from asynchronously."""
         return tensor.pin_memory() if self.device.type == "cuda" else tensor

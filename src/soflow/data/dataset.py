@@ -165,11 +165,13 @@ class Dataset:
 
     Attributes:
         name: What messages call the data set.
+        split: The part of the data that it is, such as "train".
         rows: Samples, float32 (N, ...); or images as bytes, uint8 (N, H, W, C), which become
             [-1, 1]; or, with an encoder, mean and standard deviation of latents, (N, 2 C, h, w), of
             which every visit draws one.
         labels: The class of each sample, (N,), -1 for unlabelled samples; or None.
         class_names: Names of the classes. Without names, the largest label says how many there are.
+        encoder: The autoencoder of latents; None for other data.
         unlabelled: Why there are no labels.
         scaling: What standardized the rows; None for images and for rows in their own units.
         margin: By how much stored images are larger than samples in both directions: `read` crops
@@ -177,6 +179,13 @@ class Dataset:
         notes: What was found, and what was left out; see `summary`.
         cond: What samples are conditioned on besides classes, float32 (N, ...), or images as bytes,
             uint8 (N, H, W, C), which become [-1, 1]; None for nothing.
+
+    Example:
+        >>> import soflow, torch
+        >>> rows, labels = torch.randn(6, 2), torch.tensor([0, 1, 2, 0, 1, 2])
+        >>> data = soflow.Dataset("points", "train", rows, labels, class_names=("a", "b", "c"))
+        >>> data.shape, data.num_classes, data.samples(slice(4)).shape
+        ((2,), 3, torch.Size([4, 2]))
     """
 
     name: str
@@ -211,6 +220,7 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
+        """The number of classes; 0 without labels."""
         if self.labels is None or self.class_names:
             return len(self.class_names)
         return int(self.labels.max()) + 1

@@ -17,11 +17,6 @@ from soflow.errors import InputError
 def load_data(data: Any, **settings: Any) -> Dataset:
     """Loads data by name, or takes your own, as `soflow.train` does.
 
-        >>> import soflow
-        >>> data = soflow.load_data("digits")
-        >>> len(data), data.shape, data.num_classes
-        (1437, (1, 8, 8), 10)
-
     Args:
         data: SOURCE[:SPLIT], such as "digits:test", a path or a name on the Hub; or data of your
             own: a tensor or an array (N, ...), samples and labels as (x, y), a data set of torch or
@@ -36,6 +31,15 @@ def load_data(data: Any, **settings: Any) -> Dataset:
 
     Raises:
         InputError: If there are no such data, or they cannot be used.
+
+    Example:
+        >>> import soflow, torch
+        >>> data = soflow.load_data("digits")
+        >>> len(data), data.shape, data.num_classes
+        (1437, (1, 8, 8), 10)
+        >>> own = soflow.load_data((torch.randn(100, 2), torch.arange(100) % 3))
+        >>> own.shape, own.num_classes
+        ((2,), 3)
     """
     config = data_config({"num_classes": -1, **settings})
     if isinstance(data, str):

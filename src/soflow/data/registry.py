@@ -22,8 +22,25 @@ from soflow.data.images import MODES, Images
 from soflow.errors import InputError
 from soflow.system.registry import Registry
 
-#: Functions (config, split) -> Dataset, and classes like `Source` without arguments, by name.
-SOURCES: Registry[Callable[..., Any]] = Registry("data source")
+SOURCES: Registry[Callable[..., Any]] = Registry(
+    "data source",
+    doc="""Data sources by the names that configurations give them.
+
+    A source is a function (config, split) -> `Dataset`, where config is the section `data` of a
+    configuration; or a class without arguments that also lists its splits, such as
+    `soflow.data.registry.Source`.
+
+    Example:
+        >>> import soflow, torch
+        >>> @soflow.SOURCES.register("ring")
+        ... def ring(config, split):
+        ...     angle = torch.linspace(0, 6.28, 1000)
+        ...     points = torch.stack([angle.cos(), angle.sin()], dim=1)  # (N, 2)
+        ...     return soflow.Dataset("ring", split, points, labels=None)
+        >>> len(soflow.load_data("ring"))
+        1000
+    """,
+)
 
 
 @runtime_checkable

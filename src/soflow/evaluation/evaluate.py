@@ -56,6 +56,12 @@ class EvaluationSettings:
             them; by default the training data.
         baseline: Whether to score held-out real data; by default if there are some.
         vae: The autoencoder that decodes latents; by default the one that made them.
+
+    Example:
+        >>> import soflow
+        >>> settings = soflow.EvaluationSettings(nfe=(1, 4), num=5000, seeds=(0, 1, 2))
+        >>> settings.weights
+        ('ema', 'raw')
     """
 
     nfe: tuple[int, ...] = ()

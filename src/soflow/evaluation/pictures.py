@@ -89,8 +89,6 @@ def picture(
     Images are a grid; those with names of channels are in units of their own, see `about`. Vectors
     are a histogram, a scatter plot or a pair plot, signals are curves.
 
-        soflow.picture(model.sample(20), columns=10)
-
     Args:
         samples: (B, D), (B, C, L) or (B, C, H, W); images of one or three channels in -1 to 1.
         columns: How many images or signals are in a row.
@@ -102,6 +100,12 @@ def picture(
 
     Raises:
         InputError: If there are no samples or no columns, or samples have another number of axes.
+
+    Example:
+        >>> import soflow
+        >>> model = soflow.load("runs/digits")
+        >>> soflow.picture(model.sample(20, progress=soflow.silent), columns=10).size
+        (342, 70)
     """
     if not 2 <= samples.ndim <= 4 or not samples.numel():
         shapes = "[B, D], [B, C, L] or [B, C, H, W]"
@@ -128,5 +132,19 @@ def to_picture(figure: "Figure") -> Image.Image:
 def save_picture(
     samples: Tensor, file: str | Path, columns: int = 10, names: Sequence[str] = ()
 ) -> None:
-    """Saves samples as one picture; see `picture`."""
+    """Saves samples as one picture, as `picture` shows them.
+
+    Args:
+        samples: (B, D), (B, C, L) or (B, C, H, W); images of one or three channels in -1 to 1.
+        file: The file. Its ending says the format, such as .png.
+        columns: How many images or signals are in a row.
+        names: Of features or channels.
+
+    Raises:
+        InputError: As `picture`.
+
+    Example:
+        >>> import soflow, torch
+        >>> soflow.save_picture(torch.rand(6, 3, 32, 32) * 2 - 1, "noise.png", columns=3)
+    """
     picture(samples, columns, names).save(Path(file).expanduser())

@@ -83,10 +83,21 @@ def import_checkpoint(
         settings: The YAML file that it was trained with.
         out: The run folder to make.
         heads: Attention heads of a DiT; by default those of the setting model_type.
-        overrides: `key=value` in our keys, e.g. data.source=digits.
+        overrides: Settings of the run as `key=value`, such as data.source=digits.
+
+    Returns:
+        The run folder with its configuration, and what became of each setting.
 
     Raises:
         InputError: If a file cannot be used, or the folder exists already.
+
+    Example:
+        >>> import soflow
+        >>> found = soflow.import_checkpoint(
+        ...     "reference.pt", "reference.yaml", "runs/theirs", heads=4
+        ... )
+        >>> soflow.load("runs/theirs").sample(5, progress=soflow.silent).shape
+        torch.Size([5, 1, 8, 8])
     """
     checkpoint, settings = Path(checkpoint).expanduser(), Path(settings).expanduser()
     out = Path(out).expanduser().absolute()

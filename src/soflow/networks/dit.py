@@ -115,16 +115,27 @@ class FinalLayer(nn.Module):
 
 @NETWORKS.register("dit")
 class DiT(nn.Module):
-    """F(x, t, s, labels): images or latents (B, C, H, W), or signals (B, C, L) -> same.
+    """The diffusion transformer F(x, t, s, labels) for images, latents and signals.
+
+    x and the result are images or latents (B, C, H, W), or signals (B, C, L); t and s are (B,).
 
     Args:
-        shape: One sample's, (C, H, W) or (C, L). H and W, or L, must be multiples of `patch`.
-        num_classes: 0 for a network without labels. The label `num_classes`, or labels=None,
-            means "no class".
-        cond_shape: One condition's shape, () without (networks/conditions.py).
+        shape: The shape of one sample, (C, H, W) or (C, L). H and W, or L, must be multiples of
+            `patch`.
+        num_classes: The number of classes; 0 for a network without labels. The label
+            `num_classes`, or labels=None, means "no class".
+        cond_shape: The shape of one condition: a vector (D,) or a map (C, H, W); () without
+            conditions.
 
     Raises:
         ValueError: For another shape, or sizes that do not divide one another.
+
+    Example:
+        >>> import soflow, torch
+        >>> network = soflow.DiT((1, 8, 8), num_classes=10, patch=4, width=32, depth=1)
+        >>> x, t, s = torch.randn(3, 1, 8, 8), torch.ones(3), torch.zeros(3)
+        >>> network(x, t, s, torch.tensor([0, 7, 10])).shape
+        torch.Size([3, 1, 8, 8])
     """
 
     dimensions = (2, 3)
@@ -173,7 +184,10 @@ class DiT(nn.Module):
         self.initialize()
 
     def initialize(self) -> None:
-        """Xavier-uniform linears, normal label table and t MLP, zero modulations and output."""
+        """Draws initial weights: linears Xavier-uniform, the label table and the MLP of t normal.
+
+        Modulations and the output are zero.
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -195,6 +209,7 @@ class DiT(nn.Module):
         labels: Labels | None = None,
         cond: Tensor | None = None,
     ) -> Tensor:
+        """F(x, t, s, labels): (B, ...), (B,), (B,), (B,) or None -> (B, ...)."""
         with torch.autocast(x.device.type, enabled=False):
             times = self.t_embedder(t) + self.s_embedder(t - s)
             condition = self.cond.added(times + self.y_embedder(labels, like=x), cond)

@@ -33,17 +33,26 @@ class ResidualBlock(nn.Module):
 
 @NETWORKS.register("mlp")
 class MLP(nn.Module):
-    """F(x, t, s, labels): vectors (B, D) -> same.
+    """A residual network F(x, t, s, labels) for vectors.
 
-    Samples keep noise in some directions if `width` is less than D, since F then has rank `width`.
+    x and the result are (B, D); t and s are (B,). `width` must be at least D: otherwise F would
+    have rank `width`, and samples would keep noise in the other directions.
 
     Args:
-        shape: One sample's, (D,).
-        num_classes: 0 for a network without labels.
-        cond_shape: One condition's shape, () without (networks/conditions.py).
+        shape: The shape of one sample, (D,).
+        num_classes: The number of classes; 0 for a network without labels. The label
+            `num_classes`, or labels=None, means "no class".
+        cond_shape: The shape of one condition, (E,); () without conditions.
 
     Raises:
         ValueError: For another shape, or a width below D.
+
+    Example:
+        >>> import soflow, torch
+        >>> network = soflow.MLP(shape=(2,), num_classes=3, width=64, depth=2)
+        >>> x, t, s = torch.randn(4, 2), torch.ones(4), torch.zeros(4)
+        >>> network(x, t, s, torch.tensor([0, 1, 2, 3])).shape
+        torch.Size([4, 2])
     """
 
     dimensions = 1
@@ -82,6 +91,7 @@ class MLP(nn.Module):
         labels: Labels | None = None,
         cond: Tensor | None = None,
     ) -> Tensor:
+        """F(x, t, s, labels): (B, ...), (B,), (B,), (B,) or None -> (B, ...)."""
         with torch.autocast(x.device.type, enabled=False):
             times = self.t_embedder(t) + self.s_embedder(t - s)
             embedding = times + self.y_embedder(labels, like=x)

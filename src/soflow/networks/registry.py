@@ -24,8 +24,24 @@ from torch import nn
 
 from soflow.system.registry import Registry
 
-#: Every network by the name that a configuration gives it.
-NETWORKS: Registry[type[nn.Module]] = Registry("network")
+NETWORKS: Registry[type[nn.Module]] = Registry(
+    "network",
+    doc="""Networks by the names that configurations give them.
+
+    A registered network can be trained by name, in recipes and on the command line. Its constructor
+    takes `shape` and `num_classes`; its other parameters are settings. The module
+    soflow.networks.registry says what else a network may have.
+
+    Example:
+        >>> import soflow
+        >>> @soflow.NETWORKS.register("small_mlp")
+        ... class SmallMLP(soflow.MLP):
+        ...     def __init__(self, shape, num_classes):
+        ...         super().__init__(shape, num_classes, width=16, depth=1)
+        >>> soflow.read_recipe("moons", ["network.name=small_mlp"]).network.name
+        'small_mlp'
+    """,
+)
 
 #: What samples are called by their number of dimensions.
 KINDS = {1: "vectors [D]", 2: "signals [C, L]", 3: "images [C, H, W]"}

@@ -118,6 +118,7 @@ class WithSecondTime(nn.Module):
         return out
 
     def added_time(self, name: str) -> "AddedTime":
+        """The submodule of this name, an embedding to which the second time is added."""
         place = self.velocity.get_submodule(name)
         assert isinstance(place, AddedTime)
         return place

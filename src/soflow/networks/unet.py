@@ -148,17 +148,24 @@ class LabelMap(nn.Linear):
 
 @NETWORKS.register("unet")
 class UNet(nn.Module):
-    """F(x, t, s, labels): images or latents (B, C, H, W) -> same.
+    """EDM's UNet with a second time, F(x, t, s, labels), for images and latents (B, C, H, W).
 
     Args:
-        shape: One sample's, (C, H, W); H and W must be multiples of 2^(levels - 1).
+        shape: The shape of one sample, (C, H, W). H and W must be multiples of 2^(levels - 1).
         augment_labels: The number of augmentation labels per sample.
-        num_classes: 0 for a network without labels. The label `num_classes`, or labels=None,
-            means "no class".
-        cond_shape: One condition's shape, () without (networks/conditions.py).
+        num_classes: The number of classes; 0 for a network without labels. The label
+            `num_classes`, or labels=None, means "no class".
+        cond_shape: The shape of one condition: a vector (D,) or a map (C, H, W); () without
+            conditions.
 
     Raises:
         ValueError: For another shape, or sizes that cannot be halved often enough.
+
+    Example:
+        >>> import soflow, torch
+        >>> network = soflow.UNet((3, 8, 8), model_channels=16, channel_mult=(1, 2), blocks=1)
+        >>> network(torch.randn(2, 3, 8, 8), torch.ones(2), torch.zeros(2)).shape
+        torch.Size([2, 3, 8, 8])
     """
 
     dimensions = 3
@@ -294,6 +301,7 @@ class UNet(nn.Module):
         augment: Tensor | None = None,
         cond: Tensor | None = None,
     ) -> Tensor:
+        """F(x, t, s, labels): (B, C, H, W), (B,), (B,), (B,) or None -> (B, C, H, W)."""
         assert labels is None or self.map_label is not None, "this UNet has no classes"
         with torch.autocast(x.device.type, enabled=False):
             embedding = self.embed(t, s, labels, augment, cond)

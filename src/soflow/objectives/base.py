@@ -22,12 +22,27 @@ class Draws:
     """The random numbers of one training step, one row per sample.
 
     The first `n_flow_matching` samples look at the velocity, s = t; the rest jump from t to s < t.
+
+    Attributes:
+        noise: Standard normal, (B, ...).
+        t: The times of the noised samples, (B,).
+        s: The times that jumps end at, (B,).
+        dropped: Which samples are trained without their label, (B,) bool.
+        n_flow_matching: The number of samples with s = t.
+
+    Example:
+        >>> import soflow, torch
+        >>> draws = soflow.SoFlow().draw((8, 2), torch.Generator())
+        >>> draws.noise.shape, draws.n_flow_matching
+        (torch.Size([8, 2]), 6)
+        >>> bool((draws.rows(slice(6)).t == draws.rows(slice(6)).s).all())
+        True
     """
 
-    noise: Tensor  # (B, ...)
-    t: Tensor  # (B,)
-    s: Tensor  # (B,)
-    dropped: Tensor  # (B,) bool: trained without its label
+    noise: Tensor
+    t: Tensor
+    s: Tensor
+    dropped: Tensor
     n_flow_matching: int
 
     def rows(self, which: slice) -> "Draws":
@@ -37,23 +52,50 @@ class Draws:
 
 
 class Term(NamedTuple):
-    """One term of the loss, one value per sample that it concerns."""
+    """One term of the loss, with one value for each of its n samples.
 
-    loss: PerSample  # (n,) the sample's part of the loss
-    squared: PerSample  # (n,) mean_d of the squared error
-    weight: PerSample  # (n,) the adaptive weight w
-    times: dict[str, Tensor]  # each (n,): t, s, l
+    Attributes:
+        loss: The loss of each sample, (n,).
+        squared: The mean squared error of each sample, (n,), without gradient.
+        weight: The adaptive weight of each sample, (n,), without gradient.
+        times: The times of each sample by their symbols t, s and l, each (n,).
+
+    Example:
+        >>> import soflow, torch
+        >>> squared = torch.tensor([0.1, 0.3], requires_grad=True)
+        >>> term = soflow.Term(
+        ...     loss=squared, squared=squared.detach(), weight=torch.ones(2), times={}
+        ... )
+        >>> soflow.losses(error=term).total
+        tensor(0.2000, grad_fn=<MeanBackward0>)
+    """
+
+    loss: PerSample
+    squared: PerSample
+    weight: PerSample
+    times: dict[str, Tensor]
 
 
 class Losses(NamedTuple):
-    """The loss of a batch.
+    """The loss of a batch, which an objective returns.
 
-    `total` is what training minimizes. `parts` are named values per sample, without gradient, for
-    the logs. `terms` are what both are made of, in the order of the batch's samples.
+    Attributes:
+        total: What training minimizes, ().
+        parts: Values of samples by name, each (n,), without gradient. Their means are logged.
+        terms: The terms by name, in the order of the batch's samples.
+
+    Example:
+        >>> import soflow, torch
+        >>> model = soflow.FlowModel(soflow.MLP(shape=(2,)), shape=(2,))
+        >>> objective, batch = soflow.FlowMatching(), soflow.Batch(torch.randn(8, 2))
+        >>> draws = objective.draw(batch.data.shape, torch.Generator())
+        >>> losses = objective(model, batch, draws, progress=0.0)
+        >>> {name: part.shape for name, part in losses.parts.items()}
+        {'flow_matching_mse': torch.Size([8]), 'flow_matching_weight': torch.Size([8])}
     """
 
-    total: Tensor  # ()
-    parts: dict[str, Tensor]  # each (n,)
+    total: Tensor
+    parts: dict[str, Tensor]
     terms: dict[str, Term]
 
 
@@ -87,12 +129,43 @@ class Objective(Protocol):
         ...
 
 
-#: Every objective by the name that a configuration gives it.
-OBJECTIVES: Registry[type[Objective]] = Registry("objective", ("samplers", "whole_network"))
+OBJECTIVES: Registry[type[Objective]] = Registry(
+    "objective",
+    ("samplers", "whole_network"),
+    """Objectives by the names that configurations give them.
+
+    A registered objective can be trained by name, in recipes and on the command line. Its fields
+    are its settings.
+
+    Example:
+        >>> import dataclasses, soflow
+        >>> @soflow.OBJECTIVES.register("plain_flow")
+        ... @dataclasses.dataclass(frozen=True)
+        ... class PlainFlow(soflow.FlowMatching):
+        ...     pass
+        >>> soflow.OBJECTIVES["plain_flow"].__name__, "soflow" in soflow.OBJECTIVES
+        ('PlainFlow', True)
+    """,
+)
 
 
 def losses(**terms: Term) -> Losses:
-    """The mean of one loss per sample over all terms; errors and weights of each for the logs."""
+    """Combines terms into the loss of a batch.
+
+    Args:
+        terms: The terms by name, with one loss per sample, (n,) each.
+
+    Returns:
+        The losses. `total` is the mean over all samples, and `parts` hold the squared errors and
+        the weights of each term.
+
+    Example:
+        >>> import soflow, torch
+        >>> ones = torch.ones(3)
+        >>> losses = soflow.losses(mine=soflow.Term(2 * ones, ones, ones, {}))
+        >>> losses.total, list(losses.parts)
+        (tensor(2.), ['mine_mse', 'mine_weight'])
+    """
     total = torch.cat([term.loss for term in terms.values()]).mean()
     mse = {f"{name}_mse": term.squared for name, term in terms.items()}
     weight = {f"{name}_weight": term.weight for name, term in terms.items()}

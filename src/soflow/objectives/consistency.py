@@ -25,7 +25,20 @@ from soflow.times import FLOOR, LogitNormal, MiddleTime
 @OBJECTIVES.register("consistency")
 @dataclass(frozen=True)
 class Consistency:
-    """f(x_t, t, 0, y) is trained towards f(x_l, l, 0, y). It has no velocity to guide by."""
+    """Consistency training: f(x_t, t, 0, y) is trained towards f(x_l, l, 0, y).
+
+    It learns no velocity, so it has no guidance.
+
+    Example:
+        >>> import soflow, torch
+        >>> model = soflow.FlowModel(soflow.MLP(shape=(2,)), shape=(2,))
+        >>> objective, batch = soflow.Consistency(), soflow.Batch(torch.randn(8, 2))
+        >>> draws = objective.draw(batch.data.shape, torch.Generator().manual_seed(0))
+        >>> losses = objective(model, batch, draws, progress=0.5)
+        >>> losses.total.backward()
+        >>> sorted(losses.terms)
+        ['consistency']
+    """
 
     samplers: ClassVar[tuple[str, ...]] = ("renoise",)  # jumps to data alone, no velocity
     whole_network: ClassVar[bool] = False
@@ -37,15 +50,18 @@ class Consistency:
     middle: Annotated[MiddleTime, Setting("the middle time l = (1 - r) t")] = MiddleTime()
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> Draws:
+        """Draws noise, times and label drops of a batch of `shape`."""
         noise = torch.randn(*shape, generator=generator, device=generator.device)
         t = self.times.draw(shape[0], generator).clamp(min=FLOOR)
         dropped = draw_dropped(shape[0], None, generator)
         return Draws(noise, t, torch.zeros_like(t), dropped, n_flow_matching=0)
 
     def scheduled(self, progress: float) -> dict[str, float]:
+        """The ratio r of the middle time at `progress`."""
         return {"r": self.middle.r(progress)}
 
     def __call__(self, model: FlowModel, batch: Batch, draws: Draws, progress: float) -> Losses:
+        """The loss at `progress` = k / K of training."""
         l = self.middle(draws.t, draws.s, progress)
         x_t, x_l = (model.noising.add_noise(batch.data, draws.noise, time) for time in (draws.t, l))
         jumps = Inputs.of(batch, x_t, draws.t, draws.s, batch.labels)

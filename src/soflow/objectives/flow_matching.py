@@ -23,7 +23,18 @@ from soflow.times import LogitNormal
 @OBJECTIVES.register("flow_matching")
 @dataclass(frozen=True)
 class FlowMatching:
-    """v(x_t, t, y) is trained towards v_t, or the guided velocity."""
+    """Flow matching: v(x_t, t, y) is trained towards v_t, or towards the guided velocity.
+
+    Example:
+        >>> import soflow, torch
+        >>> model = soflow.FlowModel(soflow.MLP(shape=(2,)), shape=(2,))
+        >>> objective, batch = soflow.FlowMatching(), soflow.Batch(torch.randn(8, 2))
+        >>> draws = objective.draw(batch.data.shape, torch.Generator().manual_seed(0))
+        >>> losses = objective(model, batch, draws, progress=0.5)
+        >>> losses.total.backward()
+        >>> sorted(losses.terms)
+        ['flow_matching']
+    """
 
     samplers: ClassVar[tuple[str, ...]] = ("euler", "heun")  # a velocity, no jumps
     whole_network: ClassVar[bool] = False
@@ -34,12 +45,14 @@ class FlowMatching:
     guidance: Annotated[Guidance, Setting("classifier-free guidance inside training")] = Guidance()
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> Draws:
+        """Draws noise, times and label drops of a batch of `shape`."""
         noise = torch.randn(*shape, generator=generator, device=generator.device)
         t = self.times.draw(shape[0], generator)
         dropped = draw_dropped(shape[0], self.guidance, generator)
         return Draws(noise, t, t, dropped, n_flow_matching=shape[0])
 
     def __call__(self, model: FlowModel, batch: Batch, draws: Draws, progress: float) -> Losses:
+        """The loss at `progress` = k / K of training."""
         point = model.noising.sample(batch.data, draws.noise, draws.t)
         x_t, t = point.x_t, point.t
         labels = shown_labels(model, batch, draws, self.guidance)

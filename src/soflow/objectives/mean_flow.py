@@ -28,7 +28,16 @@ from soflow.times import LogitNormal, draw_ordered
 
 @dataclass(frozen=True)
 class MeanFlowGuidance(Guidance):
-    """Guidance that does not fade. `mix` is the paper's 1 - kappa, mix times scale its omega."""
+    """Guidance of MeanFlow, which does not fade.
+
+    In MeanFlow's paper, `mix` is 1 - kappa, and `mix` times `scale` is omega.
+
+    Example:
+        >>> import soflow
+        >>> objective = soflow.MeanFlow(guidance=soflow.MeanFlowGuidance(scale=2.0))
+        >>> objective.guidance.mix
+        1.0
+    """
 
     mix: Annotated[
         float, Setting("weight of the guided velocity against the network's, 1 - kappa", ge=0, le=1)
@@ -39,7 +48,21 @@ class MeanFlowGuidance(Guidance):
 @OBJECTIVES.register("mean_flow")
 @dataclass(frozen=True)
 class MeanFlow:
-    """F(x_t, t, s, y) is trained towards the mean of the (guided) velocity from t to s."""
+    """Trains F(x_t, t, s, y) towards the mean of the (guided) velocity from t to s.
+
+    Args:
+        compile: Compiles the function that takes the derivative. `soflow.train` gives it.
+
+    Example:
+        >>> import soflow, torch
+        >>> model = soflow.FlowModel(soflow.MLP(shape=(2,)), shape=(2,))
+        >>> objective, batch = soflow.MeanFlow(), soflow.Batch(torch.randn(8, 2))
+        >>> draws = objective.draw(batch.data.shape, torch.Generator().manual_seed(0))
+        >>> losses = objective(model, batch, draws, progress=0.5)
+        >>> losses.total.backward()
+        >>> sorted(losses.terms)
+        ['mean_flow']
+    """
 
     samplers: ClassVar[tuple[str, ...]] = ("ode", "renoise", "heun")
     whole_network: ClassVar[bool] = True  # it differentiates the network
@@ -66,10 +89,14 @@ class MeanFlow:
 
     @cached_property
     def with_derivative(self) -> Callable[..., tuple[Tensor, Tensor]]:
-        """Compiled as a whole, since blocks compiled one by one are differentiable only so."""
+        """The network and its derivative as one function, compiled as a whole.
+
+        Blocks that are compiled one by one have no forward-mode derivative.
+        """
         return self.compile(passes.with_derivative)
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> Draws:
+        """Draws noise, times and label drops of a batch of `shape`."""
         count = shape[0]
         noise = torch.randn(*shape, generator=generator, device=generator.device)
         t, s = draw_ordered(count, self.times, generator)
@@ -78,6 +105,7 @@ class MeanFlow:
         return Draws(noise, t, s, draw_dropped(count, self.guidance, generator), n_fm)
 
     def __call__(self, model: FlowModel, batch: Batch, draws: Draws, progress: float) -> Losses:
+        """The loss at `progress` = k / K of training."""
         require_mean_velocity(model)
         point = model.noising.sample(batch.data, draws.noise, draws.t)
         x_t, t, s, v = point.x_t, draws.t, draws.s, point.v_t

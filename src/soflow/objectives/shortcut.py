@@ -31,7 +31,22 @@ HALVINGS = 6
 @OBJECTIVES.register("shortcut")
 @dataclass(frozen=True)
 class Shortcut:
-    """A share of the batch matches the (guided) flow; the rest learns steps from half steps."""
+    """Shortcut models: some samples match the (guided) flow, others learn steps from half steps.
+
+    The targets of steps come from `model.average`, or from `model.net` without it.
+
+    Example:
+        >>> import dataclasses, soflow, torch
+        >>> model = soflow.FlowModel(soflow.MLP(shape=(2,)), shape=(2,))
+        >>> objective, batch = soflow.Shortcut(), soflow.Batch(torch.randn(8, 2))
+        >>> draws = objective.draw(batch.data.shape, torch.Generator().manual_seed(0))
+        >>> ema = soflow.Ema(model.net)
+        >>> model = dataclasses.replace(model, average=ema.net)
+        >>> losses = objective(model, batch, draws, progress=0.5)
+        >>> losses.total.backward()
+        >>> sorted(losses.terms)
+        ['flow_matching', 'shortcut']
+    """
 
     samplers: ClassVar[tuple[str, ...]] = ("ode", "heun")  # its jumps have lengths 1, 1/2, 1/4, ...
     whole_network: ClassVar[bool] = True  # it also calls the network with averaged weights
@@ -48,6 +63,7 @@ class Shortcut:
     guidance: Annotated[Guidance, Setting("classifier-free guidance inside training")] = Guidance()
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> Draws:
+        """Draws noise, times and label drops of a batch of `shape`."""
         count, device = shape[0], generator.device
         noise = torch.randn(*shape, generator=generator, device=device)
         n_steps = floor((1 - self.flow_matching_share) * count)
@@ -61,6 +77,7 @@ class Shortcut:
         return Draws(noise, t, s, draw_dropped(count, self.guidance, generator), n_fm)
 
     def __call__(self, model: FlowModel, batch: Batch, draws: Draws, progress: float) -> Losses:
+        """The loss at `progress` = k / K of training."""
         require_mean_velocity(model)
         fm, steps = slice(draws.n_flow_matching), slice(draws.n_flow_matching, None)
         point = model.noising.sample(batch.data, draws.noise, draws.t)

@@ -27,7 +27,14 @@ from soflow.times import LogitNormal, MiddleTime, draw_jumps
 
 @dataclass(frozen=True)
 class SoFlowTimes:
-    """Densities of the times, logit-normal."""
+    """The densities of SoFlow's times, each logit-normal.
+
+    Example:
+        >>> import soflow
+        >>> times = soflow.SoFlowTimes(t=soflow.LogitNormal(0.0, 1.0))
+        >>> soflow.SoFlow(times=times).times.s
+        LogitNormal(mean=-1.0, std=0.8)
+    """
 
     flow_matching: Annotated[LogitNormal, Setting("t of flow matching")] = LogitNormal(-0.2, 1.0)
     t: Annotated[LogitNormal, Setting("where a jump starts")] = LogitNormal(0.2, 0.8)
@@ -37,10 +44,20 @@ class SoFlowTimes:
 @OBJECTIVES.register("soflow")
 @dataclass(frozen=True)
 class SoFlow:
-    """L = (n_fm / B) L_FM + (n_scm / B) L_SCM.
+    """Flow matching and solution consistency: L = (n_fm / B) L_FM + (n_scm / B) L_SCM.
 
     The first n_fm = floor(lambda B) samples of a batch match the flow, the rest are made
     consistent. Each L is a mean over its own samples, so L is the mean of one loss per sample.
+
+    Example:
+        >>> import soflow, torch
+        >>> model = soflow.FlowModel(soflow.MLP(shape=(2,)), shape=(2,))
+        >>> objective, batch = soflow.SoFlow(), soflow.Batch(torch.randn(8, 2))
+        >>> draws = objective.draw(batch.data.shape, torch.Generator().manual_seed(0))
+        >>> losses = objective(model, batch, draws, progress=0.5)
+        >>> losses.total.backward()
+        >>> sorted(losses.terms)
+        ['consistency', 'flow_matching']
     """
 
     samplers: ClassVar[tuple[str, ...]] = ("renoise", "ode", "heun")
@@ -58,6 +75,7 @@ class SoFlow:
     guidance: Annotated[Guidance, Setting("classifier-free guidance inside training")] = Guidance()
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> Draws:
+        """Draws noise, times and label drops of a batch of `shape`."""
         count = shape[0]
         noise = torch.randn(*shape, generator=generator, device=generator.device)
         n_fm = floor(self.flow_matching_share * count)
@@ -68,15 +86,20 @@ class SoFlow:
         return Draws(noise, t, s, dropped, n_flow_matching=n_fm)
 
     def scheduled(self, progress: float) -> dict[str, float]:
+        """The ratio r of the middle time at `progress`."""
         return {"r": self.middle.r(progress)}
 
     def __call__(self, model: FlowModel, batch: Batch, draws: Draws, progress: float) -> Losses:
+        """The loss at `progress` = k / K of training."""
         scm = slice(draws.n_flow_matching, None)
         l = self.middle(draws.t[scm], draws.s[scm], progress)
         return losses(**self.terms(model, batch, draws, l))
 
     def terms(self, model: FlowModel, batch: Batch, draws: Draws, l: Times) -> dict[str, Term]:
-        """Both terms, either of which may have no samples; l: middle times of the second."""
+        """Both terms, either of which may have no samples.
+
+        l: middle times of the jumps, (n_scm,).
+        """
         fm, scm = slice(draws.n_flow_matching), slice(draws.n_flow_matching, None)
         point = model.noising.sample(batch.data, draws.noise, draws.t)
         x_t, t, v_t, dropped = point.x_t, point.t, point.v_t, draws.dropped

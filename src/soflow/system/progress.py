@@ -47,11 +47,19 @@ class Progress(Protocol):
 
 @contextmanager
 def silent(title: str, total: int, done: int = 0) -> Iterator[Task]:
-    """Shows nothing. As the `progress` of a public function, it hides notes, too.
+    """Shows no progress. As the `progress` of a public function, it hides notes, but no warnings.
 
-    Warnings remain.
+    Args:
+        title: Ignored.
+        total: Ignored.
+        done: Ignored.
 
-        run = soflow.train("digits", "runs/quiet", progress=soflow.silent)
+    Yields:
+        A task, whose `update(done, text)` does nothing.
+
+    Example:
+        >>> import soflow
+        >>> samples = soflow.load("runs/digits").sample(10, progress=soflow.silent)
     """
     yield Task()
 
@@ -63,10 +71,6 @@ def track(title: str, total: int, done: int = 0) -> Iterator[Task]:
     It is the default `progress` of all public functions. A function of your own with the same
     arguments can take its place.
 
-        with soflow.track("drawing", total=3) as task:
-            for i in range(3):
-                task.update(i + 1)
-
     Args:
         title: What is going on.
         total: The number of parts of the work.
@@ -74,6 +78,12 @@ def track(title: str, total: int, done: int = 0) -> Iterator[Task]:
 
     Yields:
         A task, whose `update(done, text)` reports how many parts are done, and a short text.
+
+    Example:
+        >>> import soflow
+        >>> with soflow.track("drawing", total=3) as task:
+        ...     for i in range(3):
+        ...         task.update(i + 1)
     """
     if is_hidden():
         yield Task()

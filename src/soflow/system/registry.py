@@ -21,7 +21,31 @@ T = TypeVar("T", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Setting:
-    """What a setting means, and its range: >= ge, > gt, <= le, < lt."""
+    """The meaning and the range of a setting, in the annotation of a constructor parameter.
+
+    Attributes:
+        about: What it means, as `soflow recipes NAME` shows it.
+        ge: The setting must be at least this.
+        gt: The setting must be greater than this.
+        le: The setting must be at most this.
+        lt: The setting must be less than this.
+
+    Example:
+        >>> import soflow
+        >>> from typing import Annotated
+        >>> @soflow.NETWORKS.register("my_network")
+        ... class MyNetwork(soflow.MLP):
+        ...     def __init__(
+        ...         self,
+        ...         shape,
+        ...         num_classes,
+        ...         width: Annotated[int, soflow.Setting("channels of a layer", gt=0)] = 64,
+        ...     ):
+        ...         super().__init__(shape, num_classes, width)
+        >>> config = soflow.read_recipe("moons", ["network.name=my_network", "network.width=32"])
+        >>> config.network.width
+        32
+    """
 
     about: str
     ge: float | None = None
@@ -33,9 +57,10 @@ class Setting:
 class Registry(Generic[T]):
     """Classes or functions by the name that a configuration gives them."""
 
-    def __init__(self, kind: str, attributes: Sequence[str] = ()) -> None:
+    def __init__(self, kind: str, attributes: Sequence[str] = (), doc: str | None = None) -> None:
         self.kind = kind
         self.attributes = attributes  # of a class, that every entry must have
+        self.__doc__ = doc or type(self).__doc__
         self.entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:

@@ -19,8 +19,22 @@ class Training:
         folder: Its folder.
         model: The network that is trained. `model.average` is F with averaged weights.
         state: Its counts: `state.step` steps are done, `state.samples` samples seen, and so on.
+        read_loss: Reads the loss of the last step, as `loss` does.
         learning_rate: Set a number to override the schedule from the next step on, None to follow
             it again. It is not saved with the run.
+        stopped: Why a callback stopped training; None while it goes on.
+
+    Example:
+        >>> import soflow
+        >>> class ThreeSteps(soflow.Callback):
+        ...     def on_step(self, training):
+        ...         if training.step == 3:
+        ...             training.stop("three steps are enough")
+        >>> run = soflow.train(
+        ...     "moons", "runs/three", callbacks=[ThreeSteps()], progress=soflow.silent
+        ... )
+        >>> soflow.load("runs/three").checkpoint.path.name
+        'step-00000003'
     """
 
     config: Config
@@ -49,14 +63,19 @@ class Training:
 class Callback:
     """What a run calls as it goes. Override what you need; each does nothing by default.
 
-        class PrintLoss(soflow.Callback):
-            def on_step(self, training):
-                print(training.step, training.loss)
-
-        soflow.train("digits", "runs/digits", callbacks=[PrintLoss()])
-
     With several processes all of them call it, except for `on_sample`, which the first one calls
     alone. What it does to the run must be the same in each. Errors that it raises end the run.
+
+    Example:
+        >>> import soflow
+        >>> class PrintLoss(soflow.Callback):
+        ...     def on_step(self, training):
+        ...         print(training.step, training.loss)
+        >>> run = soflow.train(
+        ...     "moons", "runs/printed", ["train.steps=2"], soflow.silent, callbacks=[PrintLoss()]
+        ... )
+        1 ...
+        2 ...
     """
 
     def on_start(self, training: Training) -> None:

@@ -13,8 +13,9 @@ from soflow.training.distributed import full_tensor, local_shard, shard_like
 
 
 class Ema:
-    """average <- d average + (1 - d) weights, with d = decay^every, after every `every` steps.
+    """The exponential moving average of a network's weights, which samples are drawn from.
 
+    After every `every` steps, average <- d average + (1 - d) weights, with d = decay^every.
     At the start, d is less: the half-life of the average, in steps, is
 
         min( ln(1/2) / ln(decay), rampup * steps so far )
@@ -25,21 +26,24 @@ class Ema:
     Averages trained parameters; buffers and fixed parameters are copied. Of a sharded network,
     each process averages its local shards. Source: SoFlow; EDM for float64 and the start-up.
 
-        ema = soflow.Ema(network, decay=0.999)
-        for step in range(steps):
-            ...                                     # an optimizer step
-            ema.update(step)
-        average = ema.averaged_network()            # which samples are drawn from
-
     Args:
         network: The network. Its weights are copied now, and read at each update.
-        decay: Of the average, per step.
+        decay: The decay of the average, per step.
         every: Steps between two updates.
-        float64: Keep the average in float64.
-        rampup: The half-life at the start, as a share of the steps so far; 0 is off.
+        float64: Whether to keep the average in float64.
+        rampup: The half-life at the start, as a fraction of the steps so far; 0 is off.
 
     Raises:
-        InputError: If the device of the network has no float64, and that is asked for.
+        InputError: If `float64` is set, and the device of the network has no float64.
+
+    Example:
+        >>> import soflow, torch
+        >>> network = soflow.MLP(shape=(2,))
+        >>> ema = soflow.Ema(network, decay=0.999)
+        >>> for step in range(10):
+        ...     # an optimizer step
+        ...     ema.update(step)
+        >>> average = ema.averaged_network()
     """
 
     def __init__(
@@ -70,7 +74,7 @@ class Ema:
         torch._foreach_lerp_(averages, weights, 1 - self.decay_at(step))
 
     def decay_at(self, step: int) -> float:
-        """d of the update after `step`, counted from 0. As in EDM, `step` steps were before it."""
+        """The decay d of the update after `step`, counted from 0, after `step` earlier steps."""
         decay = self.decay**self.every
         if not self.rampup:
             return decay
@@ -79,7 +83,10 @@ class Ema:
 
     @torch.no_grad()
     def net(self, x: Tensor, t: Tensor, s: Tensor, *args: Any, **inputs: Any) -> Tensor:
-        """F(x, t, s, labels) with averaged weights, no gradient. Every process must call it."""
+        """F(x, t, s, labels) with averaged weights, without gradient: (B, ...) -> (B, ...).
+
+        Every process must call it.
+        """
         weights = {
             name: full_tensor(average.to(self.trained[name].dtype))
             for name, average in self.average.items()

@@ -15,7 +15,23 @@ from soflow.training.distributed import shard_network
 
 
 class LossModule(nn.Module):
-    """Data-parallel wrappers see one forward and one backward per step, and every gradient."""
+    """A network and its objective as one module, whose forward is a whole loss.
+
+    Data-parallel wrappers thereby see one forward and one backward pass per step.
+
+    Args:
+        model: The model. Its network must be an `nn.Module`.
+        objective: What it is trained by.
+        average: The network with averaged weights, such as `ema.net`, for objectives that use it.
+
+    Example:
+        >>> import soflow, torch
+        >>> model = soflow.FlowModel(soflow.MLP(shape=(2,)), shape=(2,))
+        >>> loss = soflow.LossModule(model, soflow.SoFlow())
+        >>> batch = soflow.Batch(torch.randn(8, 2))
+        >>> draws = loss.objective.draw(batch.data.shape, torch.Generator())
+        >>> loss(batch, draws, progress=0.0).total.backward()
+    """
 
     def __init__(self, model: FlowModel, objective: Objective, average: Net | None = None) -> None:
         super().__init__()
@@ -25,6 +41,7 @@ class LossModule(nn.Module):
         self.model = replace(model, average=average)
 
     def forward(self, batch: Batch, draws: Draws, progress: float) -> Losses:
+        """The loss of a batch at `progress` = k / K of training."""
         return self.objective(self.model, batch, draws, progress)
 
 

@@ -48,6 +48,13 @@ def evaluate(
     Raises:
         InputError: If there is no run, or a setting does not suit it.
         RunError: If the checkpoint is damaged, or a sample holds NaN or infinity.
+
+    Example:
+        >>> import soflow
+        >>> settings = soflow.EvaluationSettings(nfe=(1, 2), num=100, weights=("ema",))
+        >>> found = soflow.evaluate("runs/moons", settings, progress=soflow.silent)
+        >>> [(row.sampler, row.nfe) for row in found.rows]
+        [('renoise', 1), ('renoise', 2), ('ode', 2), ('heun', 64)]
     """
     settings = settings or EvaluationSettings()
     if data is not None:
@@ -97,10 +104,6 @@ def evaluate_samples(
 ) -> Evaluation:
     """Evaluates samples of any origin.
 
-        images = soflow.sample_many(model, 1000, labels)
-        found = soflow.evaluate_samples(images, "digits", "digits", labels=labels)
-        found.rows[0].distance
-
     Args:
         samples: A folder of images, an .npz in ADM's layout, or a data set, SOURCE[:SPLIT]; or
             samples in memory (N, ...): images (N, C, H, W) as floats in -1 to 1 or as bytes, other
@@ -112,9 +115,21 @@ def evaluate_samples(
         progress: Shows how much is done.
         labels: Of samples in memory, the classes that they were drawn for, (N,).
 
+    Returns:
+        The figures with their protocol.
+
     Raises:
         InputError: If samples, features and reference do not fit each other.
         RunError: If a file is damaged, or a sample holds NaN or infinity.
+
+    Example:
+        >>> import soflow, torch
+        >>> samples, real = torch.randn(200, 2), torch.randn(300, 2) + 1.0
+        >>> found = soflow.evaluate_samples(
+        ...     samples, "coordinates", real, progress=soflow.silent
+        ... )
+        >>> found.rows[0].distance > 0
+        True
     """
     if isinstance(samples, str | Path):
         if labels is not None:

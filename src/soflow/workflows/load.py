@@ -37,13 +37,27 @@ Weights = Literal["ema", "raw"]
 class Run:
     """A trained run that samples, evaluates and saves itself.
 
-        model = soflow.load("runs/mine")
-        images = model.sample(64, labels=["cat", "dog"], nfe=1, seed=0)
+    `soflow.load` makes it.
 
-    It holds a `model` with `weights` of `checkpoint`, on `device`.
+    Attributes:
+        folder: The run folder.
+        config: The settings of the run.
+        checkpoint: The checkpoint that the weights are from.
+        model: The model. Its `decode` turns samples (B, ...) into images or into the data's units.
+        device: The device of the model.
+        weights: "ema" for averaged weights, "raw" for those of the last step.
+        class_names: The names of the classes.
+        encoder: The autoencoder of a run on latents.
+        scaling: The statistics of a run on standardized data.
+        own_network: The network that was given in Python, which the model has a copy of.
 
-    Runs on latents have an `encoder`, and `model.decode` makes images of their samples. Runs on
-    standardized data have a `scaling`, and `model.decode` gives samples the data's own units.
+    Example:
+        >>> import soflow
+        >>> model = soflow.load("runs/digits")
+        >>> images = model.sample(8, labels=[3, 7], nfe=1, seed=0, progress=soflow.silent)
+        >>> images.shape, model.samplers
+        (torch.Size([8, 1, 8, 8]), ('renoise', 'ode', 'heun'))
+        >>> folder = model.save("models/digits")
     """
 
     folder: RunFolder
@@ -55,7 +69,7 @@ class Run:
     class_names: tuple[str, ...] = ()
     encoder: Encoder | None = None
     scaling: Scaling | None = None
-    own_network: nn.Module | None = None  # what the model's network is a copy of
+    own_network: nn.Module | None = None
 
     def __repr__(self) -> str:
         return f"Run({self.checkpoint.path}, {self.weights}, {self.device})"
@@ -187,9 +201,18 @@ def load(
         network: For a run with a network of one's own: that network, or one like it. Its weights
             are not used. The process that trained the run remembers it.
 
+    Returns:
+        The run, which has `sample`, `evaluate` and `save`.
+
     Raises:
         InputError: If there is no run, or it is a run of another version.
         RunError: If the checkpoint is damaged.
+
+    Example:
+        >>> import soflow
+        >>> model = soflow.load("runs/digits", weights="raw", device="cpu")
+        >>> model.sample(10, labels=[3, 7], progress=soflow.silent).shape
+        torch.Size([10, 1, 8, 8])
     """
     if weights == "best":
         path, weights = Path(path) / "checkpoints" / "best", "ema"

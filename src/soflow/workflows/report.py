@@ -45,6 +45,11 @@ def report(
     Raises:
         InputError: If there is no such run, or the page cannot be written.
         RunError: If a file of a run is damaged.
+
+    Example:
+        >>> import soflow
+        >>> print(soflow.report("runs/moons", progress=soflow.silent))
+        runs/moons/report.html
     """
     if isinstance(runs, str | Path):
         runs = [runs]

@@ -52,6 +52,13 @@ class SampleRequest:
         batch_size: How many samples are drawn at once.
         labels_from: How the labels were chosen, for the protocol.
         cond: Their conditions, (num, ...); None for a model without conditions.
+
+    Example:
+        >>> import soflow
+        >>> run = soflow.load("runs/digits")
+        >>> request = soflow.SampleRequest.of(run, 4, labels="3,7", nfe=2)
+        >>> request.labels, request.sampler
+        (tensor([3, 7, 3, 7]), 'renoise')
     """
 
     num: int
@@ -146,9 +153,21 @@ def conditions_in_turn(run: Run, cond: Any, num: int | None) -> Tensor | None:
 def sample(run: Run, request: SampleRequest, progress: Progress = track) -> Tensor:
     """Draws the samples of a request.
 
+    Args:
+        run: The run to sample.
+        request: What to draw.
+        progress: Shows how many samples are drawn.
+
     Returns:
-        Samples (num, ...) on the CPU: images (num, C, H, W) in -1 .. 1, or vectors (num, D),
-        signals (num, C, L) and others in the data's own units.
+        Samples (num, ...) on the CPU: images (num, C, H, W) in -1 to 1; vectors (num, D), signals
+        (num, C, L) and others in the data's own units.
+
+    Example:
+        >>> import soflow
+        >>> run = soflow.load("runs/digits")
+        >>> request = soflow.SampleRequest.of(run, 10, labels=[3, 7], seed=1)
+        >>> soflow.sample(run, request, progress=soflow.silent).shape
+        torch.Size([10, 1, 8, 8])
     """
     with progress("sampling", request.num) as task:
         return draw_rows(run, request, range(request.num), task.update)
@@ -188,6 +207,13 @@ def sample_to_file(
 
     Raises:
         InputError: If the file cannot be written, or the folder holds other numbered images.
+
+    Example:
+        >>> import soflow
+        >>> run = soflow.load("runs/digits")
+        >>> request = soflow.SampleRequest.of(run, 20, labels=[3, 7])
+        >>> soflow.sample_to_file(run, request, "digits.npz", progress=soflow.silent)
+        True
     """
     file, num = Path(file).expanduser(), request.num
     if request.labels is None:

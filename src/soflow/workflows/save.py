@@ -58,6 +58,14 @@ def save_model(
         InputError: If the folder is not empty, or the model has a noising process or a
             parameterization of its own, or a `decode` and no data.
         RunError: If a weight is not finite, or the folder cannot be written.
+
+    Example:
+        >>> import soflow
+        >>> network = soflow.MLP(shape=(2,))  # after training
+        >>> model = soflow.FlowModel(network, shape=(2,))
+        >>> folder = soflow.save_model(model, "models/mine", soflow.SoFlow(), steps=1000)
+        >>> soflow.load("models/mine", "raw").sample(5, progress=soflow.silent).shape
+        torch.Size([5, 2])
     """
     config = config_of(model, objective, steps, ema, data)
     assert isinstance(model.net, nn.Module)

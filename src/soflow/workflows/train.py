@@ -95,8 +95,8 @@ def train(
         progress: Shows the steps: `soflow.track`, a bar or lines on stderr; `soflow.silent`,
             nothing but warnings; or a function of your own like these.
         data: Data of your own in place of the recipe's: a tensor or an array (N, ...); samples and
-            labels, (x, y); a dictionary of arrays `image` or `data`, `label` and `cond`; a data
-            set of torch with `__len__`, whose items are samples, (sample, label) or such
+            labels (N,), as (x, y); a dictionary of arrays `image` or `data`, `label` and `cond`; a
+            data set of torch with `__len__`, whose items are samples, (sample, label) or such
             dictionaries; or a `datasets.Dataset`. Their shape and classes replace the recipe's;
             data.num_classes=0 ignores labels, data.cond_column= ignores conditions. Floats are
             taken as they are, so images should lie in -1 to 1; only images in 0 to 1, or 0 to 255
@@ -119,6 +119,13 @@ def train(
             a checkpoint cannot be written.
         KeyboardInterrupt: After Ctrl-C, with a checkpoint written.
         SystemExit: After SIGTERM, with a checkpoint written.
+
+    Example:
+        >>> import soflow
+        >>> settings = ["train.steps=2", "train.batch_size=8", "network.width=16"]
+        >>> run = soflow.train("moons", "runs/mine", settings, progress=soflow.silent)
+        >>> soflow.load("runs/mine").sample(5, progress=soflow.silent).shape
+        torch.Size([5, 2])
     """
     config = recipe if isinstance(recipe, Config) else read_recipe(recipe)
     config = with_overrides(config, overrides)
