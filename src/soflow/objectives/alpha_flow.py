@@ -30,7 +30,18 @@ from soflow.times import LogitNormal, draw_ordered
 @OBJECTIVES.register("alpha_flow")
 @dataclass(frozen=True)
 class AlphaFlow:
-    """A share of the batch matches the (guided) flow; the rest learns mean velocities."""
+    """Matches the (guided) flow with a share of the batch; the rest learns mean velocities.
+
+    Example:
+        >>> import soflow, torch
+        >>> model = soflow.FlowModel(soflow.MLP(shape=(2,)), shape=(2,))
+        >>> objective, batch = soflow.AlphaFlow(), soflow.Batch(torch.randn(8, 2))
+        >>> draws = objective.draw(batch.data.shape, torch.Generator().manual_seed(0))
+        >>> losses = objective(model, batch, draws, progress=0.5)
+        >>> losses.total.backward()
+        >>> sorted(losses.terms)
+        ['alpha_flow']
+    """
 
     samplers: ClassVar[tuple[str, ...]] = ("renoise", "ode", "heun")
     whole_network: ClassVar[bool] = True  # in the end it differentiates the network
@@ -63,9 +74,11 @@ class AlphaFlow:
         return 1.0 if alpha > 1 - self.clamp else alpha
 
     def scheduled(self, progress: float) -> dict[str, float]:
+        """What follows a schedule at `progress` = k / K."""
         return {"alpha": self.alpha(progress)}
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> Draws:
+        """Draws noise, times and label drops of a batch of `shape`."""
         count = shape[0]
         noise = torch.randn(*shape, generator=generator, device=generator.device)
         t, s = draw_ordered(count, self.times, generator)
@@ -74,6 +87,7 @@ class AlphaFlow:
         return Draws(noise, t, s, draw_dropped(count, self.guidance, generator), n_fm)
 
     def __call__(self, model: FlowModel, batch: Batch, draws: Draws, progress: float) -> Losses:
+        """The loss of a batch at `progress` = k / K."""
         require_mean_velocity(model)
         point = model.noising.sample(batch.data, draws.noise, draws.t)
         x_t, t, v = point.x_t, draws.t, point.v_t

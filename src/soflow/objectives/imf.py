@@ -32,7 +32,21 @@ from soflow.times import LogitNormal, draw_ordered
 @OBJECTIVES.register("imf")
 @dataclass(frozen=True)
 class ImprovedMeanFlow:
-    """F(x_t, t, s, y) + (t - s) sg(dF/dt) is trained towards the (guided) velocity."""
+    """Trains F(x_t, t, s, y) + (t - s) sg(dF/dt) towards the (guided) velocity.
+
+    Args:
+        compile: Compiles the function that takes the derivative. `soflow.train` gives it.
+
+    Example:
+        >>> import soflow, torch
+        >>> model = soflow.FlowModel(soflow.MLP(shape=(2,)), shape=(2,))
+        >>> objective, batch = soflow.ImprovedMeanFlow(), soflow.Batch(torch.randn(8, 2))
+        >>> draws = objective.draw(batch.data.shape, torch.Generator().manual_seed(0))
+        >>> losses = objective(model, batch, draws, progress=0.5)
+        >>> losses.total.backward()
+        >>> sorted(losses.terms)
+        ['imf']
+    """
 
     samplers: ClassVar[tuple[str, ...]] = ("ode", "renoise", "heun")
     whole_network: ClassVar[bool] = True  # it differentiates the network
@@ -59,6 +73,7 @@ class ImprovedMeanFlow:
         return self.compile(passes.with_derivative)
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> Draws:
+        """Draws noise, times and label drops of a batch of `shape`."""
         count = shape[0]
         noise = torch.randn(*shape, generator=generator, device=generator.device)
         t, s = draw_ordered(count, self.times, generator)
@@ -67,6 +82,7 @@ class ImprovedMeanFlow:
         return Draws(noise, t, s, draw_dropped(count, self.guidance, generator), n_fm)
 
     def __call__(self, model: FlowModel, batch: Batch, draws: Draws, progress: float) -> Losses:
+        """The loss of a batch at `progress` = k / K."""
         require_mean_velocity(model)
         point = model.noising.sample(batch.data, draws.noise, draws.t)
         x_t, t, s, v = point.x_t, draws.t, draws.s, point.v_t

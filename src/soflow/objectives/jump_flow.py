@@ -28,7 +28,18 @@ from soflow.times import MiddleTime
 @OBJECTIVES.register("jump_flow")
 @dataclass(frozen=True)
 class JumpFlow:
-    """SoFlow with a weight of the consistency term, and with direct jumps from noise to data."""
+    """SoFlow with a weight of the consistency term, and with direct jumps from noise to data.
+
+    Example:
+        >>> import soflow, torch
+        >>> model = soflow.FlowModel(soflow.MLP(shape=(2,)), shape=(2,))
+        >>> objective, batch = soflow.JumpFlow(), soflow.Batch(torch.randn(8, 2))
+        >>> draws = objective.draw(batch.data.shape, torch.Generator().manual_seed(0))
+        >>> losses = objective(model, batch, draws, progress=0.5)
+        >>> losses.total.backward()
+        >>> sorted(losses.terms)
+        ['consistency', 'flow_matching']
+    """
 
     samplers: ClassVar[tuple[str, ...]] = ("renoise", "ode", "heun")
     whole_network: ClassVar[bool] = False
@@ -57,6 +68,7 @@ class JumpFlow:
         )
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> Draws:
+        """Draws noise, times and label drops of a batch of `shape`."""
         draws = self.soflow.draw(shape, generator)
         first = draws.n_flow_matching
         direct = slice(first, first + floor(self.direct_share * (shape[0] - first)))
@@ -64,9 +76,11 @@ class JumpFlow:
         return draws
 
     def scheduled(self, progress: float) -> dict[str, float]:
+        """What follows a schedule at `progress` = k / K."""
         return {"r": self.middle.r(progress)}
 
     def __call__(self, model: FlowModel, batch: Batch, draws: Draws, progress: float) -> Losses:
+        """The loss of a batch at `progress` = k / K."""
         scm = slice(draws.n_flow_matching, None)
         l = self.middle(draws.t[scm], draws.s[scm], progress)
         terms = self.soflow.terms(model, batch, draws, l)
