@@ -24,10 +24,10 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from soflow.config import Config, read_recipe
+from soflow.drawing import class_by_class, draw
 from soflow.evaluation.references import make_scoring
 from soflow.evaluation.scorer import Scorer
 from soflow.objectives import passes
-from soflow.sampling import class_by_class, draw
 from soflow.system.progress import silent
 from soflow.workflows.load import load
 from soflow.workflows.train import train

@@ -31,7 +31,7 @@ class TwoHalves(soflow.FlowMatching):
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> soflow.Draws:
         draws, half = super().draw(shape, generator), shape[0] // 2
-        later = draws.t * torch.rand(shape[0], generator=generator)
+        later = draws.t * torch.rand(shape[0], generator=generator, device=generator.device)
         return replace(draws, s=torch.cat([draws.t[:half], later[half:]]), n_flow_matching=half)
 
     def __call__(

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import soflow
-from soflow.sampling import Sampler, sample_many
+from soflow.drawing import sample_many
+from soflow.sampling import Sampler
 
 SHAPE, CLASSES = (1, 8, 8), 10
 SCHEDULER = DDPMScheduler(num_train_timesteps=1000)

@@ -3,17 +3,10 @@ import math
 import pytest
 import torch
 
+from soflow.drawing import sample_many
 from soflow.errors import InputError
 from soflow.noising import LinearNoising, TrigNoising
-from soflow.sampling import (
-    check_sampler,
-    even_times,
-    integrate_velocity,
-    ode,
-    one_step,
-    renoise,
-    sample_many,
-)
+from soflow.sampling import check_sampler, even_times, integrate_velocity, ode, one_step, renoise
 from soflow.solution import EulerParameterization, FlowModel, TrigParameterization
 from support.exact import Exact, exact_model
 

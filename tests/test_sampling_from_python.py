@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import soflow
+from soflow.drawing import sample_many
 from soflow.errors import InputError
 from soflow.noising import LinearNoising
-from soflow.sampling import sample_many
 from soflow.solution import EulerParameterization, FlowModel
 
 SHAPE, CLASSES = (1, 8, 8), 10
@@ -70,6 +70,12 @@ def test_labels_are_integers_of_any_kind(sampler, model):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
+def test_minus_one_is_no_class(sampler, model):
+    expected = SAMPLERS[sampler](model, noise(), [1, CLASSES, 3])
+    assert torch.equal(SAMPLERS[sampler](model, noise(), [1, -1, 3]), expected)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_noise_is_converted_to_the_precision_of_the_weights(sampler, model):
     expected = SAMPLERS[sampler](model, noise(), [1, 2, 3])
     for given in (noise().double(), noise().numpy(), noise().double().numpy()):
@@ -103,7 +109,7 @@ def test_many_samples_take_a_list_of_labels(model):
         ([1, 2], r"\[3\], not \[2\]"),
         ([[1], [2, 3]], "integers"),
         ([1, 2, 11], "0 .. 9"),
-        ([-1, 2, 3], "0 .. 9"),
+        ([-2, 2, 3], "0 .. 9"),
     ],
 )
 def test_labels_that_cannot_be_used_are_named(labels, named, model):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from soflow.data.dataset import Dataset as Dataset
     from soflow.data.load import load_data as load_data
     from soflow.data.registry import SOURCES as SOURCES
+    from soflow.drawing import sample_many as sample_many
     from soflow.errors import InputError as InputError
     from soflow.errors import RunError as RunError
     from soflow.evaluation.evaluate import EvaluationSettings as EvaluationSettings
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
     from soflow.sampling import ode as ode
     from soflow.sampling import one_step as one_step
     from soflow.sampling import renoise as renoise
-    from soflow.sampling import sample_many as sample_many
     from soflow.solution import EulerParameterization as EulerParameterization
     from soflow.solution import FlowModel as FlowModel
     from soflow.solution import TrigParameterization as TrigParameterization
@@ -98,7 +98,7 @@ _HOME = {
     "ode": "sampling",
     "integrate_velocity": "sampling",
     "picture": "evaluation.pictures",
-    "sample_many": "sampling",
+    "sample_many": "drawing",
     "save_picture": "evaluation.pictures",
     "track": "system.progress",
     "silent": "system.progress",

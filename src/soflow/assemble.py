@@ -10,7 +10,7 @@ from soflow.config import Config
 from soflow.config.own import OWN
 from soflow.data.augment import AugmentPipe
 from soflow.data.dataset import DataRecord
-from soflow.errors import InputError
+from soflow.errors import InputError, first_line
 from soflow.guidance import Guidance
 from soflow.noising import LinearNoising, Noising, TrigNoising
 from soflow.objectives.base import Objective
@@ -40,7 +40,11 @@ def make_network(config: Config, own: nn.Module | None = None) -> nn.Module:
         InputError: For sizes that do not fit together.
     """
     if own is not None:
-        return copy.deepcopy(own).float()
+        try:
+            return copy.deepcopy(own).float()
+        except (RuntimeError, TypeError) as error:
+            what = f"{type(own).__name__} cannot be copied, by copy.deepcopy and .float()"
+            raise InputError(f"{what}: {first_line(error)}") from error
     data = config.data
     if config.network.name == OWN:
         raise InputError(

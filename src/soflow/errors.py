@@ -1,6 +1,7 @@
 """The two kinds of failure a user meets. Each message is one line: what, why, what to do."""
 
 import reprlib
+from operator import index
 
 #: Most characters of a value, and of another library's message, that a message shows.
 VALUE_LENGTH, MESSAGE_LENGTH = 60, 300
@@ -43,9 +44,26 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:MESSAGE_LENGTH]
 
 
+def placed_wrong(error: RuntimeError) -> str:
+    """The first weight that torch's load_state_dict could not place, from its message."""
+    _, *lines = str(error).strip().splitlines() or [""]
+    return lines[0].strip()[:MESSAGE_LENGTH] if lines else first_line(error)
+
+
 def in_short(value: object) -> str:
     """A value as messages show it: printable and short, even if a file holds a huge one."""
-    return shortened(_short.repr(value))
+    return shortened(" ".join(_short.repr(value).split()))
+
+
+def require_whole(least: int, **numbers: object) -> None:
+    """Raises InputError for the first number that is no integer, or below `least`."""
+    for name, number in numbers.items():
+        try:
+            enough = index(number) >= least  # type: ignore[arg-type]
+        except TypeError:
+            enough = False
+        if not enough:
+            raise InputError(f"{name} is {in_short(number)}: give an integer of {least} or more")
 
 
 def shortened(text: str, length: int = VALUE_LENGTH) -> str:

@@ -143,7 +143,7 @@ class FlowModel:
         """Casts the network to float16 in place, for sampling."""
         return self.to(torch.float16)
 
-    def conditioned(self, cond: Tensor) -> "FlowModel":
+    def conditioned(self, cond: Any) -> "FlowModel":
         """The model of samples with these conditions, which samplers take like any other.
 
         Args:
@@ -152,6 +152,7 @@ class FlowModel:
         Raises:
             InputError: If they have another shape.
         """
+        cond = cond if isinstance(cond, Tensor) else torch.as_tensor(cond, device="cpu")
         if not self.cond_shape or tuple(cond.shape[1:]) != tuple(self.cond_shape):
             takes = f"[B, {', '.join(map(str, self.cond_shape))}]" if self.cond_shape else "none"
             raise InputError(f"cond has shape {list(cond.shape)}, and the model takes {takes}")
@@ -221,7 +222,8 @@ class Conditioned(nn.Module):
         self.register_buffer("cond", cond, persistent=False)  # goes where the network goes
 
     def forward(self, x: Sample, t: Times, s: Times, labels: Labels | None = None) -> Sample:
-        return self.net(x, t, s, labels, cond=self.cond)
+        cond = self.cond.to(x.dtype) if self.cond.is_floating_point() else self.cond
+        return self.net(x, t, s, labels, cond=cond)
 
 
 def require_mean_velocity(model: FlowModel) -> None:

@@ -15,8 +15,9 @@ from PIL import Image
 import soflow as runs
 from soflow.data.encoding import encode
 from soflow.data.latents import LatentsPlan
+from soflow.drawing import sample_many
 from soflow.errors import InputError
-from soflow.sampling import one_step, sample_many
+from soflow.sampling import one_step
 from soflow.workflows import sample as sample_files
 from support.commands import assert_fails
 from support.small_data import make_vae, pixels, write_folder
@@ -52,7 +53,7 @@ def test_samples_are_decoded_by_the_autoencoder_that_made_the_latents(run, vae):
     labels = torch.arange(5) % 2
     images = sample_many(loaded.model, 5, labels, "renoise", 1, seed=1, batch_size=2)
     assert images.shape == (5, 3, 8, 8)
-    from soflow.sampling import noise_of_samples
+    from soflow.drawing import noise_of_samples
 
     noise = noise_of_samples(1, 0, 5, 1, (4, 4, 4), torch.device("cpu"))[0]
     with torch.no_grad():

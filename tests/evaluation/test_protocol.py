@@ -9,12 +9,12 @@ import torch
 from scipy.stats import chisquare
 
 import soflow as runs
+from soflow.drawing import class_by_class, random_classes
 from soflow.evaluation.evaluate import rows_of
 from soflow.evaluation.record import Evaluation
 from soflow.evaluation.tables import table
 from soflow.run.checkpoint import checkpoints
 from soflow.run.folder import RunFolder
-from soflow.sampling import class_by_class, random_classes
 from support.commands import assert_fails
 from support.settings import TINY_DIT
 

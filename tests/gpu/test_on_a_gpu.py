@@ -12,8 +12,8 @@ import soflow
 from soflow.assemble import make_model, make_network, make_objective
 from soflow.config import read_recipe
 from soflow.data.batches import seeded_generator
+from soflow.drawing import class_by_class, sample_many
 from soflow.run.checkpoint import checkpoints
-from soflow.sampling import class_by_class, sample_many
 from soflow.symbols import Batch
 from soflow.system.progress import silent
 from soflow.training.automatic import resolve

@@ -163,8 +163,10 @@ def test_without_a_null_label_a_network_is_called_without_labels():
 
 
 def test_labels_for_a_network_without_classes_are_refused():
+    velocity = soflow.VelocityOf(Unlabelled())
+    assert not velocity.takes_labels
     with pytest.raises(InputError, match="Unlabelled"):
-        soflow.VelocityOf(Unlabelled())(X, T, Y)
+        velocity(X, T, Y)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import shutil
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 import soflow
 from soflow.errors import InputError
+from soflow.workflows import own_parts
 
 B = 4
 
@@ -371,3 +373,36 @@ def test_the_network_inside_cannot_be_called_without_the_second_time():
     x, t, _ = inputs()
     with pytest.raises(InputError, match="time_mlp"):
         network.velocity(x, t)
+
+
+def test_a_unet_without_classes_takes_no_labels():
+    network = soflow.WithSecondTime(unet(num_class_embeds=None))
+    assert not network.takes_labels
+    x, t, s = inputs()
+    assert network(x, t, s).shape == x.shape
+    with pytest.raises(InputError, match="UNet2DModel"):
+        network(x, t, s, torch.zeros(B, dtype=torch.long))
+
+
+def test_a_wrapped_network_trains_is_resumed_and_is_loaded_with_its_code(tmp_path):
+    settings = [
+        "train.steps=3", "train.batch_size=4", "checkpoint.every=2", "train.sample_every=2",
+        "objective.guidance.scale=1", "optimizer.warmup=0",
+    ]  # fmt: skip
+
+    def trained(out):
+        # num_class_embeds=11 has a row for no class, but training does not drop labels
+        return soflow.train("digits", tmp_path / out, settings, soflow.silent, network=network)
+
+    torch.manual_seed(0)
+    network = soflow.WithSecondTime(unet())
+    whole = soflow.load(trained("whole").path, weights="raw").model.net.state_dict()
+    shutil.rmtree(trained("again").checkpoints / "step-00000003")
+    again = soflow.load(trained("again").path, weights="raw").model.net.state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in whole.items())
+    assert whole["second_time.mlp.2.weight"].any()
+
+    samples = soflow.load(tmp_path / "whole").sample(2, nfe=1, progress=soflow.silent)
+    own_parts._known.clear()  # as in another process
+    loaded = soflow.load(tmp_path / "whole", network=soflow.WithSecondTime(unet()))
+    assert torch.equal(loaded.sample(2, nfe=1, progress=soflow.silent), samples)

@@ -53,13 +53,13 @@ def changes(before, after):
 
 @contextmanager
 def odd_settings():
-    """Float64, tensors without values, no gradients, and other random numbers."""
+    """Float64, autocast, tensors without values, no gradients, and other random numbers."""
     torch.manual_seed(123)
     np.random.seed(123)  # noqa: NPY002
     torch.set_default_dtype(torch.float64)
     torch.set_default_device("meta")
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
             yield
     finally:
         torch.set_default_device(None)

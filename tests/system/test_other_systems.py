@@ -17,8 +17,9 @@ from soflow.comparison import measure
 from soflow.data import file_fingerprints
 from soflow.data.dataset import DataRecord
 from soflow.data.file_fingerprints import ENDS, ends, file_of, last_change
+from soflow.drawing import sample_many
 from soflow.errors import InputError
-from soflow.sampling import SAMPLERS, sample_many
+from soflow.sampling import SAMPLERS
 from soflow.system.atomic import flush_folder
 from soflow.training.ema import Ema
 from soflow.training.trainer import Trainer

@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 
-from soflow.config.schema import OptimizerConfig
+from soflow.config.optimizer import OptimizerConfig
 from soflow.training.optimizers import learning_rate
 
 STEPS, WARMUP = 20, 5
@@ -39,8 +39,10 @@ def test_falling_learning_rates_are_torchs(end):
     assert rates(lr_schedule="linear", lr_end=end) == pytest.approx(linear)
 
 
-def test_the_constant_one_ignores_its_end():
-    assert rates(lr_end=0.5)[WARMUP - 1 :] == [0.3] * (STEPS - WARMUP + 1)
+def test_a_constant_one_has_no_other_end():
+    assert rates()[WARMUP - 1 :] == [0.3] * (STEPS - WARMUP + 1)
+    with pytest.raises(ValueError, match="lr_end"):
+        OptimizerConfig(lr_end=0.5)
 
 
 def test_a_warm_up_longer_than_the_run_only_rises():

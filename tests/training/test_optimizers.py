@@ -11,8 +11,8 @@ import soflow
 from soflow.assemble import make_network
 from soflow.comparison.estimate import estimate
 from soflow.config import optimizers, read_recipe
+from soflow.config.optimizer import OptimizerConfig
 from soflow.config.reading import with_overrides
-from soflow.config.schema import OptimizerConfig
 from soflow.errors import InputError
 from soflow.system.progress import silent
 from soflow.training.muon import hidden_matrices
@@ -232,6 +232,8 @@ def test_a_torch_without_muon_reads_the_settings_and_refuses_to_train(monkeypatc
         (["optimizer.name=Rprop"], r"optimizer\.warmup does not apply.*Rprop"),
         (["optimizer.name=SGD", "optimizer.options.momentum=a"], r"SGD .*'momentum': 'a'"),
         (["optimizer.name=SGD", "optimizer.options.nesterov=true"], r"SGD .*[Nn]esterov"),
+        (["optimizer.name=SGD", "optimizer.options.nesterov=flase"], r"options\.nesterov .*SGD"),
+        (["optimizer.options.foreach=1"], r"options\.foreach .*adamw"),
         (["optimizer.name=Adafactor", "parallel=fsdp"], r"parallel=fsdp .*Adafactor"),
         (
             ["optimizer.name=Rprop", "optimizer.warmup=0", "parallel=fsdp"],

@@ -104,6 +104,19 @@ def test_wandb_continues_its_offline_run(tmp_path, monkeypatch):
     assert [int(line["_step"]) for line in lines if "samples.count" in line] == DRAWN
 
 
+def test_a_wandb_run_of_the_caller_is_left_alone(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    with wandb.init(project="mine", dir=tmp_path) as mine:
+        settings = [*SETTINGS, "train.steps=2", "train.trackers=[wandb]"]
+        run = soflow.train("moons", tmp_path / "run", settings, progress=silent)
+        assert TrackerIds.read(run.trackers).wandb != mine.id
+        assert wandb.run is mine
+        mine.log({"still": 1})
+        assert dict(mine.config) == {}
+
+
 def test_mlflow_continues_its_run_in_the_run_folder(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

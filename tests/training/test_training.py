@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import soflow
 from soflow.config import read_recipe
-from soflow.config.schema import OptimizerConfig
+from soflow.config.optimizer import OptimizerConfig
 from soflow.data import dataset as dataset_module
 from soflow.data import sources
 from soflow.data.dataset import DataRecord

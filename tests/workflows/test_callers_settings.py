@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 import soflow
 from soflow.comparison import cost
 from soflow.comparison.measure import Measurement
+from soflow.errors import InputError
 from soflow.evaluation.pictures import png
 from support.callers import changes, odd_settings, snapshot
 from support.settings import TINY_DIT
@@ -218,3 +219,11 @@ def test_random_numbers_of_python_and_numpy_are_kept(tmp_path):
     np.random.seed(5)  # noqa: NPY002
     soflow.train("vectors", tmp_path, settings, data=Drawing())
     assert (random.random(), np.random.random()) == expected  # noqa: NPY002
+
+
+@pytest.mark.parametrize("progress", [None, True, 3])
+def test_a_progress_that_cannot_be_called_is_named(progress, run, tmp_path):
+    with pytest.raises(InputError, match="progress is"):
+        soflow.load(run).sample(1, progress=progress)
+    with pytest.raises(InputError, match="progress is"):
+        soflow.train("digits", tmp_path / "run", UNET, progress)

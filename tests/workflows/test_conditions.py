@@ -10,12 +10,13 @@ from torch import nn
 import soflow
 from soflow.cli.main import run as soflow_command
 from soflow.data.dataset import Dataset
+from soflow.drawing import sample_many
 from soflow.errors import InputError
 from soflow.evaluation.evaluate import EvaluationSettings, evaluate
 from soflow.evaluation.features import coordinates
 from soflow.evaluation.references import scorer_of
 from soflow.evaluation.scorer import Scoring
-from soflow.sampling import one_step, sample_many
+from soflow.sampling import one_step
 from soflow.solution import FlowModel
 from soflow.training.signals import Stopped
 from support.settings import TINY_DIT

@@ -64,6 +64,7 @@ def test_a_finished_run_is_trained_further_with_its_optimizer_state(run, inside)
 def test_settings_change_where_they_are_given(run):
     changes = {
         "train.steps": 6, "optimizer.lr": 1e-5, "optimizer.betas": (0.8, 0.9),
+        "optimizer.lr_schedule": "linear", "optimizer.lr_end": 0.5,
         "optimizer.weight_decay": 0.1, "optimizer.clip": 2.0, "optimizer.warmup": 2,
         "train.batch_size": 32, "ema.decay": 0.5, "ema.every": 2, "ema.float64": True,
         "ema.rampup": 0.0, "precision": "bf16",
@@ -79,7 +80,9 @@ def test_settings_change_where_they_are_given(run):
     assert {change.step for change in history} == {4}
     assert config.optimizer.lr == 1e-5
     assert config.model_copy(update={"description": ""}) != begun
-    assert [line["lr"] for line in run.read_metrics()][3:] == [1e-3, 1e-5, 1e-5]
+    assert [line["lr"] for line in run.read_metrics()][3:] == pytest.approx(
+        [1e-3, 1e-5 * 2 / 3, 5e-6]  # the warm-up ends before step 3 of 6
+    )
     assert last(run.path).weights("ema")["final_layer.weight"].dtype == torch.float64
     group = last(run.path).optimizer_state()["param_groups"][0]
     assert (tuple(group["betas"]), group["weight_decay"]) == ((0.8, 0.9), 0.1)

@@ -60,8 +60,9 @@ def test_a_network_of_ones_own_trains_and_samples(data, tmp_path, forgotten):
         soflow.load(folder.path)
     again = soflow.load(folder.path, network=OwnNet()).sample(5, seed=3, progress=silent)
     assert torch.equal(again, samples)
-    with pytest.raises(soflow.errors.RunError, match="does not fit"):
+    with pytest.raises(InputError, match="OwnNet"):
         soflow.load(folder.path, network=OwnNet(width=8))
+    assert torch.equal(soflow.load(folder).sample(5, seed=3, progress=silent), samples)
 
 
 @pytest.mark.parametrize("objective", [OwnObjective(), soflow.SoFlow(p=0.5)], ids=["own", "known"])
@@ -136,25 +137,61 @@ class Flat(nn.Module):
         return x.flatten()
 
 
+class OneTime(nn.Module):
+    def forward(self, x, t, class_labels=None, mask=None):
+        return x
+
+
+class Complex(OwnNet):
+    def __init__(self):
+        super().__init__(size=8, classes=4)
+        self.spectrum = nn.Parameter(torch.ones(3, dtype=torch.complex64))
+
+
 @pytest.mark.parametrize(
     ("network", "named"),
     [
         (OwnNet, "network is"),
+        (OneTime(), "WithSecondTime"),
+        (Complex(), "complex weights, spectrum"),
         (NoTimes(), "must take"),
         (Flat(), "[16]"),
-        (OwnNet(classes=2), "no class"),
+        (OwnNet(size=8, classes=3), "no class"),  # no row for the null label
     ],
-    ids=["class", "signature", "shape", "null label"],
+    ids=["class", "one time", "complex", "signature", "shape", "null label"],
 )
 def test_networks_that_do_not_keep_the_contract_are_named(network, named, tmp_path):
     data = (torch.randn(64, 8), [0, 1, 2, 3] * 16)
     settings = ["data.num_classes=-1"]
     objective = soflow.SoFlow(guidance=soflow.Guidance(scale=2.0))
-    if isinstance(network, OwnNet):
-        network = OwnNet(size=8, classes=3)  # no row for the null label
     with pytest.raises(InputError, match=named.replace("[", r"\[")):
         run(tmp_path, data, settings, network=network, objective=objective)
     assert not (tmp_path / "config.yaml").exists()
+
+
+class Twice(torch.autograd.Function):
+    """It has a derivative backward alone."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 2 * gradient
+
+
+class NoDerivative(OwnNet):
+    def forward(self, x, t, s, labels=None):
+        return Twice.apply(super().forward(x, t, s, labels))
+
+
+def test_a_network_without_the_derivative_that_an_objective_needs_is_named(data, tmp_path):
+    network = NoDerivative()
+    with pytest.raises(InputError, match=r"NoDerivative has no forward-mode derivative.*mean_flow"):
+        run(tmp_path, data, network=network, objective=soflow.MeanFlow())
+    assert not (tmp_path / "config.yaml").exists()
+    assert network.training
 
 
 def test_objectives_and_settings_that_clash_are_named(data, tmp_path):

@@ -102,3 +102,15 @@ def test_trainings_in_two_threads_take_turns(first, tmp_path):
     assert len(raised) == 1
     assert not (tmp_path / "second").exists()
     assert same(load_file(checkpoints(folder.checkpoints)[-1].path / "model.safetensors"), first)
+
+
+def test_a_callback_cannot_train_another_run(first, tmp_path):
+    class Nested(soflow.Callback):
+        def on_step(self, training):
+            with pytest.raises(RunError, match="second"):
+                weights(tmp_path / "second")
+
+    settings = [*MOONS, "precision=fp32"]
+    folder = soflow.train("moons", tmp_path / "run", settings, soflow.silent, callbacks=[Nested()])
+    assert not (tmp_path / "second").exists()
+    assert same(load_file(checkpoints(folder.checkpoints)[-1].path / "model.safetensors"), first)

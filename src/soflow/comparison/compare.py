@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 from soflow.comparison import OBJECTIVES
 from soflow.comparison.cost import Cost, base_of, costs_of
@@ -28,14 +29,15 @@ from soflow.comparison.tables import HEUN
 from soflow.config import Config, read_objectives
 from soflow.config.reading import keys_of
 from soflow.data.training_data import completed, make_dataset
-from soflow.errors import InputError
+from soflow.drawing import draw
+from soflow.errors import InputError, in_short
 from soflow.evaluation.evaluate import EvaluationSettings, evaluate
 from soflow.evaluation.html import duration
 from soflow.evaluation.references import make_scoring
 from soflow.evaluation.scorer import Scoring
 from soflow.run.folder import RunFolder
 from soflow.run.resume import keep_older
-from soflow.sampling import Sampler, draw
+from soflow.sampling import Sampler
 from soflow.solution import FlowModel
 from soflow.system import processes
 from soflow.system.atomic import require_writable
@@ -109,6 +111,10 @@ def compare(
         raise InputError("a comparison runs in one process: start soflow compare without torchrun")
     if min(seeds, len(objectives), 1 if rounds is None else rounds) < 1:
         raise InputError("objectives, seeds and rounds: a comparison needs at least one of each")
+    if isinstance(objectives, str):
+        raise InputError(f"objectives is '{objectives}': give a list of names")
+    if budget not in get_args(Budget):
+        raise InputError(f"budget is {in_short(budget)}: choose steps or time")
     configs = read_objectives(recipe, objectives, overrides)
     if budget == "time" and "soflow" not in configs:
         raise InputError("budget=time is the time of soflow: name soflow among the objectives")

@@ -18,10 +18,10 @@ from soflow.config.reading import validate
 from soflow.data.augment import AugmentPipe
 from soflow.data.batches import seeded_generator
 from soflow.data.dataset import Dataset
+from soflow.drawing import class_by_class
 from soflow.errors import InputError
 from soflow.objectives.base import Draws, Losses
 from soflow.objectives.passes import Inputs
-from soflow.sampling import class_by_class
 from soflow.symbols import Batch
 from soflow.system.records import Count, Record
 from soflow.training.activations import checkpoint_blocks

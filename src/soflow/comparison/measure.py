@@ -25,8 +25,9 @@ from soflow.assemble import make_model, make_network, make_objective
 from soflow.comparison.counting import Counts, random_dataset
 from soflow.config import Config
 from soflow.config.reading import validate
+from soflow.drawing import class_by_class
 from soflow.run.folder import RunFolder
-from soflow.sampling import class_by_class, one_step
+from soflow.sampling import one_step
 from soflow.system.progress import silent
 from soflow.system.records import Record
 from soflow.training.compile import compiled

@@ -17,6 +17,7 @@ from soflow.comparison.record import Comparison, ObjectiveResults, Point
 from soflow.comparison.tables import HEUN, name_of
 from soflow.data.conditions import rows_for
 from soflow.data.training_data import make_dataset
+from soflow.drawing import class_by_class, sample_many
 from soflow.evaluation.features import column_names
 from soflow.evaluation.html import duration, image, render
 from soflow.evaluation.pictures import picture
@@ -24,7 +25,7 @@ from soflow.evaluation.plots import as_text, plain
 from soflow.evaluation.report import real_by_class
 from soflow.evaluation.scorer import as_frequent
 from soflow.run.folder import RunFolder
-from soflow.sampling import Sampler, class_by_class, sample_many
+from soflow.sampling import Sampler
 from soflow.system.atomic import write_text
 from soflow.workflows.load import load
 

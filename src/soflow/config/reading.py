@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from soflow.config.optimizers import has_betas
+from soflow.config.optimizer_classes import has_betas
 from soflow.config.own import OWN
 from soflow.config.parsing import parse_yaml as parse_yaml
 from soflow.config.parsing import read_text as read_text

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from soflow.data.augment import AugmentPipe
 from soflow.data.dataset import Dataset, Rows, read_conditions, read_together
+from soflow.errors import InputError, in_short, require_whole
 from soflow.symbols import Batch
+from soflow.system.devices import named_device
 
 
 def seed_of(seed: int, stream: str, step: int) -> int:
@@ -95,11 +97,15 @@ class Batches:
         flip: bool = False,
         balance: bool = False,
     ) -> None:
+        if not isinstance(dataset, Dataset):
+            raise InputError(f"data is {in_short(dataset)}: give soflow.load_data(data)")
+        require_whole(1, batch_size=batch_size)
+        require_whole(0, seed=seed)
         self.dataset = dataset
         self.batch_size = batch_size
         self.seed = seed
         self.augment = augment
-        self.device = torch.device(device)
+        self.device = named_device(device)
         self.flip = flip
         self.classes = dataset.labels.numpy() if balance and dataset.labels is not None else None
         self.offset = 0  # samples seen, minus those of as many steps of this batch size

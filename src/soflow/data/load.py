@@ -1,6 +1,7 @@
 """Data for a training loop of one's own, read as `soflow.train` reads them."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -42,7 +43,8 @@ def load_data(data: Any, **settings: Any) -> Dataset:
         ((2,), 3)
     """
     config = data_config({"num_classes": -1, **settings})
-    if isinstance(data, str):
+    if isinstance(data, str | Path):
+        data = str(data)
         config, split = sources.find(data, config)
         if config.source in sources.IMAGES and "shape" not in settings and "size" not in settings:
             raise InputError(f"{data} holds images: give the shape to crop to, shape=(3, H, W)")

@@ -79,6 +79,13 @@ class Given:
         return dataset
 
 
+def require_unnamed(keys: Sequence[str]) -> None:
+    """Raises InputError if settings name other data beside those that are given."""
+    for key in keys:
+        if key in ("data.path", "data.source", "data.split"):
+            raise InputError(f"{key} names data, and data= is given: leave one of them out")
+
+
 @contextmanager
 def given(data: Any, config: Config) -> Iterator[Config]:
     """Makes data available as data.source=python.

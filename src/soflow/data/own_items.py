@@ -13,7 +13,7 @@ from soflow.data.dataset import Scaling
 from soflow.data.labels import USUAL_NAMES
 from soflow.data.rows import measure
 from soflow.data.values import in_words, usual_range
-from soflow.errors import InputError, first_line, in_short
+from soflow.errors import InputError, in_short
 from soflow.system.progress import Progress, silent
 
 #: Usual names of the sample in an item that is a dictionary, in lower case.
@@ -127,10 +127,19 @@ def channels_last(images: Tensor, numpy: bool) -> bool:
 def as_tensor(sample: Any) -> Tensor:
     """A sample or samples as a tensor on the CPU. Raises InputError if they are no numbers."""
     try:
-        values = sample if isinstance(sample, Tensor) else torch.from_numpy(np.array(sample))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"data hold {in_short(sample)}: {first_line(error)}") from None
+        values = sample if isinstance(sample, Tensor) else torch.from_numpy(native(sample))
+    except (TypeError, ValueError):
+        raise InputError(f"data hold {in_short(sample)}: give arrays or tensors") from None
+    if values.is_meta or values.layout != torch.strided:
+        kind = "on the device meta" if values.is_meta else str(values.layout)
+        raise InputError(f"data are a tensor {kind}: give one with values, not sparse")
     return values.detach().cpu()
+
+
+def native(sample: Any) -> np.ndarray:
+    """A copy of an array in this machine's order of bytes."""
+    values = np.array(sample)
+    return values.astype(values.dtype.newbyteorder("="))
 
 
 class Items:

@@ -12,21 +12,15 @@ from torch import Tensor
 
 from soflow.data.batches import seeded_generator
 from soflow.data.dataset import Dataset
+from soflow.drawing import LabelDraw, class_by_class, draw, noise_count
+from soflow.errors import InputError, in_short, require_whole
 from soflow.evaluation.diagnostics import diagnose
 from soflow.evaluation.protocol import protocol, this_machine, warnings_of
 from soflow.evaluation.record import Evaluation, Figures, RealRow, Row, Samples
 from soflow.evaluation.sample_set import SampleSet
 from soflow.evaluation.scorer import Scoring
 from soflow.evaluation.statistics import Counter, parts_of
-from soflow.sampling import (
-    HEUN_STEPS,
-    LabelDraw,
-    Sampler,
-    class_by_class,
-    draw,
-    noise_count,
-    sample,
-)
+from soflow.sampling import HEUN_STEPS, Sampler, sample
 from soflow.solution import FlowModel
 from soflow.system.progress import Progress, track
 
@@ -75,6 +69,26 @@ class EvaluationSettings:
     reference: Any = ""
     baseline: bool | None = None
     vae: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("nfe", "samplers", "seeds", "weights"):
+            given = getattr(self, name)
+            if isinstance(given, str) or not isinstance(given, Sequence):
+                raise InputError(f"{name} is {in_short(given)}: give several, such as a tuple")
+        require_whole(0, num=self.num)
+        require_whole(1, batch=self.batch)
+        for count in self.nfe:
+            require_whole(1, nfe=count)
+        for seed in self.seeds:
+            require_whole(0, seeds=seed)
+        for name, given, known in (
+            ("labels", [self.labels], (None, "balanced", "random")),
+            ("weights", self.weights, ("ema", "raw")),
+        ):
+            for one in given:
+                if one not in known:
+                    choice = " or ".join(filter(None, known))
+                    raise InputError(f"{name} is {in_short(one)}: choose {choice}")
 
 
 def rows_of(

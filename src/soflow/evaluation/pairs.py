@@ -8,8 +8,9 @@ from torch import Tensor
 
 from soflow.data.conditions import rows_for
 from soflow.data.dataset import Dataset
+from soflow.drawing import sample_many
 from soflow.evaluation.pictures import grid, is_image, picture
-from soflow.sampling import Sampler, sample_many
+from soflow.sampling import Sampler
 from soflow.solution import FlowModel
 from soflow.symbols import Sample
 

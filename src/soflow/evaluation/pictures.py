@@ -107,6 +107,8 @@ def picture(
         >>> soflow.picture(model.sample(20, progress=soflow.silent), columns=10).size
         (342, 70)
     """
+    if not isinstance(samples, Tensor):
+        samples = torch.from_numpy(np.asarray(samples))
     if not 2 <= samples.ndim <= 4 or not samples.numel():
         shapes = "[B, D], [B, C, L] or [B, C, H, W]"
         raise InputError(f"samples have shape {list(samples.shape)}: a picture takes {shapes}")

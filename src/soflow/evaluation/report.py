@@ -9,6 +9,7 @@ from markupsafe import Markup
 from torch import Tensor
 
 from soflow.data.dataset import Dataset
+from soflow.drawing import class_by_class, sample_many
 from soflow.evaluation import plots
 from soflow.evaluation.diagnostics import STEPS
 from soflow.evaluation.html import duration, image, render
@@ -19,7 +20,7 @@ from soflow.evaluation.record import Evaluation, Figures
 from soflow.evaluation.sample_plots import clouds, curves, journeys, vectors
 from soflow.evaluation.scorer import as_frequent
 from soflow.evaluation.tables import remarks, table, title
-from soflow.sampling import Sampler, class_by_class, sample_many
+from soflow.sampling import Sampler
 from soflow.solution import FlowModel
 from soflow.symbols import Sample
 

@@ -19,7 +19,7 @@ from soflow.data.dataset import Dataset
 from soflow.data.images import MODES, channels_of, in_mode, open_image
 from soflow.data.npz import UNREADABLE, damaged, open_member, read_head
 from soflow.data.tree import FolderTree
-from soflow.errors import InputError, RunError, first_line
+from soflow.errors import InputError, RunError, first_line, in_short
 from soflow.evaluation.record import SampleProtocol
 from soflow.evaluation.reference_files import arrays_in, parse_protocol, protocol_of, read
 from soflow.evaluation.statistics import parts_of
@@ -85,6 +85,8 @@ def samples_in_memory(samples: Tensor | np.ndarray, labels: Tensor | None) -> Sa
     Raises:
         InputError: If there are none, or not a label for each.
     """
+    if not isinstance(samples, Tensor | np.ndarray):
+        raise InputError(f"samples is {in_short(samples)}: give a tensor or an array (N, ...)")
     rows = torch.as_tensor(samples)
     if rows.ndim < 2 or not (rows.is_floating_point() or rows.dtype == torch.uint8):
         raise InputError(f"samples are {rows.dtype}{list(rows.shape)}: give floats (N, ...)")

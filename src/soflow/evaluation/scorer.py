@@ -9,6 +9,7 @@ from torch import Tensor
 
 from soflow.data.conditions import rows_for
 from soflow.data.dataset import Dataset
+from soflow.drawing import Conditions, LabelDraw, draw_classes
 from soflow.errors import InputError
 from soflow.evaluation.features import DEVICE, Features
 from soflow.evaluation.metrics import (
@@ -24,7 +25,6 @@ from soflow.evaluation.metrics import (
 from soflow.evaluation.record import Figures, Reference
 from soflow.evaluation.statistics import ENERGY_POINTS, OnRows, Statistics, gather, ignore
 from soflow.evaluation.wasserstein import marginals, sliced_wasserstein
-from soflow.sampling import Conditions, LabelDraw, draw_classes
 from soflow.solution import FlowModel
 
 

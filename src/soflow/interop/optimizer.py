@@ -7,7 +7,7 @@ import torch
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 from torch import Tensor, nn
 
-from soflow.config.schema import OptimizerConfig
+from soflow.config.optimizer import OptimizerConfig
 from soflow.errors import InputError
 from soflow.interop.weights import is_finite_tensor, plain
 from soflow.system.records import Count

@@ -114,6 +114,7 @@ class VelocityOf(nn.Module):
         self.least = margin if prediction == "sample" else 0.0
         self.most = 1 - margin if prediction == "epsilon" else 1.0
         self.label_argument, self.needs_labels, self.returns_dict = call_of(net)
+        self.takes_labels = self.label_argument is not None
         self.null_label = null_label_of(net) if null_label is None else null_label
         self.register_buffer("timestep_bits", None)
         if alphas_cumprod is not None:
@@ -200,6 +201,8 @@ def call_of(net: nn.Module) -> tuple[str | None, bool, bool]:
     plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     third = [p for p in parameters.values() if p.kind in plain and p.name not in NO_LABELS][2:3]
     name = next((name for name in LABEL_ARGUMENTS if name in parameters), None)
+    if name is not None and getattr(net, "class_embedding", net) is None:
+        name, third = None, []  # a UNet2DModel without classes
     if name is None and third:
         return "", third[0].default is third[0].empty, "return_dict" in parameters
     needed = name is not None and parameters[name].default is inspect.Parameter.empty

@@ -78,6 +78,7 @@ class WithSecondTime(nn.Module):
             raise InputError(f"time embeddings must have one width, not {widths}: name others")
         added = {f"net.{name}": AddedTime(module, name) for name, module in found.items()}
         self.places = tuple(added)
+        self.takes_labels = velocity.takes_labels
         self.velocity = with_submodules(velocity, added)
         self.second_time = TimeEmbedder(next(iter(widths.values())))
         for parameter in self.second_time.mlp[2].parameters():

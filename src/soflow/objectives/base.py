@@ -12,6 +12,7 @@ from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from soflow.errors import InputError
 from soflow.solution import FlowModel
 from soflow.symbols import Batch, PerSample
 from soflow.system.registry import Registry
@@ -159,6 +160,9 @@ def losses(**terms: Term) -> Losses:
         The losses. `total` is the mean over all samples, and `parts` hold the squared errors and
         the weights of each term.
 
+    Raises:
+        InputError: If there are no terms.
+
     Example:
         >>> import soflow, torch
         >>> ones = torch.ones(3)
@@ -166,6 +170,8 @@ def losses(**terms: Term) -> Losses:
         >>> losses.total, list(losses.parts)
         (tensor(2.), ['mine_mse', 'mine_weight'])
     """
+    if not terms:
+        raise InputError("a loss needs at least one term: soflow.losses(name=soflow.Term(...))")
     total = torch.cat([term.loss for term in terms.values()]).mean()
     mse = {f"{name}_mse": term.squared for name, term in terms.items()}
     weight = {f"{name}_weight": term.weight for name, term in terms.items()}

@@ -44,6 +44,9 @@ class RunFolder:
         self.report = path / "report.html"
         self.trackers = path / "trackers.json"
 
+    def __fspath__(self) -> str:
+        return str(self.path)
+
     def __repr__(self) -> str:
         return f"RunFolder({self.path})"
 

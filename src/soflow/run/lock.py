@@ -16,8 +16,8 @@ from filelock import FileLock, Timeout
 from soflow.errors import RunError
 from soflow.system.atomic import require_writable, write_text
 
-#: Torch's random numbers and Accelerate's state are those of a process, so threads take turns.
-_training = threading.RLock()
+#: Torch's random numbers and Accelerate's state are those of a process: one training at a time.
+_training = threading.Lock()
 
 
 @contextmanager

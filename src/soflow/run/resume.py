@@ -21,7 +21,8 @@ FREE_KEYS = (
 #: state stay valid.
 CHANGEABLE_KEYS = (
     "data.balance", "data.flip", "ema.", "optimizer.betas", "optimizer.clip", "optimizer.lr",
-    "optimizer.warmup", "optimizer.weight_decay", "precision", "train.batch_size", "train.steps",
+    "optimizer.lr_end", "optimizer.lr_schedule", "optimizer.warmup", "optimizer.weight_decay",
+    "precision", "train.batch_size", "train.steps",
 )  # fmt: skip
 
 

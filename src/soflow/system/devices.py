@@ -14,7 +14,7 @@ def default_device() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
-def named_device(name: str) -> torch.device:
+def named_device(name: str | torch.device) -> torch.device:
     """The device that a name means: "gpu", or torch's own names such as "cpu" and "cuda:1".
 
     Raises:

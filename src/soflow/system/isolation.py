@@ -8,12 +8,13 @@ import functools
 import inspect
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
 
+from soflow.errors import InputError, in_short
 from soflow.system.logs import notes
 from soflow.system.progress import quiet, silent, track
 
@@ -37,6 +38,11 @@ def isolated(function: Callable[P, R]) -> Callable[P, R]:
         if place is not None:
             default = kwargs.get("progress", parameters["progress"].default)
             progress = args[place] if place < len(args) else default
+            if not callable(progress):
+                raise InputError(
+                    f"progress is {in_short(progress)}: give soflow.track, soflow.silent, or a "
+                    "function like these"
+                )
         shown = notes(progress is track) if progress in (track, silent) else nullcontext()
         with torch_defaults(), shown, quiet() if progress is silent else nullcontext():
             return function(*args, **kwargs)
@@ -46,10 +52,16 @@ def isolated(function: Callable[P, R]) -> Callable[P, R]:
 
 @contextmanager
 def torch_defaults() -> Iterator[None]:
-    """Torch's default dtype and device, with gradients and without inference mode."""
+    """Torch's default dtype and device, with gradients, without autocast and inference mode."""
     dtype = torch.get_default_dtype()
     elsewhere = torch.get_default_device() != CPU  # a device context slows down every operation
-    with torch.inference_mode(False), torch.enable_grad(), CPU if elsewhere else nullcontext():
+    with ExitStack() as entered:
+        entered.enter_context(torch.inference_mode(False))
+        entered.enter_context(torch.enable_grad())
+        if elsewhere:
+            entered.enter_context(CPU)
+        for kind in filter(torch.is_autocast_enabled, ("cpu", "cuda", "mps")):
+            entered.enter_context(torch.autocast(kind, enabled=False))
         torch.set_default_dtype(torch.float32)
         try:
             yield

@@ -133,7 +133,7 @@ def in_notebook() -> bool:
 
 
 def shows_bars() -> bool:
-    return in_notebook() or sys.stderr.isatty()
+    return in_notebook() or (sys.stderr is not None and sys.stderr.isatty())
 
 
 class Timed(Task):

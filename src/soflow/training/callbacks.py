@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf, nan
 from pathlib import Path
 
 from soflow.config import Config
+from soflow.errors import InputError, in_short
 from soflow.run.checkpoint import TrainState
 from soflow.run.folder import RunFolder
 from soflow.solution import FlowModel
@@ -44,6 +46,20 @@ class Training:
     read_loss: Callable[[], float]
     learning_rate: float | None = None
     stopped: str | None = None
+
+    @property
+    def fixed_lr(self) -> float | None:
+        """The learning rate that is set. Raises InputError if it is no number from 0."""
+        if self.learning_rate is None:
+            return None
+        try:
+            rate = float(self.learning_rate)
+        except (TypeError, ValueError):
+            rate = nan
+        if not 0 <= rate < inf:
+            given = in_short(self.learning_rate)
+            raise InputError(f"training.learning_rate is {given}: set a number from 0, or None")
+        return rate
 
     @property
     def step(self) -> int:
@@ -95,6 +111,16 @@ class Callback:
 
     def on_end(self, training: Training) -> None:
         """After the last step, or where a callback stopped training."""
+
+
+def require_callbacks(callbacks: Sequence[object]) -> None:
+    """Raises InputError for what is no object of a class derived from Callback."""
+    for one in callbacks:
+        if not isinstance(one, Callback):
+            raise InputError(
+                f"callbacks holds {in_short(one)}: give objects of classes derived from "
+                "soflow.Callback"
+            )
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from soflow.errors import InputError
+from soflow.errors import InputError, in_short, require_whole
 from soflow.system.devices import has_float64
 from soflow.training.distributed import full_tensor, local_shard, shard_like
 
@@ -54,6 +54,12 @@ class Ema:
         float64: bool = False,
         rampup: float = 0.05,
     ) -> None:
+        if not isinstance(network, nn.Module):
+            raise InputError(f"network is {in_short(network)}: give a module, such as model.net")
+        require_whole(1, every=every)
+        if not 0 <= decay <= 1 or rampup < 0:
+            given = f"decay is {decay}, and rampup {rampup}"
+            raise InputError(f"{given}: decay lies between 0 and 1, rampup is 0 or more")
         self.network = network
         self.decay, self.every, self.rampup = decay, every, rampup
         self.dtype = torch.float64 if float64 else torch.float32

@@ -6,6 +6,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from soflow.config import Config
+from soflow.errors import InputError, in_short
 from soflow.objectives.base import Draws, Losses, Objective
 from soflow.solution import FlowModel
 from soflow.symbols import Batch, Net
@@ -35,7 +36,10 @@ class LossModule(nn.Module):
 
     def __init__(self, model: FlowModel, objective: Objective, average: Net | None = None) -> None:
         super().__init__()
-        assert isinstance(model.net, nn.Module)
+        if not isinstance(model, FlowModel) or not isinstance(model.net, nn.Module):
+            raise InputError(f"model is {in_short(model)}: give a FlowModel of a module")
+        if isinstance(objective, type) or not isinstance(objective, Objective):
+            raise InputError(f"objective is {in_short(objective)}: give one, such as SoFlow()")
         self.network = model.net
         self.objective = objective
         self.model = replace(model, average=average)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from soflow.config import Config
-from soflow.config.optimizers import parameters_of, torch_class
-from soflow.config.schema import OptimizerConfig
+from soflow.config.optimizer import OptimizerConfig
+from soflow.config.optimizer_classes import parameters_of, torch_class
 from soflow.errors import InputError, first_line
 from soflow.training.muon import Together, hidden_matrices
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from soflow.config import Config
 from soflow.data.batches import Batches, seed_of, seeded_generator
+from soflow.errors import InputError
 from soflow.objectives.base import Draws, Losses, Objective, Term
 from soflow.run.checkpoint import RunningMean
 from soflow.symbols import Batch
@@ -73,6 +74,7 @@ class TrainStep:
         for batch, draws in self.microbatches(step):
             with accelerator.accumulate(self.module):
                 losses = self.module(batch, draws, step / config.train.steps)
+                require_losses(losses, self.objective)
                 accelerator.backward(losses.total)
             microbatches.append(losses)
 
@@ -107,6 +109,7 @@ class TrainStep:
         shape = (train.batch_size, *self.config.data.shape)
         generator = seeded_generator(train.seed, "draws", step, self.accelerator.device)
         draws = self.objective.draw(shape, generator)
+        require_draws(draws, shape, self.objective)
         for index in self.indices():
             rows = slice(index, None, self.count)
             yield self.batches.microbatch(step, index, self.count), draws.rows(rows)
@@ -187,6 +190,33 @@ class TrainStep:
             parameters=list(dict.fromkeys(gather_object(wrong))),
             means=[name for name, mean in means.items() if not isfinite(mean.total)],
         )
+
+
+def require_draws(draws: object, shape: tuple[int, ...], objective: Objective) -> None:
+    """Raises InputError if an objective draws something else, or for another batch."""
+    name = type(objective).__name__
+    if not isinstance(draws, Draws):
+        raise InputError(f"{name}.draw gives {type(draws).__name__}: it must give soflow.Draws")
+    if draws.noise.shape != shape or any(
+        one.shape != shape[:1] for one in (draws.t, draws.s, draws.dropped)
+    ):
+        needed = f"noise {list(shape)}; t, s and dropped [{shape[0]}]"
+        raise InputError(f"{name}.draw gives draws of other shapes than it must, {needed}")
+
+
+def require_losses(losses: object, objective: Objective) -> None:
+    """Raises InputError for what is no loss to minimize, with a part per sample."""
+    name = type(objective).__name__
+    if not isinstance(losses, Losses):
+        raise InputError(f"{name} gives {type(losses).__name__}: it must give soflow.Losses")
+    total = losses.total
+    if not isinstance(total, Tensor) or total.ndim or not total.requires_grad:
+        raise InputError(
+            f"{name} gives a total that is no scalar with a gradient: it must depend on the network"
+        )
+    for part, value in losses.parts.items():
+        if not isinstance(value, Tensor) or value.ndim != 1:
+            raise InputError(f"{name} gives a part '{part}' that is no tensor (n,)")
 
 
 def detached(term: Term) -> Term:

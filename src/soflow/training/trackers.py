@@ -79,7 +79,11 @@ class WandB(WandBTracker):  # type: ignore[misc]
 
     def __init__(self, folder: RunFolder, step: int, continued: str) -> None:
         name = os.environ.get("WANDB_NAME", folder.path.resolve().name)
-        options = {"name": name, "dir": os.environ.get("WANDB_DIR", str(folder.path))}
+        options = {
+            "name": name,
+            "dir": os.environ.get("WANDB_DIR", str(folder.path)),
+            "reinit": "create_new",  # leaves a run of the caller alone
+        }
         if continued:
             options |= {"id": continued, "resume": "allow"}
         super().__init__(os.environ.get("WANDB_PROJECT", PROJECT), **options)
@@ -87,6 +91,9 @@ class WandB(WandBTracker):  # type: ignore[misc]
     @property
     def id(self) -> str:
         return self.run.id
+
+    def store_init_configuration(self, values: Mapping[str, Any]) -> None:
+        self.run.config.update(dict(values), allow_val_change=True)
 
     def log_picture(self, file: Path, step: int) -> None:
         self.log_images({SAMPLES: [pixels(file)]}, step)

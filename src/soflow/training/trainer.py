@@ -16,7 +16,7 @@ from soflow.config import Config
 from soflow.data.augment import AugmentPipe
 from soflow.data.batches import Batches
 from soflow.data.dataset import Dataset
-from soflow.errors import RunError, first_line
+from soflow.errors import RunError, first_line, placed_wrong
 from soflow.objectives.base import Objective
 from soflow.run.checkpoint import RunningMean, TrainState
 from soflow.run.checkpoint_manager import CheckpointManager
@@ -118,7 +118,8 @@ class Trainer:
             raise
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
             what = f"{checkpoint.path} does not fit the run's network"
-            raise RunError(f"{what}: {first_line(error)}") from None
+            why = placed_wrong(error) if isinstance(error, RuntimeError) else first_line(error)
+            raise RunError(f"{what}: {why}") from None
         self.state = checkpoint.train_state()
         self.manager.remember_best(self.state)
 
@@ -178,7 +179,7 @@ class Trainer:
             compile_errors_explained(),
             float32_products(tf32, self.device),
         ):
-            self.train_step.fixed_lr = self.training.learning_rate
+            self.train_step.fixed_lr = self.training.fixed_lr
             self.unread.append(self.train_step(self.state.step))
         self.state.step += 1
         self.state.samples += self.config.train.batch_size

@@ -13,7 +13,7 @@ from soflow.config import Config
 from soflow.config.own import OWN
 from soflow.data.autoencoder import Decoder
 from soflow.data.dataset import DataRecord, Encoder, Scaling
-from soflow.errors import InputError, RunError
+from soflow.errors import InputError, RunError, in_short, placed_wrong
 from soflow.run.checkpoint import Checkpoint
 from soflow.run.folder import RunFolder, find_run
 from soflow.sampling import Sampler
@@ -24,7 +24,7 @@ from soflow.system.isolation import isolated
 from soflow.system.memory import out_of_memory_explained
 from soflow.system.progress import Progress, track
 from soflow.workflows.labels import Classes
-from soflow.workflows.own_parts import own_network_of, remember
+from soflow.workflows.own_parts import kind_of, own_network_of, remember
 
 if TYPE_CHECKING:
     from soflow.evaluation.record import Evaluation
@@ -214,6 +214,8 @@ def load(
         >>> model.sample(10, labels=[3, 7], progress=soflow.silent).shape
         torch.Size([10, 1, 8, 8])
     """
+    if weights not in ("ema", "raw", "best"):
+        raise InputError(f"weights is {in_short(weights)}: choose ema, raw or best")
     if weights == "best":
         path, weights = Path(path) / "checkpoints" / "best", "ema"
     folder, checkpoint = find_run(Path(path), weights)
@@ -228,10 +230,17 @@ def load(
         model = load_model(config, tensors, place, decode, data, own)
     except RunError:
         raise
-    except RuntimeError:  # names or shapes that load_state_dict cannot place
+    except RuntimeError as error:  # names or shapes that load_state_dict cannot place
+        if own is not None:
+            raise InputError(
+                f"{checkpoint.path} does not fit the network that is given, {kind_of(own)}: give "
+                f"one like that of the run ({placed_wrong(error)})"
+            ) from None
         raise RunError(
             f"{checkpoint.path} does not fit the network of {folder.config}: was it edited?"
         ) from None
+    if own is not None:
+        remember(folder.path, own)
     count = config.data.num_classes
     names = (data.class_names if data else ()) or tuple(map(str, range(count)))
     names = names[:count]

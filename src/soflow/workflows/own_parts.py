@@ -5,10 +5,11 @@ recorded as "python", and given again to train further; a network also to be loa
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,10 +18,12 @@ from soflow.config import Config
 from soflow.config.own import OWN
 from soflow.config.reading import validate
 from soflow.config.sections import section_of
+from soflow.data.dataset import checksum
 from soflow.errors import InputError, in_short
 from soflow.networks import NETWORKS
 from soflow.objectives import OBJECTIVES
 from soflow.objectives.base import Objective
+from soflow.sampling import SAMPLERS
 from soflow.system.registry import Registry
 
 #: The networks of runs that this process has trained or loaded, by their folders.
@@ -51,8 +54,16 @@ def own_network_of(config: Config, folder: Path, given: nn.Module | None) -> nn.
             f"the network of {folder}, {config.network.kind}, was given in Python: give it again, "
             "as in soflow.load(run, network=...) or soflow.train(..., network=...)"
         )
-    remember(folder, network)
+    require_module(network)
     return network
+
+
+def require_module(network: object) -> None:
+    """Raises InputError for what is no module, or a module without values."""
+    if not isinstance(network, nn.Module):
+        raise InputError(f"network is {in_short(network)}: give an nn.Module, net(x, t, s, labels)")
+    if any(weight.is_meta for weight in network.parameters()):
+        raise InputError(f"{kind_of(network)} has weights on the device meta: give them values")
 
 
 def with_network(config: Config, network: nn.Module) -> Config:
@@ -61,8 +72,7 @@ def with_network(config: Config, network: nn.Module) -> Config:
     Raises:
         InputError: If it is no module.
     """
-    if not isinstance(network, nn.Module):
-        raise InputError(f"network is {in_short(network)}: give an nn.Module, net(x, t, s, labels)")
+    require_module(network)
     record = {"name": OWN, "kind": kind_of(network)}
     return validate({**config.model_dump(), "network": record})
 
@@ -96,10 +106,11 @@ def with_objective(config: Config, objective: Objective) -> Config:
             f"objective is {in_short(objective)}: give an object such as soflow.SoFlow(), with "
             "samplers, whole_network, draw(shape, generator) and a call (model, batch, draws, k/K)"
         )
+    require_samplers(objective)
     record = by_name(OBJECTIVES, objective) or {
         "name": OWN,
         "kind": kind_of(objective),
-        "settings": plain(asdict(objective)) if is_dataclass(objective) else {},
+        "settings": plain(objective) if is_dataclass(objective) else {},
         "samplers": objective.samplers,
         "whole_network": objective.whole_network,
         "forward_derivative": getattr(objective, "forward_derivative", False),
@@ -107,6 +118,13 @@ def with_objective(config: Config, objective: Objective) -> Config:
         "guidance_scale": getattr(getattr(objective, "guidance", None), "scale", 1.0),
     }
     return validate({**config.model_dump(), "objective": record})
+
+
+def require_samplers(objective: Objective) -> None:
+    """Raises InputError if an objective names no samplers, or unknown ones."""
+    names, kind = objective.samplers, kind_of(objective)
+    if not names or isinstance(names, str) or not set(names) <= set(SAMPLERS):
+        raise InputError(f"{kind}.samplers is {names!r}: name some of {', '.join(SAMPLERS)}")
 
 
 def by_name(registry: Registry[Any], part: Any) -> dict[str, Any] | None:
@@ -126,7 +144,12 @@ def kind_of(part: object) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Settings as a file can hold them; what it cannot hold is named by its type."""
+    """Settings as a file can hold them: tensors by a checksum, other objects by their type."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Tensor | np.ndarray):
+        numbers = torch.as_tensor(value).detach().cpu().double()
+        return f"{type(value).__name__} {list(numbers.shape)}, checksum {checksum(numbers)}"
     if isinstance(value, dict):
         return {str(key): plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
@@ -140,46 +163,3 @@ def require_unchanged(section: str, given: tuple[str, ...]) -> None:
     for key in given:
         if key.startswith(f"{section}."):
             raise InputError(f"{key} is a setting of a recipe's {section}, and {section}= is given")
-
-
-@torch.no_grad()
-def require_contract(network: nn.Module, config: Config, null: bool) -> None:
-    """Calls a network once on noise, to find mistakes before training does.
-
-    Args:
-        network: The network, which is left as it is.
-        config: With the shape of the data and their classes.
-        null: Whether the null label, the number of classes, is among the labels.
-
-    Raises:
-        InputError: If it cannot be called so, or gives another shape.
-    """
-    data, name = config.data, kind_of(network)
-    if data.num_classes and not getattr(network, "takes_labels", True):
-        raise InputError(f"{name} takes no labels: set data.num_classes=0")
-    device = next((weight.device for weight in network.parameters()), torch.device("cpu"))
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, *data.shape, generator=generator).to(device)
-    t, s = torch.tensor([0.8, 0.6], device=device), torch.tensor([0.3, 0.6], device=device)
-    labels: Tensor | None = None
-    if data.num_classes:
-        labels = torch.tensor([0, data.num_classes - (not null)], device=device)
-    cond = {"cond": torch.zeros(2, *data.cond_shape, device=device)} if data.cond_shape else {}
-    was_training = {module: module.training for module in network.modules()}
-    network.eval()  # no running statistics of noise
-    try:
-        out = network(x, t, s, labels, **cond)
-    except IndexError as error:
-        if labels is None:
-            raise
-        needed = f"labels 0 .. {int(labels.max())}" + (", the last for no class" if null else "")
-        raise InputError(f"{name} fails at {needed}: {error}") from error
-    except TypeError as error:
-        inputs = "x, t, s, labels" + (", cond=cond" if cond else "")
-        raise InputError(f"{name} must take ({inputs}): {error}") from error
-    finally:
-        for module, training in was_training.items():
-            module.training = training
-    found = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
-    if not isinstance(out, Tensor) or out.shape != x.shape:
-        raise InputError(f"{name} gives {found} for samples {list(x.shape)}: it must give the same")

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from os import PathLike
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -28,7 +29,7 @@ CURVE = TypeAdapter(Curve)
 @isolated
 @random_state_kept()
 def report(
-    runs: str | Path | Sequence[str | Path],
+    runs: str | PathLike[str] | Sequence[str | PathLike[str]],
     out: str | Path | None = None,
     progress: Progress = track,
 ) -> Path:
@@ -51,8 +52,10 @@ def report(
         >>> print(soflow.report("runs/moons", progress=soflow.silent))
         runs/moons/report.html
     """
-    if isinstance(runs, str | Path):
+    if isinstance(runs, str | PathLike):
         runs = [runs]
+    if not runs:
+        raise InputError("there are no runs to report: name one or more")
     subjects = []
     with progress("reporting", len(runs)) as task:
         for done, path in enumerate(runs):

@@ -19,10 +19,11 @@ from soflow.data.conditions import conditions_of
 from soflow.data.dataset import checksum
 from soflow.data.shards import open_store
 from soflow.data.store import Piece, Plan, make_store
-from soflow.errors import InputError
+from soflow.drawing import LabelDraw, draw_classes, sample_many
+from soflow.errors import InputError, require_whole
 from soflow.evaluation.features import column_names
 from soflow.evaluation.pictures import to_uint8
-from soflow.sampling import LabelDraw, Sampler, check_sampler, draw_classes, sample_many
+from soflow.sampling import Sampler, check_sampler
 from soflow.symbols import as_labels
 from soflow.system import processes
 from soflow.system.fingerprints import fingerprint_of
@@ -72,6 +73,8 @@ class SampleRequest:
 
     def __post_init__(self) -> None:
         check_sampler(self.sampler, self.nfe)
+        require_whole(1, num=self.num, batch_size=self.batch_size)
+        require_whole(0, seed=self.seed)
         object.__setattr__(self, "labels", as_labels(self.labels))  # a list or an array, too
         if self.labels is not None and self.labels.shape != (self.num,):
             raise InputError(f"labels have shape {list(self.labels.shape)}, not [{self.num}]")
@@ -109,6 +112,9 @@ class SampleRequest:
             InputError: If a class or the sampler is unknown, the sampler cannot use `nfe`, the
                 null label was never trained, or conditions are missing or do not fit.
         """
+        if num is not None:
+            require_whole(1, num=num)
+        require_whole(0, seed=seed)
         given = conditions_in_turn(run, cond, num)
         if num is None:
             num = 64 if given is None else len(given)

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from soflow.config import Config
 from soflow.data.dataset import Dataset
+from soflow.drawing import class_by_class, sample_many
 from soflow.evaluation.features import column_names
 from soflow.evaluation.pairs import PAIRS, ROWS, draw_pairs, paired
 from soflow.evaluation.pictures import picture, png
 from soflow.evaluation.scorer import as_frequent
 from soflow.run.folder import RunFolder
-from soflow.sampling import class_by_class, sample_many
 from soflow.solution import FlowModel
 from soflow.system.atomic import write_bytes
 

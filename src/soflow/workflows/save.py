@@ -15,7 +15,7 @@ from soflow.data import own
 from soflow.data.bundled import Bundled
 from soflow.data.dataset import Dataset
 from soflow.data.registry import SOURCES, source_of
-from soflow.errors import InputError, RunError
+from soflow.errors import InputError, RunError, in_short
 from soflow.objectives.base import Objective
 from soflow.run.checkpoint import WEIGHTS, TrainState, write_record
 from soflow.run.folder import RunFolder
@@ -23,7 +23,13 @@ from soflow.run.tensor_file import write_tensors
 from soflow.solution import FlowModel, unchanged
 from soflow.system.atomic import cannot_write, new_file, require_writable
 from soflow.training.ema import Ema
-from soflow.workflows.own_parts import remember, with_its_name, with_network, with_objective
+from soflow.workflows.own_parts import (
+    remember,
+    shapes_of,
+    with_its_name,
+    with_network,
+    with_objective,
+)
 
 
 def save_model(
@@ -67,8 +73,15 @@ def save_model(
         >>> soflow.load("models/mine", "raw").sample(5, progress=soflow.silent).shape
         torch.Size([5, 2])
     """
+    if not isinstance(model, FlowModel) or not isinstance(model.net, nn.Module):
+        raise InputError(f"model is {in_short(model)}: give a FlowModel of a module")
+    if data is not None and not isinstance(data, Dataset):
+        raise InputError(f"data is {type(data).__name__}: give soflow.load_data(data)")
+    if ema is not None and not isinstance(ema, Ema):
+        raise InputError(f"ema is {type(ema).__name__}: give a soflow.Ema")
+    if ema is not None and shapes_of(ema.state_dict()) != shapes_of(model.net.state_dict()):
+        raise InputError("ema averages another network: give that of model.net")
     config = config_of(model, objective, steps, ema, data)
-    assert isinstance(model.net, nn.Module)
     kinds = {"raw": model.net.state_dict()} | ({} if ema is None else {"ema": ema.state_dict()})
     for weights in kinds.values():
         require_finite(weights)

@@ -25,6 +25,7 @@ from soflow.data.autoencoder import Decoder
 from soflow.data.dataset import DataRecord, Dataset
 from soflow.data.sources import require_path_is_read
 from soflow.data.training_data import completed, make_dataset, summary
+from soflow.drawing import draw
 from soflow.errors import InputError
 from soflow.evaluation.features import check_name
 from soflow.evaluation.references import make_scoring
@@ -34,7 +35,6 @@ from soflow.run.checkpoint import TrainState, checkpoints
 from soflow.run.folder import RunFolder
 from soflow.run.lock import only_trainer_of
 from soflow.run.resume import changed_settings, keep_older, require_same_data
-from soflow.sampling import draw
 from soflow.solution import FlowModel, unchanged
 from soflow.system import processes
 from soflow.system.devices import default_device
@@ -42,7 +42,7 @@ from soflow.system.isolation import isolated, random_state_kept
 from soflow.system.memory import out_of_memory_explained
 from soflow.system.progress import Progress, track
 from soflow.training.automatic import resolve
-from soflow.training.callbacks import Callback
+from soflow.training.callbacks import Callback, require_callbacks
 from soflow.training.compile import compiled
 from soflow.training.distributed import (
     lost_processes_explained,
@@ -57,9 +57,10 @@ from soflow.training.trackers import require_trackers
 from soflow.training.trainer import Trainer
 from soflow.workflows.going_on import go_on, settings_of
 from soflow.workflows.load import Decode, load_model, make_decoder
+from soflow.workflows.network_contract import require_contract
 from soflow.workflows.own_parts import (
     own_network_of,
-    require_contract,
+    remember,
     require_unchanged,
     with_its_name,
     with_network,
@@ -128,18 +129,20 @@ def train(
         torch.Size([5, 2])
     """
     config = recipe if isinstance(recipe, Config) else read_recipe(recipe)
+    given, callbacks = keys_of(overrides), list(callbacks)
+    require_callbacks(callbacks)
+    if network is not None:
+        require_unchanged("network", given)
+        config = with_network(config, network)
     config = with_overrides(config, overrides)
     if data is not None:
+        own.require_unnamed(given)
         with own.given(data, config) as config:
             return train(
                 config, out, overrides, progress,
                 network=network, objective=objective, callbacks=callbacks,
             )  # fmt: skip
-    given = keys_of(overrides)
     folder = RunFolder(Path(out).expanduser())
-    if network is not None:
-        require_unchanged("network", given)
-        config = with_network(config, network)
     if objective is not None:
         require_unchanged("objective", given)
         config = with_objective(config, objective)
@@ -248,10 +251,13 @@ def make_trainer(
     objective = parts.objective
     if objective is None or config.objective.name != OWN:
         objective = make_objective(config, compiled if config.compile else None)
-    return Trainer(
+    trainer = Trainer(
         model, objective, dataset, augment, config, folder, progress, draw_grid, measure,
         parts.callbacks,
     )  # fmt: skip
+    if own_network is not None:
+        remember(folder.path, own_network)
+    return trainer
 
 
 def chosen_settings(

@@ -99,6 +99,10 @@ def require_settings_apply(name: str, given: Mapping[str, Any], options: Mapping
                     f"optimizer.{key} does not apply to {chosen}, which adapts its own step "
                     f"sizes: set it to {value}"
                 )
+    if "lr_end" in given and given.get("lr_schedule", "constant") == "constant":
+        raise ValueError(
+            "optimizer.lr_end needs optimizer.lr_schedule=cosine or linear: set it to 0"
+        )
     available = [parameter for parameter in known if parameter not in OWN_KEYS]
     for option in options:
         if option in OWN_KEYS:
@@ -107,3 +111,10 @@ def require_settings_apply(name: str, given: Mapping[str, Any], options: Mapping
             near = get_close_matches(option, available, 1)
             advice = f"did you mean {near[0]}?" if near else f"known are {', '.join(available)}"
             raise ValueError(f"optimizer.options.{option:.60} is unknown to {chosen}: {advice}")
+        if known and is_switch(name, option) and not isinstance(options[option], bool | None):
+            raise ValueError(f"optimizer.options.{option} of {chosen} must be true or false")
+
+
+def is_switch(name: str, option: str) -> bool:
+    """Whether an option is on or off; torch would take any text as on."""
+    return "bool" in str(signature(CLASSES[name.lower()]).parameters[option].annotation)

@@ -1,0 +1,161 @@
+"""Drawing many samples: their labels, and their noise, as a function of the seed and of the sample.
+
+Samples do not depend on how they are divided into batches.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from soflow.errors import InputError, require_whole
+from soflow.sampling import Sampler, check_sampler, sample
+from soflow.solution import FlowModel
+from soflow.symbols import AnyLabels, Sample, as_labels
+from soflow.system.devices import named_device
+
+#: Separates the random label of sample i from its noise, which is seeded by (seed, i).
+LABEL = 1
+
+#: How the classes of samples are chosen.
+LabelDraw = Literal["balanced", "random"]
+
+
+@runtime_checkable
+class Conditions(Protocol):
+    """Conditions (N, ...) that are read by their indices (n,): a tensor, or those of a data set."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, which: Tensor, /) -> Tensor: ...
+
+
+def class_by_class(num: int, num_classes: int) -> Tensor | None:
+    """Labels 0, 1, ... in turn, (num,): equally many of each; None without classes."""
+    return torch.arange(num) % num_classes if num_classes else None
+
+
+def random_classes(num: int, num_classes: int, seed: int) -> Tensor | None:
+    """Labels drawn at random, (num,), that of sample i by (seed, i); None without classes."""
+    if not num_classes:
+        return None
+    draws = [np.random.default_rng([seed, i, LABEL]).integers(num_classes) for i in range(num)]
+    return torch.tensor(draws, dtype=torch.long)
+
+
+def draw_classes(how: LabelDraw, num: int, num_classes: int, seed: int) -> Tensor | None:
+    """Labels (num,): balanced, each class in turn, or at random; None without classes."""
+    if how == "random":
+        return random_classes(num, num_classes, seed)
+    return class_by_class(num, num_classes)
+
+
+def noise_count(sampler: Sampler, nfe: int) -> int:
+    """How many noises a sample needs: `renoise` adds fresh noise between its steps."""
+    return nfe if sampler == "renoise" else 1
+
+
+def noise_of_samples(
+    seed: int, first: int, count: int, noises: int, shape: Sequence[int], device: torch.device
+) -> Tensor:
+    """The noise of samples `first` .. `first + count - 1`: (noises, count, *shape).
+
+    That of sample i depends on (seed, i) alone, so samples do not change with the batch size or
+    the number of processes.
+    """
+    draws = [
+        np.random.default_rng([seed, i]).standard_normal((noises, *shape), dtype=np.float32)
+        for i in range(first, first + count)
+    ]
+    return torch.from_numpy(np.stack(draws, axis=1)).to(device)
+
+
+@torch.no_grad()
+def draw(
+    model: FlowModel,
+    num: int,
+    labels: AnyLabels,
+    sampler: Sampler,
+    nfe: int,
+    seed: int,
+    batch_size: int = 500,
+    device: torch.device | str = "cpu",
+    start: int = 0,
+    cond: Conditions | None = None,
+) -> Iterator[Sample]:
+    """Draws and decodes samples `start` .. `start + num - 1`, in batches (B, ...) on the CPU.
+
+    Each has its own label of `labels` (num,) and its own condition of `cond` (num, ...).
+    """
+    check_sampler(sampler, nfe)
+    require_whole(0, num=num, seed=seed, start=start)
+    require_whole(1, batch_size=batch_size)
+    device, labels = named_device(device), as_labels(labels)
+    if labels is not None and labels.shape != (num,):
+        raise InputError(f"labels must have shape [{num}], not {list(labels.shape)}")
+    if cond is not None and len(cond) != num:
+        raise InputError(f"cond holds {len(cond)} conditions for {num} samples: give one for each")
+    for first in range(0, num, batch_size):
+        count = min(batch_size, num - first)
+        per_sample = noise_count(sampler, nfe)
+        noises = noise_of_samples(seed, start + first, count, per_sample, model.shape, device)
+        chosen = None if labels is None else labels[first : first + count].to(device)
+        one = model if cond is None else given_rows(model, cond, first, count, device)
+        yield model.decode(sample(one, noises, chosen, sampler, nfe).float()).cpu()
+
+
+def given_rows(
+    model: FlowModel, cond: Conditions, first: int, count: int, device: torch.device
+) -> FlowModel:
+    """The model of samples with `count` of the conditions."""
+    return model.conditioned(cond[torch.arange(first, first + count)].to(device))
+
+
+def sample_many(
+    model: FlowModel,
+    num: int,
+    labels: AnyLabels = None,
+    sampler: Sampler = "renoise",
+    nfe: int = 1,
+    seed: int = 0,
+    batch_size: int = 500,
+    device: torch.device | str = "cpu",
+    on_batch: Callable[[int], None] = lambda done: None,
+    start: int = 0,
+    cond: Conditions | None = None,
+) -> Sample:
+    """Draws many samples, in batches, and decodes them.
+
+    The noise of sample i depends on (seed, i) alone, not on the size of batches.
+
+    Args:
+        model: The model. Its network should be in evaluation mode.
+        num: The number of samples.
+        labels: Their classes, (num,), or None for no condition.
+        sampler: "renoise", "ode", "euler" or "heun".
+        nfe: Network evaluations per sample.
+        seed: The seed of the noise.
+        batch_size: How many samples are drawn at once.
+        device: Where the noise goes first; the samplers move it to the network.
+        on_batch: Called with the number of samples drawn so far.
+        start: The number of the first sample.
+        cond: Their conditions, (num, ...), for a model with conditions.
+
+    Returns:
+        Samples (num, ...) on the CPU, decoded by `model.decode`.
+
+    Raises:
+        InputError: If labels or conditions do not fit, or the sampler cannot use `nfe`.
+
+    Example:
+        >>> import soflow
+        >>> model = soflow.FlowModel(soflow.MLP(shape=(2,)), shape=(2,))
+        >>> soflow.sample_many(model, 1000, nfe=2, batch_size=400).shape
+        torch.Size([1000, 2])
+    """
+    parts: list[Tensor] = []
+    for part in draw(model, num, labels, sampler, nfe, seed, batch_size, device, start, cond):
+        parts.append(part)
+        on_batch(sum(map(len, parts)))
+    return torch.cat(parts)

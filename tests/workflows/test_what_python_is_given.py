@@ -1,0 +1,186 @@
+"""What is given in Python and cannot be used is named, before or instead of a wrong result."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import soflow
+from soflow.errors import InputError
+from soflow.system.progress import silent
+from support.own_parts import OwnNet, OwnObjective
+
+QUICK = ["train.steps=2", "train.batch_size=8"]
+POINTS = torch.randn(32, 2, generator=torch.Generator().manual_seed(0))
+
+
+def run(out, overrides=(), recipe="vectors", data=POINTS, **parts):
+    return soflow.train(recipe, out, [*QUICK, *overrides], silent, data=data, **parts)
+
+
+class NoDraws(OwnObjective):
+    def draw(self, shape, generator):
+        return torch.randn(shape, generator=generator)
+
+
+class OtherShape(OwnObjective):
+    def draw(self, shape, generator):
+        return super().draw((3, *shape[1:]), generator)
+
+
+class Scalar(OwnObjective):
+    def __call__(self, model, batch, draws, progress):
+        return super().__call__(model, batch, draws, progress).total
+
+
+class Constant(OwnObjective):
+    def __call__(self, model, batch, draws, progress):
+        found = super().__call__(model, batch, draws, progress)
+        return found._replace(total=found.total.detach())
+
+
+class Parts(OwnObjective):
+    def __call__(self, model, batch, draws, progress):
+        return super().__call__(model, batch, draws, progress)._replace(parts={"mine": 1.0})
+
+
+@dataclass(frozen=True)
+class Unsampled(OwnObjective):
+    samplers = ("ddim",)
+
+
+@pytest.mark.parametrize("objective", [NoDraws, OtherShape, Scalar, Constant, Parts, Unsampled])
+def test_an_objective_that_does_not_keep_the_contract_is_named(objective, tmp_path):
+    with pytest.raises(InputError, match=objective.__name__):
+        run(tmp_path / "run", network=OwnNet(), objective=objective())
+
+
+@dataclass(frozen=True)
+class Weighted(OwnObjective):
+    target: torch.Tensor = None
+
+
+def test_a_run_is_resumed_with_the_same_tensors(tmp_path):
+    run(tmp_path, objective=Weighted(target=torch.ones(3)))
+    run(tmp_path, ["train.steps=3"], objective=Weighted(target=torch.ones(3)))
+    with pytest.raises(InputError, match="checksum"):
+        run(tmp_path, ["train.steps=4"], objective=Weighted(target=torch.zeros(3)))
+
+
+def test_networks_without_weights_to_train_are_named(tmp_path):
+    with torch.device("meta"):
+        meta = OwnNet()
+    for network in (meta, OwnNet().requires_grad_(False)):
+        with pytest.raises(InputError, match="OwnNet"):
+            run(tmp_path, network=network)
+
+
+class Normalized(OwnNet):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(2)
+
+    def forward(self, x, t, s, labels=None):
+        return self.norm(super().forward(x, t, s, labels))
+
+
+def test_batch_normalization_is_refused_where_it_cannot_be_differentiated(tmp_path):
+    run(tmp_path / "run", network=Normalized())
+    with pytest.raises(InputError, match="batch normalization"):
+        run(tmp_path / "other", network=Normalized(), objective=soflow.MeanFlow())
+
+
+def test_an_own_network_need_not_be_what_the_recipe_has(tmp_path):
+    folder = run(tmp_path, ["data.flip=false"], recipe="images", network=OwnNet())
+    assert soflow.load(folder).sample(3, progress=silent).shape == (3, 2)
+
+
+@pytest.mark.parametrize("key", ["data.path=points", "data.source=moons", "data.split=test"])
+def test_settings_that_name_other_data_are_refused(key, tmp_path):
+    with pytest.raises(InputError, match=key.partition("=")[0]):
+        run(tmp_path, [key])
+
+
+class Recording(soflow.Callback):
+    pass
+
+
+@pytest.mark.parametrize("given", [Recording, lambda training: None, object()])
+def test_what_is_no_callback_is_named(given, tmp_path):
+    with pytest.raises(InputError, match="callbacks"):
+        run(tmp_path, callbacks=[given])
+
+
+@pytest.mark.parametrize("rate", [-1, float("nan"), "fast"])
+def test_a_callback_sets_rates_that_are_numbers(rate, tmp_path):
+    class Sets(soflow.Callback):
+        def on_start(self, training):
+            training.learning_rate = rate
+
+    with pytest.raises(InputError, match="learning_rate"):
+        run(tmp_path, callbacks=[Sets()])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return soflow.load(run(tmp_path_factory.mktemp("runs") / "run", network=OwnNet()))
+
+
+@pytest.mark.parametrize("wrong", [{"num": 0}, {"nfe": 0}, {"seed": -1}, {"batch_size": 0}])
+def test_numbers_of_samples_are_checked(wrong, trained):
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        trained.sample(**{"num": 2, "progress": silent, **wrong})
+
+
+@pytest.mark.parametrize("wrong", [{"num": -1}, {"nfe": (0,)}, {"seeds": (-1,)}, {"batch": 0}])
+def test_settings_of_evaluations_are_checked(wrong):
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        soflow.EvaluationSettings(**wrong)
+
+
+def test_samplers_take_noises_of_one_shape_and_one_step_or_more(trained):
+    noise = torch.randn(3, 2)
+    with pytest.raises(InputError, match="fresh"):
+        soflow.renoise(trained.model, noise, [noise[:1]])
+    for sampler in (soflow.ode, soflow.integrate_velocity):
+        with pytest.raises(InputError, match="steps"):
+            sampler(trained.model, noise, 0)
+
+
+def test_a_run_folder_is_a_path(trained):
+    assert soflow.load(trained.folder).checkpoint.path == trained.checkpoint.path
+
+
+def test_parts_of_a_loop_are_checked(trained, tmp_path):
+    data, model = soflow.load_data(POINTS), trained.model
+    for wrong in (
+        lambda: soflow.Batches(data, 0, 0),
+        lambda: soflow.Batches(data, 8, -1),
+        lambda: soflow.Batches(data, 8, 0, device="fridge"),
+        lambda: soflow.Ema(model.net, decay=2),
+        lambda: soflow.save_model(
+            model, tmp_path / "m", soflow.SoFlow(), steps=1, ema=soflow.Ema(OwnNet(width=4))
+        ),
+        lambda: soflow.losses(),
+        lambda: soflow.load_data(torch.zeros(4, 2, device="meta")),
+    ):
+        with pytest.raises(InputError):
+            wrong()
+
+
+def test_arrays_may_have_another_order_of_bytes():
+    swapped = POINTS.numpy().astype(np.dtype(np.float32).newbyteorder())
+    found = soflow.load_data(swapped, range=(-1, 1)).samples(torch.arange(32))
+    assert torch.equal(found, POINTS)
+
+
+def test_conditions_follow_the_precision_of_the_network():
+    class Shifted(OwnNet):
+        def forward(self, x, t, s, labels=None, cond=None):
+            return super().forward(x + self.out(self.inner.weight.new_zeros(16)) * 0, t, s) + cond
+
+    model = soflow.FlowModel(Shifted().half(), (2,), cond_shape=(2,))
+    given = model.conditioned(np.ones((3, 2), dtype=np.float32))
+    assert soflow.one_step(given, torch.randn(3, 2)).dtype == torch.float16
