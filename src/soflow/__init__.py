@@ -33,12 +33,15 @@ if TYPE_CHECKING:
     from soflow.noising import LinearNoising as LinearNoising
     from soflow.noising import TrigNoising as TrigNoising
     from soflow.objectives import OBJECTIVES as OBJECTIVES
+    from soflow.objectives.alpha_flow import AlphaFlow as AlphaFlow
     from soflow.objectives.base import Draws as Draws
     from soflow.objectives.base import Losses as Losses
     from soflow.objectives.base import Term as Term
     from soflow.objectives.base import losses as losses
     from soflow.objectives.consistency import Consistency as Consistency
     from soflow.objectives.flow_matching import FlowMatching as FlowMatching
+    from soflow.objectives.imf import ImprovedMeanFlow as ImprovedMeanFlow
+    from soflow.objectives.jump_flow import JumpFlow as JumpFlow
     from soflow.objectives.mean_flow import MeanFlow as MeanFlow
     from soflow.objectives.mean_flow import MeanFlowGuidance as MeanFlowGuidance
     from soflow.objectives.shortcut import Shortcut as Shortcut
@@ -122,8 +125,11 @@ _HOME = {
     "Guidance": "guidance",
     "SoFlow": "objectives.soflow",
     "SoFlowTimes": "objectives.soflow",
+    "JumpFlow": "objectives.jump_flow",
     "MeanFlow": "objectives.mean_flow",
     "MeanFlowGuidance": "objectives.mean_flow",
+    "ImprovedMeanFlow": "objectives.imf",
+    "AlphaFlow": "objectives.alpha_flow",
     "Shortcut": "objectives.shortcut",
     "Consistency": "objectives.consistency",
     "FlowMatching": "objectives.flow_matching",

@@ -82,6 +82,14 @@ class MiddleTime:
         return middle_time(t, s, self.r(progress))
 
 
+def draw_ordered(
+    count: int, density: LogitNormal, generator: torch.Generator
+) -> tuple[Times, Times]:
+    """Two independent draws per sample: t is the larger, s the smaller."""
+    first, second = density.draw(count, generator), density.draw(count, generator)
+    return torch.maximum(first, second), torch.minimum(first, second)
+
+
 def middle_time(t: Tensor, s: Tensor, r: float) -> Tensor:
     """l = min(t + (s - t) r, t - 1e-4)."""
     return torch.minimum(t + (s - t) * r, t - FLOOR)

@@ -17,9 +17,11 @@ from soflow.data.batches import seeded_generator
 from soflow.errors import InputError
 from soflow.guidance import Guidance
 from soflow.noising import LinearNoising, TrigNoising
+from soflow.objectives.alpha_flow import AlphaFlow
 from soflow.objectives.consistency import Consistency
 from soflow.objectives.flow_matching import FlowMatching
 from soflow.objectives.guided import shown_labels
+from soflow.objectives.imf import ImprovedMeanFlow
 from soflow.objectives.mean_flow import MeanFlow, MeanFlowGuidance
 from soflow.objectives.shortcut import Shortcut
 from soflow.solution import EulerParameterization, FlowModel, TrigParameterization
@@ -27,10 +29,11 @@ from soflow.symbols import Batch
 from soflow.times import LogitNormal, MiddleTime
 from soflow.training.ema import Ema
 from support.exact import Exact
+from support.objectives import random_dit
 from support.resuming import train_and_resume
 from support.settings import TINY_DIT
 
-PEERS = ["flow_matching", "mean_flow", "shortcut", "consistency"]
+PEERS = ["flow_matching", "mean_flow", "imf", "alpha_flow", "shortcut", "consistency"]
 TIMES = LogitNormal(0.0, 1.0)
 EULER = EulerParameterization()
 
@@ -41,6 +44,8 @@ def peer(name, middle=None, **settings):
     return {
         "flow_matching": lambda: FlowMatching(times=TIMES, **settings),
         "mean_flow": lambda: MeanFlow(0.5, p=0.0, times=TIMES, **settings),
+        "imf": lambda: ImprovedMeanFlow(0.5, p=0.0, times=TIMES, **settings),
+        "alpha_flow": lambda: AlphaFlow(0.5, times=TIMES, **settings),
         "shortcut": lambda: Shortcut(0.5, times=TIMES, **settings),
         "consistency": lambda: Consistency(p=0.0, times=TIMES, middle=middle, **settings),
     }[name]()
@@ -56,15 +61,6 @@ def model(net, noising=None, parameterization=EULER, num_classes=0, shape=(3,), 
         num_classes=num_classes,
         average=average,
     )
-
-
-def random_dit(double=True):
-    """A DiT of the digits recipe whose outputs depend on all inputs."""
-    network = make_network(read_recipe("digits", TINY_DIT))
-    for parameter in network.parameters():
-        if parameter.requires_grad:
-            nn.init.normal_(parameter, std=0.2)
-    return network.double() if double else network
 
 
 def dit_model(network):
@@ -128,7 +124,7 @@ class Moved(nn.Module):
 
 
 @pytest.mark.parametrize("noising", [LinearNoising(), TrigNoising()])
-@pytest.mark.parametrize("name", ["flow_matching", "mean_flow"])
+@pytest.mark.parametrize("name", ["flow_matching", "mean_flow", "imf"])
 def test_the_mean_pull_at_the_exact_map_of_a_gaussian_vanishes(name, noising):
     """The noise of the velocity cancels over pairs with one x_t and v_t mirrored at its mean."""
     c, count = 0.6, 200
@@ -260,6 +256,46 @@ def test_mean_flow_is_guided_as_in_its_paper(mix):
     torch.testing.assert_close(found, ((shown * x_t - target) ** 2).mean(1))
 
 
+def test_improved_mean_flow_takes_the_derivative_along_the_networks_own_velocity():
+    """Against a central difference along (x + h F(x, t, t), t + h, s)."""
+    network = random_dit()
+    objective = ImprovedMeanFlow(0.25, p=0.0, times=TIMES)
+    generator = torch.Generator().manual_seed(0)
+    data = torch.randn(8, 1, 8, 8, generator=generator, dtype=torch.float64)
+    draws = float64(objective.draw(data.shape, generator))
+    point, s, h = LinearNoising().sample(data, draws.noise, draws.t), draws.s, 1e-4
+    with torch.no_grad():
+        own = network(point.x_t, point.t, point.t)
+        ahead, behind = (network(point.x_t + step * own, point.t + step, s) for step in (h, -h))
+        length = (point.t - s)[:, None, None, None]
+        V = network(point.x_t, point.t, s) + length * (ahead - behind) / (2 * h)
+        expected = ((V - point.v_t) ** 2).flatten(1).mean(1)
+    found = errors(objective, dit_model(network), data, draws)["imf_mse"]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize(("progress", "alpha"), [(0.0, 1.0), (0.55, None), (1.0, 0.0)])
+def test_alpha_flow_goes_from_flow_matching_to_mean_flow(progress, alpha):
+    network, objective = random_dit(), AlphaFlow(0.0, times=TIMES)
+    assert alpha in (None, objective.alpha(progress))
+    generator = torch.Generator().manual_seed(0)
+    data = torch.randn(8, 1, 8, 8, generator=generator, dtype=torch.float64)
+    draws = float64(objective.draw(data.shape, generator))
+    point, s = LinearNoising().sample(data, draws.noise, draws.t), draws.s
+    found = objective(dit_model(network), Batch(data), draws, progress).parts["alpha_flow_mse"]
+    if alpha == 0:
+        mean_flow = errors(MeanFlow(0.0, p=0.0), dit_model(network), data, draws)
+        torch.testing.assert_close(found, mean_flow["mean_flow_mse"])
+        return
+    with torch.no_grad():
+        alpha = objective.alpha(progress)
+        l = point.t + alpha * (s - point.t)
+        x_l = LinearNoising().add_noise(data, draws.noise, l)
+        target = alpha * point.v_t + (1 - alpha) * network(x_l, l, s)
+        expected = ((network(point.x_t, point.t, s) - target) ** 2).flatten(1).mean(1)
+    torch.testing.assert_close(found, expected)
+
+
 def test_shortcut_steps_start_at_multiples_of_their_length_and_use_the_average():
     objective = peer("shortcut")
     draws = objective.draw((4000, 3), torch.Generator().manual_seed(0))
@@ -351,7 +387,7 @@ def test_each_takes_over_the_guidance_of_the_recipe_if_it_has_guidance(name):
     assert config.optimizer == read_recipe("digits").optimizer
 
 
-@pytest.mark.parametrize("name", ["mean_flow", "shortcut"])
+@pytest.mark.parametrize("name", ["mean_flow", "imf", "alpha_flow", "shortcut"])
 def test_mean_velocities_need_the_euler_parameterization(name):
     with pytest.raises(InputError, match=r"noising\.parameterization=euler"):
         read_recipe("digits", [f"objective.name={name}", "noising.parameterization=trig"])

@@ -31,7 +31,10 @@ from soflow.workflows.load import load
 
 COLORS = {
     "soflow": "#3056d3",
+    "jump_flow": "#0f9fb5",
     "mean_flow": "#e07b39",
+    "imf": "#b54708",
+    "alpha_flow": "#8a6d1b",
     "shortcut": "#2f9e6e",
     "consistency": "#b8469b",
     "flow_matching": "#667085",

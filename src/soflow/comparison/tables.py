@@ -9,9 +9,19 @@ from soflow.sampling import HEUN_STEPS, Sampler
 HEUN: tuple[Sampler, int] = ("heun", 2 * HEUN_STEPS)
 
 
+#: Objectives whose names are written otherwise than in settings.
+NAMES = {
+    "soflow": "SoFlow",
+    "jump_flow": "JumpFlow",
+    "mean_flow": "MeanFlow",
+    "imf": "improved MeanFlow",
+    "alpha_flow": "alpha-Flow",
+}
+
+
 def name_of(objective: str) -> str:
     """The name in prose."""
-    return {"soflow": "SoFlow", "mean_flow": "MeanFlow"}.get(objective, objective.replace("_", " "))
+    return NAMES.get(objective, objective.replace("_", " "))
 
 
 def over_seeds(values: list[float], digits: int = 3) -> str:

@@ -1,6 +1,25 @@
 """Objectives: what the network is trained for. Importing this package registers all of them."""
 
-from soflow.objectives import consistency, flow_matching, mean_flow, shortcut, soflow
+from soflow.objectives import (
+    alpha_flow,
+    consistency,
+    flow_matching,
+    imf,
+    jump_flow,
+    mean_flow,
+    shortcut,
+    soflow,
+)
 from soflow.objectives.base import OBJECTIVES
 
-__all__ = ["OBJECTIVES", "consistency", "flow_matching", "mean_flow", "shortcut", "soflow"]
+__all__ = [
+    "OBJECTIVES",
+    "alpha_flow",
+    "consistency",
+    "flow_matching",
+    "imf",
+    "jump_flow",
+    "mean_flow",
+    "shortcut",
+    "soflow",
+]

@@ -23,7 +23,7 @@ from soflow.objectives.passes import Inputs, together
 from soflow.solution import FlowModel, require_mean_velocity
 from soflow.symbols import Batch, across
 from soflow.system.registry import Setting
-from soflow.times import LogitNormal
+from soflow.times import LogitNormal, draw_ordered
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,7 @@ class MeanFlow:
         """Draws noise, times and label drops of a batch of `shape`."""
         count = shape[0]
         noise = torch.randn(*shape, generator=generator, device=generator.device)
-        first, second = self.times.draw(count, generator), self.times.draw(count, generator)
-        t, s = torch.maximum(first, second), torch.minimum(first, second)
+        t, s = draw_ordered(count, self.times, generator)
         n_fm = floor(self.flow_matching_share * count)
         s = torch.cat([t[:n_fm], s[n_fm:]])
         return Draws(noise, t, s, draw_dropped(count, self.guidance, generator), n_fm)

@@ -1,0 +1,125 @@
+"""alpha-Flow: from flow matching to MeanFlow, over steps that shrink with alpha.
+
+    F(x_t, t, s) -> sg( alpha v + (1 - alpha) F(x_l, l, s) ),
+    l = t + alpha (s - t),   x_l = x_t + v (l - t)
+
+alpha falls from 1, where the target is v, to 0, where it is MeanFlow's and needs the derivative.
+SoFlow's consistency target, divided by s - t, is the same with alpha = r > 0.
+
+Source: alpha-Flow (arXiv 2510.20771).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import exp, floor
+from typing import Annotated, ClassVar
+
+import torch
+from torch import Tensor
+
+from soflow.objectives.base import OBJECTIVES, Draws, Losses, Term, adaptive_weight, losses
+from soflow.objectives.guided import draw_dropped, guiding_velocities, shown_labels
+from soflow.objectives.mean_flow import MeanFlowGuidance
+from soflow.objectives.passes import Inputs, together, with_derivative, without_gradient
+from soflow.solution import FlowModel, require_mean_velocity
+from soflow.symbols import Batch, Sample, across, mean_d
+from soflow.system.registry import Setting
+from soflow.times import LogitNormal, draw_ordered
+
+
+@OBJECTIVES.register("alpha_flow")
+@dataclass(frozen=True)
+class AlphaFlow:
+    """Matches the (guided) flow with a share of the batch; the rest learns mean velocities.
+
+    Example:
+        >>> import soflow, torch
+        >>> model = soflow.FlowModel(soflow.MLP(shape=(2,)), shape=(2,))
+        >>> objective, batch = soflow.AlphaFlow(), soflow.Batch(torch.randn(8, 2))
+        >>> draws = objective.draw(batch.data.shape, torch.Generator().manual_seed(0))
+        >>> losses = objective(model, batch, draws, progress=0.5)
+        >>> losses.total.backward()
+        >>> sorted(losses.terms)
+        ['alpha_flow']
+    """
+
+    samplers: ClassVar[tuple[str, ...]] = ("renoise", "ode", "heun")
+    whole_network: ClassVar[bool] = True  # in the end it differentiates the network
+    forward_derivative: ClassVar[bool] = True
+    parameterization: ClassVar[str] = "euler"
+
+    flow_matching_share: Annotated[float, Setting("share of the batch with s = t", ge=0, le=1)] = (
+        0.25
+    )
+    begin: Annotated[float, Setting("k/K where alpha begins to fall from 1", ge=0, le=1)] = 0.0
+    end: Annotated[float, Setting("k/K where it has fallen to 0", gt=0, le=1)] = 1.0
+    steepness: Annotated[float, Setting("of the sigmoid between them", gt=0)] = 25.0
+    clamp: Annotated[
+        float, Setting("alpha this near to 0 or 1 is 0 or 1; 0: never a derivative", ge=0, lt=0.5)
+    ] = 0.005
+    eps: Annotated[float, Setting("floor of the adaptive weight", gt=0)] = 0.01
+    times: Annotated[LogitNormal, Setting("of two draws: t is the larger, s the smaller")] = (
+        LogitNormal(-0.4, 1.0)
+    )
+    guidance: Annotated[MeanFlowGuidance, Setting("classifier-free guidance inside training")] = (
+        MeanFlowGuidance()
+    )
+
+    def alpha(self, progress: float) -> float:
+        """1 to 0 by a sigmoid, alpha(k/K)."""
+        u = (progress - (self.begin + self.end) / 2) / (self.end - self.begin)
+        alpha = 1 / (1 + exp(self.steepness * u))
+        if alpha < self.clamp:
+            return 0.0
+        return 1.0 if alpha > 1 - self.clamp else alpha
+
+    def scheduled(self, progress: float) -> dict[str, float]:
+        """What follows a schedule at `progress` = k / K."""
+        return {"alpha": self.alpha(progress)}
+
+    def draw(self, shape: Sequence[int], generator: torch.Generator) -> Draws:
+        """Draws noise, times and label drops of a batch of `shape`."""
+        count = shape[0]
+        noise = torch.randn(*shape, generator=generator, device=generator.device)
+        t, s = draw_ordered(count, self.times, generator)
+        n_fm = floor(self.flow_matching_share * count)
+        s = torch.cat([t[:n_fm], s[n_fm:]])
+        return Draws(noise, t, s, draw_dropped(count, self.guidance, generator), n_fm)
+
+    def __call__(self, model: FlowModel, batch: Batch, draws: Draws, progress: float) -> Losses:
+        """The loss of a batch at `progress` = k / K."""
+        require_mean_velocity(model)
+        point = model.noising.sample(batch.data, draws.noise, draws.t)
+        x_t, t, v = point.x_t, draws.t, point.v_t
+        guidance, fm = self.guidance, slice(draws.n_flow_matching)
+        jumps = slice(draws.n_flow_matching, None)
+        if guidance.active:
+            v_null, v_label = guiding_velocities(model, x_t, t, batch, guidance, slice(None))
+            v = guidance.target(v, v_null, v_label, t, draws.dropped)
+        labels = shown_labels(model, batch, draws, guidance)
+        inputs = Inputs.of(batch, x_t, t, draws.s, labels)
+        alpha = self.alpha(progress)
+        F_t, target = self.prediction(model, inputs.rows(jumps), v[jumps], alpha)
+        (F_fm,) = together(model.net, inputs.rows(fm))
+
+        # loss = mean_d(delta^2) / sg(mean_d(delta^2) + eps)
+        squared = mean_d((torch.cat([F_fm, F_t]) - torch.cat([v[fm], target])) ** 2)
+        weight = adaptive_weight(squared, 1.0, self.eps)
+        term = Term(weight * squared, squared.detach(), weight, {"t": t, "s": draws.s})
+        return losses(alpha_flow=term)
+
+    def prediction(
+        self, model: FlowModel, jumps: Inputs, v: Sample, alpha: float
+    ) -> tuple[Tensor, Tensor]:
+        """F(x_t, t, s), and its target without gradient."""
+        x_t, t, s = jumps.x, jumps.t, jumps.s
+        if alpha == 0:
+            F_t, dF_dt = with_derivative(model.net, jumps, v)
+            return F_t, v - across(t - s, v) * dF_dt
+        (F_t,) = together(model.net, jumps)
+        if alpha == 1:
+            return F_t, v
+        l = t + alpha * (s - t)
+        x_l = x_t + across(l - t, v) * v
+        (F_l,) = without_gradient(model.net, jumps._replace(x=x_l, t=l))
+        return F_t, alpha * v + (1 - alpha) * F_l

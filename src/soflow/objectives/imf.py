@@ -1,0 +1,108 @@
+"""Improved MeanFlow: the mean velocity from t to s, by a regression on the velocity itself.
+
+    F(x_t, t, s) + (t - s) sg(dF/dt) -> v,
+    dF/dt the Jacobian-vector product of F along (F(x_t, t, t), 1, 0) in (x, t, s)
+
+MeanFlow takes the derivative along the conditional velocity v, which the network cannot know. Here
+its direction is the network's own velocity, so that the prediction depends on x_t alone.
+
+Source: Improved Mean Flows (arXiv 2512.02012), its loss. Times and weight are MeanFlow's.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import floor
+from typing import Annotated, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from soflow.objectives import passes
+from soflow.objectives.base import OBJECTIVES, Draws, Losses, Term, adaptive_weight, losses
+from soflow.objectives.guided import draw_dropped, guiding_velocities, shown_labels
+from soflow.objectives.mean_flow import MeanFlowGuidance
+from soflow.objectives.passes import Inputs, together, without_gradient
+from soflow.solution import FlowModel, require_mean_velocity
+from soflow.symbols import Batch, across
+from soflow.system.registry import Setting
+from soflow.times import LogitNormal, draw_ordered
+
+
+@OBJECTIVES.register("imf")
+@dataclass(frozen=True)
+class ImprovedMeanFlow:
+    """Trains F(x_t, t, s, y) + (t - s) sg(dF/dt) towards the (guided) velocity.
+
+    Args:
+        compile: Compiles the function that takes the derivative. `soflow.train` gives it.
+
+    Example:
+        >>> import soflow, torch
+        >>> model = soflow.FlowModel(soflow.MLP(shape=(2,)), shape=(2,))
+        >>> objective, batch = soflow.ImprovedMeanFlow(), soflow.Batch(torch.randn(8, 2))
+        >>> draws = objective.draw(batch.data.shape, torch.Generator().manual_seed(0))
+        >>> losses = objective(model, batch, draws, progress=0.5)
+        >>> losses.total.backward()
+        >>> sorted(losses.terms)
+        ['imf']
+    """
+
+    samplers: ClassVar[tuple[str, ...]] = ("ode", "renoise", "heun")
+    whole_network: ClassVar[bool] = True  # it differentiates the network
+    forward_derivative: ClassVar[bool] = True
+    parameterization: ClassVar[str] = "euler"
+
+    flow_matching_share: Annotated[float, Setting("share of the batch with s = t", ge=0, le=1)] = (
+        0.75
+    )
+    p: Annotated[float, Setting("power of the adaptive weight; 0 is the plain square", ge=0)] = 1.0
+    eps: Annotated[float, Setting("floor of the adaptive weight", gt=0)] = 0.01
+    times: Annotated[LogitNormal, Setting("of two draws: t is the larger, s the smaller")] = (
+        LogitNormal(-0.4, 1.0)
+    )
+    guidance: Annotated[MeanFlowGuidance, Setting("classifier-free guidance inside training")] = (
+        MeanFlowGuidance()
+    )
+
+    compile: Callable[[Any], Any] = lambda function: function  # supplied, not a setting
+
+    @cached_property
+    def with_derivative(self) -> Callable[..., tuple[Tensor, Tensor]]:
+        """Compiled as a whole, since blocks compiled one by one are differentiable only so."""
+        return self.compile(passes.with_derivative)
+
+    def draw(self, shape: Sequence[int], generator: torch.Generator) -> Draws:
+        """Draws noise, times and label drops of a batch of `shape`."""
+        count = shape[0]
+        noise = torch.randn(*shape, generator=generator, device=generator.device)
+        t, s = draw_ordered(count, self.times, generator)
+        n_fm = floor(self.flow_matching_share * count)
+        s = torch.cat([t[:n_fm], s[n_fm:]])
+        return Draws(noise, t, s, draw_dropped(count, self.guidance, generator), n_fm)
+
+    def __call__(self, model: FlowModel, batch: Batch, draws: Draws, progress: float) -> Losses:
+        """The loss of a batch at `progress` = k / K."""
+        require_mean_velocity(model)
+        point = model.noising.sample(batch.data, draws.noise, draws.t)
+        x_t, t, s, v = point.x_t, draws.t, draws.s, point.v_t
+        guidance, jumps = self.guidance, slice(draws.n_flow_matching, None)
+        if guidance.active:
+            v_null, v_label = guiding_velocities(model, x_t, t, batch, guidance, slice(None))
+            v = guidance.target(v, v_null, v_label, t, draws.dropped)
+        labels = shown_labels(model, batch, draws, guidance)
+
+        # The direction of the derivative is the velocity that the network has learned.
+        own = Inputs.of(batch, x_t, t, t, labels).rows(jumps)
+        (direction,) = without_gradient(model.net, own)
+        inputs = Inputs.of(batch, x_t, t, s, labels)
+        (F_plain,) = together(model.net, inputs.rows(slice(draws.n_flow_matching)))
+        F_jumps, dF_dt = self.with_derivative(model.net, inputs.rows(jumps), direction)
+        V = torch.cat([F_plain, F_jumps + across((t - s)[jumps], v) * dF_dt])
+
+        # loss = sum_d(delta^2) / sg(sum_d(delta^2) + eps)^p
+        squared = ((V - v) ** 2).flatten(1).sum(1)
+        weight = adaptive_weight(squared, self.p, self.eps)
+        per_dimension = squared.detach() / x_t[0].numel()
+        term = Term(weight * squared, per_dimension, weight, {"t": t, "s": s})
+        return losses(imf=term)
