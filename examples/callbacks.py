@@ -62,7 +62,7 @@ class LearningRateFinder(soflow.Callback):
         plt.close(figure)
 
 
-def main(steps: int = 400, out: str = "runs/callbacks") -> tuple[float, int]:
+def main(steps: int = 240, out: str = "runs/callbacks") -> tuple[float, int]:
     """Finds a learning rate, then trains until samples are no longer better.
 
     Returns:

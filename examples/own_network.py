@@ -39,7 +39,7 @@ class ConvNet(nn.Module):
         return self.outputs(x)
 
 
-def main(steps: int = 600, out: str = "runs/own-network") -> Tensor:
+def main(steps: int = 300, out: str = "runs/own-network") -> Tensor:
     """Trains it on the bundled digits by SoFlow. Returns one-step samples (20, 1, 8, 8)."""
     network = ConvNet()
     settings = [f"train.steps={steps}", "train.batch_size=64", "ema.decay=0.99"]

@@ -79,4 +79,4 @@ def test_alpha_flow_is_soflow_divided_by_the_length_of_the_jump(tmp_path):
 
 @pytest.mark.slow
 def test_alpha_flow_learns_digits(tmp_path):
-    assert example("own_objective").main(out=str(tmp_path)) < 4
+    assert example("own_objective").main(steps=400, out=str(tmp_path)) < 15
