@@ -38,6 +38,7 @@ def main(steps: int = 250, out: str = "runs/own-data") -> Tensor:
     """Trains on discs and squares. Returns one-step samples of squares (30, 1, 16, 16)."""
     settings = [f"train.steps={steps}", "train.batch_size=64", "network.width=64"]
     settings += ["network.depth=4", "network.heads=4", "data.shape=[1,16,16]", "ema.decay=0.99"]
+    settings += ["optimizer.lr=0.001", "optimizer.warmup=0"]
     soflow.train("images", out, settings, data=Shapes())
     squares = soflow.load(out).sample(30, labels=["square"], nfe=1)
     soflow.save_picture(squares, f"{out}/squares.png", columns=10)
