@@ -4,6 +4,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -56,7 +58,8 @@ def test_a_folder_that_was_removed_and_made_again_belongs_to_the_new_run(moons_r
     def replaced(done):
         if done == 5:
             shutil.rmtree(out)
-            soflow.train(RECIPE, out, SETTINGS)
+            other = [sys.executable, "-m", "soflow", "train", RECIPE, *SETTINGS, "--out", str(out)]
+            subprocess.run(other, check=True, capture_output=True)
 
     with pytest.raises(RunError, match=re.escape(str(out))):
         soflow.train(RECIPE, out, SETTINGS, progress=at_each_step(replaced))
