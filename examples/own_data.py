@@ -1,6 +1,7 @@
 """Data of your own: a torch data set, a tensor or an array, with labels or without.
 
-The recipe `images` has a DiT for images; their shape and classes are those of the data.
+The recipe `images` has a DiT for images; their shape and classes are those of the data. The example
+is short, and its samples are rough: more steps make better ones.
 
     python examples/own_data.py
 """
