@@ -17,7 +17,7 @@ from torch import Tensor
 import soflow
 from soflow.data.bundled import digits
 
-#: Settings beside those of the recipe. The condition replaces classes, so there are none.
+#: Settings beside those of the recipe. The condition replaces classes.
 SETTINGS = (
     "data.num_classes=0", "objective.guidance.scale=1", "network.patch=2", "network.width=96",
     "train.batch_size=64", "train.sample_every=0",

@@ -83,7 +83,7 @@ def samples_in_memory(samples: Tensor | np.ndarray, labels: Tensor | None) -> Sa
     """Samples (N, ...) as floats or, of images (N, C, H, W), as bytes; labels (N,).
 
     Raises:
-        InputError: If there are none, or not a label for each.
+        InputError: If there are no samples, or not one label per sample.
     """
     if not isinstance(samples, Tensor | np.ndarray):
         raise InputError(f"samples is {in_short(samples)}: give a tensor or an array (N, ...)")

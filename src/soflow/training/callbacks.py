@@ -114,7 +114,7 @@ class Callback:
 
 
 def require_callbacks(callbacks: Sequence[object]) -> None:
-    """Raises InputError for what is no object of a class derived from Callback."""
+    """Raises InputError unless each is an instance of a class derived from Callback."""
     for one in callbacks:
         if not isinstance(one, Callback):
             raise InputError(

@@ -205,7 +205,7 @@ def require_draws(draws: object, shape: tuple[int, ...], objective: Objective) -
 
 
 def require_losses(losses: object, objective: Objective) -> None:
-    """Raises InputError for what is no loss to minimize, with a part per sample."""
+    """Raises InputError unless the objective returned a loss with a gradient and valid parts."""
     name = type(objective).__name__
     if not isinstance(losses, Losses):
         raise InputError(f"{name} gives {type(losses).__name__}: it must give soflow.Losses")

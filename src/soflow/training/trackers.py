@@ -229,7 +229,7 @@ class Trackers:
             self.attempt(name, partial(work, tracker))
 
     def attempt(self, name: str, work: Callable[[], None]) -> None:
-        """Does something with a tracker; whatever it raises costs this tracker alone."""
+        """Calls a tracker. If it raises an error, training continues without this tracker."""
         try:
             work()
         except Exception as error:  # each package has its own errors

@@ -84,7 +84,8 @@ def trial(network: nn.Module, config: Config, null: bool) -> Inputs:
     augment = torch.zeros(2, AugmentPipe.num_labels) if data.augment else None
     cond = torch.zeros(2, *data.cond_shape) if data.cond_shape else None
     columns = (x, torch.tensor([0.8, 0.6]), torch.tensor([0.3, 0.6]), labels, augment, cond)
-    return Inputs(*(None if column is None else column.to(device) for column in columns))  # type: ignore[arg-type]
+    placed = (None if column is None else column.to(device) for column in columns)
+    return Inputs(*placed)  # type: ignore[arg-type]
 
 
 def called(network: nn.Module, inputs: Inputs, null: bool) -> object:

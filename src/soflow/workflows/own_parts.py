@@ -59,7 +59,7 @@ def own_network_of(config: Config, folder: Path, given: nn.Module | None) -> nn.
 
 
 def require_module(network: object) -> None:
-    """Raises InputError for what is no module, or a module without values."""
+    """Raises InputError unless it is a module whose weights have values."""
     if not isinstance(network, nn.Module):
         raise InputError(f"network is {in_short(network)}: give an nn.Module, net(x, t, s, labels)")
     if any(weight.is_meta for weight in network.parameters()):

@@ -151,7 +151,7 @@ def name_in(known: Mapping[str, Any], thing: object) -> str:
     name = next((name for name in known if known[name] is type(thing)), None)
     if name is None:
         raise InputError(
-            f"{type(thing).__name__} is none of soflow's, so nothing could build it again: save "
+            f"{type(thing).__name__} is not one of soflow's classes and cannot be rebuilt: save "
             f"the weights with torch.save (known are {', '.join(known)})"
         )
     return name
