@@ -45,11 +45,13 @@ class Draws:
     s: Tensor
     dropped: Tensor
     n_flow_matching: int
+    ratio: Tensor | None = None
 
     def rows(self, which: slice) -> "Draws":
         """The draws of the samples that a slice selects."""
         noise, t, s, dropped = (x[which] for x in (self.noise, self.t, self.s, self.dropped))
-        return Draws(noise, t, s, dropped, len(range(self.n_flow_matching)[which]))
+        ratio = None if self.ratio is None else self.ratio[which]
+        return Draws(noise, t, s, dropped, len(range(self.n_flow_matching)[which]), ratio)
 
 
 class Term(NamedTuple):
