@@ -1,151 +1,185 @@
-"""Prototype."""
+"""JumpFlow: SoFlow's losses, with weight on the jumps that few-step sampling takes.
+
+    L = (n_fm / B) L_FM + (n_scm / B) w L_SCM + (n_c / B) w_c L_C
+
+L_FM and L_SCM are SoFlow's (objectives/soflow.py). What is new are settings, each by itself:
+
+* The consistency term has a weight w. In short trainings the long jumps lag behind the velocity.
+* A share of the jumps goes from noise to data, t = 1 and s = 0, where one-step sampling evaluates
+  the network. Logit-normal times hardly ever come near.
+* L_C trains a jump towards two jumps in succession. Its targets are free of the noise in the data:
+
+      f(x_t, t, s) -> sg f(f(x_t, t, l), l, s),    s <= l <= t
+
+  With a velocity for the second jump and l near s, it is the condition d_s f = v(f, s) as a
+  difference in s.
+* The step from x_t to x_l in L_SCM may go along the network's own velocity.
+* The velocity has its own power p of the adaptive weight.
+
+With w = 1, no direct and no composed jumps, this is SoFlow.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import floor
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 
 from soflow.guidance import Guidance
-from soflow.objectives.base import OBJECTIVES, Draws, Losses, Term, adaptive_weight, losses
-from soflow.objectives.flow_matching import velocity_loss
-from soflow.objectives.guided import draw_dropped, shown_labels
-from soflow.objectives.passes import Inputs, consistency_passes, without_gradient
-from soflow.objectives.soflow import SoFlowTimes
+from soflow.objectives.base import OBJECTIVES, Draws, Losses, Term, losses
+from soflow.objectives.guided import shown_labels
+from soflow.objectives.passes import Inputs, together, without_gradient
+from soflow.objectives.soflow import SoFlow, SoFlowTimes, jump_loss
 from soflow.solution import FlowModel
-from soflow.symbols import Batch, across, mean_d
+from soflow.symbols import Batch, across
 from soflow.system.registry import Setting
-from soflow.times import MiddleTime, draw_jumps, middle_time
+from soflow.times import MiddleTime
 
 
 @OBJECTIVES.register("jump_flow")
 @dataclass(frozen=True)
 class JumpFlow:
-    """SoFlow with a weight of the consistency term, and with direct jumps from noise to data.
+    """SoFlow with weight on long jumps, direct jumps from noise to data, and composed jumps.
 
     Example:
         >>> import soflow, torch
+        >>> model = soflow.FlowModel(soflow.MLP(shape=(2,)), shape=(2,))
+        >>> objective, batch = soflow.JumpFlow(), soflow.Batch(torch.randn(8, 2))
+        >>> draws = objective.draw(batch.data.shape, torch.Generator().manual_seed(0))
+        >>> losses = objective(model, batch, draws, progress=0.5)
+        >>> losses.total.backward()
+        >>> sorted(losses.terms)
+        ['consistency', 'flow_matching']
     """
 
     samplers: ClassVar[tuple[str, ...]] = ("renoise", "ode", "heun")
     whole_network: ClassVar[bool] = False
 
     consistency_weight: Annotated[float, Setting("w, of the consistency term", gt=0)] = 4.0
-    weight_init: Annotated[float, Setting("w at the beginning, -1: the same")] = -1.0
-    composed_weight: Annotated[float, Setting("w, of composed")] = 1.0
-    composed_share: Annotated[float, Setting("share of the jumps composed", ge=0, le=1)] = 0.0
-    composed_ratio: Annotated[float, Setting("l of the composed, -1: random")] = -1.0
-    composed_p: Annotated[float, Setting("p of the composed")] = 1.0
-    own_step: Annotated[bool, Setting("step along the own velocity")] = False
+    weight_at_start: Annotated[
+        float | None, Setting("w at the first step, from where it changes linearly", ge=0)
+    ] = None
+    length_power: Annotated[
+        float, Setting("n; w is multiplied by (t - s)^n, for more weight on long jumps", ge=0)
+    ] = 0.0
     direct_share: Annotated[
         float, Setting("share of the jumps that go from t = 1 to s = 0", ge=0, le=1)
     ] = 0.2
-    uniform_share: Annotated[float, Setting("share of flow matching with uniform t")] = 0.0
-    to_data_share: Annotated[float, Setting("share of jumps with s = 0")] = 0.0
+    composed_share: Annotated[
+        float, Setting("share of the jumps that are composed of two", ge=0, le=1)
+    ] = 0.0
+    composed_weight: Annotated[float, Setting("w_c, of composed jumps", gt=0)] = 1.0
+    second: Annotated[
+        Literal["jump", "velocity"],
+        Setting("of composed jumps: any second jump, or a short one along the velocity"),
+    ] = "jump"
+    own_step: Annotated[
+        bool, Setting("whether x_l lies along the network's own velocity, not the data's")
+    ] = False
     flow_matching_share: Annotated[
         float, Setting("share of the batch that matches the flow; the rest jumps", ge=0, le=1)
     ] = 0.75
+    uniform_share: Annotated[
+        float, Setting("share of flow matching at times uniform on [0, 1]", ge=0, le=1)
+    ] = 0.0
     p: Annotated[
         float, Setting("power of the adaptive weight of jumps; 0 is the plain square", ge=0)
     ] = 1.0
-    p_velocity: Annotated[float, Setting("the same, of flow matching", ge=0)] = 1.0
+    p_velocity: Annotated[
+        float,
+        Setting("the same of a velocity; what it lacks to p is of the batch's mean error", ge=0),
+    ] = 1.0
     eps: Annotated[float, Setting("floor of the adaptive weight", gt=0)] = 0.01
     times: Annotated[SoFlowTimes, Setting("densities of the times")] = SoFlowTimes()
     middle: Annotated[MiddleTime, Setting("the middle time l = t + (s - t) r")] = MiddleTime()
     guidance: Annotated[Guidance, Setting("classifier-free guidance inside training")] = Guidance()
+    mix_at_end: Annotated[
+        float | None,
+        Setting("guidance.mix at the last step, to which it changes linearly", ge=0, le=1),
+    ] = None
 
-    def draw(self, shape: Sequence[int], generator: torch.Generator) -> Draws:
-        """Draws noise, times and label drops of a batch of `shape`."""
-        count = shape[0]
-        noise = torch.randn(*shape, generator=generator, device=generator.device)
-        n_fm = floor(self.flow_matching_share * count)
-        t_fm = self.times.flow_matching.draw(n_fm, generator)
-        t_jump, s_jump = draw_jumps(count - n_fm, self.times.t, self.times.s, generator)
-        t, s = torch.cat([t_fm, t_jump]), torch.cat([t_fm, s_jump])
-        dropped = draw_dropped(count, self.guidance, generator)
-        ratio = torch.rand(count, generator=generator, device=generator.device)
-        n_uniform = floor(self.uniform_share * n_fm)
-        t[:n_uniform] = s[:n_uniform] = torch.rand(
-            n_uniform, generator=generator, device=generator.device
-        )
-        n_data = self.n_data(count - n_fm)
-        for begin, end in ((n_fm, n_fm + n_data), (n_fm + n_data, count)):
-            direct = slice(begin, begin + floor(self.direct_share * (end - begin)))
-            t[direct], s[direct] = 1.0, 0.0
-            last = slice(end - floor(self.to_data_share * (end - begin)), end)
-            s[last] = 0.0
-        if self.composed_ratio >= 0:
-            ratio = torch.full_like(ratio, self.composed_ratio)
-        return Draws(noise, t, s, dropped, n_fm, ratio)
+    def soflow(self, progress: float) -> SoFlow:
+        """SoFlow with these settings, as they are at `progress` = k / K."""
+        guidance = self.guidance
+        if self.mix_at_end is not None:
+            mix = guidance.mix + (self.mix_at_end - guidance.mix) * progress
+            guidance = replace(guidance, mix=mix)
+        share, p, eps = self.flow_matching_share, self.p, self.eps
+        return SoFlow(share, p, eps, self.times, self.middle, guidance)
 
-    def n_data(self, n_jumps: int) -> int:
-        return n_jumps - floor(self.composed_share * n_jumps)
+    def weight(self, progress: float) -> float:
+        """The weight w of the consistency term at `progress` = k / K."""
+        end = self.consistency_weight
+        start = end if self.weight_at_start is None else self.weight_at_start
+        return start + (end - start) * progress
 
     def scheduled(self, progress: float) -> dict[str, float]:
         """What follows a schedule at `progress` = k / K."""
-        return {"r": self.middle.r(progress)}
+        return {"r": self.middle.r(progress), "w": self.weight(progress)}
+
+    def draw(self, shape: Sequence[int], generator: torch.Generator) -> Draws:
+        """Draws noise, times and label drops of a batch of `shape`."""
+        draws = self.soflow(0.0).draw(shape, generator)
+        count, n_fm, t, s = shape[0], draws.n_flow_matching, draws.t, draws.s
+        uniform = slice(floor(self.uniform_share * n_fm))
+        t[uniform].uniform_(generator=generator)
+        s[uniform] = t[uniform]
+        n_composed = floor(self.composed_share * (count - n_fm))
+        for jumps in (slice(n_fm, count - n_composed), slice(count - n_composed, count)):
+            n_direct = floor(self.direct_share * (jumps.stop - jumps.start))
+            direct = slice(jumps.start, jumps.start + n_direct)
+            t[direct], s[direct] = 1.0, 0.0
+        if not n_composed:
+            return draws
+        u = torch.rand(count, generator=generator, device=generator.device)
+        return replace(draws, n_composed=n_composed, l=s + u * (t - s))
 
     def __call__(self, model: FlowModel, batch: Batch, draws: Draws, progress: float) -> Losses:
         """The loss of a batch at `progress` = k / K."""
-        n_fm, count = draws.n_flow_matching, len(draws.t)
-        n_data = self.n_data(count - n_fm)
-        fm, scm = slice(n_fm), slice(n_fm, None)
-        data, composed = slice(n_fm, n_fm + n_data), slice(n_fm + n_data, None)
-        matched = slice(n_fm + n_data)  # those with a target from the data
-        point = model.noising.sample(batch.data, draws.noise, draws.t)
-        x_t, t, s, v_t, dropped = point.x_t, point.t, draws.s, point.v_t, draws.dropped
-        guidance, param = self.guidance, model.parameterization
-        labels = shown_labels(model, batch, draws, guidance)
-        ratio = draws.ratio
-        l_composed = t[composed] + ratio[composed] * (s[composed] - t[composed])
-        l = torch.cat(
-            [middle_time(t[data], s[data], self.middle.r(progress)), l_composed]
-        )
+        soflow, first = self.soflow(progress), len(draws.t) - draws.n_composed
+        single, composed = slice(first), slice(first, None)
+        jumps = slice(draws.n_flow_matching, first)
+        l = self.middle(draws.t[jumps], draws.s[jumps], progress)
+        terms = soflow.terms(model, batch.rows(single), draws.rows(single), l, self.own_step)
+        velocity, jump = terms["flow_matching"], terms["consistency"]
+        # Per sample (squared + eps)^-p_velocity; the rest of the power p is of the batch's mean
+        rest, squared = self.p - self.p_velocity, velocity.squared
+        scale = ((squared + self.eps) / (squared.mean() + self.eps)) ** rest
+        w = self.weight(progress) * (draws.t - draws.s)[jumps] ** self.length_power
+        found = {
+            "flow_matching": velocity._replace(
+                loss=scale * velocity.loss, weight=scale * velocity.weight
+            ),
+            "consistency": jump._replace(loss=w * jump.loss),
+        }
+        if draws.n_composed:
+            guidance = soflow.guidance
+            found["composed"] = self.composed(
+                model, batch.rows(composed), draws.rows(composed), guidance, progress
+            )
+        return losses(**found)
 
-        own_jump = Inputs.of(batch, x_t, t, s, labels).rows(composed)._replace(s=l_composed)
-        own = Inputs.of(batch, x_t, t, t, batch.labels).rows(data)
-        if guidance.active:
-            null_labels = torch.full_like(batch.labels, model.num_classes)
-            null = Inputs.of(batch, x_t, t, t, null_labels).rows(matched)
-            F_null, F_own, F_jump = without_gradient(model.net, null, own, own_jump)
-            v_null, v_label = param.velocity(F_null), param.velocity(F_own)
-            target = guidance.target(v_t[data], v_null[data], v_label, t[data], dropped[data])
-            velocity = torch.where(across(dropped[data], v_label), v_null[data], v_label)
+    def composed(
+        self, model: FlowModel, batch: Batch, draws: Draws, guidance: Guidance, progress: float
+    ) -> Term:
+        """f(x_t, t, s, y) is trained towards sg f(f(x_t, t, l, y), l, s, y)."""
+        param, t, s = model.parameterization, draws.t, draws.s
+        x_t = model.noising.sample(batch.data, draws.noise, t).x_t
+        jumps = Inputs.of(batch, x_t, t, s, shown_labels(model, batch, draws, guidance))
+        assert draws.l is not None
+        by_velocity = self.second == "velocity"
+        l = s + self.middle.r(progress) * (t - s) if by_velocity else draws.l
+
+        (F_tl,) = without_gradient(model.net, jumps._replace(s=l))
+        x_l = param.solution(x_t, t, l, F_tl)
+        nearer = jumps._replace(x=x_l, t=l)
+        if by_velocity:
+            (F_ll,) = without_gradient(model.net, nearer._replace(s=l))
+            target, span = x_l + across(s - l, x_l) * param.velocity(F_ll), l - s
         else:
-            F_own, F_jump = without_gradient(model.net, own, own_jump)
-            target, velocity = v_t[data], param.velocity(F_own)
-        step = across(l[:n_data] - t[data], x_t)
-        x_l = x_t[data] + target * step
-        seen = x_t[data] + velocity * step if self.own_step else x_l
-        x_j = param.solution(x_t[composed], t[composed], l_composed, F_jump)
-
-        velocities = Inputs.of(batch, x_t, t, t, labels).rows(fm)
-        jumps = Inputs.of(batch, x_t, t, s, labels).rows(scm)
-        nearer = jumps._replace(x=torch.cat([seen, x_j]), t=l)
-        F_fm, F_t, F_l = consistency_passes(model.net, velocities, jumps, nearer)
-
-        v = param.velocity(F_fm)
-        target_fm = v_t[fm]
-        if guidance.active:
-            target_fm = guidance.target(v_t[fm], v_null[fm], v.detach(), t[fm], dropped[fm])
-        fm_term = velocity_loss(param, v, target_fm, t[fm], self.p_velocity, self.eps)
-
-        t, s = jumps.t, jumps.s
-        f_t = param.solution(jumps.x, t, s, F_t.detach())
-        f_l = param.solution(torch.cat([x_l, x_j]), l, s, F_l)
-        span = torch.cat([(t - l)[:n_data], (t - s)[n_data:]])
-        q = (f_t - f_l) / across(span, f_t)
-        squared = mean_d(q**2)
-        weight = torch.cat([
-            adaptive_weight(squared[:n_data], self.p, self.eps),
-            adaptive_weight(squared[n_data:], self.composed_p, self.eps),
-        ])
-        end = self.consistency_weight
-        first = end if self.weight_init < 0 else self.weight_init
-        w = first + (end - first) * progress
-        factor = torch.ones_like(t) * w
-        factor[n_data:] *= self.composed_weight
-        loss = factor * torch.sign(param.b(t, s)) * mean_d(F_t * q * across(weight, q))
-        term = Term(loss, squared, weight, {"t": t, "l": l, "s": s})
-        return losses(flow_matching=fm_term, consistency=term)
+            (F_ls,) = without_gradient(model.net, nearer)
+            target, span = param.solution(x_l, l, s, F_ls), t - s
+        (F_ts,) = together(model.net, jumps)
+        term = jump_loss(param, jumps, F_ts, target, span, l, self.p, self.eps)
+        return term._replace(loss=self.composed_weight * term.loss)
