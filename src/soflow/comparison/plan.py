@@ -113,7 +113,8 @@ def require_base(settings: dict[str, dict[str, Any]], base: str, out: Path) -> N
                 "leave it out"
             )
     there = Comparison.read(out / "results.json")
-    if there is not None and (there.budget, there.base) != ("time", base):
+    same = there is None or folder_name(there.base) == folder_name(base)
+    if there is not None and not (there.budget == "time" and same):
         equal = "the same steps" if there.budget == "steps" else f"the time of {there.base}"
         raise InputError(
             f"the runs in {out} got {equal}, not the time of {base}: compare in another folder "

@@ -69,8 +69,13 @@ def quality_row(results: Comparison, name: str, sampler: str) -> list[str]:
     heun = one.distances(*HEUN) if is_first else []
     rows = one.rows(sampler, 1)
     recognized = [row.recognized for row in rows if row.recognized is not None]
-    figures = map(over_seeds, [first, ratios, *more, heun, recognized])
-    return [name_of(name), sampler, *figures]
+    ratio = f"{mean(ratios):.3f}" if ratios else ""
+    if len(ratios) > 1:
+        ratio += f" ± {stdev(ratios):.3f}"
+    return [
+        *(name_of(name), sampler, over_seeds(first), ratio),
+        *map(over_seeds, [*more, heun, recognized]),
+    ]
 
 
 def quality_rows(results: Comparison) -> list[list[str]]:
