@@ -34,6 +34,8 @@ SETTINGS = [
 ]
 #: Fewer rows to evaluate.
 QUICK = [*SETTINGS, "evaluate.nfe=[1]"]
+
+
 @pytest.fixture
 def known_costs():
     with costs_without_measuring() as asked:

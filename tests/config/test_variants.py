@@ -138,17 +138,17 @@ def test_wrong_variants_are_named_in_one_line(variants, word):
 def test_a_wrong_file_is_named(content, word, tmp_path):
     file = tmp_path / "variants.yaml"
     file.write_text(content)
-    with pytest.raises(InputError, match="variants.yaml") as error:
+    with pytest.raises(InputError, match=r"variants\.yaml") as error:
         read_compared("digits", (), file)
     assert word in str(error.value)
 
 
 def test_a_missing_file_an_unknown_name_and_an_unknown_owner(file, tmp_path):
-    with pytest.raises(InputError, match="missing.yaml"):
+    with pytest.raises(InputError, match=r"missing\.yaml"):
         read_compared("digits", (), tmp_path / "missing.yaml")
     with pytest.raises(InputError, match="'muon'"):
         read_compared("digits", (), file, ["muon"])
-    with pytest.raises(InputError, match="muon:optimizer.lr=1"):
+    with pytest.raises(InputError, match=r"muon:optimizer\.lr=1"):
         read_compared("digits", (), file, overrides=["muon:optimizer.lr=1"])
     with pytest.raises(InputError, match=r"SoFlow:objective\.p=1"):
         read_compared("digits", (), file, overrides=["objective.p=1"])

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 CHANGES = "Changes to it; NAME:KEY=VALUE for one objective or variant."
 VARIANTS = "A YAML file of variants in place of objectives: NAME: {objective: {p: 0}, ...}."
 ONLY = "Names of variants in the file, separated by commas (default: all)."
-BUDGET = "steps: the same steps for all; time: as many as fit into the base's training time."
-OBJECTIVES = "Objectives, separated by commas."
+BUDGET = "steps: the same for all; time: as many as fit into the time of SoFlow, or the first."
+OBJECTIVES = f"Objectives, separated by commas (default: {ALL})."
 ROUNDS = "Measurements of each cost, in turn (default: 3; 1 for trainings under 500 steps)."
 HEUN = "Also evaluate 32 Heun steps of each model's own velocity (slow)."
 OUT = "The folder (default: runs/compare-RECIPE[-VARIANTS][-time])."
@@ -28,7 +28,7 @@ OUT = "The folder (default: runs/compare-RECIPE[-VARIANTS][-time])."
 def compare(
     recipe: Annotated[str, Argument(help=RECIPE)] = "digits",
     overrides: Annotated[list[str] | None, Argument(metavar="KEY=VALUE", help=CHANGES)] = None,
-    objectives: Annotated[str | None, Option(help=OBJECTIVES, show_default=ALL)] = None,
+    objectives: Annotated[str | None, Option(help=OBJECTIVES)] = None,
     variants: Annotated[Path | None, Option(help=VARIANTS)] = None,
     only: Annotated[str | None, Option(help=ONLY)] = None,
     seeds: Annotated[int, Option(help="Runs of each.")] = 3,
@@ -39,9 +39,9 @@ def compare(
 ) -> None:
     """Train a recipe by several objectives, and compare their samples and costs.
 
-    With --variants, compare named sets of settings: a YAML file that maps each name to what it
-    changes of the recipe. Distances and costs are relative to a base: SoFlow, or the first if it is
-    not among them. The same command continues a comparison that was interrupted.
+    With --variants, compare named sets of settings in place of objectives.
+
+    The same command continues a comparison that was interrupted.
     """
     if objectives is not None and variants is not None:
         raise InputError("--objectives and --variants: give one of them")
