@@ -25,6 +25,7 @@ SETTINGS = [
     "train.batch_size=16",
     "evaluate.num=40",
     "evaluate.nfe=[1,2]",
+    "evaluate.features=coordinates",
 ]
 VARIANTS = {
     "MeanFlow": {"objective": {"name": "mean_flow"}},
