@@ -223,6 +223,8 @@ def test_many_variants_look_different_and_overprint_nothing(whole):
     (legend,) = figure.legends
     assert len(legend.get_texts()) == 24
     assert not overlaps(figure)
+    heights = [axes.get_window_extent().height for axes in figure.axes]
+    assert min(heights) > figure.bbox.height / 2  # the legend leaves room for the plots
     pictures = {name: Image.new("RGB", (80, 50)) for name in many.objectives}
     assert not overlaps(plots.sheets(pictures))
 

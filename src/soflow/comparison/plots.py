@@ -1,7 +1,7 @@
 """The plots of a comparison, and its samples side by side."""
 
 from collections.abc import Iterable, Sequence
-from itertools import product
+from itertools import cycle, product
 from statistics import mean
 from textwrap import fill
 from typing import NamedTuple
@@ -78,13 +78,13 @@ def plots(results: Comparison) -> Figure:
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.grid(axis="y", which="both", color="#eceef2", linewidth=0.6)
     if many:
-        against_nfe.set(title="at the end (dotted: the second sampler)")
-        lines = [
-            Line2D([], [], color=look.color, marker=look.marker, label=look.label)
-            for look in styles.values()
-        ]
+        against_nfe.set_title("at the end (dotted: the second sampler)")
+        against_samples.set_title(f"during training (dashed: {how(*HEUN)})")
         figure.legend(
-            handles=lines,
+            handles=[
+                Line2D([], [], color=look.color, marker=look.marker, label=look.label)
+                for look in styles.values()
+            ],
             loc="outside lower center",
             ncols=LEGEND_COLUMNS,
             frameon=False,
@@ -99,21 +99,12 @@ def plots(results: Comparison) -> Figure:
 def looks(results: Comparison) -> dict[str, Look]:
     """An objective with its defaults has its own color; other variants take the next."""
     found: dict[str, Look] = {}
-    own = dict(COLORS)
-    others = product(MARKERS, PALETTE)
+    own, others = dict(COLORS), cycle(product(MARKERS, PALETTE))
     for name, one in results.objectives.items():
-        label = as_text(name_of(name))
-        plain_objective = one.settings in (
-            {},
-            {"objective.name": one.settings.get("objective.name")},
-        )
-        color = (
-            own.pop(str(one.settings.get("objective.name", name)), "") if plain_objective else ""
-        )
-        marker = "o"
-        if not color:
-            marker, color = next(others, ("o", "#000000"))
-        found[name] = Look(color, marker, label)
+        objective = str(one.settings.get("objective.name", name))
+        color = own.pop(objective, None) if set(one.settings) <= {"objective.name"} else None
+        marker, color = next(others) if color is None else ("o", color)
+        found[name] = Look(color, marker, as_text(name_of(name)))
     return found
 
 
@@ -128,7 +119,7 @@ def plot_evaluations(axes: Axes, objective: ObjectiveResults, look: Look) -> Non
         found = (objective.distances(sampler, n) or objective.distances(first, n) for n in counts)
         means = [mean(distances) for distances in found]
         text = f"{label}, {as_text(sampler)}"
-        axes.plot(counts, means, marker + style, color=color, label=text)
+        axes.plot(counts, means, marker + style, color=color, markersize=5, label=text)
     if heun := objective.distances(*HEUN):
         axes.plot([HEUN[1]], [mean(heun)], "s", color=color)
 
@@ -155,7 +146,8 @@ def plot_curves(
         least, most = distances.min(0), distances.max(0)
         for axes, x in zip(both, (seconds, samples), strict=True):
             style = "--" if i else "-"
-            axes.plot(x, distances.mean(0), style, marker=points, color=color, label=title)
+            line = distances.mean(0)
+            axes.plot(x, line, style, marker=points, markersize=4, color=color, label=title)
             if bands and len(distances) > 1:
                 axes.fill_between(x, least, most, color=color, alpha=0.12, linewidth=0)
 
