@@ -143,8 +143,8 @@ def jump_errors(
         One error for every t and every s below it, largest t and s first.
 
     Raises:
-        InputError: For times outside their range or no pair of them, and for noise or labels that do
-            not fit the model.
+        InputError: For times outside their range or no pair of them, and for noise or labels that
+            do not fit the model.
     """
     if not all(0 < t <= 1 for t in starts) or not all(0 <= s < 1 for s in ends):
         raise InputError("jumps go from times in (0, 1] to times in [0, 1): choose others")
