@@ -281,9 +281,9 @@ def gather(
     }
     device = costs[planned[0].name].measured[0].device
     machine = evaluation.machine.model_copy(update={"cores": os.cpu_count(), "device": device})
+    # Of a variant without a batch size of its own, if there is one
+    usual, *_ = sorted(planned, key=lambda run: "train.batch_size" in settings[run.name])
     # All runs are evaluated alike: the protocol is that of any.
-    batches = {run.name: run.config.train.batch_size for run in planned}
-    usual = [size for name, size in batches.items() if "train.batch_size" not in settings[name]]
     protocol = {**dict(evaluation), "machine": machine, "seeds": sorted({r.seed for r in planned})}
     return Comparison(
         **protocol,
@@ -291,7 +291,7 @@ def gather(
         overrides=list(overrides),
         budget=budget,
         base=base_of(by_objective),
-        batch_size=next(iter([*usual, *batches.values()])),
+        batch_size=usual.config.train.batch_size,
         objectives=objectives,
     )
 
