@@ -65,7 +65,7 @@ def test_a_variant_keeps_its_settings_when_the_recipe_is_changed(file):
     assert [one.objective.p for one in read.values()] == [1, 0.5, 1, 1]
 
 
-def test_an_override_goes_to_the_longest_name_that_fits():
+def test_an_override_goes_to_the_variant_whose_name_it_begins_with():
     variants = {"p": {}, "p = 0.5": {"objective.p": 0.5}}
     read = configs("p = 0.5:optimizer.lr=0.25", "p:optimizer.lr=0.5", variants=variants)
     assert {name: one.optimizer.lr for name, one in read.items()} == {"p": 0.5, "p = 0.5": 0.25}

@@ -123,13 +123,12 @@ def assigned(
     shared: list[str] = []
     own: dict[str, list[str]] = {name: [] for name in names}
     for text in overrides:
-        owner = max((x for x in names if text.startswith(f"{x}:")), key=len, default=None)
-        before, colon, _ = text.partition(":")
-        if owner is not None:
-            own[owner].append(text.removeprefix(f"{owner}:"))
-        elif colon and "=" not in before:
+        owner, colon, rest = text.partition(":")
+        if colon and owner in own:
+            own[owner].append(rest)
+        elif colon and "=" not in owner:
             known = f"these are compared: {', '.join(names)}"
-            raise InputError(f"'{text}' is for {before or 'no objective'}, but {known}")
+            raise InputError(f"'{text}' is for {owner or 'no objective'}, but {known}")
         elif text.startswith("objective.") and not text.startswith(COMMON_KEYS):
             example = f"write NAME:{text}, such as {names[0]}:{text}"
             raise InputError(f"'{text}' is a setting of one objective: {example}")
