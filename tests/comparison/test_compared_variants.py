@@ -113,15 +113,28 @@ def test_a_folder_of_a_comparison_of_objectives_goes_on_with_variants(tmp_path):
         compare(tmp_path, other)
 
 
-def test_a_precision_of_its_own_is_not_that_of_the_others(tmp_path):
-    exact = {"exact": {"precision": "fp32"}, "other": {"precision": "bf16", "ema.rampup": 0.1}}
-    compare(tmp_path, exact)
-    compare(tmp_path, {**exact, "new": {"objective.p": 0}}, overrides=["precision=tf32"])
-    precision = {
-        name: RunFolder(tmp_path / f"{name}-seed-0").read_config().precision
-        for name in ("exact", "other", "new")
+def test_a_new_variant_takes_over_no_choice_that_is_another_variants_own(tmp_path):
+    first = {"tf32": {"precision": "tf32"}, "flat": {"ema": {"rampup": 0.0}}}
+    compare(tmp_path, first)
+    compare(tmp_path, {**first, "p = 0": {"objective.p": 0}, "steep": {"ema.rampup": 0.1}})
+    configs = {
+        name: RunFolder(tmp_path / f"{name}-seed-0").read_config()
+        for name in ("tf32", "flat", "p-0", "steep")
     }
-    assert precision == {"exact": "fp32", "other": "bf16", "new": "tf32"}
+    assert configs["tf32"].precision == "tf32"
+    assert configs["p-0"].precision == configs["flat"].precision != "tf32"
+    assert [one.ema.rampup for one in configs.values()] == [0.05, 0, 0.05, 0.1]
+
+
+def test_a_new_variant_computes_like_the_runs_that_were_begun_before(tmp_path):
+    """Those of an older version have no `ema.rampup`."""
+    compare(tmp_path, {"old": {}}, overrides=["ema.rampup=0"])
+    compare(tmp_path, {"old": {}, "new": {"objective.p": 0}, "steep": {"ema.rampup": 0.1}})
+    rampups = [
+        RunFolder(tmp_path / f"{name}-seed-0").read_config().ema.rampup
+        for name in ("old", "new", "steep")
+    ]
+    assert rampups == [0, 0, 0.1]
 
 
 def test_within_the_time_of_the_base_others_get_as_many_steps_as_fit(tmp_path):

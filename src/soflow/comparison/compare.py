@@ -34,7 +34,7 @@ from soflow.comparison.record import (
 )
 from soflow.comparison.tables import HEUN
 from soflow.config import Config
-from soflow.config.reading import keys_of
+from soflow.config.reading import BEFORE, keys_of
 from soflow.config.variants import Variants, folder_name, read_compared
 from soflow.data.training_data import completed, make_dataset
 from soflow.drawing import draw
@@ -195,7 +195,8 @@ def chosen_settings(
         return RunFolder(files[0].parent).read_config() if files else None
 
     # A variant that is new computes like the others, but not like one with a choice of its own.
-    usual = [name for name in configs if not {"precision", "compile"} & set(settings[name])]
+    taken_over = {"precision", "compile", *BEFORE}
+    usual = [name for name in configs if not taken_over & set(settings[name])]
     first = next((config for name in usual if (config := begun(name)) is not None), None)
     chosen = {}
     for name, one in configs.items():
