@@ -72,9 +72,9 @@ def read(file: Path) -> Comparison:
 
 
 def verdict(results: Comparison) -> str:
-    """SoFlow's one-step distance against every other's, in units of the spread over seeds."""
+    """The base's one-step distance against every other's, in units of the spread over seeds."""
     one = {name: objective.one_step for name, objective in results.objectives.items()}
-    ours = one.pop("soflow")
+    ours = one.pop(results.base)
     told = []
     for name, theirs in one.items():
         gap = mean(theirs) - mean(ours)
@@ -83,7 +83,7 @@ def verdict(results: Comparison) -> str:
             spread = max(stdev(ours), stdev(theirs))
             text += f" ({abs(gap) / spread:.1f} times the larger standard deviation)"
         told.append(text)
-    return f"SoFlow's one-step distance, {mean(ours):.3g}, is {'; '.join(told)}."
+    return f"{name_of(results.base)}'s one-step distance, {mean(ours):.3g}, is {'; '.join(told)}."
 
 
 def text_of(section: Section) -> str:

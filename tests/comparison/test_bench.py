@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from soflow.cli import main
-from soflow.comparison.bench import Measurements, bench
+from soflow.comparison.bench import PROCESSES, Measurements, bench, groups
 from soflow.comparison.counting import count
 from soflow.config import read_recipe
 from soflow.errors import RunError
@@ -92,6 +92,13 @@ def test_the_command_measures_and_shows(tmp_path, capfd, monkeypatch, my_objecti
     assert one.parameters > 1000
     assert one.peaks.keys() == one.flops_by_kind.keys() == {"float32"}
     assert 0 < one.share_of_peak(16) < 1
+
+
+def test_few_processes_load_at_once():
+    names = [str(i) for i in range(2 * PROCESSES + 1)]
+    found = groups(names)
+    assert [name for group in found for name in group] == names
+    assert [len(group) for group in found] == [PROCESSES, PROCESSES, 1]
 
 
 def test_a_measurement_that_fails_is_named():

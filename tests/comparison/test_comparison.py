@@ -15,13 +15,13 @@ from soflow.cli import main
 from soflow.comparison import compare as comparison
 from soflow.comparison import cost as costs
 from soflow.comparison import page as pages
-from soflow.comparison.measure import Measurement
+from soflow.comparison import plots
 from soflow.comparison.record import Comparison, Curve, Point
 from soflow.comparison.tables import markdown, over_seeds
 from soflow.config import read_objectives
 from soflow.errors import InputError
-from soflow.evaluation import evaluate
 from soflow.system.progress import Task
+from support.costs import SECONDS, costs_without_measuring, measured
 from support.settings import TINY_DIT
 
 SETTINGS = [
@@ -34,55 +34,6 @@ SETTINGS = [
 ]
 #: Fewer rows to evaluate.
 QUICK = [*SETTINGS, "evaluate.nfe=[1]"]
-SECONDS = {
-    "soflow": 3.0,
-    "mean_flow": 6.0,
-    "shortcut": 4.0,
-    "consistency": 1.5,
-    "flow_matching": 2.0,
-}
-BYTES = {
-    "soflow": 2**28,
-    "mean_flow": 2**29,
-    "shortcut": 2**28,
-    "consistency": 2**27,
-    "flow_matching": 2**28,
-}
-
-
-def measured(name):
-    return Measurement(
-        seconds_per_step=SECONDS[name],
-        peak_bytes=BYTES[name],
-        flops_per_sample=1e6,
-        forward_flops_per_sample=1e5,
-        parameters=100,
-        peaks={"float32": 1e9},
-        flops_by_kind={"float32": 1e6},
-        one_step_samples_per_second=1e3,
-        bare_forward_ratio=1.0,
-        device="cpu",
-    )
-
-
-@contextmanager
-def costs_without_measuring():
-    """Measurements that take no time and have known ratios; yields the objectives asked for."""
-    asked = []
-
-    def bench(configs, rounds, progress, seconds):
-        asked.append(list(configs))
-        return {
-            name: [measured(config.objective.name)] * rounds for name, config in configs.items()
-        }
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(costs, "bench", bench)
-        # Timing and diagnostics on a handful of samples: they are not what is tested here.
-        patch.setattr(evaluate, "TIMED_BATCH", 5)
-        patch.setattr(evaluate, "DIAGNOSTIC_POINTS", 10)
-        patch.setattr(evaluate, "HEUN_STEPS", 2)
-        yield asked
 
 
 @pytest.fixture
@@ -293,7 +244,7 @@ def test_what_soflow_evaluate_writes_does_not_change_a_comparison(one_run):
 def test_curves_are_drawn_where_all_have_points():
     points = [Point(step=step, seconds=step / 10, distance=5.0) for step in (1, 2)]
     late = Point(step=2, seconds=0.3, distance=3.0)
-    assert pages.common([points, [late]]) == [[points[1]], [late]]
+    assert plots.common([points, [late]]) == [[points[1]], [late]]
 
 
 def test_a_point_of_the_same_step_is_replaced():

@@ -1,10 +1,14 @@
+from math import exp
+
 import pytest
 import torch
 
 from soflow.data import sources
+from soflow.errors import InputError
 from soflow.evaluation.diagnostics import (
     composition_gap,
     diagnose,
+    jump_errors,
     one_step_error,
     solution_residual,
 )
@@ -99,3 +103,48 @@ def test_the_diagnostics_see_a_map_that_is_wrong():
     data, noise, t = torch.randn(100, 3), torch.randn(100, 3), torch.rand(100)
     found = diagnose(model, path.sample(0.6 * data, noise, t), None, generator)
     assert min(found.solution_residual, found.composition_gap, found.one_step_error) > 1e-3
+
+
+def test_errors_of_jumps_are_those_of_a_known_map():
+    """dx/dt = x has x_t = e^(t - 1) x_1; a network with F(x, t, s) = x jumps to (1 + s - t) x."""
+    model = FlowModel(lambda x, t, s, labels=None: x, shape=(3,))
+    noise = torch.randn(40, 3, dtype=torch.float64)
+    size = float((noise**2).mean(1).sqrt().mean())
+    found = jump_errors(model, noise, batch=7)
+    times = [(one.t, one.s) for one in found]
+    assert times[:5] == [(1.0, s) for s in (0.75, 0.5, 0.25, 0.1, 0.0)]
+    assert times[-2:] == [(0.25, 0.1), (0.25, 0.0)]
+    assert len(times) == 5 + 5 + 4 + 3 + 2
+    for one in found:
+        x_t, x_s = exp(one.t - 1) * size, exp(one.s - 1) * size
+        error = abs((1 + one.s - one.t) * x_t - x_s)
+        assert one.error == pytest.approx(error, abs=1e-4)
+        assert one.displacement == pytest.approx(x_t - x_s, abs=1e-4)
+        assert one.relative == pytest.approx(one.error / one.displacement)
+
+
+@pytest.mark.parametrize(("path", "parameterization"), EVERY)
+def test_the_exact_map_jumps_without_error(path, parameterization):
+    model = exact_model(path, parameterization, (3,), c=0.6)
+    noise = torch.randn(20, 3, dtype=torch.float64)
+    for one in jump_errors(model, noise, starts=[1.0, 0.3], ends=[0.0, 0.3]):
+        assert one.error < 2e-3
+        assert one.displacement > 0.05
+
+
+def test_jumps_are_of_the_labels_of_their_samples():
+    def net(x, t, s, labels):
+        return labels[:, None] * torch.where((s < t)[:, None], 2.0, 1.0).expand_as(x)
+
+    model = FlowModel(net, shape=(3,), num_classes=10)
+    (one,) = jump_errors(
+        model, torch.randn(4, 3), torch.tensor([0, 1, 2, 5]), [1.0], [0.5], batch=3
+    )
+    assert (one.error, one.displacement) == pytest.approx((1.0, 1.0))
+
+
+@pytest.mark.parametrize(("starts", "ends"), [([0.0], [0.0]), ([1.0], [1.0]), ([0.5], [0.7])])
+def test_jumps_that_go_nowhere_are_refused(starts, ends):
+    model = FlowModel(lambda x, t, s, labels=None: x, shape=(3,))
+    with pytest.raises(InputError, match="jump"):
+        jump_errors(model, torch.randn(2, 3), None, starts, ends)

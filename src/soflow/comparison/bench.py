@@ -21,6 +21,8 @@ from soflow.system.progress import Progress, track
 from soflow.system.records import Record
 from soflow.training.automatic import resolve
 
+#: Most processes that load their libraries side by side, so that they fit into the memory.
+PROCESSES = 6
 #: Arguments of Python for a measurement, and for one with plain attention.
 PROGRAM = ("-m", "soflow.comparison.measure")
 PLAIN_ATTENTION = (*PROGRAM, "math")
@@ -41,7 +43,7 @@ def bench(
 ) -> dict[str, list[Measurement]]:
     """Measures each configuration `rounds` times, in turn, so that drift affects all alike.
 
-    The processes of a round load their libraries side by side, and then measure one by one.
+    Up to PROCESSES processes load their libraries side by side, and then measure one by one.
 
     Args:
         configs: What to measure, by name; precision=auto and compile=auto as in training here.
@@ -66,11 +68,10 @@ def bench(
     measured: dict[str, list[Measurement]] = {name: [] for name in configs}
     done = 0
     with progress("measuring steps", rounds * len(configs)) as task:
-        for _ in range(rounds):
+        for group in rounds * groups(list(configs)):
             with ExitStack() as stack:
                 workers = {
-                    name: stack.enter_context(worker(programs.get(name, PROGRAM)))
-                    for name in configs
+                    name: stack.enter_context(worker(programs.get(name, PROGRAM))) for name in group
                 }
                 counts = counts or {name: count(config) for name, config in configs.items()}
                 for process in workers.values():
@@ -82,6 +83,11 @@ def bench(
                     done += 1
                     task.update(done, name)
     return measured
+
+
+def groups(names: list[str]) -> list[list[str]]:
+    """The names in groups of at most PROCESSES."""
+    return [names[i : i + PROCESSES] for i in range(0, len(names), PROCESSES)]
 
 
 @contextmanager

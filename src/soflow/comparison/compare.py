@@ -1,22 +1,29 @@
-"""Trains one recipe by several objectives over several seeds, and evaluates all runs alike.
+"""Trains variants of a recipe over several seeds, and evaluates all runs alike.
 
-All have the same network and initial weights, data in the same order, batch and optimizer. They
-get the same number of steps or, with the budget "time", as many as fit into SoFlow's seconds.
+Variants are objectives, or named sets of settings. All else is the same: network and initial
+weights, data in the same order, batch, optimizer and number of steps. With the budget "time", each
+gets as many steps as fit into the seconds of the base, which is SoFlow or else the first variant.
 """
 
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from soflow.comparison import OBJECTIVES
-from soflow.comparison.cost import Cost, base_of, costs_of
-from soflow.comparison.plan import Planned, evaluated_samplers, plan, require_same_as_begun
+from soflow.comparison.cost import BASE, Cost, base_of, costs_of
+from soflow.comparison.plan import (
+    Planned,
+    evaluated_samplers,
+    plan,
+    require_base,
+    require_same_as_begun,
+)
 from soflow.comparison.record import (
     Budget,
     Comparison,
@@ -26,8 +33,9 @@ from soflow.comparison.record import (
     RunResults,
 )
 from soflow.comparison.tables import HEUN
-from soflow.config import Config, read_objectives
-from soflow.config.reading import keys_of
+from soflow.config import Config
+from soflow.config.reading import BEFORE, keys_of
+from soflow.config.variants import Variants, folder_name, read_compared
 from soflow.data.training_data import completed, make_dataset
 from soflow.drawing import draw
 from soflow.errors import InputError, in_short
@@ -65,29 +73,39 @@ COARSE_HEUN: tuple[Sampler, int] = ("heun", 8)
 def compare(
     recipe: str,
     out: str | Path,
-    objectives: Sequence[str] = OBJECTIVES,
+    objectives: Sequence[str] | None = None,
     seeds: int = 3,
     budget: Budget = "steps",
     overrides: Sequence[str] = (),
     rounds: int | None = None,
     heun: bool = False,
     progress: Progress = track,
+    variants: Variants | None = None,
+    only: Sequence[str] = (),
 ) -> Comparison:
-    """Compares objectives on a recipe, in run folders under `out`; writes results.json there.
+    """Compares objectives or variants of a recipe, in run folders under `out`.
 
-    A comparison that was interrupted continues, and objectives and seeds can be added to one.
+    Writes results.json there. A comparison that was interrupted continues, and objectives, variants
+    and seeds can be added to one.
 
     Args:
         recipe: A shipped recipe's name, a YAML file or a run folder.
         out: The folder.
-        objectives: Names of objectives.
-        seeds: Runs of each objective.
-        budget: "steps": the recipe's steps for all; "time": as many as fit into SoFlow's seconds.
-        overrides: `key=value` for all objectives, or `objective:key=value` for one.
-        rounds: Measurements of each objective's cost; by default 3, or 1 for short trainings.
+        objectives: Names of objectives; by default SoFlow, MeanFlow, shortcut, consistency and
+            flow matching.
+        seeds: Runs of each objective or variant.
+        budget: "steps": the recipe's steps for all; "time": as many as fit into the seconds of
+            SoFlow, or of the first variant if there is no variant SoFlow.
+        overrides: `key=value` for all, or `name:key=value` for one objective or variant.
+        rounds: Measurements of each one's cost; by default 3, or 1 for short trainings.
         heun: Also evaluates 32 Heun steps of each model's own velocity, and the consistency of its
             jumps with it; of new runs also during training. Slow. Flow matching always gets them.
         progress: Shows what is going on.
+        variants: What to compare in place of `objectives`: settings by name, with nested or dotted
+            keys, such as `{"p = 0": {"objective": {"p": 0}}, "Muon": {"optimizer.name": "muon"}}`,
+            or a YAML file of them. They change the recipe. A variant with another objective takes
+            over how strongly the recipe's own guides.
+        only: Names of the variants to compare; all if empty.
 
     Returns:
         The content of results.json.
@@ -109,19 +127,26 @@ def compare(
     out = Path(out).expanduser()
     if processes.count() > 1:
         raise InputError("a comparison runs in one process: start soflow compare without torchrun")
-    if min(seeds, len(objectives), 1 if rounds is None else rounds) < 1:
+    if variants is not None and objectives is not None:
+        raise InputError("objectives and variants: give one of them")
+    names = OBJECTIVES if objectives is None else objectives
+    if isinstance(names, str):
+        raise InputError(f"objectives is '{names}': give a list of names")
+    if isinstance(only, str):
+        raise InputError(f"only is '{only}': give a list of names")
+    if min(seeds, len(names), 1 if rounds is None else rounds) < 1:
         raise InputError("objectives, seeds and rounds: a comparison needs at least one of each")
-    if isinstance(objectives, str):
-        raise InputError(f"objectives is '{objectives}': give a list of names")
     if budget not in get_args(Budget):
         raise InputError(f"budget is {in_short(budget)}: choose steps or time")
-    configs = read_objectives(recipe, objectives, overrides)
-    if budget == "time" and "soflow" not in configs:
-        raise InputError("budget=time is the time of soflow: name soflow among the objectives")
-    data = make_dataset(next(iter(configs.values())).data)
-    configs = {name: completed(config, data) for name, config in configs.items()}
+    read = read_compared(recipe, names, variants, only, overrides)
+    settings = {name: variant.settings for name, variant in read.items()}
+    if budget == "time":
+        every = read_compared(recipe, names, variants, (), overrides)
+        require_base(settings, BASE if variants is None else base_of(every), out)
+    data = make_dataset(next(iter(read.values())).config.data)
+    configs = {name: completed(variant.config, data) for name, variant in read.items()}
     shared = next(iter(configs.values()))
-    configs, note = chosen_settings(configs, out, keys_of(overrides))
+    configs, note = chosen_settings(configs, settings, out, keys_of(overrides))
     decode = make_decoder(data.encoder, data.scaling, default_device())
     require_writable(out)
     require_same_as_begun(configs, seeds, budget, out)
@@ -152,26 +177,32 @@ def compare(
         train_run(run, scoring, heun, title, progress)
         evaluate_run(run, scoring, heun, progress)
         done += expected.pop(run.folder)
-    results = gather(recipe, overrides, budget, planned, costs)
+    results = gather(recipe, overrides, budget, planned, costs, settings)
     results.write(out / "results.json")
     return results
 
 
 def chosen_settings(
-    configs: dict[str, Config], out: Path, given: Sequence[str]
+    configs: dict[str, Config],
+    settings: Mapping[str, Mapping[str, Any]],
+    out: Path,
+    given: Sequence[str],
 ) -> tuple[dict[str, Config], str]:
     """`precision` and `compile` as runs in `out` have them or as suits the machine, and a note."""
 
     def begun(name: str) -> Config | None:
-        files = sorted(out.glob(f"{name}-seed-*/config.yaml"))
+        files = sorted(out.glob(f"{folder_name(name)}-seed-*/config.yaml"))
         return RunFolder(files[0].parent).read_config() if files else None
 
-    there = [config for name in configs if (config := begun(name)) is not None]
-    first = next(iter(there), None)  # an objective that is new computes like the others
+    # A variant that is new computes like the others, but not like one with a choice of its own.
+    taken_over = {"precision", "compile", *BEFORE}
+    usual = [name for name in configs if not taken_over & set(settings[name])]
+    first = next((config for name in usual if (config := begun(name)) is not None), None)
     chosen = {}
     for name, one in configs.items():
         like = begun(name) or first
-        chosen[name] = resolve(keep_older(one, like, given), default_device(), like)
+        older = keep_older(one, like, [*given, *settings[name]])
+        chosen[name] = resolve(older, default_device(), like)
     notes = dict.fromkeys(note for _, note in chosen.values() if note)
     return {name: config for name, (config, _) in chosen.items()}, "; ".join(notes)
 
@@ -233,6 +264,7 @@ def gather(
     budget: Budget,
     planned: list[Planned],
     costs: dict[str, Cost],
+    settings: Mapping[str, dict[str, Any]],
 ) -> Comparison:
     """The content of results.json, from the files of all runs."""
     by_objective: dict[str, list[RunResults]] = {}
@@ -243,11 +275,15 @@ def gather(
         by_objective.setdefault(run.name, []).append(results)
     steps = {run.name: run.config.train.steps for run in planned}
     objectives = {
-        name: ObjectiveResults(steps=steps[name], cost=costs[name].figures, runs=runs)
+        name: ObjectiveResults(
+            steps=steps[name], cost=costs[name].figures, runs=runs, settings=settings[name]
+        )
         for name, runs in by_objective.items()
     }
     device = costs[planned[0].name].measured[0].device
     machine = evaluation.machine.model_copy(update={"cores": os.cpu_count(), "device": device})
+    # Of a variant without a batch size of its own, if there is one
+    usual, *_ = sorted(planned, key=lambda run: "train.batch_size" in settings[run.name])
     # All runs are evaluated alike: the protocol is that of any.
     protocol = {**dict(evaluation), "machine": machine, "seeds": sorted({r.seed for r in planned})}
     return Comparison(
@@ -256,7 +292,7 @@ def gather(
         overrides=list(overrides),
         budget=budget,
         base=base_of(by_objective),
-        batch_size=planned[0].config.train.batch_size,
+        batch_size=usual.config.train.batch_size,
         objectives=objectives,
     )
 

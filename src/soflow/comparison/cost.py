@@ -1,4 +1,4 @@
-"""The cost of each objective's steps, relative to a base, measured once and kept in cost.json."""
+"""The cost of each variant's steps, relative to a base, measured once and kept in cost.json."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing_extensions import Self
 from soflow.comparison.bench import bench
 from soflow.comparison.measure import SECONDS, Measurement
 from soflow.config import Config
+from soflow.config.variants import folder_name
 from soflow.system.progress import Progress, track
 from soflow.system.records import Count, Record
 
@@ -87,9 +88,9 @@ def settings_of(config: Config) -> dict[str, JsonValue]:
 
 
 def base_of(names: Iterable[str]) -> str:
-    """The objective that costs are relative to: SoFlow, or the first if it is not among them."""
-    first, *others = names
-    return BASE if BASE in others else first
+    """What others are relative to: SoFlow, or the first if it is not among them."""
+    every = list(names)
+    return next((name for name in every if folder_name(name) == BASE), every[0])
 
 
 def costs_of(

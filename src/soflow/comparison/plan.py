@@ -4,10 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
+from typing import Any
 
-from soflow.comparison.cost import Cost
-from soflow.comparison.record import Budget, Curves, RunEvaluation
+from soflow.comparison.cost import Cost, base_of
+from soflow.comparison.record import Budget, Comparison, Curves, RunEvaluation
 from soflow.config import Config
+from soflow.config.variants import folder_name
 from soflow.errors import InputError, RunError
 from soflow.run.checkpoint import checkpoints
 from soflow.run.folder import RunFolder
@@ -78,11 +80,13 @@ def plan(
     With the budget "time" the ratio of costs decides how many steps a new run gets. Runs in `out`
     keep theirs. Without costs, new runs whose steps depend on them are left out.
     """
+    base = base_of(configs)
     for seed in range(seeds):
         for name, config in configs.items():
             seed_of_run = config.train.seed + seed
-            folder, steps = RunFolder(out / f"{name}-seed-{seed_of_run}"), config.train.steps
-            if budget == "time" and name != "soflow":
+            folder = RunFolder(out / f"{folder_name(name)}-seed-{seed_of_run}")
+            steps = config.train.steps
+            if budget == "time" and name != base:
                 if folder.config.is_file():
                     steps = folder.read_config().train.steps
                 elif costs is not None:
@@ -96,6 +100,26 @@ def plan(
                 "evaluate": config.evaluate.model_copy(update=nfe),
             }
             yield Planned(name, config.model_copy(update=changed), folder)
+
+
+def require_base(settings: dict[str, dict[str, Any]], base: str, out: Path) -> None:
+    """Raises InputError if runs cannot all get the training time of the base."""
+    if base not in settings:
+        raise InputError(f"budget=time is the time of {base}: compare it, too")
+    for name, own in settings.items():
+        if "train.steps" in own:
+            raise InputError(
+                f"{name} sets train.steps, but with budget=time the time of {base} decides: "
+                "leave it out"
+            )
+    there = Comparison.read(out / "results.json")
+    same = there is None or folder_name(there.base) == folder_name(base)
+    if there is not None and not (there.budget == "time" and same):
+        equal = "the same steps" if there.budget == "steps" else f"the time of {there.base}"
+        raise InputError(
+            f"the runs in {out} got {equal}, not the time of {base}: compare in another folder "
+            "with --out"
+        )
 
 
 def require_same_as_begun(

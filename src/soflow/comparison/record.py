@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from soflow.comparison.cost import CostFigures
 from soflow.evaluation.record import Evaluation, Machine, RealRow, Reference, Row
@@ -70,8 +70,9 @@ class RunResults(Record):
 
 
 class ObjectiveResults(Record):
-    """All runs of one objective, and what its steps cost."""
+    """All runs of one objective or variant, and what its steps cost."""
 
+    settings: dict[str, JsonValue] = Field({})  # what it changes of the recipe
     steps: Count
     cost: CostFigures
     runs: list[RunResults] = Field(min_length=1)
@@ -103,7 +104,7 @@ class Comparison(Record):
     recipe: str
     overrides: list[str] = Field([])
     budget: Budget
-    base: str  # the objective that costs are relative to
+    base: str  # what distances and costs are relative to
     seeds: list[Count]
     batch_size: Count
     metric: str
@@ -113,4 +114,25 @@ class Comparison(Record):
     warnings: list[str] = Field([])
     versions: dict[str, str] = Field({})
     machine: Machine
-    objectives: dict[str, ObjectiveResults] = Field(min_length=1)
+    objectives: dict[str, ObjectiveResults] = Field(min_length=1)  # or variants, by name
+
+    @property
+    def variants(self) -> bool:
+        """Whether more than objectives with their defaults are compared."""
+        return any(
+            one.settings not in ({}, {"objective.name": name})
+            for name, one in self.objectives.items()
+        )
+
+    def batch_size_of(self, name: str) -> int:
+        """The samples per step of a variant."""
+        own = self.objectives[name].settings.get("train.batch_size")
+        return own if isinstance(own, int) else self.batch_size
+
+    def ratios(self, name: str) -> list[float]:
+        """One-step distances over the base's of the same seed."""
+        base = self.objectives[self.base]
+        theirs = dict(zip((run.seed for run in base.runs), base.one_step, strict=True))
+        one = self.objectives[name]
+        pairs = zip((run.seed for run in one.runs), one.one_step, strict=True)
+        return [distance / theirs[seed] for seed, distance in pairs if seed in theirs]

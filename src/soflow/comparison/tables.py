@@ -1,8 +1,10 @@
 """A comparison as tables and text, for Markdown, the terminal and the page."""
 
+import json
 from statistics import mean, stdev
 
 from soflow.comparison.record import Comparison
+from soflow.objectives import OBJECTIVES
 from soflow.sampling import HEUN_STEPS, Sampler
 
 #: The yardstick: Heun steps of the model's own velocity.
@@ -19,9 +21,16 @@ NAMES = {
 }
 
 
-def name_of(objective: str) -> str:
-    """The name in prose."""
-    return NAMES.get(objective, objective.replace("_", " "))
+def name_of(name: str) -> str:
+    """The name of an objective in prose; that of a variant as it is."""
+    return NAMES.get(name, name.replace("_", " ") if name in OBJECTIVES else name)
+
+
+def how(sampler: Sampler, nfe: int) -> str:
+    """How samples were drawn."""
+    if sampler == "heun":
+        return f"{nfe // 2} Heun steps"
+    return "one step" if nfe == 1 else f"{nfe} steps"
 
 
 def over_seeds(values: list[float], digits: int = 3) -> str:
@@ -32,28 +41,86 @@ def over_seeds(values: list[float], digits: int = 3) -> str:
     return f"{mean(values):.{digits}g}{spread}"
 
 
-def quality_rows(results: Comparison) -> list[list[str]]:
-    """Distances as a table, header first: one row per objective and sampler."""
+def what(results: Comparison) -> str:
+    """What is compared, as the header of a column."""
+    return "variant" if results.variants else "objective"
+
+
+def few_steps(results: Comparison) -> list[int]:
+    """The numbers of network evaluations that samplers of few steps were evaluated with."""
     every = [row for one in results.objectives.values() for row in one.runs[0].rows]
-    few = sorted({row.nfe for row in every if row.sampler != "heun" and row.nfe is not None})
-    steps = [f"NFE {n}" for n in few]
-    rows = [["objective", "sampler", *steps, f"{HEUN_STEPS} Heun steps", "recognized, NFE 1"]]
-    for name, objective in results.objectives.items():
-        for i, sampler in enumerate(objective.few_step_samplers):
-            distances = [objective.distances(sampler, n) for n in few]
-            heun = objective.distances(*HEUN) if i == 0 else []
-            first = objective.rows(sampler, 1)
-            recognized = [row.recognized for row in first if row.recognized is not None]
-            figures = map(over_seeds, [*distances, heun, recognized])
-            rows.append([name_of(name), sampler, *figures])
+    return sorted({row.nfe for row in every if row.sampler != "heun" and row.nfe is not None})
+
+
+def quality_header(results: Comparison) -> list[str]:
+    """The header of `quality_row`."""
+    first, *more = (f"NFE {n}" for n in few_steps(results))
+    ratio = f"ratio to {name_of(results.base)}"
+    heun = f"{HEUN_STEPS} Heun steps"
+    return [what(results), "sampler", first, ratio, *more, heun, "recognized, NFE 1"]
+
+
+def quality_row(results: Comparison, name: str, sampler: str) -> list[str]:
+    """Distances of one sampler of a variant; what all its samplers share is in its first row."""
+    one = results.objectives[name]
+    is_first = sampler == one.few_step_samplers[0]
+    first, *more = (one.distances(sampler, n) for n in few_steps(results))
+    ratios = results.ratios(name) if is_first and len(results.objectives) > 1 else []
+    heun = one.distances(*HEUN) if is_first else []
+    rows = one.rows(sampler, 1)
+    recognized = [row.recognized for row in rows if row.recognized is not None]
+    ratio = f"{mean(ratios):.3f}" if ratios else ""
+    if len(ratios) > 1:
+        ratio += f" ± {stdev(ratios):.3f}"
+    return [
+        *(name_of(name), sampler, over_seeds(first), ratio),
+        *map(over_seeds, [*more, heun, recognized]),
+    ]
+
+
+def quality_rows(results: Comparison) -> list[list[str]]:
+    """Distances as a table, header first: one row per variant and sampler."""
+    rows = [
+        quality_row(results, name, sampler)
+        for name, one in results.objectives.items()
+        for sampler in one.few_step_samplers
+    ]
+    return filled_columns([quality_header(results), *rows])
+
+
+def overview_rows(results: Comparison) -> list[list[str]]:
+    """One row per variant, header first: distances of its first sampler, and time of a step."""
+    rows = [[*quality_header(results), "time of a step"]]
+    for name, one in results.objectives.items():
+        time = f"{one.cost.step_ratio[1]:.2f}"
+        rows.append([*quality_row(results, name, one.few_step_samplers[0]), time])
+    return filled_columns(rows)
+
+
+def filled_columns(rows: list[list[str]]) -> list[list[str]]:
+    """The table without columns that are empty below the header."""
     header, *body = rows
     shown = [i for i in range(len(header)) if any(row[i] for row in body)]
     return [[row[i] for i in shown] for row in rows]
 
 
+def settings_rows(results: Comparison) -> list[list[str]]:
+    """What each variant changes of the recipe, header first."""
+    rows = [["variant", "settings"]]
+    for name, one in results.objectives.items():
+        texts = [
+            f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+            for key, value in one.settings.items()
+        ]
+        rows.append([name_of(name), ", ".join(texts) or "those of the recipe"])
+    return rows
+
+
 def cost_rows(results: Comparison) -> list[list[str]]:
-    """Costs as a table, header first: one row per objective."""
-    header = "objective|steps|training|ms/step|time of a step|MiB|memory|MFLOP/sample|ms/sample"
+    """Costs as a table, header first: one row per variant."""
+    header = (
+        f"{what(results)}|steps|training|ms/step|time of a step|MiB|memory|MFLOP/sample|ms/sample"
+    )
     rows = [header.split("|")]
     for name, objective in results.objectives.items():
         cost = objective.cost
@@ -75,18 +142,39 @@ def cost_rows(results: Comparison) -> list[list[str]]:
 
 
 def about(results: Comparison) -> str:
-    """What is equal between the objectives."""
+    """What is equal between the variants."""
     seeds, overrides = results.seeds, " ".join(results.overrides)
-    budget = "the same steps"
-    if results.budget == "time":
-        budget = "as many steps as SoFlow's training time has room for"
     return (
-        f"Recipe {results.recipe}{' with ' + overrides if overrides else ''}: the same network "
-        "and initial weights, data in the same order, "
-        f"batches of {results.batch_size}, the same optimizer, {budget}. "
+        f"Recipe {results.recipe}{' with ' + overrides if overrides else ''}: "
+        f"{', '.join(equal_parts(results))}. "
         f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''} ({', '.join(map(str, seeds))}); "
-        "± is the standard deviation over them."
+        "± is the standard deviation over them. A ratio of distances is the mean over the seeds of "
+        "the ratio at the same seed."
     )
+
+
+def equal_parts(results: Comparison) -> list[str]:
+    """What no variant changes."""
+    every = results.objectives.values()
+    changed = {key for one in every for key in one.settings}
+
+    def same(*keys: str) -> bool:
+        return not any(key.startswith(keys) for key in changed)
+
+    parts = []
+    # Some objectives give the network inputs of their own.
+    if same("network.") and len({one.cost.parameters for one in every}) == 1:
+        parts.append("the same network" + (" and initial weights" if same("init_") else ""))
+    if same("train.batch_size"):
+        parts.append(f"data in the same order, batches of {results.batch_size}")
+    if same("optimizer."):
+        parts.append("the same optimizer")
+    if results.budget == "time":
+        base = name_of(results.base)
+        parts.append(f"as many steps as {base}'s training time has room for")
+    elif same("train.steps"):
+        parts.append("the same steps")
+    return parts or ["the same data"]
 
 
 def about_distances(results: Comparison) -> str:
@@ -115,13 +203,16 @@ def about_costs(results: Comparison) -> str:
 
 
 def markdown(results: Comparison) -> str:
-    """Both tables, each below the text that explains it."""
-    quality = [about_distances(results), table(quality_rows(results))]
-    cost = [about_costs(results), table(cost_rows(results))]
-    return "\n\n".join([about(results), *quality, *cost]) + "\n"
+    """The tables, each below the text that explains it."""
+    parts = [about(results), about_distances(results)]
+    if results.variants:
+        parts += [table(overview_rows(results)), table(settings_rows(results)), "Every sampler:"]
+    parts += [table(quality_rows(results)), about_costs(results), table(cost_rows(results))]
+    return "\n\n".join(parts) + "\n"
 
 
 def table(rows: list[list[str]]) -> str:
     """A table in Markdown."""
-    header, *body = ["| " + " | ".join(row) + " |" for row in rows]
+    cells = [[cell.replace("|", r"\|") for cell in row] for row in rows]
+    header, *body = ["| " + " | ".join(row) + " |" for row in cells]
     return "\n".join([header, "|" + "---|" * len(rows[0]), *body])

@@ -49,6 +49,23 @@ def parse_yaml(text: str, what: str) -> Any:
         raise InputError(f"{what} is not valid YAML ({type(error).__name__})") from None
 
 
+def require_unique_keys(text: str, what: str) -> None:
+    """Raises InputError if a mapping in a YAML text has a key twice: PyYAML keeps the last alone.
+
+    The text has been parsed before, so it is valid and of a limited size.
+    """
+    nodes = [yaml.compose(text, yaml.SafeLoader)]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, yaml.SequenceNode):
+            nodes.extend(node.value)
+        if isinstance(node, yaml.MappingNode):
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            if repeated := [key for i, key in enumerate(keys) if key in keys[:i]]:
+                raise InputError(f"{what} has the key '{repeated[0]}' twice: rename one")
+            nodes.extend(value for _, value in node.value)
+
+
 def count(node: yaml.Node | None, known: dict[yaml.Node | None, float]) -> float:
     """The number of values in a node, aliases followed; infinite if it contains itself.
 

@@ -85,71 +85,43 @@ def keys_of(overrides: Sequence[str]) -> tuple[str, ...]:
     return tuple(text.partition("=")[0].strip() for text in overrides)
 
 
-def read_objectives(
-    recipe: str, names: Sequence[str], overrides: Sequence[str] = ()
-) -> dict[str, Config]:
-    """Reads a recipe once per objective. All sections but `objective` are the same.
-
-    An override `OBJECTIVE:key=value` is for that objective alone. The other objectives take over
-    how strongly the recipe's own guides; all else has their own defaults.
-
-    Raises:
-        InputError: As `read_recipe`, and for an objective that is named twice or not at all.
-    """
-    names = [name.strip() for name in names]
-    if len(set(names)) < len(names):
-        raise InputError(f"the objectives are {', '.join(names)}: name each once")
-    shared: list[str] = []
-    own: dict[str, list[str]] = {name: [] for name in names}
-    for text in overrides:
-        objective, colon, rest = text.partition(":")
-        if colon and "=" not in objective:
-            if objective not in own:
-                known = f"the objectives are {', '.join(names)}"
-                raise InputError(f"'{text}' is for {objective or 'no objective'}, but {known}")
-            if not rest.startswith("objective."):
-                raise InputError(
-                    f"'{text}' is not a setting of an objective: write {rest} for all of them"
-                )
-            own[objective].append(rest)
-        elif text.startswith("objective.") and not text.startswith(COMMON_KEYS):
-            example = f"write OBJECTIVE:{text}, such as {names[0]}:{text}"
-            raise InputError(f"'{text}' is a setting of one objective: {example}")
-        else:
-            shared.append(text)
-    configs = {}
-    for name in names:
-        leaves_out = () if has_guidance(name) else COMMON_KEYS
-        taken = [text for text in shared if not text.startswith(leaves_out)]
-        configs[name] = read_recipe(recipe, [*taken, f"objective.name={name}", *own[name]])
-    return configs
-
-
 def has_guidance(name: object) -> bool:
     """Whether `name` is an objective with a section `guidance`."""
     return name in OBJECTIVES and "guidance" in section_of(OBJECTIVES[name], name).model_fields
 
 
 def override(values: Values, overrides: Sequence[str]) -> None:
-    """Puts `key=value` texts into plain values, names of network, objective and optimizer first.
+    """Puts `key=value` texts into plain values."""
+    change(values, parsed(overrides))
 
-    They decide which other keys there are.
-    """
-    names = ("network.name=", "objective.name=", "optimizer.name=")
-    for text in sorted(overrides, key=lambda text: not text.strip().startswith(names)):
+
+def parsed(overrides: Sequence[str]) -> list[tuple[str, Any]]:
+    """The keys and values of `key=value` texts."""
+    settings = []
+    for text in overrides:
         key, equals, value = text.partition("=")
         if not equals:
             raise InputError(f"'{text}' is not of the form key=value, e.g. train.steps=2000")
         key = key.strip()
         what = f"the value of {shortened(key)}, '{shortened(value)}',"
-        parsed = value if key in TEXT_KEYS else parse_yaml(value, what)
-        if key == "network.name" and parsed != values["network"]["name"]:
+        settings.append((key, value if key in TEXT_KEYS else parse_yaml(value, what)))
+    return settings
+
+
+def change(values: Values, settings: Sequence[tuple[str, Any]]) -> None:
+    """Puts dotted settings into plain values, names of network, objective and optimizer first.
+
+    They decide which other keys there are.
+    """
+    names = ("network.name", "objective.name", "optimizer.name")
+    for key, value in sorted(settings, key=lambda setting: setting[0] not in names):
+        if key == "network.name" and value != values["network"]["name"]:
             values["network"] = {}  # another kind of network has keys of its own
-        if key == "objective.name" and parsed != values["objective"]["name"]:
-            values["objective"] = common(values["objective"], parsed)
-        if key == "optimizer.name" and parsed.lower() != values["optimizer"]["name"].lower():
-            values["optimizer"] = same_for(values["optimizer"], parsed)
-        put(values, key, parsed)
+        if key == "objective.name" and value != values["objective"]["name"]:
+            values["objective"] = common(values["objective"], value)
+        if key == "optimizer.name" and str(value).lower() != values["optimizer"]["name"].lower():
+            values["optimizer"] = same_for(values["optimizer"], str(value))
+        put(values, key, value)
 
 
 def common(objective: Values, name: object) -> Values:

@@ -1,0 +1,174 @@
+"""The plots of a comparison, and its samples side by side."""
+
+from collections.abc import Iterable, Sequence
+from itertools import cycle, product
+from statistics import mean
+from textwrap import fill
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from PIL import Image
+
+from soflow.comparison.record import Comparison, ObjectiveResults, Point
+from soflow.comparison.tables import HEUN, how, name_of
+from soflow.evaluation.plots import as_text, plain
+
+COLORS = {
+    "soflow": "#3056d3",
+    "jump_flow": "#0f9fb5",
+    "mean_flow": "#e07b39",
+    "imf": "#b54708",
+    "alpha_flow": "#8a6d1b",
+    "shortcut": "#2f9e6e",
+    "consistency": "#b8469b",
+    "flow_matching": "#667085",
+}
+#: Colors of variants in turn, and their markers: the next one after each round of colors.
+PALETTE = (
+    "#c0343a", "#5ab4e5", "#7a4fbf", "#9bbf30", "#f0a500", "#1c7c7d", "#e88fb4", "#5d4037",
+    "#13315c", "#4caf50",
+)  # fmt: skip
+MARKERS = ("o", "^", "D", "v", "P", "X")
+#: Up to so many variants have a legend inside the plots, and a band from least to most.
+FEW = 6
+#: Columns of the legend of many variants, and of many grids of samples.
+LEGEND_COLUMNS, COLUMNS = 4, 4
+
+
+class Look(NamedTuple):
+    """How a variant is drawn."""
+
+    color: str
+    marker: str
+    label: str
+
+
+def plots(results: Comparison) -> Figure:
+    """Distance against network evaluations, training time and samples seen.
+
+    Lines are means over seeds; least to most is shaded if there are few variants. Many variants
+    share one legend below the plots.
+    """
+    styles = looks(results)
+    many = len(styles) > FEW
+    legend = 0.22 * -(-len(styles) // LEGEND_COLUMNS) if many else 0.0
+    figure = Figure(figsize=(13, 4.2 + legend), layout="constrained")
+    against_nfe, against_time, against_samples = plain(figure, columns=3)
+    for name, objective in results.objectives.items():
+        look, batch_size = styles[name], results.batch_size_of(name)
+        plot_evaluations(against_nfe, objective, look)
+        plot_curves([against_time, against_samples], objective, look, batch_size, bands=not many)
+    against_nfe.set_xscale("log", base=2)
+    rows = [row for one in results.objectives.values() for row in one.runs[0].rows]
+    ticks = sorted({row.nfe for row in rows if row.nfe is not None})
+    against_nfe.set_xticks(ticks, [str(n) for n in ticks])
+    against_nfe.minorticks_off()
+    against_nfe.set_xlabel(f"network evaluations per sample (squares: {HEUN[1] // 2} Heun steps)")
+    against_nfe.set(ylabel="distance to real data", title="at the end")
+    against_time.set(xlabel="seconds of training", title="during training")
+    against_samples.set(xlabel="thousands of samples seen", title="during training")
+    for axes in (against_nfe, against_time, against_samples):
+        axes.set(yscale="log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.grid(axis="y", which="both", color="#eceef2", linewidth=0.6)
+    if many:
+        against_nfe.set_title("at the end (dotted: the second sampler)")
+        against_samples.set_title(f"during training (dashed: {how(*HEUN)})")
+        figure.legend(
+            handles=[
+                Line2D([], [], color=look.color, marker=look.marker, label=look.label)
+                for look in styles.values()
+            ],
+            loc="outside lower center",
+            ncols=LEGEND_COLUMNS,
+            frameon=False,
+            fontsize=8,
+        )
+    else:
+        for axes in (against_nfe, against_samples):
+            axes.legend(frameon=False, fontsize=7.5)
+    return figure
+
+
+def looks(results: Comparison) -> dict[str, Look]:
+    """An objective with its defaults has its own color; other variants take the next."""
+    found: dict[str, Look] = {}
+    own, others = dict(COLORS), cycle(product(MARKERS, PALETTE))
+    for name, one in results.objectives.items():
+        objective = str(one.settings.get("objective.name", name))
+        color = own.pop(objective, None) if set(one.settings) <= {"objective.name"} else None
+        marker, color = next(others) if color is None else ("o", color)
+        found[name] = Look(color, marker, as_text(name_of(name)))
+    return found
+
+
+def plot_evaluations(axes: Axes, objective: ObjectiveResults, look: Look) -> None:
+    """Distances at the end, one line per sampler."""
+    first, *_ = samplers = objective.few_step_samplers
+    color, marker, label = look
+    for style, sampler in zip(("-", ":"), samplers, strict=False):
+        rows = [row for row in objective.runs[0].rows if row.sampler == sampler]
+        counts = sorted({1, *(row.nfe for row in rows if row.nfe is not None)})
+        # In one step all samplers are the same, and only the first is evaluated.
+        found = (objective.distances(sampler, n) or objective.distances(first, n) for n in counts)
+        means = [mean(distances) for distances in found]
+        text = f"{label}, {as_text(sampler)}"
+        axes.plot(counts, means, marker + style, color=color, markersize=5, label=text)
+    if heun := objective.distances(*HEUN):
+        axes.plot([HEUN[1]], [mean(heun)], "s", color=color)
+
+
+def plot_curves(
+    both: Sequence[Axes], objective: ObjectiveResults, look: Look, batch_size: int, bands: bool
+) -> None:
+    """Distances during training, against time and against samples.
+
+    Lines are means over seeds, bands from least to most.
+    """
+    color, marker, label = look
+    for i, curve in enumerate(objective.runs[0].curves):
+        every = [one for run in objective.runs for one in run.curves]
+        same = [one.points for one in every if one.samples == curve.samples]
+        curves = common(same)
+        if len(same) < len(objective.runs) or not curves[0]:
+            continue
+        distances = np.array([[point.distance for point in points] for points in curves])
+        seconds = np.mean([[point.seconds for point in points] for points in curves], axis=0)
+        samples = np.array([point.step for point in curves[0]]) * batch_size / 1000
+        points = "" if bands else marker
+        title = label if curve.nfe == 1 else f"{label}, {how(curve.sampler, curve.nfe)}"
+        least, most = distances.min(0), distances.max(0)
+        for axes, x in zip(both, (seconds, samples), strict=True):
+            style = "--" if i else "-"
+            line = distances.mean(0)
+            axes.plot(x, line, style, marker=points, markersize=4, color=color, label=title)
+            if bands and len(distances) > 1:
+                axes.fill_between(x, least, most, color=color, alpha=0.12, linewidth=0)
+
+
+def common(curves: Iterable[list[Point]]) -> list[list[Point]]:
+    """Of each curve, the points whose steps are in all of them."""
+    by_step = [{point.step: point for point in curve} for curve in curves]
+    steps = sorted(set.intersection(*(set(curve) for curve in by_step)))
+    return [[curve[step] for step in steps] for curve in by_step]
+
+
+def sheets(pictures: dict[str, Image.Image]) -> Figure:
+    """Grids of samples side by side, each under its title."""
+    many = 3 if len(pictures) <= 9 else COLUMNS
+    columns = many if len(pictures) > 4 else len(pictures)
+    rows = -(-len(pictures) // columns)
+    height = max(sheet.height / sheet.width for sheet in pictures.values())
+    figure = Figure(figsize=(13, rows * (13 / columns * height + 0.4)), layout="constrained")
+    for i, (title, sheet) in enumerate(pictures.items()):
+        axes = figure.add_subplot(rows, columns, i + 1)
+        axes.imshow(np.asarray(sheet.convert("RGB")), interpolation="nearest")
+        axes.set_title(fill(as_text(title), 140 // columns), fontsize=10)
+        axes.set_axis_off()
+    return figure
