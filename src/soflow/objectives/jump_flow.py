@@ -14,7 +14,8 @@ L_FM and L_SCM are SoFlow's (objectives/soflow.py). What is new are settings, ea
   With a velocity for the second jump and l near s, it is the condition d_s f = v(f, s) as a
   difference in s.
 * The step from x_t to x_l in L_SCM may go along the network's own velocity.
-* The velocity has its own power p of the adaptive weight.
+* The adaptive weight w = 1 / (squared + eps)^p may take the batch's mean error in place of each
+  sample's. Per sample it pulls towards the most typical samples, and so away from the mean.
 
 With w = 1, no direct and no composed jumps, this is SoFlow.
 """
@@ -83,13 +84,12 @@ class JumpFlow:
     uniform_share: Annotated[
         float, Setting("share of flow matching at times uniform on [0, 1]", ge=0, le=1)
     ] = 0.0
-    p: Annotated[
-        float, Setting("power of the adaptive weight of jumps; 0 is the plain square", ge=0)
-    ] = 1.0
-    p_velocity: Annotated[
+    p: Annotated[float, Setting("power of the adaptive weight; 0 is the plain square", ge=0)] = 1.0
+    velocity_per_sample: Annotated[
         float,
-        Setting("the same of a velocity; what it lacks to p is of the batch's mean error", ge=0),
+        Setting("share of p by each sample's error; the rest by the batch's mean", ge=0, le=1),
     ] = 1.0
+    jump_per_sample: Annotated[float, Setting("the same of jumps", ge=0, le=1)] = 1.0
     eps: Annotated[float, Setting("floor of the adaptive weight", gt=0)] = 0.01
     times: Annotated[SoFlowTimes, Setting("densities of the times")] = SoFlowTimes()
     middle: Annotated[MiddleTime, Setting("the middle time l = t + (s - t) r")] = MiddleTime()
@@ -142,17 +142,12 @@ class JumpFlow:
         jumps = slice(draws.n_flow_matching, first)
         l = self.middle(draws.t[jumps], draws.s[jumps], progress)
         terms = soflow.terms(model, batch.rows(single), draws.rows(single), l, self.own_step)
-        velocity, jump = terms["flow_matching"], terms["consistency"]
-        # Per sample (squared + eps)^-p_velocity; the rest of the power p is of the batch's mean
-        rest, squared = self.p - self.p_velocity, velocity.squared
-        scale = ((squared + self.eps) / (squared.mean() + self.eps)) ** rest
+        velocity = by_batch(
+            terms["flow_matching"], self.p * (1 - self.velocity_per_sample), self.eps
+        )
+        jump = by_batch(terms["consistency"], self.p * (1 - self.jump_per_sample), self.eps)
         w = self.weight(progress) * (draws.t - draws.s)[jumps] ** self.length_power
-        found = {
-            "flow_matching": velocity._replace(
-                loss=scale * velocity.loss, weight=scale * velocity.weight
-            ),
-            "consistency": jump._replace(loss=w * jump.loss),
-        }
+        found = {"flow_matching": velocity, "consistency": jump._replace(loss=w * jump.loss)}
         if draws.n_composed:
             guidance = soflow.guidance
             found["composed"] = self.composed(
@@ -182,4 +177,11 @@ class JumpFlow:
             target, span = param.solution(x_l, l, s, F_ls), t - s
         (F_ts,) = together(model.net, jumps)
         term = jump_loss(param, jumps, F_ts, target, span, l, self.p, self.eps)
+        term = by_batch(term, self.p * (1 - self.jump_per_sample), self.eps)
         return term._replace(loss=self.composed_weight * term.loss)
+
+
+def by_batch(term: Term, power: float, eps: float) -> Term:
+    """Takes `power` of the adaptive weight from the batch's mean error, not each sample's."""
+    scale = ((term.squared + eps) / (term.squared.mean() + eps)) ** power
+    return term._replace(loss=scale * term.loss, weight=scale * term.weight)
