@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from soflow.interop.reference import import_checkpoint as import_checkpoint
     from soflow.networks import NETWORKS as NETWORKS
     from soflow.networks.dit import DiT as DiT
+    from soflow.networks.in_context_dit import InContextDiT as InContextDiT
     from soflow.networks.mlp import MLP as MLP
     from soflow.networks.pretrained import VelocityOf as VelocityOf
     from soflow.networks.second_time import WithSecondTime as WithSecondTime
@@ -135,6 +136,7 @@ _HOME = {
     "FlowMatching": "objectives.flow_matching",
     # networks
     "DiT": "networks.dit",
+    "InContextDiT": "networks.in_context_dit",
     "UNet": "networks.unet",
     "MLP": "networks.mlp",
     "WithSecondTime": "networks.second_time",
