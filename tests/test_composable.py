@@ -13,6 +13,7 @@ import torch
 import soflow
 
 CLASSES = 3
+KINDS = ("dit", "in_context", "unet", "mlp")
 
 
 def make(kind, cond_shape=()):
@@ -21,6 +22,8 @@ def make(kind, cond_shape=()):
     options = {"num_classes": CLASSES, "cond_shape": cond_shape}
     if kind == "dit":
         network = soflow.DiT((1, 8, 8), patch=4, width=32, depth=1, heads=2, **options)
+    elif kind == "in_context":
+        network = soflow.InContextDiT((1, 8, 8), patch=4, width=32, depth=1, heads=2, **options)
     elif kind == "unet":
         network = soflow.UNet((1, 8, 8), 8, (1, 2), blocks=1, attention=(4,), **options)
     else:
@@ -43,8 +46,8 @@ def conditioned(kind):
 
 
 MODELS = {
-    **{kind: lambda kind=kind: make(kind) for kind in ("dit", "unet", "mlp")},
-    **{f"{kind} cond": lambda kind=kind: conditioned(kind) for kind in ("dit", "unet", "mlp")},
+    **{kind: lambda kind=kind: make(kind) for kind in KINDS},
+    **{f"{kind} cond": lambda kind=kind: conditioned(kind) for kind in KINDS},
 }
 
 
@@ -103,7 +106,7 @@ def inputs(model, count, labels):
     return given
 
 
-TAKES_COND = {"dit": (2, 8, 8), "unet": (2, 8, 8), "mlp": (2,)}
+TAKES_COND = {"dit": (2, 8, 8), "in_context": (2, 8, 8), "unet": (2, 8, 8), "mlp": (2,)}
 
 
 @pytest.mark.parametrize("labels", [True, False])

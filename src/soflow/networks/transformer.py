@@ -44,7 +44,7 @@ def unpatchify(x: Tensor, grid: Sequence[int], patch: int) -> Tensor:
     # (B, *grid, *patch, C) -> (B, C, rows, patch, columns, patch)
     pairs = chain.from_iterable((1 + axis, 1 + axes + axis) for axis in range(axes))
     sizes = [side * patch for side in grid]
-    return x.permute(0, 2 * axes + 1, *pairs).reshape(len(x), -1, *sizes)
+    return x.permute(0, 2 * axes + 1, *pairs).reshape(-1, x.shape[-1], *sizes)
 
 
 class RMSNorm(nn.Module):
