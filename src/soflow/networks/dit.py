@@ -13,9 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from soflow.networks.conditions import ConditionInput
-from soflow.networks.embeddings import LabelEmbedder, TimeEmbedder, grid_positions
+from soflow.networks.embeddings import (
+    GuidanceEmbedder,
+    LabelEmbedder,
+    TimeEmbedder,
+    added_guidance,
+    grid_positions,
+)
 from soflow.networks.registry import NETWORKS, require_fit
-from soflow.symbols import Labels, Times
+from soflow.symbols import GuidanceRows, Labels, Times
 from soflow.system.registry import Setting
 
 #: The sizes of the paper: depth, width, heads.
@@ -126,6 +132,7 @@ class DiT(nn.Module):
             `num_classes`, or labels=None, means "no class".
         cond_shape: The shape of one condition: a vector (D,) or a map (C, H, W); () without
             conditions.
+        takes_guidance: Whether the network takes a guidance scale and its interval, `guidance`.
 
     Raises:
         ValueError: For another shape, or sizes that do not divide one another.
@@ -152,6 +159,7 @@ class DiT(nn.Module):
             float, Setting("width of a block's MLP, in units of width", ge=0.1)
         ] = 4.0,
         cond_shape: tuple[int, ...] = (),
+        takes_guidance: bool = False,
     ) -> None:
         super().__init__()
         self.settings = {
@@ -178,6 +186,7 @@ class DiT(nn.Module):
         self.t_embedder = TimeEmbedder(width)
         self.s_embedder = TimeEmbedder(width)  # embeds t - s; named as in the reference checkpoints
         self.y_embedder = LabelEmbedder(num_classes, width)
+        self.guidance_embedder = GuidanceEmbedder(width) if takes_guidance else None
         self.pos_embed = nn.Parameter(grid_positions(self.grid, width), requires_grad=False)
         self.blocks = nn.ModuleList([Block(width, heads, mlp_ratio) for _ in range(depth)])
         self.final_layer = FinalLayer(width, patch**axes * channels)
@@ -200,6 +209,8 @@ class DiT(nn.Module):
         for module in (*self.blocks, self.final_layer):
             nn.init.zeros_(module.get_parameter("adaLN_modulation.1.weight"))
         nn.init.zeros_(self.final_layer.linear.weight)
+        if self.guidance_embedder is not None:
+            self.guidance_embedder.initialize()
 
     def forward(
         self,
@@ -208,10 +219,12 @@ class DiT(nn.Module):
         s: Times,
         labels: Labels | None = None,
         cond: Tensor | None = None,
+        guidance: GuidanceRows | None = None,
     ) -> Tensor:
         """F(x, t, s, labels): (B, ...), (B,), (B,), (B,) or None -> (B, ...)."""
         with torch.autocast(x.device.type, enabled=False):
             times = self.t_embedder(t) + self.s_embedder(t - s)
+            times = added_guidance(self.guidance_embedder, times, guidance)
             condition = self.cond.added(times + self.y_embedder(labels, like=x), cond)
         x = self.x_embedder(self.cond.joined(x, cond)) + self.pos_embed
         for block in self.blocks:
