@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from soflow.errors import InputError, require_whole
-from soflow.guidance import AnyScale
+from soflow.guidance import AnyInterval, AnyScale
 from soflow.sampling import Sampler, check_sampler, sample
 from soflow.solution import FlowModel
 from soflow.symbols import AnyLabels, Sample, as_labels
@@ -118,7 +118,7 @@ def draw(
 
 
 def rows_of(
-    model: FlowModel, scale: AnyScale | None, interval: Sequence[float] | None
+    model: FlowModel, scale: AnyScale | None, interval: AnyInterval | None
 ) -> Tensor | None:
     """The guidance that is asked for, as `draw` takes it; None if none is asked for."""
     return None if scale is None and interval is None else model.chosen_guidance(scale, interval)
@@ -144,7 +144,7 @@ def sample_many(
     start: int = 0,
     cond: Conditions | None = None,
     guidance: AnyScale | None = None,
-    guidance_interval: Sequence[float] | None = None,
+    guidance_interval: AnyInterval | None = None,
 ) -> Sample:
     """Draws many samples, in batches, and decodes them.
 

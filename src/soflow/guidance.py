@@ -17,10 +17,11 @@ guidance as an input.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import expm1, log
-from typing import Annotated
+from typing import Annotated, Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,8 +30,10 @@ from soflow.symbols import GuidanceRows, Labels, Mask, Sample, Times, across
 from soflow.system.registry import Setting
 
 DECAY_RATE = 1 / 40
+#: An interval as people give it: its start and its end.
+AnyInterval: TypeAlias = Sequence[Any] | np.ndarray | Tensor
 #: A scale as people give it: one number, or one for each sample.
-AnyScale = float | Sequence[float] | Tensor
+AnyScale: TypeAlias = float | int | Sequence[Any] | np.ndarray | Tensor
 
 
 @dataclass(frozen=True)
@@ -141,11 +144,6 @@ class DrawnGuidance(Guidance):
                 "it is what samples are drawn at, choose one of the trained scales"
             )
 
-    @classmethod
-    def of(cls, guidance: Guidance) -> "DrawnGuidance":
-        """The same guidance, as this class."""
-        return guidance if isinstance(guidance, cls) else cls(**asdict(guidance))
-
     @property
     def drawn(self) -> bool:
         """Whether scales are drawn, so that the network takes them as an input."""
@@ -167,9 +165,7 @@ class DrawnGuidance(Guidance):
             [omega, self.latest_start * start, 1 - (1 - self.earliest_end) * end], dim=1
         )
 
-    def chosen(
-        self, scale: AnyScale | None = None, interval: Sequence[float] | None = None
-    ) -> GuidanceRows:
+    def chosen(self, scale: AnyScale | None = None, interval: AnyInterval | None = None) -> Tensor:
         """What the network is given when samples are drawn at a scale: (3,), or (B, 3).
 
         Args:

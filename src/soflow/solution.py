@@ -7,7 +7,7 @@ Source: SoFlow (arXiv 2512.15657), parameterization of the solution function.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import pi
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from soflow.errors import InputError
-from soflow.guidance import AnyScale, DrawnGuidance, of_labelled
+from soflow.guidance import AnyInterval, AnyScale, DrawnGuidance, of_labelled
 from soflow.noising import LinearNoising, Noising
 from soflow.symbols import Labels, Net, Sample, Times, across
 
@@ -163,7 +163,7 @@ class FlowModel:
         return replace(self, net=Conditioned(self.net, cond), cond_shape=())
 
     def guided(
-        self, scale: AnyScale | None = None, interval: Sequence[float] | None = None
+        self, scale: AnyScale | None = None, interval: AnyInterval | None = None
     ) -> "FlowModel":
         """The model of samples at this guidance scale, which samplers take like any other.
 
@@ -196,7 +196,7 @@ class FlowModel:
         return replace(self, net=net, guidance=None)
 
     def chosen_guidance(
-        self, scale: AnyScale | None = None, interval: Sequence[float] | None = None
+        self, scale: AnyScale | None = None, interval: AnyInterval | None = None
     ) -> Tensor:
         """The guidance of samples that are drawn at a scale: (3,), or (B, 3) for one per sample.
 
@@ -313,7 +313,7 @@ class Guided(nn.Module):
     def forward(
         self, x: Sample, t: Times, s: Times, labels: Labels | None = None, **inputs: Any
     ) -> Sample:
-        rows = self.rows.expand(len(x), 3)
+        rows = self.rows.expand(x.shape[0], 3)
         guidance = of_labelled(rows.to(x.dtype), labels, self.null)
         return self.net(x, t, s, labels, guidance=guidance, **inputs)
 

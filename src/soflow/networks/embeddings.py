@@ -84,7 +84,7 @@ class GuidanceEmbedder(nn.Module):
     def forward(self, guidance: GuidanceRows | None, like: Tensor) -> Tensor:
         """Embeds each row; None means no guidance, (1, 0, 1), for every row of `like`."""
         if guidance is None:
-            t = torch.zeros(len(like), device=like.device)
+            t = torch.zeros(like.shape[0], device=like.device)
             inputs = (t, t, torch.ones_like(t))
         else:
             scale, start, end = guidance.unbind(1)

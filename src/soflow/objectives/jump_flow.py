@@ -62,9 +62,6 @@ class JumpFlow:
         DrawnGuidance()
     )
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "guidance", DrawnGuidance.of(self.guidance))
-
     @cached_property
     def soflow(self) -> SoFlow:
         """SoFlow with these settings."""

@@ -1,6 +1,6 @@
 """Loading a run: its configuration, its weights, and what turns its samples into images."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,7 +14,7 @@ from soflow.config.own import OWN
 from soflow.data.autoencoder import Decoder
 from soflow.data.dataset import DataRecord, Encoder, Scaling
 from soflow.errors import InputError, RunError, in_short, placed_wrong
-from soflow.guidance import AnyScale
+from soflow.guidance import AnyInterval, AnyScale
 from soflow.run.checkpoint import Checkpoint
 from soflow.run.folder import RunFolder, find_run
 from soflow.sampling import Sampler
@@ -97,7 +97,7 @@ class Run:
         *,
         cond: Any = None,
         guidance: AnyScale | None = None,
-        guidance_interval: Sequence[float] | None = None,
+        guidance_interval: AnyInterval | None = None,
         sampler: str | None = None,
         nfe: int | None = None,
         seed: int = 0,

@@ -4,7 +4,7 @@ Files are made in pieces, which several processes share and which an interrupted
 """
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from soflow.errors import InputError, require_whole
 from soflow.evaluation.features import column_names
 from soflow.evaluation.pictures import to_uint8
 from soflow.evaluation.record import GuidanceUsed
-from soflow.guidance import AnyScale
+from soflow.guidance import AnyInterval, AnyScale
 from soflow.sampling import Sampler, check_sampler
 from soflow.symbols import as_labels
 from soflow.system import processes
@@ -101,7 +101,7 @@ class SampleRequest:
         batch_size: int = 500,
         cond: Any = None,
         guidance: AnyScale | None = None,
-        guidance_interval: Sequence[float] | None = None,
+        guidance_interval: AnyInterval | None = None,
     ) -> Self:
         """A request in words that people use, completed by what suits the run.
 
