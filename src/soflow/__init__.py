@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from soflow.evaluation.evaluate import EvaluationSettings as EvaluationSettings
     from soflow.evaluation.pictures import picture as picture
     from soflow.evaluation.pictures import save_picture as save_picture
+    from soflow.guidance import DrawnGuidance as DrawnGuidance
     from soflow.guidance import Guidance as Guidance
     from soflow.interop.reference import import_checkpoint as import_checkpoint
     from soflow.networks import NETWORKS as NETWORKS
@@ -124,6 +125,7 @@ _HOME = {
     "LogitNormal": "times",
     "MiddleTime": "times",
     "Guidance": "guidance",
+    "DrawnGuidance": "guidance",
     "SoFlow": "objectives.soflow",
     "SoFlowTimes": "objectives.soflow",
     "JumpFlow": "objectives.jump_flow",

@@ -11,7 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from soflow.networks.conditions import ConditionInput
-from soflow.networks.embeddings import LabelEmbedder, TimeEmbedder, grid_positions
+from soflow.networks.embeddings import (
+    GuidanceEmbedder,
+    LabelEmbedder,
+    TimeEmbedder,
+    added_guidance,
+    grid_positions,
+)
 from soflow.networks.registry import NETWORKS, require_fit
 from soflow.networks.transformer import (
     Attention,
@@ -23,7 +29,7 @@ from soflow.networks.transformer import (
     token_grid,
     unpatchify,
 )
-from soflow.symbols import Labels, Times
+from soflow.symbols import GuidanceRows, Labels, Times
 from soflow.system.registry import Setting
 
 #: The sizes of the paper: depth, width, heads.
@@ -93,6 +99,7 @@ class DiT(nn.Module):
             `num_classes`, or labels=None, means "no class".
         cond_shape: The shape of one condition: a vector (D,) or a map (C, H, W); () without
             conditions.
+        takes_guidance: Whether the network takes a guidance scale and its interval, `guidance`.
 
     Raises:
         ValueError: For another shape, or sizes that do not divide one another.
@@ -122,6 +129,7 @@ class DiT(nn.Module):
         rotary: Annotated[bool, Setting("rotary positions in attention, too")] = False,
         qk_norm: Annotated[bool, Setting("normalize queries and keys, by RMSNorm")] = False,
         swiglu: Annotated[bool, Setting("SwiGLU in MLPs, of as many parameters")] = False,
+        takes_guidance: bool = False,
     ) -> None:
         super().__init__()
         self.settings = {
@@ -141,6 +149,7 @@ class DiT(nn.Module):
         self.t_embedder = TimeEmbedder(width)
         self.s_embedder = TimeEmbedder(width)  # embeds t - s; named as in the reference checkpoints
         self.y_embedder = LabelEmbedder(num_classes, width)
+        self.guidance_embedder = GuidanceEmbedder(width) if takes_guidance else None
         self.pos_embed = nn.Parameter(grid_positions(self.grid, width), requires_grad=False)
         self.blocks = nn.ModuleList(
             [Block(width, heads, mlp_ratio, qk_norm, swiglu) for _ in range(depth)]
@@ -165,6 +174,8 @@ class DiT(nn.Module):
         for module in (*self.blocks, self.final_layer):
             nn.init.zeros_(module.get_parameter("adaLN_modulation.1.weight"))
         nn.init.zeros_(self.final_layer.linear.weight)
+        if self.guidance_embedder is not None:
+            self.guidance_embedder.initialize()
 
     def forward(
         self,
@@ -173,10 +184,12 @@ class DiT(nn.Module):
         s: Times,
         labels: Labels | None = None,
         cond: Tensor | None = None,
+        guidance: GuidanceRows | None = None,
     ) -> Tensor:
         """F(x, t, s, labels): (B, ...), (B,), (B,), (B,) or None -> (B, ...)."""
         with torch.autocast(x.device.type, enabled=False):
             times = self.t_embedder(t) + self.s_embedder(t - s)
+            times = added_guidance(self.guidance_embedder, times, guidance)
             condition = self.cond.added(times + self.y_embedder(labels, like=x), cond)
         x = self.x_embedder(self.cond.joined(x, cond)) + self.pos_embed
         head = x.shape[-1] // self.heads

@@ -15,7 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from soflow.networks.conditions import ConditionInput
-from soflow.networks.embeddings import LabelEmbedder, TimeEmbedder
+from soflow.networks.embeddings import (
+    GuidanceEmbedder,
+    LabelEmbedder,
+    TimeEmbedder,
+    embedded_guidance,
+)
 from soflow.networks.registry import NETWORKS, require_fit
 from soflow.networks.transformer import (
     Attention,
@@ -27,7 +32,7 @@ from soflow.networks.transformer import (
     token_grid,
     unpatchify,
 )
-from soflow.symbols import Labels, Times
+from soflow.symbols import GuidanceRows, Labels, Times
 from soflow.system.registry import Setting
 
 
@@ -74,8 +79,7 @@ class InContextDiT(nn.Module):
             `num_classes`, or labels=None, means "no class".
         cond_shape: The shape of one condition: a vector (D,), which becomes tokens, or a map
             (C, H, W), which becomes input channels; () without conditions.
-        takes_guidance: Whether guidance is an input, (B, 3): scale, and begin and end of the times
-            t in which it acts. Without the input, the scale is 1 on [0, 1].
+        takes_guidance: Whether the network takes a guidance scale and its interval, `guidance`.
 
     Raises:
         ValueError: For another shape, or sizes that do not divide one another.
@@ -119,17 +123,14 @@ class InContextDiT(nn.Module):
         channels, axes = shape[0], len(shape) - 1
         self.grid = token_grid(shape, patch, "InContextDiT")  # (rows, columns), or (length,)
         require_heads("InContextDiT", width, heads, axes, rotary=True)
-        self.patch, self.heads, self.takes_guidance = patch, heads, takes_guidance
+        self.patch, self.heads = patch, heads
         self.cond = ConditionInput(cond_shape, shape, width)
         self.x_embedder = PatchEmbedder(channels + self.cond.channels, width, patch, axes)
         self.t_embedder = TimeEmbedder(width)
         self.s_embedder = TimeEmbedder(width)  # embeds t - s, as a DiT's
         self.y_embedder = LabelEmbedder(num_classes, width)
-        # Of the scale, and of begin and end of the interval.
-        self.guidance_embedders = nn.ModuleList(
-            [TimeEmbedder(width) for _ in range(3 * takes_guidance)]
-        )
-        others = 2 + 3 * takes_guidance + (len(cond_shape) == 1)
+        self.guidance_embedder = GuidanceEmbedder(width) if takes_guidance else None
+        others = 2 + takes_guidance + (len(cond_shape) == 1)
         self.counts = (class_tokens, *[condition_tokens] * others)
         self.tokens = nn.Parameter(torch.empty(1, sum(self.counts), width))
         self.blocks = nn.ModuleList([Block(width, heads, mlp_ratio) for _ in range(depth)])
@@ -153,6 +154,8 @@ class InContextDiT(nn.Module):
             for name in ("attn.proj.weight", "mlp.fc2.weight"):
                 nn.init.zeros_(block.get_parameter(name))
         nn.init.zeros_(self.final_layer.linear.weight)
+        if self.guidance_embedder is not None:
+            self.guidance_embedder.initialize()
 
     def forward(
         self,
@@ -161,7 +164,7 @@ class InContextDiT(nn.Module):
         s: Times,
         labels: Labels | None = None,
         cond: Tensor | None = None,
-        guidance: Tensor | None = None,
+        guidance: GuidanceRows | None = None,
     ) -> Tensor:
         """F(x, t, s, labels): (B, ...), (B,), (B,), (B,) or None -> (B, ...)."""
         with torch.autocast(x.device.type, enabled=False):
@@ -169,11 +172,11 @@ class InContextDiT(nn.Module):
                 self.y_embedder(labels, like=x),
                 self.t_embedder(t),
                 self.s_embedder(t - s),
-                *self.embedded_guidance(guidance, t),
+                embedded_guidance(self.guidance_embedder, guidance, like=x),
+                self.cond.embedded(cond, self.tokens.dtype),
             ]
-            vector = self.cond.embedded(cond, self.tokens.dtype)
-            conditions += [] if vector is None else [vector]
-            pairs = zip(conditions, self.counts, strict=True)
+            taken = [one for one in conditions if one is not None]
+            pairs = zip(taken, self.counts, strict=True)
             repeated = [one[:, None].expand(-1, count, -1) for one, count in pairs]
             tokens = self.tokens + torch.cat(repeated, dim=1)  # (B, tokens of conditions, width)
         x = torch.cat([tokens, self.x_embedder(self.cond.joined(x, cond))], dim=1)
@@ -182,13 +185,3 @@ class InContextDiT(nn.Module):
         for block in self.blocks:
             x = block(x, rotation)
         return unpatchify(self.final_layer(x[:, before:]), self.grid, self.patch)
-
-    def embedded_guidance(self, guidance: Tensor | None, t: Times) -> list[Tensor]:
-        """The embeddings of scale, begin and end, each (B, width), of a network that takes them."""
-        if not self.takes_guidance:
-            assert guidance is None, "the network takes no guidance"
-            return []
-        if guidance is None:
-            guidance = torch.stack([torch.ones_like(t), torch.zeros_like(t), torch.ones_like(t)], 1)
-        columns = guidance.unbind(dim=1)
-        return [embed(one) for embed, one in zip(self.guidance_embedders, columns, strict=True)]

@@ -30,6 +30,8 @@ class Draws:
         s: The times that jumps end at, (B,).
         dropped: Which samples are trained without their label, (B,) bool.
         n_flow_matching: The number of samples with s = t.
+        guidance: Guidance scales, and the intervals of t in which they act, (B, 3), if they are
+            drawn: see `DrawnGuidance`.
 
     Example:
         >>> import soflow, torch
@@ -45,11 +47,13 @@ class Draws:
     s: Tensor
     dropped: Tensor
     n_flow_matching: int
+    guidance: Tensor | None = None
 
     def rows(self, which: slice) -> "Draws":
         """The draws of the samples that a slice selects."""
         noise, t, s, dropped = (x[which] for x in (self.noise, self.t, self.s, self.dropped))
-        return Draws(noise, t, s, dropped, len(range(self.n_flow_matching)[which]))
+        guidance = None if self.guidance is None else self.guidance[which]
+        return Draws(noise, t, s, dropped, len(range(self.n_flow_matching)[which]), guidance)
 
 
 class Term(NamedTuple):

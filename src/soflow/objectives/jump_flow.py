@@ -9,14 +9,14 @@ behind the velocity. With w = 1 and no direct jumps this is SoFlow.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import floor
 from typing import Annotated, ClassVar
 
 import torch
 
-from soflow.guidance import Guidance
+from soflow.guidance import DrawnGuidance
 from soflow.objectives.base import OBJECTIVES, Draws, Losses, losses
 from soflow.objectives.soflow import SoFlow, SoFlowTimes
 from soflow.solution import FlowModel
@@ -58,7 +58,9 @@ class JumpFlow:
     eps: Annotated[float, Setting("floor of the adaptive weight", gt=0)] = 0.01
     times: Annotated[SoFlowTimes, Setting("densities of the times")] = SoFlowTimes()
     middle: Annotated[MiddleTime, Setting("the middle time l = t + (s - t) r")] = MiddleTime()
-    guidance: Annotated[Guidance, Setting("classifier-free guidance inside training")] = Guidance()
+    guidance: Annotated[DrawnGuidance, Setting("classifier-free guidance inside training")] = (
+        DrawnGuidance()
+    )
 
     @cached_property
     def soflow(self) -> SoFlow:
@@ -68,12 +70,12 @@ class JumpFlow:
         )
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> Draws:
-        """Draws noise, times and label drops of a batch of `shape`."""
+        """Draws noise, times, label drops and guidance of a batch of `shape`."""
         draws = self.soflow.draw(shape, generator)
         first = draws.n_flow_matching
         direct = slice(first, first + floor(self.direct_share * (shape[0] - first)))
         draws.t[direct], draws.s[direct] = 1.0, 0.0
-        return draws
+        return replace(draws, guidance=self.guidance.draw(shape[0], generator))
 
     def scheduled(self, progress: float) -> dict[str, float]:
         """What follows a schedule at `progress` = k / K."""
