@@ -84,8 +84,7 @@ def test_samples_of_many_batches_have_their_own_scales():
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run with drawn scales, whose network is made to see them."""
-    path = soflow.train("digits", tmp_path_factory.mktemp("runs") / "run", SETTINGS).path
-    return path
+    return soflow.train("digits", tmp_path_factory.mktemp("runs") / "run", SETTINGS).path
 
 
 @pytest.fixture
