@@ -142,7 +142,7 @@ def assert_compiles():
         torch.testing.assert_close(whole(noise, labels), expected, msg=name)
         torch._dynamo.reset()
         network = torch.compile(model.net, backend="eager", fullgraph=True)
-        inner = soflow.FlowModel(network, model.shape, CLASSES)
+        inner = soflow.FlowModel(network, model.shape, CLASSES, guidance=model.guidance)
         torch.testing.assert_close(soflow.one_step(inner, noise, labels), expected, msg=name)
         torch._dynamo.reset()
 
