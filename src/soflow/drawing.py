@@ -117,7 +117,7 @@ def draw(
         yield model.decode(sample(one, noises, chosen, sampler, nfe).float()).cpu()
 
 
-def rows_of(
+def asked_guidance(
     model: FlowModel, scale: AnyScale | None, interval: AnyInterval | None
 ) -> Tensor | None:
     """The guidance that is asked for, as `draw` takes it; None if none is asked for."""
@@ -179,7 +179,7 @@ def sample_many(
         torch.Size([1000, 2])
     """
     parts: list[Tensor] = []
-    rows = rows_of(model, guidance, guidance_interval)
+    rows = asked_guidance(model, guidance, guidance_interval)
     for part in draw(model, num, labels, sampler, nfe, seed, batch_size, device, start, cond, rows):
         parts.append(part)
         on_batch(sum(map(len, parts)))

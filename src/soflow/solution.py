@@ -224,10 +224,10 @@ class FlowModel:
             needed = f"this model needs a condition of shape {list(self.cond_shape)}"
             raise InputError(f"{needed}: use model.conditioned(cond)")
         for net in self.bound():
-            if isinstance(net, Conditioned) and len(net.cond) != len(x):
+            if isinstance(net, Conditioned) and net.cond.shape[:1] != x.shape[:1]:
                 given = f"{len(net.cond)} conditions, the batch {len(x)} samples"
                 raise InputError(f"cond holds {given}: give one for each sample")
-            if isinstance(net, Guided) and net.rows.ndim == 2 and len(net.rows) != len(x):
+            if isinstance(net, Guided) and net.rows.shape[:-1] not in ((), x.shape[:1]):
                 given = f"{len(net.rows)} scales, the batch {len(x)} samples"
                 raise InputError(f"guidance holds {given}: give one for each sample")
         if labels is None:

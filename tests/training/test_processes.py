@@ -171,7 +171,6 @@ def test_two_processes_train_as_one_and_one_resumes_where_two_stopped(
         ["optimizer.name=SGD", "optimizer.options.momentum=0.9", "parallel=fsdp"],
         ["optimizer.name=NAdam", "parallel=fsdp"],
         [*IN_CONTEXT, "parallel=fsdp"],
-        [*IN_CONTEXT, "precision=bf16", "parallel=ddp"],
         pytest.param(
             ["optimizer.name=muon", "parallel=ddp"],
             marks=pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch 2.9 has it"),

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from soflow.data.batches import seeded_generator
 from soflow.data.dataset import Dataset
-from soflow.drawing import LabelDraw, class_by_class, draw, noise_count
-from soflow.drawing import rows_of as guidance_of
+from soflow.drawing import LabelDraw, asked_guidance, class_by_class, draw, noise_count
 from soflow.errors import InputError, in_short, require_whole
 from soflow.evaluation.diagnostics import diagnose
 from soflow.evaluation.protocol import protocol, this_machine, warnings_of
@@ -141,7 +140,7 @@ def evaluate(
         RunError: If a sample holds NaN or infinity.
     """
     first, num = next(iter(models.values())), settings.num
-    chosen_scale = guidance_of(first, settings.guidance, settings.guidance_interval)
+    chosen_scale = asked_guidance(first, settings.guidance, settings.guidance_interval)
     used = GuidanceUsed.of(first, chosen_scale)
     if chosen_scale is not None:
         models = {name: model.with_guidance(chosen_scale) for name, model in models.items()}

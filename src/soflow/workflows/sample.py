@@ -19,7 +19,7 @@ from soflow.data.conditions import conditions_of
 from soflow.data.dataset import checksum
 from soflow.data.shards import open_store
 from soflow.data.store import Piece, Plan, make_store
-from soflow.drawing import LabelDraw, draw, draw_classes, rows_of
+from soflow.drawing import LabelDraw, asked_guidance, draw, draw_classes
 from soflow.errors import InputError, require_whole
 from soflow.evaluation.features import column_names
 from soflow.evaluation.pictures import to_uint8
@@ -149,7 +149,7 @@ class SampleRequest:
             chosen = labels_in_turn(labels, num, names)
         asked = labels if isinstance(labels, str | None) else "given"
         labels_from = asked or draw if names else "none"
-        rows = rows_of(run.model, guidance, guidance_interval)
+        rows = asked_guidance(run.model, guidance, guidance_interval)
         return cls(num, chosen, checked, nfe, seed, batch_size, labels_from, given, rows)
 
 
