@@ -19,6 +19,7 @@ A module marked `repeated = True` is one of many alike: it is compiled and shard
 
 from collections.abc import Sequence
 from inspect import signature
+from typing import Any
 
 from torch import nn
 
@@ -53,7 +54,7 @@ def fits(network: object, shape: Sequence[int]) -> bool:
     return len(shape) in (dimensions if isinstance(dimensions, tuple) else (dimensions,))
 
 
-def takes(network: type[nn.Module], name: str) -> bool:
+def takes(network: type[Any], name: str) -> bool:
     """Whether a network's `forward` has a parameter of this name."""
     parameters = signature(network.forward).parameters.values()
     return any(one.name == name or one.kind is one.VAR_KEYWORD for one in parameters)

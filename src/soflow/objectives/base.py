@@ -33,6 +33,8 @@ class Draws:
         n_flow_matching: The number of samples with s = t.
         n_composed: The number of composed jumps.
         l: The middle times of composed jumps, (B,); None without composed jumps.
+        guidance: Guidance scales, and the intervals of t in which they act, (B, 3), if they are
+            drawn: see `DrawnGuidance`.
 
     Example:
         >>> import soflow, torch
@@ -50,6 +52,7 @@ class Draws:
     n_flow_matching: int
     n_composed: int = 0
     l: Tensor | None = None
+    guidance: Tensor | None = None
 
     def rows(self, which: slice) -> "Draws":
         """The draws of the samples that a slice selects."""
@@ -57,8 +60,8 @@ class Draws:
         selected = range(len(self.t))[which]
         n_fm = sum(i < self.n_flow_matching for i in selected)
         n_composed = sum(i >= len(self.t) - self.n_composed for i in selected)
-        l = None if self.l is None else self.l[which]
-        return Draws(noise, t, s, dropped, n_fm, n_composed, l)
+        more = (x if x is None else x[which] for x in (self.l, self.guidance))
+        return Draws(noise, t, s, dropped, n_fm, n_composed, *more)
 
 
 class Term(NamedTuple):

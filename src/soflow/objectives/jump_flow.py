@@ -27,9 +27,9 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 
-from soflow.guidance import Guidance
+from soflow.guidance import DrawnGuidance, Guidance
 from soflow.objectives.base import OBJECTIVES, Draws, Losses, Term, losses
-from soflow.objectives.guided import shown_labels
+from soflow.objectives.guided import shown_guidance, shown_labels
 from soflow.objectives.passes import Inputs, together, without_gradient
 from soflow.objectives.soflow import SoFlow, SoFlowTimes, jump_loss
 from soflow.solution import FlowModel
@@ -93,7 +93,9 @@ class JumpFlow:
     eps: Annotated[float, Setting("floor of the adaptive weight", gt=0)] = 0.01
     times: Annotated[SoFlowTimes, Setting("densities of the times")] = SoFlowTimes()
     middle: Annotated[MiddleTime, Setting("the middle time l = t + (s - t) r")] = MiddleTime()
-    guidance: Annotated[Guidance, Setting("classifier-free guidance inside training")] = Guidance()
+    guidance: Annotated[DrawnGuidance, Setting("classifier-free guidance inside training")] = (
+        DrawnGuidance()
+    )
     mix_at_end: Annotated[
         float | None,
         Setting("guidance.mix at the last step, to which it changes linearly", ge=0, le=1),
@@ -119,7 +121,7 @@ class JumpFlow:
         return {"r": self.middle.r(progress), "w": self.weight(progress)}
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> Draws:
-        """Draws noise, times and label drops of a batch of `shape`."""
+        """Draws noise, times, label drops and guidance of a batch of `shape`."""
         draws = self.soflow(0.0).draw(shape, generator)
         count, n_fm, t, s = shape[0], draws.n_flow_matching, draws.t, draws.s
         uniform = slice(floor(self.uniform_share * n_fm))
@@ -130,10 +132,10 @@ class JumpFlow:
             n_direct = floor(self.direct_share * (jumps.stop - jumps.start))
             direct = slice(jumps.start, jumps.start + n_direct)
             t[direct], s[direct] = 1.0, 0.0
-        if not n_composed:
-            return draws
-        u = torch.rand(count, generator=generator, device=generator.device)
-        return replace(draws, n_composed=n_composed, l=s + u * (t - s))
+        if n_composed:
+            u = torch.rand(count, generator=generator, device=generator.device)
+            draws = replace(draws, n_composed=n_composed, l=s + u * (t - s))
+        return replace(draws, guidance=self.guidance.draw(count, generator))
 
     def __call__(self, model: FlowModel, batch: Batch, draws: Draws, progress: float) -> Losses:
         """The loss of a batch at `progress` = k / K."""
@@ -161,7 +163,8 @@ class JumpFlow:
         """f(x_t, t, s, y) is trained towards sg f(f(x_t, t, l, y), l, s, y)."""
         param, t, s = model.parameterization, draws.t, draws.s
         x_t = model.noising.sample(batch.data, draws.noise, t).x_t
-        jumps = Inputs.of(batch, x_t, t, s, shown_labels(model, batch, draws, guidance))
+        labels = shown_labels(model, batch, draws, guidance)
+        jumps = Inputs.of(batch, x_t, t, s, labels, shown_guidance(model, labels, draws))
         assert draws.l is not None
         by_velocity = self.second == "velocity"
         l = s + self.middle.r(progress) * (t - s) if by_velocity else draws.l

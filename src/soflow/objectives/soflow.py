@@ -17,7 +17,12 @@ import torch
 from soflow.guidance import Guidance
 from soflow.objectives.base import OBJECTIVES, Draws, Losses, Term, adaptive_weight, losses
 from soflow.objectives.flow_matching import velocity_loss
-from soflow.objectives.guided import draw_dropped, guiding_velocities, shown_labels
+from soflow.objectives.guided import (
+    draw_dropped,
+    guiding_velocities,
+    shown_guidance,
+    shown_labels,
+)
 from soflow.objectives.passes import Inputs, consistency_passes, without_gradient
 from soflow.solution import FlowModel, Parameterization
 from soflow.symbols import Batch, Sample, Times, across, mean_d
@@ -107,15 +112,18 @@ class SoFlow:
         x_t, t, v_t, dropped = point.x_t, point.t, point.v_t, draws.dropped
         target_fm, target_scm = v_t[fm], v_t[scm]
         guidance = self.guidance
+        labels = shown_labels(model, batch, draws, guidance)
+        drawn = shown_guidance(model, labels, draws)
+        velocities = Inputs.of(batch, x_t, t, t, labels, drawn).rows(fm)
+        jumps = Inputs.of(batch, x_t, t, draws.s, labels, drawn).rows(scm)
         if guidance.active:
-            v_null, v_label = guiding_velocities(model, x_t, t, batch, guidance, scm)
-            target_scm = guidance.target(v_t[scm], v_null[scm], v_label, t[scm], dropped[scm])
+            v_null, v_label = guiding_velocities(model, x_t, t, batch, guidance, scm, drawn)
+            target_scm = guidance.target(
+                v_t[scm], v_null[scm], v_label, t[scm], dropped[scm], jumps.guidance
+            )
 
         # One Euler step along the (guided) velocity leads to x_l = x_t + target (l - t)
         x_l = x_t[scm] + target_scm * across(l - t[scm], x_t)
-        labels = shown_labels(model, batch, draws, guidance)
-        velocities = Inputs.of(batch, x_t, t, t, labels).rows(fm)
-        jumps = Inputs.of(batch, x_t, t, draws.s, labels).rows(scm)
         nearer = jumps._replace(x=x_l, t=l)
         if own_step:
             (F,) = without_gradient(model.net, jumps._replace(s=jumps.t))
@@ -125,7 +133,9 @@ class SoFlow:
 
         v = model.parameterization.velocity(F_fm)
         if guidance.active:  # the prediction that is mixed in is the one that learns
-            target_fm = guidance.target(v_t[fm], v_null[fm], v.detach(), t[fm], dropped[fm])
+            target_fm = guidance.target(
+                v_t[fm], v_null[fm], v.detach(), t[fm], dropped[fm], velocities.guidance
+            )
         param, p, eps = model.parameterization, self.p, self.eps
         return {
             "flow_matching": velocity_loss(param, v, target_fm, t[fm], p, eps),
