@@ -189,3 +189,30 @@ def test_chosen_guidance():
     assert DRAWN.chosen().tolist() == near([1.5, 0, 1])
     assert DRAWN.chosen(4, (0.1, 0.9)).tolist() == near([4, 0.1, 0.9])
     assert DRAWN.chosen([1, 2]).tolist() == [[1, 0, 1], [2, 0, 1]]
+
+
+def test_a_larger_scale_moves_samples_further_to_their_class():
+    """Two overlapping classes: guidance pushes their means apart, as the scale says."""
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    guidance = DrawnGuidance(max_scale=4.0, mix=1.0, decay_time=1.0, label_dropout=0.2)
+    objective = soflow.JumpFlow(guidance=guidance, p=0.0, p_velocity=0.0)
+    network = soflow.MLP((1,), 2, width=32, depth=2, takes_guidance=True)
+    model = soflow.FlowModel(network, (1,), 2, guidance=guidance)
+    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
+    for step in range(300):
+        labels = torch.arange(256) % 2
+        data = (labels[:, None] - 0.5) + 0.7 * torch.randn(256, 1, generator=generator)
+        draws = objective.draw(data.shape, generator)
+        loss = objective(model, soflow.Batch(data, labels), draws, step / 300).total
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    labels = torch.arange(1000) % 2
+    gaps = []
+    for scale in (1.0, 2.0, 4.0):
+        samples = soflow.sample_many(model, 1000, labels, guidance=scale)[:, 0].detach()
+        gaps.append(float(samples[labels == 1].mean() - samples[labels == 0].mean()))
+    assert gaps[0] == pytest.approx(1.0, abs=0.25)  # that of the data
+    assert gaps[0] + 0.3 < gaps[1]
+    assert gaps[1] + 0.3 < gaps[2]

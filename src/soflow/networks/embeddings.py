@@ -64,33 +64,32 @@ class TimeEmbedder(nn.Module):
 class GuidanceEmbedder(nn.Module):
     """An embedding of guidance (omega, start, end), zero at the start: (B, 3) -> (B, width).
 
-    omega enters as 1 - 1 / omega, which lies in [0, 1) like the times.
+    omega enters as its logarithm, which drawn scales fill evenly. The values enter as they are: a
+    sinusoidal embedding of so small a range would hardly differ from one scale to another.
     """
-
-    frequency_size = 256
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(3 * self.frequency_size, width), nn.SiLU(), nn.Linear(width, width)
-        )
+        self.mlp = nn.Sequential(nn.Linear(3, width), nn.SiLU(), nn.Linear(width, width))
         self.initialize()
 
     def initialize(self) -> None:
         """Sets the last layer to zero: at first the network does not see the guidance."""
+        first = self.mlp[0]
+        assert isinstance(first, nn.Linear)
+        first.reset_parameters()
         nn.init.zeros_(self.mlp[2].get_parameter("weight"))
         nn.init.zeros_(self.mlp[2].get_parameter("bias"))
 
     def forward(self, guidance: GuidanceRows | None, like: Tensor) -> Tensor:
         """Embeds each row; None means no guidance, (1, 0, 1), for every row of `like`."""
         if guidance is None:
-            t = torch.zeros(like.shape[0], device=like.device)
-            inputs = (t, t, torch.ones_like(t))
+            zero = torch.zeros(like.shape[0], device=like.device)
+            inputs = (zero, zero, zero + 1)
         else:
             scale, start, end = guidance.unbind(1)
-            inputs = (1 - 1 / scale, start, end)
-        embedded = torch.cat([sinusoidal(one, self.frequency_size) for one in inputs], dim=1)
-        return self.mlp(embedded.to(next(self.mlp.parameters()).dtype))
+            inputs = (scale.log(), start, end)
+        return self.mlp(torch.stack(inputs, dim=1).to(next(self.mlp.parameters()).dtype))
 
 
 def embedded_guidance(

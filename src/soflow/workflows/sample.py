@@ -19,7 +19,7 @@ from soflow.data.conditions import conditions_of
 from soflow.data.dataset import checksum
 from soflow.data.shards import open_store
 from soflow.data.store import Piece, Plan, make_store
-from soflow.drawing import LabelDraw, asked_guidance, draw, draw_classes
+from soflow.drawing import LabelDraw, asked_guidance, draw_classes, sample_many
 from soflow.errors import InputError, require_whole
 from soflow.evaluation.features import column_names
 from soflow.evaluation.pictures import to_uint8
@@ -201,18 +201,16 @@ def draw_rows(
     """The samples with these numbers."""
     labels = None if request.labels is None else request.labels[rows.start : rows.stop]
     cond = None if request.cond is None else request.cond[rows.start : rows.stop]
-    guidance, batch = request.guidance, request.batch_size
-    if guidance is not None and guidance.ndim == 2:
-        guidance = guidance[rows.start : rows.stop]
+    scale, interval, batch = None, None, request.batch_size
+    if (guidance := request.guidance) is not None:
+        own = guidance[rows.start : rows.stop] if guidance.ndim == 2 else guidance
+        scale, interval = own[..., 0], guidance.reshape(-1, 3)[0, 1:]  # one interval for all
     with out_of_memory_explained(f"draw fewer samples at once, --batch (now {batch})"):
-        parts: list[Tensor] = []
-        for part in draw(
+        return sample_many(
             run.model, len(rows), labels, request.sampler, request.nfe, request.seed,
-            batch, run.device, start=rows.start, cond=cond, guidance=guidance,
-        ):  # fmt: skip
-            parts.append(part)
-            on_batch(sum(map(len, parts)))
-    return torch.cat(parts)
+            batch, run.device, on_batch, start=rows.start, cond=cond,
+            guidance=scale, guidance_interval=interval,
+        )  # fmt: skip
 
 
 @isolated
