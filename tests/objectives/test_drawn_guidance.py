@@ -85,7 +85,7 @@ def velocity(x, t, labels, guidance):
 
 def a_step(guidance=DRAWN, **settings):
     """Draws, a batch and the losses of a step, and the network that they are of."""
-    objective, net = soflow.JumpFlow(guidance=guidance, p=0.0, p_velocity=0.0, **settings), None
+    objective, net = soflow.JumpFlow(guidance=guidance, p=0.0, **settings), None
     generator, net = torch.Generator().manual_seed(1), Classwise()
     draws = objective.draw((COUNT, 2), generator)
     batch = soflow.Batch(torch.randn(COUNT, 2, generator=generator), torch.arange(COUNT) % CLASSES)
@@ -196,7 +196,7 @@ def test_a_larger_scale_moves_samples_further_to_their_class():
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     guidance = DrawnGuidance(max_scale=4.0, mix=1.0, decay_time=1.0, label_dropout=0.2)
-    objective = soflow.JumpFlow(guidance=guidance, p=0.0, p_velocity=0.0)
+    objective = soflow.JumpFlow(guidance=guidance, p=0.0)
     network = soflow.MLP((1,), 2, width=32, depth=2, takes_guidance=True)
     model = soflow.FlowModel(network, (1,), 2, guidance=guidance)
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)

@@ -147,7 +147,7 @@ def test_the_mix_changes_linearly():
     assert halfway.total != losses_of(soflow.JumpFlow(**GUIDED), network).total
 
 
-@pytest.mark.parametrize("guidance", [soflow.Guidance(), GUIDED["guidance"]])
+@pytest.mark.parametrize("guidance", [soflow.DrawnGuidance(), GUIDED["guidance"]])
 def test_a_step_along_the_own_velocity_keeps_the_target(guidance):
     """q = target - F_t + (s - l)/(t - l) (F_t - F(x_l)), with x_l = x_t + (l - t) v(x_t, t)."""
     objective = soflow.JumpFlow(own_step=True, p=0.0, flow_matching_share=0.0, guidance=guidance)
