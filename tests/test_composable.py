@@ -13,14 +13,17 @@ import torch
 import soflow
 
 CLASSES = 3
+KINDS = ("dit", "in_context", "unet", "mlp")
 
 
-def make(kind, cond_shape=()):
+def make(kind, cond_shape=(), **more):
     """A small model of a network whose weights are not the zeros that it begins with."""
     torch.manual_seed(0)
-    options = {"num_classes": CLASSES, "cond_shape": cond_shape}
+    options = {"num_classes": CLASSES, "cond_shape": cond_shape, **more}
     if kind == "dit":
         network = soflow.DiT((1, 8, 8), patch=4, width=32, depth=1, heads=2, **options)
+    elif kind == "in_context":
+        network = soflow.InContextDiT((1, 8, 8), patch=4, width=32, depth=1, heads=2, **options)
     elif kind == "unet":
         network = soflow.UNet((1, 8, 8), 8, (1, 2), blocks=1, attention=(4,), **options)
     else:
@@ -42,9 +45,20 @@ def conditioned(kind):
     return make(kind, cond_shape).conditioned(normal(5, *cond_shape))
 
 
+def scaled(kind):
+    """Of a network that takes guidance scales."""
+    network = make(kind, takes_guidance=True).net
+    shape = (4,) if kind == "mlp" else (1, 8, 8)
+    return soflow.FlowModel(
+        network, shape, CLASSES, guidance=soflow.DrawnGuidance(1.5, max_scale=4.0)
+    )
+
+
 MODELS = {
-    **{kind: lambda kind=kind: make(kind) for kind in ("dit", "unet", "mlp")},
-    **{f"{kind} cond": lambda kind=kind: conditioned(kind) for kind in ("dit", "unet", "mlp")},
+    **{kind: lambda kind=kind: make(kind) for kind in KINDS},
+    **{f"{kind} cond": lambda kind=kind: conditioned(kind) for kind in KINDS},
+    **{f"{kind} scales": lambda kind=kind: scaled(kind) for kind in KINDS},
+    "mlp guided": lambda: scaled("mlp").guided([1.5, 2, 2.5, 3, 3.5], (0.2, 0.8)),
 }
 
 
@@ -103,7 +117,7 @@ def inputs(model, count, labels):
     return given
 
 
-TAKES_COND = {"dit": (2, 8, 8), "unet": (2, 8, 8), "mlp": (2,)}
+TAKES_COND = {"dit": (2, 8, 8), "in_context": (2, 8, 8), "unet": (2, 8, 8), "mlp": (2,)}
 
 
 @pytest.mark.parametrize("labels", [True, False])
@@ -131,7 +145,7 @@ def assert_compiles():
         torch.testing.assert_close(whole(noise, labels), expected, msg=name)
         torch._dynamo.reset()
         network = torch.compile(model.net, backend="eager", fullgraph=True)
-        inner = soflow.FlowModel(network, model.shape, CLASSES)
+        inner = soflow.FlowModel(network, model.shape, CLASSES, guidance=model.guidance)
         torch.testing.assert_close(soflow.one_step(inner, noise, labels), expected, msg=name)
         torch._dynamo.reset()
 

@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from soflow.evaluation.evaluate import EvaluationSettings as EvaluationSettings
     from soflow.evaluation.pictures import picture as picture
     from soflow.evaluation.pictures import save_picture as save_picture
+    from soflow.guidance import DrawnGuidance as DrawnGuidance
     from soflow.guidance import Guidance as Guidance
     from soflow.interop.reference import import_checkpoint as import_checkpoint
     from soflow.networks import NETWORKS as NETWORKS
     from soflow.networks.dit import DiT as DiT
+    from soflow.networks.in_context_dit import InContextDiT as InContextDiT
     from soflow.networks.mlp import MLP as MLP
     from soflow.networks.pretrained import VelocityOf as VelocityOf
     from soflow.networks.second_time import WithSecondTime as WithSecondTime
@@ -123,6 +125,7 @@ _HOME = {
     "LogitNormal": "times",
     "MiddleTime": "times",
     "Guidance": "guidance",
+    "DrawnGuidance": "guidance",
     "SoFlow": "objectives.soflow",
     "SoFlowTimes": "objectives.soflow",
     "JumpFlow": "objectives.jump_flow",
@@ -135,6 +138,7 @@ _HOME = {
     "FlowMatching": "objectives.flow_matching",
     # networks
     "DiT": "networks.dit",
+    "InContextDiT": "networks.in_context_dit",
     "UNet": "networks.unet",
     "MLP": "networks.mlp",
     "WithSecondTime": "networks.second_time",

@@ -58,6 +58,7 @@ def make_network(config: Config, own: nn.Module | None = None) -> nn.Module:
             num_classes=data.num_classes,
             augment_labels=augment_labels,
             cond_shape=data.cond_shape,
+            takes_guidance=config.drawn_guidance is not None,
         )
     except ValueError as error:
         raise InputError(str(error)) from None
@@ -114,6 +115,7 @@ def make_model(
         cond_shape=config.data.cond_shape,
         decode=decode,
         null_trained=null_trained(config, data),
+        guidance=config.drawn_guidance,
     )
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from soflow.errors import InputError, require_whole
+from soflow.guidance import AnyInterval, AnyScale
 from soflow.sampling import Sampler, check_sampler, sample
 from soflow.solution import FlowModel
 from soflow.symbols import AnyLabels, Sample, as_labels
@@ -83,10 +84,12 @@ def draw(
     device: torch.device | str = "cpu",
     start: int = 0,
     cond: Conditions | None = None,
+    guidance: Tensor | None = None,
 ) -> Iterator[Sample]:
     """Draws and decodes samples `start` .. `start + num - 1`, in batches (B, ...) on the CPU.
 
-    Each has its own label of `labels` (num,) and its own condition of `cond` (num, ...).
+    Each has its own label of `labels` (num,) and its own condition of `cond` (num, ...). All have
+    one `guidance` (3,), or each its own, (num, 3), as `model.chosen_guidance` gives it.
     """
     check_sampler(sampler, nfe)
     require_whole(0, num=num, seed=seed, start=start)
@@ -96,13 +99,29 @@ def draw(
         raise InputError(f"labels must have shape [{num}], not {list(labels.shape)}")
     if cond is not None and len(cond) != num:
         raise InputError(f"cond holds {len(cond)} conditions for {num} samples: give one for each")
+    if guidance is not None and labels is None:
+        raise InputError("samples without a label are not guided: give labels, or no guidance")
+    own_scales = guidance is not None and guidance.ndim == 2
+    if guidance is not None and own_scales and len(guidance) != num:
+        held = f"guidance holds {len(guidance)} scales for {num} samples"
+        raise InputError(f"{held}: give one number, or one for each")
     for first in range(0, num, batch_size):
         count = min(batch_size, num - first)
         per_sample = noise_count(sampler, nfe)
         noises = noise_of_samples(seed, start + first, count, per_sample, model.shape, device)
         chosen = None if labels is None else labels[first : first + count].to(device)
         one = model if cond is None else given_rows(model, cond, first, count, device)
+        if guidance is not None:
+            rows = guidance[first : first + count] if own_scales else guidance
+            one = one.with_guidance(rows)
         yield model.decode(sample(one, noises, chosen, sampler, nfe).float()).cpu()
+
+
+def asked_guidance(
+    model: FlowModel, scale: AnyScale | None, interval: AnyInterval | None
+) -> Tensor | None:
+    """The guidance that is asked for, as `draw` takes it; None if none is asked for."""
+    return None if scale is None and interval is None else model.chosen_guidance(scale, interval)
 
 
 def given_rows(
@@ -124,6 +143,8 @@ def sample_many(
     on_batch: Callable[[int], None] = lambda done: None,
     start: int = 0,
     cond: Conditions | None = None,
+    guidance: AnyScale | None = None,
+    guidance_interval: AnyInterval | None = None,
 ) -> Sample:
     """Draws many samples, in batches, and decodes them.
 
@@ -141,12 +162,15 @@ def sample_many(
         on_batch: Called with the number of samples drawn so far.
         start: The number of the first sample.
         cond: Their conditions, (num, ...), for a model with conditions.
+        guidance: The guidance scale, or one for each sample, (num,), for a model that takes it; by
+            default the one that it was trained to prefer, `model.guidance.scale`.
+        guidance_interval: The start and the end of the times at which it acts; by default (0, 1).
 
     Returns:
         Samples (num, ...) on the CPU, decoded by `model.decode`.
 
     Raises:
-        InputError: If labels or conditions do not fit, or the sampler cannot use `nfe`.
+        InputError: If labels, conditions or scales do not fit, or the sampler cannot use `nfe`.
 
     Example:
         >>> import soflow
@@ -155,7 +179,8 @@ def sample_many(
         torch.Size([1000, 2])
     """
     parts: list[Tensor] = []
-    for part in draw(model, num, labels, sampler, nfe, seed, batch_size, device, start, cond):
+    rows = asked_guidance(model, guidance, guidance_interval)
+    for part in draw(model, num, labels, sampler, nfe, seed, batch_size, device, start, cond, rows):
         parts.append(part)
         on_batch(sum(map(len, parts)))
     return torch.cat(parts)

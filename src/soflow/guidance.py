@@ -9,18 +9,31 @@ Sampling then pays nothing for guidance.
     target   = m guided + (1 - m) v(x_t, t, y)           for samples that keep their label
                v_t                                       for samples whose label was dropped
 
-Source: SoFlow (arXiv 2512.15657), guidance inside training.
+`DrawnGuidance` draws omega for each sample, and an interval [a, b] of t outside of which omega is
+1. The network then takes (omega, a, b) as an input, `guidance` (B, 3), and sampling chooses them.
+
+Sources: SoFlow (arXiv 2512.15657), guidance inside training; improved MeanFlow (arXiv 2512.02012),
+guidance as an input.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from math import expm1, log
+from typing import Annotated, Any, TypeAlias
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from soflow.symbols import Mask, Sample, Times, across
+from soflow.errors import InputError, in_short
+from soflow.symbols import GuidanceRows, Labels, Mask, Sample, Times, across
 from soflow.system.registry import Setting
 
 DECAY_RATE = 1 / 40
+#: An interval as people give it: its start and its end.
+AnyInterval: TypeAlias = Sequence[Any] | np.ndarray | Tensor
+#: A scale as people give it: one number, or one for each sample.
+AnyScale: TypeAlias = float | int | Sequence[Any] | np.ndarray | Tensor
 
 
 @dataclass(frozen=True)
@@ -66,10 +79,138 @@ class Guidance:
         u = ((1 - t) / (1 - self.decay_time)).clamp(0, 1 - 1e-6)
         return torch.where(t <= self.decay_time, 1, 1 - torch.exp(-DECAY_RATE * u / (1 - u)))
 
+    def strength(self, t: Times, drawn: GuidanceRows | None = None) -> Times:
+        """decay(t) (omega - 1); with scales drawn per sample, 0 outside of their intervals."""
+        if drawn is None:
+            return self.decay(t) * (self.scale - 1)
+        scale, start, end = drawn.unbind(1)
+        acts = (start <= t) & (t <= end)
+        return torch.where(acts, self.decay(t) * (scale - 1), 0)
+
     def target(
-        self, v_t: Sample, v_null: Sample, v_label: Sample, t: Times, dropped: Mask
+        self,
+        v_t: Sample,
+        v_null: Sample,
+        v_label: Sample,
+        t: Times,
+        dropped: Mask,
+        drawn: GuidanceRows | None = None,
     ) -> Sample:
         """The velocity to learn, from v_null = v(x_t, t, null) and v_label = v(x_t, t, y)."""
-        guided = v_t + across(self.decay(t) * (self.scale - 1), v_t) * (v_t - v_null)
+        guided = v_t + across(self.strength(t, drawn), v_t) * (v_t - v_null)
         mixed = self.mix * guided + (1 - self.mix) * v_label
         return torch.where(across(dropped, v_t), v_t, mixed)
+
+
+@dataclass(frozen=True)
+class DrawnGuidance(Guidance):
+    """Guidance whose scale, and the interval of t in which it acts, are drawn for each sample.
+
+    Without `max_scale` it is `Guidance`, with one scale for all. With it, omega is drawn from
+    p(omega) ~ omega^-power on [1, max_scale], the interval's start evenly from [0, latest_start]
+    and its end evenly from [earliest_end, 1]. `scale` is then what samples are drawn at unless
+    another one is asked for. `decay_time` fades guidance inside of the interval, too; 1 leaves all
+    to the interval.
+
+    Raises:
+        InputError: If `scale` is above `max_scale`.
+
+    Example:
+        >>> import soflow, torch
+        >>> guidance = soflow.DrawnGuidance(scale=1.5, max_scale=4.0)
+        >>> rows = guidance.draw(100, torch.Generator().manual_seed(0))  # omega, start, end
+        >>> rows.shape, bool(((rows[:, 0] >= 1) & (rows[:, 0] <= 4)).all())
+        (torch.Size([100, 3]), True)
+        >>> guidance.chosen(2.5, (0.1, 0.9))
+        tensor([2.5000, 0.1000, 0.9000])
+    """
+
+    max_scale: Annotated[
+        float | None,
+        Setting("draw omega for each sample from [1, max_scale]; null: scale is for all", gt=1),
+    ] = None
+    power: Annotated[float, Setting("of the density omega^-power of drawn scales")] = 1.0
+    latest_start: Annotated[
+        float, Setting("the interval of t starts evenly in [0, latest_start]", ge=0, le=0.5)
+    ] = 0.5
+    earliest_end: Annotated[
+        float, Setting("the interval of t ends evenly in [earliest_end, 1]", ge=0.5, le=1)
+    ] = 0.5
+
+    def __post_init__(self) -> None:
+        if self.max_scale is not None and self.scale > self.max_scale:
+            raise InputError(
+                f"objective.guidance.scale={self.scale:g} is above max_scale={self.max_scale:g}: "
+                "it is what samples are drawn at, choose one of the trained scales"
+            )
+
+    @property
+    def drawn(self) -> bool:
+        """Whether scales are drawn, so that the network takes them as an input."""
+        return self.max_scale is not None
+
+    @property
+    def active(self) -> bool:
+        return self.drawn or super().active
+
+    def draw(self, count: int, generator: torch.Generator) -> GuidanceRows | None:
+        """Draws (omega, start, end) of `count` samples, (count, 3); None if the scale is fixed."""
+        if self.max_scale is None:
+            return None
+        u, start, end = torch.rand(3, count, generator=generator, device=generator.device)
+        # The inverse of the distribution function, whose density is ~ omega^-power
+        base, less = log(self.max_scale), 1 - self.power
+        omega = torch.exp(base * u if less == 0 else torch.log1p(u * expm1(less * base)) / less)
+        return torch.stack(
+            [omega, self.latest_start * start, 1 - (1 - self.earliest_end) * end], dim=1
+        )
+
+    def chosen(self, scale: AnyScale | None = None, interval: AnyInterval | None = None) -> Tensor:
+        """What the network is given when samples are drawn at a scale: (3,), or (B, 3).
+
+        Args:
+            scale: One scale, or one for each sample, (B,); by default `scale`.
+            interval: The start and the end of the interval in which it acts; by default [0, 1].
+
+        Raises:
+            InputError: For a scale or an interval that training does not draw.
+        """
+        omega = numbers(self.scale if scale is None else scale, "guidance")
+        if omega.ndim > 1:
+            raise InputError(f"guidance has shape {list(omega.shape)}: give one scale per sample")
+        low, high = 1.0, self.max_scale or self.scale
+        if not bool(((omega >= low) & (omega <= high * (1 + 1e-6))).all()):
+            raise InputError(
+                f"guidance is {in_short(scale)}: this model was trained at scales from 1 to "
+                f"{high:g}, choose one of them"
+            )
+        ends = numbers((0.0, 1.0) if interval is None else interval, "guidance_interval")
+        start, end = self.latest_start, self.earliest_end
+        if ends.shape != (2,) or not (0 <= ends[0] <= start and end <= ends[1] <= 1):
+            raise InputError(
+                f"guidance_interval is {in_short(interval)}: give (start, end), with the start in "
+                f"[0, {start:g}] and the end in [{end:g}, 1], as this model was trained"
+            )
+        return torch.cat([omega[..., None], ends.expand(*omega.shape, 2)], dim=-1)
+
+
+def draws_scales(guidance: object) -> bool:
+    """Whether an objective's guidance is one whose scales are drawn."""
+    return isinstance(guidance, DrawnGuidance) and guidance.drawn
+
+
+def numbers(values: object, name: str) -> Tensor:
+    """Numbers as a tensor of float32 on the CPU. Raises InputError for anything else."""
+    try:
+        found = torch.as_tensor(values, dtype=torch.float32, device="cpu")
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"{name} is {in_short(values)}: give numbers") from None
+    return found
+
+
+def of_labelled(guidance: GuidanceRows, labels: Labels | None, null: int) -> GuidanceRows:
+    """Guidance (B, 3) with that of samples without a class replaced by none: (1, 0, 1)."""
+    scale, start, end = guidance.unbind(1)
+    without = torch.ones_like(scale, dtype=torch.bool) if labels is None else labels == null
+    columns = zip((scale, start, end), (1.0, 0.0, 1.0), strict=True)
+    return torch.stack([torch.where(without, none, column) for column, none in columns], dim=1)

@@ -7,7 +7,7 @@ Source: SoFlow (arXiv 2512.15657), parameterization of the solution function.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import pi
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from soflow.errors import InputError
+from soflow.guidance import AnyInterval, AnyScale, DrawnGuidance, of_labelled
 from soflow.noising import LinearNoising, Noising
 from soflow.symbols import Labels, Net, Sample, Times, across
 
@@ -107,6 +108,8 @@ class FlowModel:
         decode: From samples (B, ...) to images or points, such as the decoder of latents.
         average: The network with averaged weights, during training.
         null_trained: Whether the null label was trained, so that it draws samples of all classes.
+        guidance: The guidance scales that the network takes as an input, if it does. Samples are
+            drawn at `guidance.scale`; to choose another one, use `guided`.
 
     Example:
         >>> import soflow, torch
@@ -126,6 +129,7 @@ class FlowModel:
     decode: Callable[[Tensor], Tensor] = unchanged
     average: Net | None = None
     null_trained: bool = True
+    guidance: DrawnGuidance | None = None
 
     @property
     def device(self) -> torch.device:
@@ -158,6 +162,54 @@ class FlowModel:
             raise InputError(f"cond has shape {list(cond.shape)}, and the model takes {takes}")
         return replace(self, net=Conditioned(self.net, cond), cond_shape=())
 
+    def guided(
+        self, scale: AnyScale | None = None, interval: AnyInterval | None = None
+    ) -> "FlowModel":
+        """The model of samples at this guidance scale, which samplers take like any other.
+
+        Samples without a class are not guided.
+
+        Args:
+            scale: One scale, or one for each sample of the batches that it is called with, (B,);
+                by default `guidance.scale`.
+            interval: The start and the end of the times at which it acts; by default (0, 1).
+
+        Raises:
+            InputError: If the network takes no scale, or for scales that it was not trained at.
+
+        Example:
+            >>> import soflow, torch
+            >>> network = soflow.MLP(shape=(2,), num_classes=3, takes_guidance=True)
+            >>> guidance = soflow.DrawnGuidance(max_scale=4.0)
+            >>> model = soflow.FlowModel(network, (2,), num_classes=3, guidance=guidance)
+            >>> soflow.one_step(model.guided(2.5), torch.randn(2, 2), [0, 2]).shape
+            torch.Size([2, 2])
+        """
+        return self.with_guidance(self.chosen_guidance(scale, interval))
+
+    def with_guidance(self, rows: Tensor) -> "FlowModel":
+        """The model of samples with the guidance (omega, start, end), one (3,) or a row for each.
+
+        rows: (3,) or (B, 3), as `chosen_guidance` gives them.
+        """
+        net = Guided(self.net, rows.to(self.device), self.num_classes)
+        return replace(self, net=net, guidance=None)
+
+    def chosen_guidance(
+        self, scale: AnyScale | None = None, interval: AnyInterval | None = None
+    ) -> Tensor:
+        """The guidance of samples that are drawn at a scale: (3,), or (B, 3) for one per sample.
+
+        Raises:
+            InputError: As `guided` does.
+        """
+        if self.guidance is None:
+            raise InputError(
+                "this model's guidance scale was fixed in training: leave out guidance, or train "
+                "with objective.name=jump_flow and objective.guidance.max_scale=8"
+            )
+        return self.guidance.chosen(scale, interval)
+
     def check(self, x: Tensor, labels: Tensor | None) -> None:
         """Checks a batch of samples and its labels, one per sample.
 
@@ -171,9 +223,13 @@ class FlowModel:
         if self.cond_shape:
             needed = f"this model needs a condition of shape {list(self.cond_shape)}"
             raise InputError(f"{needed}: use model.conditioned(cond)")
-        if isinstance(self.net, Conditioned) and self.net.cond.shape[:1] != x.shape[:1]:
-            given = f"{len(self.net.cond)} conditions, the batch {len(x)} samples"
-            raise InputError(f"cond holds {given}: give one for each sample")
+        for net in self.bound():
+            if isinstance(net, Conditioned) and net.cond.shape[:1] != x.shape[:1]:
+                given = f"{len(net.cond)} conditions, the batch {len(x)} samples"
+                raise InputError(f"cond holds {given}: give one for each sample")
+            if isinstance(net, Guided) and net.rows.shape[:-1] not in ((), x.shape[:1]):
+                given = f"{len(net.rows)} scales, the batch {len(x)} samples"
+                raise InputError(f"guidance holds {given}: give one for each sample")
         if labels is None:
             self.require_null()
             return
@@ -204,11 +260,26 @@ class FlowModel:
 
     def solution(self, x: Sample, t: Times, s: Times, labels: Labels | None = None) -> Sample:
         """f(x, t, s, y): carries x from time t to time s in one call of the network."""
-        return self.parameterization.solution(x, t, s, self.net(x, t, s, labels))
+        return self.parameterization.solution(x, t, s, self.F(x, t, s, labels))
 
     def velocity(self, x: Sample, t: Times, labels: Labels | None = None) -> Sample:
         """v(x, t, y): the velocity field that the model implies, from one call of the network."""
-        return self.parameterization.velocity(self.net(x, t, t, labels))
+        return self.parameterization.velocity(self.F(x, t, t, labels))
+
+    def F(self, x: Sample, t: Times, s: Times, labels: Labels | None = None) -> Sample:
+        """F(x, t, s, y), at the scale `guidance.scale` if the network takes scales."""
+        if self.guidance is None:
+            return self.net(x, t, s, labels)
+        columns = [torch.full_like(t, value) for value in (self.guidance.scale, 0.0, 1.0)]
+        guidance = of_labelled(torch.stack(columns, dim=1), labels, self.num_classes)
+        return self.net(x, t, s, labels, guidance=guidance)
+
+    def bound(self) -> Iterator[nn.Module]:
+        """What `conditioned` and `guided` have put around the network."""
+        net = self.net
+        while isinstance(net, Conditioned | Guided):
+            yield net
+            net = net.net
 
 
 class Conditioned(nn.Module):
@@ -221,9 +292,30 @@ class Conditioned(nn.Module):
         self.net = net
         self.register_buffer("cond", cond, persistent=False)  # goes where the network goes
 
-    def forward(self, x: Sample, t: Times, s: Times, labels: Labels | None = None) -> Sample:
+    def forward(
+        self, x: Sample, t: Times, s: Times, labels: Labels | None = None, **inputs: Any
+    ) -> Sample:
         cond = self.cond.to(x.dtype) if self.cond.is_floating_point() else self.cond
-        return self.net(x, t, s, labels, cond=cond)
+        return self.net(x, t, s, labels, cond=cond, **inputs)
+
+
+class Guided(nn.Module):
+    """A network whose samples have this guidance: F(x, t, s, labels), given rows (3,) or (B, 3)."""
+
+    rows: Tensor
+
+    def __init__(self, net: Net, rows: Tensor, null: int) -> None:
+        super().__init__()
+        self.net = net
+        self.null = null
+        self.register_buffer("rows", rows, persistent=False)  # goes where the network goes
+
+    def forward(
+        self, x: Sample, t: Times, s: Times, labels: Labels | None = None, **inputs: Any
+    ) -> Sample:
+        rows = self.rows.expand(x.shape[0], 3)
+        guidance = of_labelled(rows.to(x.dtype), labels, self.null)
+        return self.net(x, t, s, labels, guidance=guidance, **inputs)
 
 
 def require_mean_velocity(model: FlowModel) -> None:

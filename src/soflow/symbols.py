@@ -11,6 +11,7 @@
 | F      | `net`      | the network F(x_t, t, s, y)                               | (B, ...) |
 | f      | `solution` | the solution map f(x_t, t, s) = a x_t + b F(x_t, t, s, y) | (B, ...) |
 | y      | `labels`   | class labels; `num_classes` is the null label             | (B,)     |
+| omega  | `guidance` | its scale, and the start and end of the t it acts in      | (B, 3)   |
 
 Jumps go from t to s; a and b are functions of (t, s).
 
@@ -33,6 +34,7 @@ Times = Float[Tensor, "batch"]
 Labels = Int[Tensor, "batch"]
 Mask = Bool[Tensor, "batch"]
 PerSample = Float[Tensor, "batch"]
+GuidanceRows = Float[Tensor, "batch 3"]
 
 #: Labels as people give them: integers of any type, or None for no condition.
 AnyLabels: TypeAlias = Tensor | np.ndarray | Sequence[Any] | None
@@ -44,8 +46,9 @@ AnyNoise: TypeAlias = Tensor | np.ndarray
 class Net(Protocol):
     """The contract of every network: F(x, t, s, labels), shaped like x.
 
-    `labels=None` means the null label. Two more inputs are given by keyword, and only to networks
-    that take them: `augment` (B, A), augmentation labels, and `cond` (B, ...), a condition.
+    `labels=None` means the null label. More inputs are given by keyword, and only to networks that
+    take them: `augment` (B, A), augmentation labels; `cond` (B, ...), a condition; `guidance`
+    (B, 3), the guidance scale, and the start and the end of the interval of t in which it acts.
     """
 
     def __call__(self, x: Tensor, t: Tensor, s: Tensor, *args: Any, **inputs: Any) -> Tensor: ...

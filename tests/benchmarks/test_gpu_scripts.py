@@ -58,7 +58,7 @@ class Means(torch.nn.Module):
         return torch.nn.functional.adaptive_avg_pool2d(images.float() / 255, 2).flatten(1)
 
 
-def test_the_quality_of_both_objectives(tmp_path):
+def test_the_quality_of_three_objectives(tmp_path):
     for split, count in (("train", 64), ("test", 40)):
         write_parquet(tmp_path / "data", pixels(count, (32, 32, 3)), split)
     torch.jit.script(Means()).save(str(tmp_path / "features.pt"))
@@ -69,7 +69,7 @@ def test_the_quality_of_both_objectives(tmp_path):
         *("data.num_classes=2", "network.patch=8"),
     )
     compared = results["compared"]
-    assert list(compared["objectives"]) == ["soflow", "mean_flow"]
+    assert list(compared["objectives"]) == ["soflow", "mean_flow", "jump_flow"]
     assert compared["objectives"]["soflow"]["steps"] >= 1
     assert not any("path" in override for override in compared["overrides"])
     for name in ("plots", "samples"):

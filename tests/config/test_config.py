@@ -98,7 +98,10 @@ def test_overrides_are_typed_and_dotted():
             "objective.guidance.scal=2",
             r"has no guidance\.scal; it has objective\.guidance\.scale, ",
         ),
-        ("network.name=mlp", r"network\.name=mlp.*data\.shape.* mlp for vectors.* dit or unet for"),
+        (
+            "network.name=mlp",
+            r"network\.name=mlp.*data\.shape.* mlp for vectors.* dit or in_context_dit or unet for",
+        ),
         ("data.shape=[64]", r"network\.name=dit .*data\.shape=\[64\].* mlp for vectors"),
         ("data.shape=[1,8,8,8]", r"network\.name=dit .*data\.shape=\[1, 8, 8, 8\]"),
         ("train.seed=99999999999999999999999", r"train\.seed is 9"),

@@ -28,7 +28,8 @@ from support.watching import at_each_step, stop_at
 from support.whole_runs import DIT, OBJECTIVES, SHORT, UNET, add_figures, unguided
 
 pytestmark = pytest.mark.gpu
-NETWORKS = {"dit": DIT, "unet": ["data.num_classes=0", *UNET[2:]]}
+IN_CONTEXT = ["network.name=in_context_dit", *DIT]
+NETWORKS = {"dit": DIT, "in context": IN_CONTEXT, "unet": ["data.num_classes=0", *UNET[2:]]}
 #: Numbers as exact as the device computes them.
 EXACT = ["precision=fp32", "compile=false"]
 

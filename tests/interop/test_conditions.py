@@ -1,4 +1,4 @@
-"""init_from: other conditions."""
+"""init_from: other conditions, and other attention."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ import torch
 
 from soflow.assemble import make_network
 from soflow.config import read_recipe
+from soflow.errors import InputError
 from soflow.interop import pretrained
 from soflow.interop.pretrained import Pretrained
 from support.settings import TINY_DIT
@@ -43,3 +44,47 @@ def test_initial_weights_for_other_conditions(network, theirs, ours, monkeypatch
         torch.testing.assert_close(found, expected)
     else:
         assert any("condition" in note for note in notes)
+
+
+IN_CONTEXT = "network.name=in_context_dit"
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "remedy"),
+    [
+        (["network.rotary=true"], [], r"network\.rotary=true"),
+        ([], ["network.rotary=true"], r"network\.rotary=false"),
+        (["network.swiglu=true"], [], r"network\.swiglu=True"),
+        (["network.qk_norm=true"], [], r"network\.qk_norm=True"),
+        (["network.heads=4"], [], r"network\.heads=4"),
+        ([IN_CONTEXT, "network.heads=4"], [IN_CONTEXT], r"network\.heads=4"),
+        ([IN_CONTEXT], [], "network.name=in_context_dit"),
+    ],
+)
+def test_a_run_with_other_attention_is_refused_with_the_setting_to_change(
+    theirs, ours, remedy, monkeypatch
+):
+    configs = [read_recipe("digits", [*TINY_DIT, *settings]) for settings in (theirs, ours)]
+    first, second = map(make_network, configs)
+    found = Pretrained(first.state_dict(), "a run", configs[0])
+    monkeypatch.setattr(pretrained, "find_weights", lambda source: found)
+    with pytest.raises(InputError, match=remedy):
+        pretrained.load_pretrained(second, Path("run"))
+    pretrained.load_pretrained(make_network(configs[0]), Path("run"))
+
+
+def test_a_run_of_tokens_with_other_channels_is_taken_over(monkeypatch):
+    config = read_recipe("digits", [IN_CONTEXT, *TINY_DIT])
+    other = read_recipe("digits", [IN_CONTEXT, *TINY_DIT, "data.shape=[2,8,8]"])
+    first, second = make_network(config), make_network(other)
+    with torch.no_grad():
+        for parameter in first.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    found = Pretrained(first.state_dict(), "a run", config)
+    monkeypatch.setattr(pretrained, "find_weights", lambda source: found)
+    pretrained.load_pretrained(second, Path("run"))
+    x, t, s = torch.randn(2, 2, 8, 8), torch.rand(2), torch.zeros(2)
+    with torch.no_grad():
+        expected, found = first(x[:, :1], t, s), second(x, t, s)
+    torch.testing.assert_close(found[:, :1], expected)
+    assert not found[:, 1].any()

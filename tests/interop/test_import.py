@@ -198,6 +198,7 @@ def test_guidance_that_the_reference_ignores_is_off():
         {"shape": (3, 32, 32), "num_classes": 0, "patch": 4, "width": 24, "mlp_ratio": 2.0},
         {"shape": (5, 8, 18), "num_classes": 0, "patch": 2, "width": 24},
         {"shape": (2, 36), "num_classes": 3, "patch": 4, "width": 24},
+        {"shape": (2, 36), "num_classes": 3, "patch": 4, "width": 48, "swiglu": True},
     ],
 )
 def test_sizes_of_a_dit_are_read_off_its_weights(settings):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from soflow.networks.dit import DiT
+from soflow.networks.in_context_dit import InContextDiT
 from soflow.networks.mlp import MLP
 from soflow.networks.unet import UNet
 
@@ -11,6 +12,11 @@ UNET = {"model_channels": 16, "channel_mult": (1, 2), "blocks": 1, "attention": 
 MAKERS = {
     "dit": (lambda **cond: DiT((2, 8, 8), 3, 4, 32, 1, 2, **cond), (2, 8, 8), [(5,), (3, 8, 8)]),
     "signals": (lambda **cond: DiT((2, 8), 3, 4, 32, 1, 2, **cond), (2, 8), [(5,), (3, 8)]),
+    "in context": (
+        lambda **cond: InContextDiT((2, 8, 8), 3, 4, 32, 1, 2, **cond),
+        (2, 8, 8),
+        [(5,), (3, 8, 8)],
+    ),
     "unet": (
         lambda **cond: UNet((2, 8, 8), **UNET, dropout=0.0, num_classes=3, **cond),
         (2, 8, 8),

@@ -5,6 +5,7 @@ from soflow.assemble import make_network
 from soflow.config import read_recipe
 from soflow.networks.dit import SIZES, DiT
 from soflow.networks.embeddings import grid_positions, sinusoidal
+from soflow.networks.in_context_dit import InContextDiT
 from soflow.networks.mlp import MLP
 from soflow.networks.unet import Conv, UNet
 from support.settings import TINY_DIT
@@ -44,6 +45,11 @@ def small_dit(shape=(3, 8, 8), **settings):
     return DiT(shape, **defaults | settings)
 
 
+def small_in_context(shape=(3, 8, 8), **settings):
+    defaults = {"num_classes": 5, "patch": 2, "width": 32, "depth": 2, "heads": 4}
+    return InContextDiT(shape, **defaults | settings)
+
+
 def small_unet(shape=(3, 8, 8), **settings):
     defaults = {"model_channels": 16, "channel_mult": (1, 2), "blocks": 1, "attention": (4,)}
     return UNet(shape, **defaults | settings)
@@ -62,6 +68,13 @@ NETWORKS = {
     "dit": (small_dit, (3, 8, 8)),
     "dit of rectangles": (lambda: small_dit((5, 8, 12)), (5, 8, 12)),
     "dit of signals": (lambda: small_dit((2, 12)), (2, 12)),
+    "dit with all options": (
+        lambda: small_dit(rotary=True, qk_norm=True, swiglu=True),
+        (3, 8, 8),
+    ),
+    "in context": (small_in_context, (3, 8, 8)),
+    "in context of rectangles": (lambda: small_in_context((5, 8, 12)), (5, 8, 12)),
+    "in context of signals": (lambda: small_in_context((2, 12)), (2, 12)),
     "unet": (lambda: small_unet(dropout=0.0, num_classes=5), (3, 8, 8)),
     "unet of rectangles": (lambda: small_unet((5, 12, 8), dropout=0.0, num_classes=5), (5, 12, 8)),
     "mlp": (lambda: MLP((2,), num_classes=5, width=16, depth=2), (2,)),

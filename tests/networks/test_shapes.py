@@ -5,6 +5,7 @@ import torch
 
 from soflow.networks.dit import DiT
 from soflow.networks.embeddings import grid_positions
+from soflow.networks.in_context_dit import InContextDiT
 from soflow.networks.mlp import MLP
 from soflow.networks.unet import UNet
 
@@ -14,6 +15,11 @@ LABELS = torch.tensor([0, 4, 5])
 
 def dit(shape, patch):
     return DiT(shape, num_classes=5, patch=patch, width=32, depth=2, heads=4)
+
+
+def in_context(shape, **settings):
+    sizes = {"num_classes": 5, "patch": 4, "width": 32, "depth": 1, "heads": 4}
+    return InContextDiT(shape, **{**sizes, **settings})
 
 
 def unet(shape, **settings):
@@ -135,11 +141,18 @@ def test_a_unet_with_classes_begins_as_edms_does():
         (lambda: DiT((3, 8), 0, width=30, heads=2, patch=4), None),
         (lambda: DiT((3, 8, 8), 0, width=30, heads=2), "width 30 .* multiple of 4"),
         (lambda: DiT((3, 8), 0, width=3, heads=1), "width 3 .* multiple of 2"),
+        (lambda: in_context((3, 8, 6)), r"size 6 of .*\[3, 8, 6\].* multiple of patch 4"),
+        (lambda: in_context((3, 8, 8), heads=5), "width 32 .* multiple of 5, for heads"),
+        (lambda: in_context((3, 8, 8), heads=16), "rotary .* multiple of 4 channels, not 2"),
+        (lambda: in_context((3, 8), heads=16), None),
+        (lambda: in_context((8,)), r"InContextDiT .*\[8\].* mlp for vectors"),
+        (lambda: DiT((3, 8, 8), 0, width=32, heads=16), None),
+        (lambda: DiT((3, 8, 8), 0, width=32, heads=16, rotary=True), "rotary .* of 4 channels"),
         (lambda: unet((3, 8, 9)), r"size 9 of .*\[3, 8, 9\].* multiple of 2"),
         (lambda: unet((3, 12, 8), channel_mult=(1, 1, 1, 1)), "size 12 .* multiple of 8"),
         (lambda: dit((8,), 2), r"DiT .*\[8\].* mlp for vectors"),
-        (lambda: unet((3, 8)), r"UNet .*\[3, 8\].* dit for signals"),
-        (lambda: MLP((3, 8)), r"MLP .*\[3, 8\].* dit for signals"),
+        (lambda: unet((3, 8)), r"UNet .*\[3, 8\].* dit or in_context_dit for signals"),
+        (lambda: MLP((3, 8)), r"MLP .*\[3, 8\].* dit or in_context_dit for signals"),
         (lambda: MLP((1,)), None),
     ],
 )

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import soflow
 from support.objectives import random_dit
@@ -11,7 +12,7 @@ from support.objectives import random_dit
 SHAPE = (1, 8, 8)
 
 
-GUIDED = {"guidance": soflow.Guidance(2.0, 0.5, 0.3), "p": 0.5}
+GUIDED = {"guidance": soflow.DrawnGuidance(2.0, 0.5, 0.3), "p": 0.5}
 
 
 def losses_of(objective, network):
@@ -31,7 +32,7 @@ def gradient(loss, network):
 
 def test_soflow_is_the_case_of_weight_one_and_no_direct_jumps():
     network = random_dit()
-    plain = soflow.JumpFlow(1.0, 0.0, p_velocity=0.5, **GUIDED)
+    plain = soflow.JumpFlow(1.0, direct_share=0.0, **GUIDED)
     ours, theirs = losses_of(plain, network), losses_of(soflow.SoFlow(**GUIDED), network)
     assert torch.equal(ours.total, theirs.total)
     assert torch.equal(gradient(ours.total, network), gradient(theirs.total, network))
@@ -49,14 +50,22 @@ def test_the_weight_is_of_the_consistency_term_alone():
     assert float((one - matching).abs().max()) > 1e-6
 
 
-def test_the_velocity_has_a_power_of_its_own():
-    network = random_dit()
-    found = {p: losses_of(soflow.JumpFlow(p_velocity=p, **GUIDED), network) for p in (0.0, 0.7)}
-    for p, losses in found.items():
-        term = losses.terms["flow_matching"]
-        torch.testing.assert_close(term.weight, (term.squared + 0.01) ** -p)
-        torch.testing.assert_close(term.loss, term.weight * term.squared)
-    assert torch.equal(*(x.terms["consistency"].loss for x in found.values()))
+@pytest.mark.parametrize("share", [0.0, 0.4])
+@pytest.mark.parametrize(
+    ("term", "setting"),
+    [("flow_matching", "velocity_per_sample"), ("consistency", "jump_per_sample")],
+)
+def test_a_share_of_the_power_is_of_the_mean_error(term, setting, share):
+    network, p, eps = random_dit(), 0.5, 0.01
+    plain = losses_of(soflow.JumpFlow(**GUIDED), network)
+    found = losses_of(soflow.JumpFlow(**GUIDED, **{setting: share}), network)
+    squared = plain.terms[term].squared
+    expected = (squared + eps) ** (-p * share) * (squared.mean() + eps) ** (-p * (1 - share))
+    torch.testing.assert_close(found.terms[term].weight, expected)
+    ratio = expected / plain.terms[term].weight
+    torch.testing.assert_close(found.terms[term].loss, ratio * plain.terms[term].loss)
+    (other,) = set(plain.terms) - {term}
+    assert torch.equal(found.terms[other].loss, plain.terms[other].loss)
 
 
 @pytest.mark.parametrize(("share", "count"), [(0.0, 0), (0.2, 10), (1.0, 50)])
@@ -68,3 +77,109 @@ def test_a_share_of_the_jumps_goes_from_noise_to_data(share, count):
     assert not direct[: draws.n_flow_matching].any()
     paper = soflow.SoFlow(flow_matching_share=0.5).draw((100, 3), torch.Generator().manual_seed(0))
     assert torch.equal(draws.t[~direct], paper.t[~direct])
+
+
+def jumps_of(objective, network, n_composed):
+    """Losses of composed jumps alone, and what they were computed from."""
+    model = soflow.FlowModel(network, SHAPE, 10)
+    generator = torch.Generator().manual_seed(1)
+    data = torch.randn(8, *SHAPE, generator=generator, dtype=torch.float64)
+    draws = objective.draw(data.shape, generator)
+    assert draws.n_composed == n_composed
+    noise, t, s, l = (x.double() for x in (draws.noise, draws.t, draws.s, draws.l))
+    draws = dataclasses.replace(draws, noise=noise, t=t, s=s, l=l)
+    batch = soflow.Batch(data, torch.arange(8))
+    x_t = model.noising.sample(data, noise, t).x_t
+    return model, batch, draws, x_t, objective(model, batch, draws, 0.5).terms["composed"]
+
+
+ALL_COMPOSED = {"flow_matching_share": 0.0, "composed_share": 1.0, "direct_share": 0.25}
+
+
+def test_a_composed_jump_is_trained_towards_two_jumps():
+    objective = soflow.JumpFlow(**ALL_COMPOSED, composed_weight=3.0, p=0.0)
+    model, batch, draws, x_t, term = jumps_of(objective, random_dit(), 8)
+    t, s, l = draws.t, draws.s, draws.l
+    assert ((s <= l) & (l <= t)).all()
+    end = model.solution(model.solution(x_t, t, l, batch.labels), l, s, batch.labels)
+    error = (model.solution(x_t, t, s, batch.labels) - end) / (t - s).view(-1, 1, 1, 1)
+    torch.testing.assert_close(term.squared, error.detach().pow(2).flatten(1).mean(1))
+    # Only the jump from x_t learns.
+    found = gradient(term.loss.sum(), model.net)
+    held = (model.solution(x_t, t, s, batch.labels) - end.detach()) / (t - s).view(-1, 1, 1, 1)
+    expected = gradient(1.5 * held.pow(2).flatten(1).mean(1).sum(), model.net)
+    torch.testing.assert_close(found, expected)
+
+
+def test_with_a_velocity_second_it_is_the_derivative_in_s():
+    # d_s f(x_t, t, s) = v(f(x_t, t, s), s): the residual of the solution map in s, as r -> 0.
+    middle = soflow.MiddleTime("constant", end=1e-6)
+    objective = soflow.JumpFlow(**ALL_COMPOSED, second="velocity", middle=middle, p=0.0)
+    model, batch, draws, x_t, term = jumps_of(objective, random_dit(), 8)
+    t, s = draws.t, draws.s
+    with sdpa_kernel(SDPBackend.MATH):
+        f, df_ds = torch.func.jvp(
+            lambda s: model.solution(x_t, t, s, batch.labels), (s,), (torch.ones_like(s),)
+        )
+    residual = df_ds - model.velocity(f, s, batch.labels)
+    expected = residual.pow(2).flatten(1).mean(1)
+    torch.testing.assert_close(term.squared, expected.detach(), rtol=1e-3, atol=1e-6)
+
+
+def test_the_weight_changes_linearly_and_with_the_length_of_jumps():
+    objective = soflow.JumpFlow(4.0, weight_at_start=1.0, length_power=2.0)
+    assert [objective.weight(k) for k in (0.0, 0.5, 1.0)] == [1.0, 2.5, 4.0]
+    assert objective.scheduled(0.5)["w"] == 2.5
+    network = random_dit()
+    plain = losses_of(soflow.JumpFlow(1.0, **GUIDED), network).terms["consistency"]
+    settings = {"weight_at_start": 1.0, "length_power": 2.0, **GUIDED}
+    found = losses_of(soflow.JumpFlow(4.0, **settings), network).terms["consistency"]
+    length = found.times["t"] - found.times["s"]
+    torch.testing.assert_close(found.loss, 2.5 * length**2 * plain.loss)
+
+
+def test_the_mix_changes_linearly():
+    network = random_dit()
+    halfway = losses_of(soflow.JumpFlow(**GUIDED, mix_at_end=0.1), network)
+    guidance = dataclasses.replace(GUIDED["guidance"], mix=0.3)
+    fixed = losses_of(soflow.JumpFlow(**{**GUIDED, "guidance": guidance}), network)
+    torch.testing.assert_close(halfway.total, fixed.total)
+    assert halfway.total != losses_of(soflow.JumpFlow(**GUIDED), network).total
+
+
+@pytest.mark.parametrize("guidance", [soflow.DrawnGuidance(), GUIDED["guidance"]])
+def test_a_step_along_the_own_velocity_keeps_the_target(guidance):
+    """q = target - F_t + (s - l)/(t - l) (F_t - F(x_l)), with x_l = x_t + (l - t) v(x_t, t)."""
+    objective = soflow.JumpFlow(own_step=True, p=0.0, flow_matching_share=0.0, guidance=guidance)
+    network = random_dit()
+    model = soflow.FlowModel(network, SHAPE, 10)
+    generator = torch.Generator().manual_seed(2)
+    data = torch.randn(6, *SHAPE, generator=generator, dtype=torch.float64)
+    draws = objective.draw(data.shape, generator)
+    noise, t, s = (x.double() for x in (draws.noise, draws.t, draws.s))
+    draws = dataclasses.replace(draws, noise=noise, t=t, s=s)
+    labels = torch.arange(6)
+    term = objective(model, soflow.Batch(data, labels), draws, 0.5).terms["consistency"]
+
+    point = model.noising.sample(data, noise, t)
+    x_t, target, l = point.x_t, point.v_t, objective.middle(t, s, 0.5)
+    with torch.no_grad():
+        if guidance.active:
+            null = torch.full_like(labels, 10)
+            velocities = model.velocity(x_t, t, null), model.velocity(x_t, t, labels)
+            target = guidance.target(target, *velocities, t, draws.dropped)
+            labels = torch.where(draws.dropped, null, labels)
+        tall = lambda x: x.view(-1, 1, 1, 1)  # noqa: E731
+        x_l = x_t + tall(l - t) * model.velocity(x_t, t, labels)
+        F_t, F_l = network(x_t, t, s, labels), network(x_l, l, s, labels)
+        q = target - F_t + tall((s - l) / (t - l)) * (F_t - F_l)
+    torch.testing.assert_close(term.squared, q.pow(2).flatten(1).mean(1))
+
+
+def test_a_share_of_the_velocities_is_at_uniform_times():
+    objective = soflow.JumpFlow(uniform_share=0.5, flow_matching_share=1.0)
+    draws = objective.draw((4000, 1), torch.Generator().manual_seed(0))
+    first, rest = draws.t[:2000].sort().values, draws.t[2000:]
+    assert float((first - (torch.arange(2000) + 0.5) / 2000).abs().max()) < 1.36 / 2000**0.5
+    assert torch.equal(draws.t, draws.s)
+    assert float((rest > 0.95).float().mean()) < 0.005

@@ -34,9 +34,13 @@ def step(settings, checkpointed):
 
 
 @pytest.mark.parametrize("name", ["soflow", "flow_matching", "shortcut", "consistency"])
-@pytest.mark.parametrize("network", ["dit", "unet"])
+@pytest.mark.parametrize("network", ["dit", "in context", "unet"])
 def test_gradients_are_the_same_and_less_is_kept(name, network):
-    chosen = {"dit": TINY_DIT, "unet": ["data.num_classes=0", *UNET[2:], *unguided(name)]}
+    chosen = {
+        "dit": TINY_DIT,
+        "in context": ["network.name=in_context_dit", *TINY_DIT],
+        "unet": ["data.num_classes=0", *UNET[2:], *unguided(name)],
+    }
     settings = [f"objective.name={name}", *chosen[network]]
     (loss, gradients, kept), (other_loss, others, fewer) = (
         step(settings, checkpointed) for checkpointed in (False, True)

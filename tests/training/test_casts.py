@@ -57,15 +57,20 @@ def test_gradients_are_the_same_whether_casts_are_kept_or_not(name, clear, monke
 
 
 @pytest.mark.skipif(not passes.CASTS_KEEP_GRADIENT, reason="this torch casts for each pass")
-@pytest.mark.parametrize("settings", [DIT, UNET])
+@pytest.mark.parametrize("settings", [DIT, ["network.name=in_context_dit", *DIT], UNET])
 def test_a_weight_is_cast_once_for_all_passes(settings, monkeypatch):
     *_, counts = step([*settings, "objective.flow_matching_share=0.5"])
     assert max(counts) == 1
     monkeypatch.setattr(passes, "CASTS_KEEP_GRADIENT", False)
     *_, before = step([*settings, "objective.flow_matching_share=0.5"])
-    assert max(before) == (2 if settings is DIT else 1)
+    assert max(before) == (1 if settings is UNET else 2)
 
 
+ROUNDED = ("blocks.0.mlp", "blocks.0.attn.qkv", "blocks.0.attn.q_norm", "final_layer.linear")
+IN_CONTEXT_PARTS = (
+    *("t_embedder", "s_embedder", "y_embedder", "blocks.0", "blocks.0.norm1", "blocks.0.norm2"),
+    "final_layer.norm_final",
+)
 DIT_PARTS = ("t_embedder", "s_embedder", "y_embedder", "blocks.0.norm1", "blocks.0.norm2")
 
 
@@ -73,6 +78,7 @@ DIT_PARTS = ("t_embedder", "s_embedder", "y_embedder", "blocks.0.norm1", "blocks
     ("recipe", "settings", "exact", "rounded"),
     [
         ("digits", DIT, DIT_PARTS, ("blocks.0.mlp", "blocks.0.attn.qkv")),
+        ("digits", ["network.name=in_context_dit", *DIT], IN_CONTEXT_PARTS, ROUNDED),
         ("moons", [], ("t_embedder", "s_embedder", "y_embedder"), ("final_layer",)),
         ("digits", UNET, ("map_layer0", "map_layer1"), ("enc.8x8_block0.conv0",)),
     ],

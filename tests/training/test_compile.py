@@ -35,6 +35,8 @@ from support.watching import at_each_step, stop_at
 
 OBJECTIVES = ["soflow", "mean_flow", "shortcut", "consistency", "flow_matching"]
 DIT = ("digits", TINY_DIT)
+OPTIONS = [*TINY_DIT, "network.rotary=true", "network.qk_norm=true", "network.swiglu=true"]
+IN_CONTEXT = ("digits", ["network.name=in_context_dit", *TINY_DIT])
 CHECKPOINTED = ("digits", [*TINY_DIT, "train.checkpoint_activations=true"])
 MLP = ("moons", ["network.width=16", "network.depth=1"])
 UNET = (
@@ -110,6 +112,9 @@ CASES = [
     pytest.param(CHECKPOINTED, "soflow", "fp32", marks=LONG),
     *[pytest.param(DIT, objective, "fp32", marks=LONG) for objective in OBJECTIVES],
     pytest.param(DIT, "mean_flow", "bf16", marks=LONG),
+    pytest.param(("digits", OPTIONS), "soflow", "bf16", marks=LONG),
+    pytest.param(IN_CONTEXT, "soflow", "bf16", marks=LONG),
+    pytest.param(IN_CONTEXT, "mean_flow", "fp32", marks=LONG),
     pytest.param(UNET, "soflow", "fp32", marks=LONG),
     pytest.param(UNET, "mean_flow", "fp32", marks=pytest.mark.slow),
     pytest.param(UNET, "mean_flow", "bf16", marks=pytest.mark.slow),

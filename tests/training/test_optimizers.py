@@ -181,11 +181,11 @@ def named(network, parameters):
 
 
 def test_hidden_matrices_of_a_network_that_marks_its_blocks():
-    config = read_recipe("digits", ["network.depth=1"])
-    network = make_network(config)
     layers = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "adaLN_modulation.1")
-    expected = {f"blocks.0.{layer}.weight" for layer in layers}
-    assert named(network, hidden_matrices(network)) == expected
+    for name, own in (("dit", layers), ("in_context_dit", layers[:-1])):
+        network = make_network(read_recipe("digits", [f"network.name={name}", "network.depth=1"]))
+        expected = {f"blocks.0.{layer}.weight" for layer in own}
+        assert named(network, hidden_matrices(network)) == expected
 
 
 def test_hidden_matrices_of_a_network_that_marks_none():

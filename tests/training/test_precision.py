@@ -75,8 +75,8 @@ def test_each_pass_has_its_precision_and_the_settings_of_the_process_are_kept(
     dtypes, tf32 = set(), []
     forward = Attention.forward
 
-    def watched(self, x):
-        out = forward(self, x)
+    def watched(self, x, rotation):
+        out = forward(self, x, rotation)
         dtypes.add((out.dtype, torch.is_grad_enabled(), len(x)))
         return out
 

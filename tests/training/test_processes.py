@@ -35,6 +35,7 @@ DIT = [
     "ema.decay=0.9",
     "ema.float64=true",
 ]
+IN_CONTEXT = ["network.name=in_context_dit", "network.class_tokens=3"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
 ACCELERATE = [
     *[
@@ -169,13 +170,14 @@ def test_two_processes_train_as_one_and_one_resumes_where_two_stopped(
     [
         ["optimizer.name=SGD", "optimizer.options.momentum=0.9", "parallel=fsdp"],
         ["optimizer.name=NAdam", "parallel=fsdp"],
+        [*IN_CONTEXT, "parallel=fsdp"],
         pytest.param(
             ["optimizer.name=muon", "parallel=ddp"],
             marks=pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch 2.9 has it"),
         ),
     ],
 )
-def test_other_optimizers_train_in_two_processes_as_in_one(other, tmp_path):
+def test_other_optimizers_and_networks_train_in_two_processes_as_in_one(other, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     settings = [*DIT, "train.accumulate=2", *other]
     soflow.train("digits", one, [*settings, "parallel=ddp"])
@@ -297,8 +299,8 @@ import atexit, sys
 from soflow.networks.dit import Attention
 forward, seen = Attention.forward, set()
 
-def noting(self, x):
-    out = forward(self, x)
+def noting(self, x, rotation):
+    out = forward(self, x, rotation)
     seen.add((self.qkv.weight.dtype, out.dtype))
     return out
 

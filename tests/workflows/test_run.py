@@ -73,10 +73,11 @@ def test_weights_and_devices_mean_what_they_say(tiny_run, monkeypatch):
     ("network", "shape"),
     [
         (soflow.DiT((1, 8, 8), 3, width=16, depth=1, heads=2), (1, 8, 8)),
+        (soflow.InContextDiT((1, 8, 8), 3, width=16, depth=1, heads=2), (1, 8, 8)),
         (soflow.MLP((4,), 3, width=16, depth=1), (4,)),
         (soflow.UNet((1, 8, 8), model_channels=8, channel_mult=(1,), num_classes=3), (1, 8, 8)),
     ],
-    ids=["dit", "mlp", "unet"],
+    ids=["dit", "in_context_dit", "mlp", "unet"],
 )
 def test_models_are_pickled_copied_and_cast(network, shape):
     model = soflow.FlowModel(network.eval(), shape, num_classes=3)

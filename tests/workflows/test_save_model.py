@@ -22,6 +22,10 @@ def make(**options):
 
 NETWORKS = {
     "dit": lambda: soflow.DiT((1, 8, 8), 3, patch=4, width=16, depth=1, heads=1, mlp_ratio=2.0),
+    "dit with options": lambda: soflow.DiT(
+        (1, 8, 8), 3, 4, 16, 1, 1, rotary=True, qk_norm=True, swiglu=True
+    ),
+    "in context": lambda: soflow.InContextDiT((1, 8, 8), 3, 4, 16, 1, 2, 2.0, 3, 2),
     "unet": lambda: soflow.UNet(
         (1, 8, 8), 8, (1,), blocks=1, attention=(8,), dropout=0.1, num_classes=3
     ),

@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from soflow.cli.options import (
+    GUIDANCE,
+    INTERVAL,
     MOST_SAMPLES,
     VAE,
     at_least,
+    interval_of,
     one_of,
     positive_numbers,
     print_table,
@@ -53,6 +56,8 @@ def evaluate(
     features: Annotated[str, Option(help=FEATURES)] = "",
     reference: Annotated[str, Option(help=REFERENCE)] = "",
     weights: Annotated[str | None, Option(help=WEIGHTS)] = None,
+    guidance: Annotated[float | None, Option(help=GUIDANCE)] = None,
+    guidance_interval: Annotated[str | None, Option(metavar="START,END", help=INTERVAL)] = None,
     draw: Annotated[str | None, Option(help=DRAW)] = None,
     seed: Annotated[int | None, Option(help="Of the samples (default: 0).")] = None,
     seeds: Annotated[int | None, Option(help=SEEDS)] = None,
@@ -73,7 +78,8 @@ def evaluate(
         require_writable_file(out)
     for_runs = {
         "--nfe": nfe, "--samplers": samplers, "--num": num, "--weights": weights, "--draw": draw,
-        "--seed": seed, "--seeds": seeds, "--batch": batch, "--vae": vae,
+        "--seed": seed, "--seeds": seeds, "--batch": batch, "--vae": vae, "--guidance": guidance,
+        "--guidance-interval": guidance_interval,
     }  # fmt: skip
     at_least(0, seed=seed)
     at_least(1, seeds=seeds, batch=batch)
@@ -85,6 +91,7 @@ def evaluate(
     known = ("renoise", "ode", "euler", "heun")
     named = several_of(known, samplers, "--samplers") if samplers else ()
     which = several_of(("ema", "raw"), "ema,raw" if weights is None else weights, "--weights")
+    interval = interval_of(guidance_interval)
     labels = None if draw is None else one_of(("balanced", "random"), draw, "--draw")
     if not is_run(samples) and (samples.exists() or ":" in str(samples) or not given):
         if given:
@@ -108,6 +115,8 @@ def evaluate(
             reference=reference,
             baseline=baseline,
             vae=vae or "",
+            guidance=guidance,
+            guidance_interval=interval,
         )
         folder, _ = find_run(samples, which[0])
         evaluation = evaluate(samples, settings)

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 RECIPE = "A shipped recipe's name, a YAML file, or a run folder."
 VAE = "The autoencoder that decodes latents (default: the one that made them)."
+GUIDANCE = (
+    "The guidance scale, for runs that draw it in training (default: objective.guidance.scale)."
+)
+INTERVAL = "The times at which guidance acts, 0 at data and 1 at noise (default: 0,1)."
 #: Most samples in one file.
 MOST_SAMPLES = 10_000_000
 #: Columns of a table that goes to a file or a pipe.
@@ -58,6 +62,19 @@ def positive_numbers(text: str, option: str) -> tuple[int, ...]:
             "such as 1,2,4"
         )
     return tuple(dict.fromkeys(numbers))
+
+
+def interval_of(text: str | None) -> tuple[float, float] | None:
+    """'0.1,0.9' -> (0.1, 0.9)."""
+    if text is None:
+        return None
+    try:
+        start, end = map(float, text.split(","))
+    except ValueError:
+        raise InputError(
+            f"--guidance-interval is '{text}': give two times, such as 0.1,0.9"
+        ) from None
+    return start, end
 
 
 def one_of(choices: Sequence[str], name: str, option: str) -> Any:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from typer import Argument, Option
 
-from soflow.cli.options import MOST_SAMPLES, VAE
+from soflow.cli.options import GUIDANCE, INTERVAL, MOST_SAMPLES, VAE, interval_of
 
 NFE = "Network evaluations per sample (default: 1; 64 after flow matching)."
 SAMPLER = "renoise, ode, euler or heun (default: what suits the objective)."
@@ -36,6 +36,8 @@ def sample(
     sampler: Annotated[str | None, Option(help=SAMPLER)] = None,
     labels: Annotated[str | None, Option(help=LABELS)] = None,
     cond: Annotated[Path | None, Option(metavar="FILE", help=COND)] = None,
+    guidance: Annotated[float | None, Option(help=GUIDANCE)] = None,
+    guidance_interval: Annotated[str | None, Option(metavar="START,END", help=INTERVAL)] = None,
     draw: Annotated[Literal["balanced", "random"], Option(help=DRAW)] = "balanced",
     seed: Annotated[int, Option(min=0, help=SEED)] = 0,
     weights: Annotated[Literal["ema", "raw"], Option(help="ema (averaged) or raw.")] = "ema",
@@ -48,10 +50,18 @@ def sample(
     from soflow.workflows.load import load
     from soflow.workflows.sample import SampleRequest, sample_to_file
 
+    interval = interval_of(guidance_interval)
     loaded = load(run, weights, vae=vae)
     given = None if cond is None else conditions_in(cond, loaded.config.data.cond_column)
-    request = SampleRequest.of(loaded, num, labels, draw, sampler, nfe, seed, batch, cond=given)
-    name = f"{loaded.checkpoint.path.name}-{request.sampler}-{request.nfe}-seed-{seed}.png"
-    file = out or loaded.folder.samples / name
+    request = SampleRequest.of(
+        loaded, num, labels, draw, sampler, nfe, seed, batch,
+        cond=given, guidance=guidance, guidance_interval=interval,
+    )  # fmt: skip
+    name = f"{loaded.checkpoint.path.name}-{request.sampler}-{request.nfe}-seed-{seed}"
+    if guidance is not None:
+        name += f"-guidance-{guidance:g}"
+    if interval is not None:
+        name += f"-in-{interval[0]:g}-{interval[1]:g}"
+    file = out or loaded.folder.samples / f"{name}.png"
     if sample_to_file(loaded, request, file):
         print(f"{request.num} samples, {request.sampler} in {request.nfe}: {file}")

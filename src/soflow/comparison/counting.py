@@ -110,7 +110,8 @@ def count(config: Config) -> Counts:
         torch.no_grad(),
         FlopCounterMode(display=False) as forward,
     ):
-        Inputs.of(batch, batch.data, draws.t, draws.s, batch.labels).through(network)
+        inputs = Inputs.of(batch, batch.data, draws.t, draws.s, batch.labels, draws.guidance)
+        inputs.through(network)
     return Counts(
         flops_per_sample=sum(by_kind.values()),
         flops_by_kind=by_kind,

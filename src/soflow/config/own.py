@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from torch import Tensor
 
+from soflow.guidance import DrawnGuidance
 from soflow.system.registry import Setting
 
 #: Their name in the configuration.
@@ -32,3 +33,4 @@ class OwnObjective:
     forward_derivative: Annotated[bool, Setting("whether it takes its derivative")] = False
     trains_null: Annotated[bool, Setting("whether it trains the null label")] = True
     guidance_scale: Annotated[float, Setting("of classifier-free guidance")] = 1.0
+    guidance: Annotated[DrawnGuidance | None, Setting("whose scales are drawn, if any")] = None

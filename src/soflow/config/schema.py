@@ -10,7 +10,8 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from soflow.config.optimizer import Decay, OptimizerConfig, Share
 from soflow.config.own import OwnNetwork, OwnObjective
-from soflow.config.sections import ChosenFrom, Section, key
+from soflow.config.sections import ChosenFrom, ComponentSection, Section, key
+from soflow.guidance import DrawnGuidance, draws_scales
 from soflow.networks import NETWORKS
 from soflow.networks.registry import fits, takes, what_fits
 from soflow.objectives import OBJECTIVES
@@ -215,6 +216,14 @@ class Config(Section):
         guidance = getattr(self.objective, "guidance", None)
         return self.of_objective("guidance_scale", 1.0) if guidance is None else guidance.scale
 
+    @property
+    def drawn_guidance(self) -> DrawnGuidance | None:
+        """The guidance whose scales are drawn, which makes them an input of the network."""
+        guidance = getattr(self.objective, "guidance", None)
+        if isinstance(guidance, ComponentSection):
+            guidance = guidance.build()
+        return guidance if draws_scales(guidance) else None
+
     def of_objective(self, name: str, default: Any = None) -> Any:
         """What the objective says of itself: a class attribute, or a setting of that name."""
         of_class = getattr(self.objective.component, name, default)
@@ -285,6 +294,15 @@ class Config(Section):
             raise ValueError(
                 "objective.guidance.scale above 1 needs labels: "
                 "set data.num_classes, or the scale to 1"
+            )
+        if self.drawn_guidance and not data.num_classes:
+            raise ValueError(
+                "objective.guidance.max_scale needs labels: set data.num_classes, or max_scale=null"
+            )
+        if self.drawn_guidance and not takes(network, "guidance"):
+            raise ValueError(
+                f"{chosen} takes no guidance scale: choose another network, or set "
+                "objective.guidance.max_scale=null to train with one scale"
             )
         batch, count = self.train.batch_size, self.train.accumulate
         if batch % count:

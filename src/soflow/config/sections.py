@@ -17,7 +17,7 @@ from soflow.config.own import OWN
 from soflow.system.registry import Registry, Setting
 
 #: Constructor parameters that the library fills in. All others are settings.
-SUPPLIED = ("shape", "num_classes", "augment_labels", "cond_shape", "compile")
+SUPPLIED = ("shape", "num_classes", "augment_labels", "cond_shape", "takes_guidance", "compile")
 
 
 class Section(BaseModel):

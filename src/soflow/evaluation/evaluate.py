@@ -12,14 +12,15 @@ from torch import Tensor
 
 from soflow.data.batches import seeded_generator
 from soflow.data.dataset import Dataset
-from soflow.drawing import LabelDraw, class_by_class, draw, noise_count
+from soflow.drawing import LabelDraw, asked_guidance, class_by_class, draw, noise_count
 from soflow.errors import InputError, in_short, require_whole
 from soflow.evaluation.diagnostics import diagnose
 from soflow.evaluation.protocol import protocol, this_machine, warnings_of
-from soflow.evaluation.record import Evaluation, Figures, RealRow, Row, Samples
+from soflow.evaluation.record import Evaluation, Figures, GuidanceUsed, RealRow, Row, Samples
 from soflow.evaluation.sample_set import SampleSet
 from soflow.evaluation.scorer import Scoring
 from soflow.evaluation.statistics import Counter, parts_of
+from soflow.guidance import numbers
 from soflow.sampling import HEUN_STEPS, Sampler, sample
 from soflow.solution import FlowModel
 from soflow.system.progress import Progress, track
@@ -41,6 +42,9 @@ class EvaluationSettings:
         samplers: By default all that suit the run's objective.
         num: Samples per row and seed; 0 for the recipe's number.
         seeds: With several of them, figures are means and spreads are over seeds.
+        guidance: The guidance scale, for a run whose scales were drawn in training; by default its
+            setting objective.guidance.scale.
+        guidance_interval: The start and the end of the times at which it acts; by default (0, 1).
         labels: How the classes of samples are chosen. By default those of pictures are balanced,
             those of vectors and signals as frequent as in the reference.
         batch: Samples drawn at once. It changes no figure.
@@ -69,12 +73,16 @@ class EvaluationSettings:
     reference: Any = ""
     baseline: bool | None = None
     vae: str = ""
+    guidance: float | None = None
+    guidance_interval: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         for name in ("nfe", "samplers", "seeds", "weights"):
             given = getattr(self, name)
             if isinstance(given, str) or not isinstance(given, Sequence):
                 raise InputError(f"{name} is {in_short(given)}: give several, such as a tuple")
+        if self.guidance is not None and numbers(self.guidance, "guidance").ndim:
+            raise InputError("guidance is one scale for all samples of an evaluation")
         require_whole(0, num=self.num)
         require_whole(1, batch=self.batch)
         for count in self.nfe:
@@ -123,7 +131,7 @@ def evaluate(
         models: The model with each of its weights, "ema" or "raw".
         samplers: Those to evaluate.
         scoring: What samples are scored against.
-        settings: How samples are drawn: `nfe`, `num`, `seeds`, `labels`, `batch`.
+        settings: How samples are drawn: `nfe`, `num`, `seeds`, `labels`, `guidance`, `batch`.
         device: Of the models.
         progress: Shows how much is done.
 
@@ -132,6 +140,11 @@ def evaluate(
         RunError: If a sample holds NaN or infinity.
     """
     first, num = next(iter(models.values())), settings.num
+    chosen_scale = asked_guidance(first, settings.guidance, settings.guidance_interval)
+    used = GuidanceUsed.of(first, chosen_scale)
+    if chosen_scale is not None:
+        models = {name: model.with_guidance(chosen_scale) for name, model in models.items()}
+        first = next(iter(models.values()))
     chosen = rows_of(samplers, settings.nfe, list(models))
     time_of = cache(partial(milliseconds_per_sample, first, settings, device))
 
@@ -157,6 +170,7 @@ def evaluate(
         real=real,
         seeds=tuple(settings.seeds),
         labels=labels_from,
+        guidance=used,
         diagnostics={} if points is None else diagnostics(first, points, settings, device),
         machine=this_machine(str(device)),
         **protocol(scoring, num),

@@ -3,8 +3,10 @@
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from torch import Tensor
 
 from soflow.data.dataset import Scaling
+from soflow.solution import FlowModel
 from soflow.system.records import Count, Record
 
 
@@ -106,6 +108,27 @@ class SampleProtocol(Record):
     model_config = ConfigDict(extra="allow")
 
 
+class GuidanceUsed(Record):
+    """The guidance that samples were drawn at; `scale` is None if each had its own."""
+
+    scale: float | None
+    start: float
+    end: float
+
+    @classmethod
+    def of(cls, model: FlowModel, rows: Tensor | None = None) -> "GuidanceUsed | None":
+        """What a model draws at, given (omega, start, end), (3,) or (B, 3), or by itself.
+
+        None if its scale was fixed in training.
+        """
+        if model.guidance is None:
+            return None
+        used = model.chosen_guidance() if rows is None else rows
+        first, *others = used.reshape(-1, 3).unique(dim=0).tolist()
+        scale, start, end = (round(value, 6) for value in first)  # float32
+        return cls(scale=None if others else scale, start=start, end=end)
+
+
 class Samples(SampleProtocol):
     """Samples in files, with what their own protocol says."""
 
@@ -124,6 +147,7 @@ class Evaluation(Record):
     num: Count
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
     labels: str = "none"
+    guidance: GuidanceUsed | None = None  # of a run whose scales were drawn in training
     features: FeaturesUsed
     reference: Reference
     wasserstein_points: Count = 0  # of each set; 0 if there are no Wasserstein distances

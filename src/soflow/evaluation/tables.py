@@ -5,7 +5,7 @@ from statistics import mean
 
 from markupsafe import Markup
 
-from soflow.evaluation.record import Evaluation, Figures, RealRow, Reference, Row
+from soflow.evaluation.record import Evaluation, Figures, GuidanceUsed, RealRow, Reference, Row
 
 #: A column: the cell of each row.
 Column = Callable[[Row | RealRow], str]
@@ -103,6 +103,8 @@ def remarks(evaluation: Evaluation) -> str:
     metric = evaluation.metric
     warnings = [*evaluation.warnings, *(real.warnings if real is not None else [])]
     said = [f"* {warning}." for warning in dict.fromkeys(warnings)]
+    if evaluation.guidance is not None:
+        said.append(about_guidance(evaluation.guidance))
     if real is not None:
         said.append(about_real(real, reference))
         if first.distance_at_real_count is not None:
@@ -122,6 +124,13 @@ def remarks(evaluation: Evaluation) -> str:
     if first.milliseconds_per_sample is not None:
         said.append("ms: milliseconds per sample.")
     return " ".join(said)
+
+
+def about_guidance(used: GuidanceUsed) -> str:
+    """How strongly samples were guided."""
+    scale = "each sample's own" if used.scale is None else f"{used.scale:g}"
+    where = "" if (used.start, used.end) == (0, 1) else f" for t in {used.start:g} .. {used.end:g}"
+    return f"Guidance scale: {scale}{where}."
 
 
 def about_columns(evaluation: Evaluation) -> str:

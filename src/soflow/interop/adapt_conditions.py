@@ -1,7 +1,7 @@
-"""Weights of a network for one with other conditions.
+"""Weights of a network for one with other conditions, or with guidance as an input.
 
 The same conditions are taken over. New ones begin unseen: the channels of maps at zero, and the
-embedding of vectors at zero, with a random first layer so that it can learn.
+embedding of vectors and of guidance at zero, with a random first layer so that it can learn.
 """
 
 from collections.abc import Mapping, MutableMapping
@@ -12,8 +12,12 @@ from torch import Tensor, nn
 from soflow.config import Config
 from soflow.interop.adapt import channel_axes
 
-#: Parameters that embed vectors, and the last layer of them.
-EMBEDDER, LAST = "cond.embedder.", "cond.embedder.2."
+#: Parameters that embed vectors or guidance, what they embed, and the last layer of each.
+EMBEDDERS = {
+    "cond.embedder.": "the vector of its condition",
+    "guidance_embedder.mlp.": "its guidance scale",
+}
+LAST = "2."
 
 
 def map_channels(of: Config | nn.Module | None) -> int:
@@ -60,15 +64,23 @@ def adapt_conditions(
             weights[name] = torch.cat([own, theirs if theirs is not None and same else added], 1)
         elif theirs is not None:
             notes.append("the map that it was conditioned on is left out")
-    wanted = {key: tensor for key, tensor in expected.items() if key.startswith(EMBEDDER)}
-    had = [key for key in weights if key.startswith(EMBEDDER)]
+    for prefix, what in EMBEDDERS.items():
+        notes += adapt_embedder(weights, expected, prefix, what)
+    return notes
+
+
+def adapt_embedder(
+    weights: dict[str, Tensor], expected: Mapping[str, Tensor], prefix: str, what: str
+) -> list[str]:
+    """Gives the weights one embedder of a network, in place; a new one begins at zero."""
+    wanted = {key: tensor for key, tensor in expected.items() if key.startswith(prefix)}
+    had = [key for key in weights if key.startswith(prefix)]
     if {key: weights[key].shape for key in had} == {k: one.shape for k, one in wanted.items()}:
-        return notes
+        return []
     for key in had:
         del weights[key]
     for key, tensor in wanted.items():
         weights[key] = tensor.clone()
-        if key.startswith(LAST):
+        if key.startswith(prefix + LAST):
             weights[key].zero_()
-    what = "begins at zero: it is not seen" if wanted else "is left out"
-    return [*notes, f"the vector of its condition {what}"]
+    return [f"{what} {'begins at zero: it is not seen' if wanted else 'is left out'}"]

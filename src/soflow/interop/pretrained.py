@@ -26,10 +26,11 @@ from soflow.data.dataset import DataRecord
 from soflow.errors import InputError
 from soflow.interop.adapt import adapt_channels, adapt_classes, adapt_levels, adapt_positions
 from soflow.interop.adapt_conditions import adapt_conditions, map_channels, take_map
-from soflow.interop.sizes import grid_of, read_sizes
+from soflow.interop.sizes import dit_options, grid_of, read_sizes
 from soflow.interop.weights import named_tensors, read_file, require_fit
 from soflow.networks.dit import DiT
 from soflow.networks.embeddings import frequencies
+from soflow.networks.in_context_dit import InContextDiT
 from soflow.run.checkpoint import STATE, WEIGHTS
 from soflow.run.folder import find_run
 
@@ -93,12 +94,12 @@ def load_pretrained(
         raise InputError(f"init_time=reversed is for a DiT or SiT of one time, unlike {source}")
     if isinstance(network, DiT) and is_dit:
         require_same_size(weights, network, source)
-        notes += require_same_heads(found.config, network, source)
         notes += as_ours(weights, network)
         sizes = [tuple(one)[1:] for one in (shape, found.shape) if one is not None]
         notes += adapt_positions(
             weights, expected, len({*sizes}) > 1 or other_grid(weights, network)
         )
+    notes += require_same_attention(found.config, network, source)
     notes += adapt_levels(weights, expected)
     notes += adapt_channels(weights, expected)
     notes += adapt_classes(weights, expected, found.class_names, class_names, found.null_trained)
@@ -147,7 +148,10 @@ def require_same_kind(config: Config | None, network: nn.Module, source: Path) -
 def require_same_size(weights: Mapping[str, Tensor], network: DiT, source: Path) -> None:
     """Raises InputError, with the settings to change, if the sizes of two DiTs differ."""
     ours, theirs = (
-        read_sizes({**state, "pos_embed": network.pos_embed}, str(source)).network
+        {
+            **read_sizes({**state, "pos_embed": network.pos_embed}, str(source)).network,
+            **dit_options(state),
+        }
         for state in (network.state_dict(), weights)
     )
     other = [f"network.{name}={size}" for name, size in theirs.items() if size != ours[name]]
@@ -163,12 +167,22 @@ def other_grid(weights: Mapping[str, Tensor], network: DiT) -> bool:
     return grid_of(positions) not in (None, network.grid)  # None: learned ones
 
 
-def require_same_heads(config: Config | None, network: DiT, source: Path) -> list[str]:
-    """Raises InputError if a run's DiT has other attention heads; a note if nobody knows."""
+def require_same_attention(config: Config | None, network: nn.Module, source: Path) -> list[str]:
+    """Raises InputError if a run's attention is another one; notes if nobody knows.
+
+    The shapes of weights tell neither the heads nor whether positions are rotary.
+    """
+    if not isinstance(network, DiT | InContextDiT):
+        return []
+    rotary = isinstance(network, DiT) and network.rotary
     if config is None:
-        return [f"the file does not hold the number of attention heads: {network.heads} are used"]
+        notes = [f"the file does not hold the number of attention heads: {network.heads} are used"]
+        return notes + ["network.rotary=true is taken to be the file's, too"] * rotary
     if (heads := getattr(config.network, "heads", network.heads)) != network.heads:
         raise InputError(f"{source} has {heads} attention heads: set network.heads={heads}")
+    if getattr(config.network, "rotary", rotary) != rotary:
+        word = str(not rotary).lower()
+        raise InputError(f"{source} was trained with network.rotary={word}: set it, too")
     return []
 
 

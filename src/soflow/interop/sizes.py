@@ -61,11 +61,18 @@ def dit_sizes(weights: Mapping[str, Tensor]) -> Sizes:
         side = isqrt(positions.shape[1])
         grid = (side, side)
     rows, _ = weights["y_embedder.embedding_table.weight"].shape
-    hidden, _ = weights["blocks.0.mlp.fc1.weight"].shape
+    _, hidden = weights["blocks.0.mlp.fc2.weight"].shape
+    ratio = hidden / width * (1.5 if dit_options(weights)["swiglu"] else 1)  # of a plain MLP
     depth = len(numbers(weights, r"blocks\.(\d+)\."))
-    network = {"patch": patch, "width": width, "depth": depth, "mlp_ratio": hidden / width}
+    network = {"patch": patch, "width": width, "depth": depth, "mlp_ratio": ratio}
     shape = (channels, *(side * patch for side in grid))
     return Sizes({"name": "dit", **network}, shape, rows - 1, augment_labels=0)
+
+
+def dit_options(weights: Mapping[str, Tensor]) -> dict[str, bool]:
+    """The options of a DiT that its weights show."""
+    rows, columns = (weights[f"blocks.0.mlp.fc{i}.weight"].shape[i - 1] for i in (1, 2))
+    return {"qk_norm": "blocks.0.attn.q_norm.weight" in weights, "swiglu": rows != columns}
 
 
 def grid_of(positions: Tensor) -> tuple[int, int] | None:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 class ConditionInput(nn.Module):
     """How a network takes a condition `cond` (B, ...) beside its samples (B, C, ...).
 
-    A vector (B, D) is embedded and added to the embedding of the times. A map (B, C', ...), of the
-    same sizes as the samples, is concatenated to their channels.
+    A vector (B, D) is embedded: it is added to the embedding of the times, or is a token. A map
+    (B, C', ...), of the same sizes as the samples, is concatenated to their channels.
 
     Args:
         cond_shape: One condition's shape, () for a network without.
@@ -47,10 +47,15 @@ class ConditionInput(nn.Module):
         assert cond is not None, "the network needs cond"
         return torch.cat([x, cond.to(x.dtype)], dim=1)
 
-    def added(self, embedding: Tensor, cond: Tensor | None) -> Tensor:
-        """The embedding of the times, and of a vector."""
+    def embedded(self, cond: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        """The embedding of a vector, (B, width); None for a network that takes none."""
         if self.embedder is None:
             assert self.channels or cond is None, "the network takes no cond"
-            return embedding
+            return None
         assert cond is not None, "the network needs cond"
-        return embedding + self.embedder(cond.to(embedding.dtype))
+        return self.embedder(cond.to(dtype))
+
+    def added(self, embedding: Tensor, cond: Tensor | None) -> Tensor:
+        """The embedding of the times, and of a vector."""
+        vector = self.embedded(cond, embedding.dtype)
+        return embedding if vector is None else embedding + vector

@@ -5,64 +5,35 @@ Parameter names are those of the DiT family (arXiv 2212.09748), so its checkpoin
 Source: SoFlow (arXiv 2512.15657), the networks on ImageNet and their sizes.
 """
 
-from itertools import chain
 from typing import Annotated
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from soflow.networks.conditions import ConditionInput
-from soflow.networks.embeddings import LabelEmbedder, TimeEmbedder, grid_positions
+from soflow.networks.embeddings import (
+    GuidanceEmbedder,
+    LabelEmbedder,
+    TimeEmbedder,
+    added_guidance,
+    grid_positions,
+)
 from soflow.networks.registry import NETWORKS, require_fit
-from soflow.symbols import Labels, Times
+from soflow.networks.transformer import (
+    Attention,
+    Mlp,
+    PatchEmbedder,
+    SwiGLU,
+    require_heads,
+    rotation_of,
+    token_grid,
+    unpatchify,
+)
+from soflow.symbols import GuidanceRows, Labels, Times
 from soflow.system.registry import Setting
 
 #: The sizes of the paper: depth, width, heads.
 SIZES = {"B": (12, 768, 12), "M": (16, 1024, 16), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
-
-
-class PatchEmbedder(nn.Module):
-    """(B, C, H, W) or (B, C, L) -> (B, tokens, width), one token per patch."""
-
-    def __init__(self, channels: int, width: int, patch: int, axes: int) -> None:
-        super().__init__()
-        conv = nn.Conv2d if axes == 2 else nn.Conv1d
-        self.proj = conv(channels, width, kernel_size=patch, stride=patch)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x).flatten(2).transpose(1, 2)
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention: (B, tokens, width) -> same."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # (B, tokens, 3, heads, d)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, tokens, d)
-        # Under autocast on a GPU, the forward-mode derivative of torch's plain attention cannot be
-        # differentiated backwards. q, k and v have their type already.
-        with torch.autocast(x.device.type, enabled=False):
-            x = functional.scaled_dot_product_attention(q, k, v)
-        return self.proj(x.transpose(1, 2).flatten(2))
-
-
-class Mlp(nn.Module):
-    """Two linear layers with a tanh-GELU between."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(functional.gelu(self.fc1(x), approximate="tanh"))
 
 
 def modulation(width: int, parts: int) -> nn.Sequential:
@@ -84,18 +55,20 @@ class Block(nn.Module):
 
     repeated = True  # one of many alike, compiled and sharded on its own
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
+    def __init__(
+        self, width: int, heads: int, mlp_ratio: float, qk_norm: bool = False, swiglu: bool = False
+    ) -> None:
         super().__init__()
         self.norm1 = layer_norm(width)
-        self.attn = Attention(width, heads)
+        self.attn = Attention(width, heads, qk_norm)
         self.norm2 = layer_norm(width)
-        self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.mlp = (SwiGLU if swiglu else Mlp)(width, int(width * mlp_ratio))
         self.adaLN_modulation = modulation(width, 6)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor, rotation: Tensor | None = None) -> Tensor:
         modulations = self.adaLN_modulation(condition).chunk(6, dim=1)
         shift1, scale1, gate1, shift2, scale2, gate2 = modulations
-        x = x + gate1[:, None] * self.attn(modulate(self.norm1(x), shift1, scale1))
+        x = x + gate1[:, None] * self.attn(modulate(self.norm1(x), shift1, scale1), rotation)
         return x + gate2[:, None] * self.mlp(modulate(self.norm2(x), shift2, scale2))
 
 
@@ -126,6 +99,7 @@ class DiT(nn.Module):
             `num_classes`, or labels=None, means "no class".
         cond_shape: The shape of one condition: a vector (D,) or a map (C, H, W); () without
             conditions.
+        takes_guidance: Whether the network takes a guidance scale and its interval, `guidance`.
 
     Raises:
         ValueError: For another shape, or sizes that do not divide one another.
@@ -152,34 +126,34 @@ class DiT(nn.Module):
             float, Setting("width of a block's MLP, in units of width", ge=0.1)
         ] = 4.0,
         cond_shape: tuple[int, ...] = (),
+        rotary: Annotated[bool, Setting("rotary positions in attention, too")] = False,
+        qk_norm: Annotated[bool, Setting("normalize queries and keys, by RMSNorm")] = False,
+        swiglu: Annotated[bool, Setting("SwiGLU in MLPs, of as many parameters")] = False,
+        takes_guidance: bool = False,
     ) -> None:
         super().__init__()
         self.settings = {
             "patch": patch, "width": width, "depth": depth, "heads": heads, "mlp_ratio": mlp_ratio,
+            "rotary": rotary, "qk_norm": qk_norm, "swiglu": swiglu,
         }  # fmt: skip
         require_fit(self, shape)
-        channels, *sizes = shape
-        for size in sizes:
-            if size % patch:
-                given = f"size {size} of data.shape={list(shape)}"
-                raise ValueError(
-                    f"DiT: {given} must be a multiple of patch {patch} (network.patch)"
-                )
-        axes = len(sizes)
-        for name, divisor in (("heads", heads), ("sines and cosines of positions", 2 * axes)):
-            if width % divisor:
-                raise ValueError(f"DiT: width {width} must be a multiple of {divisor}, for {name}")
-        self.channels, self.patch, self.heads = channels, patch, heads
-        self.grid = tuple(
-            size // patch for size in sizes
-        )  # (rows, columns) of tokens, or (length,)
+        channels, axes = shape[0], len(shape) - 1
+        self.grid = token_grid(shape, patch, "DiT")  # (rows, columns) of tokens, or (length,)
+        require_heads("DiT", width, heads, axes, rotary)
+        if width % (2 * axes):
+            what = "sines and cosines of positions"
+            raise ValueError(f"DiT: width {width} must be a multiple of {2 * axes}, for {what}")
+        self.patch, self.heads, self.rotary = patch, heads, rotary
         self.cond = ConditionInput(cond_shape, shape, width)
         self.x_embedder = PatchEmbedder(channels + self.cond.channels, width, patch, axes)
         self.t_embedder = TimeEmbedder(width)
         self.s_embedder = TimeEmbedder(width)  # embeds t - s; named as in the reference checkpoints
         self.y_embedder = LabelEmbedder(num_classes, width)
+        self.guidance_embedder = GuidanceEmbedder(width) if takes_guidance else None
         self.pos_embed = nn.Parameter(grid_positions(self.grid, width), requires_grad=False)
-        self.blocks = nn.ModuleList([Block(width, heads, mlp_ratio) for _ in range(depth)])
+        self.blocks = nn.ModuleList(
+            [Block(width, heads, mlp_ratio, qk_norm, swiglu) for _ in range(depth)]
+        )
         self.final_layer = FinalLayer(width, patch**axes * channels)
         self.initialize()
 
@@ -200,6 +174,8 @@ class DiT(nn.Module):
         for module in (*self.blocks, self.final_layer):
             nn.init.zeros_(module.get_parameter("adaLN_modulation.1.weight"))
         nn.init.zeros_(self.final_layer.linear.weight)
+        if self.guidance_embedder is not None:
+            self.guidance_embedder.initialize()
 
     def forward(
         self,
@@ -208,21 +184,16 @@ class DiT(nn.Module):
         s: Times,
         labels: Labels | None = None,
         cond: Tensor | None = None,
+        guidance: GuidanceRows | None = None,
     ) -> Tensor:
         """F(x, t, s, labels): (B, ...), (B,), (B,), (B,) or None -> (B, ...)."""
         with torch.autocast(x.device.type, enabled=False):
             times = self.t_embedder(t) + self.s_embedder(t - s)
+            times = added_guidance(self.guidance_embedder, times, guidance)
             condition = self.cond.added(times + self.y_embedder(labels, like=x), cond)
         x = self.x_embedder(self.cond.joined(x, cond)) + self.pos_embed
+        head = x.shape[-1] // self.heads
+        rotation = rotation_of(self.grid, head, device=x.device) if self.rotary else None
         for block in self.blocks:
-            x = block(x, condition)
-        return self.unpatchify(self.final_layer(x, condition))
-
-    def unpatchify(self, x: Tensor) -> Tensor:
-        """(B, tokens, values of a patch) -> (B, C, H, W) or (B, C, L)."""
-        axes = len(self.grid)
-        x = x.unflatten(1, self.grid).unflatten(-1, (*[self.patch] * axes, self.channels))
-        # (B, *grid, *patch, C) -> (B, C, rows, patch, columns, patch)
-        pairs = chain.from_iterable((1 + axis, 1 + axes + axis) for axis in range(axes))
-        sizes = [side * self.patch for side in self.grid]
-        return x.permute(0, 2 * axes + 1, *pairs).reshape(-1, self.channels, *sizes)
+            x = block(x, condition, rotation)
+        return unpatchify(self.final_layer(x, condition), self.grid, self.patch)

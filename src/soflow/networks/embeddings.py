@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from soflow.symbols import Times
+from soflow.errors import InputError
+from soflow.symbols import GuidanceRows, Times
 
 MAX_PERIOD = 10_000
 
@@ -58,6 +59,62 @@ class TimeEmbedder(nn.Module):
     def forward(self, t: Times) -> Tensor:
         dtype = next(self.mlp.parameters()).dtype  # float32, or what sampling casts to
         return self.mlp(sinusoidal(t, self.frequency_size).to(dtype))
+
+
+class GuidanceEmbedder(nn.Module):
+    """An embedding of guidance (omega, start, end), zero at the start: (B, 3) -> (B, width).
+
+    omega enters as its logarithm, which drawn scales fill evenly. The values enter as they are: a
+    sinusoidal embedding of so small a range would hardly differ from one scale to another.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(3, width), nn.SiLU(), nn.Linear(width, width))
+        self.initialize()
+
+    def initialize(self) -> None:
+        """Sets the last layer to zero: at first the network does not see the guidance."""
+        first = self.mlp[0]
+        assert isinstance(first, nn.Linear)
+        first.reset_parameters()
+        nn.init.zeros_(self.mlp[2].get_parameter("weight"))
+        nn.init.zeros_(self.mlp[2].get_parameter("bias"))
+
+    def forward(self, guidance: GuidanceRows | None, like: Tensor) -> Tensor:
+        """Embeds each row; None means no guidance, (1, 0, 1), for every row of `like`."""
+        if guidance is None:
+            zero = torch.zeros(like.shape[0], device=like.device)
+            inputs = (zero, zero, zero + 1)
+        else:
+            scale, start, end = guidance.unbind(1)
+            inputs = (scale.log(), start, end)
+        return self.mlp(torch.stack(inputs, dim=1).to(next(self.mlp.parameters()).dtype))
+
+
+def embedded_guidance(
+    embedder: GuidanceEmbedder | None, guidance: GuidanceRows | None, like: Tensor
+) -> Tensor | None:
+    """The embedding of the guidance, (B, width), or None for a network that takes none.
+
+    Raises:
+        InputError: If guidance is given to a network that takes none.
+    """
+    if embedder is not None:
+        return embedder(guidance, like)
+    if guidance is not None:
+        raise InputError(
+            "guidance is given, and this network takes none: make it with takes_guidance=True"
+        )
+    return None
+
+
+def added_guidance(
+    embedder: GuidanceEmbedder | None, embedding: Tensor, guidance: GuidanceRows | None
+) -> Tensor:
+    """The embedding of the times with that of the guidance, if the network takes one."""
+    embedded = embedded_guidance(embedder, guidance, like=embedding)
+    return embedding if embedded is None else embedding + embedded
 
 
 class LabelEmbedder(nn.Module):

@@ -7,9 +7,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from soflow.networks.conditions import ConditionInput
-from soflow.networks.embeddings import LabelEmbedder, TimeEmbedder
+from soflow.networks.embeddings import (
+    GuidanceEmbedder,
+    LabelEmbedder,
+    TimeEmbedder,
+    added_guidance,
+)
 from soflow.networks.registry import NETWORKS, require_fit
-from soflow.symbols import Labels, Times
+from soflow.symbols import GuidanceRows, Labels, Times
 from soflow.system.registry import Setting
 
 
@@ -43,6 +48,7 @@ class MLP(nn.Module):
         num_classes: The number of classes; 0 for a network without labels. The label
             `num_classes`, or labels=None, means "no class".
         cond_shape: The shape of one condition, (E,); () without conditions.
+        takes_guidance: Whether the network takes a guidance scale and its interval, `guidance`.
 
     Raises:
         ValueError: For another shape, or a width below D.
@@ -66,6 +72,7 @@ class MLP(nn.Module):
         ] = 128,
         depth: Annotated[int, Setting("number of residual blocks", gt=0)] = 4,
         cond_shape: tuple[int, ...] = (),
+        takes_guidance: bool = False,
     ) -> None:
         super().__init__()
         self.settings = {"width": width, "depth": depth}
@@ -78,6 +85,7 @@ class MLP(nn.Module):
         self.t_embedder = TimeEmbedder(width)
         self.s_embedder = TimeEmbedder(width)  # embeds t - s
         self.y_embedder = LabelEmbedder(num_classes, width)
+        self.guidance_embedder = GuidanceEmbedder(width) if takes_guidance else None
         self.blocks = nn.ModuleList([ResidualBlock(width) for _ in range(depth)])
         self.final_layer = nn.Linear(width, dimensions)
         nn.init.zeros_(self.final_layer.weight)
@@ -90,11 +98,13 @@ class MLP(nn.Module):
         s: Times,
         labels: Labels | None = None,
         cond: Tensor | None = None,
+        guidance: GuidanceRows | None = None,
     ) -> Tensor:
         """F(x, t, s, labels): (B, ...), (B,), (B,), (B,) or None -> (B, ...)."""
         with torch.autocast(x.device.type, enabled=False):
             times = self.t_embedder(t) + self.s_embedder(t - s)
             embedding = times + self.y_embedder(labels, like=x)
+            embedding = added_guidance(self.guidance_embedder, embedding, guidance)
             condition = functional.silu(self.cond.added(embedding, cond))
         x = self.x_embedder(x)
         for block in self.blocks:

@@ -1,8 +1,9 @@
 """The registry of networks, and what a network may say of itself.
 
 A network is an `nn.Module` whose constructor takes `shape` (one sample's), `num_classes` (0: no
-labels) and, if it wants them, `augment_labels` (how many augmentation labels a sample has) and
-`cond_shape` (one condition's shape, () for none). All other constructor parameters are settings.
+labels) and, if it wants them, `augment_labels` (how many augmentation labels a sample has),
+`cond_shape` (one condition's shape, () for none) and `takes_guidance` (whether guidance scales are
+an input). All other constructor parameters are settings.
 Class attributes, all optional:
 
     dimensions             how many dimensions a sample must have: 1 for vectors [D], 2 for signals
@@ -12,13 +13,15 @@ Class attributes, all optional:
 An attribute `settings`, a dict with the values of these settings, lets `soflow.save_model` save it.
 
 A network with augmentation labels has a parameter `augment` of `forward`, one with conditions a
-parameter `cond`. Both are given by keyword, and only if there is something to give.
+parameter `cond`, one with guidance scales a parameter `guidance`, (B, 3). All are given by keyword,
+and only if there is something to give.
 
 A module marked `repeated = True` is one of many alike: it is compiled and sharded on its own.
 """
 
 from collections.abc import Sequence
 from inspect import signature
+from typing import Any
 
 from torch import nn
 
@@ -53,7 +56,7 @@ def fits(network: object, shape: Sequence[int]) -> bool:
     return len(shape) in (dimensions if isinstance(dimensions, tuple) else (dimensions,))
 
 
-def takes(network: type[nn.Module], name: str) -> bool:
+def takes(network: type[Any], name: str) -> bool:
     """Whether a network's `forward` has a parameter of this name."""
     parameters = signature(network.forward).parameters.values()
     return any(one.name == name or one.kind is one.VAR_KEYWORD for one in parameters)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from soflow.networks.conditions import ConditionInput
-from soflow.networks.embeddings import MAX_PERIOD
+from soflow.networks.embeddings import MAX_PERIOD, GuidanceEmbedder, added_guidance
 from soflow.networks.registry import NETWORKS, require_fit
-from soflow.symbols import Labels, Times
+from soflow.symbols import GuidanceRows, Labels, Times
 from soflow.system.registry import Setting
 
 #: The smooth filter of up- and downsampling, along each axis.
@@ -157,6 +157,7 @@ class UNet(nn.Module):
             `num_classes`, or labels=None, means "no class".
         cond_shape: The shape of one condition: a vector (D,) or a map (C, H, W); () without
             conditions.
+        takes_guidance: Whether the network takes a guidance scale and its interval, `guidance`.
 
     Raises:
         ValueError: For another shape, or sizes that cannot be halved often enough.
@@ -191,6 +192,7 @@ class UNet(nn.Module):
         augment_labels: int = 0,
         num_classes: int = 0,
         cond_shape: tuple[int, ...] = (),
+        takes_guidance: bool = False,
     ) -> None:
         super().__init__()
         self.settings = {
@@ -216,6 +218,9 @@ class UNet(nn.Module):
             self.map_label = LabelMap(num_classes, 2 * self.frequency_size)
         if augment_labels:
             self.map_augment = nn.Linear(augment_labels, 2 * self.frequency_size, bias=False)
+        self.guidance_embedder = None
+        if takes_guidance:
+            self.guidance_embedder = GuidanceEmbedder(2 * self.frequency_size)
         self.map_layer0 = nn.Linear(2 * self.frequency_size, embedding)
         self.map_layer1 = nn.Linear(embedding, embedding)
 
@@ -271,6 +276,8 @@ class UNet(nn.Module):
                         module.weight *= 1e-5
                     elif name.endswith("qkv"):
                         module.weight *= sqrt(0.2)
+        if self.guidance_embedder is not None:
+            self.guidance_embedder.initialize()
 
     def embed(
         self,
@@ -279,6 +286,7 @@ class UNet(nn.Module):
         labels: Labels | None,
         augment: Tensor | None,
         cond: Tensor | None,
+        guidance: GuidanceRows | None,
     ) -> Tensor:
         """The embedding of times and labels that every block gets: (B, embedding)."""
         embedding = torch.cat(
@@ -289,6 +297,7 @@ class UNet(nn.Module):
             embedding = embedding + self.map_label(null if labels is None else labels)
         if self.map_augment is not None and augment is not None:
             embedding = embedding + self.map_augment(augment)
+        embedding = added_guidance(self.guidance_embedder, embedding, guidance)
         embedding = self.cond.added(embedding, cond)
         return functional.silu(self.map_layer1(functional.silu(self.map_layer0(embedding))))
 
@@ -300,11 +309,12 @@ class UNet(nn.Module):
         labels: Labels | None = None,
         augment: Tensor | None = None,
         cond: Tensor | None = None,
+        guidance: GuidanceRows | None = None,
     ) -> Tensor:
         """F(x, t, s, labels): (B, C, H, W), (B,), (B,), (B,) or None -> (B, C, H, W)."""
         assert labels is None or self.map_label is not None, "this UNet has no classes"
         with torch.autocast(x.device.type, enabled=False):
-            embedding = self.embed(t, s, labels, augment, cond)
+            embedding = self.embed(t, s, labels, augment, cond, guidance)
 
         x, skips = self.cond.joined(x, cond), []
         for module in self.enc.values():

@@ -23,6 +23,7 @@ class Draws:
     """The random numbers of one training step, one row per sample.
 
     The first `n_flow_matching` samples look at the velocity, s = t; the rest jump from t to s < t.
+    The last `n_composed` of these are composed of two jumps, from t to l and from l to s.
 
     Attributes:
         noise: Standard normal, (B, ...).
@@ -30,6 +31,10 @@ class Draws:
         s: The times that jumps end at, (B,).
         dropped: Which samples are trained without their label, (B,) bool.
         n_flow_matching: The number of samples with s = t.
+        n_composed: The number of composed jumps.
+        l: The middle times of composed jumps, (B,); None without composed jumps.
+        guidance: Guidance scales, and the intervals of t in which they act, (B, 3), if they are
+            drawn: see `DrawnGuidance`.
 
     Example:
         >>> import soflow, torch
@@ -45,11 +50,18 @@ class Draws:
     s: Tensor
     dropped: Tensor
     n_flow_matching: int
+    n_composed: int = 0
+    l: Tensor | None = None
+    guidance: Tensor | None = None
 
     def rows(self, which: slice) -> "Draws":
         """The draws of the samples that a slice selects."""
         noise, t, s, dropped = (x[which] for x in (self.noise, self.t, self.s, self.dropped))
-        return Draws(noise, t, s, dropped, len(range(self.n_flow_matching)[which]))
+        selected = range(len(self.t))[which]
+        n_fm = sum(i < self.n_flow_matching for i in selected)
+        n_composed = sum(i >= len(self.t) - self.n_composed for i in selected)
+        more = (x if x is None else x[which] for x in (self.l, self.guidance))
+        return Draws(noise, t, s, dropped, n_fm, n_composed, *more)
 
 
 class Term(NamedTuple):

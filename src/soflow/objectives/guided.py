@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from soflow.guidance import Guidance
+from soflow.guidance import Guidance, of_labelled
 from soflow.objectives.base import Draws
 from soflow.objectives.passes import Inputs, without_gradient
 from soflow.solution import FlowModel
-from soflow.symbols import Batch, Labels, Mask, Sample, Times
+from soflow.symbols import Batch, GuidanceRows, Labels, Mask, Sample, Times
 
 
 def draw_dropped(count: int, guidance: Guidance | None, generator: torch.Generator) -> Mask:
@@ -23,17 +23,35 @@ def shown_labels(model: FlowModel, batch: Batch, draws: Draws, guidance: Guidanc
     return torch.where(draws.dropped, model.num_classes, batch.labels)
 
 
+def shown_guidance(model: FlowModel, labels: Labels | None, draws: Draws) -> GuidanceRows | None:
+    """The guidance that the network is shown beside these labels, if it is drawn, (B, 3).
+
+    Samples without a class have none, (1, 0, 1): their velocity is the one that guides others.
+    """
+    if draws.guidance is None:
+        return None
+    return of_labelled(draws.guidance, labels, model.num_classes)
+
+
 def guiding_velocities(
-    model: FlowModel, x_t: Sample, t: Times, batch: Batch, guidance: Guidance, labelled: slice
+    model: FlowModel,
+    x_t: Sample,
+    t: Times,
+    batch: Batch,
+    guidance: Guidance,
+    labelled: slice,
+    drawn: GuidanceRows | None = None,
 ) -> tuple[Tensor, Tensor]:
     """v(x_t, t, null) of all samples and v(x_t, t, y) of the samples `labelled`, in one pass.
 
     y is the label before dropping. At m = 1 the second has no weight, and the first replaces it.
+    The second is guided by `drawn`, the first is not.
     """
     assert batch.labels is not None, "guidance needs labels"
     null_labels = torch.full_like(batch.labels, model.num_classes)
-    null = Inputs.of(batch, x_t, t, t, null_labels)
-    own = Inputs.of(batch, x_t, t, t, batch.labels).rows(labelled)
+    none = None if drawn is None else of_labelled(drawn, None, model.num_classes)
+    null = Inputs.of(batch, x_t, t, t, null_labels, none)
+    own = Inputs.of(batch, x_t, t, t, batch.labels, drawn).rows(labelled)
     if guidance.mix == 1:
         (F_null,) = without_gradient(model.net, null)
         F_own = F_null[labelled]

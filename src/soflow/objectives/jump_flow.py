@@ -1,26 +1,39 @@
-"""SoFlow's losses, with more weight where one-step sampling reads the network.
+"""JumpFlow: SoFlow's losses, with weight on the jumps that few-step sampling takes.
 
-    L = (n_fm / B) L_FM + w (n_scm / B) L_SCM
+    L = (n_fm / B) L_FM + (n_scm / B) w L_SCM + (n_c / B) w_c L_C
 
-L_FM and L_SCM are SoFlow's. Two things differ. A share of the jumps goes from pure noise to data,
-t = 1 and s = 0, which is the jump that one-step sampling takes; logit-normal times hardly ever come
-near it. And the consistency term has a weight w, since in trainings of few steps the long jumps lag
-behind the velocity. With w = 1 and no direct jumps this is SoFlow.
+L_FM and L_SCM are SoFlow's (objectives/soflow.py). What is new are settings, each by itself:
+
+* The consistency term has a weight w. In short trainings the long jumps lag behind the velocity.
+* A share of the jumps goes from noise to data, t = 1 and s = 0, where one-step sampling evaluates
+  the network. Logit-normal times hardly ever come near.
+* L_C trains a jump towards two jumps in succession. Its targets are free of the noise in the data:
+
+      f(x_t, t, s) -> sg f(f(x_t, t, l), l, s),    s <= l <= t
+
+  With a velocity for the second jump and l near s, it is the condition d_s f = v(f, s) as a
+  difference in s.
+* The step from x_t to x_l in L_SCM may go along the network's own velocity.
+* The adaptive weight w = 1 / (squared + eps)^p may take the batch's mean error in place of each
+  sample's. Per sample it pulls towards the most typical samples, and so away from the mean.
+
+With w = 1, no direct and no composed jumps, this is SoFlow.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from math import floor
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 
-from soflow.guidance import Guidance
-from soflow.objectives.base import OBJECTIVES, Draws, Losses, losses
-from soflow.objectives.soflow import SoFlow, SoFlowTimes
+from soflow.guidance import DrawnGuidance, Guidance
+from soflow.objectives.base import OBJECTIVES, Draws, Losses, Term, losses
+from soflow.objectives.guided import shown_guidance, shown_labels
+from soflow.objectives.passes import Inputs, together, without_gradient
+from soflow.objectives.soflow import SoFlow, SoFlowTimes, jump_loss
 from soflow.solution import FlowModel
-from soflow.symbols import Batch
+from soflow.symbols import Batch, across
 from soflow.system.registry import Setting
 from soflow.times import MiddleTime
 
@@ -28,7 +41,7 @@ from soflow.times import MiddleTime
 @OBJECTIVES.register("jump_flow")
 @dataclass(frozen=True)
 class JumpFlow:
-    """SoFlow with a weight of the consistency term, and with direct jumps from noise to data.
+    """SoFlow with weight on long jumps, direct jumps from noise to data, and composed jumps.
 
     Example:
         >>> import soflow, torch
@@ -45,51 +58,133 @@ class JumpFlow:
     whole_network: ClassVar[bool] = False
 
     consistency_weight: Annotated[float, Setting("w, of the consistency term", gt=0)] = 4.0
+    weight_at_start: Annotated[
+        float | None, Setting("w at the first step, from where it changes linearly", ge=0)
+    ] = None
+    length_power: Annotated[
+        float, Setting("n; w is multiplied by (t - s)^n, for more weight on long jumps", ge=0)
+    ] = 0.0
     direct_share: Annotated[
         float, Setting("share of the jumps that go from t = 1 to s = 0", ge=0, le=1)
     ] = 0.2
+    composed_share: Annotated[
+        float, Setting("share of the jumps that are composed of two", ge=0, le=1)
+    ] = 0.0
+    composed_weight: Annotated[float, Setting("w_c, of composed jumps", gt=0)] = 1.0
+    second: Annotated[
+        Literal["jump", "velocity"],
+        Setting("of composed jumps: any second jump, or a short one along the velocity"),
+    ] = "jump"
+    own_step: Annotated[
+        bool, Setting("whether x_l lies along the network's own velocity, not the data's")
+    ] = False
     flow_matching_share: Annotated[
         float, Setting("share of the batch that matches the flow; the rest jumps", ge=0, le=1)
     ] = 0.75
-    p: Annotated[
-        float, Setting("power of the adaptive weight of jumps; 0 is the plain square", ge=0)
+    uniform_share: Annotated[
+        float, Setting("share of flow matching at times uniform on [0, 1]", ge=0, le=1)
+    ] = 0.0
+    p: Annotated[float, Setting("power of the adaptive weight; 0 is the plain square", ge=0)] = 1.0
+    velocity_per_sample: Annotated[
+        float,
+        Setting("share of p by each sample's error; the rest by the batch's mean", ge=0, le=1),
     ] = 1.0
-    p_velocity: Annotated[float, Setting("the same, of flow matching", ge=0)] = 1.0
+    jump_per_sample: Annotated[float, Setting("the same of jumps", ge=0, le=1)] = 1.0
     eps: Annotated[float, Setting("floor of the adaptive weight", gt=0)] = 0.01
     times: Annotated[SoFlowTimes, Setting("densities of the times")] = SoFlowTimes()
     middle: Annotated[MiddleTime, Setting("the middle time l = t + (s - t) r")] = MiddleTime()
-    guidance: Annotated[Guidance, Setting("classifier-free guidance inside training")] = Guidance()
+    guidance: Annotated[DrawnGuidance, Setting("classifier-free guidance inside training")] = (
+        DrawnGuidance()
+    )
+    mix_at_end: Annotated[
+        float | None,
+        Setting("guidance.mix at the last step, to which it changes linearly", ge=0, le=1),
+    ] = None
 
-    @cached_property
-    def soflow(self) -> SoFlow:
-        """SoFlow with these settings."""
-        return SoFlow(
-            self.flow_matching_share, self.p, self.eps, self.times, self.middle, self.guidance
-        )
+    def soflow(self, progress: float) -> SoFlow:
+        """SoFlow with these settings, as they are at `progress` = k / K."""
+        guidance = self.guidance
+        if self.mix_at_end is not None:
+            mix = guidance.mix + (self.mix_at_end - guidance.mix) * progress
+            guidance = replace(guidance, mix=mix)
+        share, p, eps = self.flow_matching_share, self.p, self.eps
+        return SoFlow(share, p, eps, self.times, self.middle, guidance)
 
-    def draw(self, shape: Sequence[int], generator: torch.Generator) -> Draws:
-        """Draws noise, times and label drops of a batch of `shape`."""
-        draws = self.soflow.draw(shape, generator)
-        first = draws.n_flow_matching
-        direct = slice(first, first + floor(self.direct_share * (shape[0] - first)))
-        draws.t[direct], draws.s[direct] = 1.0, 0.0
-        return draws
+    def weight(self, progress: float) -> float:
+        """The weight w of the consistency term at `progress` = k / K."""
+        end = self.consistency_weight
+        start = end if self.weight_at_start is None else self.weight_at_start
+        return start + (end - start) * progress
 
     def scheduled(self, progress: float) -> dict[str, float]:
         """What follows a schedule at `progress` = k / K."""
-        return {"r": self.middle.r(progress)}
+        return {"r": self.middle.r(progress), "w": self.weight(progress)}
+
+    def draw(self, shape: Sequence[int], generator: torch.Generator) -> Draws:
+        """Draws noise, times, label drops and guidance of a batch of `shape`."""
+        draws = self.soflow(0.0).draw(shape, generator)
+        count, n_fm, t, s = shape[0], draws.n_flow_matching, draws.t, draws.s
+        uniform = slice(floor(self.uniform_share * n_fm))
+        t[uniform].uniform_(generator=generator)
+        s[uniform] = t[uniform]
+        n_composed = floor(self.composed_share * (count - n_fm))
+        for jumps in (slice(n_fm, count - n_composed), slice(count - n_composed, count)):
+            n_direct = floor(self.direct_share * (jumps.stop - jumps.start))
+            direct = slice(jumps.start, jumps.start + n_direct)
+            t[direct], s[direct] = 1.0, 0.0
+        if n_composed:
+            u = torch.rand(count, generator=generator, device=generator.device)
+            draws = replace(draws, n_composed=n_composed, l=s + u * (t - s))
+        return replace(draws, guidance=self.guidance.draw(count, generator))
 
     def __call__(self, model: FlowModel, batch: Batch, draws: Draws, progress: float) -> Losses:
         """The loss of a batch at `progress` = k / K."""
-        scm = slice(draws.n_flow_matching, None)
-        l = self.middle(draws.t[scm], draws.s[scm], progress)
-        terms = self.soflow.terms(model, batch, draws, l)
-        velocity, jump = terms["flow_matching"], terms["consistency"]
-        # From 1 / (delta^2 + eps)^p to the velocity's own power
-        ratio = (velocity.squared + self.eps) ** (self.p - self.p_velocity)
-        return losses(
-            flow_matching=velocity._replace(
-                loss=ratio * velocity.loss, weight=ratio * velocity.weight
-            ),
-            consistency=jump._replace(loss=self.consistency_weight * jump.loss),
+        soflow, first = self.soflow(progress), len(draws.t) - draws.n_composed
+        single, composed = slice(first), slice(first, None)
+        jumps = slice(draws.n_flow_matching, first)
+        l = self.middle(draws.t[jumps], draws.s[jumps], progress)
+        terms = soflow.terms(model, batch.rows(single), draws.rows(single), l, self.own_step)
+        velocity = by_batch(
+            terms["flow_matching"], self.p * (1 - self.velocity_per_sample), self.eps
         )
+        jump = by_batch(terms["consistency"], self.p * (1 - self.jump_per_sample), self.eps)
+        w = self.weight(progress) * (draws.t - draws.s)[jumps] ** self.length_power
+        found = {"flow_matching": velocity, "consistency": jump._replace(loss=w * jump.loss)}
+        if draws.n_composed:
+            guidance = soflow.guidance
+            found["composed"] = self.composed(
+                model, batch.rows(composed), draws.rows(composed), guidance, progress
+            )
+        return losses(**found)
+
+    def composed(
+        self, model: FlowModel, batch: Batch, draws: Draws, guidance: Guidance, progress: float
+    ) -> Term:
+        """f(x_t, t, s, y) is trained towards sg f(f(x_t, t, l, y), l, s, y)."""
+        param, t, s = model.parameterization, draws.t, draws.s
+        x_t = model.noising.sample(batch.data, draws.noise, t).x_t
+        labels = shown_labels(model, batch, draws, guidance)
+        jumps = Inputs.of(batch, x_t, t, s, labels, shown_guidance(model, labels, draws))
+        assert draws.l is not None
+        by_velocity = self.second == "velocity"
+        l = s + self.middle.r(progress) * (t - s) if by_velocity else draws.l
+
+        (F_tl,) = without_gradient(model.net, jumps._replace(s=l))
+        x_l = param.solution(x_t, t, l, F_tl)
+        nearer = jumps._replace(x=x_l, t=l)
+        if by_velocity:
+            (F_ll,) = without_gradient(model.net, nearer._replace(s=l))
+            target, span = x_l + across(s - l, x_l) * param.velocity(F_ll), l - s
+        else:
+            (F_ls,) = without_gradient(model.net, nearer)
+            target, span = param.solution(x_l, l, s, F_ls), t - s
+        (F_ts,) = together(model.net, jumps)
+        term = jump_loss(param, jumps, F_ts, target, span, l, self.p, self.eps)
+        term = by_batch(term, self.p * (1 - self.jump_per_sample), self.eps)
+        return term._replace(loss=self.composed_weight * term.loss)
+
+
+def by_batch(term: Term, power: float, eps: float) -> Term:
+    """Takes `power` of the adaptive weight from the batch's mean error, not each sample's."""
+    scale = ((term.squared + eps) / (term.squared.mean() + eps)) ** power
+    return term._replace(loss=scale * term.loss, weight=scale * term.weight)

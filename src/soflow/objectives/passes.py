@@ -36,16 +36,25 @@ class Inputs(NamedTuple):
     labels: Tensor | None = None  # (B,)
     augment: Tensor | None = None  # (B, A)
     cond: Tensor | None = None  # (B, ...)
+    guidance: Tensor | None = None  # (B, 3)
 
     @classmethod
-    def of(cls, batch: Batch, x: Tensor, t: Tensor, s: Tensor, labels: Tensor | None) -> "Inputs":
+    def of(
+        cls,
+        batch: Batch,
+        x: Tensor,
+        t: Tensor,
+        s: Tensor,
+        labels: Tensor | None,
+        guidance: Tensor | None = None,
+    ) -> "Inputs":
         """The arguments for samples of a batch, at other points and with the labels shown."""
-        return cls(x, t, s, labels, batch.augment, batch.cond)
+        return cls(x, t, s, labels, batch.augment, batch.cond, guidance)
 
     @property
     def more(self) -> dict[str, Tensor]:
         """What is given by keyword."""
-        more = {"augment": self.augment, "cond": self.cond}
+        more = {"augment": self.augment, "cond": self.cond, "guidance": self.guidance}
         return {name: value for name, value in more.items() if value is not None}
 
     def through(self, net: Net) -> Tensor:

@@ -17,8 +17,13 @@ import torch
 from soflow.guidance import Guidance
 from soflow.objectives.base import OBJECTIVES, Draws, Losses, Term, adaptive_weight, losses
 from soflow.objectives.flow_matching import velocity_loss
-from soflow.objectives.guided import draw_dropped, guiding_velocities, shown_labels
-from soflow.objectives.passes import Inputs, consistency_passes
+from soflow.objectives.guided import (
+    draw_dropped,
+    guiding_velocities,
+    shown_guidance,
+    shown_labels,
+)
+from soflow.objectives.passes import Inputs, consistency_passes, without_gradient
 from soflow.solution import FlowModel, Parameterization
 from soflow.symbols import Batch, Sample, Times, across, mean_d
 from soflow.system.registry import Setting
@@ -95,31 +100,42 @@ class SoFlow:
         l = self.middle(draws.t[scm], draws.s[scm], progress)
         return losses(**self.terms(model, batch, draws, l))
 
-    def terms(self, model: FlowModel, batch: Batch, draws: Draws, l: Times) -> dict[str, Term]:
+    def terms(
+        self, model: FlowModel, batch: Batch, draws: Draws, l: Times, own_step: bool = False
+    ) -> dict[str, Term]:
         """Both terms, either of which may have no samples.
 
-        l: middle times of the jumps, (n_scm,).
+        l: middle times of the jumps, (n_scm,). own_step: not the paper's; see jump_flow.py.
         """
         fm, scm = slice(draws.n_flow_matching), slice(draws.n_flow_matching, None)
         point = model.noising.sample(batch.data, draws.noise, draws.t)
         x_t, t, v_t, dropped = point.x_t, point.t, point.v_t, draws.dropped
         target_fm, target_scm = v_t[fm], v_t[scm]
         guidance = self.guidance
+        labels = shown_labels(model, batch, draws, guidance)
+        drawn = shown_guidance(model, labels, draws)
+        velocities = Inputs.of(batch, x_t, t, t, labels, drawn).rows(fm)
+        jumps = Inputs.of(batch, x_t, t, draws.s, labels, drawn).rows(scm)
         if guidance.active:
-            v_null, v_label = guiding_velocities(model, x_t, t, batch, guidance, scm)
-            target_scm = guidance.target(v_t[scm], v_null[scm], v_label, t[scm], dropped[scm])
+            v_null, v_label = guiding_velocities(model, x_t, t, batch, guidance, scm, drawn)
+            target_scm = guidance.target(
+                v_t[scm], v_null[scm], v_label, t[scm], dropped[scm], jumps.guidance
+            )
 
         # One Euler step along the (guided) velocity leads to x_l = x_t + target (l - t)
         x_l = x_t[scm] + target_scm * across(l - t[scm], x_t)
-        labels = shown_labels(model, batch, draws, guidance)
-        velocities = Inputs.of(batch, x_t, t, t, labels).rows(fm)
-        jumps = Inputs.of(batch, x_t, t, draws.s, labels).rows(scm)
         nearer = jumps._replace(x=x_l, t=l)
+        if own_step:
+            (F,) = without_gradient(model.net, jumps._replace(s=jumps.t))
+            own = model.parameterization.velocity(F)
+            nearer = nearer._replace(x=jumps.x + own * across(l - jumps.t, x_t))
         F_fm, F_t, F_l = consistency_passes(model.net, velocities, jumps, nearer)
 
         v = model.parameterization.velocity(F_fm)
         if guidance.active:  # the prediction that is mixed in is the one that learns
-            target_fm = guidance.target(v_t[fm], v_null[fm], v.detach(), t[fm], dropped[fm])
+            target_fm = guidance.target(
+                v_t[fm], v_null[fm], v.detach(), t[fm], dropped[fm], velocities.guidance
+            )
         param, p, eps = model.parameterization, self.p, self.eps
         return {
             "flow_matching": velocity_loss(param, v, target_fm, t[fm], p, eps),
@@ -139,14 +155,28 @@ def consistency_loss(
 ) -> Term:
     """f(x_t, t, s, y) is trained towards sg f(x_l, l, s, y), at times s <= l < t.
 
-    F_t = F(x_t, t, s, y), F_l = F(x_l, l, s, y). The loss is a surrogate: its gradient is
-    sign(b) w q / D, its value means nothing. Read `squared` instead.
+    F_t = F(x_t, t, s, y), F_l = F(x_l, l, s, y). The span of q is t - l. The loss is a surrogate:
+    its gradient is sign(b) w q / D, its value means nothing. Read `squared` instead.
     """
+    f_l = parameterization.solution(x_l, l, jumps.s, F_l)
+    return jump_loss(parameterization, jumps, F_t, f_l, jumps.t - l, l, p, eps)
+
+
+def jump_loss(
+    parameterization: Parameterization,
+    jumps: Inputs,
+    F_t: Sample,
+    target: Sample,
+    span: Times,
+    l: Times,
+    p: float,
+    eps: float,
+) -> Term:
+    """f(x_t, t, s, y) is trained towards a target without gradient, over a span of time (B,)."""
     x_t, t, s, *_ = jumps
     f_t = parameterization.solution(x_t, t, s, F_t.detach())
-    f_l = parameterization.solution(x_l, l, s, F_l)
-    # q = (f(x_t, t, s) - f(x_l, l, s)) / (t - l),   w = 1 / (mean_d(q^2) + eps)^p
-    q = (f_t - f_l) / across(t - l, x_t)
+    # q = (f(x_t, t, s) - target) / span,   w = 1 / (mean_d(q^2) + eps)^p
+    q = (f_t - target) / across(span, x_t)
     squared = mean_d(q**2)
     weight = adaptive_weight(squared, p, eps)
     # L_SCM = mean of sign(b(t, s)) mean_d(F(x_t, t, s) sg(q w))

@@ -202,6 +202,8 @@ def require_draws(draws: object, shape: tuple[int, ...], objective: Objective) -
     ):
         needed = f"noise {list(shape)}; t, s and dropped [{shape[0]}]"
         raise InputError(f"{name}.draw gives draws of other shapes than it must, {needed}")
+    if draws.guidance is not None and draws.guidance.shape != (shape[0], 3):
+        raise InputError(f"{name}.draw gives a guidance that is not of the shape [{shape[0]}, 3]")
 
 
 def require_losses(losses: object, objective: Objective) -> None:

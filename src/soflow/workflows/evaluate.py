@@ -10,6 +10,7 @@ from torch import Tensor
 from soflow.config import Config
 from soflow.data import own
 from soflow.data.load import load_data
+from soflow.drawing import asked_guidance
 from soflow.errors import InputError
 from soflow.evaluation.evaluate import EvaluationSettings, evaluate_sample_set
 from soflow.evaluation.evaluate import evaluate as evaluate_models
@@ -71,6 +72,7 @@ def evaluate(
     first = next(iter(loaded.values()))
     config, decode, defaults = first.config, first.model.decode, first.config.evaluate
     samplers = chosen_samplers(settings.samplers, config)
+    asked_guidance(first.model, settings.guidance, settings.guidance_interval)  # before any work
     features, reference = settings.features, settings.reference
     if isinstance(reference, Path):
         reference = str(reference)

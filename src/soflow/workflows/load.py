@@ -14,6 +14,7 @@ from soflow.config.own import OWN
 from soflow.data.autoencoder import Decoder
 from soflow.data.dataset import DataRecord, Encoder, Scaling
 from soflow.errors import InputError, RunError, in_short, placed_wrong
+from soflow.guidance import AnyInterval, AnyScale
 from soflow.run.checkpoint import Checkpoint
 from soflow.run.folder import RunFolder, find_run
 from soflow.sampling import Sampler
@@ -95,6 +96,8 @@ class Run:
         labels: Classes | None = None,
         *,
         cond: Any = None,
+        guidance: AnyScale | None = None,
+        guidance_interval: AnyInterval | None = None,
         sampler: str | None = None,
         nfe: int | None = None,
         seed: int = 0,
@@ -109,6 +112,11 @@ class Run:
                 text such as "cat,dog"; None draws all classes in turn.
             cond: Conditions to draw in turn, (n, ...), as training takes them: floats, or bytes
                 (uint8) of images. A model that was trained with conditions needs them.
+            guidance: The guidance scale, or one for each sample, (num,), for a run whose scales
+                were drawn in training (objective.guidance.max_scale); by default its setting
+                objective.guidance.scale. Larger is closer to the class, and less diverse.
+            guidance_interval: The start and the end of the times at which it acts, 0 at data and 1
+                at noise; by default (0, 1).
             sampler: "renoise", "ode", "euler" or "heun"; by default what suits the objective.
             nfe: Network evaluations per sample; by default as few as suit the sampler.
             seed: The seed of the noise.
@@ -120,14 +128,15 @@ class Run:
             units.
 
         Raises:
-            InputError: If a class or the sampler is unknown, the sampler cannot use `nfe`, or
-                conditions are missing or do not fit.
+            InputError: If a class or the sampler is unknown, the sampler cannot use `nfe`,
+                conditions are missing or do not fit, or the run was not trained at such a scale.
         """
         from soflow.workflows.sample import SampleRequest, sample
 
         request = SampleRequest.of(
-            self, num, labels, sampler=sampler, nfe=nfe, seed=seed, batch_size=batch_size, cond=cond
-        )
+            self, num, labels, sampler=sampler, nfe=nfe, seed=seed, batch_size=batch_size,
+            cond=cond, guidance=guidance, guidance_interval=guidance_interval,
+        )  # fmt: skip
         return sample(self, request, progress)
 
     def evaluate(

@@ -83,7 +83,10 @@ def trial(network: nn.Module, config: Config, null: bool) -> Inputs:
     labels = torch.tensor([0, data.num_classes - (not null)]) if data.num_classes else None
     augment = torch.zeros(2, AugmentPipe.num_labels) if data.augment else None
     cond = torch.zeros(2, *data.cond_shape) if data.cond_shape else None
-    columns = (x, torch.tensor([0.8, 0.6]), torch.tensor([0.3, 0.6]), labels, augment, cond)
+    drawn = config.drawn_guidance
+    guidance = None if drawn is None else drawn.draw(2, generator)
+    t, s = torch.tensor([0.8, 0.6]), torch.tensor([0.3, 0.6])
+    columns = (x, t, s, labels, augment, cond, guidance)
     placed = (None if column is None else column.to(device) for column in columns)
     return Inputs(*placed)  # type: ignore[arg-type]
 

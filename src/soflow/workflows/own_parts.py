@@ -20,6 +20,7 @@ from soflow.config.reading import validate
 from soflow.config.sections import section_of
 from soflow.data.dataset import checksum
 from soflow.errors import InputError, in_short
+from soflow.guidance import draws_scales
 from soflow.networks import NETWORKS
 from soflow.objectives import OBJECTIVES
 from soflow.objectives.base import Objective
@@ -107,6 +108,7 @@ def with_objective(config: Config, objective: Objective) -> Config:
             "samplers, whole_network, draw(shape, generator) and a call (model, batch, draws, k/K)"
         )
     require_samplers(objective)
+    guidance = getattr(objective, "guidance", None)
     record = by_name(OBJECTIVES, objective) or {
         "name": OWN,
         "kind": kind_of(objective),
@@ -115,7 +117,8 @@ def with_objective(config: Config, objective: Objective) -> Config:
         "whole_network": objective.whole_network,
         "forward_derivative": getattr(objective, "forward_derivative", False),
         "trains_null": trains_null(objective),
-        "guidance_scale": getattr(getattr(objective, "guidance", None), "scale", 1.0),
+        "guidance_scale": getattr(guidance, "scale", 1.0),
+        "guidance": plain(guidance) if draws_scales(guidance) else None,
     }
     return validate({**config.model_dump(), "objective": record})
 

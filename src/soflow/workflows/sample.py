@@ -19,10 +19,12 @@ from soflow.data.conditions import conditions_of
 from soflow.data.dataset import checksum
 from soflow.data.shards import open_store
 from soflow.data.store import Piece, Plan, make_store
-from soflow.drawing import LabelDraw, draw_classes, sample_many
+from soflow.drawing import LabelDraw, asked_guidance, draw_classes, sample_many
 from soflow.errors import InputError, require_whole
 from soflow.evaluation.features import column_names
 from soflow.evaluation.pictures import to_uint8
+from soflow.evaluation.record import GuidanceUsed
+from soflow.guidance import AnyInterval, AnyScale
 from soflow.sampling import Sampler, check_sampler
 from soflow.symbols import as_labels
 from soflow.system import processes
@@ -53,6 +55,8 @@ class SampleRequest:
         batch_size: How many samples are drawn at once.
         labels_from: How the labels were chosen, for the protocol.
         cond: Their conditions, (num, ...); None for a model without conditions.
+        guidance: The guidance scale and the interval in which it acts, (3,), or a row for each
+            sample, (num, 3); None for what the model prefers.
 
     Example:
         >>> import soflow
@@ -70,6 +74,7 @@ class SampleRequest:
     batch_size: int = 500
     labels_from: str = "given"
     cond: Tensor | None = None
+    guidance: Tensor | None = None
 
     def __post_init__(self) -> None:
         check_sampler(self.sampler, self.nfe)
@@ -78,6 +83,9 @@ class SampleRequest:
         object.__setattr__(self, "labels", as_labels(self.labels))  # a list or an array, too
         if self.labels is not None and self.labels.shape != (self.num,):
             raise InputError(f"labels have shape {list(self.labels.shape)}, not [{self.num}]")
+        if self.guidance is not None and self.guidance.shape not in ((3,), (self.num, 3)):
+            held = f"guidance holds {len(self.guidance)} scales for {self.num} samples"
+            raise InputError(f"{held}: give one number, or one for each")
 
     @classmethod
     @isolated
@@ -92,6 +100,8 @@ class SampleRequest:
         seed: int = 0,
         batch_size: int = 500,
         cond: Any = None,
+        guidance: AnyScale | None = None,
+        guidance_interval: AnyInterval | None = None,
     ) -> Self:
         """A request in words that people use, completed by what suits the run.
 
@@ -107,10 +117,15 @@ class SampleRequest:
             seed: The seed of noise and random labels.
             batch_size: How many samples are drawn at once.
             cond: Conditions to draw in turn, (n, ...), as training takes them.
+            guidance: The guidance scale, or one for each sample, (num,), for a run whose scales
+                were drawn in training; by default its setting objective.guidance.scale.
+            guidance_interval: The start and the end of the times at which it acts; by default
+                (0, 1).
 
         Raises:
             InputError: If a class or the sampler is unknown, the sampler cannot use `nfe`, the
-                null label was never trained, or conditions are missing or do not fit.
+                null label was never trained, conditions are missing or do not fit, or the run was
+                not trained at such a scale.
         """
         if num is not None:
             require_whole(1, num=num)
@@ -134,7 +149,8 @@ class SampleRequest:
             chosen = labels_in_turn(labels, num, names)
         asked = labels if isinstance(labels, str | None) else "given"
         labels_from = asked or draw if names else "none"
-        return cls(num, chosen, checked, nfe, seed, batch_size, labels_from, given)
+        rows = asked_guidance(run.model, guidance, guidance_interval)
+        return cls(num, chosen, checked, nfe, seed, batch_size, labels_from, given, rows)
 
 
 def conditions_in_turn(run: Run, cond: Any, num: int | None) -> Tensor | None:
@@ -185,11 +201,15 @@ def draw_rows(
     """The samples with these numbers."""
     labels = None if request.labels is None else request.labels[rows.start : rows.stop]
     cond = None if request.cond is None else request.cond[rows.start : rows.stop]
-    batch = request.batch_size
+    scale, interval, batch = None, None, request.batch_size
+    if (guidance := request.guidance) is not None:
+        own = guidance[rows.start : rows.stop] if guidance.ndim == 2 else guidance
+        scale, interval = own[..., 0], guidance.reshape(-1, 3)[0, 1:]  # one interval for all
     with out_of_memory_explained(f"draw fewer samples at once, --batch (now {batch})"):
         return sample_many(
             run.model, len(rows), labels, request.sampler, request.nfe, request.seed,
             batch, run.device, on_batch, start=rows.start, cond=cond,
+            guidance=scale, guidance_interval=interval,
         )  # fmt: skip
 
 
@@ -265,6 +285,7 @@ class SamplesPlan(Plan):
     sampler: tuple[str, int]
     seed: int
     cond: str | None = None
+    guidance: str | None = None
 
 
 def plan_of(run: Run, request: SampleRequest) -> SamplesPlan:
@@ -276,6 +297,7 @@ def plan_of(run: Run, request: SampleRequest) -> SamplesPlan:
         sampler=(request.sampler, request.nfe),
         seed=request.seed,
         cond=None if request.cond is None else checksum(request.cond),
+        guidance=None if request.guidance is None else checksum(request.guidance),
         count=request.num,
         per_shard=PIECE,
     )
@@ -290,6 +312,7 @@ def protocol_of(run: Run, request: SampleRequest) -> SampleProtocol:
         nfe=request.nfe,
         seed=request.seed,
         labels=request.labels_from,
+        guidance=GuidanceUsed.of(run.model, request.guidance),
         versions={"soflow": __version__, "torch": torch.__version__},
     )
 

@@ -14,6 +14,7 @@ from soflow.data.shards import Shards
 from soflow.errors import InputError
 from soflow.evaluation.features import column_names
 from soflow.evaluation.pictures import save_picture, to_pil
+from soflow.evaluation.record import GuidanceUsed
 from soflow.system.atomic import replaced, require_writable
 from soflow.system.records import Record
 from soflow.workflows.load import Run
@@ -32,6 +33,7 @@ class SampleProtocol(Record):
     nfe: int
     seed: int
     labels: str
+    guidance: GuidanceUsed | None = None
     versions: dict[str, str]
 
 

@@ -136,7 +136,10 @@ def config_of(
     # The network comes before the rest, which must fit it.
     config = with_network(Config(), model.net)
     config = validate({**config.model_dump(), **values})
-    return with_objective(with_its_name(config, model.net), objective)
+    config = with_objective(config, objective)
+    if model.guidance not in (None, config.drawn_guidance):
+        raise InputError("model.guidance is not that of the objective: give objective.guidance")
+    return with_its_name(config, model.net)
 
 
 def source_named(data: Dataset | None) -> str:
