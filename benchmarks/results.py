@@ -52,7 +52,12 @@ CIFAR10 = (
     "train.steps=4000 train.batch_size=128 evaluate.features=classifier"
 )
 SECTIONS = [
-    Section("digits-steps", "Digits, equal steps", "digits --heun --out runs/compare-digits"),
+    Section(
+        "digits-steps",
+        "Digits, equal steps",
+        "digits --objectives soflow,mean_flow,shortcut,consistency,flow_matching --heun "
+        "--out runs/compare-digits",
+    ),
     Section(
         "digits-time",
         "Digits, equal time",
@@ -61,8 +66,14 @@ SECTIONS = [
     ),
     Section(
         "fashion-mnist",
+        "Fashion-MNIST, SoFlow and MeanFlow",
+        "fashion_mnist --objectives soflow,mean_flow --seeds 1 --heun --out runs/compare-fashion",
+        data="fashion_mnist",
+    ),
+    Section(
+        "fashion-mnist-peers",
         "Fashion-MNIST, equal steps",
-        f"fashion_mnist {PEERS} --heun --out runs/compare-fashion",
+        f"fashion_mnist {PEERS} --heun --out runs/compare-fashion-peers",
         data="fashion_mnist",
     ),
     Section(
