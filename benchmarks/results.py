@@ -1,7 +1,11 @@
-"""The comparisons that ship: docs/results.md and its pictures.
+"""The comparisons that ship: docs/results.md, docs/ideas.md and their pictures.
 
-    python benchmarks/results.py --fashion-mnist FOLDER    trains (hours on a CPU), then writes
-    python benchmarks/results.py --write                   writes from benchmarks/results/*.json
+    python benchmarks/results.py                    trains (days on a CPU), then writes the pages
+    python benchmarks/results.py --only ideas-digits
+    python benchmarks/results.py --write            writes from benchmarks/results/*.json
+
+Fashion-MNIST and CIFAR-10 come from the Hub, or from folders of their parquet files:
+--fashion-mnist FOLDER, --cifar10 FOLDER.
 
 Every section is one `soflow compare` in runs/; finished runs are not trained again.
 """
@@ -19,7 +23,8 @@ from soflow.comparison.record import Comparison
 from soflow.comparison.tables import markdown, name_of
 
 HERE = Path(__file__).parent
-PAGE, PICTURES = HERE.parent / "docs" / "results.md", HERE.parent / "docs" / "results"
+DOCS = HERE.parent / "docs"
+PICTURES = DOCS / "results"
 
 
 @dataclass(frozen=True)
@@ -29,14 +34,30 @@ class Section:
     name: str
     title: str
     arguments: str
+    page: str = "results"  # of docs
+    data: str | None = None  # the option with a local folder of its data
 
     @property
     def figures(self) -> Path:
         return HERE / "results" / f"{self.name}.json"
 
 
+PEERS = "--objectives soflow,jump_flow,mean_flow,imf,alpha_flow"
+IDEAS = "--variants benchmarks/ideas.yaml"
+#: A DiT in the size of the recipe fashion_mnist, on colour images by class.
+CIFAR10 = (
+    "images data.source=huggingface data.path=uoft-cs/cifar10 data.shape=[3,32,32] "
+    "data.num_classes=10 network.patch=8 network.width=160 network.depth=6 network.heads=5 "
+    "objective.guidance.scale=1.5 optimizer.lr=1e-3 optimizer.warmup=100 ema.decay=0.995 "
+    "train.steps=4000 train.batch_size=128 evaluate.features=classifier"
+)
 SECTIONS = [
-    Section("digits-steps", "Digits, equal steps", "digits --heun --out runs/compare-digits"),
+    Section(
+        "digits-steps",
+        "Digits, equal steps",
+        "digits --objectives soflow,mean_flow,shortcut,consistency,flow_matching --heun "
+        "--out runs/compare-digits",
+    ),
     Section(
         "digits-time",
         "Digits, equal time",
@@ -45,8 +66,30 @@ SECTIONS = [
     ),
     Section(
         "fashion-mnist",
-        "Fashion-MNIST",
+        "Fashion-MNIST, SoFlow and MeanFlow",
         "fashion_mnist --objectives soflow,mean_flow --seeds 1 --heun --out runs/compare-fashion",
+        data="fashion_mnist",
+    ),
+    Section(
+        "fashion-mnist-peers",
+        "Fashion-MNIST, equal steps",
+        f"fashion_mnist {PEERS} --heun --out runs/compare-fashion-peers",
+        data="fashion_mnist",
+    ),
+    Section(
+        "cifar10",
+        "CIFAR-10, equal steps",
+        f"{CIFAR10} {PEERS} --heun --out runs/compare-cifar10",
+        data="cifar10",
+    ),
+    Section("ideas-digits", "On digits", f"digits {IDEAS} --out runs/ideas-digits", page="ideas"),
+    Section(
+        "ideas-fashion-mnist",
+        "On Fashion-MNIST",
+        f"fashion_mnist network.width=128 network.depth=4 network.heads=4 train.steps=1500 {IDEAS} "
+        "--out runs/ideas-fashion",
+        page="ideas",
+        data="fashion_mnist",
     ),
 ]
 
@@ -101,27 +144,31 @@ def text_of(section: Section) -> str:
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
 
+def write(page: str) -> None:
+    """Writes a page: its introduction, then every section that has figures."""
+    there = [one for one in SECTIONS if one.page == page and one.figures.is_file()]
+    head = (HERE / "results" / f"{page}-head.md").read_text().strip()
+    (DOCS / f"{page}.md").write_text("\n".join([head, "", *map(text_of, there)]))
+    print(f"written: docs/{page}.md")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--fashion-mnist", help="a local folder of its parquet files (default: from the Hub)"
-    )
+    parser.add_argument("--fashion-mnist", help="a local folder of its parquet files")
+    parser.add_argument("--cifar10", help="the same of CIFAR-10")
     parser.add_argument("--write", action="store_true", help="train nothing")
-    parser.add_argument("--only", help="only this section")
+    parser.add_argument(
+        "--only", choices=[section.name for section in SECTIONS], help="only this section"
+    )
     asked = parser.parse_args()
     for section in SECTIONS:
         if not asked.write and asked.only in (None, section.name):
-            local = section.name == "fashion-mnist" and asked.fashion_mnist
-            run(section, [f"data.path={asked.fashion_mnist}"] if local else [])
-    if asked.only and asked.only not in {section.name for section in SECTIONS}:
-        names = ", ".join(section.name for section in SECTIONS)
-        parser.error(f"--only {asked.only}: the sections are {names}")
-    there = [section for section in SECTIONS if section.figures.is_file()]
-    head = (HERE / "results" / "head.md").read_text().strip()
-    PAGE.write_text("\n".join([head, "", *map(text_of, there)]))
-    print(f"written: {PAGE}")
+            local = section.data and getattr(asked, section.data)
+            run(section, [f"data.path={local}"] if local else [])
+    for page in ("results", "ideas"):
+        write(page)
 
 
 if __name__ == "__main__":

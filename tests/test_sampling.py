@@ -52,19 +52,37 @@ def test_renoise_finds_the_point_that_the_data_are(noising, parameterization):
     assert model.net.calls == 3
 
 
-def test_renoise_by_hand():
-    """Two steps with a network that triples: f(x, t, s) = x + (s - t) 3 x."""
-    model = FlowModel(
+def tripled():
+    """A model whose network triples: f(x, t, s) = x + (s - t) 3 x."""
+    return FlowModel(
         lambda x, t, s, labels=None: 3 * x,
         noising=LinearNoising(),
         parameterization=EulerParameterization(),
         shape=(3,),
     )
+
+
+@pytest.mark.parametrize(("times", "t"), [(None, 0.5), ([1, 0.9, 0], 0.9)])
+def test_renoise_by_hand(times, t):
     first, second = noise(), noise()
     x = -2 * first  # f(noise, 1, 0) = noise - 3 noise
-    x = 0.5 * x + 0.5 * second
-    x = x - 0.5 * 3 * x
-    torch.testing.assert_close(renoise(model, first, [second]), x)
+    x = (1 - t) * x + t * second
+    x = x - t * 3 * x
+    torch.testing.assert_close(renoise(tripled(), first, [second], times=times), x)
+
+
+@pytest.mark.parametrize(("times", "t"), [(None, 0.5), ((1.0, 0.2, 0.0), 0.2)])
+def test_jumps_meet_at_the_given_times(times, t):
+    x = noise()
+    torch.testing.assert_close(
+        ode(tripled(), x, 2, times=times), (1 - 3 * (1 - t)) * (1 - 3 * t) * x
+    )
+
+
+@pytest.mark.parametrize("times", [[], [1, 0], [1, 0.5, 0.5, 0], [0, 1], [1, 0.5, 0.1], "now"])
+def test_times_that_do_not_fall_from_one_to_zero_are_refused(times):
+    with pytest.raises(InputError, match="times"):
+        ode(tripled(), noise(), 2, times=times)
 
 
 def test_heun_takes_two_evaluations_a_step_and_euler_one():

@@ -13,7 +13,7 @@ Source: SoFlow (arXiv 2512.15657), sampling.
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,26 @@ HEUN_STEPS = 32
 def even_times(steps: int) -> list[float]:
     """1 = t_0 > t_1 > ... > t_K = 0, evenly spaced."""
     return [1 - i / steps for i in range(steps)] + [0.0]
+
+
+def jump_times(steps: int, times: Sequence[Any] | None) -> list[float]:
+    """The times of a sampler's jumps: even ones, or those given.
+
+    Raises:
+        InputError: If those given do not fall from 1 to 0 in as many steps.
+    """
+    if times is None:
+        return even_times(steps)
+    try:
+        found = [float(time) for time in times]
+    except (TypeError, ValueError):
+        raise InputError(f"times is {in_short(times)}: give numbers") from None
+    falls = all(t > s for t, s in pairwise(found))
+    if not found or (found[0], found[-1]) != (1.0, 0.0) or not falls:
+        raise InputError(f"times is {in_short(times)}: give times that fall from 1 to 0")
+    if len(found) != steps + 1:
+        raise InputError(f"times has {len(found)} times: give {steps + 1} for {steps} steps")
+    return found
 
 
 def filled(time: float, like: Tensor) -> Tensor:
@@ -91,7 +111,11 @@ def one_step(model: FlowModel, noise: AnyNoise, labels: AnyLabels = None) -> Sam
 
 
 def renoise(
-    model: FlowModel, noise: AnyNoise, fresh: Sequence[AnyNoise], labels: AnyLabels = None
+    model: FlowModel,
+    noise: AnyNoise,
+    fresh: Sequence[AnyNoise],
+    labels: AnyLabels = None,
+    times: Sequence[Any] | None = None,
 ) -> Sample:
     """The paper's sampler of K steps: jumps to data, adds fresh noise up to t_{i+1}, jumps again.
 
@@ -100,18 +124,21 @@ def renoise(
         noise: (B, ...).
         fresh: K - 1 further noises, each (B, ...). Without any this is `one_step`.
         labels: (B,), or None for no condition.
+        times: 1 = t_0 > t_1 > ... > t_K = 0; even times by default, as in the paper.
 
     Returns:
         Samples (B, ...).
 
     Raises:
-        InputError: If noise or labels do not fit the model.
+        InputError: If noise, labels or times do not fit.
 
     Example:
         >>> import soflow, torch
         >>> model = soflow.FlowModel(soflow.MLP(shape=(2,)), shape=(2,))
         >>> noise, *fresh = torch.randn(4, 5, 2)  # four steps
         >>> soflow.renoise(model, noise, fresh).shape
+        torch.Size([5, 2])
+        >>> soflow.renoise(model, noise, fresh[:1], times=[1, 0.9, 0]).shape
         torch.Size([5, 2])
     """
     noise, labels = checked(model, noise, labels)
@@ -120,7 +147,7 @@ def renoise(
         if one.shape != noise.shape:
             shapes = f"{list(one.shape)}, and noise {list(noise.shape)}"
             raise InputError(f"fresh holds a noise of shape {shapes}: give a list of equal shapes")
-    times = even_times(len(noises) + 1)
+    times = jump_times(len(noises) + 1, times)
     x = model.solution(noise, filled(1.0, noise), filled(0.0, noise), labels)
     for t, new_noise in zip(times[1:-1], noises, strict=True):
         x_t = model.noising.add_noise(x, new_noise, filled(t, x))
@@ -128,7 +155,13 @@ def renoise(
     return x
 
 
-def ode(model: FlowModel, noise: AnyNoise, steps: int, labels: AnyLabels = None) -> Sample:
+def ode(
+    model: FlowModel,
+    noise: AnyNoise,
+    steps: int,
+    labels: AnyLabels = None,
+    times: Sequence[Any] | None = None,
+) -> Sample:
     """Composes jumps along the model's trajectories: x = f(x, t_i, t_{i+1}), i = 0 .. K - 1.
 
     Args:
@@ -136,12 +169,13 @@ def ode(model: FlowModel, noise: AnyNoise, steps: int, labels: AnyLabels = None)
         noise: Standard normal, (B, ...).
         steps: The number of jumps K, one network evaluation each. One jump is `one_step`.
         labels: (B,), or None for no condition.
+        times: 1 = t_0 > t_1 > ... > t_K = 0; even times by default.
 
     Returns:
         Samples (B, ...).
 
     Raises:
-        InputError: If noise or labels do not fit the model.
+        InputError: If noise, labels or times do not fit.
 
     Example:
         >>> import soflow, torch
@@ -151,7 +185,7 @@ def ode(model: FlowModel, noise: AnyNoise, steps: int, labels: AnyLabels = None)
     """
     require_whole(1, steps=steps)
     x, labels = checked(model, noise, labels)
-    for t, s in pairwise(even_times(steps)):
+    for t, s in pairwise(jump_times(steps, times)):
         x = model.solution(x, filled(t, x), filled(s, x), labels)
     return x
 

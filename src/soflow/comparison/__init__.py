@@ -1,4 +1,4 @@
 """Comparing objectives: training them side by side, measuring and estimating what they cost."""
 
 #: What is compared unless the user names others.
-OBJECTIVES = ("soflow", "mean_flow", "shortcut", "consistency", "flow_matching")
+OBJECTIVES = ("soflow", "jump_flow", "mean_flow", "shortcut", "consistency", "flow_matching")

@@ -54,7 +54,7 @@ class JumpFlow:
         ['consistency', 'flow_matching']
     """
 
-    samplers: ClassVar[tuple[str, ...]] = ("renoise", "ode", "heun")
+    samplers: ClassVar[tuple[str, ...]] = ("ode", "renoise", "heun")
     whole_network: ClassVar[bool] = False
 
     consistency_weight: Annotated[float, Setting("w, of the consistency term", gt=0)] = 4.0
