@@ -12,7 +12,7 @@ from support.objectives import random_dit
 SHAPE = (1, 8, 8)
 
 
-GUIDED = {"guidance": soflow.DrawnGuidance(2.0, 0.5, 0.3), "p": 0.5}
+GUIDED = {"guidance": soflow.DrawnGuidance(2.0, 0.5, 0.3), "p": 0.5, "eps": 0.01}
 
 
 def losses_of(objective, network):

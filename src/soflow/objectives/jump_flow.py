@@ -17,7 +17,11 @@ L_FM and L_SCM are SoFlow's (objectives/soflow.py). What is new are settings, ea
 * The adaptive weight w = 1 / (squared + eps)^p may take the batch's mean error in place of each
   sample's. Per sample it pulls towards the most typical samples, and so away from the mean.
 
-With w = 1, no direct and no composed jumps, this is SoFlow.
+* The floor eps of the adaptive weight is low. Guidance mixed with the network's own prediction makes
+  errors small, most of all near noise, and a floor above them takes weight from there.
+* Guidance does not fade near noise.
+
+With w = 1, no direct and no composed jumps, and the paper's eps and guidance, this is SoFlow.
 """
 
 from collections.abc import Sequence
@@ -90,11 +94,11 @@ class JumpFlow:
         Setting("share of p by each sample's error; the rest by the batch's mean", ge=0, le=1),
     ] = 1.0
     jump_per_sample: Annotated[float, Setting("the same of jumps", ge=0, le=1)] = 1.0
-    eps: Annotated[float, Setting("floor of the adaptive weight", gt=0)] = 0.01
+    eps: Annotated[float, Setting("floor of the adaptive weight", gt=0)] = 1e-4
     times: Annotated[SoFlowTimes, Setting("densities of the times")] = SoFlowTimes()
     middle: Annotated[MiddleTime, Setting("the middle time l = t + (s - t) r")] = MiddleTime()
     guidance: Annotated[DrawnGuidance, Setting("classifier-free guidance inside training")] = (
-        DrawnGuidance()
+        DrawnGuidance(decay_time=1.0)
     )
     mix_at_end: Annotated[
         float | None,
