@@ -118,15 +118,15 @@ def verdict(results: Comparison) -> str:
     """The base's one-step distance against every other's, in units of the spread over seeds."""
     one = {name: objective.one_step for name, objective in results.objectives.items()}
     ours = one.pop(results.base)
-    told = []
+    parts = []
     for name, theirs in one.items():
         gap = mean(theirs) - mean(ours)
         text = f"{'below' if gap > 0 else 'above'} {name_of(name)}'s by {abs(gap):.2g}"
         if len(ours) > 1:
             spread = max(stdev(ours), stdev(theirs))
             text += f" ({abs(gap) / spread:.1f} times the larger standard deviation)"
-        told.append(text)
-    return f"{name_of(results.base)}'s one-step distance, {mean(ours):.3g}, is {'; '.join(told)}."
+        parts.append(text)
+    return f"{name_of(results.base)}'s one-step distance, {mean(ours):.3g}, is {'; '.join(parts)}."
 
 
 def text_of(section: Section) -> str:

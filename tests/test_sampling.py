@@ -79,7 +79,9 @@ def test_jumps_meet_at_the_given_times(times, t):
     )
 
 
-@pytest.mark.parametrize("times", [[], [1, 0], [1, 0.5, 0.5, 0], [0, 1], [1, 0.5, 0.1], "now"])
+@pytest.mark.parametrize(
+    "times", [[], [1, 0], [1, 0.5, 0.5, 0], [0, 1], [1, 0.5, 0.1], "now", "10"]
+)
 def test_times_that_do_not_fall_from_one_to_zero_are_refused(times):
     with pytest.raises(InputError, match="times"):
         ode(tripled(), noise(), 2, times=times)

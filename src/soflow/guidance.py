@@ -72,6 +72,10 @@ class Guidance:
         """Whether some samples are trained without their label, which trains the null label."""
         return self.active and self.label_dropout > 0
 
+    def draw(self, count: int, generator: torch.Generator) -> GuidanceRows | None:
+        """None: one scale is for all samples, and the network does not see it."""
+        return None
+
     def decay(self, t: Times) -> Times:
         """The strength of guidance: 1 up to t_d, then it falls smoothly to 0 at t = 1."""
         if self.decay_time >= 1:
@@ -106,11 +110,11 @@ class Guidance:
 class DrawnGuidance(Guidance):
     """Guidance whose scale, and the interval of t in which it acts, are drawn for each sample.
 
-    Without `max_scale` it is `Guidance`, with one scale for all. With it, omega is drawn from
-    p(omega) ~ omega^-power on [1, max_scale], the interval's start evenly from [0, latest_start]
-    and its end evenly from [earliest_end, 1]. `scale` is then what samples are drawn at unless
-    another one is asked for. `decay_time` fades guidance inside of the interval, too; 1 leaves all
-    to the interval.
+    Without `max_scale` it is `Guidance`, with one scale for all; by default it does not fade. With
+    it, omega is drawn from p(omega) ~ omega^-power on [1, max_scale], the interval's start evenly
+    from [0, latest_start] and its end evenly from [earliest_end, 1]. `scale` is then what samples
+    are drawn at unless another one is asked for. `decay_time` fades guidance inside of the
+    interval, too; 1 leaves all to the interval.
 
     Raises:
         InputError: If `scale` is above `max_scale`.
@@ -125,11 +129,16 @@ class DrawnGuidance(Guidance):
         tensor([2.5000, 0.1000, 0.9000])
     """
 
+    decay_time: Annotated[
+        float, Setting("above this t guidance fades towards noise; 1: never", ge=0, le=1)
+    ] = 1.0
     max_scale: Annotated[
         float | None,
         Setting("draw omega for each sample from [1, max_scale]; null: scale is for all", gt=1),
     ] = None
-    power: Annotated[float, Setting("of the density omega^-power of drawn scales")] = 1.0
+    power: Annotated[float, Setting("of the density omega^-power of drawn scales", ge=0, le=10)] = (
+        1.0
+    )
     latest_start: Annotated[
         float, Setting("the interval of t starts evenly in [0, latest_start]", ge=0, le=0.5)
     ] = 0.5

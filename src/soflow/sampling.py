@@ -43,7 +43,7 @@ def jump_times(steps: int, times: Sequence[Any] | None) -> list[float]:
     if times is None:
         return even_times(steps)
     try:
-        found = [float(time) for time in times]
+        found = [] if isinstance(times, str) else [float(time) for time in times]
     except (TypeError, ValueError):
         raise InputError(f"times is {in_short(times)}: give numbers") from None
     falls = all(t > s for t, s in pairwise(found))

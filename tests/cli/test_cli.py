@@ -31,7 +31,7 @@ def test_from_training_to_report(tmp_path, inside):
     assert evaluated.returncode == 0, evaluated.stderr
     assert "FD-digits of 100 samples" in evaluated.stdout
     results = json.loads((run / "evaluation.json").read_text())
-    few = [("renoise", 1), ("renoise", 2), ("ode", 2)]
+    few = [("ode", 1), ("ode", 2), ("renoise", 2)]
     assert [(row["weights"], row["sampler"], row["nfe"]) for row in results["rows"]] == [
         *(("ema", *one) for one in few), *(("raw", *one) for one in few), ("ema", "heun", 64)
     ]  # fmt: skip

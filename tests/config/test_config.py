@@ -93,7 +93,7 @@ def test_overrides_are_typed_and_dotted():
         ("network.channel_mult=[2]", r"network\.channel_mult.*dit.*unet"),
         ("network.depth.deeper=3", r"network\.name=dit has no depth\.deeper.* network\.depth, "),
         ("network.batch_size=3", r"network\.name=dit has no batch_size.* train\.batch_size\?$"),
-        ("objective.derivative=all", r"objective\.derivative.*soflow.*mean_flow"),
+        ("objective.derivative=all", r"objective\.derivative.*jump_flow.*mean_flow"),
         (
             "objective.guidance.scal=2",
             r"has no guidance\.scal; it has objective\.guidance\.scale, ",

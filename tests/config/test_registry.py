@@ -232,8 +232,8 @@ def test_a_part_of_a_section_keeps_the_defaults_of_the_chosen_objective(tmp_path
 
 def test_printed_recipes_name_the_choices_and_describe_nested_settings(inside):
     lines = inside("recipes", "digits").stdout.splitlines()
-    (objective,) = [line for line in lines if line.strip().startswith("name: soflow")]
+    (objective,) = [line for line in lines if line.strip().startswith("name: jump_flow")]
     assert all(name in objective for name in OBJECTIVES)
     (decay,) = [line for line in lines if "decay_time:" in line]
-    about = section_of(OBJECTIVES["soflow"], "soflow").model_fields["guidance"].annotation
+    about = section_of(OBJECTIVES["jump_flow"], "jump_flow").model_fields["guidance"].annotation
     assert about.model_fields["decay_time"].description in decay

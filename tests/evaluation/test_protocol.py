@@ -65,8 +65,8 @@ def test_raw_weights_are_others_and_real_data_are_one_row(run, inside):
     results, shown = evaluated(inside, run, "--nfe", "1", heun=True)
     rows = results["rows"]
     assert [(row["weights"], row["sampler"]) for row in rows] == [
-        ("ema", "renoise"),
-        ("raw", "renoise"),
+        ("ema", "ode"),
+        ("raw", "ode"),
         ("ema", "heun"),
     ]
     assert rows[0]["distance"] != rows[1]["distance"]
@@ -194,7 +194,7 @@ def test_a_run_against_a_file_of_statistics(run, tmp_path, inside):
     ("options", "words"),
     [
         (["--weights", "mean"], ["--weights is 'mean'", "ema or raw"]),
-        (["--samplers", "renoise,euler"], ["'euler'", "renoise or ode or heun"]),
+        (["--samplers", "renoise,euler"], ["'euler'", "ode or renoise or heun"]),
         (["--samplers", "renoise,x"], ["--samplers", "'x'"]),
         (["--draw", "even"], ["--draw", "even", "balanced", "random"]),
         (["--seeds is 0"], ["--seeds is 0"]),

@@ -82,7 +82,14 @@ def trained(tmp_path_factory):
     runs.train(
         "digits",
         folder / "dit",
-        [*DIT_OURS, *TINY_DIT, *QUIET, "optimizer.warmup=0", "optimizer.clip=0"],
+        [
+            "objective.name=soflow",
+            *DIT_OURS,
+            *TINY_DIT,
+            *QUIET,
+            "optimizer.warmup=0",
+            "optimizer.clip=0",
+        ],
     )
     runs.train("cifar10", folder / "unet", [*UNET_OURS, *QUIET, "ema.every=2"])
     return folder

@@ -11,7 +11,7 @@ import soflow
 from soflow.errors import InputError
 from soflow.guidance import DrawnGuidance, Guidance
 
-DRAWN = DrawnGuidance(scale=1.5, mix=0.3, label_dropout=0.4, max_scale=4.0)
+DRAWN = DrawnGuidance(scale=1.5, mix=0.3, label_dropout=0.4, decay_time=0.8, max_scale=4.0)
 COUNT, CLASSES = 40, 5
 
 
@@ -48,7 +48,7 @@ def test_intervals_are_even_in_their_ranges():
 def test_a_fixed_scale_draws_nothing_and_is_the_papers():
     generator = torch.Generator().manual_seed(0)
     state = generator.get_state()
-    fixed = DrawnGuidance(scale=2.0)
+    fixed = DrawnGuidance(scale=2.0, decay_time=0.8)
     assert fixed.draw(10, generator) is None
     assert torch.equal(generator.get_state(), state)
     columns = torch.randn(3, 10, 2).unbind()

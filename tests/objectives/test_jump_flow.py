@@ -7,12 +7,13 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import soflow
+from soflow.errors import InputError
 from support.objectives import random_dit
 
 SHAPE = (1, 8, 8)
 
 
-GUIDED = {"guidance": soflow.DrawnGuidance(2.0, 0.5, 0.3), "p": 0.5}
+GUIDED = {"guidance": soflow.DrawnGuidance(2.0, 0.5, 0.3), "p": 0.5, "eps": 0.01}
 
 
 def losses_of(objective, network):
@@ -123,7 +124,8 @@ def test_with_a_velocity_second_it_is_the_derivative_in_s():
         )
     residual = df_ds - model.velocity(f, s, batch.labels)
     expected = residual.pow(2).flatten(1).mean(1)
-    torch.testing.assert_close(term.squared, expected.detach(), rtol=1e-3, atol=1e-6)
+    # A difference over 1e-4 of a function whose second derivative is of order 10
+    torch.testing.assert_close(term.squared, expected.detach(), rtol=1e-2, atol=1e-4)
 
 
 def test_the_weight_changes_linearly_and_with_the_length_of_jumps():
@@ -183,3 +185,53 @@ def test_a_share_of_the_velocities_is_at_uniform_times():
     assert float((first - (torch.arange(2000) + 0.5) / 2000).abs().max()) < 1.36 / 2000**0.5
     assert torch.equal(draws.t, draws.s)
     assert float((rest > 0.95).float().mean()) < 0.005
+
+
+@pytest.mark.parametrize("second", ["jump", "velocity"])
+def test_composed_jumps_are_computed_in_float32_under_autocast(second):
+    network = random_dit().float()
+    objective = soflow.JumpFlow(**ALL_COMPOSED, second=second, p=0.0)
+    model, data = soflow.FlowModel(network, SHAPE, 10), torch.randn(32, *SHAPE)
+    batch = soflow.Batch(data, torch.arange(32) % 10)
+    draws = objective.draw(data.shape, torch.Generator().manual_seed(0))
+    plain = objective(model, batch, draws, 1.0).terms["composed"].squared
+    with torch.autocast("cpu", torch.bfloat16):
+        found = objective(model, batch, draws, 1.0).terms["composed"].squared
+    torch.testing.assert_close(found, plain)
+
+
+def test_jumps_as_short_as_can_be_are_finite():
+    middle = soflow.MiddleTime("constant", end=1e-6)
+    objective = soflow.JumpFlow(**ALL_COMPOSED, second="velocity", middle=middle)
+    model, data = soflow.FlowModel(random_dit(), SHAPE, 10), torch.randn(8, *SHAPE).double()
+    draws = objective.draw(data.shape, torch.Generator().manual_seed(0))
+    s = draws.t - 1e-4
+    draws = dataclasses.replace(draws, noise=draws.noise.double(), s=s, l=s)
+    losses = objective(model, soflow.Batch(data, torch.arange(8)), draws, 0.5)
+    assert losses.total.isfinite()
+
+
+def test_every_microbatch_has_the_same_terms_or_is_refused():
+    objective = soflow.JumpFlow(composed_share=0.5)
+    draws = objective.draw((16, *SHAPE), torch.Generator())
+    assert draws.n_composed == 2
+    model, data = soflow.FlowModel(random_dit().float(), SHAPE, 10), torch.randn(16, *SHAPE)
+    batch = soflow.Batch(data, torch.arange(16) % 10)
+    for rows in (slice(0, None, 2), slice(1, None, 2)):
+        assert "composed" in objective(model, batch.rows(rows), draws.rows(rows), 0.5).terms
+    with pytest.raises(InputError, match="composed_share"):
+        objective(model, batch.rows(slice(0, None, 4)), draws.rows(slice(0, None, 4)), 0.5)
+    with pytest.raises(InputError, match="composed_share"):
+        objective.draw((4, *SHAPE), torch.Generator())
+
+
+def test_settings_without_an_effect_are_refused():
+    with pytest.raises(InputError, match="mix_at_end"):
+        soflow.JumpFlow(mix_at_end=0.1)
+    assert soflow.JumpFlow(**GUIDED, mix_at_end=0.1).scheduled(0.5)["m"] == pytest.approx(0.3)
+
+
+def test_scales_are_drawn_only_by_an_objective_that_draws_them():
+    objective = soflow.SoFlow(guidance=soflow.DrawnGuidance(max_scale=4.0))
+    with pytest.raises(InputError, match="max_scale"):
+        losses_of(objective, random_dit())

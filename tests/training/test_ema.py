@@ -113,7 +113,7 @@ def test_a_comparison_from_before_the_start_up_goes_on_as_it_was(tmp_path):
         for name in ("soflow", "flow_matching")
     }
     for given, ratio in (((), 0), (("ema.rampup",), 0.05)):  # given: it is refused later on
-        chosen, _ = chosen_settings(configs, tmp_path, given)
+        chosen, _ = chosen_settings(configs, {name: {} for name in configs}, tmp_path, given)
         assert {config.ema.rampup for config in chosen.values()} == {ratio}
 
 

@@ -149,11 +149,11 @@ def test_pictures_and_folders_come_from_the_same_pieces(loaded, tmp_path):
 
 def test_a_request_is_completed_by_the_run(loaded):
     request = SampleRequest.of(loaded, 5)
-    assert (request.sampler, request.nfe, request.seed) == ("renoise", 1, 0)
+    assert (request.sampler, request.nfe, request.seed) == ("ode", 1, 0)
     assert request.labels.tolist() == [0, 1, 2, 3, 4]
     assert SampleRequest.of(loaded, 3, labels="7,2").labels.tolist() == [7, 2, 7]
     assert SampleRequest.of(loaded, 3, sampler="heun").nfe == 2
-    assert SampleRequest.of(loaded, 3, nfe=4).sampler == "renoise"
+    assert SampleRequest.of(loaded, 3, nfe=4).sampler == "ode"
     at_random = SampleRequest.of(loaded, 50, draw="random", seed=1).labels
     assert at_random[:40].tolist() != list(range(10)) * 4
     assert torch.equal(SampleRequest.of(loaded, 5, draw="random", seed=1).labels, at_random[:5])

@@ -91,8 +91,8 @@ def compare(
     Args:
         recipe: A shipped recipe's name, a YAML file or a run folder.
         out: The folder.
-        objectives: Names of objectives; by default SoFlow, MeanFlow, shortcut, consistency and
-            flow matching.
+        objectives: Names of objectives; by default SoFlow, JumpFlow, MeanFlow, shortcut,
+            consistency and flow matching.
         seeds: Runs of each objective or variant.
         budget: "steps": the recipe's steps for all; "time": as many as fit into the seconds of
             SoFlow, or of the first variant if there is no variant SoFlow.

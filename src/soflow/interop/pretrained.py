@@ -183,7 +183,23 @@ def require_same_attention(config: Config | None, network: nn.Module, source: Pa
     if getattr(config.network, "rotary", rotary) != rotary:
         word = str(not rotary).lower()
         raise InputError(f"{source} was trained with network.rotary={word}: set it, too")
+    if isinstance(network, InContextDiT):
+        require_same_tokens(config, network, source)
     return []
+
+
+def require_same_tokens(config: Config, network: InContextDiT, source: Path) -> None:
+    """Raises InputError if a run's conditions have other tokens: one table holds those of all."""
+    for key in ("class_tokens", "condition_tokens"):
+        now = network.settings[key]
+        if (before := getattr(config.network, key, now)) != now:
+            raise InputError(f"{source} was trained with network.{key}={before}: set it, too")
+    if (config.drawn_guidance is not None) != (network.guidance_embedder is not None):
+        how = "with" if config.drawn_guidance else "without"
+        raise InputError(
+            f"{source} was trained {how} guidance scales as an input, and in_context_dit has "
+            "tokens for them: set objective.guidance.max_scale as there"
+        )
 
 
 def as_ours(weights: dict[str, Tensor], network: DiT) -> list[str]:

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from soflow.guidance import Guidance, of_labelled
+from soflow.errors import InputError
+from soflow.guidance import Guidance, draws_scales, of_labelled
 from soflow.objectives.base import Draws
 from soflow.objectives.passes import Inputs, without_gradient
 from soflow.solution import FlowModel
@@ -48,6 +49,10 @@ def guiding_velocities(
     The second is guided by `drawn`, the first is not.
     """
     assert batch.labels is not None, "guidance needs labels"
+    if draws_scales(guidance) and drawn is None:
+        raise InputError(
+            "guidance.max_scale needs an objective that draws scales: use JumpFlow, or leave it out"
+        )
     null_labels = torch.full_like(batch.labels, model.num_classes)
     none = None if drawn is None else of_labelled(drawn, None, model.num_classes)
     null = Inputs.of(batch, x_t, t, t, null_labels, none)

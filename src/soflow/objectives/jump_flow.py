@@ -14,10 +14,13 @@ L_FM and L_SCM are SoFlow's (objectives/soflow.py). What is new are settings, ea
   With a velocity for the second jump and l near s, it is the condition d_s f = v(f, s) as a
   difference in s.
 * The step from x_t to x_l in L_SCM may go along the network's own velocity.
-* The adaptive weight w = 1 / (squared + eps)^p may take the batch's mean error in place of each
+* The adaptive weight w = 1 / (squared + eps)^p may use the batch's mean error in place of each
   sample's. Per sample it pulls towards the most typical samples, and so away from the mean.
+* The floor eps of the adaptive weight is low. Guidance mixed with the network's own prediction
+  makes errors small, most of all near noise. A floor above them gives those samples little weight.
+* Guidance does not fade near noise.
 
-With w = 1, no direct and no composed jumps, this is SoFlow.
+With w = 1, no direct and no composed jumps, and the paper's eps and guidance, this is SoFlow.
 """
 
 from collections.abc import Sequence
@@ -27,15 +30,22 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 
+from soflow.errors import InputError
 from soflow.guidance import DrawnGuidance, Guidance
 from soflow.objectives.base import OBJECTIVES, Draws, Losses, Term, losses
 from soflow.objectives.guided import shown_guidance, shown_labels
-from soflow.objectives.passes import Inputs, together, without_gradient
+from soflow.objectives.passes import (
+    Inputs,
+    float32,
+    same_dropout,
+    together,
+    without_gradient,
+)
 from soflow.objectives.soflow import SoFlow, SoFlowTimes, jump_loss
 from soflow.solution import FlowModel
 from soflow.symbols import Batch, across
 from soflow.system.registry import Setting
-from soflow.times import MiddleTime
+from soflow.times import FLOOR, MiddleTime
 
 
 @OBJECTIVES.register("jump_flow")
@@ -87,10 +97,10 @@ class JumpFlow:
     p: Annotated[float, Setting("power of the adaptive weight; 0 is the plain square", ge=0)] = 1.0
     velocity_per_sample: Annotated[
         float,
-        Setting("share of p by each sample's error; the rest by the batch's mean", ge=0, le=1),
+        Setting("share of p by each sample's error; the rest by the microbatch's mean", ge=0, le=1),
     ] = 1.0
     jump_per_sample: Annotated[float, Setting("the same of jumps", ge=0, le=1)] = 1.0
-    eps: Annotated[float, Setting("floor of the adaptive weight", gt=0)] = 0.01
+    eps: Annotated[float, Setting("floor of the adaptive weight", gt=0)] = 1e-4
     times: Annotated[SoFlowTimes, Setting("densities of the times")] = SoFlowTimes()
     middle: Annotated[MiddleTime, Setting("the middle time l = t + (s - t) r")] = MiddleTime()
     guidance: Annotated[DrawnGuidance, Setting("classifier-free guidance inside training")] = (
@@ -100,6 +110,13 @@ class JumpFlow:
         float | None,
         Setting("guidance.mix at the last step, to which it changes linearly", ge=0, le=1),
     ] = None
+
+    def __post_init__(self) -> None:
+        if self.mix_at_end is not None and not self.guidance.active:
+            raise InputError(
+                "objective.mix_at_end has no effect without guidance: set objective.guidance.scale "
+                "or max_scale above 1, or leave it out"
+            )
 
     def soflow(self, progress: float) -> SoFlow:
         """SoFlow with these settings, as they are at `progress` = k / K."""
@@ -118,7 +135,10 @@ class JumpFlow:
 
     def scheduled(self, progress: float) -> dict[str, float]:
         """What follows a schedule at `progress` = k / K."""
-        return {"r": self.middle.r(progress), "w": self.weight(progress)}
+        values = {"r": self.middle.r(progress), "w": self.weight(progress)}
+        if self.mix_at_end is not None:
+            values["m"] = self.soflow(progress).guidance.mix
+        return values
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> Draws:
         """Draws noise, times, label drops and guidance of a batch of `shape`."""
@@ -132,7 +152,9 @@ class JumpFlow:
             n_direct = floor(self.direct_share * (jumps.stop - jumps.start))
             direct = slice(jumps.start, jumps.start + n_direct)
             t[direct], s[direct] = 1.0, 0.0
-        if n_composed:
+        if self.composed_share > 0:
+            if not n_composed:
+                raise too_few(self.composed_share, count)
             u = torch.rand(count, generator=generator, device=generator.device)
             draws = replace(draws, n_composed=n_composed, l=s + u * (t - s))
         return replace(draws, guidance=self.guidance.draw(count, generator))
@@ -150,7 +172,9 @@ class JumpFlow:
         jump = by_batch(terms["consistency"], self.p * (1 - self.jump_per_sample), self.eps)
         w = self.weight(progress) * (draws.t - draws.s)[jumps] ** self.length_power
         found = {"flow_matching": velocity, "consistency": jump._replace(loss=w * jump.loss)}
-        if draws.n_composed:
+        if draws.l is not None:
+            if not draws.n_composed:
+                raise too_few(self.composed_share, len(draws.t))
             guidance = soflow.guidance
             found["composed"] = self.composed(
                 model, batch.rows(composed), draws.rows(composed), guidance, progress
@@ -165,26 +189,40 @@ class JumpFlow:
         x_t = model.noising.sample(batch.data, draws.noise, t).x_t
         labels = shown_labels(model, batch, draws, guidance)
         jumps = Inputs.of(batch, x_t, t, s, labels, shown_guidance(model, labels, draws))
-        assert draws.l is not None
         by_velocity = self.second == "velocity"
-        l = s + self.middle.r(progress) * (t - s) if by_velocity else draws.l
-
-        (F_tl,) = without_gradient(model.net, jumps._replace(s=l))
-        x_l = param.solution(x_t, t, l, F_tl)
-        nearer = jumps._replace(x=x_l, t=l)
+        l = draws.l
+        assert l is not None
         if by_velocity:
-            (F_ll,) = without_gradient(model.net, nearer._replace(s=l))
-            target, span = x_l + across(s - l, x_l) * param.velocity(F_ll), l - s
+            l = torch.minimum(s + (self.middle.r(progress) * (t - s)).clamp(min=FLOOR), t)
+
+        # In float32 and under one dropout mask, since the difference is divided by a short time
+        with float32(x_t.device):
+            replay_dropout = same_dropout(x_t.device)
+            (F_tl,) = without_gradient(model.net, jumps._replace(s=l))
+            x_l = param.solution(x_t, t, l, F_tl)
+            nearer = jumps._replace(x=x_l, t=l, s=l if by_velocity else s)
+            replay_dropout()
+            (F_l,) = without_gradient(model.net, nearer)
+            replay_dropout()
+            (F_ts,) = together(model.net, jumps)
+        if by_velocity:
+            target, span = x_l + across(s - l, x_l) * param.velocity(F_l), l - s
         else:
-            (F_ls,) = without_gradient(model.net, nearer)
-            target, span = param.solution(x_l, l, s, F_ls), t - s
-        (F_ts,) = together(model.net, jumps)
+            target, span = param.solution(x_l, l, s, F_l), t - s
         term = jump_loss(param, jumps, F_ts, target, span, l, self.p, self.eps)
         term = by_batch(term, self.p * (1 - self.jump_per_sample), self.eps)
         return term._replace(loss=self.composed_weight * term.loss)
 
 
 def by_batch(term: Term, power: float, eps: float) -> Term:
-    """Takes `power` of the adaptive weight from the batch's mean error, not each sample's."""
+    """Takes `power` of the adaptive weight from the mean error, not from each sample's."""
     scale = ((term.squared + eps) / (term.squared.mean() + eps)) ** power
     return term._replace(loss=scale * term.loss, weight=scale * term.weight)
+
+
+def too_few(share: float, count: int) -> InputError:
+    """The error for a batch without composed jumps, whose term every process needs."""
+    return InputError(
+        f"objective.composed_share={share:g} leaves no composed jump in a batch of {count} samples "
+        "per process and accumulation step: raise it, or train.batch_size"
+    )

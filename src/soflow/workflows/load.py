@@ -57,7 +57,7 @@ class Run:
         >>> model = soflow.load("runs/digits")
         >>> images = model.sample(8, labels=[3, 7], nfe=1, seed=0, progress=soflow.silent)
         >>> images.shape, model.samplers
-        (torch.Size([8, 1, 8, 8]), ('renoise', 'ode', 'heun'))
+        (torch.Size([8, 1, 8, 8]), ('ode', 'renoise', 'heun'))
         >>> folder = model.save("models/digits")
     """
 

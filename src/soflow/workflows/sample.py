@@ -63,7 +63,7 @@ class SampleRequest:
         >>> run = soflow.load("runs/digits")
         >>> request = soflow.SampleRequest.of(run, 4, labels="3,7", nfe=2)
         >>> request.labels, request.sampler
-        (tensor([3, 7, 3, 7]), 'renoise')
+        (tensor([3, 7, 3, 7]), 'ode')
     """
 
     num: int
