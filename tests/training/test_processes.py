@@ -100,7 +100,7 @@ def assert_same_bits(one, two):
         assert torch.equal(value, two[name]), name
 
 
-def assert_same_training(one, two):
+def assert_same_training(one, two, atol=1e-6):
     """Logs and last checkpoints are equal to rounding: processes add gradients in another order."""
     lines = [RunFolder(out).read_metrics() for out in (one, two)]
     assert [line["step"] for line in lines[0]] == [line["step"] for line in lines[1]] != []
@@ -112,7 +112,7 @@ def assert_same_training(one, two):
     kept = [tensors(last(out)) for out in (one, two)]
     assert kept[0].keys() == kept[1].keys()
     for name, value in kept[0].items():
-        torch.testing.assert_close(value, kept[1][name], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(value, kept[1][name], rtol=1e-4, atol=atol)
 
 
 def back_to_step_4(out, copy):
@@ -183,7 +183,8 @@ def test_other_optimizers_and_networks_train_in_two_processes_as_in_one(other, t
     soflow.train("digits", one, [*settings, "parallel=ddp"])
     process = launch(TORCHRUN, "-m", "soflow", "train", "digits", *settings, out=two)
     assert process.returncode == 0, process.stderr
-    assert_same_training(one, two)
+    # Muon computes its updates in bfloat16, which enlarges rounding.
+    assert_same_training(one, two, atol=1e-5 if "optimizer.name=muon" in other else 1e-6)
 
 
 @pytest.mark.slow
