@@ -37,7 +37,7 @@ def read_compared(
     only: Sequence[str] = (),
     overrides: Sequence[str] = (),
 ) -> dict[str, Variant]:
-    """Reads the variants, or one variant per objective if there are none.
+    """Reads the variants, or makes one for each objective if `variants` is None.
 
     Args:
         recipe: The name of a recipe, a YAML file or a run folder.

@@ -1,4 +1,10 @@
-"""Guidance inside training, for every objective: dropped labels and guiding velocities."""
+"""Guidance inside training, for every objective: dropped labels and guiding velocities.
+
+Also the draws that several objectives share.
+"""
+
+from collections.abc import Sequence
+from math import floor
 
 import torch
 from torch import Tensor
@@ -9,12 +15,29 @@ from soflow.objectives.base import Draws
 from soflow.objectives.passes import Inputs, without_gradient
 from soflow.solution import FlowModel
 from soflow.symbols import Batch, GuidanceRows, Labels, Mask, Sample, Times
+from soflow.times import LogitNormal, draw_ordered
 
 
 def draw_dropped(count: int, guidance: Guidance | None, generator: torch.Generator) -> Mask:
     """Which samples are trained without their label: (count,); none without guidance."""
     share = guidance.label_dropout if guidance and guidance.active else 0.0
     return torch.rand(count, generator=generator, device=generator.device) < share
+
+
+def draw_ordered_jumps(
+    shape: Sequence[int],
+    flow_matching_share: float,
+    times: LogitNormal,
+    guidance: Guidance,
+    generator: torch.Generator,
+) -> Draws:
+    """The draws of MeanFlow and its relatives: ordered times, and s = t for the first samples."""
+    count = shape[0]
+    noise = torch.randn(*shape, generator=generator, device=generator.device)
+    t, s = draw_ordered(count, times, generator)
+    n_fm = floor(flow_matching_share * count)
+    s = torch.cat([t[:n_fm], s[n_fm:]])
+    return Draws(noise, t, s, draw_dropped(count, guidance, generator), n_fm)
 
 
 def shown_labels(model: FlowModel, batch: Batch, draws: Draws, guidance: Guidance) -> Labels | None:

@@ -12,7 +12,6 @@ Source: Improved Mean Flows (arXiv 2512.02012), its loss. Times and weight are M
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import floor
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -20,13 +19,13 @@ from torch import Tensor
 
 from soflow.objectives import passes
 from soflow.objectives.base import OBJECTIVES, Draws, Losses, Term, adaptive_weight, losses
-from soflow.objectives.guided import draw_dropped, guiding_velocities, shown_labels
+from soflow.objectives.guided import draw_ordered_jumps, guiding_velocities, shown_labels
 from soflow.objectives.mean_flow import MeanFlowGuidance
 from soflow.objectives.passes import Inputs, together, without_gradient
 from soflow.solution import FlowModel, require_mean_velocity
 from soflow.symbols import Batch, across
 from soflow.system.registry import Setting
-from soflow.times import LogitNormal, draw_ordered
+from soflow.times import LogitNormal
 
 
 @OBJECTIVES.register("imf")
@@ -74,12 +73,8 @@ class ImprovedMeanFlow:
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> Draws:
         """Draws noise, times and label drops of a batch of `shape`."""
-        count = shape[0]
-        noise = torch.randn(*shape, generator=generator, device=generator.device)
-        t, s = draw_ordered(count, self.times, generator)
-        n_fm = floor(self.flow_matching_share * count)
-        s = torch.cat([t[:n_fm], s[n_fm:]])
-        return Draws(noise, t, s, draw_dropped(count, self.guidance, generator), n_fm)
+        share, guidance = self.flow_matching_share, self.guidance
+        return draw_ordered_jumps(shape, share, self.times, guidance, generator)
 
     def __call__(self, model: FlowModel, batch: Batch, draws: Draws, progress: float) -> Losses:
         """The loss of a batch at `progress` = k / K."""

@@ -9,7 +9,6 @@ Source: Mean Flows for One-step Generative Modeling (arXiv 2505.13447).
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import floor
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -18,12 +17,12 @@ from torch import Tensor
 from soflow.guidance import Guidance
 from soflow.objectives import passes
 from soflow.objectives.base import OBJECTIVES, Draws, Losses, Term, adaptive_weight, losses
-from soflow.objectives.guided import draw_dropped, guiding_velocities, shown_labels
+from soflow.objectives.guided import draw_ordered_jumps, guiding_velocities, shown_labels
 from soflow.objectives.passes import Inputs, together
 from soflow.solution import FlowModel, require_mean_velocity
 from soflow.symbols import Batch, across
 from soflow.system.registry import Setting
-from soflow.times import LogitNormal, draw_ordered
+from soflow.times import LogitNormal
 
 
 @dataclass(frozen=True)
@@ -97,12 +96,8 @@ class MeanFlow:
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> Draws:
         """Draws noise, times and label drops of a batch of `shape`."""
-        count = shape[0]
-        noise = torch.randn(*shape, generator=generator, device=generator.device)
-        t, s = draw_ordered(count, self.times, generator)
-        n_fm = floor(self.flow_matching_share * count)
-        s = torch.cat([t[:n_fm], s[n_fm:]])
-        return Draws(noise, t, s, draw_dropped(count, self.guidance, generator), n_fm)
+        share, guidance = self.flow_matching_share, self.guidance
+        return draw_ordered_jumps(shape, share, self.times, guidance, generator)
 
     def __call__(self, model: FlowModel, batch: Batch, draws: Draws, progress: float) -> Losses:
         """The loss at `progress` = k / K of training."""
