@@ -5,7 +5,8 @@
     python benchmarks/long_jump.py runs/jumps
 
 Uses the EMA weights in the checkpoints of a comparison's runs. Writes FOLDER/long_jump.json, .md
-and .png, or the files given by --out. All runs start from the same noise. Errors are relative to the distance between the ODE's states at t and s.
+and .png, or the files given by --out. All runs start from the same noise. Errors are
+relative to the distance between the ODE's states at t and s.
 """
 
 import argparse
