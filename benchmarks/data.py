@@ -113,13 +113,12 @@ def main() -> None:
     consumed = batch / measured.seconds_per_step
     print(f"decoding 256x256 JPEGs, once: {decoding:,.0f} images/s")
     print(f"opening the cache again: {again:.2f} s")
-    print(f"training DiT-B/4, batches of {batch}: {consumed:,.1f} samples/s on {measured.device}")
+    print(f"training DiT-B/4, batch size {batch}: {consumed:,.1f} samples/s on {measured.device}")
     for name, measurements in loaders.items():
         low, middle, high = min(measurements), statistics.median(measurements), max(measurements)
         spread = f"({low:,.0f} to {high:,.0f})"
-        print(
-            f"{name}: {middle:,.0f} samples/s {spread}, {middle / consumed:,.0f} times the training speed"
-        )
+        ratio = f"{middle / consumed:,.0f} times the training speed"
+        print(f"{name}: {middle:,.0f} samples/s {spread}, {ratio}")
     results |= {
         "decoding": decoding,
         "reopening_seconds": again,
