@@ -126,10 +126,10 @@ def verdict(results: Comparison) -> str:
             spread = max(stdev(ours), stdev(theirs))
             text += f" ({abs(gap) / spread:.1f} standard deviations)"
         parts.append(text)
-    ending = " A standard deviation is the larger of the two over seeds." if len(ours) > 1 else ""
+    unit = " The unit is the larger of both standard deviations over seeds."
     return (
         f"**{name_of(results.base)}'s one-step distance is {mean(ours):.3g}: {', '.join(parts)}.**"
-        f"{ending}"
+        f"{unit if len(ours) > 1 else ''}"
     )
 
 
