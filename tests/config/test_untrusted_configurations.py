@@ -1,11 +1,11 @@
-"""Configurations that are meant to harm are refused in one line, and nothing in them runs."""
+"""Malicious configurations are rejected in one line and never run code."""
 
 import pytest
 
 from soflow.config import read_recipe
 from soflow.errors import InputError
 
-#: Each value holds the one before ten times: ten to the 30 values, and as many pairs.
+#: Each value contains the previous one ten times: 10^30 values, and as many pairs.
 LAUGHS = "\n".join(
     ["a0: &a0 [x]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 30))]
 )
@@ -44,7 +44,7 @@ MERGES = "\n".join(
         ("network: {name: !!binary aGVsbG8=}", r"network\.name"),
     ],
 )
-def test_yaml_that_means_harm(text, told, tmp_path):
+def test_malicious_yaml_is_rejected(text, told, tmp_path):
     (tmp_path / "mine.yaml").write_text(text.replace("CANARY", str(tmp_path / "canary")))
     with pytest.raises(InputError, match=told) as raised:
         read_recipe(str(tmp_path / "mine.yaml"))
@@ -53,7 +53,7 @@ def test_yaml_that_means_harm(text, told, tmp_path):
     assert not (tmp_path / "canary").exists()
 
 
-def test_aliases_and_merges_are_read_as_before(tmp_path):
+def test_aliases_and_merges_are_supported(tmp_path):
     data, network = "data: {shape: [&two 2], num_classes: 0}", "network: {name: mlp, width: *two }"
     times = "objective: {times: {t: &t {mean: 1, std: *two }, s: {<<: *t , std: 3}}}"
     (tmp_path / "mine.yaml").write_text("\n".join([data, network, times]))
