@@ -84,7 +84,7 @@ def toys(tmp_path, monkeypatch):
 
 
 def train_again_from_the_middle(train, folder):
-    """Trains, damages the last checkpoint, trains again. Returns both versions of the checkpoint."""
+    """Trains, damages the last checkpoint, resumes. Returns the checkpoint before and after."""
     train()
     last = folder / "checkpoints" / "step-00000004" / "model.safetensors"
     whole = last.read_bytes()
