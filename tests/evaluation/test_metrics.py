@@ -1,4 +1,4 @@
-"""Figures against theory, brute force and other libraries."""
+"""Metrics equal theory, brute force and other libraries."""
 
 import math
 
@@ -32,7 +32,7 @@ def random_moments(seed, d=6):
     return Moments(torch.randn(d, generator=generator, dtype=torch.float64), root @ root.T, 1000)
 
 
-def test_the_frechet_distance_of_isotropic_gaussians_in_closed_form():
+def test_the_frechet_distance_of_isotropic_gaussians_equals_its_closed_form():
     d, one, two = 5, 1.5, 0.4
     a = Moments(torch.zeros(d, dtype=torch.float64), one**2 * torch.eye(d, dtype=torch.float64), 10)
     b = Moments(
@@ -42,7 +42,7 @@ def test_the_frechet_distance_of_isotropic_gaussians_in_closed_form():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_frechet_distance_against_scipys_matrix_square_root(seed):
+def test_the_frechet_distance_equals_scipys_matrix_square_root(seed):
     a, b = random_moments(seed), random_moments(seed + 10)
     root = scipy.linalg.sqrtm(a.covariance.numpy() @ b.covariance.numpy()).real
     expected = float((a.mean - b.mean).square().sum()) + np.trace(
@@ -53,7 +53,7 @@ def test_the_frechet_distance_against_scipys_matrix_square_root(seed):
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
 
 
-def test_moments_against_numpy_also_for_one_feature():
+def test_moments_equal_numpy_also_for_one_feature():
     for d in (1, 4):
         features = torch.randn(50, d)
         moments = Moments.of(features)
@@ -63,8 +63,8 @@ def test_moments_against_numpy_also_for_one_feature():
         np.testing.assert_allclose(moments.mean.numpy(), features.double().numpy().mean(0))
 
 
-def test_the_energy_distance_of_two_gaussians_in_closed_form():
-    """For a mean of m spreads, E|x - y| is the spread times 2 phi(m) + m (2 Phi(m) - 1)."""
+def test_the_energy_distance_of_two_gaussians_equals_its_closed_form():
+    """For means m standard deviations apart, E|x - y| / std is 2 phi(m) + m (2 Phi(m) - 1)."""
 
     def mean_distance(shift, spread):
         m = shift / spread
@@ -80,13 +80,13 @@ def test_the_energy_distance_of_two_gaussians_in_closed_form():
     assert abs(energy_distance(a[:2000], a[2000:])) < 0.01
 
 
-def test_recognized_counts_the_right_answers():
+def test_recognized_counts_correct_predictions():
     logits = torch.tensor([[2.0, 1, 0], [0, 1, 2], [0, 3, 2]])
     assert recognized(logits, torch.tensor([0, 1, 1])) == pytest.approx(2 / 3)
 
 
-def test_moments_in_parts_are_those_of_the_whole_even_far_from_zero(monkeypatch):
-    """Sums of squares would lose all digits of a spread of 1e-3 at 1e5, even in float64."""
+def test_moments_in_batches_are_exact_far_from_zero(monkeypatch):
+    """Sums of squares lose all digits of a deviation of 1e-3 at 1e5, even in float64."""
     features = (1e5 + 1e-3 * normal(0, 2503, 4).double()).double()
     whole = np.cov(features.numpy().T)
     np.testing.assert_allclose(
@@ -98,7 +98,7 @@ def test_moments_in_parts_are_those_of_the_whole_even_far_from_zero(monkeypatch)
     )
 
 
-def test_the_frechet_distance_against_torchmetrics():
+def test_the_frechet_distance_equals_torchmetrics():
     a, b = normal(0, 300, 8) + 0.3, normal(1, 200, 8) @ normal(2, 8, 8)
 
     class Identity(nn.Identity):
@@ -112,13 +112,13 @@ def test_the_frechet_distance_against_torchmetrics():
     )
 
 
-def test_the_frechet_distance_of_samples_tends_to_the_gaussians_own():
-    """Of N(0, 1) and N(1, 4) in d dimensions it is d (1 + 1); 100,000 samples come within 2 %."""
+def test_the_frechet_distance_of_samples_converges():
+    """For N(0, 1) and N(1, 4) in d dimensions it is d (1 + 1). 100,000 samples are within 2 %."""
     a, b = normal(0, 100_000, 3), 2 * normal(1, 100_000, 3) + 1
     assert frechet_distance(Moments.of(a), Moments.of(b)) == pytest.approx(6, rel=0.02)
 
 
-def test_fewer_samples_than_dimensions_still_have_a_root():
+def test_fewer_samples_than_dimensions_have_a_matrix_root():
     a, b = Moments.of(normal(0, 20, 50)), Moments.of(normal(1, 30, 50))
     root = scipy.linalg.sqrtm(b.covariance.numpy() + 1e-12 * np.eye(50)).real
     product = root @ a.covariance.numpy() @ root
@@ -137,7 +137,7 @@ def test_fewer_samples_than_dimensions_still_have_a_root():
         (torch.tensor([[1.0, math.nan], [math.nan, 1]]), "not finite"),
     ],
 )
-def test_a_root_that_is_not_there_says_so(covariance, word):
+def test_a_missing_matrix_root_is_an_error(covariance, word):
     good = Moments.of(normal(0, 50, 2))
     bad = Moments(good.mean, covariance.double(), 50)
     for one, two in ((good, bad), (bad, good)):
@@ -145,7 +145,7 @@ def test_a_root_that_is_not_there_says_so(covariance, word):
             frechet_distance(one, two)
 
 
-def test_a_root_that_does_not_converge_says_so(monkeypatch):
+def test_a_root_that_does_not_converge_is_an_error(monkeypatch):
     def fail(matrix):
         raise torch.linalg.LinAlgError("linalg.eigh: The algorithm failed to converge")
 
@@ -154,8 +154,8 @@ def test_a_root_that_does_not_converge_says_so(monkeypatch):
         frechet_distance(Moments.of(normal(0, 50, 2)), Moments.of(normal(1, 50, 2)))
 
 
-def test_the_spread_from_halves_is_that_of_repeated_sampling():
-    """The deviation of 60 distances of 400 samples each, against the mean of their estimates."""
+def test_the_deviation_from_halves_equals_that_of_repeated_sampling():
+    """Compares the deviation of 60 distances of 400 samples each with the mean of the estimates."""
     reference = Moments.of(normal(0, 20_000, 4))
     sets = [0.3 + 1.1 * normal(seed, 400, 4) for seed in range(1, 61)]
     found = [frechet_distance(Moments.of(one), reference) for one in sets]
@@ -163,8 +163,8 @@ def test_the_spread_from_halves_is_that_of_repeated_sampling():
     assert np.mean(told) == pytest.approx(np.std(found), rel=0.3)
 
 
-def test_the_kernel_distance_against_its_definition():
-    """If each subset is all samples, it is the unbiased estimate over all pairs."""
+def test_the_kernel_distance_equals_its_definition():
+    """With all samples in each subset, it is the unbiased estimate over all pairs."""
     a, b = normal(0, 30, 5).double() + 0.5, normal(1, 30, 5).double()
 
     def kernel(x, y):
@@ -181,13 +181,13 @@ def test_the_kernel_distance_against_its_definition():
 
 
 @pytest.mark.parametrize("subset", [130, 20])  # by all pairs, and subset by subset
-def test_the_kernel_distance_is_that_of_torchmetrics(subset, monkeypatch):
+def test_the_kernel_distance_equals_torchmetrics(subset, monkeypatch):
     from torchmetrics.image.kid import KernelInceptionDistance
 
     monkeypatch.setattr("soflow.evaluation.metrics.KERNEL_SUBSET", subset)
     reference = normal(0, 130, 7)
     distance = KernelDistance(reference)
-    for count in (150, 1050, 150):  # the third time by what is kept of the reference
+    for count in (150, 1050, 150):  # the third time from the stored reference
         features = normal(count, count, 7)
         metric = KernelInceptionDistance(feature=nn.Identity(), subset_size=subset)
         metric.update(features.double(), real=False)
@@ -204,14 +204,14 @@ def test_the_kernel_distance_of_one_distribution_is_zero_on_average():
 
 
 def test_the_inception_score_of_known_classifiers():
-    """All classes equally often and certain: as many as there are classes. Nothing known: 1."""
+    """Perfect and balanced predictions score the number of classes. Uniform predictions score 1."""
     certain = 100.0 * torch.eye(7).repeat(1000, 1)
     assert inception_score(certain)[0] == pytest.approx(7, rel=0.02)
     assert inception_score(torch.zeros(50, 7))[0] == pytest.approx(1)
 
 
 def test_the_inception_score_over_ten_parts():
-    """Each part's score by numpy; the parts are drawn at random, and even out over many images."""
+    """Compares with numpy per part. Parts are random and average out over many images."""
     logits = normal(0, 20_000, 3).double()
     p = np.exp(logits.numpy()) / np.exp(logits.numpy()).sum(1, keepdims=True)
     expected = np.exp((p * (np.log(p) - np.log(p.mean(0)))).sum(1).mean())
@@ -221,7 +221,7 @@ def test_the_inception_score_over_ten_parts():
 
 
 def brute_force(features, reference, k=3, wide=5):
-    """Precision, recall, density and coverage as their papers write them, point by point."""
+    """Computes precision, recall, density and coverage point by point, as in their papers."""
 
     def apart(x, y):
         return float(np.sqrt(((x - y) ** 2).sum()))
@@ -243,7 +243,7 @@ def brute_force(features, reference, k=3, wide=5):
 
 
 @pytest.mark.parametrize("shift", [0.0, 1.5])
-def test_neighbourhoods_against_brute_force(shift, monkeypatch):
+def test_neighborhood_metrics_equal_brute_force(shift, monkeypatch):
     features, reference = normal(0, 37, 3).double() + shift, normal(1, 52, 3).double()
     expected = brute_force(features.numpy(), reference.numpy())
     for rows in (1000, 10):
@@ -256,11 +256,11 @@ def test_neighbourhoods_against_brute_force(shift, monkeypatch):
         assert sum(heard) == 52 + 37
 
 
-def test_sets_reordered_duplicated_and_of_one_class():
-    """Two classes far apart.
+def test_reordered_duplicated_and_one_class_sets():
+    """Two distant classes.
 
-    Reordered: nothing changes. A few samples again and again: all of them are as good, but fewer
-    real ones have one near. One class alone: as precise, with half of the real ones never drawn.
+    Reordering changes nothing. Duplicates of a few samples keep precision but reduce recall and
+    coverage. A single class keeps precision and covers half of the real samples.
     """
     centres = torch.tensor([[0.0, 0.0], [50.0, 0.0]])
     reference = centres.repeat(300, 1) + normal(0, 600, 2)
