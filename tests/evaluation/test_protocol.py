@@ -298,7 +298,7 @@ def test_the_classifier_is_trained_on_the_training_split_for_any_reference(
 
 
 def test_the_real_row_does_not_change_the_figures(tmp_path, inside):
-    """Without a second split, every tenth image is compared with the others, and samples with all."""
+    """Without a second split, every tenth image is compared with the others, samples with all."""
     images = np.random.default_rng(0).integers(0, 255, (60, 8, 8), dtype=np.uint8)
     np.savez(tmp_path / "set.npz", images=images)
     settings = [
