@@ -197,7 +197,7 @@ def test_another_number_of_heads_is_an_error(two, tmp_path):
 
 @pytest.mark.parametrize(("file", "kind"), [("ema", "averaged"), ("model", "raw")])
 def test_a_weights_file_in_a_run_uses_the_runs_settings(file, kind, two):
-    """The run never trained its null label, so a network without classes starts at the class mean."""
+    """Its null label was never trained, so a network without classes starts at the class mean."""
     (checkpoint,) = (two / "checkpoints").iterdir()
     network = DiT((3, 8, 8), 0, patch=4, width=32, depth=1, heads=2)
     notes = load_pretrained(network, checkpoint / f"{file}.safetensors")

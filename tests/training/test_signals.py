@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM in a Python program end it, as they do without soflow."""
+"""In a Python program, Ctrl-C and SIGTERM end the program, like without soflow."""
 
 import contextlib
 import signal
@@ -21,9 +21,7 @@ SHORT = [
     ("signum", "python_has", "status"),
     [(signal.SIGINT, KeyboardInterrupt, None), (signal.SIGTERM, SystemExit, 143)],
 )
-def test_a_sweep_that_goes_on_after_failures_ends_with_the_signal(
-    signum, python_has, status, tmp_path
-):
+def test_a_sweep_that_catches_exceptions_ends_at_a_signal(signum, python_has, status, tmp_path):
     tried = []
 
     def sweep():
