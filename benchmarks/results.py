@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from soflow.comparison.record import Comparison
-from soflow.comparison.tables import markdown, name_of
+from soflow.comparison.tables import markdown, name_of, table, what
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
@@ -115,22 +115,31 @@ def read(file: Path) -> Comparison:
 
 
 def verdict(results: Comparison) -> str:
-    """Compares one-step distances with that of the first objective, in standard deviations."""
+    """Names the lowest one-step distance, and tabulates differences from the base's."""
     one = {name: objective.one_step for name, objective in results.objectives.items()}
+    best = min(one, key=lambda name: mean(one[name]))
     ours = one.pop(results.base)
-    parts = []
+    base = name_of(results.base)
+    several = len(ours) > 1
+    header = [what(results), f"difference from {base}"]
+    if several:
+        header.append("difference / standard deviation")
+    rows = [header]
     for name, theirs in one.items():
         gap = mean(theirs) - mean(ours)
-        text = f"{abs(gap):.2g} {'lower' if gap > 0 else 'higher'} than {name_of(name)}'s"
-        if len(ours) > 1:
-            spread = max(stdev(ours), stdev(theirs))
-            text += f" ({abs(gap) / spread:.1f} standard deviations)"
-        parts.append(text)
-    unit = " The unit is the larger of both standard deviations over seeds."
-    return (
-        f"**{name_of(results.base)}'s one-step distance is {mean(ours):.3g}: {', '.join(parts)}.**"
-        f"{unit if len(ours) > 1 else ''}"
-    )
+        cells = [name_of(name), f"{gap:+.2g}"]
+        if several:
+            cells.append(f"{abs(gap) / max(stdev(ours), stdev(theirs)):.1f}")
+        rows.append(cells)
+    if best == results.base:
+        first = f"**{base} has the lowest one-step distance, {mean(ours):.3g}.**"
+    else:
+        first = (
+            f"**{name_of(best)} has the lowest one-step distance, {mean(one[best]):.3g}. "
+            f"The distance of {base} is {mean(ours):.3g}.**"
+        )
+    unit = " The standard deviation is over seeds, the larger of the two." if several else ""
+    return f"{first}{unit}\n\n{table(rows)}"
 
 
 def text_of(section: Section) -> str:
