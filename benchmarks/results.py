@@ -123,7 +123,7 @@ def verdict(results: Comparison) -> str:
     several = len(ours) > 1
     header = [what(results), f"difference from {base}"]
     if several:
-        header.append("difference / standard deviation")
+        header.append("in standard deviations")
     rows = [header]
     for name, theirs in one.items():
         gap = mean(theirs) - mean(ours)
@@ -138,7 +138,11 @@ def verdict(results: Comparison) -> str:
             f"**{name_of(best)} has the lowest one-step distance, {mean(one[best]):.3g}. "
             f"The distance of {base} is {mean(ours):.3g}.**"
         )
-    unit = " The standard deviation is over seeds, the larger of the two." if several else ""
+    unit = (
+        " The last column uses the larger of the two standard deviations over seeds."
+        if several
+        else ""
+    )
     return f"{first}{unit}\n\n{table(rows)}"
 
 
