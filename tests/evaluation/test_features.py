@@ -316,7 +316,7 @@ def test_a_reference_in_adms_layout_written_by_hand(tmp_path):
         ),
         ({"mu": np.zeros(6), "sigma": np.eye(5)}, r"sigma float64\[5, 5\]"),
         ({"mu": np.array(["x"] * 6), "sigma": np.eye(6)}, "mu"),
-        ({"mu": np.full(6, np.nan), "sigma": np.eye(6)}, "not finite"),
+        ({"mu": np.full(6, np.nan), "sigma": np.eye(6)}, "NaN or infinite"),
         ({"mu": np.zeros(6), "sigma": -np.eye(6)}, "covariance"),
         ({"mu": np.zeros(6), "sigma": np.triu(np.ones((6, 6)))}, "sigma"),
         ({"mu": np.zeros(6), "sigma": np.eye(6), "count": np.array([3, 4])}, "count"),
@@ -493,7 +493,7 @@ class TestCommands:
                 done = inside("evaluate", files / samples, "--reference", files / reference, *asked)
                 assert done.returncode == 0, done.stderr
                 assert "FD-means of 12 samples to 12 real ones" in done.stdout
-                assert "no FID" in done.stdout
+                assert "is not FID" in done.stdout
                 rows.append(
                     json.loads((files / f"{samples}.evaluation.json").read_text())["rows"][0]
                 )
@@ -529,14 +529,14 @@ class TestCommands:
             "evaluate", files / "d.npz", "--reference", files / "ref.npz", "--features", "digits"
         )
         assert done.returncode == 0, done.stderr
-        assert "30 real samples are no more than the 32 dimensions" in " ".join(done.stdout.split())
+        assert "30 real samples are too few for the 32 dimensions" in " ".join(done.stdout.split())
 
     def test_a_run_is_no_reference_and_sizes_are_those_of_the_statistics(
         self, files, inside, tiny_run
     ):
         asked = ["--features", files / "means.pt"]
         refused = inside("evaluate", files / "drawn.npz", "--reference", tiny_run, *asked)
-        assert_fails(refused, 2, "is a run folder: name real data")
+        assert_fails(refused, 2, "is a run folder: choose real data")
         assert inside("reference", files / "real", *asked, "--out", files / "r.npz").returncode == 0
         np.savez(files / "big.npz", arr_0=pictures(12, size=16))
         refused = inside("evaluate", files / "big.npz", "--reference", files / "r.npz", *asked)
@@ -552,7 +552,7 @@ class TestCommands:
         )
         assert done.returncode == 0, done.stderr
         assert " *" in done.stdout
-        assert "20 samples are no more than the 32 dimensions" in " ".join(done.stdout.split())
+        assert "20 samples are too few for the 32 dimensions" in " ".join(done.stdout.split())
         results = json.loads((files / "few.npz.evaluation.json").read_text())
         assert results["rows"][0]["reliable"] is False
         assert results["warnings"]
@@ -562,10 +562,10 @@ class TestCommands:
         [
             (
                 ["nowhere.npz", "--reference", "real", "--features", "means.pt"],
-                ["there is no nowhere.npz"],
+                ["nowhere.npz does not exist"],
             ),
             (["drawn.npz"], ["say what to compare them with"]),
-            (["one.npz", "--reference", "real", "--features", "means.pt"], ["holds one sample"]),
+            (["one.npz", "--reference", "real", "--features", "means.pt"], ["holds only one sample"]),
             (["drawn.npz", "--nfe", "1"], ["--nfe is for runs"]),
             (
                 ["drawn.npz", "--reference", "digits", "--features", "digits"],
@@ -590,10 +590,10 @@ class TestCommands:
                 ["drawn.npz", "--reference", "other.npz", "--features", "means.pt"],
                 ["'inception'", "'means'"],
             ),
-            (["odd.npz", "--reference", "real", "--features", "means.pt"], ["has no arr_0"]),
+            (["odd.npz", "--reference", "real", "--features", "means.pt"], ["has no array arr_0"]),
             (
                 ["points.npz", "--reference", "moons", "--features", "coordinates"],
-                ["not finite numbers"],
+                ["NaN or infinite values"],
             ),
             (
                 [
@@ -622,6 +622,6 @@ class TestCommands:
         np.savez(files / "odd.npz", images=pictures(12))
         np.savez(files / "points.npz", arr_0=np.full((12, 2), np.nan, np.float32))
         before = sorted(files.rglob("*"))
-        status = 1 if "not finite numbers" in words else 2
+        status = 1 if "NaN or infinite values" in words else 2
         assert_fails(inside("evaluate", *arguments, cwd=files), status, *words)
         assert sorted(files.rglob("*")) == before

@@ -318,7 +318,7 @@ def test_real_data_beside_it_do_not_change_the_figures(tmp_path, inside):
     assert (beside["real"]["count"], beside["real"]["reference"]["count"]) == (6, 54)
     assert "the other 54" in " ".join(shown.split())
     assert beside["real"]["reliable"] is False
-    assert "6 samples are no more than the 32 dimensions" in " ".join(shown.split())
+    assert "6 samples are too few for the 32 dimensions" in " ".join(shown.split())
 
 
 def test_reports_put_side_by_side_what_shares_a_protocol(run, tmp_path, inside):

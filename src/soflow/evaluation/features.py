@@ -119,9 +119,7 @@ def as_seen(samples: Tensor, pixels: bool = True) -> Tensor:
         return samples
     strange = int((~samples.flatten(1).isfinite().all(1)).sum())
     if strange:
-        raise RunError(
-            f"{strange} of {len(samples)} samples contain NaN or infinite values"
-        )
+        raise RunError(f"{strange} of {len(samples)} samples contain NaN or infinite values")
     if not (pixels and is_image(samples.shape[1:])):
         return samples
     return torch.from_numpy(to_uint8(samples)).permute(0, 3, 1, 2)
@@ -219,8 +217,7 @@ def check_name(name: str) -> None:
     if "." in name or "/" in name:
         hint = f"; {file_of(name)[1]} does not exist"
     raise InputError(
-        f"unknown features '{name}': choose one of {', '.join(NAMES)}, "
-        f"or a TorchScript file{hint}"
+        f"unknown features '{name}': choose one of {', '.join(NAMES)}, or a TorchScript file{hint}"
     )
 
 
