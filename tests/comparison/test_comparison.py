@@ -211,7 +211,7 @@ def test_objectives_and_seeds_can_be_added_and_costs_are_relative_to_soflow(tmp_
     assert [len(objective.runs) for objective in results.objectives.values()] == [1, 1]
     assert results.objectives["mean_flow"].cost.step_ratio == (2, 2, 2)
     assert results.objectives["mean_flow"].cost.memory_ratio == (2, 2, 2)
-    assert "ratios to SoFlow's" in markdown(results)
+    assert "Ratios are relative to SoFlow" in markdown(results)
     assert known_costs == [["mean_flow"], ["soflow", "mean_flow"]]
     results = compare(tmp_path, ["soflow"], seeds=2, overrides=short)
     assert [run.seed for run in results.objectives["soflow"].runs] == [0, 1]
@@ -289,7 +289,7 @@ def test_the_command_compares_and_shows(tmp_path, capfd, known_costs):
     assert command(tmp_path, "--rounds", "1", objectives="soflow,flow_matching") == 0
     shown = capfd.readouterr()
     assert "run 2 of 2: flow_matching, seed 0, 4 steps" in shown.err
-    assert "left in all" in shown.err
+    assert "left in total" in shown.err
     assert "objective" in shown.out
     results = Comparison.read(tmp_path / "results.json")
     assert results.objectives["soflow"].cost.step_ratio == (1, 1, 1)

@@ -156,7 +156,7 @@ def test_the_command_says_that_it_estimates(tmp_path, capfd, monkeypatch):
         "estimates, not measured: 2 GPUs",
         "imagenet256-b4",
         "30% of the peak",
-        "assumed, not measured",
+        "an assumption, not a measurement",
     ):
         assert word in shown
     found = Estimates.read(tmp_path / "needs.json")
