@@ -149,7 +149,7 @@ def test_a_unet_of_another_image_size_has_the_same_weights_level_by_level(tmp_pa
     old, t = make_unet((1, 8, 8)).eval(), torch.rand(2)
     file = saved(old, tmp_path)
     new = make_unet((1, 16, 16)).eval()
-    assert any("8x8 is 16x16" in note for note in load_pretrained(new, file))
+    assert any("8x8 becomes 16x16" in note for note in load_pretrained(new, file))
     tensors = [dict(network.named_parameters()) for network in (old, new)]
     assert len(tensors[0]) == len(tensors[1])
     for name, tensor in tensors[0].items():
@@ -187,7 +187,7 @@ def test_a_run_begins_from_one_of_other_classes_size_and_channels(two, tmp_path,
     mean = old[:2].mean(0)  # the null label of a run without guidance was never trained
     torch.testing.assert_close(new, torch.stack([mean, old[0], old[1], mean]))
     said = " ".join(caplog.messages)
-    for word in ("2 taken over by name", "null label", "another image size", "channels"):
+    for word in ("2 copied by name", "null label", "another image size", "channels"):
         assert word in said
 
 

@@ -255,7 +255,7 @@ def test_what_is_missing_or_left_out_is_noted(tmp_path):
 
 def test_an_optimizer_with_other_settings_is_noted(tmp_path):
     notes = imported(tmp_path).notes  # AdamW's own betas and weight decay
-    assert [note for note in notes if "betas [0.9, 0.999]" in note and "[0.8, 0.95]" in note]
+    assert [note for note in notes if "betas=[0.9, 0.999]" in note and "[0.8, 0.95]" in note]
     with pytest.raises(InputError, match=str(tmp_path / "run")):
         imported(tmp_path)
 
