@@ -1,4 +1,4 @@
-"""soflow compare --variants: what is trained, what it is relative to, what the page says."""
+"""`soflow compare --variants`: the runs, the base of the ratios, and the report."""
 
 import json
 import re
@@ -45,7 +45,7 @@ def compare(out, variants=VARIANTS, seeds=1, overrides=(), **more):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A comparison of variants over two seeds: its folder and results. Only to be read."""
+    """The folder and results of a comparison of variants over two seeds. Read-only."""
     out = tmp_path_factory.mktemp("variants")
     return out, compare(out, seeds=2)
 
@@ -83,7 +83,7 @@ def test_costs_and_distances_are_relative_to_soflow_by_seed(whole):
 
 
 def test_ratios_are_of_the_same_seed(whole):
-    """Not of the same place in the list."""
+    """Runs are matched by seed, not by their position in the list."""
     _, results = whole
     one = results.objectives["Muon"]
     turned = one.model_copy(update={"runs": one.runs[::-1]})
@@ -127,7 +127,7 @@ def test_a_new_variant_takes_over_no_choice_that_is_another_variants_own(tmp_pat
 
 
 def test_a_new_variant_computes_like_the_runs_that_were_begun_before(tmp_path):
-    """Those of an older version have no `ema.rampup`."""
+    """Runs of an older version have no `ema.rampup`."""
     compare(tmp_path, {"old": {}}, overrides=["ema.rampup=0"])
     compare(tmp_path, {"old": {}, "new": {"objective.p": 0}, "steep": {"ema.rampup": 0.1}})
     rampups = [
@@ -173,7 +173,7 @@ def test_the_page_says_what_each_variant_changes(whole):
 
 
 def with_settings(results, settings):
-    """The results as if the last variant had these settings."""
+    """Copies the results with other settings of the last variant."""
     name = list(results.objectives)[-1]
     one = results.objectives[name].model_copy(update={"settings": settings})
     return results.model_copy(update={"objectives": {**results.objectives, name: one}})
@@ -217,7 +217,7 @@ def with_many(results, count):
 
 
 def overlaps(figure: Figure) -> bool:
-    """Whether two texts of a figure's titles and legends are drawn over one another."""
+    """Whether titles or legends of a figure overlap."""
     figure.draw_without_rendering()
     texts = [axes.title for axes in figure.axes]
     texts += [text for legend in figure.legends for text in legend.get_texts()]
@@ -248,7 +248,7 @@ def test_other_variants_do_not_take_the_colors_of_objectives():
 
 @pytest.mark.parametrize("name", ["digits-steps", "digits-time", "fashion-mnist"])
 def test_older_results_are_read(name):
-    """Comparisons of objectives, before there were variants."""
+    """Results of comparisons from before variants existed can be read."""
     results = Comparison.read(KEPT / f"{name}.json")
     assert not results.variants
     assert results.ratios("soflow") == [1] * len(results.seeds)

@@ -1,4 +1,4 @@
-"""soflow compare: what is equal between objectives, what is kept when it stops, what it shows."""
+"""`soflow compare`: equal conditions for all objectives, resuming, and the report."""
 
 import json
 import logging
@@ -49,7 +49,7 @@ def compare(out, objectives, seeds=1, budget="steps", overrides=(), settings=QUI
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A comparison of all objectives: its folder and results. Only to be read."""
+    """The folder and results of a comparison of all objectives. Read-only."""
     out = tmp_path_factory.mktemp("comparison")
     with costs_without_measuring() as asked:
         results = compare(out, comparison.OBJECTIVES, settings=SETTINGS)
@@ -59,7 +59,7 @@ def whole(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def one_run(tmp_path_factory):
-    """A comparison of one run: its folder and results."""
+    """The folder and results of a comparison with a single run."""
     out = tmp_path_factory.mktemp("one")
     with costs_without_measuring():
         return out, compare(out, ["soflow"])
@@ -113,7 +113,7 @@ def test_curves_have_a_point_per_look_and_end_at_the_evaluation(whole):
             (curve,) = run.curves
             assert [point.step for point in curve.points] == [1, 2, 3, 4]
             assert all(one.seconds <= two.seconds for one, two in pairwise(curve.points))
-            if name == "flow_matching":  # it learns no jumps
+            if name == "flow_matching":  # flow matching does not learn jumps
                 assert (curve.sampler, curve.nfe) == ("heun", 8)
             else:
                 at_the_end = next(row.distance for row in run.rows if row.nfe == 1)
@@ -121,7 +121,7 @@ def test_curves_have_a_point_per_look_and_end_at_the_evaluation(whole):
 
 
 def test_curves_draw_few_samples_and_heun_if_asked(tmp_path, known_costs, monkeypatch):
-    """One step is always evaluated, whatever evaluate.nfe says."""
+    """NFE 1 is always evaluated, even if evaluate.nfe does not have it."""
     monkeypatch.setattr(comparison, "CURVE_SAMPLES", 20)
     monkeypatch.setattr(comparison, "HEUN", ("heun", 4))
     overrides = ["train.steps=1", "evaluate.nfe=[2]"]
@@ -133,7 +133,7 @@ def test_curves_draw_few_samples_and_heun_if_asked(tmp_path, known_costs, monkey
 
 
 def test_a_comparison_on_data_that_give_the_shape(tmp_path, known_costs):
-    """A recipe for data of one's own leaves shape and classes open."""
+    """A recipe for custom data leaves shape and classes to the data."""
     np.save(tmp_path / "x.npy", torch.randn(40, 3).numpy())
     settings = [
         f"data.path={tmp_path / 'x.npy'}", "network.width=16", "network.depth=1", "train.steps=1",
@@ -154,7 +154,7 @@ def test_a_finished_comparison_is_only_read_again(whole, caplog):
     notes = [record.getMessage() for record in caplog.records if "run " in record.getMessage()]
     assert len(notes) == len(comparison.OBJECTIVES)
     assert all("already done" in note for note in notes)
-    assert asked == []  # costs were measured once
+    assert asked == []  # costs are measured only once
 
 
 def test_a_finished_run_is_evaluated_by_heun_steps_if_asked_later(one_run, tmp_path):
@@ -218,7 +218,7 @@ def test_objectives_and_seeds_can_be_added_and_costs_are_relative_to_soflow(tmp_
 
 
 def test_within_soflows_time_others_get_as_many_steps_as_fit(tmp_path, known_costs):
-    """A mistaken command changes nothing, and runs keep their steps if costs are measured again."""
+    """A wrong command changes nothing, and runs keep their steps when costs are measured again."""
     objectives = ["soflow", "consistency"]
     steps = {"soflow": 4, "consistency": 8}
     results = compare(tmp_path, objectives, budget="time")
@@ -271,7 +271,7 @@ def test_the_page_and_the_tables_hold_every_objective(whole):
     out, results = whole
     pages.write_page(results.model_copy(update={"recipe": "<b>digits</b>"}), out)
     page = (out / "report.html").read_text()
-    assert "<b>digits</b>" not in page  # a recipe's name is text
+    assert "<b>digits</b>" not in page  # the name of a recipe is escaped
     assert not re.search(r'(src|href)="(?!data:)', page)  # the page is self-contained
     table = (out / "table.md").read_text()
     for word in ("SoFlow", "flow matching", "held-out real"):

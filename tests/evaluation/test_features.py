@@ -1,4 +1,4 @@
-"""Feature networks, references in files and samples in files: what is read, what is refused."""
+"""Feature networks, reference files and sample files: valid ones are read, others rejected."""
 
 import json
 import sys
@@ -26,7 +26,7 @@ DIGITS = Reference(dataset="digits", count=30)
 
 
 class Means(nn.Module):
-    """Features of bytes: the mean of each channel and of its square, in [0, 1]."""
+    """Features of bytes: the mean of each channel and of its square, scaled to [0, 1]."""
 
     def forward(self, x):
         y = x.float() / 255
@@ -34,7 +34,7 @@ class Means(nn.Module):
 
 
 class Both(nn.Module):
-    """Features, and logits of two classes: light and dark."""
+    """Features, and logits of two classes, light and dark."""
 
     def forward(self, x):
         y = x.float().mean((1, 2, 3))[:, None]
@@ -42,7 +42,7 @@ class Both(nn.Module):
 
 
 class Picky(nn.Module):
-    """Takes only even numbers of images, and says so in words of its own."""
+    """Accepts only an even number of images, and raises its own error otherwise."""
 
     def forward(self, x):
         assert x.shape[0] % 2 == 0, "an odd number"
@@ -50,7 +50,7 @@ class Picky(nn.Module):
 
 
 class Growing(nn.Module):
-    """As many features as images."""
+    """The number of features depends on the number of images."""
 
     def forward(self, x):
         y = x.float().mean((1, 2, 3))
@@ -58,7 +58,7 @@ class Growing(nn.Module):
 
 
 class Wrong(nn.Module):
-    """The whole image in place of features."""
+    """Returns the image itself instead of features."""
 
     def forward(self, x):
         return x.float()
@@ -154,7 +154,7 @@ def test_images_are_seen_as_their_files_hold_them():
 
 
 class FakeInception(nn.Module):
-    """Like torch-fidelity's network: features by name, and the block of spatial features."""
+    """A fake of torch-fidelity's network, with features by name and the spatial block."""
 
     def __init__(self, name, features_list):
         super().__init__()
@@ -174,7 +174,7 @@ class FakeInception(nn.Module):
 
 
 def load_inception_maps(seen):
-    """The fake network's convolution by hand: channel c is c / 192 of the sum of colours."""
+    """The fake convolution by hand: channel c is c / 192 times the sum of the colors."""
     colours = seen.expand(-1, 3, -1, -1).float()[:, :, :17, :17].sum(1, keepdim=True)
     return torch.arange(7.0)[None, :, None, None] / 192 * colours
 
@@ -191,7 +191,7 @@ def fake_package(monkeypatch, network):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_fid_network_gives_features_logits_and_spatial_features(channels, monkeypatch):
-    """Grey is repeated to RGB; spatial features are 7 channels at 17 x 17 places."""
+    """Grey images are repeated to RGB. Spatial features are 7 channels at 17 x 17 positions."""
     fake_package(monkeypatch, FakeInception)
     features = load_features("inception", None, (channels, 20, 20))
     assert features.metric == "FID"
@@ -200,9 +200,7 @@ def test_the_fid_network_gives_features_logits_and_spatial_features(channels, mo
     assert found.features.shape == (3, 2048)
     assert found.logits.shape == (3, 1008)
     assert found.spatial.shape == (3, 7 * 17 * 17)
-    place = load_inception_maps(
-        seen
-    )  # (B, 7, 17, 17): ADM's order is that of places, and of channels in each
+    place = load_inception_maps(seen)  # (B, 7, 17, 17); ADM orders by position, then by channel
     torch.testing.assert_close(found.spatial[:, (5 * 17 + 3) * 7 + 2], place[:, 2, 5, 3])
     again = features(torch.zeros(2, channels, 20, 20, dtype=torch.uint8))
     assert again.spatial.shape == (2, 2023)
@@ -259,8 +257,8 @@ def test_gathered_statistics_do_not_depend_on_the_parts(tmp_path, monkeypatch):
     np.testing.assert_allclose(
         few.points.numpy(), expected[[0, 23, 47, 70, 94]], rtol=1e-5
     )  # evenly spread
-    assert torch.equal(few.moments.covariance, whole.moments.covariance)  # of all of them
-    with pytest.raises(InputError, match="1 to compare"):
+    assert torch.equal(few.moments.covariance, whole.moments.covariance)  # of all samples
+    with pytest.raises(InputError, match="at least 2 samples, not 1"):
         gather([images[:1]], features, 1)
 
 
@@ -289,13 +287,13 @@ def by_hand(tmp_path, name="adm.npz", **arrays):
 
 
 def test_a_reference_in_adms_layout_written_by_hand(tmp_path):
-    """Means and covariances of numpy, at a distance that is known in closed form."""
+    """A file with numpy means and covariances, whose distance is known in closed form."""
     d, features = 6, Features("inception", lambda seen: torch.zeros(len(seen), 6))
     file = by_hand(
         tmp_path, mu=np.full(d, 2.0), sigma=4 * np.eye(d), mu_s=np.zeros(3), sigma_s=np.eye(3)
     )
     statistics, about = read_reference(file, features, d, (3, 8, 8))
-    assert (about.dataset, about.count) == ("adm", 0)  # how many, it does not say
+    assert (about.dataset, about.count) == ("adm", 0)  # the file does not store the count
     assert len(statistics.points) == 0
     assert torch.equal(statistics.spatial.covariance, torch.eye(3, dtype=torch.float64))
     scorer = Scorer(features, statistics, about)
@@ -303,7 +301,7 @@ def test_a_reference_in_adms_layout_written_by_hand(tmp_path):
     kept = type(statistics)(20_000, Moments.of(samples), None, samples, None)
     figures = scorer.figures(kept, None)
     assert figures.distance == pytest.approx(d * (2**2 + (2 - 1) ** 2), rel=0.02)
-    assert figures.precision is None  # there are no points to be near to
+    assert figures.precision is None  # the file has no points
 
 
 @pytest.mark.parametrize(
@@ -401,7 +399,7 @@ def test_arrays_that_are_no_samples(arrays, word, tmp_path):
 
 
 def test_grey_samples_of_any_mode_are_read_as_data_are(tmp_path):
-    """16 bits of grey and grey with transparency stay grey, and none is cut off."""
+    """16-bit grey and grey with alpha stay grey, and values are not clipped."""
     Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1024).save(tmp_path / "a.png")
     Image.merge("LA", [Image.new("L", (8, 8), 77), Image.new("L", (8, 8), 255)]).save(
         tmp_path / "b.png"
@@ -437,18 +435,16 @@ def test_published_moments_with_images_give_the_distance_by_the_moments_and_the_
     scorer = scorer_from_file(file, features, (3, 8, 8))
     drawn = gather([torch.from_numpy(images).permute(0, 3, 1, 2)], features, 20)
     figures = scorer.figures(drawn, None)
-    assert (
-        figures.distance > 1000
-    )  # from 0, where the moments are, though these are the very images
+    assert figures.distance > 1000  # the moments in the file are at 0, far from the images
     assert (figures.precision, figures.recall, figures.coverage) == (1, 1, 1)
     other = scorer_from_file(file, load_features(f"x={fixed}", None, (3, 8, 8)), (3, 8, 8))
     assert other.distance(drawn) == pytest.approx(
         0, abs=1e-6
-    )  # of other features only the images count
+    )  # with other features, statistics are computed from the images
 
 
 def test_a_part_of_the_samples_is_no_class_of_them(tmp_path):
-    """Sorted by class, the first of them would be one class."""
+    """The first samples of a sorted set would all belong to one class."""
     points = torch.cat([torch.zeros(500, 1), torch.ones(500, 1)])
     chosen = random_subset(points, 100)
     assert 30 < float(chosen.sum()) < 70
@@ -457,7 +453,7 @@ def test_a_part_of_the_samples_is_no_class_of_them(tmp_path):
     assert by_turns(labels).tolist() == [0, 2, 5, 1, 3, 4]
     assert by_turns(torch.arange(30) % 10).tolist() == list(
         range(30)
-    )  # drawn in turn, they are so already
+    )  # the labels are already in turn
 
 
 def test_samples_cut_short_are_an_error(tmp_path):
@@ -468,11 +464,11 @@ def test_samples_cut_short_are_an_error(tmp_path):
 
 
 class TestCommands:
-    """The same by the real commands."""
+    """The same with the real commands."""
 
     @pytest.fixture
     def files(self, tmp_path):
-        """A network, real images in a folder, and samples from the same distribution."""
+        """A feature network, a folder of real images, and samples from the same distribution."""
         script(tmp_path, Both())
         for name, seed in (("real", 1), ("drawn", 2)):
             (tmp_path / name).mkdir()
@@ -500,7 +496,7 @@ class TestCommands:
         assert rows[0] == rows[1] == rows[2] == rows[3]
         x, y = (pictures(12, seed=seed).astype(np.float64).mean((1, 2, 3)) for seed in (2, 1))
         two = [np.stack([v, v / 2], axis=1) for v in (x, y)]
-        a, b = (np.sqrt(np.trace(np.cov(v.T))) for v in two)  # of rank one, along the same line
+        a, b = (np.sqrt(np.trace(np.cov(v.T))) for v in two)  # rank one, along the same line
         expected = float(((two[0].mean(0) - two[1].mean(0)) ** 2).sum() + (a - b) ** 2)
         assert rows[0]["distance"] == pytest.approx(expected, rel=1e-3)
 
@@ -518,7 +514,7 @@ class TestCommands:
         assert done.returncode == 0, done.stderr
         results = json.loads((files / "d.json").read_text())
         given, real = results["rows"][0], results["real"]
-        assert given["distance"] == real["distance"]  # they are the same images
+        assert given["distance"] == real["distance"]  # both are the same images
         assert given["recognized"] == real["recognized"] > 0.98
         assert "real, test" in done.stdout
 
@@ -565,7 +561,10 @@ class TestCommands:
                 ["nowhere.npz does not exist"],
             ),
             (["drawn.npz"], ["say what to compare them with"]),
-            (["one.npz", "--reference", "real", "--features", "means.pt"], ["holds only one sample"]),
+            (
+                ["one.npz", "--reference", "real", "--features", "means.pt"],
+                ["holds only one sample"],
+            ),
             (["drawn.npz", "--nfe", "1"], ["--nfe is for runs"]),
             (
                 ["drawn.npz", "--reference", "digits", "--features", "digits"],

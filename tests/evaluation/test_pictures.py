@@ -1,4 +1,4 @@
-"""Pictures of samples of any shape: read back from the plots' own content."""
+"""Pictures of samples of any shape, checked by the content of the plots."""
 
 import numpy as np
 import pytest
@@ -90,7 +90,7 @@ def test_channels_of_other_ranges_are_each_scaled():
 
 
 def test_channels_are_shown_between_percentiles():
-    """Values from 0 to 1000 of a channel become -1 to 1, all but one percent at each end."""
+    """Channel values from 0 to 1000 become -1 to 1, except for one percent at each end."""
     values = torch.arange(1001.0).view(1, 1, 7, 143).repeat(1, 5, 1, 1)
     shown = shown_channels(values, values)
     assert shown.shape == (1, 3, 7, 143)

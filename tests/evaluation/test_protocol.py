@@ -1,4 +1,4 @@
-"""`soflow evaluate` of runs: table, seeds, weights, batches, labels, evaluations while training."""
+"""`soflow evaluate` for runs: table, seeds, weights, batches, labels, evaluation in training."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ def run(tiny_run, tmp_path):
 
 
 def evaluated(inside, run, *options, file="evaluation.json", heun=False):
-    """The results, and what is printed; without the 64 evaluations of Heun unless asked for."""
+    """Runs the command. Returns the results and the output, without Heun unless requested."""
     if not heun and "--samplers" not in options:
         options = (*options, "--samplers", "renoise,ode")
     done = inside("evaluate", run, "--num", "60", *options)
@@ -87,7 +87,7 @@ def test_raw_weights_are_others_and_real_data_are_one_row(run, inside):
         assert column in shown
     header, *body = table(Evaluation.read(run / "evaluation.json"))
     assert len({len(row) for row in [header, *body]}) == 1
-    assert "sFD" not in header  # these features have no spatial ones
+    assert "sFD" not in header  # this network has no spatial features
 
 
 def test_samplers_can_be_chosen(run, inside):
@@ -233,7 +233,7 @@ EVERY = [
 
 
 def test_training_evaluates_itself_and_keeps_the_best(tmp_path, monkeypatch, inside):
-    """The smallest distance, at step 6, is logged, kept, and found as checkpoints/best."""
+    """The checkpoint with the smallest distance, step 6, is logged and kept as checkpoints/best."""
     from soflow.evaluation.scorer import Scorer
 
     distances = iter([5.0, 2.0, 4.0, 3.0])
@@ -298,7 +298,7 @@ def test_the_classifier_is_that_of_the_training_split_whatever_is_compared_with(
 
 
 def test_real_data_beside_it_do_not_change_the_figures(tmp_path, inside):
-    """Of one split, every tenth is held against the others; the samples against all."""
+    """With one split, every tenth real sample is compared with the others, samples with all."""
     images = np.random.default_rng(0).integers(0, 255, (60, 8, 8), dtype=np.uint8)
     np.savez(tmp_path / "set.npz", images=images)
     settings = [

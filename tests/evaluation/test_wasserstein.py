@@ -1,4 +1,4 @@
-"""Wasserstein distances against closed forms and scipy."""
+"""Wasserstein distances compared with closed forms and scipy."""
 
 import numpy as np
 import pytest
@@ -33,12 +33,12 @@ def test_directions_are_orthonormal_bases_and_always_the_same(d):
 def test_the_sliced_distance_of_a_shift_is_its_length_over_the_root_of_the_dimensions(d):
     points, shift = normal(0, 500, d), normal(1, d)
     expected = float(shift.norm()) / d**0.5
-    # Subsets of both are drawn at random, so the whole sets are compared.
+    # Compare whole sets, because random subsets would differ.
     assert sliced_wasserstein(points, points + shift, 500) == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_sliced_distance_of_isotropic_gaussians():
-    """Along any direction W2^2 is (shift's part)^2 + (difference of deviations)^2."""
+    """Along each direction, W2^2 is (projected shift)^2 + (difference of deviations)^2."""
     shift = torch.tensor([1.0, -2.0, 0.5])
     a, b = normal(0, 20_000, 3), 1.5 * normal(1, 20_000, 3) + shift
     expected = (float(shift.square().sum()) / 3 + 0.5**2) ** 0.5
@@ -69,14 +69,14 @@ def test_the_marginal_of_a_channel_is_that_of_all_its_values():
 
 
 def test_the_energy_distance_against_scipy():
-    """scipy takes the root of half of it, with pairs of a point with itself."""
+    """scipy returns sqrt(E / 2), and includes pairs of a point with itself."""
     a, b = normal(0, 2000, 1), normal(1, 2000, 1) + 0.8
     expected = 2 * scipy.stats.energy_distance(a[:, 0], b[:, 0]) ** 2 / 2
     assert energy_distance(a, b) == pytest.approx(expected, rel=0.02)
 
 
 def test_small_sets_are_compared_in_several_pairs_of_one_size():
-    """Figures of sets of any size are alike, if the compared number is the same."""
+    """Distances do not depend on the size of a set if the compared number is the same."""
     real, samples, few = normal(0, 4000, 4), normal(1, 4000, 4), normal(2, 50, 4)
     many_of_50 = sliced_wasserstein(samples, real, 50)
     assert sliced_wasserstein(few, real, 50) == pytest.approx(many_of_50, rel=0.3)

@@ -1,4 +1,4 @@
-"""init_from: other conditions, and other attention."""
+"""`init_from` with other conditions or other attention."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from support.settings import TINY_DIT
 @pytest.mark.parametrize("theirs", [(), (3, 8, 8), (5,)])
 @pytest.mark.parametrize("ours", [(), (3, 8, 8), (2, 8, 8), (5,)])
 def test_initial_weights_for_other_conditions(network, theirs, ours, monkeypatch):
-    """New conditions begin unseen, and the same ones are taken over."""
+    """New conditions are ignored at first, and equal conditions are copied."""
     sizes = {
         "dit": TINY_DIT,
         "unet": ["network={name: unet, model_channels: 16, channel_mult: [1, 2], blocks: 1}"],

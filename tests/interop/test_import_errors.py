@@ -1,4 +1,4 @@
-"""Files that cannot be imported: one line says why, no code runs, nothing is left behind."""
+"""Invalid files are rejected with one line. No code runs, and no files are left behind."""
 
 import errno
 import os
@@ -48,7 +48,7 @@ def test_settings_that_are_no_flat_yaml(tmp_path):
 
 
 class RunsCode:
-    """Pickles into a call of os.system."""
+    """An object whose pickle calls os.system."""
 
     def __init__(self, file):
         self.file = file
@@ -86,7 +86,7 @@ def test_a_pickle_that_would_run_code_is_refused(place, protocol, tmp_path):
 
 
 def changed(what, change):
-    """reference_content with one part changed in place."""
+    """Returns reference_content with one part changed in place."""
     content = reference_content()
     change(content[what])
     return content
@@ -113,7 +113,9 @@ BAD_CHECKPOINTS = {
     r"final_layer.linear.bias .* \[3\].* \[16\]": lambda: changed_model(
         **{"final_layer.linear.bias": torch.zeros(3)}
     ),
-    "reference.pt .*do not fit a DiT": lambda: changed_model(**{"x_embedder.proj.weight": torch.zeros(3)}),
+    "reference.pt .*do not fit a DiT": lambda: changed_model(
+        **{"x_embedder.proj.weight": torch.zeros(3)}
+    ),
     "'optimizer'": lambda: reference_content(optimizer={"state": 1}),
     "'optimizer' .*'param_groups'": lambda: changed(
         "optimizer", lambda part: part["param_groups"][0].update(lr="fast")

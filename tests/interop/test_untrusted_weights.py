@@ -1,4 +1,4 @@
-"""Weights and checkpoints from outside are read or refused in one line; nothing in them runs."""
+"""Untrusted weights and checkpoints are read or rejected with one line. Their code never runs."""
 
 import zipfile
 

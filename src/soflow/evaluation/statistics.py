@@ -78,7 +78,7 @@ def gather(
         RunError: If a sample is NaN or infinite.
     """
     if count < 2:
-        raise InputError(f"only {count} sample to compare: a distance needs at least 2")
+        raise InputError(f"a distance needs at least 2 samples, not {count}")
     kept = torch.linspace(0, count - 1, min(keep or count, count), dtype=torch.float64).long()
     moments: Moments | None = None
     spatial: Moments | None = None
