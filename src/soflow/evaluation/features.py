@@ -141,7 +141,8 @@ def load_features(name: str, dataset: Dataset | None, shape: tuple[int, ...]) ->
     widths = {dimensions(features, shape, count) for count in (2, 1, BATCH)}
     if len(widths) > 1:
         raise InputError(
-            f"the features '{name}' return different numbers of dimensions: {sorted(widths)}"
+            f"the features '{name}' must have a fixed number of dimensions, but return "
+            f"{sorted(widths)}, depending on the number of images"
         )
     return features
 

@@ -95,7 +95,9 @@ def samples_in_memory(samples: Tensor | np.ndarray, labels: Tensor | None) -> Sa
     if rows.ndim < 2 or not (rows.is_floating_point() or rows.dtype == torch.uint8):
         raise InputError(f"samples are {rows.dtype}{list(rows.shape)}: give floats (N, ...)")
     if labels is not None and labels.shape != rows.shape[:1]:
-        raise InputError(f"labels have shape {list(labels.shape)}: it must be [{len(rows)}]")
+        raise InputError(
+            f"labels have shape {list(labels.shape)}: give one label per sample, [{len(rows)}]"
+        )
     if rows.dtype not in (torch.uint8, torch.float64):
         rows = rows.float()
     shape = tuple(rows.shape[1:])

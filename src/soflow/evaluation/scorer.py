@@ -197,13 +197,13 @@ class Scoring:
             return labels, None, how_chosen
         if how is not None:
             raise InputError(
-                f"labels={how} cannot be used for this run: its samples take conditions and labels "
-                "from the data"
+                f"labels={how} cannot be used for this run, whose samples take conditions and "
+                "labels from the data: remove it"
             )
         classes = model.num_classes
         labels, cond = rows_for(self.conditions, num, classes, model.null_trained)
         data = f"{self.conditions.name}, {self.conditions.split}"
-        return labels, cond, f"with conditions of the rows of {data}"
+        return labels, cond, f"from the rows of {data}, with their conditions"
 
     def equal_count(self, num: int) -> int:
         """The set size for Wasserstein distances: the size of the smallest set."""

@@ -64,7 +64,7 @@ def read_file(file: Path) -> Any:
 def require_whole(file: Path) -> None:
     """Raises InputError if a zip file is compressed or does not match its checksums."""
     if is_compressed(file):
-        raise InputError(f"{file} is compressed, unlike files of torch.save: it was not read")
+        raise InputError(f"{file} is compressed, unlike torch.save files: save it with torch.save")
     with zipfile.ZipFile(file) as archive:
         if archive.testzip() is not None:  # torch.load does not check checksums
             raise InputError(f"{file} is damaged: its content does not match its checksum")
