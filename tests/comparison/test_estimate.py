@@ -160,7 +160,7 @@ def test_the_command_says_that_it_estimates(tmp_path, capfd, monkeypatch):
     ):
         assert word in shown
     found = Estimates.read(tmp_path / "needs.json")
-    assert "assumed" in found.assumption
+    assert "assumption" in found.assumption
     assert found.estimates.keys() == {"digits", "imagenet256-b4"}
     assert found.estimates["imagenet256-b4"].samples == 128
 

@@ -338,5 +338,5 @@ def require_fitting(data: DataConfig, split: str, shape: tuple[int, ...], named:
     if wrong or found[0] != shape[0]:
         raise InputError(
             f"{named} has images of {in_words(found)}, but the samples are {in_words(shape)}: "
-            "choose data with the same channels and at least this size"
+            "choose data of the same size and channels"
         )
