@@ -317,6 +317,7 @@ def test_real_data_beside_it_do_not_change_the_figures(tmp_path, inside):
     assert beside["reference"]["count"] == 60
     assert (beside["real"]["count"], beside["real"]["reference"]["count"]) == (6, 54)
     assert "the other 54" in " ".join(shown.split())
+    assert "the column 'n=6'" in " ".join(shown.split())
     assert beside["real"]["reliable"] is False
     assert "6 samples are too few for the 32 dimensions" in " ".join(shown.split())
 
