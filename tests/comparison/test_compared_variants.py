@@ -1,4 +1,4 @@
-"""`soflow compare --variants`: training, ratios and the page."""
+"""`soflow compare --variants`: the runs, the base of the ratios, and the report."""
 
 import json
 import re
@@ -45,7 +45,7 @@ def compare(out, variants=VARIANTS, seeds=1, overrides=(), **more):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A comparison of variants over two seeds: folder and results. Tests must not change it."""
+    """The folder and results of a comparison of variants over two seeds. Read-only."""
     out = tmp_path_factory.mktemp("variants")
     return out, compare(out, seeds=2)
 
@@ -79,10 +79,10 @@ def test_costs_and_distances_are_relative_to_soflow_by_seed(whole):
     assert [row[0] for row in rows] == list(VARIANTS)
     found = dict(zip(header, rows[-1], strict=True))
     assert found["ratio to SoFlow"] == f"{mean(ratios):.3f} ± {stdev(ratios):.3f}"
-    assert found["time of a step"] == "1.10"
+    assert found["step time ratio"] == "1.10"
 
 
-def test_ratios_compare_equal_seeds(whole):
+def test_ratios_are_of_the_same_seed(whole):
     """Runs are matched by seed, not by their position in the list."""
     _, results = whole
     one = results.objectives["Muon"]
@@ -126,7 +126,7 @@ def test_a_new_variant_does_not_inherit_settings_of_other_variants(tmp_path):
     assert [one.ema.rampup for one in configs.values()] == [0.05, 0, 0.05, 0.1]
 
 
-def test_a_new_variant_uses_the_automatic_settings_of_existing_runs(tmp_path):
+def test_a_new_variant_computes_like_the_runs_that_were_begun_before(tmp_path):
     """Runs of an older version have no `ema.rampup`."""
     compare(tmp_path, {"old": {}}, overrides=["ema.rampup=0"])
     compare(tmp_path, {"old": {}, "new": {"objective.p": 0}, "steep": {"ema.rampup": 0.1}})
@@ -142,7 +142,7 @@ def test_equal_time_gives_others_as_many_steps_as_fit(tmp_path):
     settings = ["train.steps=4", "evaluate.nfe=[1]"]
     results = compare(tmp_path, variants, overrides=settings, budget="time")
     assert {name: one.steps for name, one in results.objectives.items()} == {"first": 4, "twice": 2}
-    assert "as many steps as first's training time has room for" in tables.about(results)
+    assert "the training time of first" in tables.about(results)
     with pytest.raises(InputError, match="first"):
         compare(tmp_path, variants, budget="time", only=["twice"])
     with pytest.raises(InputError, match=r"longer sets train\.steps"):
@@ -154,7 +154,7 @@ def test_equal_time_gives_others_as_many_steps_as_fit(tmp_path):
 
 def test_equal_time_does_not_continue_runs_of_equal_steps(whole):
     out, _ = whole
-    with pytest.raises(InputError, match="the same steps"):
+    with pytest.raises(InputError, match="have equal steps"):
         compare(out, budget="time")
 
 
@@ -169,11 +169,11 @@ def test_the_page_shows_the_settings_of_each_variant(whole):
     assert r"| weight \| 4 | renoise |" in table
     rows = [line for line in table.splitlines() if line.startswith("|")]
     widths = {len(re.findall(r"(?<!\\)\|", line)) for line in rows}
-    assert len(widths) == 4  # overview, settings, samplers, costs: no cell adds a column
+    assert len(widths) == 4  # overview, settings, all samplers, cost: no cell adds a column
 
 
 def with_settings(results, settings):
-    """Returns the results as if the last variant had these settings."""
+    """Copies the results with other settings of the last variant."""
     name = list(results.objectives)[-1]
     one = results.objectives[name].model_copy(update={"settings": settings})
     return results.model_copy(update={"objectives": {**results.objectives, name: one}})
@@ -186,7 +186,7 @@ def with_settings(results, settings):
         ({"init_from": "runs/other"}, "initial weights"),
         ({"optimizer.lr": 0.1}, "the same optimizer"),
         ({"train.batch_size": 8}, "data in the same order, batches of 16"),
-        ({"train.steps": 8}, "the same steps"),
+        ({"train.steps": 8}, "the same number of steps"),
     ],
 )
 def test_settings_that_differ_are_not_called_equal(whole, setting, words):
@@ -217,7 +217,7 @@ def with_many(results, count):
 
 
 def overlaps(figure: Figure) -> bool:
-    """Whether two titles or legend texts of a figure overlap."""
+    """Whether titles or legends of a figure overlap."""
     figure.draw_without_rendering()
     texts = [axes.title for axes in figure.axes]
     texts += [text for legend in figure.legends for text in legend.get_texts()]
@@ -247,8 +247,8 @@ def test_variants_do_not_reuse_colors_of_objectives():
 
 
 @pytest.mark.parametrize("name", ["digits-steps", "digits-time", "fashion-mnist"])
-def test_results_of_older_versions_can_be_read(name):
-    """Older results compare objectives and have no variants."""
+def test_older_results_are_read(name):
+    """Results of comparisons from before variants existed can be read."""
     results = Comparison.read(KEPT / f"{name}.json")
     assert not results.variants
     assert results.ratios("soflow") == [1] * len(results.seeds)

@@ -1,4 +1,4 @@
-"""`soflow compare`: equal conditions, interruption and the page."""
+"""`soflow compare`: equal conditions for all objectives, resuming, and the report."""
 
 import json
 import logging
@@ -49,7 +49,7 @@ def compare(out, objectives, seeds=1, budget="steps", overrides=(), settings=QUI
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A comparison of all objectives: folder and results. Tests must not change it."""
+    """The folder and results of a comparison of all objectives. Read-only."""
     out = tmp_path_factory.mktemp("comparison")
     with costs_without_measuring() as asked:
         results = compare(out, comparison.OBJECTIVES, settings=SETTINGS)
@@ -59,7 +59,7 @@ def whole(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def one_run(tmp_path_factory):
-    """A comparison of one run: folder and results."""
+    """The folder and results of a comparison with a single run."""
     out = tmp_path_factory.mktemp("one")
     with costs_without_measuring():
         return out, compare(out, ["soflow"])
@@ -113,15 +113,15 @@ def test_curves_have_a_point_per_evaluation_and_end_at_the_last_one(whole):
             (curve,) = run.curves
             assert [point.step for point in curve.points] == [1, 2, 3, 4]
             assert all(one.seconds <= two.seconds for one, two in pairwise(curve.points))
-            if name == "flow_matching":  # flow matching learns no jumps
+            if name == "flow_matching":  # flow matching does not learn jumps
                 assert (curve.sampler, curve.nfe) == ("heun", 8)
             else:
                 at_the_end = next(row.distance for row in run.rows if row.nfe == 1)
                 assert curve.points[-1].distance == pytest.approx(at_the_end)
 
 
-def test_curves_use_few_samples_and_heun_on_request(tmp_path, known_costs, monkeypatch):
-    """One step is always evaluated, for any evaluate.nfe."""
+def test_curves_draw_few_samples_and_heun_if_asked(tmp_path, known_costs, monkeypatch):
+    """NFE 1 is always evaluated, even if evaluate.nfe does not have it."""
     monkeypatch.setattr(comparison, "CURVE_SAMPLES", 20)
     monkeypatch.setattr(comparison, "HEUN", ("heun", 4))
     overrides = ["train.steps=1", "evaluate.nfe=[2]"]
@@ -132,8 +132,8 @@ def test_curves_use_few_samples_and_heun_on_request(tmp_path, known_costs, monke
     assert {row.nfe for row in run.rows if row.sampler != "heun"} == {1, 2}
 
 
-def test_data_can_determine_the_shape(tmp_path, known_costs):
-    """A recipe for custom data leaves shape and classes open."""
+def test_a_comparison_on_data_that_give_the_shape(tmp_path, known_costs):
+    """A recipe for custom data leaves shape and classes to the data."""
     np.save(tmp_path / "x.npy", torch.randn(40, 3).numpy())
     settings = [
         f"data.path={tmp_path / 'x.npy'}", "network.width=16", "network.depth=1", "train.steps=1",
@@ -154,7 +154,7 @@ def test_a_finished_comparison_is_only_read(whole, caplog):
     notes = [record.getMessage() for record in caplog.records if "run " in record.getMessage()]
     assert len(notes) == len(comparison.OBJECTIVES)
     assert all("already done" in note for note in notes)
-    assert asked == []  # costs were measured once
+    assert asked == []  # costs are measured only once
 
 
 def test_heun_steps_can_be_added_to_a_finished_run(one_run, tmp_path):
@@ -211,14 +211,14 @@ def test_objectives_and_seeds_can_be_added_and_costs_are_relative_to_soflow(tmp_
     assert [len(objective.runs) for objective in results.objectives.values()] == [1, 1]
     assert results.objectives["mean_flow"].cost.step_ratio == (2, 2, 2)
     assert results.objectives["mean_flow"].cost.memory_ratio == (2, 2, 2)
-    assert "ratios to SoFlow's" in markdown(results)
+    assert "Ratios are relative to SoFlow" in markdown(results)
     assert known_costs == [["mean_flow"], ["soflow", "mean_flow"]]
     results = compare(tmp_path, ["soflow"], seeds=2, overrides=short)
     assert [run.seed for run in results.objectives["soflow"].runs] == [0, 1]
 
 
-def test_equal_time_gives_others_as_many_steps_as_fit(tmp_path, known_costs):
-    """A wrong command changes nothing, and runs keep their steps if costs are measured again."""
+def test_within_soflows_time_others_get_as_many_steps_as_fit(tmp_path, known_costs):
+    """A wrong command changes nothing, and runs keep their steps when costs are measured again."""
     objectives = ["soflow", "consistency"]
     steps = {"soflow": 4, "consistency": 8}
     results = compare(tmp_path, objectives, budget="time")
@@ -271,7 +271,7 @@ def test_the_page_and_the_tables_contain_every_objective(whole):
     out, results = whole
     pages.write_page(results.model_copy(update={"recipe": "<b>digits</b>"}), out)
     page = (out / "report.html").read_text()
-    assert "<b>digits</b>" not in page  # recipe names are escaped
+    assert "<b>digits</b>" not in page  # the name of a recipe is escaped
     assert not re.search(r'(src|href)="(?!data:)', page)  # the page is self-contained
     table = (out / "table.md").read_text()
     for word in ("SoFlow", "flow matching", "held-out real"):
@@ -289,7 +289,7 @@ def test_the_command_compares_and_shows(tmp_path, capfd, known_costs):
     assert command(tmp_path, "--rounds", "1", objectives="soflow,flow_matching") == 0
     shown = capfd.readouterr()
     assert "run 2 of 2: flow_matching, seed 0, 4 steps" in shown.err
-    assert "left in all" in shown.err
+    assert "left in total" in shown.err
     assert "objective" in shown.out
     results = Comparison.read(tmp_path / "results.json")
     assert results.objectives["soflow"].cost.step_ratio == (1, 1, 1)

@@ -1,4 +1,4 @@
-"""Estimates equal hand calculations, and docs/cluster.md shows them."""
+"""Estimates compared with counts by hand, and the docs page that shows them."""
 
 import importlib.util
 from pathlib import Path
@@ -22,21 +22,21 @@ UNGUIDED = "objective.guidance.scale=1"
 
 
 def mlp_parameters_by_hand(width, depth, dimensions, rows):
-    """Weights and biases: two time embeddings, label table, blocks of three layers, and ends."""
+    """Parameters of two time embeddings, label table, blocks of three layers, first and last."""
     time = (256 + 1) * width + (width + 1) * width
     ends = (dimensions + 1) * width + (width + 1) * dimensions
     return 2 * time + rows * width + depth * 3 * (width + 1) * width + ends
 
 
 def mlp_kept_by_hand(width, depth):
-    """Returns the number of values that one sample keeps for the backward pass.
+    """The number of values per sample that are saved for the backward pass.
 
-    Linear layers and SiLU keep their inputs. A tensor used by both is kept once.
+    Linear layers and SiLU save their inputs. A tensor that is the input of both is saved once.
     """
-    times = 2 * 2  # SiLU's input, and its output, the second linear's input
-    condition = 2  # SiLU's input, and its output, which all blocks share
-    block = 4  # x, silu(x), the sum before SiLU, and after it
-    ends = 2  # x of the last SiLU, and the last linear's input
+    times = 2 * 2  # input and output of SiLU; the output is the input of the second layer
+    condition = 2  # input and output of SiLU, which all blocks share
+    block = 4  # x, silu(x), the sum before SiLU, and its SiLU
+    ends = 2  # input of the last SiLU, and input of the last layer
     return (times + condition + depth * block + ends) * width + 2 * 256
 
 
@@ -45,7 +45,7 @@ def test_memory_of_a_linear_stack_for_its_gradient():
     by_hand = 4 * mlp_kept_by_hand(WIDTH, DEPTH)
     for samples in (8, 40):
         kept = kept_for_backward(config, samples) / samples
-        # The loss also keeps a few values per sample, fewer than one layer.
+        # The loss also saves a few values per sample, less than one layer.
         assert by_hand <= kept < by_hand + 4 * WIDTH / 2
 
 
@@ -72,11 +72,11 @@ def test_states_equal_a_hand_calculation():
     parameters = mlp_parameters_by_hand(WIDTH, DEPTH, dimensions=2, rows=1)
     one = estimate(config)
     assert one.parameters == parameters
-    # Weights, gradients, two moments, float64 EMA weights.
+    # Weights, gradients, two moments, EMA weights in float64.
     assert one.memory.states == parameters * (4 + 4 + 2 * 4 + 8)
     assert one.memory.total == one.memory.states + kept_for_backward(config, 64)
 
-    shared = estimate(config, gpus=2)  # buckets for gradient communication
+    shared = estimate(config, gpus=2)  # adds gradient buckets
     assert (shared.memory.states, shared.samples) == (parameters * 28, 32)
     assert shared.memory.activations == pytest.approx(one.memory.activations / 2, rel=1e-3)
     sharded = estimate(config.model_copy(update={"parallel": "fsdp"}), gpus=2)
@@ -107,9 +107,9 @@ def test_hours_are_operations_divided_by_the_rate():
 
 
 def test_under_bf16_the_pair_stays_in_float32():
-    """The pair is a quarter of the batch with 4 forward passes. Flow matching has no pair.
+    """The pair is a quarter of the batch and costs 4 forward passes. Flow matching has no pair.
 
-    Time embeddings also stay in float32, a small part if there are many tokens.
+    Time embeddings also stay in float32, but cost little with many tokens.
     """
     larger = [*FLOAT32_DIT, "network.patch=1", "network.width=64", "network.depth=4"]
     made = {
@@ -156,11 +156,11 @@ def test_the_command_says_that_figures_are_estimates(tmp_path, capfd, monkeypatc
         "estimates, not measured: 2 GPUs",
         "imagenet256-b4",
         "30% of the peak",
-        "assumed, not measured",
+        "an assumption, not a measurement",
     ):
         assert word in shown
     found = Estimates.read(tmp_path / "needs.json")
-    assert "assumed" in found.assumption
+    assert "assumption" in found.assumption
     assert found.estimates.keys() == {"digits", "imagenet256-b4"}
     assert found.estimates["imagenet256-b4"].samples == 128
 
@@ -210,7 +210,7 @@ def the_generator():
     return module
 
 
-def test_the_page_shows_current_counts():
+def test_the_page_shows_what_is_counted_today():
     """Checks one row of one table. The slow test below checks all of them."""
     cluster, page = the_generator(), (ROOT / "docs" / "cluster.md").read_text()
     for settings, gpus in list(cluster.TABLES)[:1]:

@@ -87,7 +87,7 @@ def test_the_diagnostics_vanish_at_the_exact_map(path, parameterization):
     residuals = [solution_residual(model, point.x_t, t, s, h=h) for h in (1e-3, 1e-4)]
     assert residuals[0] / residuals[1] == pytest.approx(
         10, rel=0.05
-    )  # only the error of the difference remains
+    )  # only the error of the finite difference remains
     assert residuals[1] < 1e-3
 
 
@@ -95,7 +95,7 @@ def test_the_diagnostics_detect_a_wrong_map():
     path, parameterization = LinearNoising(), EulerParameterization()
     exact = exact_model(path, parameterization, (3,), c=0.6).net
 
-    def wrong(x, t, s, labels=None):  # exact velocity, jumps too long by a fifth
+    def wrong(x, t, s, labels=None):  # correct velocity, but jumps are 20 % too long
         return torch.where((s < t)[:, None], 1.2, 1.0) * exact(x, t, s)
 
     model = FlowModel(wrong, noising=path, parameterization=parameterization, shape=(3,))
@@ -105,8 +105,8 @@ def test_the_diagnostics_detect_a_wrong_map():
     assert min(found.solution_residual, found.composition_gap, found.one_step_error) > 1e-3
 
 
-def test_errors_of_jumps_equal_those_of_a_known_map():
-    """dx/dt = x has x_t = e^(t - 1) x_1. A network with F(x, t, s) = x jumps to (1 + s - t) x."""
+def test_errors_of_jumps_are_those_of_a_known_map():
+    """dx/dt = x gives x_t = e^(t - 1) x_1, and F(x, t, s) = x jumps to (1 + s - t) x."""
     model = FlowModel(lambda x, t, s, labels=None: x, shape=(3,))
     noise = torch.randn(40, 3, dtype=torch.float64)
     size = float((noise**2).mean(1).sqrt().mean())

@@ -1,4 +1,4 @@
-"""Feature networks, and references and samples in files: accepted and rejected input."""
+"""Feature networks, reference files and sample files: valid ones are read, others rejected."""
 
 import json
 import sys
@@ -26,7 +26,7 @@ DIGITS = Reference(dataset="digits", count=30)
 
 
 class Means(nn.Module):
-    """Features of uint8 images: the means of each channel and of its square, in [0, 1]."""
+    """Features of bytes: the mean of each channel and of its square, scaled to [0, 1]."""
 
     def forward(self, x):
         y = x.float() / 255
@@ -34,7 +34,7 @@ class Means(nn.Module):
 
 
 class Both(nn.Module):
-    """Features, and logits of two classes: bright and dark."""
+    """Features, and logits of two classes, light and dark."""
 
     def forward(self, x):
         y = x.float().mean((1, 2, 3))[:, None]
@@ -42,7 +42,7 @@ class Both(nn.Module):
 
 
 class Picky(nn.Module):
-    """Accepts only even numbers of images, with its own error message."""
+    """Accepts only an even number of images, and raises its own error otherwise."""
 
     def forward(self, x):
         assert x.shape[0] % 2 == 0, "an odd number"
@@ -50,7 +50,7 @@ class Picky(nn.Module):
 
 
 class Growing(nn.Module):
-    """Returns as many features as images."""
+    """The number of features depends on the number of images."""
 
     def forward(self, x):
         y = x.float().mean((1, 2, 3))
@@ -58,7 +58,7 @@ class Growing(nn.Module):
 
 
 class Wrong(nn.Module):
-    """Returns whole images instead of features."""
+    """Returns the image itself instead of features."""
 
     def forward(self, x):
         return x.float()
@@ -154,7 +154,7 @@ def test_images_are_rounded_to_8_bits():
 
 
 class FakeInception(nn.Module):
-    """Like torch-fidelity's network: features by name, and the block of spatial features."""
+    """A fake of torch-fidelity's network, with features by name and the spatial block."""
 
     def __init__(self, name, features_list):
         super().__init__()
@@ -174,7 +174,7 @@ class FakeInception(nn.Module):
 
 
 def load_inception_maps(seen):
-    """Computes the fake network's convolution: channel c is c / 192 of the sum of colors."""
+    """The fake convolution by hand: channel c is c / 192 times the sum of the colors."""
     colours = seen.expand(-1, 3, -1, -1).float()[:, :, :17, :17].sum(1, keepdim=True)
     return torch.arange(7.0)[None, :, None, None] / 192 * colours
 
@@ -191,7 +191,7 @@ def fake_package(monkeypatch, network):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_fid_network_gives_features_logits_and_spatial_features(channels, monkeypatch):
-    """Grey is repeated to RGB. Spatial features are 7 channels at 17 x 17 positions."""
+    """Grey images are repeated to RGB. Spatial features are 7 channels at 17 x 17 positions."""
     fake_package(monkeypatch, FakeInception)
     features = load_features("inception", None, (channels, 20, 20))
     assert features.metric == "FID"
@@ -200,7 +200,7 @@ def test_the_fid_network_gives_features_logits_and_spatial_features(channels, mo
     assert found.features.shape == (3, 2048)
     assert found.logits.shape == (3, 1008)
     assert found.spatial.shape == (3, 7 * 17 * 17)
-    place = load_inception_maps(seen)  # (B, 7, 17, 17): ADM orders by position, then channel
+    place = load_inception_maps(seen)  # (B, 7, 17, 17); ADM orders by position, then by channel
     torch.testing.assert_close(found.spatial[:, (5 * 17 + 3) * 7 + 2], place[:, 2, 5, 3])
     again = features(torch.zeros(2, channels, 20, 20, dtype=torch.uint8))
     assert again.spatial.shape == (2, 2023)
@@ -256,9 +256,9 @@ def test_gathered_statistics_do_not_depend_on_batches(tmp_path, monkeypatch):
     few = gather(images.split(10), features, 95, keep=5)
     np.testing.assert_allclose(
         few.points.numpy(), expected[[0, 23, 47, 70, 94]], rtol=1e-5
-    )  # evenly spaced
+    )  # evenly spread
     assert torch.equal(few.moments.covariance, whole.moments.covariance)  # of all samples
-    with pytest.raises(InputError, match="1 to compare"):
+    with pytest.raises(InputError, match="at least 2 samples, not 1"):
         gather([images[:1]], features, 1)
 
 
@@ -286,14 +286,14 @@ def by_hand(tmp_path, name="adm.npz", **arrays):
     return tmp_path / name
 
 
-def test_a_reference_in_adms_layout(tmp_path):
-    """Means and covariances from numpy, with a distance known in closed form."""
+def test_a_reference_in_adms_layout_written_by_hand(tmp_path):
+    """A file with numpy means and covariances, whose distance is known in closed form."""
     d, features = 6, Features("inception", lambda seen: torch.zeros(len(seen), 6))
     file = by_hand(
         tmp_path, mu=np.full(d, 2.0), sigma=4 * np.eye(d), mu_s=np.zeros(3), sigma_s=np.eye(3)
     )
     statistics, about = read_reference(file, features, d, (3, 8, 8))
-    assert (about.dataset, about.count) == ("adm", 0)  # the file does not give the count
+    assert (about.dataset, about.count) == ("adm", 0)  # the file does not store the count
     assert len(statistics.points) == 0
     assert torch.equal(statistics.spatial.covariance, torch.eye(3, dtype=torch.float64))
     scorer = Scorer(features, statistics, about)
@@ -301,7 +301,7 @@ def test_a_reference_in_adms_layout(tmp_path):
     kept = type(statistics)(20_000, Moments.of(samples), None, samples, None)
     figures = scorer.figures(kept, None)
     assert figures.distance == pytest.approx(d * (2**2 + (2 - 1) ** 2), rel=0.02)
-    assert figures.precision is None  # no points for neighbors
+    assert figures.precision is None  # the file has no points
 
 
 @pytest.mark.parametrize(
@@ -314,7 +314,7 @@ def test_a_reference_in_adms_layout(tmp_path):
         ),
         ({"mu": np.zeros(6), "sigma": np.eye(5)}, r"sigma float64\[5, 5\]"),
         ({"mu": np.array(["x"] * 6), "sigma": np.eye(6)}, "mu"),
-        ({"mu": np.full(6, np.nan), "sigma": np.eye(6)}, "not finite"),
+        ({"mu": np.full(6, np.nan), "sigma": np.eye(6)}, "NaN or infinite"),
         ({"mu": np.zeros(6), "sigma": -np.eye(6)}, "covariance"),
         ({"mu": np.zeros(6), "sigma": np.triu(np.ones((6, 6)))}, "sigma"),
         ({"mu": np.zeros(6), "sigma": np.eye(6), "count": np.array([3, 4])}, "count"),
@@ -398,8 +398,8 @@ def test_arrays_that_are_not_samples_are_rejected(arrays, word, tmp_path):
         sample_arrays(by_hand(tmp_path, **arrays))
 
 
-def test_grey_samples_of_any_mode_are_read_like_data(tmp_path):
-    """16-bit grey and grey with transparency stay grey without clipping."""
+def test_grey_samples_of_any_mode_are_read_as_data_are(tmp_path):
+    """16-bit grey and grey with alpha stay grey, and values are not clipped."""
     Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1024).save(tmp_path / "a.png")
     Image.merge("LA", [Image.new("L", (8, 8), 77), Image.new("L", (8, 8), 255)]).save(
         tmp_path / "b.png"
@@ -435,18 +435,16 @@ def test_published_moments_are_used_for_the_distance_and_images_for_the_rest(
     scorer = scorer_from_file(file, features, (3, 8, 8))
     drawn = gather([torch.from_numpy(images).permute(0, 3, 1, 2)], features, 20)
     figures = scorer.figures(drawn, None)
-    assert (
-        figures.distance > 1000
-    )  # distance from the moments at 0, although the images are the same
+    assert figures.distance > 1000  # the moments in the file are at 0, far from the images
     assert (figures.precision, figures.recall, figures.coverage) == (1, 1, 1)
     other = scorer_from_file(file, load_features(f"x={fixed}", None, (3, 8, 8)), (3, 8, 8))
     assert other.distance(drawn) == pytest.approx(
         0, abs=1e-6
-    )  # only the images count for other features
+    )  # with other features, statistics are computed from the images
 
 
-def test_a_subset_of_samples_contains_all_classes(tmp_path):
-    """The first samples of a sorted set would be one class."""
+def test_a_part_of_the_samples_is_no_class_of_them(tmp_path):
+    """The first samples of a sorted set would all belong to one class."""
     points = torch.cat([torch.zeros(500, 1), torch.ones(500, 1)])
     chosen = random_subset(points, 100)
     assert 30 < float(chosen.sum()) < 70
@@ -455,7 +453,7 @@ def test_a_subset_of_samples_contains_all_classes(tmp_path):
     assert by_turns(labels).tolist() == [0, 2, 5, 1, 3, 4]
     assert by_turns(torch.arange(30) % 10).tolist() == list(
         range(30)
-    )  # balanced labels are already drawn in turn
+    )  # the labels are already in turn
 
 
 def test_truncated_samples_are_an_error(tmp_path):
@@ -466,11 +464,11 @@ def test_truncated_samples_are_an_error(tmp_path):
 
 
 class TestCommands:
-    """The same tests with real commands."""
+    """The same with the real commands."""
 
     @pytest.fixture
     def files(self, tmp_path):
-        """A network, real images in a folder, and samples from the same distribution."""
+        """A feature network, a folder of real images, and samples from the same distribution."""
         script(tmp_path, Both())
         for name, seed in (("real", 1), ("drawn", 2)):
             (tmp_path / name).mkdir()
@@ -491,14 +489,14 @@ class TestCommands:
                 done = inside("evaluate", files / samples, "--reference", files / reference, *asked)
                 assert done.returncode == 0, done.stderr
                 assert "FD-means of 12 samples to 12 real ones" in done.stdout
-                assert "no FID" in done.stdout
+                assert "is not FID" in done.stdout
                 rows.append(
                     json.loads((files / f"{samples}.evaluation.json").read_text())["rows"][0]
                 )
         assert rows[0] == rows[1] == rows[2] == rows[3]
         x, y = (pictures(12, seed=seed).astype(np.float64).mean((1, 2, 3)) for seed in (2, 1))
         two = [np.stack([v, v / 2], axis=1) for v in (x, y)]
-        a, b = (np.sqrt(np.trace(np.cov(v.T))) for v in two)  # of rank one, along the same line
+        a, b = (np.sqrt(np.trace(np.cov(v.T))) for v in two)  # rank one, along the same line
         expected = float(((two[0].mean(0) - two[1].mean(0)) ** 2).sum() + (a - b) ** 2)
         assert rows[0]["distance"] == pytest.approx(expected, rel=1e-3)
 
@@ -516,7 +514,7 @@ class TestCommands:
         assert done.returncode == 0, done.stderr
         results = json.loads((files / "d.json").read_text())
         given, real = results["rows"][0], results["real"]
-        assert given["distance"] == real["distance"]  # the same images
+        assert given["distance"] == real["distance"]  # both are the same images
         assert given["recognized"] == real["recognized"] > 0.98
         assert "real, test" in done.stdout
 
@@ -527,14 +525,14 @@ class TestCommands:
             "evaluate", files / "d.npz", "--reference", files / "ref.npz", "--features", "digits"
         )
         assert done.returncode == 0, done.stderr
-        assert "30 real samples are no more than the 32 dimensions" in " ".join(done.stdout.split())
+        assert "30 real samples are too few for the 32 dimensions" in " ".join(done.stdout.split())
 
     def test_a_run_is_not_a_reference_and_sizes_must_match_the_statistics(
         self, files, inside, tiny_run
     ):
         asked = ["--features", files / "means.pt"]
         refused = inside("evaluate", files / "drawn.npz", "--reference", tiny_run, *asked)
-        assert_fails(refused, 2, "is a run folder: name real data")
+        assert_fails(refused, 2, "is a run folder: choose real data")
         assert inside("reference", files / "real", *asked, "--out", files / "r.npz").returncode == 0
         np.savez(files / "big.npz", arr_0=pictures(12, size=16))
         refused = inside("evaluate", files / "big.npz", "--reference", files / "r.npz", *asked)
@@ -550,7 +548,7 @@ class TestCommands:
         )
         assert done.returncode == 0, done.stderr
         assert " *" in done.stdout
-        assert "20 samples are no more than the 32 dimensions" in " ".join(done.stdout.split())
+        assert "20 samples are too few for the 32 dimensions" in " ".join(done.stdout.split())
         results = json.loads((files / "few.npz.evaluation.json").read_text())
         assert results["rows"][0]["reliable"] is False
         assert results["warnings"]
@@ -560,10 +558,13 @@ class TestCommands:
         [
             (
                 ["nowhere.npz", "--reference", "real", "--features", "means.pt"],
-                ["there is no nowhere.npz"],
+                ["nowhere.npz does not exist"],
             ),
             (["drawn.npz"], ["say what to compare them with"]),
-            (["one.npz", "--reference", "real", "--features", "means.pt"], ["holds one sample"]),
+            (
+                ["one.npz", "--reference", "real", "--features", "means.pt"],
+                ["holds only one sample"],
+            ),
             (["drawn.npz", "--nfe", "1"], ["--nfe is for runs"]),
             (
                 ["drawn.npz", "--reference", "digits", "--features", "digits"],
@@ -588,10 +589,10 @@ class TestCommands:
                 ["drawn.npz", "--reference", "other.npz", "--features", "means.pt"],
                 ["'inception'", "'means'"],
             ),
-            (["odd.npz", "--reference", "real", "--features", "means.pt"], ["has no arr_0"]),
+            (["odd.npz", "--reference", "real", "--features", "means.pt"], ["has no array arr_0"]),
             (
                 ["points.npz", "--reference", "moons", "--features", "coordinates"],
-                ["not finite numbers"],
+                ["NaN or infinite values"],
             ),
             (
                 [
@@ -622,6 +623,6 @@ class TestCommands:
         np.savez(files / "odd.npz", images=pictures(12))
         np.savez(files / "points.npz", arr_0=np.full((12, 2), np.nan, np.float32))
         before = sorted(files.rglob("*"))
-        status = 1 if "not finite numbers" in words else 2
+        status = 1 if "NaN or infinite values" in words else 2
         assert_fails(inside("evaluate", *arguments, cwd=files), status, *words)
         assert sorted(files.rglob("*")) == before

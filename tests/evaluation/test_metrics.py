@@ -1,4 +1,4 @@
-"""Metrics equal theory, brute force and other libraries."""
+"""Metrics compared with theory, brute force and other libraries."""
 
 import math
 
@@ -63,8 +63,8 @@ def test_moments_equal_numpy_also_for_one_feature():
         np.testing.assert_allclose(moments.mean.numpy(), features.double().numpy().mean(0))
 
 
-def test_the_energy_distance_of_two_gaussians_equals_its_closed_form():
-    """For means m standard deviations apart, E|x - y| / std is 2 phi(m) + m (2 Phi(m) - 1)."""
+def test_the_energy_distance_of_two_gaussians_in_closed_form():
+    """For a mean of m deviations, E|x - y| is 2 phi(m) + m (2 Phi(m) - 1) deviations."""
 
     def mean_distance(shift, spread):
         m = shift / spread
@@ -85,8 +85,8 @@ def test_recognized_counts_correct_predictions():
     assert recognized(logits, torch.tensor([0, 1, 1])) == pytest.approx(2 / 3)
 
 
-def test_moments_in_batches_are_exact_far_from_zero(monkeypatch):
-    """Sums of squares lose all digits of a deviation of 1e-3 at 1e5, even in float64."""
+def test_moments_in_parts_are_those_of_the_whole_even_far_from_zero(monkeypatch):
+    """Sums of squares would lose all digits of a deviation of 1e-3 at 1e5, even in float64."""
     features = (1e5 + 1e-3 * normal(0, 2503, 4).double()).double()
     whole = np.cov(features.numpy().T)
     np.testing.assert_allclose(
@@ -112,8 +112,8 @@ def test_the_frechet_distance_equals_torchmetrics():
     )
 
 
-def test_the_frechet_distance_of_samples_converges():
-    """For N(0, 1) and N(1, 4) in d dimensions it is d (1 + 1). 100,000 samples are within 2 %."""
+def test_the_frechet_distance_of_samples_tends_to_the_gaussians_own():
+    """It is d (1 + 1) for N(0, 1) and N(1, 4) in d dimensions, here to 2 % with 100,000 samples."""
     a, b = normal(0, 100_000, 3), 2 * normal(1, 100_000, 3) + 1
     assert frechet_distance(Moments.of(a), Moments.of(b)) == pytest.approx(6, rel=0.02)
 
@@ -133,8 +133,8 @@ def test_fewer_samples_than_dimensions_have_a_matrix_root():
 @pytest.mark.parametrize(
     ("covariance", "word"),
     [
-        (torch.diag(torch.tensor([1.0, -0.5])), "an eigenvalue is -0"),
-        (torch.tensor([[1.0, math.nan], [math.nan, 1]]), "not finite"),
+        (torch.diag(torch.tensor([1.0, -0.5])), "its smallest eigenvalue is -0"),
+        (torch.tensor([[1.0, math.nan], [math.nan, 1]]), "NaN or infinite"),
     ],
 )
 def test_a_missing_matrix_root_is_an_error(covariance, word):
@@ -154,8 +154,8 @@ def test_a_root_that_does_not_converge_is_an_error(monkeypatch):
         frechet_distance(Moments.of(normal(0, 50, 2)), Moments.of(normal(1, 50, 2)))
 
 
-def test_the_deviation_from_halves_equals_that_of_repeated_sampling():
-    """Compares the deviation of 60 distances of 400 samples each with the mean of the estimates."""
+def test_the_spread_from_halves_is_that_of_repeated_sampling():
+    """The deviation of 60 distances of 400 samples each equals the mean of their estimates."""
     reference = Moments.of(normal(0, 20_000, 4))
     sets = [0.3 + 1.1 * normal(seed, 400, 4) for seed in range(1, 61)]
     found = [frechet_distance(Moments.of(one), reference) for one in sets]
@@ -163,8 +163,8 @@ def test_the_deviation_from_halves_equals_that_of_repeated_sampling():
     assert np.mean(told) == pytest.approx(np.std(found), rel=0.3)
 
 
-def test_the_kernel_distance_equals_its_definition():
-    """With all samples in each subset, it is the unbiased estimate over all pairs."""
+def test_the_kernel_distance_against_its_definition():
+    """If each subset has all samples, the result is the unbiased estimate over all pairs."""
     a, b = normal(0, 30, 5).double() + 0.5, normal(1, 30, 5).double()
 
     def kernel(x, y):
@@ -180,14 +180,14 @@ def test_the_kernel_distance_equals_its_definition():
     assert spread == pytest.approx(0, abs=1e-9)
 
 
-@pytest.mark.parametrize("subset", [130, 20])  # by all pairs, and subset by subset
-def test_the_kernel_distance_equals_torchmetrics(subset, monkeypatch):
+@pytest.mark.parametrize("subset", [130, 20])  # all pairs at once, and subset by subset
+def test_the_kernel_distance_is_that_of_torchmetrics(subset, monkeypatch):
     from torchmetrics.image.kid import KernelInceptionDistance
 
     monkeypatch.setattr("soflow.evaluation.metrics.KERNEL_SUBSET", subset)
     reference = normal(0, 130, 7)
     distance = KernelDistance(reference)
-    for count in (150, 1050, 150):  # the third time from the stored reference
+    for count in (150, 1050, 150):  # the third time uses the cached terms of the reference
         features = normal(count, count, 7)
         metric = KernelInceptionDistance(feature=nn.Identity(), subset_size=subset)
         metric.update(features.double(), real=False)
@@ -204,14 +204,14 @@ def test_the_kernel_distance_of_one_distribution_is_zero_on_average():
 
 
 def test_the_inception_score_of_known_classifiers():
-    """Perfect and balanced predictions score the number of classes. Uniform predictions score 1."""
+    """Certain and balanced predictions score the number of classes, uncertain ones score 1."""
     certain = 100.0 * torch.eye(7).repeat(1000, 1)
     assert inception_score(certain)[0] == pytest.approx(7, rel=0.02)
     assert inception_score(torch.zeros(50, 7))[0] == pytest.approx(1)
 
 
 def test_the_inception_score_over_ten_parts():
-    """Compares with numpy per part. Parts are random and average out over many images."""
+    """numpy gives the same score, up to the random splits, which even out over many images."""
     logits = normal(0, 20_000, 3).double()
     p = np.exp(logits.numpy()) / np.exp(logits.numpy()).sum(1, keepdims=True)
     expected = np.exp((p * (np.log(p) - np.log(p.mean(0)))).sum(1).mean())
@@ -221,7 +221,7 @@ def test_the_inception_score_over_ten_parts():
 
 
 def brute_force(features, reference, k=3, wide=5):
-    """Computes precision, recall, density and coverage point by point, as in their papers."""
+    """Precision, recall, density and coverage as defined in their papers, point by point."""
 
     def apart(x, y):
         return float(np.sqrt(((x - y) ** 2).sum()))
@@ -256,11 +256,11 @@ def test_neighborhood_metrics_equal_brute_force(shift, monkeypatch):
         assert sum(heard) == 52 + 37
 
 
-def test_reordered_duplicated_and_one_class_sets():
-    """Two distant classes.
+def test_sets_reordered_duplicated_and_of_one_class():
+    """Precision, recall and coverage of changed sets, with two classes far apart.
 
-    Reordering changes nothing. Duplicates of a few samples keep precision but reduce recall and
-    coverage. A single class keeps precision and covers half of the real samples.
+    Reordering changes nothing. Repeating a few samples keeps precision but lowers coverage. One
+    class alone keeps precision but halves recall.
     """
     centres = torch.tensor([[0.0, 0.0], [50.0, 0.0]])
     reference = centres.repeat(300, 1) + normal(0, 600, 2)

@@ -1,4 +1,4 @@
-"""Plots of samples of any shape, checked by the content of the figures."""
+"""Pictures of samples of any shape, checked by the content of the plots."""
 
 import numpy as np
 import pytest
@@ -83,14 +83,14 @@ def test_curves_have_a_line_per_channel_and_mention_omissions():
 def test_channels_with_other_ranges_are_scaled_separately():
     signals = normal(0, 20, 2, 30) * torch.tensor([[1.0], [1000.0]])
     figure = curves(signals, 5, ("a", "b"))
-    assert "each channel scaled" in figure.get_supxlabel()
+    assert "each channel is scaled" in figure.get_supxlabel()
     ends = [np.ptp(np.concatenate([axes.get_lines()[i].get_ydata() for axes in figure.axes]))
             for i in range(2)]  # fmt: skip
     assert ends == pytest.approx([1, 1], rel=0.5)
 
 
-def test_channels_are_scaled_between_percentiles():
-    """Values from 0 to 1000 become -1 to 1, except for one percent at each end."""
+def test_channels_are_shown_between_percentiles():
+    """Channel values from 0 to 1000 become -1 to 1, except for one percent at each end."""
     values = torch.arange(1001.0).view(1, 1, 7, 143).repeat(1, 5, 1, 1)
     shown = shown_channels(values, values)
     assert shown.shape == (1, 3, 7, 143)
@@ -98,8 +98,8 @@ def test_channels_are_scaled_between_percentiles():
     other = shown_channels(values + 1000, values)
     assert float(other.min()) > 1
     assert "3" not in about((3, 8, 8), ())
-    assert "a, b, c of 5" in about((5, 8, 8), tuple("abcde"))
-    assert "a of 2" in about((2, 8, 8), tuple("ab"))
+    assert "a, b, c (3 of 5)" in about((5, 8, 8), tuple("abcde"))
+    assert "a (1 of 2)" in about((2, 8, 8), tuple("ab"))
 
 
 def test_rectangles_keep_their_aspect_ratio():

@@ -1,4 +1,4 @@
-"""`soflow evaluate` of runs: table, seeds, weights, batches, labels, evaluation in training."""
+"""`soflow evaluate` for runs: table, seeds, weights, batches, labels, evaluation in training."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ def run(tiny_run, tmp_path):
 
 
 def evaluated(inside, run, *options, file="evaluation.json", heun=False):
-    """Returns the results and the output. Skips the 64 evaluations of Heun by default."""
+    """Runs the command. Returns the results and the output, without Heun unless requested."""
     if not heun and "--samplers" not in options:
         options = (*options, "--samplers", "renoise,ode")
     done = inside("evaluate", run, "--num", "60", *options)
@@ -87,7 +87,7 @@ def test_raw_weights_differ_and_real_data_are_one_row(run, inside):
         assert column in shown
     header, *body = table(Evaluation.read(run / "evaluation.json"))
     assert len({len(row) for row in [header, *body]}) == 1
-    assert "sFD" not in header  # these features have no spatial features
+    assert "sFD" not in header  # this network has no spatial features
 
 
 def test_samplers_can_be_chosen(run, inside):
@@ -232,8 +232,8 @@ EVERY = [
 ]
 
 
-def test_training_evaluates_and_keeps_the_best_checkpoint(tmp_path, monkeypatch, inside):
-    """The smallest distance, at step 6, is logged, kept, and available as checkpoints/best."""
+def test_training_evaluates_itself_and_keeps_the_best(tmp_path, monkeypatch, inside):
+    """The checkpoint with the smallest distance, step 6, is logged and kept as checkpoints/best."""
     from soflow.evaluation.scorer import Scorer
 
     distances = iter([5.0, 2.0, 4.0, 3.0])
@@ -297,8 +297,8 @@ def test_the_classifier_is_trained_on_the_training_split_for_any_reference(
     assert len(checksums) == 1
 
 
-def test_the_real_row_does_not_change_the_figures(tmp_path, inside):
-    """Without a second split, every tenth image is compared with the others, samples with all."""
+def test_real_data_beside_it_do_not_change_the_figures(tmp_path, inside):
+    """With one split, every tenth real sample is compared with the others, samples with all."""
     images = np.random.default_rng(0).integers(0, 255, (60, 8, 8), dtype=np.uint8)
     np.savez(tmp_path / "set.npz", images=images)
     settings = [
@@ -317,8 +317,9 @@ def test_the_real_row_does_not_change_the_figures(tmp_path, inside):
     assert beside["reference"]["count"] == 60
     assert (beside["real"]["count"], beside["real"]["reference"]["count"]) == (6, 54)
     assert "the other 54" in " ".join(shown.split())
+    assert "the column 'n=6'" in " ".join(shown.split())
     assert beside["real"]["reliable"] is False
-    assert "6 samples are no more than the 32 dimensions" in " ".join(shown.split())
+    assert "6 samples are too few for the 32 dimensions" in " ".join(shown.split())
 
 
 def test_reports_combine_runs_with_the_same_protocol(run, tmp_path, inside):

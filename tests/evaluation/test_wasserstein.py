@@ -1,4 +1,4 @@
-"""Wasserstein distances equal closed forms and scipy."""
+"""Wasserstein distances compared with closed forms and scipy."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def test_directions_are_fixed_orthonormal_bases(d):
 def test_the_sliced_distance_of_a_shift_is_its_length_over_sqrt_dimension(d):
     points, shift = normal(0, 500, d), normal(1, d)
     expected = float(shift.norm()) / d**0.5
-    # Subsets are random, so the test compares whole sets.
+    # Compare whole sets, because random subsets would differ.
     assert sliced_wasserstein(points, points + shift, 500) == pytest.approx(expected, rel=1e-5)
 
 
@@ -68,15 +68,15 @@ def test_the_marginal_of_a_channel_uses_all_its_values():
     assert list(found.values()) == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_energy_distance_equals_scipy():
-    """scipy returns the root of half of it and includes pairs of a point with itself."""
+def test_the_energy_distance_against_scipy():
+    """scipy returns sqrt(E / 2), and includes pairs of a point with itself."""
     a, b = normal(0, 2000, 1), normal(1, 2000, 1) + 0.8
     expected = 2 * scipy.stats.energy_distance(a[:, 0], b[:, 0]) ** 2 / 2
     assert energy_distance(a, b) == pytest.approx(expected, rel=0.02)
 
 
 def test_small_sets_are_compared_in_several_pairs_of_one_size():
-    """Figures agree for sets of any size if the compared number is equal."""
+    """Distances do not depend on the size of a set if the compared number is the same."""
     real, samples, few = normal(0, 4000, 4), normal(1, 4000, 4), normal(2, 50, 4)
     many_of_50 = sliced_wasserstein(samples, real, 50)
     assert sliced_wasserstein(few, real, 50) == pytest.approx(many_of_50, rel=0.3)

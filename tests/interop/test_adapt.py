@@ -1,4 +1,4 @@
-"""`init_from` with other classes, another image size, or other channels."""
+"""`init_from` with other classes, another image size or other channels."""
 
 from functools import partial
 from math import sqrt
@@ -26,7 +26,7 @@ SMALL = [
 
 
 def saved(network, tmp_path):
-    """Saves weights of this network, none of them zero."""
+    """Saves the weights of a network, after making all of them nonzero."""
     with torch.no_grad():
         for parameter in network.parameters():
             if parameter.requires_grad:
@@ -36,7 +36,7 @@ def saved(network, tmp_path):
 
 
 def rows(*numbers):
-    """Returns a label table with one repeated number per row."""
+    """A label table whose rows repeat these numbers."""
     return {TABLE: torch.tensor(numbers, dtype=torch.float32)[:, None].repeat(1, 2)}
 
 
@@ -75,7 +75,7 @@ def test_names_match_in_both_unicode_forms():
 
 
 def embedded(weights, label):
-    """Returns what a UNet adds to its embedding for a class, or for None."""
+    """The label embedding of a UNet for a class, or for None."""
     count = weights[MAP].shape[1]
     one_hot = torch.zeros(count) if label is None else torch.eye(count)[label]
     return weights[MAP] @ (sqrt(count) * one_hot) + weights[MAP_BIAS]
@@ -93,11 +93,11 @@ def test_the_classes_of_a_linear_map_keep_their_embedding():
     none = {"map_layer0.weight": torch.randn(3, 4), "map_layer0.bias": torch.randn(3)}
     first = none["map_layer0.weight"] @ embedded(old, None) + none["map_layer0.bias"]
     gone = {**old, **none}
-    adapt_classes(gone, none)  # a network without classes equals the old one without a class
+    adapt_classes(gone, none)  # without classes, the network equals the old one without a label
     assert gone.keys() == none.keys()
     torch.testing.assert_close(gone["map_layer0.bias"], first)
 
-    kept = dict(old)  # an untrained bias is never used
+    kept = dict(old)  # an untrained bias is never copied
     adapt_classes(kept, {MAP: torch.zeros(4, 3)}, ("a", "b"), ("b", "c", "a"), null_trained=False)
     for label, former in ((0, 1), (2, 0)):
         torch.testing.assert_close(embedded(kept, label), embedded(old, former))
@@ -147,13 +147,13 @@ def test_a_unet_of_another_image_size_keeps_its_weights_level_by_level(tmp_path)
     old, t = make_unet((1, 8, 8)).eval(), torch.rand(2)
     file = saved(old, tmp_path)
     new = make_unet((1, 16, 16)).eval()
-    assert any("8x8 is 16x16" in note for note in load_pretrained(new, file))
+    assert any("8x8 becomes 16x16" in note for note in load_pretrained(new, file))
     tensors = [dict(network.named_parameters()) for network in (old, new)]
     assert len(tensors[0]) == len(tensors[1])
     for name, tensor in tensors[0].items():
         moved = name.replace("8x8", "16x16").replace("4x4", "8x8")
         assert torch.equal(tensor, tensors[1][moved])
-    # For constant images without padding effects, convolutions do not depend on the size.
+    # Convolutions accept any image size.
     assert new(torch.randn(2, 1, 16, 16), t, t).shape == (2, 1, 16, 16)
     other = make_unet((1, 16, 16), attention=(8,))
     with pytest.raises(InputError, match=r"lacks enc\.8x8_block0"):
@@ -162,7 +162,7 @@ def test_a_unet_of_another_image_size_keeps_its_weights_level_by_level(tmp_path)
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """A run on photographs of cats and dogs, and the folder of its data."""
+    """A run on photographs of cats and dogs, and its data folder."""
     folder = tmp_path_factory.mktemp("two")
     write_folder(folder / "photos", pixels(16))
     settings = [*SMALL, "data.size=8", f"data.path={folder / 'photos'}", "train.steps=1"]
@@ -185,7 +185,7 @@ def test_a_run_starts_from_one_with_other_classes_size_and_channels(two, tmp_pat
     mean = old[:2].mean(0)  # a run without guidance never trains its null label
     torch.testing.assert_close(new, torch.stack([mean, old[0], old[1], mean]))
     said = " ".join(caplog.messages)
-    for word in ("2 taken over by name", "null label", "another image size", "channels"):
+    for word in ("2 copied by name", "null label", "another image size", "channels"):
         assert word in said
 
 
@@ -195,9 +195,9 @@ def test_another_number_of_heads_is_an_error(two, tmp_path):
         load_pretrained(network, two)
 
 
-@pytest.mark.parametrize(("file", "kind"), [("ema", "averaged"), ("model", "raw")])
-def test_a_weights_file_in_a_run_uses_the_runs_settings(file, kind, two):
-    """Its null label was never trained, so a network without classes starts at the class mean."""
+@pytest.mark.parametrize(("file", "kind"), [("ema", "EMA"), ("model", "raw")])
+def test_a_file_in_a_run_is_known_as_well_as_the_run(file, kind, two):
+    """The null label was never trained, so a network without classes starts at their mean."""
     (checkpoint,) = (two / "checkpoints").iterdir()
     network = DiT((3, 8, 8), 0, patch=4, width=32, depth=1, heads=2)
     notes = load_pretrained(network, checkpoint / f"{file}.safetensors")

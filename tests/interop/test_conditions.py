@@ -17,7 +17,7 @@ from support.settings import TINY_DIT
 @pytest.mark.parametrize("theirs", [(), (3, 8, 8), (5,)])
 @pytest.mark.parametrize("ours", [(), (3, 8, 8), (2, 8, 8), (5,)])
 def test_initial_weights_for_other_conditions(network, theirs, ours, monkeypatch):
-    """New conditions start without effect. Equal conditions keep their weights."""
+    """New conditions are ignored at first, and equal conditions are copied."""
     sizes = {
         "dit": TINY_DIT,
         "unet": ["network={name: unet, model_channels: 16, channel_mult: [1, 2], blocks: 1}"],

@@ -1,4 +1,4 @@
-"""Checkpoints of the reference implementation become complete run directories."""
+"""Checkpoints of the reference implementation are converted to complete run folders."""
 
 import pytest
 import torch
@@ -50,7 +50,7 @@ QUIET = [
 
 
 def as_reference(checkpoint: Checkpoint, file, order=sorted, every_parameter=False):
-    """Saves one of our checkpoints in the reference implementation's format, in another order."""
+    """Saves a checkpoint in the format of the reference implementation, in another order."""
     network = make_network(RunFolder(checkpoint.path.parents[1]).read_config())
     ours = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
     weights, average = checkpoint.weights("raw"), checkpoint.weights("ema")
@@ -103,7 +103,7 @@ def backwards(names):
     ("kind", "settings", "overrides", "every_parameter"),
     [
         ("dit", DIT_YAML, [], False),
-        ("dit", DIT_YAML, [], True),  # an optimizer that also contains the fixed positions
+        ("dit", DIT_YAML, [], True),  # the optimizer also has the fixed positions
         ("unet", UNET_YAML, ["ema.every=2"], False),
     ],
 )
@@ -122,7 +122,7 @@ def test_an_imported_run_resumes_bitwise(
         2 if kind == "dit" else None,
         [*overrides, *QUIET],
     )
-    assert all("model_type" in note for note in run.notes)  # every known DiT-B is larger
+    assert all("model_type" in note for note in run.notes)  # the network is smaller than a DiT-B
     assert run.step == 4
     runs.train(str(tmp_path / "run"), tmp_path / "run")
     again, _ = newest_good(tmp_path / "run" / "checkpoints")
@@ -155,7 +155,7 @@ def test_every_setting_of_the_flat_yaml_is_converted():
     )
     assert translation.assumed == ["ema.every=1"]
     assert translation.unused == []
-    for name, value in DIT_YAML.items():  # and each is named in the notes
+    for name, value in DIT_YAML.items():  # each setting is reported by name
         assert any(line.startswith(f"{name}: {value}") for line in translation.used)
 
 
@@ -167,7 +167,7 @@ def test_unknown_and_missing_settings_are_listed():
     del settings["eps"], settings["time_std"]
     translation = translate(settings, sizes)
     assert translation.unused == ["num_workers: 8", "grad_clip: 1.0"]
-    assert "objective.eps=0.01" in translation.assumed  # the paper's value
+    assert "objective.eps=0.01" in translation.assumed  # the value of the paper
     assert "objective.times.s.std=0.8" in translation.assumed
     assert len(translation.assumed) == 5
     assert translation.config.network.heads == 16
@@ -250,12 +250,12 @@ def test_missing_and_omitted_parts_are_noted(tmp_path):
     notes = imported(tmp_path, content, SHORT, heads=None).notes
     for note, word in zip(notes, ("'ema_model'", "'optimizer'", "'scaler'", "heads"), strict=True):
         assert word in note
-    runs.train(str(tmp_path / "run"), tmp_path / "run")  # with new moments
+    runs.train(str(tmp_path / "run"), tmp_path / "run")  # with fresh optimizer moments
 
 
 def test_an_optimizer_with_other_settings_is_noted(tmp_path):
-    notes = imported(tmp_path).notes  # AdamW's default betas and weight decay
-    assert [note for note in notes if "betas [0.9, 0.999]" in note and "[0.8, 0.95]" in note]
+    notes = imported(tmp_path).notes  # saved with the default betas and weight decay of AdamW
+    assert [note for note in notes if "betas=[0.9, 0.999]" in note and "[0.8, 0.95]" in note]
     with pytest.raises(InputError, match=str(tmp_path / "run")):
         imported(tmp_path)
 

@@ -1,4 +1,4 @@
-"""A run starts from the weights of a DiT, a SiT or a run with equal outputs at every s."""
+"""`init_from` a DiT, a SiT or a run: the network equals the pretrained one at every s."""
 
 import argparse
 import shutil
@@ -29,7 +29,7 @@ SETTINGS = [
 
 
 class Pretrained(nn.Module):
-    """A DiT as published: one time, a null label, and optionally a learned variance."""
+    """A DiT as its authors define it, with one time input and, optionally, a learned variance."""
 
     def __init__(self, learn_sigma, classes=10, size=8, channels=2, patch=4, width=48):
         super().__init__()
@@ -39,7 +39,7 @@ class Pretrained(nn.Module):
             setattr(self, name, getattr(like, name))
         self.pos_embed = like.pos_embed
         self.final_layer = FinalLayer(width, patch**2 * channels * (2 if learn_sigma else 1))
-        with torch.no_grad():  # no zero weights
+        with torch.no_grad():  # make all weights nonzero
             for parameter in self.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
 
@@ -72,7 +72,7 @@ def test_a_pretrained_dit_has_the_same_output_at_every_s(learn_sigma, save, tmp_
     pretrained, network = Pretrained(learn_sigma), ours()
     file = tmp_path / ("weights.safetensors" if save == "safetensors" else "weights.pt")
     state = pretrained.state_dict()
-    if save == "training":  # in the format of their training scripts
+    if save == "training":  # the format of the training scripts
         raw = {f"module.{name}": torch.zeros_like(tensor) for name, tensor in state.items()}
         torch.save(
             {"model": raw, "ema": state, "opt": {}, "args": argparse.Namespace(lr=1e-4)}, file
@@ -124,7 +124,7 @@ def test_other_image_sizes_and_settings_to_change(tmp_path):
 @pytest.mark.parametrize("learn_sigma", [False, True])
 @torch.no_grad()
 def test_weights_of_a_square_start_a_rectangle_with_as_many_tokens(learn_sigma, tmp_path):
-    """Positions fixed by the image size are recomputed. Learned positions are kept."""
+    """Fixed positions are recomputed for another image size. Learned positions are kept."""
     pretrained = Pretrained(learn_sigma)
     torch.save(pretrained.state_dict(), tmp_path / "learned.pt")
     pretrained.pos_embed.copy_(ours().pos_embed)
@@ -169,7 +169,7 @@ def test_incomplete_weights_are_rejected(tmp_path):
             name: tensor for name, tensor in whole.items() if name != "t_embedder.mlp.0.weight"
         },
         "projectors.0.weight": whole
-        | {"projectors.0.weight": torch.zeros(3, 3)},  # weights of another training method
+        | {"projectors.0.weight": torch.zeros(3, 3)},  # from another training method
         "final_layer.linear.bias": whole | {"final_layer.linear.bias": torch.tensor(1.0)},
         r"bad\.pt": {"epoch": 3},
     }
@@ -207,7 +207,7 @@ def test_a_run_starts_from_weights_and_resumes_without_the_file(tmp_path):
     with pytest.raises(InputError, match=r"dit\.pt"):
         runs.train("digits", tmp_path / "other", overrides)
     assert not (tmp_path / "other").exists()
-    runs.train("digits", tmp_path / "run", overrides)  # the file is missing
+    runs.train("digits", tmp_path / "run", overrides)  # resuming does not need the file
 
 
 def test_time_is_reversed_only_for_networks_with_one_time(tmp_path):

@@ -1,4 +1,4 @@
-"""Untrusted weights and checkpoints are read or rejected in one line, and never run code."""
+"""Untrusted weights and checkpoints are read or rejected with one line. Their code never runs."""
 
 import zipfile
 

@@ -50,7 +50,7 @@ def test_it_can_initialize_another_run(gift, tmp_path, caplog):
     caplog.set_level("INFO", "soflow")
     settings = ["train.steps=1", "train.batch_size=8", "train.sample_every=0", f"init_from={gift}"]
     folder = soflow.train(str(gift), tmp_path / "next", settings)
-    assert f"starting from the averaged weights of {gift}" in caplog.text
+    assert f"starting from the EMA weights of {gift}" in caplog.text
     assert (folder.checkpoints / "step-00000001").is_dir()
 
 

@@ -141,12 +141,12 @@ def test_a_report_without_data_only_lacks_the_real_data(tmp_path, caplog):
     run = train(tmp_path / "moved")
     path, data = run.folder.path, tmp_path / "moved" / "people.csv"
     whole = soflow.report([path], tmp_path / "whole.html", silent).read_text()
-    assert "left out" not in whole
+    assert "not shown" not in whole
     data.rename(data.with_name("elsewhere.csv"))
     caplog.clear()
     page = soflow.report([path], tmp_path / "page.html").read_text()
     assert "people.csv" in page
-    assert "left out" in page
+    assert "not shown" in page
     assert page.count("<img") == whole.count("<img")
     remarks = [record.getMessage() for record in caplog.records]
     assert len([remark for remark in remarks if "people.csv" in remark]) == 1
