@@ -163,8 +163,8 @@ def integrate_2(model, x, labels=None):
 
 def test_impossible_requests_are_refused():
     for sampler, nfe, word in (
-        ("heun", 3, "odd"),
-        ("renoise", 0, "1 or more"),
+        ("heun", 3, "two evaluations per step, use 4"),
+        ("renoise", 0, "at least 1"),
         ("magic", 1, "renoise, ode"),
     ):
         with pytest.raises(InputError, match=word):

@@ -52,17 +52,22 @@ class Guidance:
     """
 
     scale: Annotated[
-        float, Setting("guidance scale omega; 1 trains without guidance or label dropout", ge=1)
+        float, Setting("guidance scale omega; 1: no guidance and no dropped labels", ge=1)
     ] = 1.0
     mix: Annotated[
         float,
-        Setting("weight m of the guided velocity; the network's own gets 1 - m", ge=0, le=1),
+        Setting(
+            "weight m of the guided velocity in the target; the network's own velocity gets 1 - m",
+            ge=0,
+            le=1,
+        ),
     ] = 0.25
     label_dropout: Annotated[
-        float, Setting("share of samples trained without their label, if guided", ge=0, le=1)
+        float, Setting("share of samples trained without their label", ge=0, le=1)
     ] = 0.1
     decay_time: Annotated[
-        float, Setting("guidance fades from this t to t = 1; 1 keeps it constant", ge=0, le=1)
+        float,
+        Setting("guidance fades from t = decay_time to t = 1; 1: it does not fade", ge=0, le=1),
     ] = 0.8
 
     @property
@@ -144,11 +149,16 @@ class DrawnGuidance(Guidance):
     """
 
     decay_time: Annotated[
-        float, Setting("guidance fades from this t to t = 1; 1 keeps it constant", ge=0, le=1)
+        float,
+        Setting("guidance fades from t = decay_time to t = 1; 1: it does not fade", ge=0, le=1),
     ] = 1.0
     max_scale: Annotated[
         float | None,
-        Setting("largest scale; draws one per sample from [1, max_scale]; null: fixed", gt=1),
+        Setting(
+            "draw a guidance scale from [1, max_scale] for each sample and make it an input of the "
+            "network; null: train with the fixed scale",
+            gt=1,
+        ),
     ] = None
     power: Annotated[
         float, Setting("drawn guidance scales have density ~ omega^-power", ge=0, le=10)

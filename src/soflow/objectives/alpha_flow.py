@@ -31,7 +31,9 @@ from soflow.times import LogitNormal
 @OBJECTIVES.register("alpha_flow")
 @dataclass(frozen=True)
 class AlphaFlow:
-    """alpha-Flow: a share of the batch matches the (guided) flow, the rest learns mean velocities.
+    """The alpha-Flow objective: a transition from flow matching to MeanFlow.
+
+    A share of the batch matches the (guided) flow. The rest learns mean velocities.
 
     Example:
         >>> import soflow, torch
@@ -62,13 +64,18 @@ class AlphaFlow:
     clamp: Annotated[
         float,
         Setting(
-            "alpha closer than this to 0 or 1 is set to 0 or 1; 0 turns this off", ge=0, lt=0.5
+            "alpha within this distance of 0 or 1 is set to 0 or 1; 0: alpha stays above 0, so no "
+            "Jacobian-vector product is needed",
+            ge=0,
+            lt=0.5,
         ),
     ] = 0.005
-    eps: Annotated[float, Setting("floor of the adaptive weight", gt=0)] = 0.01
-    times: Annotated[LogitNormal, Setting("density of two times: the larger is t")] = LogitNormal(
-        -0.4, 1.0
-    )
+    eps: Annotated[
+        float, Setting("constant added to the squared error in the adaptive weight", gt=0)
+    ] = 0.01
+    times: Annotated[
+        LogitNormal, Setting("density of two independent times: the larger is t, the smaller is s")
+    ] = LogitNormal(-0.4, 1.0)
     guidance: Annotated[MeanFlowGuidance, Setting("classifier-free guidance inside training")] = (
         MeanFlowGuidance()
     )

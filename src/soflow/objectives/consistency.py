@@ -44,8 +44,13 @@ class Consistency:
     whole_network: ClassVar[bool] = False
     trains_null: ClassVar[bool] = False
 
-    p: Annotated[float, Setting("power of the adaptive weight; 0: squared error", ge=0)] = 1.0
-    eps: Annotated[float, Setting("floor of the adaptive weight", gt=0)] = 0.01
+    p: Annotated[
+        float,
+        Setting("power of the adaptive weight 1 / (squared error + eps)^p; 0: no weighting", ge=0),
+    ] = 1.0
+    eps: Annotated[
+        float, Setting("constant added to the squared error in the adaptive weight", gt=0)
+    ] = 0.01
     times: Annotated[LogitNormal, Setting("density of t")] = LogitNormal(0.2, 0.8)
     middle: Annotated[MiddleTime, Setting("middle time l = (1 - r) t")] = MiddleTime()
 

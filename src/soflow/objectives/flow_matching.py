@@ -39,8 +39,13 @@ class FlowMatching:
     samplers: ClassVar[tuple[str, ...]] = ("euler", "heun")  # learns no jumps
     whole_network: ClassVar[bool] = False
 
-    p: Annotated[float, Setting("power of the adaptive weight; 0: squared error", ge=0)] = 0.0
-    eps: Annotated[float, Setting("floor of the adaptive weight", gt=0)] = 0.01
+    p: Annotated[
+        float,
+        Setting("power of the adaptive weight 1 / (squared error + eps)^p; 0: no weighting", ge=0),
+    ] = 0.0
+    eps: Annotated[
+        float, Setting("constant added to the squared error in the adaptive weight", gt=0)
+    ] = 0.01
     times: Annotated[LogitNormal, Setting("density of t")] = LogitNormal(-0.2, 1.0)
     guidance: Annotated[Guidance, Setting("classifier-free guidance inside training")] = Guidance()
 

@@ -56,11 +56,16 @@ class ImprovedMeanFlow:
     flow_matching_share: Annotated[float, Setting("share of the batch with s = t", ge=0, le=1)] = (
         0.75
     )
-    p: Annotated[float, Setting("power of the adaptive weight; 0: squared error", ge=0)] = 1.0
-    eps: Annotated[float, Setting("floor of the adaptive weight", gt=0)] = 0.01
-    times: Annotated[LogitNormal, Setting("density of two times: the larger is t")] = LogitNormal(
-        -0.4, 1.0
-    )
+    p: Annotated[
+        float,
+        Setting("power of the adaptive weight 1 / (squared error + eps)^p; 0: no weighting", ge=0),
+    ] = 1.0
+    eps: Annotated[
+        float, Setting("constant added to the squared error in the adaptive weight", gt=0)
+    ] = 0.01
+    times: Annotated[
+        LogitNormal, Setting("density of two independent times: the larger is t, the smaller is s")
+    ] = LogitNormal(-0.4, 1.0)
     guidance: Annotated[MeanFlowGuidance, Setting("classifier-free guidance inside training")] = (
         MeanFlowGuidance()
     )

@@ -74,10 +74,15 @@ class JumpFlow:
     consistency_weight: Annotated[float, Setting("weight w of the consistency term", gt=0)] = 4.0
     weight_at_start: Annotated[
         float | None,
-        Setting("consistency weight at the first step, then linear; null: constant", ge=0),
+        Setting(
+            "consistency weight at the first step, from which it changes linearly to "
+            "consistency_weight; null: constant weight",
+            ge=0,
+        ),
     ] = None
     length_power: Annotated[
-        float, Setting("n > 0 weights long jumps more: multiplies w by (t - s)^n", ge=0)
+        float,
+        Setting("n: the consistency weight is multiplied by (t - s)^n to favor long jumps", ge=0),
     ] = 0.0
     direct_share: Annotated[
         float, Setting("share of the jumps that go from t = 1 to s = 0", ge=0, le=1)
@@ -91,7 +96,11 @@ class JumpFlow:
         Setting("second part of a composed jump: a jump, or a short step along the velocity"),
     ] = "jump"
     own_step: Annotated[
-        bool, Setting("whether the step to x_l follows the network's velocity, not the data's")
+        bool,
+        Setting(
+            "whether the step from x_t to x_l in the consistency loss follows the network's own "
+            "velocity instead of the conditional velocity"
+        ),
     ] = False
     flow_matching_share: Annotated[
         float, Setting("share of the batch for flow matching; the rest trains jumps", ge=0, le=1)
@@ -99,15 +108,31 @@ class JumpFlow:
     uniform_share: Annotated[
         float, Setting("share of flow-matching times uniform on [0, 1]", ge=0, le=1)
     ] = 0.0
-    p: Annotated[float, Setting("power of the adaptive weight; 0: squared error", ge=0)] = 1.0
+    p: Annotated[
+        float,
+        Setting("power of the adaptive weight 1 / (squared error + eps)^p; 0: no weighting", ge=0),
+    ] = 1.0
     velocity_per_sample: Annotated[
         float,
-        Setting("flow matching: share of p for sample errors; rest: batch mean", ge=0, le=1),
+        Setting(
+            "share of the power p in flow matching that uses the error of each sample; the rest "
+            "uses the mean error of the microbatch",
+            ge=0,
+            le=1,
+        ),
     ] = 1.0
     jump_per_sample: Annotated[
-        float, Setting("jumps: share of p for sample errors; rest: batch mean", ge=0, le=1)
+        float,
+        Setting(
+            "share of the power p in jumps that uses the error of each sample; the rest uses the "
+            "mean error of the microbatch",
+            ge=0,
+            le=1,
+        ),
     ] = 1.0
-    eps: Annotated[float, Setting("floor of the adaptive weight", gt=0)] = 1e-4
+    eps: Annotated[
+        float, Setting("constant added to the squared error in the adaptive weight", gt=0)
+    ] = 1e-4
     times: Annotated[SoFlowTimes, Setting("densities of the times")] = SoFlowTimes()
     middle: Annotated[MiddleTime, Setting("middle time l = t + (s - t) r")] = MiddleTime()
     guidance: Annotated[DrawnGuidance, Setting("classifier-free guidance inside training")] = (
@@ -115,7 +140,12 @@ class JumpFlow:
     )
     mix_at_end: Annotated[
         float | None,
-        Setting("guidance.mix at the last step, reached linearly; null: constant", ge=0, le=1),
+        Setting(
+            "guidance.mix at the last step, to which it changes linearly from guidance.mix; "
+            "null: constant mix",
+            ge=0,
+            le=1,
+        ),
     ] = None
 
     def __post_init__(self) -> None:

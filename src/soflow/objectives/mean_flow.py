@@ -40,7 +40,12 @@ class MeanFlowGuidance(Guidance):
 
     mix: Annotated[
         float,
-        Setting("weight of the guided velocity (1 - kappa); the rest: the network's", ge=0, le=1),
+        Setting(
+            "weight m = 1 - kappa of the guided velocity in the target; the network's own velocity "
+            "gets 1 - m",
+            ge=0,
+            le=1,
+        ),
     ] = 1.0
     decay_time: Annotated[float, Setting("always 1: guidance does not fade", ge=1, le=1)] = 1.0
 
@@ -74,13 +79,21 @@ class MeanFlow:
     )
     derivative: Annotated[
         Literal["all", "jumps"],
-        Setting("derivative for all samples, as published, or only for s < t: same loss, cheaper"),
+        Setting(
+            "samples to take the derivative for: all, as published, or jumps only (s < t), which "
+            "gives the same loss at lower cost"
+        ),
     ] = "all"
-    p: Annotated[float, Setting("power of the adaptive weight; 0: squared error", ge=0)] = 1.0
-    eps: Annotated[float, Setting("floor of the adaptive weight", gt=0)] = 0.01
-    times: Annotated[LogitNormal, Setting("density of two times: the larger is t")] = LogitNormal(
-        -0.4, 1.0
-    )
+    p: Annotated[
+        float,
+        Setting("power of the adaptive weight 1 / (squared error + eps)^p; 0: no weighting", ge=0),
+    ] = 1.0
+    eps: Annotated[
+        float, Setting("constant added to the squared error in the adaptive weight", gt=0)
+    ] = 0.01
+    times: Annotated[
+        LogitNormal, Setting("density of two independent times: the larger is t, the smaller is s")
+    ] = LogitNormal(-0.4, 1.0)
     guidance: Annotated[MeanFlowGuidance, Setting("classifier-free guidance inside training")] = (
         MeanFlowGuidance()
     )

@@ -57,8 +57,13 @@ class Shortcut:
         Setting("share of the batch for flow matching; the rest learns steps from half steps",
                 ge=0, le=1),
     ] = 0.75  # fmt: skip
-    p: Annotated[float, Setting("power of the adaptive weight; 0: squared error", ge=0)] = 0.0
-    eps: Annotated[float, Setting("floor of the adaptive weight", gt=0)] = 0.01
+    p: Annotated[
+        float,
+        Setting("power of the adaptive weight 1 / (squared error + eps)^p; 0: no weighting", ge=0),
+    ] = 0.0
+    eps: Annotated[
+        float, Setting("constant added to the squared error in the adaptive weight", gt=0)
+    ] = 0.01
     times: Annotated[LogitNormal, Setting("density of t for flow matching")] = LogitNormal(
         -0.2, 1.0
     )

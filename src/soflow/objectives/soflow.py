@@ -76,8 +76,13 @@ class SoFlow:
         Setting("lambda, share of the batch for flow matching; the rest trains consistency",
                 ge=0, le=1),
     ] = 0.75  # fmt: skip
-    p: Annotated[float, Setting("power of the adaptive weight; 0: squared error", ge=0)] = 1.0
-    eps: Annotated[float, Setting("floor of the adaptive weight", gt=0)] = 0.01
+    p: Annotated[
+        float,
+        Setting("power of the adaptive weight 1 / (squared error + eps)^p; 0: no weighting", ge=0),
+    ] = 1.0
+    eps: Annotated[
+        float, Setting("constant added to the squared error in the adaptive weight", gt=0)
+    ] = 0.01
     times: Annotated[SoFlowTimes, Setting("densities of the times")] = SoFlowTimes()
     middle: Annotated[MiddleTime, Setting("middle time l = t + (s - t) r")] = MiddleTime()
     guidance: Annotated[Guidance, Setting("classifier-free guidance inside training")] = Guidance()
