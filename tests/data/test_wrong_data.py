@@ -89,7 +89,7 @@ def test_images_of_every_kind_are_taken_and_told_of(train, tmp_path):
     for told in (
         "reduced from 16 to 8 bits",
         "CMYK to RGB",
-        "of an animation, the first frame was taken",
+        "are animations, of which the first frame is used",
     ):
         assert f"photos: 1 of 23 images {told}" in result.stderr
 
@@ -106,12 +106,12 @@ def test_class_folders_that_are_empty(train, tmp_path):
 def test_labels_that_guidance_needs_and_that_are_not_there(train, tmp_path):
     photos = write_folder(tmp_path / "photos", pixels(20, (8, 8, 3)), names=())
     guided = "objective.guidance.scale=2"
-    assert_fails(train(photos, guided), 2, "guidance.scale", "no subfolders")
+    assert_fails(train(photos, guided), 2, "guidance.scale", "no class folders")
     assert_fails(
         train(photos, guided, "data.num_classes=4"),
         2,
         "data.num_classes is 4",
-        "no subfolders",
+        "no class folders",
     )
     write_folder(photos, pixels(4, (8, 8, 3)))
     assert_fails(
