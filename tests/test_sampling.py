@@ -147,7 +147,7 @@ def test_inputs_that_do_not_fit_the_model_are_named():
     ):
         for inputs, word in (
             ((torch.zeros(2, 5),), r"shape \[3\]"),
-            ((x, torch.tensor([0, 5])), r"0 \.\. 3, or be 4"),
+            ((x, torch.tensor([0, 5])), r"0 \.\. 3, or 4"),
             ((x, torch.tensor([-2, 0])), r"0 \.\. 3"),
         ):
             with pytest.raises(InputError, match=word):

@@ -148,6 +148,14 @@ class DrawnGuidance(Guidance):
         tensor([2.5000, 0.1000, 0.9000])
     """
 
+    scale: Annotated[
+        float,
+        Setting(
+            "guidance scale omega; 1: no guidance and no dropped labels; with max_scale, the "
+            "default scale of sampling",
+            ge=1,
+        ),
+    ] = 1.0
     decay_time: Annotated[
         float,
         Setting("guidance fades from t = decay_time to t = 1; 1: it does not fade", ge=0, le=1),
@@ -161,15 +169,24 @@ class DrawnGuidance(Guidance):
         ),
     ] = None
     power: Annotated[
-        float, Setting("drawn guidance scales have density ~ omega^-power", ge=0, le=10)
+        float,
+        Setting("power of the density omega^-power that scales are drawn from", ge=0, le=10),
     ] = 1.0
     latest_start: Annotated[
         float,
-        Setting("the guidance interval of t starts uniformly in [0, latest_start]", ge=0, le=0.5),
+        Setting(
+            "latest start of the guidance interval of t; starts are uniform on [0, latest_start]",
+            ge=0,
+            le=0.5,
+        ),
     ] = 0.5
     earliest_end: Annotated[
         float,
-        Setting("the guidance interval of t ends uniformly in [earliest_end, 1]", ge=0.5, le=1),
+        Setting(
+            "earliest end of the guidance interval of t; ends are uniform on [earliest_end, 1]",
+            ge=0.5,
+            le=1,
+        ),
     ] = 0.5
 
     def __post_init__(self) -> None:
@@ -244,7 +261,7 @@ def numbers(values: object, name: str) -> Tensor:
 
 
 def of_labelled(guidance: GuidanceRows, labels: Labels | None, null: int) -> GuidanceRows:
-    """Guidance (B, 3), with (1, 0, 1), that is no guidance, for samples without a class."""
+    """Guidance (B, 3) in which samples without a class get (1, 0, 1), no guidance."""
     scale, start, end = guidance.unbind(1)
     without = torch.ones_like(scale, dtype=torch.bool) if labels is None else labels == null
     columns = zip((scale, start, end), (1.0, 0.0, 1.0), strict=True)

@@ -222,7 +222,7 @@ def integrate_velocity(
         Samples (B, ...) at time `end`.
 
     Raises:
-        InputError: If x or labels do not fit the model.
+        InputError: If x or labels do not fit the model, or the scheme is unknown.
 
     Example:
         >>> import soflow, torch

@@ -96,7 +96,7 @@ def test_overrides_are_typed_and_dotted():
         ("objective.derivative=all", r"objective\.derivative.*jump_flow.*mean_flow"),
         (
             "objective.guidance.scal=2",
-            r"has no guidance\.scal; it has objective\.guidance\.scale, ",
+            r"has no guidance\.scal; its keys are objective\.guidance\.scale, ",
         ),
         (
             "network.name=mlp",

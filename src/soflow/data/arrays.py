@@ -44,7 +44,7 @@ class Arrays(ImageSource):
         )
 
     def load(self, config: DataConfig, split: str) -> Dataset:
-        """Loads a split. Grey or RGB images in bytes are cropped; other arrays are not."""
+        """Loads a split. Grayscale or RGB images in bytes are cropped; other arrays are not."""
         chosen = Chosen(config, split)
         channels = chosen.channels if len(config.shape) == 3 else 0
         as_files = chosen.head.dtype == np.uint8 and channels in (1, 3)

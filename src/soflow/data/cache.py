@@ -69,7 +69,7 @@ def cached(
     Args:
         images: The images.
         size: The height H and width W that images are resized and cropped to.
-        channels: The number of channels C: 1 (grey) or 3 (RGB).
+        channels: The number of channels C: 1 (grayscale) or 3 (RGB).
         asked: The range of values, `data.range`.
         may_be_bad: The maximum fraction of unreadable images.
         progress: Shows the number of decoded images.

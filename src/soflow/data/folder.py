@@ -97,7 +97,7 @@ class FolderImages:
         self.class_names = tuple(map(printable, classes))
 
     def count_others(self, splits: dict[str, Part]) -> None:
-        """Adds notes on the files and splits that are left out."""
+        """Adds notes on files and splits that are left out."""
         if self.tree.others:
             most = Counter(self.tree.others).most_common(5)
             kinds = ", ".join(f"{count:,} {ending}" for ending, count in most)

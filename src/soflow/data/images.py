@@ -1,4 +1,6 @@
-"""Converts image files to bytes of one shape: decodes, converts to grey or RGB, resizes and crops.
+"""Converts image files to bytes of one shape.
+
+Images are decoded, converted to grayscale or RGB, resized and cropped.
 
 Cropping follows ADM (arXiv 2105.05233), like most published results on ImageNet: halve the image
 with box filters while both sides are at least twice the target, resize it with bicubic
@@ -145,7 +147,7 @@ def joined(ends: Sequence[Range]) -> Range:
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Whether an image is a grey image with more than 8 bits."""
+    """Whether an image is a grayscale image with more than 8 bits."""
     return image.mode.startswith("I") or image.mode == "F"
 
 
@@ -193,7 +195,7 @@ def decode(
     Args:
         opener: Opens the image.
         size: The height and width of the result.
-        channels: The number of channels: 1 (grey) or 3 (RGB).
+        channels: The number of channels: 1 (grayscale) or 3 (RGB).
         scale: The ranges of values.
 
     Returns:
@@ -219,7 +221,7 @@ def decode(
 
 
 def channels_of(image: Image.Image) -> int:
-    """The number of channels: 1 for a grey image, 3 for a color image."""
+    """The number of channels: 1 for a grayscale image, 3 for a color image."""
     return 1 if image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I") else 3
 
 

@@ -66,7 +66,7 @@ def classes_of(values: Sequence[Any], names: Sequence[str], where: str) -> Class
         labels = [UNLABELLED if x is None else whole(x) for x in values]
         return Classes(cast(list[int], labels), tuple(names))
     if not all(isinstance(value, str) for value in given):
-        return Classes(None, (), f"{where} mixes values that are neither all integers nor all text")
+        return Classes(None, (), f"{where} has values that are not all integers and not all text")
     known = tuple(names) or tuple(sorted(set(given)))
     if unknown := sorted(set(given) - set(known)):
         return Classes(

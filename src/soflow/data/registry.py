@@ -83,7 +83,7 @@ def image_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
         InputError: If images cannot be decoded to this shape.
     """
     if len(shape) != 3 or shape[0] not in (-1, *MODES) or -1 in shape[1:]:
-        kinds = "set it to [1, H, W] (grey) or [3, H, W] (RGB), or set data.size=H"
+        kinds = "set it to [1, H, W] (grayscale) or [3, H, W] (RGB), or set data.size=H"
         raise InputError(f"data.shape is {list(shape)}, which does not fit images: {kinds}")
     return (3 if shape[0] == -1 else shape[0]), shape[1], shape[2]
 

@@ -93,7 +93,10 @@ class JumpFlow:
     composed_weight: Annotated[float, Setting("weight w_c of composed jumps", gt=0)] = 1.0
     second: Annotated[
         Literal["jump", "velocity"],
-        Setting("second part of a composed jump: a jump, or a short step along the velocity"),
+        Setting(
+            "second part of a composed jump: jump (any jump), or velocity (a short step along the "
+            "velocity)"
+        ),
     ] = "jump"
     own_step: Annotated[
         bool,
