@@ -83,7 +83,7 @@ class Autoencoder:
             if back != size:
                 raise ValueError(f"it decodes them to {back}x{back}")
         except (RuntimeError, ValueError) as error:
-            what = f"{self.encoder.name} cannot take images of {size}x{size}"
+            what = f"{self.encoder.name} does not support images of {size}x{size}"
             raise InputError(f"{what}: {first_line(error)}") from None
         return tuple(mean.shape[1:])
 
@@ -156,7 +156,7 @@ def load_autoencoder(name: str, device: torch.device | str = "cpu") -> Autoencod
         )
     except InputError:
         raise
-    except Exception as error:  # the Hub, the file system and damaged files raise anything
+    except Exception as error:  # the Hub, the file system and damaged files raise any exception
         what = f"the autoencoder {name} cannot be loaded: {first_line(error)}"
         raise InputError(f"{what}: use a name on the Hugging Face Hub or a folder") from None
     place = torch.device(device)

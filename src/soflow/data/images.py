@@ -116,7 +116,7 @@ def find_scale(images: Images, asked: AskedRange) -> Scale:
     if not isinstance(asked, str):
         return Scale(asked if asked[1] <= BYTES[1] else BYTES, asked)  # 8 bits are at most 255
     some = np.linspace(0, len(images) - 1, min(LOOKED_AT, len(images))).round().astype(int)
-    ends: dict[bool, list[Range]] = {False: [], True: []}  # of 8-bit images, and of deeper ones
+    ends: dict[bool, list[Range]] = {False: [], True: []}  # ranges of 8-bit and of deeper images
     whole, sixteen = True, False
     for number, row in enumerate(dict.fromkeys([*some.tolist(), *range(len(images))])):
         if number >= LOOKED_AT and any(high > 0 for _, high in ends[False] + ends[True]):

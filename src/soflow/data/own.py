@@ -61,7 +61,7 @@ FRAMES = {
     "DatasetDict": "pass one of its splits, data['train']",
 }
 
-_given: ContextVar[Dataset | None] = ContextVar("data given in Python", default=None)
+_given: ContextVar[Dataset | None] = ContextVar("data passed from Python", default=None)
 
 
 @SOURCES.register(NAME)

@@ -55,7 +55,10 @@ from soflow.times import FLOOR, MiddleTime
 @OBJECTIVES.register("jump_flow")
 @dataclass(frozen=True)
 class JumpFlow:
-    """SoFlow with weight on long jumps, direct jumps from noise to data, and composed jumps.
+    """JumpFlow: SoFlow with more weight on the jumps of few-step sampling.
+
+    The consistency loss has a weight, some jumps go directly from noise to data, and some jumps can
+    be composed of two.
 
     Example:
         >>> import soflow, torch
