@@ -174,8 +174,8 @@ def test_encode_into_what_is_something_else(inside, tmp_path):
         return inside("encode", source, "--vae", vae, "--out", out, *options)
 
     assert encode("--size", 8).returncode == 0
-    assert_fails(encode("--size", 4), 2, "size=8, this is 4")
-    assert_fails(encode("--size", 8, "--flip"), 2, "flip=False, this is True")
+    assert_fails(encode("--size", 4), 2, "size=8, not 4")
+    assert_fails(encode("--size", 8, "--flip"), 2, "flip=False, not True")
     assert_fails(encode("--size", 8, out=photos), 2, "photos", "--out")
     assert_fails(encode("--size", 8, source=tmp_path / "nowhere"), 2, "nowhere")
     assert_fails(encode("--size", 0), 2, "--size is 0")

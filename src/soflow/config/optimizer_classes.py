@@ -114,7 +114,7 @@ def require_settings_apply(name: str, given: Mapping[str, Any], options: Mapping
             near = get_close_matches(option, available, 1)
             known_options = f"choose one of {', '.join(available)}"
             advice = f"did you mean {near[0]}?" if near else known_options
-            raise ValueError(f"{chosen} has no option {option:.60}: {advice}")
+            raise ValueError(f"optimizer.options.{option:.60} is unknown for {chosen}: {advice}")
         if known and is_switch(name, option) and not isinstance(options[option], bool | None):
             raise ValueError(f"optimizer.options.{option} of {chosen} must be true or false")
 

@@ -71,7 +71,7 @@ def open_images(config: DataConfig, split: str) -> Images:
     source = source_of(config.source)
     if not isinstance(source, ImageSource):
         wrong = f"data.source is '{config.source}', which does not contain image files"
-        raise InputError(f"{wrong}: use {' or '.join(IMAGES)}")
+        raise InputError(f"{wrong}: choose one of {', '.join(IMAGES)}")
     return source.open(config, split)
 
 
