@@ -5,8 +5,8 @@
     vectors    (N,) or (N, D)                             data.shape [D]
 
 Labels are integers (N,), text (N,) or one-hot rows (N, classes). Arrays are found by name and
-shape, or named in the configuration. The array `cond` contains conditions (N, ...). A file with
-several splits has the name of the split in the names of arrays, as in train_images or x_test.
+shape, or named in the configuration. The array `cond` contains conditions (N, ...). If a file has
+several splits, the name of each array contains the name of its split, as in train_images or x_test.
 """
 
 from collections.abc import Sequence

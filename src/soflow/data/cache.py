@@ -93,7 +93,7 @@ def cached(
                 require_few_bad(folder, index.skipped, len(images), may_be_bad)
             except RunError as error:
                 if (folder / "index.json").is_file():
-                    log.info(f"{error}: reading the images again")
+                    log.info(f"{error}; reading the images again now")
                     (folder / "index.json").unlink()
                 scale = find_scale(images, asked)
                 decode_all(images, size, channels, scale, folder, may_be_bad, progress)

@@ -34,7 +34,7 @@ def stored_conditions(given: Tensor, shape: Sequence[int], numpy: bool, where: s
     found = f"{where} is {str(given.dtype).removeprefix('torch.')} {list(given.shape)}"
     if given.dtype == torch.uint8:
         if given.ndim not in (3, 4):
-            raise InputError(f"{found}, which are not images: {KINDS}")
+            raise InputError(f"{found}, which does not fit images: {KINDS}")
         return Layout(channels_last(given, shape, numpy), BYTES).store(given)
     if not given.is_floating_point():
         raise InputError(f"{found}: {KINDS}")

@@ -29,7 +29,7 @@ Columns = dict[str, list[Any]]
 def labels_beside(
     tree: Tree, names: Sequence[str], named: str, classes: Sequence[str]
 ) -> tuple[Classes | None, list[str]]:
-    """The class of each image, from the nearest file of labels in a folder above the images.
+    """The class of each image, from the nearest file of labels in or above the images' folder.
 
     Args:
         tree: The files.

@@ -137,7 +137,7 @@ def hdf5_dataset(opened: Any, file: Path) -> Dataset:
     """The dataset in an opened HDF5 file.
 
     The file has `latents` (N, 2 C, h, w), and optionally `labels` (N,), `amount` (N) and
-    `latent_size` (h). Raises InputError if it has another content, or one of UNREADABLE.
+    `latent_size` (h). Raises InputError if it has other content, or one of UNREADABLE.
     """
     latents = own(opened, "latents")
     if latents is None or latents.ndim != 4 or latents.shape[1] % 2:

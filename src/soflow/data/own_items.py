@@ -75,7 +75,7 @@ def layout_of(given: Tensor, config: DataConfig, numpy: bool, changing: bool = F
     found = f"data is {str(given.dtype).removeprefix('torch.')} {list(given.shape)}"
     whole = given.dtype == torch.uint8
     if whole and given.ndim not in (3, 4):
-        raise InputError(f"{found}, which is not images: pass vectors and signals as floats")
+        raise InputError(f"{found}, which does not fit images: pass vectors and signals as floats")
     if not whole and not given.is_floating_point():
         raise InputError(f"{found}: pass floats, or uint8 for images")
     if given.ndim > 4:

@@ -194,7 +194,7 @@ def features_of(
             continue
         if name not in columns:
             raise InputError(
-                f"{file} has no column '{printable(name)}', but the training split has: add it"
+                f"{file} has no column '{printable(name)}', but the training split has it: add it"
             )
         numbers = as_numbers(columns[name])
         if numbers is None and asked:
