@@ -127,7 +127,7 @@ def test_labels_for_a_model_without_classes_are_rejected():
     model = FlowModel(
         net, noising=LinearNoising(), parameterization=EulerParameterization(), shape=(2,)
     )
-    with pytest.raises(InputError, match="has none"):
+    with pytest.raises(InputError, match="no classes"):
         soflow.one_step(model, torch.zeros(1, 2), [1])
 
 

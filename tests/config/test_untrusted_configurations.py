@@ -30,7 +30,7 @@ MERGES = "\n".join(
         ("train: {seed: " + "1:" * 5000 + "1}", r"mine\.yaml"),
         (
             "train: {seed: " + "9" * 90 + "}",
-            r"train\.seed is a number of 299 bits",
+            r"train\.seed is an integer of 299 bits",
         ),
         ("train: {steps: !!int ''}", r"mine\.yaml"),
         ("train: {steps: !!bool maybe}", r"mine\.yaml"),

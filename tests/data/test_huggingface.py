@@ -165,7 +165,7 @@ def test_ambiguous_columns_must_be_named(tmp_path):
     assert (words.labels.tolist(), words.class_names) == ([2, 1, 2, 0], ("a", "b", "x"))
     for column in ("image_column", "label_column"):
         columns = {"image_column": "front", "label_column": "fine", column: "side"}
-        with pytest.raises(InputError, match=rf"'side'.*data\.{column}.*front, back"):
+        with pytest.raises(InputError, match=rf"data\.{column}.*'side'.*front, back"):
             load_images(path, "train", 1, **columns)
     with pytest.raises(InputError, match="'fine'"):
         load_images(path, "train", 1, image_column="fine")

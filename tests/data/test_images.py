@@ -52,7 +52,7 @@ def test_the_center_is_cropped(shape):
     top, left = (shape[0] - 20) // 2, (shape[1] - 20) // 2
     found, done = decode(saved(Image.fromarray(array)), (20, 20), 3)
     assert np.array_equal(found, array[top : top + 20, left : left + 20])
-    assert done == {"made smaller or cropped"}
+    assert done == {"were scaled down or cropped"}
 
 
 def test_small_images_are_enlarged_and_counted():
@@ -65,7 +65,7 @@ def test_sixteen_bits_become_eight():
     deep = np.random.default_rng(0).integers(0, 65536, (8, 8), dtype=np.uint16)
     found, done = decode(saved(Image.fromarray(deep)), (8, 8), 1)
     assert np.abs(found[:, :, 0] - deep / 257).max() <= 0.5  # 65535 becomes 255
-    assert done == {"reduced from 16 to 8 bits"}
+    assert done == {"were reduced from 16 to 8 bits"}
 
 
 @pytest.mark.parametrize(("colours", "kind"), [(3, 2), (4, 6)])
@@ -86,7 +86,7 @@ def test_sixteen_bits_per_color_become_eight_and_are_counted(colours, kind):
     )
     found, done = decode(lambda: Image.open(io.BytesIO(content)), (8, 8), 3)
     assert np.array_equal(found, deep[..., :3] >> 8)
-    assert "reduced from 16 to 8 bits" in done
+    assert "were reduced from 16 to 8 bits" in done
 
 
 def test_transparent_images_are_placed_on_white():
@@ -94,7 +94,7 @@ def test_transparent_images_are_placed_on_white():
     alpha = array[:, :, 3:] / 255
     found, done = decode(saved(Image.fromarray(array)), (8, 8), 3)
     assert np.abs(found - (alpha * array[:, :, :3] + (1 - alpha) * 255)).max() <= 1
-    assert done == {"transparent, put on white"}
+    assert done == {"are transparent and were put on a white background"}
 
 
 def test_the_first_frame_of_an_animation_is_used():
@@ -104,7 +104,7 @@ def test_the_first_frame_of_an_animation_is_used():
         opener = saved(frames[0], kind, save_all=True, append_images=frames[1:], **options)
         found, done = decode(opener, (12, 12), 3)
         assert np.array_equal(found, np.asarray(frames[0]))
-        assert done == {"of an animation, the first frame was taken"}
+        assert done == {"are animations, of which the first frame is used"}
 
 
 def test_other_color_modes_and_rotated_photographs():

@@ -130,7 +130,7 @@ def test_latents_of_images_without_classes_say_why_there_are_none(vae, tmp_path)
     photos = write_folder(tmp_path / "photos", pixels(8, (8, 8, 3)), names=())
     encode(str(photos), tmp_path / "set", str(vae), 8)
     settings = [f"data.path={tmp_path / 'set'}", "data.shape=[4,4,4]", *SMALL]
-    with pytest.raises(InputError, match=r"data\.num_classes is 2.*photos has no subfolders"):
+    with pytest.raises(InputError, match=r"data\.num_classes is 2.*photos has no class folders"):
         runs.train("imagenet256-b2", tmp_path / "run", [*settings, "data.num_classes=2"])
 
 

@@ -102,7 +102,7 @@ def test_single_folders_are_skipped():
 def test_two_training_splits_and_many_images_beside_splits_are_rejected():
     with pytest.raises(InputError, match="Training and train"):
         splits("train", "Training")
-    with pytest.raises(InputError, match="20 images beside"):
+    with pytest.raises(InputError, match="20 images outside of"):
         splits("train", "test", "")
 
 
@@ -286,5 +286,5 @@ def test_a_table_next_to_a_single_folder_is_used_and_must_name_its_images(tmp_pa
     table_of(inner, "file_name,label", "b", "a", "a", "b")
     assert FolderImages(str(tmp_path), "train").labels == [1, 0, 0, 1]
     (inner / "metadata.csv").rename(tmp_path / "metadata.csv")
-    with pytest.raises(InputError, match="names none"):
+    with pytest.raises(InputError, match="does not list any"):
         FolderImages(str(tmp_path), "train")

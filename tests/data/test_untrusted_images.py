@@ -100,7 +100,7 @@ def test_paths_in_cells_are_not_followed_out_of_the_folder(tmp_path):
             try:
                 opened.append(opener().size)
             except Exception as error:
-                opened.append("outside" if "lies outside" in str(error) else "none")
+                opened.append("outside" if "is outside" in str(error) else "none")
         assert opened == ["outside", "outside", "outside", "outside", (12, 12)]
 
 

@@ -89,7 +89,7 @@ def test_images_of_all_kinds_are_used_and_changes_are_reported(train, tmp_path):
     for told in (
         "reduced from 16 to 8 bits",
         "CMYK to RGB",
-        "of an animation, the first frame was taken",
+        "are animations, of which the first frame is used",
     ):
         assert f"photos: 1 of 23 images {told}" in result.stderr
 
@@ -106,12 +106,12 @@ def test_empty_class_folders(train, tmp_path):
 def test_guidance_without_labels_is_rejected(train, tmp_path):
     photos = write_folder(tmp_path / "photos", pixels(20, (8, 8, 3)), names=())
     guided = "objective.guidance.scale=2"
-    assert_fails(train(photos, guided), 2, "guidance.scale", "no subfolders")
+    assert_fails(train(photos, guided), 2, "guidance.scale", "no class folders")
     assert_fails(
         train(photos, guided, "data.num_classes=4"),
         2,
         "data.num_classes is 4",
-        "no subfolders",
+        "no class folders",
     )
     write_folder(photos, pixels(4, (8, 8, 3)))
     assert_fails(
@@ -174,8 +174,8 @@ def test_encode_rejects_an_output_folder_with_other_files(inside, tmp_path):
         return inside("encode", source, "--vae", vae, "--out", out, *options)
 
     assert encode("--size", 8).returncode == 0
-    assert_fails(encode("--size", 4), 2, "size=8, this is 4")
-    assert_fails(encode("--size", 8, "--flip"), 2, "flip=False, this is True")
+    assert_fails(encode("--size", 4), 2, "size=8, not 4")
+    assert_fails(encode("--size", 8, "--flip"), 2, "flip=False, not True")
     assert_fails(encode("--size", 8, out=photos), 2, "photos", "--out")
     assert_fails(encode("--size", 8, source=tmp_path / "nowhere"), 2, "nowhere")
     assert_fails(encode("--size", 0), 2, "--size is 0")

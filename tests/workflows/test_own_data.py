@@ -241,10 +241,10 @@ def test_a_run_resumes_only_with_its_own_data(tmp_path, capsys):
     whole = soflow.train("digits", tmp_path / "whole", settings, data=data)
     with pytest.raises(Stopped):
         soflow.train("digits", out, settings, progress=stop_at(2), data=data)
-    with pytest.raises(InputError, match=r"live in Python.*data="):
+    with pytest.raises(InputError, match=r"passed from Python.*data="):
         soflow.train("digits", out, settings)
     assert soflow_command(["train", str(out)]) == 2
-    assert "live in Python" in capsys.readouterr().err
+    assert "passed from Python" in capsys.readouterr().err
     with pytest.raises(InputError, match="fingerprint"):
         soflow.train("digits", out, settings, data=(-FLOATS, data[1]))
     assert_same_run(soflow.train("digits", out, settings, data=data).path, whole.path)
@@ -255,4 +255,4 @@ def test_evaluation_needs_the_data_again(tmp_path, capsys):
     settings = soflow.EvaluationSettings(num=12, nfe=(1,), weights=("ema",))
     assert len(soflow.evaluate(run.path, settings, data=FLOATS).rows) > 0
     assert soflow_command(["evaluate", str(run.path), "--num", "12"]) == 2
-    assert "live in Python" in capsys.readouterr().err
+    assert "passed from Python" in capsys.readouterr().err

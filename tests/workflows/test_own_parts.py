@@ -91,7 +91,7 @@ def test_a_registered_objective_is_recorded_by_its_name(data, tmp_path):
     assert folder.read_config().objective.build() == guided
     command = [sys.executable, "-m", "soflow", "train", str(tmp_path), "train.steps=7"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2  # the data are given in Python
+    assert done.returncode == 2  # the data were passed from Python
     assert "data.source=python" in done.stderr
 
 
