@@ -564,9 +564,9 @@ class TestCommands:
                 ["nowhere.npz", "--reference", "real", "--features", "means.pt"],
                 ["there is no nowhere.npz"],
             ),
-            (["drawn.npz"], ["say what to compare them with"]),
+            (["drawn.npz"], ["to compare them with real data, give"]),
             (["one.npz", "--reference", "real", "--features", "means.pt"], ["holds one sample"]),
-            (["drawn.npz", "--nfe", "1"], ["--nfe is for runs"]),
+            (["drawn.npz", "--nfe", "1"], ["--nfe applies to runs only"]),
             (
                 ["drawn.npz", "--reference", "digits", "--features", "digits"],
                 ["digits"],
@@ -605,7 +605,7 @@ class TestCommands:
                     "--out",
                     "no/x.json",
                 ],
-                ["there is no folder no"],
+                ["the folder no does not exist"],
             ),
         ],
     )
