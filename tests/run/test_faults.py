@@ -92,7 +92,7 @@ def test_each_operation_of_a_checkpoint_may_fail_and_earlier_ones_are_still_ther
                 save(folder, 3)
             except RunError as error:
                 failed = True
-                assert "earlier ones are untouched" in str(error)
+                assert "earlier checkpoints are unchanged" in str(error)
         tried += fault != SHORT or done[at] == "write"
 
         good, problems = newest_good(folder.checkpoints)

@@ -222,5 +222,5 @@ def test_an_average_in_float64_is_refused_where_there_is_none():
     network = torch.nn.Linear(2, 2)
     with NoFloat64():
         Ema(network)
-        with pytest.raises(InputError, match=r"ema\.float64=true.*ema\.float64=false"):
+        with pytest.raises(InputError, match=r"ema\.float64 is true.*ema\.float64=false"):
             Ema(network, float64=True)

@@ -49,7 +49,7 @@ def test_a_loss_that_is_not_finite_is_named_with_its_term_row_and_times(
         "shortcut": "flow matching" if row == 1 else "shortcut",
     }
     assert f"the {term.get(name, name.replace('_', ' '))} loss is nan at step 5" in said
-    assert f"row {row} of the batch (number {number} of the data; t={t:.4g}" in said
+    assert f"row {row} of the batch (sample {number} of the dataset; t={t:.4g}" in said
     assert (f"s={s:.4g}" in said) == (t != s or name == "mean_flow")
     assert f"{tmp_path / 'checkpoints' / 'step-00000003'}" in said
     middle = re.search(r"l=([\d.e-]+)", said)
@@ -133,7 +133,7 @@ def test_a_skipped_step_leaves_the_weights_alone(tmp_path, monkeypatch, caplog, 
     assert "loss" not in lines[4]
     assert all(line["loss"] == line["loss"] for line in lines[5:])
     assert any(
-        "step 5, in row 5" in note and "skipping the update, 1 of at most 100" in note
+        "step 5, in row 5" in note and "skipping the update (1 of at most 100)" in note
         for note in caplog.messages
     )
     assert kept[8].train_state().skipped == 1

@@ -227,7 +227,7 @@ def test_ids_that_cannot_be_read_or_written_do_not_stop_training(content, fakes,
     run = soflow.train("moons", tmp_path, FAKED, progress=silent)
     assert fakes.made[2].continued == ""
     assert list(logged(run)) == STEPS
-    assert any("begin new runs" in note and file.name in note for note in caplog.messages)
+    assert any("start new runs" in note and file.name in note for note in caplog.messages)
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
