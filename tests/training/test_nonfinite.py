@@ -65,7 +65,7 @@ def test_all_rows_are_named_in_the_order_of_the_batch(rows, tmp_path, monkeypatc
     first, second = sorted(rows)
     with pytest.raises(RunError, match=f"rows {first}, {second} of the batch") as raised:
         soflow.train("digits", tmp_path, SETTINGS, progress=silent)
-    assert f"numbers {numbers[first]}, {numbers[second]} of the data" in str(raised.value)
+    assert f"samples {numbers[first]}, {numbers[second]} of the dataset" in str(raised.value)
     assert f"the first at t={float(draws_of(SETTINGS).t[first]):.4g}" in str(raised.value)
 
 
