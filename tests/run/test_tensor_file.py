@@ -42,7 +42,7 @@ def test_the_file_is_as_large_as_safetensors_makes_it(tmp_path):
 
 
 def test_a_type_that_the_format_lacks_is_refused():
-    with pytest.raises(RunError, match=r"x is torch.complex64"):
+    with pytest.raises(RunError, match=r"x has the dtype torch.complex64"):
         written({"x": torch.zeros(2, dtype=torch.complex64)})
 
 

@@ -55,7 +55,7 @@ def go_on(
     trainer.go_on_in_data(first_value(history, "train.batch_size", begun.train.batch_size))
     if changed and steps <= step:
         raise InputError(
-            f"{folder.path} is trained, {step} of {steps} steps, so {changed[0].key}="
+            f"{folder.path} has already done {step} of {steps} steps, so {changed[0].key}="
             f"{plain(changed[0].new)} has no effect: to train further, give train.steps=N above "
             f"{step}"
         )

@@ -34,7 +34,7 @@ def labels_in_turn(classes: Classes, num: int, names: Sequence[str]) -> Tensor:
     if not names:
         given = classes if isinstance(classes, str) else in_short(classes)
         raise InputError(
-            f"labels is {given}, but this run was trained without classes: omit the labels"
+            f"the classes {given} were given, but this run was trained without classes: omit them"
         )
     if isinstance(classes, str):
         numbers = class_numbers(classes, names)
