@@ -53,7 +53,7 @@ def cells(tmp_path_factory):
 
 def test_the_notebook_trains_interrupts_resumes_samples_and_evaluates(cells):
     interrupted, resumed, drawn, evaluated, other = (outputs for _, outputs in cells[1:])
-    assert "SIGINT: a checkpoint is written" in text_of(interrupted, "stdout")
+    assert "SIGINT: checkpoint written" in text_of(interrupted, "stdout")
     assert "resuming from" in text_of(resumed, "stdout")
     for outputs in (resumed, drawn, other):
         assert "image/png" in data_of(outputs)[-1]

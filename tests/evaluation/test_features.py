@@ -560,12 +560,9 @@ class TestCommands:
                 ["nowhere.npz", "--reference", "real", "--features", "means.pt"],
                 ["nowhere.npz does not exist"],
             ),
-            (["drawn.npz"], ["say what to compare them with"]),
-            (
-                ["one.npz", "--reference", "real", "--features", "means.pt"],
-                ["holds only one sample"],
-            ),
-            (["drawn.npz", "--nfe", "1"], ["--nfe is for runs"]),
+            (["drawn.npz"], ["to compare them with real data, give"]),
+            (["one.npz", "--reference", "real", "--features", "means.pt"], ["holds one sample"]),
+            (["drawn.npz", "--nfe", "1"], ["--nfe applies to runs only"]),
             (
                 ["drawn.npz", "--reference", "digits", "--features", "digits"],
                 ["digits"],
@@ -604,7 +601,7 @@ class TestCommands:
                     "--out",
                     "no/x.json",
                 ],
-                ["there is no folder no"],
+                ["the folder no does not exist"],
             ),
         ],
     )

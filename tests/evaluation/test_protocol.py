@@ -201,7 +201,7 @@ def test_a_run_is_compared_with_a_file_of_statistics(run, tmp_path, inside):
         (["--batch is 0"], ["--batch is 0"]),
         (["--reference", "moons"], ["moons"]),
         (["--features", "inception.pt"], ["unknown features 'inception.pt'"]),
-        (["--out", "nowhere/x.json"], ["there is no folder nowhere"]),
+        (["--out", "nowhere/x.json"], ["the folder nowhere does not exist"]),
         (["--reference", "stats.npz", "--baseline"], ["--baseline", "stats.npz"]),
     ],
 )

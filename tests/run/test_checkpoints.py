@@ -100,7 +100,7 @@ def test_a_temporarily_unreadable_checkpoint_is_neither_skipped_nor_removed(copi
 
 def test_a_checkpoint_of_another_version_is_neither_skipped_nor_removed(copied):
     seal(state_file(copied, 8), version=VERSION + 1, state={"unknown": 1})
-    with pytest.raises(RunError, match=f"version {VERSION + 1}, .* reads {VERSION}"):
+    with pytest.raises(RunError, match=f"version {VERSION + 1}, .* reads version {VERSION}"):
         soflow.train(RECIPE, copied.path, MANY)
     assert steps(copied.checkpoints) == [2, 4, 6, 8]
 

@@ -92,7 +92,7 @@ def test_a_failing_operation_keeps_earlier_checkpoints(every, tmp_path):
                 save(folder, 3)
             except RunError as error:
                 failed = True
-                assert "earlier ones are untouched" in str(error)
+                assert "earlier checkpoints are unchanged" in str(error)
         tried += fault != SHORT or done[at] == "write"
 
         good, problems = newest_good(folder.checkpoints)

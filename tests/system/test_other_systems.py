@@ -222,5 +222,5 @@ def test_float64_ema_weights_are_rejected_without_float64():
     network = torch.nn.Linear(2, 2)
     with NoFloat64():
         Ema(network)
-        with pytest.raises(InputError, match=r"ema\.float64=true.*ema\.float64=false"):
+        with pytest.raises(InputError, match=r"ema\.float64 is true.*ema\.float64=false"):
             Ema(network, float64=True)

@@ -47,7 +47,7 @@ def test_a_nonfinite_loss_is_named_with_its_term_row_and_times(name, row, tmp_pa
         "shortcut": "flow matching" if row == 1 else "shortcut",
     }
     assert f"the {term.get(name, name.replace('_', ' '))} loss is nan at step 5" in said
-    assert f"row {row} of the batch (number {number} of the data; t={t:.4g}" in said
+    assert f"row {row} of the batch (sample {number} of the dataset; t={t:.4g}" in said
     assert (f"s={s:.4g}" in said) == (t != s or name == "mean_flow")
     assert f"{tmp_path / 'checkpoints' / 'step-00000003'}" in said
     middle = re.search(r"l=([\d.e-]+)", said)
@@ -63,7 +63,7 @@ def test_all_rows_are_named_in_batch_order(rows, tmp_path, monkeypatch):
     first, second = sorted(rows)
     with pytest.raises(RunError, match=f"rows {first}, {second} of the batch") as raised:
         soflow.train("digits", tmp_path, SETTINGS, progress=silent)
-    assert f"numbers {numbers[first]}, {numbers[second]} of the data" in str(raised.value)
+    assert f"samples {numbers[first]}, {numbers[second]} of the dataset" in str(raised.value)
     assert f"the first at t={float(draws_of(SETTINGS).t[first]):.4g}" in str(raised.value)
 
 
@@ -131,7 +131,7 @@ def test_a_skipped_step_does_not_change_the_weights(tmp_path, monkeypatch, caplo
     assert "loss" not in lines[4]
     assert all(line["loss"] == line["loss"] for line in lines[5:])
     assert any(
-        "step 5, in row 5" in note and "skipping the update, 1 of at most 100" in note
+        "step 5, in row 5" in note and "skipping the update (1 of at most 100)" in note
         for note in caplog.messages
     )
     assert kept[8].train_state().skipped == 1

@@ -475,8 +475,8 @@ def test_a_nonfinite_loss_in_one_process_stops_all_at_the_same_step(tmp_path):
     lines = [line for line in process.stderr.splitlines() if "soflow: " in line]
     said = {line.partition("soflow: ")[2].removeprefix("process 1: ") for line in lines}
     assert len(lines) == 2
-    (said,) = said  # each process knows the error of the other
-    assert said.startswith("the flow matching loss is nan at step 5, in row 5 of the batch (number")
+    (said,) = said  # each knows what went wrong in the other
+    assert said.startswith("the flow matching loss is nan at step 5, in row 5 of the batch (sample")
     assert last(tmp_path / "run").step == 4
 
 
@@ -490,7 +490,7 @@ def test_several_processes_skip_the_same_step_as_one(parallel, tmp_path):
         )
         assert process.returncode == 0, process.stderr
         assert "at step 5" in process.stderr
-        assert "skipping the update, 1 of at most 100" in process.stderr
+        assert "skipping the update (1 of at most 100)" in process.stderr
     assert_same_training(tmp_path / "one", tmp_path / "two")
     assert last(tmp_path / "two").train_state().skipped == 1
 

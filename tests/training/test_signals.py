@@ -31,7 +31,7 @@ def test_a_sweep_that_catches_exceptions_ends_at_a_signal(signum, python_has, st
             with contextlib.suppress(Exception):
                 soflow.train("moons", tmp_path / lr, settings, progress=stop_at(2, signum))
 
-    with pytest.raises(python_has, match="checkpoint is written") as stopped:
+    with pytest.raises(python_has, match="checkpoint written") as stopped:
         sweep()
     assert tried == ["1e-3"]
     assert [one.step for one in checkpoints(RunFolder(tmp_path / "1e-3").checkpoints)] == [2]

@@ -109,7 +109,7 @@ def test_settings_that_cannot_change_are_named(given, words, run):
 
 def test_a_different_setting_that_was_not_given_is_rejected_with_advice(run):
     soflow.train(str(run.path), run.path, ["train.steps=6"])
-    with pytest.raises(InputError, match=r"train\.steps=6, not 8000.*giving train\.steps=8000"):
+    with pytest.raises(InputError, match=r"train\.steps=6, not 8000.*give train\.steps=8000"):
         soflow.train("moons", run.path, [text for text in SETTINGS if "train.steps" not in text])
     config = read_recipe("moons", [*SETTINGS, "train.steps=8"])
     with pytest.raises(InputError, match=r"train\.steps=6, not 8"):
@@ -222,10 +222,10 @@ def test_missing_or_changed_data_of_a_run_are_reported(tmp_path):
     run = soflow.train("vectors", tmp_path / "run", [*SETTINGS, f"data.path={file}"])
     moved = file.rename(tmp_path / "moved.npy")
     more, out = "train.steps=6", str(run.path)
-    with pytest.raises(InputError, match=r"run goes on with the data.*data\.path=PLACE"):
+    with pytest.raises(InputError, match=r"run must resume with the same data.*data\.path=PLACE"):
         soflow.train(out, out, [more])
     np.save(file, np.zeros((32, 4), dtype=np.float32))
-    with pytest.raises(InputError, match=r"run goes on with the data.*\[4\]"):
+    with pytest.raises(InputError, match=r"run must resume with the same data.*\[4\]"):
         soflow.train(out, out, [more])
     soflow.train(out, out, [more, f"data.path={moved}"])
     assert run.read_metrics()[-1]["step"] == 6

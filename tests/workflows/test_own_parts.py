@@ -154,7 +154,7 @@ class Complex(OwnNet):
         (OwnNet, "network is"),
         (OneTime(), "WithSecondTime"),
         (Complex(), "complex weights, spectrum"),
-        (NoTimes(), "must take"),
+        (NoTimes(), "must accept"),
         (Flat(), "[16]"),
         (OwnNet(size=8, classes=3), "no class"),  # no row for the null label
     ],
