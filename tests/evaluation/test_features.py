@@ -561,7 +561,10 @@ class TestCommands:
                 ["nowhere.npz does not exist"],
             ),
             (["drawn.npz"], ["to compare them with real data, give"]),
-            (["one.npz", "--reference", "real", "--features", "means.pt"], ["holds one sample"]),
+            (
+                ["one.npz", "--reference", "real", "--features", "means.pt"],
+                ["holds only one sample"],
+            ),
             (["drawn.npz", "--nfe", "1"], ["--nfe applies to runs only"]),
             (
                 ["drawn.npz", "--reference", "digits", "--features", "digits"],
