@@ -18,7 +18,7 @@ MERGES = "\n".join(
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         (LAUGHS, r"mine\.yaml"),
         (MERGES, r"mine\.yaml"),
@@ -44,9 +44,9 @@ MERGES = "\n".join(
         ("network: {name: !!binary aGVsbG8=}", r"network\.name"),
     ],
 )
-def test_malicious_yaml_is_rejected(text, told, tmp_path):
+def test_malicious_yaml_is_rejected(text, message, tmp_path):
     (tmp_path / "mine.yaml").write_text(text.replace("CANARY", str(tmp_path / "canary")))
-    with pytest.raises(InputError, match=told) as raised:
+    with pytest.raises(InputError, match=message) as raised:
         read_recipe(str(tmp_path / "mine.yaml"))
     assert len(str(raised.value)) < 2500
     assert str(raised.value).isprintable()

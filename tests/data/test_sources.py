@@ -148,7 +148,7 @@ def test_the_summary_says_what_is_used_and_what_is_left_out(tmp_path):
     (photos / "notes.txt").write_text("no image")
     write_folder(photos / "val", pixels(2))
     config = DataConfig(source="auto", path=str(photos), size=12, num_classes=-1)
-    told = "\n".join(summary(config, make_dataset(config)))
+    text_of_summary = "\n".join(summary(config, make_dataset(config)))
     for words in (
         "5 samples of [3, 12, 12]",
         "0 to 255",
@@ -156,7 +156,7 @@ def test_the_summary_says_what_is_used_and_what_is_left_out(tmp_path):
         "1 .txt",
         "validation (2)",
     ):
-        assert words in told
+        assert words in text_of_summary
     flat = write_folder(tmp_path / "flat", pixels(4), names=())
     config = config.model_copy(update={"path": str(flat)})
     assert "no classes: " in summary(config, make_dataset(config))[-1]

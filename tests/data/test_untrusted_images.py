@@ -53,7 +53,7 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(canary)
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (png_of(30_000, 30_000), "900000000 pixels"),
         (png_of(12_000, 12_000), "12,000x12,000 pixels, more than 89,478,485"),
@@ -62,13 +62,13 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(canary)
         (b"", "not an image"),
     ],
 )
-def test_malicious_images_are_unreadable(content, told, tmp_path, caplog):
+def test_malicious_images_are_unreadable(content, message, tmp_path, caplog):
     caplog.set_level("INFO", "soflow")
     photos = write_folder(tmp_path / "photos", pixels(120, (8, 8, 3)), names=())
     (photos / "evil.png").write_bytes(content)
     assert len(cached(FolderImages(str(photos), "train"), (8, 8), 3)) == 120
     assert "1 of 121 images" in caplog.messages[-1]
-    assert re.search(told, Path(caplog.messages[-1].rsplit("listed in ", 1)[1]).read_text())
+    assert re.search(message, Path(caplog.messages[-1].rsplit("listed in ", 1)[1]).read_text())
     with pytest.raises(InputError, match=r"evil\.png"):
         sample_folder(photos)
 

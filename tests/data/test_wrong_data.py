@@ -86,12 +86,12 @@ def test_images_of_all_kinds_are_used_and_changes_are_reported(train, tmp_path):
     frames[0].save(photos / "moving.webp", save_all=True, append_images=frames[1:])
     result = train(photos)
     assert result.returncode == 0, result.stderr
-    for told in (
+    for note in (
         "reduced from 16 to 8 bits",
         "CMYK to RGB",
         "are animations, of which the first frame is used",
     ):
-        assert f"photos: 1 of 23 images {told}" in result.stderr
+        assert f"photos: 1 of 23 images {note}" in result.stderr
 
 
 def test_empty_class_folders(train, tmp_path):

@@ -159,8 +159,8 @@ def test_the_spread_from_halves_is_that_of_repeated_sampling():
     reference = Moments.of(normal(0, 20_000, 4))
     sets = [0.3 + 1.1 * normal(seed, 400, 4) for seed in range(1, 61)]
     found = [frechet_distance(Moments.of(one), reference) for one in sets]
-    told = [spread_of_frechet(one, reference) for one in sets]
-    assert np.mean(told) == pytest.approx(np.std(found), rel=0.3)
+    estimated = [spread_of_frechet(one, reference) for one in sets]
+    assert np.mean(estimated) == pytest.approx(np.std(found), rel=0.3)
 
 
 def test_the_kernel_distance_against_its_definition():

@@ -34,7 +34,7 @@ def telling():
     return soflow.FlowModel(Telling(), (3,), CLASSES, guidance=GUIDANCE)
 
 
-def told(model, labels, **options):
+def guidance_inputs(model, labels, **options):
     """Returns the guidance input of the network for each sample: f(x, 1, 0) = x - F."""
     noise = torch.zeros(len(labels), 3)
     return -soflow.one_step(model, noise, labels, **options)
@@ -46,14 +46,16 @@ def near(rows):
 
 def test_the_scale_reaches_the_network():
     model = telling()
-    assert told(model, [0, 1]).tolist() == near([[1.5, 0, 1]] * 2)  # the default
-    assert told(model.guided(2.5, (0.1, 0.9)), [0, 1]).tolist() == near([[2.5, 0.1, 0.9]] * 2)
-    assert told(model.guided([2, 3]), [0, 1]).tolist() == near([[2, 0, 1], [3, 0, 1]])
+    assert guidance_inputs(model, [0, 1]).tolist() == near([[1.5, 0, 1]] * 2)  # the default
+    assert guidance_inputs(model.guided(2.5, (0.1, 0.9)), [0, 1]).tolist() == near(
+        [[2.5, 0.1, 0.9]] * 2
+    )
+    assert guidance_inputs(model.guided([2, 3]), [0, 1]).tolist() == near([[2, 0, 1], [3, 0, 1]])
     # Samples without a class are not guided.
     for one in (model, model.guided(2.5)):
-        assert told(one, [CLASSES, -1]).tolist() == near([[1, 0, 1]] * 2)
+        assert guidance_inputs(one, [CLASSES, -1]).tolist() == near([[1, 0, 1]] * 2)
     with pytest.raises(InputError, match="guidance"):
-        told(model.guided([2, 3]), [0, 1, 2])
+        guidance_inputs(model.guided([2, 3]), [0, 1, 2])
 
 
 def test_every_sampler_uses_the_scale():
