@@ -71,7 +71,7 @@ def test_hdf5_that_leads_to_other_files_is_refused(lead, name, tmp_path):
 def test_hdf5_that_is_said_to_be_large_is_refused_before_it_is_read(tmp_path):
     with h5py.File(tmp_path / "l.h5", "w") as file:
         file.create_dataset("latents", (10**12, 8, 2, 2), "f4", chunks=(1, 8, 2, 2))
-    with pytest.raises(InputError, match="100 times"):
+    with pytest.raises(InputError, match="factor of 100"):
         load_latents(str(tmp_path / "l.h5"), "train")
     with h5py.File(tmp_path / "l.h5", "w") as file:
         file["latents"] = ROWS

@@ -87,8 +87,8 @@ def test_images_of_every_kind_are_taken_and_told_of(train, tmp_path):
     result = train(photos)
     assert result.returncode == 0, result.stderr
     for told in (
-        "reduced from 16 to 8 bits",
-        "CMYK to RGB",
+        "were reduced from 16 to 8 bits",
+        "were converted from CMYK to RGB",
         "are animations, of which the first frame is used",
     ):
         assert f"photos: 1 of 23 images {told}" in result.stderr
