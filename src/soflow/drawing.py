@@ -99,7 +99,7 @@ def draw(
     if labels is not None and labels.shape != (num,):
         raise InputError(f"labels must have shape [{num}], not {list(labels.shape)}")
     if cond is not None and len(cond) != num:
-        raise InputError(f"cond has {len(cond)} rows for {num} samples: pass one per sample")
+        raise InputError(f"cond has {len(cond)} conditions for {num} samples: pass one per sample")
     if guidance is not None and labels is None:
         raise InputError("guidance needs labels: pass labels, or leave out guidance")
     own_scales = guidance is not None and guidance.ndim == 2

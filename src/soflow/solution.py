@@ -234,8 +234,8 @@ class FlowModel:
             raise InputError(f"{needed}: use model.conditioned(cond)")
         for net in self.bound():
             if isinstance(net, Conditioned) and net.cond.shape[:1] != x.shape[:1]:
-                given = f"{len(net.cond)} rows, but the batch has {len(x)} samples"
-                raise InputError(f"cond has {given}: pass one row per sample")
+                given = f"{len(net.cond)} conditions, but the batch has {len(x)} samples"
+                raise InputError(f"cond has {given}: pass one condition per sample")
             if isinstance(net, Guided) and net.rows.shape[:-1] not in ((), x.shape[:1]):
                 given = f"{len(net.rows)} scales, but the batch has {len(x)} samples"
                 raise InputError(f"guidance has {given}: pass one scale per sample")

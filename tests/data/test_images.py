@@ -58,7 +58,7 @@ def test_the_center_is_cropped(shape):
 def test_small_images_are_enlarged_and_counted():
     found, done = decode(saved(Image.fromarray(pixels(1, (8, 10, 3))[0])), (16, 16), 3)
     assert found.shape == (16, 16, 3)
-    assert done == {"enlarged"}
+    assert done == {"were enlarged"}
 
 
 def test_sixteen_bits_become_eight():
@@ -113,7 +113,7 @@ def test_other_color_modes_and_rotated_photographs():
         saved(Image.fromarray(array).convert("CMYK"), "JPEG", quality=100), (8, 8), 3
     )
     assert np.abs(found.astype(int) - array).max() <= 3
-    assert done == {"CMYK to RGB"}
+    assert done == {"were converted from CMYK to RGB"}
     upright = pixels(1, (8, 8))[0]
     exif = Image.Exif()
     exif[0x0112] = 6  # EXIF orientation: rotate a quarter clockwise

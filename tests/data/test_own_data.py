@@ -152,7 +152,7 @@ def test_parquet_tables_and_folders_of_splits(tmp_path):
 @pytest.mark.parametrize(
     ("text", "word"),
     [
-        ("", "empty"), ("a,b\n1,2\n1\n", "row 2"), ("a,a\n1,2\n", "two columns 'a'"),
+        ("", "empty"), ("a,b\n1,2\n1\n", "row 2"), ("a,a\n1,2\n", "two columns named 'a'"),
         ("a,b\n", "no rows"), ("a\nx\ny\n", "no numeric columns"), ('a,b\n"1,2\n', "t.csv"),
     ],
 )  # fmt: skip

@@ -56,7 +56,7 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(canary)
     ("content", "message"),
     [
         (png_of(30_000, 30_000), "900000000 pixels"),
-        (png_of(12_000, 12_000), "12,000x12,000 pixels, more than 89,478,485"),
+        (png_of(12_000, 12_000), "12,000x12,000 pixels, more than the limit of 89,478,485"),
         (EPS, "not an image"),
         (b"\n\x05\x01\x08" + bytes(130), "not an image"),
         (b"", "not an image"),

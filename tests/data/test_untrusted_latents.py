@@ -71,7 +71,7 @@ def test_hdf5_links_to_other_files_are_rejected(lead, name, tmp_path):
 def test_hdf5_with_a_false_size_is_rejected_before_reading(tmp_path):
     with h5py.File(tmp_path / "l.h5", "w") as file:
         file.create_dataset("latents", (10**12, 8, 2, 2), "f4", chunks=(1, 8, 2, 2))
-    with pytest.raises(InputError, match="100 times"):
+    with pytest.raises(InputError, match="factor of 100"):
         load_latents(str(tmp_path / "l.h5"), "train")
     with h5py.File(tmp_path / "l.h5", "w") as file:
         file["latents"] = ROWS

@@ -105,7 +105,8 @@ class InContextDiT(nn.Module):
         depth: Annotated[
             int,
             Setting(
-                "number of transformer blocks; 1.5 times the depth of a dit of this size", gt=0
+                "number of transformer blocks; a dit of the same size has 2/3 of this depth",
+                gt=0,
             ),
         ] = 9,
         heads: Annotated[int, Setting("number of attention heads", gt=0)] = 4,

@@ -51,9 +51,10 @@ class AlphaFlow:
     forward_derivative: ClassVar[bool] = True
     parameterization: ClassVar[str] = "euler"
 
-    flow_matching_share: Annotated[float, Setting("share of the batch with s = t", ge=0, le=1)] = (
-        0.25
-    )
+    flow_matching_share: Annotated[
+        float,
+        Setting("share of the batch with s = t (flow matching); the rest trains jumps", ge=0, le=1),
+    ] = 0.25
     begin: Annotated[
         float, Setting("fraction of training after which alpha starts to fall from 1", ge=0, le=1)
     ] = 0.0

@@ -53,9 +53,10 @@ class ImprovedMeanFlow:
     forward_derivative: ClassVar[bool] = True
     parameterization: ClassVar[str] = "euler"
 
-    flow_matching_share: Annotated[float, Setting("share of the batch with s = t", ge=0, le=1)] = (
-        0.75
-    )
+    flow_matching_share: Annotated[
+        float,
+        Setting("share of the batch with s = t (flow matching); the rest trains jumps", ge=0, le=1),
+    ] = 0.75
     p: Annotated[
         float,
         Setting("power of the adaptive weight 1 / (squared error + eps)^p; 0: no weighting", ge=0),

@@ -74,9 +74,10 @@ class MeanFlow:
     forward_derivative: ClassVar[bool] = True
     parameterization: ClassVar[str] = "euler"
 
-    flow_matching_share: Annotated[float, Setting("share of the batch with s = t", ge=0, le=1)] = (
-        0.75
-    )
+    flow_matching_share: Annotated[
+        float,
+        Setting("share of the batch with s = t (flow matching); the rest trains jumps", ge=0, le=1),
+    ] = 0.75
     derivative: Annotated[
         Literal["all", "jumps"],
         Setting(
