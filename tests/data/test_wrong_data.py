@@ -86,7 +86,7 @@ def test_images_of_all_kinds_are_used_and_changes_are_reported(train, tmp_path):
     frames[0].save(photos / "moving.webp", save_all=True, append_images=frames[1:])
     result = train(photos)
     assert result.returncode == 0, result.stderr
-    for told in (
+    for note in (
         "were reduced from 16 to 8 bits",
         "were converted from CMYK to RGB",
         "are animations, of which the first frame is used",
