@@ -104,7 +104,7 @@ def test_the_recipes_have_what_the_table_says_in_words():
         )
         assert cells("| optimizer")[0].lower() == name
         assert (
-            cells("| average")[0]
+            cells("| EMA")[0]
             == f"{config.ema.decay}, {config.ema.every}, {'yes' if config.ema.float64 else 'no'}"
         )
         assert cells("| batch")[0].startswith(f"{config.train.batch_size};")
@@ -112,13 +112,13 @@ def test_the_recipes_have_what_the_table_says_in_words():
         assert config.objective.middle.schedule in cells("| r(k, K)")[0]
     assert cells("| optimizer")[1].lower() == cifar.optimizer.name
     assert (
-        cells("| average")[1]
+        cells("| EMA")[1]
         == f"{cifar.ema.decay}, {cifar.ema.every}, {'yes' if cifar.ema.float64 else 'no'}"
     )
     assert cells("| batch")[1] == f"{cifar.train.batch_size}; {cifar.train.steps}"
     assert str(cifar.data.augment) in cells("| augmentation")[1]
     assert str(cifar.network.dropout) == cells("| dropout")[1]
-    assert cells("| the least t")[0] == f"{FLOOR:g}".replace("0.0001", "1e-4").replace(
+    assert cells("| smallest t")[0] == f"{FLOOR:g}".replace("0.0001", "1e-4").replace(
         "1e-04", "1e-4"
     )
 
