@@ -47,8 +47,8 @@ REFERENCE = (
 )
 WEIGHTS = "Weights to evaluate: ema, raw, or both (default: ema,raw)."
 DRAW = (
-    "Classes of the samples: balanced, or random (default: balanced; vectors and signals follow "
-    "the class frequencies of the reference)."
+    "Classes of the samples. balanced: all classes equally often; random: drawn at random "
+    "(default: balanced; for vectors and signals, the class frequencies of the reference)."
 )
 SEED = "Seed of the samples (default: 0)."
 SEEDS = "Number of seeds to draw samples with; the table shows means and standard deviations."
