@@ -99,7 +99,7 @@ def evaluate(
     at_least(1, seeds=seeds, batch=batch)
     at_least(2, num=num)
     if num is not None and num > MOST_SAMPLES:
-        raise InputError(f"--num is {num}: it must be {MOST_SAMPLES} or less")
+        raise InputError(f"--num is {num}: it must be at most {MOST_SAMPLES}")
     given = [option for option, value in for_runs.items() if value is not None]
     counts = positive_numbers(nfe, "--nfe") if nfe else ()
     known = ("renoise", "ode", "euler", "heun")

@@ -91,7 +91,7 @@ def evaluate(
     nfe, num = settings.nfe or tuple(defaults.nfe), settings.num or defaults.num
     models = {name: one.model for name, one in loaded.items()}
     settings = replace(settings, nfe=nfe, num=num)
-    advice = f"draw fewer samples at once, --batch (now {settings.batch}), or fewer in all, --num"
+    advice = f"reduce the samples drawn at once, --batch (now {settings.batch}), or --num"
     with out_of_memory_explained(advice):
         found = evaluate_models(models, samplers, scoring, settings, first.device, progress)
     return found.model_copy(update={"checkpoint": first.checkpoint.path.name})

@@ -126,7 +126,7 @@ def with_objective(config: Config, objective: Objective) -> Config:
 
 
 def require_samplers(objective: Objective) -> None:
-    """Raises InputError if an objective names no samplers, or unknown ones."""
+    """Raises InputError if an objective names no samplers, or unknown samplers."""
     names, kind = objective.samplers, kind_of(objective)
     if not names or isinstance(names, str) or not set(names) <= set(SAMPLERS):
         raise InputError(f"{kind}.samplers is {names!r}: choose from {', '.join(SAMPLERS)}")

@@ -220,7 +220,7 @@ def draw_rows(
     if (guidance := request.guidance) is not None:
         own = guidance[rows.start : rows.stop] if guidance.ndim == 2 else guidance
         scale, interval = own[..., 0], guidance.reshape(-1, 3)[0, 1:]  # one interval for all
-    with out_of_memory_explained(f"draw fewer samples at once, --batch (now {batch})"):
+    with out_of_memory_explained(f"reduce the samples drawn at once, --batch (now {batch})"):
         return sample_many(
             run.model, len(rows), labels, request.sampler, request.nfe, request.seed,
             batch, run.device, on_batch, start=rows.start, cond=cond,
