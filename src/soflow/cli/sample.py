@@ -8,13 +8,13 @@ from typer import Argument, Option
 from soflow.cli.options import GUIDANCE, INTERVAL, MOST_SAMPLES, VAE, interval_of
 
 NFE = (
-    "Number of network evaluations (NFE) per sample (default: 1; 64 for runs trained by flow "
-    "matching)."
+    "Number of network evaluations (NFE) per sample (default: 1; 2 if --sampler heun is given; 64 "
+    "for runs trained by flow matching if --sampler is not given)."
 )
 SAMPLER = "Sampler: renoise, ode, euler or heun (default: the sampler that suits the objective)."
 LABELS = (
     "Classes of the samples, in turn, by number or name, such as 0,1,2 (default: all classes). "
-    "Give none to draw without labels, for runs trained with label dropout."
+    "Give none to draw without labels, for runs trained with label dropout or unlabelled data."
 )
 DRAW = "balanced: all classes in turn; random: the class of sample i is drawn from (seed, i)."
 BATCH = "Number of samples drawn at once; does not change the samples."
