@@ -54,8 +54,8 @@ SEED = "Seed of the samples (default: 0)."
 SEEDS = "Number of seeds to draw samples with; the table shows means and standard deviations."
 BATCH = "Number of samples drawn at once; does not change the results (default: 500)."
 BASELINE = (
-    "Also score held-out real data (default: yes for runs, except on latents without another split; "
-    "no for samples)."
+    "Also score held-out real data (default: yes for runs, except for latents without another "
+    "split; no for samples)."
 )
 OUT = (
     "File for the results (default: evaluation.json in the run folder, or SAMPLES.evaluation.json)."

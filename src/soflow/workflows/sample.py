@@ -119,10 +119,10 @@ class SampleRequest:
                 without a label, unless a class has this name.
             draw: Without `labels`: "balanced" draws all classes in turn, "random" draws each class
                 at random.
-            sampler: "renoise", "ode", "euler" or "heun". By default, the first of `run.samplers`,
-                or Heun's method for runs trained by flow matching.
+            sampler: "renoise", "ode", "euler" or "heun". By default, the first of `run.samplers`.
             nfe: The number of network evaluations per sample. By default 1, or 2 for Heun's method.
-                If neither `sampler` nor `nfe` is given, runs trained by flow matching take 64.
+                If neither `sampler` nor `nfe` is given, runs trained by flow matching use Heun's
+                method with 64 evaluations.
             seed: The seed of the noise and the random labels.
             batch_size: The number of samples drawn at once.
             cond: The conditions of the samples, in turn, (n, ...), in the form used for training.
