@@ -8,8 +8,8 @@ from typer import Argument, Option
 from soflow.cli.options import GUIDANCE, INTERVAL, MOST_SAMPLES, VAE, interval_of
 
 NFE = (
-    "Number of network evaluations (NFE) per sample (default: 1; 2 with --sampler heun; 64 for runs "
-    "trained by flow matching without --sampler)."
+    "Number of network evaluations (NFE) per sample (default: 1; 2 with --sampler heun; without "
+    "--sampler, 64 for runs trained by flow matching)."
 )
 SAMPLER = "Sampler: renoise, ode, euler or heun (default: the sampler that suits the objective)."
 LABELS = (

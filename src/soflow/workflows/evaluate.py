@@ -82,8 +82,8 @@ def evaluate(
         reference = load_data(reference)
     if not features and (program := defaults.features) not in NAMES:
         raise InputError(
-            f"the run has evaluate.features={program}, which is a program: give --features to run "
-            "it if you trust it"
+            f"the run has evaluate.features={program}, which is a program: if you trust it, also "
+            f"give --features {program}"
         )
     scoring = make_scoring(
         config, first.encoder, decode, features, reference, settings.baseline, first.scaling
@@ -117,7 +117,8 @@ def evaluate_samples(
             file.
         reference: The real data: SOURCE[:SPLIT], a file of statistics, or data in Python as
             `soflow.train` accepts it.
-        baseline: Whether to also score another split of the real data.
+        baseline: Whether to also score held-out real data: another split, or a tenth of the
+            reference compared with the rest.
         progress: Shows the progress.
         labels: The classes of samples in memory, (N,).
 

@@ -111,7 +111,7 @@ def train(
             network. To resume or load the run in another process, give the network again.
         objective: An objective instead of the recipe's: a custom one, or one of soflow's with its
             settings. To resume, give the same objective again.
-        callbacks: Functions that are called during training, see `Callback`.
+        callbacks: `Callback` objects, whose methods are called during training.
 
     Returns:
         The run folder, for `soflow.load`.
