@@ -389,7 +389,7 @@ def test_a_folder_of_samples_is_read_in_order_of_names(tmp_path):
             r"arr_1 is int64\[2\]",
         ),
         ({"arr_0": pictures(3), "arr_1": np.array(["a", "b", "c"])}, "arr_1"),
-        ({"arr_0": pictures(3), "arr_1": np.array([0, -1, 1])}, "arr_1"),
+        ({"arr_0": pictures(3), "arr_1": np.array([0, -2, 1])}, "arr_1"),
         ({"arr_0": np.array([{}, {}])}, "objects"),
     ],
 )

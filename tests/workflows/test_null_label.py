@@ -13,6 +13,7 @@ from soflow.data.dataset import DataRecord
 from soflow.data.training_data import make_dataset
 from soflow.errors import InputError
 from soflow.evaluation.evaluate import diagnostics
+from soflow.evaluation.sample_set import sample_arrays
 from soflow.run.folder import RunFolder
 from support.commands import assert_fails
 from support.settings import TINY_DIT
@@ -156,6 +157,10 @@ def test_sample_files_mark_unlabeled_samples_like_data(partly, tmp_path):
     request = soflow.SampleRequest.of(run, 4, labels=[1, None])
     soflow.sample_to_file(run, request, tmp_path / "some.npz")
     assert np.load(tmp_path / "some.npz")["arr_1"].tolist() == [1, -1, 1, -1]
+    assert sample_arrays(tmp_path / "some.npz").labels.tolist() == [1, -1, 1, -1]
+    none = soflow.SampleRequest.of(run, 2, labels=[None])
+    soflow.sample_to_file(run, none, tmp_path / "none.npz")
+    assert sample_arrays(tmp_path / "none.npz").labels is None
     soflow.sample_to_file(run, request, tmp_path / "some.csv")
     lines = (tmp_path / "some.csv").read_text().splitlines()
     assert [line.split(",")[-1] for line in lines] == ["label", "1", "", "1", ""]

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 ALL = ",".join(OBJECTIVES)
 #: Printed below a table of estimates.
 MEANING = """\
-hours: GPU-hours divided by the number of GPUs. samples: microbatch on one GPU. GiB: estimated
+hours: GPU-hours divided by the number of GPUs. microbatch: samples on one GPU. GiB: estimated
 memory on one GPU. states: weights, gradients, optimizer moments, EMA weights and the buckets in
-which processes exchange gradients. kept: activations kept for the backward pass. Not counted:
+which processes exchange gradients. activations: stored for the backward pass. Not counted:
 temporary tensors, memory that the allocator reserves, data."""
 #: Printed below a table of measurements.
 MEASURED = """\

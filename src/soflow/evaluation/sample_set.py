@@ -209,12 +209,14 @@ def sample_arrays(path: Path) -> SampleSet:
     classes = beside.get("arr_1")
     if classes is not None:
         fitting = classes.shape == shape[:1] and np.issubdtype(classes.dtype, np.integer)
-        if not fitting or classes.min() < 0:
+        if not fitting or classes.min() < -1:
             raise InputError(
                 f"{path}: arr_1 is {classes.dtype}{list(classes.shape)}: it must hold "
-                f"{shape[0]} class labels, integers from 0"
+                f"{shape[0]} class labels, integers from 0, or -1 for no class"
             )
-    labels = None if classes is None else torch.from_numpy(classes.astype(np.int64))
+    labels = None
+    if classes is not None and classes.max() >= 0:
+        labels = torch.from_numpy(classes.astype(np.int64))
 
     def parts() -> Iterator[Tensor]:
         for rows in rows_of(path, "arr_0"):
