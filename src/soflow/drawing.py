@@ -5,7 +5,7 @@ batch size.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -86,13 +86,14 @@ def draw(
     start: int = 0,
     cond: Conditions | None = None,
     guidance: Tensor | None = None,
+    times: Sequence[Any] | None = None,
 ) -> Iterator[Sample]:
     """Draws and decodes samples `start` .. `start + num - 1`, in batches (B, ...) on the CPU.
 
     `labels` (num,) and `cond` (num, ...) hold one row per sample. `guidance`, as returned by
     `model.chosen_guidance`, is (3,) for all samples or (num, 3) with one row per sample.
     """
-    check_sampler(sampler, nfe)
+    check_sampler(sampler, nfe, times)
     require_whole(0, num=num, seed=seed, start=start)
     require_whole(1, batch_size=batch_size)
     device, labels = named_device(device), as_labels(labels)
@@ -115,7 +116,7 @@ def draw(
         if guidance is not None:
             rows = guidance[first : first + count] if own_scales else guidance
             one = one.with_guidance(rows)
-        yield model.decode(sample(one, noises, chosen, sampler, nfe).float()).cpu()
+        yield model.decode(sample(one, noises, chosen, sampler, nfe, times).float()).cpu()
 
 
 def asked_guidance(
@@ -146,6 +147,7 @@ def sample_many(
     cond: Conditions | None = None,
     guidance: AnyScale | None = None,
     guidance_interval: AnyInterval | None = None,
+    times: Sequence[Any] | None = None,
 ) -> Sample:
     """Draws and decodes many samples in batches.
 
@@ -166,13 +168,15 @@ def sample_many(
         guidance: The guidance scale, or one scale per sample (num,), for a model that takes scales.
             Default: `model.guidance.scale`.
         guidance_interval: The interval (start, end) of t in which guidance acts. Default: (0, 1).
+        times: 1 = t_0 > t_1 > ... > t_nfe = 0, the times of `renoise` and `ode`. Default: evenly
+            spaced.
 
     Returns:
         Samples (num, ...) on the CPU, decoded by `model.decode`.
 
     Raises:
         InputError: If labels, conditions or scales do not fit, or the sampler does not support
-            `nfe`.
+            `nfe` or `times`.
 
     Example:
         >>> import soflow
@@ -182,7 +186,9 @@ def sample_many(
     """
     parts: list[Tensor] = []
     rows = asked_guidance(model, guidance, guidance_interval)
-    for part in draw(model, num, labels, sampler, nfe, seed, batch_size, device, start, cond, rows):
+    for part in draw(
+        model, num, labels, sampler, nfe, seed, batch_size, device, start, cond, rows, times
+    ):
         parts.append(part)
         on_batch(sum(map(len, parts)))
     return torch.cat(parts)

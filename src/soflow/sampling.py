@@ -54,6 +54,11 @@ def jump_times(steps: int, times: Sequence[Any] | None) -> list[float]:
     return found
 
 
+def times_given(times: Sequence[Any]) -> tuple[float, ...]:
+    """Checked times of a sampler's jumps, from 1 to 0, for len(times) - 1 steps."""
+    return tuple(jump_times(max(1, len(times) - 1), times))
+
+
 def filled(time: float, like: Tensor) -> Tensor:
     """The same time for every sample, (B,)."""
     return torch.full(like.shape[:1], time, dtype=like.dtype, device=like.device)
@@ -248,23 +253,33 @@ def integrate_velocity(
     return x
 
 
-def check_sampler(sampler: str, nfe: int) -> Sampler:
+def check_sampler(sampler: str, nfe: int, times: Sequence[Any] | None = None) -> Sampler:
     """Checks a sampler and its number of network evaluations. Returns the sampler.
 
     Raises:
-        InputError: If the sampler is unknown or does not support `nfe` network evaluations.
+        InputError: If the sampler is unknown, does not support `nfe` network evaluations, or does
+            not take `times`.
     """
     known: Sampler | None = next((name for name in SAMPLERS if name == sampler), None)
     if known is None:
         raise InputError(f"unknown sampler '{sampler}': choose one of {', '.join(SAMPLERS)}")
     require_whole(1, nfe=nfe)
+    if times is not None:
+        if known not in ("renoise", "ode"):
+            raise InputError(f"times has no effect with sampler={known}: leave it out")
+        jump_times(nfe, times)
     if sampler == "heun" and nfe % 2:
         raise InputError(f"nfe is {nfe}: heun takes two evaluations per step, use {nfe + 1}")
     return known
 
 
 def sample(
-    model: FlowModel, noises: AnyNoise, labels: AnyLabels, sampler: Sampler, nfe: int
+    model: FlowModel,
+    noises: AnyNoise,
+    labels: AnyLabels,
+    sampler: Sampler,
+    nfe: int,
+    times: Sequence[Any] | None = None,
 ) -> Sample:
     """Draws samples with the named sampler in `nfe` network evaluations.
 
@@ -274,18 +289,21 @@ def sample(
         labels: Class labels (B,); None draws samples without a label.
         sampler: The sampler's name.
         nfe: Network evaluations per sample.
+        times: 1 = t_0 > t_1 > ... > t_nfe = 0, the times of `renoise` and `ode`. Default: evenly
+            spaced.
 
     Returns:
         Samples (B, ...).
 
     Raises:
-        InputError: If the sampler does not support `nfe`, or noises or labels do not fit the model.
+        InputError: If the sampler does not support `nfe` or `times`, or noises or labels do not
+            fit the model.
     """
-    check_sampler(sampler, nfe)
+    check_sampler(sampler, nfe, times)
     noise, *fresh = noises
     if sampler == "renoise":
-        return renoise(model, noise, fresh, labels)
+        return renoise(model, noise, fresh, labels, times)
     if sampler == "ode":
-        return ode(model, noise, nfe, labels)
+        return ode(model, noise, nfe, labels, times)
     steps = nfe // 2 if sampler == "heun" else nfe
     return integrate_velocity(model, noise, steps, labels, sampler)

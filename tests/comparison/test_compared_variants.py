@@ -57,7 +57,7 @@ def test_variants_are_trained_with_their_settings_in_named_folders(whole):
     assert folders == {f"{name}-seed-{seed}" for name in names for seed in (0, 1)}
     config = RunFolder(out / "weight-4-seed-1").read_config()
     assert (config.objective.name, config.objective.consistency_weight) == ("jump_flow", 4)
-    assert (config.objective.guidance.scale, config.train.seed) == (1.5, 1)
+    assert (config.objective.guidance.scale, config.train.seed) == (1.15, 1)
     assert RunFolder(out / "muon-seed-0").read_config().optimizer.name == "muon"
     assert list(results.objectives) == list(VARIANTS)
     assert results.objectives["Muon"].settings == {

@@ -38,7 +38,7 @@ def test_a_loop_of_public_parts_gives_the_weights_of_soflow_train(tmp_path):
     batches = soflow.Batches(data, batch, seed=5)
     network = soflow.DiT(data.shape, data.num_classes, patch=4, width=32, depth=1, heads=2)
     model = soflow.FlowModel(network, data.shape, data.num_classes)
-    objective = soflow.JumpFlow(guidance=soflow.DrawnGuidance(scale=1.5))
+    objective = soflow.JumpFlow(guidance=soflow.DrawnGuidance(scale=1.15))
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0, fused=True
     )

@@ -383,7 +383,7 @@ def test_each_trains_the_mlp(name, tmp_path):
 def test_each_uses_the_guidance_of_the_recipe_if_it_has_guidance(name):
     config = read_recipe("digits", [f"objective.name={name}"])
     guidance = getattr(make_objective(config), "guidance", None)
-    assert (guidance.scale if guidance else None) == (None if name == "consistency" else 1.5)
+    assert (guidance.scale if guidance else None) == (None if name == "consistency" else 1.15)
     assert config.optimizer == read_recipe("digits").optimizer
 
 

@@ -98,14 +98,14 @@ def loaded(run):
 
 
 def test_a_run_samples_at_its_default_or_at_a_scale_in_its_range(loaded):
-    assert loaded.model.guidance == soflow.DrawnGuidance(1.5, max_scale=4.0)
+    assert loaded.model.guidance == soflow.DrawnGuidance(1.15, max_scale=4.0)
     default, same, other = (
         loaded.sample(4, [3, 7], guidance=scale, progress=soflow.silent)
-        for scale in (None, 1.5, 3.0)
+        for scale in (None, 1.15, 3.0)
     )
     assert torch.equal(default, same)
     assert not torch.allclose(default, other)
-    each = loaded.sample(2, [3, 7], guidance=[1.5, 3.0], progress=soflow.silent)
+    each = loaded.sample(2, [3, 7], guidance=[1.15, 3.0], progress=soflow.silent)
     torch.testing.assert_close(each[1], other[1], atol=1e-3, rtol=1e-3)
     for wrong in ({"guidance": 5.0}, {"guidance_interval": (0.7, 1.0)}, {"guidance": [2.0]}):
         with pytest.raises(InputError, match="guidance"):
@@ -146,7 +146,7 @@ def test_records_contain_the_guidance(run, tmp_path):
     assert protocol["guidance"] == {"scale": None, "start": 0.0, "end": 1.0}
     soflow.sample_to_file(loaded, soflow.SampleRequest.of(loaded, 4), tmp_path / "b", soflow.silent)
     protocol = json.loads((tmp_path / "b" / "protocol.json").read_text())
-    assert protocol["guidance"] == {"scale": 1.5, "start": 0.0, "end": 1.0}
+    assert protocol["guidance"] == {"scale": 1.15, "start": 0.0, "end": 1.0}
 
 
 def test_parts_at_another_scale_are_not_reused(run):

@@ -37,7 +37,7 @@ def labelled(tmp_path_factory):
 @pytest.mark.parametrize(
     ("settings", "trained"),
     [
-        ([], True),  # guidance of scale 1.5 drops a tenth of the labels
+        ([], True),  # guidance drops a tenth of the labels
         (["objective.guidance.scale=1"], False),
         (["objective.guidance.label_dropout=0"], False),
         (["objective.name=mean_flow"], True),

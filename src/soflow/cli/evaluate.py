@@ -9,6 +9,7 @@ from soflow.cli.options import (
     GUIDANCE,
     INTERVAL,
     MOST_SAMPLES,
+    TIMES,
     VAE,
     at_least,
     interval_of,
@@ -17,6 +18,7 @@ from soflow.cli.options import (
     print_table,
     require_writable_file,
     several_of,
+    times_of,
 )
 from soflow.errors import InputError
 
@@ -66,6 +68,7 @@ def evaluate(
     samples: Annotated[Path, Argument(metavar="RUN|SAMPLES", help=SUBJECT)],
     nfe: Annotated[str | None, Option(help=NFE)] = None,
     samplers: Annotated[str | None, Option(help=SAMPLERS)] = None,
+    times: Annotated[str | None, Option(metavar="1,...,0", help=TIMES)] = None,
     num: Annotated[int | None, Option(help=NUM)] = None,
     features: Annotated[str, Option(help=FEATURES)] = "",
     reference: Annotated[str, Option(help=REFERENCE)] = "",
@@ -96,7 +99,7 @@ def evaluate(
     for_runs = {
         "--nfe": nfe, "--samplers": samplers, "--num": num, "--weights": weights, "--draw": draw,
         "--seed": seed, "--seeds": seeds, "--batch": batch, "--vae": vae, "--guidance": guidance,
-        "--guidance-interval": guidance_interval,
+        "--guidance-interval": guidance_interval, "--times": times,
     }  # fmt: skip
     at_least(0, seed=seed)
     at_least(1, seeds=seeds, batch=batch)
@@ -108,7 +111,7 @@ def evaluate(
     known = ("renoise", "ode", "euler", "heun")
     named = several_of(known, samplers, "--samplers") if samplers else ()
     which = several_of(("ema", "raw"), "ema,raw" if weights is None else weights, "--weights")
-    interval = interval_of(guidance_interval)
+    interval, jumps = interval_of(guidance_interval), times_of(times)
     labels = None if draw is None else one_of(("balanced", "random"), draw, "--draw")
     if not is_run(samples) and (samples.exists() or ":" in str(samples) or not given):
         if given:
@@ -136,6 +139,7 @@ def evaluate(
             vae=vae or "",
             guidance=guidance,
             guidance_interval=interval,
+            times=jumps,
         )
         folder, _ = find_run(samples, which[0])
         evaluation = evaluate(samples, settings)

@@ -27,6 +27,10 @@ INTERVAL = (
     "Times between which guidance acts, for runs trained with random guidance scales "
     "(objective.guidance.max_scale); 0 is data, 1 is noise (default: 0,1)."
 )
+TIMES = (
+    "Times of the samplers renoise and ode, from 1 (noise) to 0 (data), such as 1,0.9,0 for two "
+    "evaluations (default: evenly spaced)."
+)
 #: Largest number of samples in one file.
 MOST_SAMPLES = 10_000_000
 #: Width in characters of a table that is written to a file or a pipe.
@@ -82,6 +86,16 @@ def interval_of(text: str | None) -> tuple[float, float] | None:
             f"--guidance-interval is '{text}': give two times, such as 0.1,0.9"
         ) from None
     return start, end
+
+
+def times_of(text: str | None) -> tuple[float, ...] | None:
+    """'1,0.9,0' -> (1.0, 0.9, 0.0)."""
+    if text is None:
+        return None
+    try:
+        return tuple(map(float, text.split(",")))
+    except ValueError:
+        raise InputError(f"--times is '{text}': give times from 1 to 0, such as 1,0.9,0") from None
 
 
 def one_of(choices: Sequence[str], name: str, option: str) -> Any:

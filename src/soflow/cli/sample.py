@@ -5,7 +5,15 @@ from typing import Annotated, Literal
 
 from typer import Argument, Option
 
-from soflow.cli.options import GUIDANCE, INTERVAL, MOST_SAMPLES, VAE, interval_of
+from soflow.cli.options import (
+    GUIDANCE,
+    INTERVAL,
+    MOST_SAMPLES,
+    TIMES,
+    VAE,
+    interval_of,
+    times_of,
+)
 
 NFE = (
     "Number of network evaluations (NFE) per sample (default: 1; 2 with --sampler heun; without "
@@ -38,6 +46,7 @@ def sample(
     num: Annotated[int | None, NumOption] = None,
     nfe: Annotated[int | None, Option(min=1, help=NFE)] = None,
     sampler: Annotated[str | None, Option(help=SAMPLER)] = None,
+    times: Annotated[str | None, Option(metavar="1,...,0", help=TIMES)] = None,
     labels: Annotated[str | None, Option(help=LABELS)] = None,
     cond: Annotated[Path | None, Option(metavar="FILE", help=COND)] = None,
     guidance: Annotated[float | None, Option(help=GUIDANCE)] = None,
@@ -54,18 +63,20 @@ def sample(
     from soflow.workflows.load import load
     from soflow.workflows.sample import SampleRequest, sample_to_file
 
-    interval = interval_of(guidance_interval)
+    interval, jumps = interval_of(guidance_interval), times_of(times)
     loaded = load(run, weights, vae=vae)
     given = None if cond is None else conditions_in(cond, loaded.config.data.cond_column)
     request = SampleRequest.of(
         loaded, num, labels, draw, sampler, nfe, seed, batch,
-        cond=given, guidance=guidance, guidance_interval=interval,
+        cond=given, guidance=guidance, guidance_interval=interval, times=jumps,
     )  # fmt: skip
     name = f"{loaded.checkpoint.path.name}-{request.sampler}-{request.nfe}-seed-{seed}"
     if guidance is not None:
         name += f"-guidance-{guidance:g}"
     if interval is not None:
         name += f"-in-{interval[0]:g}-{interval[1]:g}"
+    if jumps is not None:
+        name += "-times" + "".join(f"-{time:g}" for time in jumps)
     file = out or loaded.folder.samples / f"{name}.png"
     if sample_to_file(loaded, request, file):
         print(f"{request.num} samples, sampler {request.sampler}, NFE {request.nfe}: {file}")

@@ -21,7 +21,7 @@ from soflow.evaluation.sample_set import SampleSet
 from soflow.evaluation.scorer import Scoring
 from soflow.evaluation.statistics import Counter, parts_of
 from soflow.guidance import numbers
-from soflow.sampling import HEUN_STEPS, Sampler, sample
+from soflow.sampling import HEUN_STEPS, Sampler, sample, times_given
 from soflow.solution import FlowModel
 from soflow.system.progress import Progress, track
 
@@ -40,6 +40,8 @@ class EvaluationSettings:
     Attributes:
         nfe: Numbers of function evaluations (NFE) of the few-step samplers. By default, the
             recipe's `evaluate.nfe`.
+        times: Times of `renoise` and `ode`, from 1 (noise) to 0 (data). They replace `nfe`. By
+            default, evenly spaced.
         samplers: Samplers to evaluate. By default, all that suit the run's objective.
         num: Samples per row and seed. By default (0), the recipe's `evaluate.num`.
         seeds: Seeds to draw samples with. With several seeds, each figure is the mean over the
@@ -81,12 +83,21 @@ class EvaluationSettings:
     vae: str = ""
     guidance: float | None = None
     guidance_interval: tuple[float, float] | None = None
+    times: Sequence[Any] | None = None
 
     def __post_init__(self) -> None:
         for name in ("nfe", "samplers", "seeds", "weights"):
             given = getattr(self, name)
             if isinstance(given, str) or not isinstance(given, Sequence):
                 raise InputError(f"{name} is {in_short(given)}: it must be a list or a tuple")
+        if self.times is not None:
+            if self.nfe and self.nfe != (len(self.times) - 1,):
+                raise InputError(
+                    f"times has {len(self.times)} times, one more than network evaluations: leave "
+                    "out nfe"
+                )
+            object.__setattr__(self, "times", times_given(self.times))
+            object.__setattr__(self, "nfe", (len(self.times) - 1,))
         if self.guidance is not None and numbers(self.guidance, "guidance").ndim:
             raise InputError("guidance must be one number: all samples use the same scale")
         require_whole(0, num=self.num)
@@ -161,9 +172,11 @@ def evaluate(
         found = []
         for seed in settings.seeds:
             labels, cond, _ = scoring.draw_inputs(settings.labels, num, first, seed)
+            times = settings.times if sampler in ("renoise", "ode") else None
             parts = draw(
-                models[weights], num, labels, sampler, nfe, seed, settings.batch, device, cond=cond
-            )
+                models[weights], num, labels, sampler, nfe, seed, settings.batch, device,
+                cond=cond, times=times,
+            )  # fmt: skip
             found.append(figures(scoring, parts, num, labels, count))
         values = over_seeds(found) | {"milliseconds_per_sample": time_of(sampler, nfe)}
         return Row(weights=weights, sampler=sampler, nfe=nfe, **values)
@@ -180,6 +193,7 @@ def evaluate(
         seeds=tuple(settings.seeds),
         labels=labels_from,
         guidance=used,
+        times=settings.times,
         diagnostics={} if points is None else diagnostics(first, points, settings, device),
         machine=this_machine(str(device)),
         **protocol(scoring, num),

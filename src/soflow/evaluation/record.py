@@ -161,6 +161,7 @@ class Evaluation(Record):
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
     labels: str = "none"
     guidance: GuidanceUsed | None = None  # None if the scale was fixed during training
+    times: tuple[float, ...] | None = None  # of renoise and ode; None if evenly spaced
     features: FeaturesUsed
     reference: Reference
     wasserstein_points: Count = 0  # samples per set; 0 without Wasserstein distances

@@ -110,6 +110,8 @@ def remarks(evaluation: Evaluation) -> str:
     said = [f"* {warning}." for warning in dict.fromkeys(warnings)]
     if evaluation.guidance is not None:
         said.append(about_guidance(evaluation.guidance))
+    if evaluation.times is not None:
+        said.append(f"Times of the jumps: {', '.join(f'{time:g}' for time in evaluation.times)}.")
     if real is not None:
         said.append(about_real(real, reference))
         if first.distance_at_real_count is not None:

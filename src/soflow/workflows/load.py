@@ -1,6 +1,6 @@
 """Loads a run: its configuration, its weights, and the decoder of its samples."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -101,6 +101,7 @@ class Run:
         guidance_interval: AnyInterval | None = None,
         sampler: str | None = None,
         nfe: int | None = None,
+        times: Sequence[Any] | None = None,
         seed: int = 0,
         batch_size: int = 500,
         progress: Progress = track,
@@ -123,6 +124,8 @@ class Run:
             nfe: The number of network evaluations per sample. By default 1, or 2 for Heun's method.
                 If neither `sampler` nor `nfe` is given, runs trained by flow matching use Heun's
                 method with 64 evaluations.
+            times: The times of `renoise` and `ode`, from 1 (noise) to 0 (data), such as
+                [1, 0.9, 0] for two evaluations. By default, evenly spaced.
             seed: The seed of the noise.
             batch_size: The number of samples drawn at once.
             progress: Shows the progress.
@@ -132,15 +135,15 @@ class Run:
             units of the training data.
 
         Raises:
-            InputError: If a class or the sampler is unknown, the sampler cannot use `nfe`,
-                conditions are missing or do not fit, or the run was not trained with such a
-                guidance scale.
+            InputError: If a class or the sampler is unknown, the sampler does not support `nfe` or
+                `times`, conditions are missing or do not fit, or the run was not trained with such
+                a guidance scale.
         """
         from soflow.workflows.sample import SampleRequest, sample
 
         request = SampleRequest.of(
             self, num, labels, sampler=sampler, nfe=nfe, seed=seed, batch_size=batch_size,
-            cond=cond, guidance=guidance, guidance_interval=guidance_interval,
+            cond=cond, guidance=guidance, guidance_interval=guidance_interval, times=times,
         )  # fmt: skip
         return sample(self, request, progress)
 

@@ -4,7 +4,7 @@ Files are made in pieces. Several processes share the pieces, and a resumed call
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,7 @@ from soflow.evaluation.features import column_names
 from soflow.evaluation.pictures import to_uint8
 from soflow.evaluation.record import GuidanceUsed
 from soflow.guidance import AnyInterval, AnyScale
-from soflow.sampling import Sampler, check_sampler
+from soflow.sampling import Sampler, check_sampler, times_given
 from soflow.symbols import as_labels
 from soflow.system import processes
 from soflow.system.fingerprints import fingerprint_of
@@ -60,6 +60,7 @@ class SampleRequest:
         cond: The condition of each sample, (num, ...); None for a model without conditions.
         guidance: The guidance scale, and the start and the end of its time interval: (3,) for all
             samples, or (num, 3) with one row per sample; None for the defaults of the model.
+        times: The times of `renoise` and `ode`, from 1 to 0; None for evenly spaced times.
 
     Example:
         >>> import soflow
@@ -78,9 +79,10 @@ class SampleRequest:
     labels_from: str = "given"
     cond: Tensor | None = None
     guidance: Tensor | None = None
+    times: Sequence[Any] | None = None
 
     def __post_init__(self) -> None:
-        check_sampler(self.sampler, self.nfe)
+        check_sampler(self.sampler, self.nfe, self.times)
         require_whole(1, num=self.num, batch_size=self.batch_size)
         require_whole(0, seed=self.seed)
         object.__setattr__(self, "labels", as_labels(self.labels))  # accepts lists and arrays
@@ -108,6 +110,7 @@ class SampleRequest:
         cond: Any = None,
         guidance: AnyScale | None = None,
         guidance_interval: AnyInterval | None = None,
+        times: Sequence[Any] | None = None,
     ) -> Self:
         """Creates a request for a run, with defaults that suit the run.
 
@@ -131,14 +134,16 @@ class SampleRequest:
                 objective.guidance.scale.
             guidance_interval: The start and the end of the times at which guidance acts; time 0 is
                 data, 1 is noise. By default (0, 1).
+            times: The times of `renoise` and `ode`, from 1 (noise) to 0 (data), such as
+                [1, 0.9, 0] for two evaluations. By default, evenly spaced.
 
         Returns:
             The request, for `soflow.sample` and `soflow.sample_to_file`.
 
         Raises:
-            InputError: If a class or the sampler is unknown, the sampler cannot use `nfe`, the
-                null label was not trained, conditions are missing or do not fit, or the run was
-                not trained with such a guidance scale.
+            InputError: If a class or the sampler is unknown, the sampler does not support `nfe` or
+                `times`, the null label was not trained, conditions are missing or do not fit, or
+                the run was not trained with such a guidance scale.
         """
         if num is not None:
             require_whole(1, num=num)
@@ -147,10 +152,11 @@ class SampleRequest:
         if num is None:
             num = 64 if given is None else len(given)
         default, default_nfe = run.config.default_sampler
-        if sampler is not None or nfe is not None:
+        if sampler is not None or nfe is not None or times is not None:
             default, default_nfe = run.config.samplers[0], 2 if sampler == "heun" else 1
-        nfe = default_nfe if nfe is None else nfe
-        checked = check_sampler(sampler or default, nfe)
+        jumps = None if times is None else times_given(times)
+        nfe = (len(jumps) - 1 if jumps else default_nfe) if nfe is None else nfe
+        checked = check_sampler(sampler or default, nfe, jumps)
         names = run.class_names
         if labels is not None and draw == "random":
             raise InputError("--labels and --draw random exclude each other: give one of them")
@@ -163,7 +169,7 @@ class SampleRequest:
         asked = labels if isinstance(labels, str | None) else "given"
         labels_from = asked or draw if names else "none"
         rows = asked_guidance(run.model, guidance, guidance_interval)
-        return cls(num, chosen, checked, nfe, seed, batch_size, labels_from, given, rows)
+        return cls(num, chosen, checked, nfe, seed, batch_size, labels_from, given, rows, jumps)
 
 
 def conditions_in_turn(run: Run, cond: Any, num: int | None) -> Tensor | None:
@@ -224,7 +230,7 @@ def draw_rows(
         return sample_many(
             run.model, len(rows), labels, request.sampler, request.nfe, request.seed,
             batch, run.device, on_batch, start=rows.start, cond=cond,
-            guidance=scale, guidance_interval=interval,
+            guidance=scale, guidance_interval=interval, times=request.times,
         )  # fmt: skip
 
 
@@ -303,6 +309,7 @@ class SamplesPlan(Plan):
     seed: int
     cond: str | None = None
     guidance: str | None = None
+    times: tuple[float, ...] | None = None
 
 
 def plan_of(run: Run, request: SampleRequest) -> SamplesPlan:
@@ -315,6 +322,7 @@ def plan_of(run: Run, request: SampleRequest) -> SamplesPlan:
         seed=request.seed,
         cond=None if request.cond is None else checksum(request.cond),
         guidance=None if request.guidance is None else checksum(request.guidance),
+        times=request.times,
         count=request.num,
         per_shard=PIECE,
     )
@@ -327,6 +335,7 @@ def protocol_of(run: Run, request: SampleRequest) -> SampleProtocol:
         weights=run.weights,
         sampler=request.sampler,
         nfe=request.nfe,
+        times=request.times,
         seed=request.seed,
         labels=request.labels_from,
         guidance=GuidanceUsed.of(run.model, request.guidance),

@@ -31,6 +31,7 @@ class SampleProtocol(Record):
     weights: str
     sampler: str
     nfe: int
+    times: tuple[float, ...] | None = None  # None if evenly spaced
     seed: int
     labels: str
     guidance: GuidanceUsed | None = None
