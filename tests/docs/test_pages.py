@@ -96,6 +96,11 @@ def test_equations_become_mathml(converted):
 def test_lines_of_an_equation_are_aligned(converted):
     html = converted("$$\n\\begin{aligned} a &= b \\\\ c &= d \\end{aligned}\n$$\n")
     assert html.count("<mtr>") == 2
+    assert "amp" not in html
+
+
+def test_signs_of_html_may_stand_in_equations(converted):
+    assert "<mo>&lt;</mo>" in converted("$s < t$")
 
 
 @pytest.mark.parametrize("wrong", [r"\nosuchcommand x", r"\begin{nosuch} a \end{nosuch}", "a & b"])

@@ -3,6 +3,7 @@
 pymdownx.arithmatex finds them; this extension of Python-Markdown translates them.
 """
 
+import html
 import logging
 import re
 from typing import Any
@@ -49,9 +50,9 @@ class ToMathML(Treeprocessor):
         for element in root.iter():
             if element.get("class") != "arithmatex" or not element.text:
                 continue
-            latex, display = element.text[2:-2], element.tag == "div"  # \( \) and \[ \]
+            latex = html.unescape(element.text)[2:-2]  # without \( \) and \[ \]
             try:
-                equation = ElementTree.fromstring(mathml(latex, display))
+                equation = ElementTree.fromstring(mathml(latex, element.tag == "div"))
             except (ValueError, ElementTree.ParseError) as error:
                 log.warning(f"equation {latex.strip()!r}: {error}")
                 continue
