@@ -3,6 +3,7 @@
 - A setting is documented where it is declared: `width: Annotated[int, Setting("channels", gt=0)]`.
   It appears among the parameters, and its type appears as `int`.
 - Examples (`Example:`) become blocks of code.
+- Methods that pydantic calls to validate a configuration are left out.
 """
 
 import re
@@ -24,11 +25,13 @@ class Settings(griffe.Extension):
     """Documents settings, and shows examples as code."""
 
     def on_package(self, *, pkg: griffe.Module, loader: Any, **kwargs: Any) -> None:
-        for thing in walk(pkg):
+        for thing in list(walk(pkg)):
             if thing.docstring is not None:
                 thing.docstring.value = EXAMPLE.sub("Examples:", thing.docstring.value)
             if isinstance(thing, griffe.Class):
                 describe_settings(thing)
+                for name in [x for x, member in thing.members.items() if is_validator(member)]:
+                    thing.del_member(name)
             if isinstance(thing, griffe.Function):
                 for parameter in thing.parameters:
                     parameter.annotation = without_setting(parameter.annotation)
@@ -42,6 +45,13 @@ def walk(thing: griffe.Object) -> Iterator[griffe.Object]:
     for member in thing.members.values():
         if not member.is_alias:
             yield from walk(member)  # type: ignore[arg-type]
+
+
+def is_validator(member: griffe.Object | griffe.Alias) -> bool:
+    """Whether pydantic calls this method to check values."""
+    if member.is_alias or not isinstance(member, griffe.Function):
+        return False
+    return any(one.callable_path.startswith("pydantic.") for one in member.decorators)
 
 
 def without_setting(annotation: Any) -> Any:
