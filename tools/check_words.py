@@ -102,7 +102,7 @@ RULES = (
     Rule("so many|so few", "this many; the number"),
     Rule("as many as", "up to; the same number of"),
     Rule("and so(?! on)", "a sentence of its own"),
-    Rule("(?<=,) too", "also"),
+    Rule("(?<=,) too(?! (?:many|much|few|small|large|long|short|late|early|far))", "also"),
     Rule("of one's own", "your own"),
     # Terms of the field.
     Rule("data sets?", "dataset"),
