@@ -1,8 +1,8 @@
-"""Estimates of what each of the paper's sizes needs, and how accurate they are: docs/cluster.md.
+"""Estimates the cost of the paper's networks and writes docs/cluster.md.
 
     python benchmarks/cluster.py
 
-Nothing is measured here: estimates are compared with the measurements in benchmarks/results/.
+The script measures nothing. It compares estimates with the measurements in benchmarks/results/.
 """
 
 from contextlib import nullcontext
@@ -26,19 +26,19 @@ RECIPES = [
     "imagenet256-xl2",
     "cifar10",
 ]
-#: Settings and GPUs of each table.
+#: Settings and number of GPUs of each table.
 TABLES = [
     (("precision=tf32",), 8),
     (("precision=bf16-tf32",), 8),
     (("precision=bf16-tf32", "train.accumulate=8"), 1),
 ]
-#: What was measured, with the settings that made it.
+#: Sections of benchmarks/performance.py, with their recipe and settings.
 MEASURED = {
-    "DiT-B/4, batches of 8": ["imagenet256-b4", "precision=fp32", "train.batch_size=8"],
-    "DiT-B/4, batches of 32": ["imagenet256-b4", "precision=fp32", "train.batch_size=32"],
+    "DiT-B/4, batch size 8": ["imagenet256-b4", "precision=fp32", "train.batch_size=8"],
+    "DiT-B/4, batch size 32": ["imagenet256-b4", "precision=fp32", "train.batch_size=32"],
 }
 VARIANTS = {
-    "SoFlow as it is": [],
+    "SoFlow": [],
     "plain attention": [],
     "precision=bf16": ["precision=bf16"],
     "flow matching": ["objective.name=flow_matching"],
@@ -48,13 +48,13 @@ VARIANTS = {
 
 
 class Section(Record):
-    """A section of what benchmarks/performance.py measured, by variant."""
+    """One section of the results of benchmarks/performance.py, by variant."""
 
     measured: dict[str, list[Measurement]]
 
 
 class Measured(Record):
-    """What benchmarks/performance.py measured, by title."""
+    """The results of benchmarks/performance.py, by title."""
 
     sections: dict[str, Section]
 
@@ -68,7 +68,7 @@ def row(recipe: str, settings: tuple[str, ...], gpus: int) -> str:
 
 
 def table(settings: tuple[str, ...], gpus: int) -> str:
-    """The command, and what it prints."""
+    """The command and the table that it prints."""
     head = [f"| {' | '.join(COLUMNS)} |", "|---|---|" + "---:|" * (len(COLUMNS) - 2)]
     rows = [row(recipe, settings, gpus) for recipe in RECIPES]
     return "\n".join([f"    {command(settings, gpus)}", "", *head, *rows])
@@ -80,12 +80,12 @@ def of(recipe: list[str], plain_attention: bool = False) -> Estimate:
 
 
 def against_measured() -> str:
-    """One row per measurement: memory without the process's own, and the share of the peak."""
+    """One row per measurement: memory without the process itself, and fraction of the peak."""
     read = Measured.read(FIGURES)
     assert read is not None
     figures = {title: section.measured for title, section in read.sections.items()}
     small = of(["digits", "precision=fp32"]).memory.total
-    process = middle(figures["digits"]["SoFlow as it is"], "peak_bytes") - small
+    process = middle(figures["digits"]["SoFlow"], "peak_bytes") - small
     lines = [
         "| step | variant | MiB measured | MiB estimated | off | of peak |",
         "|---|---|---:|---:|---:|---:|",
@@ -110,7 +110,7 @@ def middle(ones: list[Measurement], name: str) -> float:
 
 
 def against_the_paper() -> str:
-    """DiT-B/2 with 256 samples on one GPU, the recipe's batch, in GB as the paper has them."""
+    """Memory of DiT-B/2 in GB, with the recipe's batch of 256 samples on one GPU."""
     lines = ["| | paper | bf16, estimated | float32, estimated |", "|---|---:|---:|---:|"]
     for name, objective, plain, paper in (
         ("SoFlow, fused attention", "soflow", False, 35.44),
@@ -126,7 +126,7 @@ def against_the_paper() -> str:
 
 
 def page() -> str:
-    """docs/cluster.md."""
+    """The text of docs/cluster.md."""
     text = (HERE / "cluster.md.in").read_text()
     tables = "\n\n".join(table(settings, gpus) for settings, gpus in TABLES)
     text = text.replace("@TABLES@", tables).replace("@ASSUMPTION@", assumption())

@@ -1,10 +1,10 @@
-"""Does the input side keep up? The loader's samples per second, and what training consumes.
+"""Compares the speed of the data loader with the speed of training.
 
     python benchmarks/data.py [BATCH]     prints a table, writes benchmarks/results/data.json
 
-Images: a folder of 2,000 JPEGs of 256x256, decoded into the cache at 64x64. Latents: 20,000 of
-4x32x32, as soflow encode writes them. Both are read as in training, from memory and from
-memory-mapped files, onto the GPU if there is one. The training is that of DiT-B/4.
+Images are 2,000 JPEGs of 256x256, decoded into the cache at 64x64. Latents are 20,000 arrays of
+4x32x32, as soflow encode writes them. Both are loaded as in training, from memory and from
+memory-mapped files, onto the GPU if there is one. The network is DiT-B/4.
 """
 
 import json
@@ -34,7 +34,7 @@ RATES, SECONDS = 5, 2.0
 
 
 def photographs(folder: Path) -> None:
-    """Writes JPEGs with noise at several scales, which are as hard to decode as photographs."""
+    """Writes JPEGs of noise at several scales, which are as slow to decode as photographs."""
     random = np.random.default_rng(0)
     for i in range(IMAGES):
         noise = [
@@ -46,7 +46,7 @@ def photographs(folder: Path) -> None:
 
 
 def latents(folder: Path) -> Dataset:
-    """Random latents in the store that soflow encode makes."""
+    """Random latents in the format of soflow encode."""
     shape = (8, 32, 32)
     random = np.random.default_rng(0)
 
@@ -62,7 +62,7 @@ def latents(folder: Path) -> Dataset:
 
 
 def rates(dataset: Dataset, batch: int, resident: bool, device: torch.device) -> list[float]:
-    """Samples per second, several times, after a warm-up."""
+    """Samples per second, measured RATES times after a warm-up."""
     batches_module.RESIDENT = 2**40 if resident else 0
     loader = Batches(dataset, batch, seed=0, device=device)
     measured, step = [], 0
@@ -113,11 +113,12 @@ def main() -> None:
     consumed = batch / measured.seconds_per_step
     print(f"decoding 256x256 JPEGs, once: {decoding:,.0f} images/s")
     print(f"opening the cache again: {again:.2f} s")
-    print(f"training DiT-B/4, batches of {batch}: {consumed:,.1f} samples/s on {measured.device}")
+    print(f"training DiT-B/4, batch size {batch}: {consumed:,.1f} samples/s on {measured.device}")
     for name, measurements in loaders.items():
         low, middle, high = min(measurements), statistics.median(measurements), max(measurements)
         spread = f"({low:,.0f} to {high:,.0f})"
-        print(f"{name}: {middle:,.0f} samples/s {spread}, {middle / consumed:,.0f} times as many")
+        ratio = f"{middle / consumed:,.0f} times the training speed"
+        print(f"{name}: {middle:,.0f} samples/s {spread}, {ratio}")
     results |= {
         "decoding": decoding,
         "reopening_seconds": again,

@@ -1,12 +1,12 @@
-"""Is `soflow evaluate` right, fast and small on real data? CIFAR-10's test split as samples.
+"""Measures results, time and memory of `soflow evaluate` on CIFAR-10.
 
     python benchmarks/evaluation.py CIFAR10 NAME=FEATURES
 
-prints a table and writes benchmarks/results/evaluation.json. CIFAR10 is that data set, on the Hub
-or as a folder of parquet; FEATURES is a TorchScript file that takes its bytes. Three commands run
-in processes of their own. Their references are the whole training split, its first 10,000 images,
-and the test split itself, whose distance is 0 in theory. Last come samples of a small untrained
-run, drawn 10 and 500 at once.
+Prints a table and writes benchmarks/results/evaluation.json. CIFAR10 is the dataset, on the Hub or
+as a folder of parquet files. FEATURES is a TorchScript file that takes its uint8 images. The test
+split is evaluated three times, each in a fresh process, with a different reference: the whole
+training split, its first 10,000 images, and the test split itself, whose distance must be 0. In the
+end, samples of a small untrained run are drawn and evaluated in batches of 10 and of 500.
 """
 
 import json
@@ -32,7 +32,7 @@ SHOWN = (
 
 
 def soflow(*arguments: object) -> tuple[float, float]:
-    """Seconds and peak memory in GB of one command."""
+    """Runs a command. Returns its time in seconds and its peak memory in GB."""
     start = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-m", "soflow", *map(str, arguments)], stdout=subprocess.DEVNULL
@@ -96,7 +96,7 @@ def main() -> None:
             1000,
             "--nfe",
             1,
-            "--methods",
+            "--samplers",
             "renoise",
             "--weights",
             "raw",
@@ -120,7 +120,7 @@ def main() -> None:
         for key in ("distance", "kernel_distance", "inception_score")
     )
     results["batch 10 against 500, largest relative difference"] = worst
-    print(f"1,000 samples drawn 10 and 500 at once: figures differ by {worst:.1e}")
+    print(f"1,000 samples in batches of 10 and of 500: figures differ by {worst:.1e}")
     (Path(__file__).parent / "results" / "evaluation.json").write_text(
         json.dumps(results, indent=1) + "\n"
     )

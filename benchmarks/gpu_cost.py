@@ -1,11 +1,11 @@
-"""The cost of a training step at the paper's sizes, in fresh processes on random data.
+"""Measures the cost of a training step of the paper's networks on a GPU.
 
     sh benchmarks/gpu_cost.sh [--minutes 3.7] [--on-cpu] [--out FOLDER] [--only N] [KEY=VALUE ...]
 
-From "as the reference runs" (PyTorch's defaults: eager, TF32, one pass per group of samples, the
-default AdamW, an average in a loop, the loss read after each step) to this library's defaults, one
-measure after the other. What says most is measured first, so that a run that is cut short still
-says something. KEY=VALUE are settings for all.
+Each configuration runs in a fresh process on random data. The variants lead from "reference"
+(PyTorch's defaults: eager mode, TF32, one pass per group of samples, the default AdamW, EMA weights
+in a loop, the loss read after each step) to this library's defaults, one optimization at a time.
+The most important configurations are measured first. KEY=VALUE settings apply to all of them.
 """
 
 import argparse
@@ -23,11 +23,11 @@ from soflow.comparison.measure import Times
 from soflow.config import Config, read_recipe
 from soflow.errors import first_line
 
-#: Recipes and their batches.
+#: Batch sizes by recipe.
 BATCHES = {"imagenet256-b2": 64, "imagenet256-l2": 32, "imagenet256-b4": 256, "imagenet256-xl2": 32}
-REFERENCE = "as the reference runs"
+REFERENCE = "reference"
 DEFAULTS = "defaults"
-#: Settings, and what is patched away (benchmarks/performance.py).
+#: Settings, and patches of benchmarks/performance.py that disable optimizations.
 VARIANTS = {
     REFERENCE: (["precision=tf32", "compile=false"], "apart,plain,reading"),
     "+ packed passes": (["precision=tf32", "compile=false"], "plain,reading"),
@@ -41,7 +41,7 @@ VARIANTS = {
     ),
 }
 B2, L2, B4, XL2 = BATCHES
-#: Recipe, objective and variant, the most telling first.
+#: Recipe, objective and variant, the most important first.
 PLAN = [
     (B2, "soflow", REFERENCE),
     (B2, "soflow", DEFAULTS),
@@ -62,7 +62,7 @@ PLAN = [
     (B4, "flow_matching", DEFAULTS),
     (L2, "flow_matching", DEFAULTS),
 ]
-#: Seconds of training steps in each measurement, and processes that load their libraries ahead.
+#: Seconds per measurement, and the number of processes that import libraries in advance.
 SECONDS, AHEAD = 1.5, 4
 
 
@@ -71,8 +71,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_options(parser)
-    parser.add_argument("--minutes", type=float, default=3.7, help="begin no measurement later")
-    parser.add_argument("--only", type=int, help="only the first N measurements")
+    parser.add_argument(
+        "--minutes", type=float, default=3.7, help="start no measurement after this time"
+    )
+    parser.add_argument("--only", type=int, help="run only the first N measurements")
     parser.add_argument("overrides", nargs="*")
     asked = parser.parse_args()
     start = time.monotonic()
@@ -112,12 +114,12 @@ def main() -> None:
             assert process.stdout is not None
             process.stdout.readline()  # "ready"
             key = (recipe, objective, config.precision, config.train.checkpoint_activations)
-            if key not in counts:  # counted while the other process measures
+            if key not in counts:  # count operations while the other process measures
                 counts[key] = counting.submit(count, config)
             try:
                 times: Times = ask(process, name, config, SECONDS)
                 counted = counts[key].result()
-            except Exception as error:  # most likely for lack of memory, which is a result, too
+            except Exception as error:  # most likely out of memory, which is also a result
                 print(error, file=sys.stderr, flush=True)
                 missing.append(f"{name} ({first_line(error)})")
                 continue
@@ -138,5 +140,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     if not torch.cuda.is_available() and "--on-cpu" not in sys.argv:
-        sys.exit("there is no GPU here; --on-cpu tries the script, with small KEY=VALUE sizes")
+        sys.exit("no GPU found: use --on-cpu with small KEY=VALUE sizes to try the script")
     main()

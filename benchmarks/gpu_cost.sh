@@ -1,5 +1,5 @@
 #!/bin/sh
-# What a training step costs on a GPU, at the paper's sizes: under four minutes on one GPU. Writes
+# Measures the cost of a training step of the paper's networks: under four minutes on one GPU. Writes
 # benchmarks/results/gpu_cost.json and docs/gpu.md. Options: --help.
 set -e
 cd "$(dirname "$0")/.."

@@ -1,4 +1,4 @@
-"""docs/gpu.md, from what the three scripts for a GPU have written into benchmarks/results/.
+"""Writes docs/gpu.md from the results of the three GPU scripts in benchmarks/results/.
 
 python benchmarks/gpu_page.py
 """
@@ -21,7 +21,7 @@ RESULTS, PAGE = HERE / "results", ROOT / "docs" / "gpu.md"
 
 
 class TestResults(Record):
-    """gpu_tests.json."""
+    """The content of gpu_tests.json."""
 
     machine: str
     seconds: float
@@ -30,7 +30,7 @@ class TestResults(Record):
 
 
 class CostRow(Measurement):
-    """What one configuration costs."""
+    """The cost of one configuration."""
 
     network: str
     objective: str
@@ -39,7 +39,7 @@ class CostRow(Measurement):
 
 
 class CostResults(Record):
-    """gpu_cost.json."""
+    """The content of gpu_cost.json."""
 
     machine: str
     seconds: float
@@ -48,7 +48,7 @@ class CostResults(Record):
 
 
 class QualityResults(Record):
-    """gpu_quality.json."""
+    """The content of gpu_quality.json."""
 
     machine: str
     seconds: float
@@ -56,19 +56,19 @@ class QualityResults(Record):
 
 
 def machine() -> str:
-    """The device and the versions that figures must be quoted with."""
+    """The device and versions, which belong to every figure."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     return f"{device}, torch {torch.__version__}, Python {platform.python_version()}"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options that all scripts have."""
-    parser.add_argument("--on-cpu", action="store_true", help="try the script without a GPU")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="the folder of the results")
+    """Adds the options that all scripts share."""
+    parser.add_argument("--on-cpu", action="store_true", help="run without a GPU")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="the folder for the results")
 
 
 def finish(results: Record, out: Path, name: str) -> None:
-    """Writes the results, and the page of those in the folder."""
+    """Writes the results, and the page of all results in the folder."""
     out.mkdir(parents=True, exist_ok=True)
     results.write(out / f"{name}.json")
     page = PAGE if out == RESULTS else out / "gpu.md"
@@ -81,7 +81,7 @@ def finish(results: Record, out: Path, name: str) -> None:
 
 
 def text_of(out: Path) -> str:
-    """The page."""
+    """The text of the page."""
     template = (HERE / "gpu.md.in").read_text()
     tests = TestResults.read(out / "gpu_tests.json")
     cost = CostResults.read(out / "gpu_cost.json")
@@ -103,7 +103,7 @@ def table(rows: list[list[str]]) -> str:
 
 
 def about_tests(results: TestResults) -> str:
-    """Counts, what failed, and figures."""
+    """Counts of outcomes, failed tests, and measured figures."""
     failed = {name: said for name, said in results.outcomes.items() if said[:4] in ("fail", "erro")}
     skipped = sum(said.startswith("skipped") for said in results.outcomes.values())
     passed = len(results.outcomes) - len(failed) - skipped
@@ -113,7 +113,7 @@ def about_tests(results: TestResults) -> str:
     ]
     if failed:
         lines.append("\n".join(f"* `{name}` {said}" for name, said in failed.items()))
-    seen = [["what", "seen"], *([name, shown(value)] for name, value in results.figures.items())]
+    seen = [["figure", "value"], *([name, shown(value)] for name, value in results.figures.items())]
     return "\n\n".join([*lines, table(seen)])
 
 
@@ -122,41 +122,41 @@ def shown(value: float | str) -> str:
 
 
 def goals(results: CostResults | None) -> str:
-    """Each goal beside what was seen."""
+    """One row per goal with the measured value."""
     rows = {} if results is None else {(r.network, r.objective, r.variant): r for r in results.rows}
     b2, l2 = "imagenet256-b2", "imagenet256-l2"
-    reference = rows.get((b2, "soflow", "as the reference runs"))
+    reference = rows.get((b2, "soflow", "reference"))
     ours = rows.get((b2, "soflow", "defaults"))
     mean_flow = rows.get((b2, "mean_flow", "defaults"))
-    plain = rows.get((b2, "mean_flow", "as the reference runs"))
+    plain = rows.get((b2, "mean_flow", "reference"))
     large = rows.get((l2, "soflow", "defaults"))
     seen = {
-        "DiT-B/2: throughput of the defaults over that of the reference's way, at least 3": (
+        "DiT-B/2: throughput of the defaults divided by that of the reference, at least 3": (
             ours and reference and f"{reference.seconds_per_step / ours.seconds_per_step:.2f}"
         ),
-        "DiT-B/2: memory of the same, at most 0.6": (
+        "DiT-B/2: memory of the defaults divided by that of the reference, at most 0.6": (
             ours and reference and f"{ours.peak_bytes / reference.peak_bytes:.2f}"
         ),
-        "DiT-L/2: share of the measured peak of matrix products, at least 0.45": (
+        "DiT-L/2: fraction of the measured peak of matrix products, at least 0.45": (
             large and f"{large.share_of_peak(large.batch):.2f}"
         ),
-        "DiT-B/2: MeanFlow's step over SoFlow's, by the defaults, at least 1.4": (
+        "DiT-B/2: step time of MeanFlow divided by SoFlow's, defaults, at least 1.4": (
             mean_flow and ours and f"{mean_flow.seconds_per_step / ours.seconds_per_step:.2f}"
         ),
-        "the same in the reference's way": (
+        "DiT-B/2: step time of MeanFlow divided by SoFlow's, reference": (
             plain and reference and f"{plain.seconds_per_step / reference.seconds_per_step:.2f}"
         ),
-        "one-step sampling over the bare forward pass, at least 0.95": (
+        "DiT-B/2: speed of one-step sampling divided by the bare forward pass, at least 0.95": (
             ours and f"{ours.bare_forward_ratio:.3f}"
         ),
     }
     return table(
-        [["goal", "seen"], *([goal, text or "not measured"] for goal, text in seen.items())]
+        [["goal", "measured"], *([goal, text or "not measured"] for goal, text in seen.items())]
     )
 
 
 def about_cost(results: CostResults) -> str:
-    """One row per measurement, and what was not measured."""
+    """One row per measurement, and the configurations that were not measured."""
     header = "network|batch|objective|variant|ms/step|samples/s|GiB|of peak|one-step samples/s"
     rows = [header.split("|")]
     rows += [
@@ -174,17 +174,17 @@ def about_cost(results: CostResults) -> str:
         for row in results.rows
     ]
     missing = f"\n\nNot measured: {'; '.join(results.missing)}." if results.missing else ""
-    where = f"{results.machine}; {results.seconds:.0f} seconds in all, one round."
+    where = f"{results.machine}; {results.seconds:.0f} seconds in total, one round."
     return f"{where}\n\n{table(rows)}{missing}"
 
 
 def about_quality(results: QualityResults) -> str:
-    """The tables of the comparison, its curves and its samples."""
+    """The tables, curves and samples of the comparison."""
     pictures = [
         f"![{what}](results/gpu_quality-{name}.png)"
         for name, what in (("plots", "distances"), ("samples", "samples"))
     ]
-    where = f"{results.machine}; {results.seconds:.0f} seconds in all."
+    where = f"{results.machine}; {results.seconds:.0f} seconds in total."
     return "\n\n".join([where, markdown(results.compared).strip(), *pictures])
 
 

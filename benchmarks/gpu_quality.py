@@ -1,12 +1,12 @@
-"""SoFlow, JumpFlow and MeanFlow on CIFAR-10 by class: the same network, data and training time.
+"""Compares SoFlow, JumpFlow and MeanFlow on CIFAR-10 with equal network, data and training time.
 
     sh benchmarks/gpu_quality.sh --data PATH --features FILE [--seconds 35] [--on-cpu]
                                  [--out FOLDER] [KEY=VALUE ...]
 
-PATH is a folder of CIFAR-10's parquet files, or one of them. FILE is a TorchScript program whose
-features the Frechet distance is of; it is not FID. The steps are measured first: SoFlow trains for
-as many as fit into the seconds, the others for as many as fit into the same time. On a GPU, blocks
-are compiled.
+PATH is a folder of CIFAR-10's parquet files, or one of the files. FILE is a TorchScript file with
+the features for the Frechet distance (which is not FID). The script first measures the time of a
+step. All objectives then train with class labels for the number of steps that fit into the given
+seconds. On a GPU, blocks are compiled.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from soflow.comparison.page import write_page
 from soflow.config import read_objectives
 
 OBJECTIVES = ("soflow", "mean_flow", "jump_flow")
-#: A DiT of 22 million parameters; the weights are averaged over a tenth of so short a training.
+#: A DiT with 22 million parameters. The EMA decay fits the short training.
 SETTINGS = [
     "data.source=huggingface", "data.shape=[3,32,32]", "data.num_classes=10", "data.flip=true",
     "network.patch=4", "network.width=384", "network.depth=9", "network.heads=6",
@@ -50,7 +50,7 @@ def main() -> None:
         *SETTINGS, *exact, f"data.path={asked.data}", f"evaluate.features={asked.features}",
         *asked.overrides,
     ]  # fmt: skip
-    out = asked.out / "gpu_quality-runs"  # stays if this is cut short
+    out = asked.out / "gpu_quality-runs"  # kept if the script is interrupted
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     costs = costs_of(read_objectives("images", OBJECTIVES, settings), out / "cost.json", 1)

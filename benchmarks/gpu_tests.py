@@ -1,9 +1,9 @@
-"""Runs the tests of what a GPU may do differently, and notes what they saw.
+"""Runs the tests in tests/gpu, which check what a GPU may compute differently.
 
     sh benchmarks/gpu_tests.sh [--on-cpu] [--out FOLDER] [PYTEST ARGUMENTS]
 
-Where an environment variable SOFLOW_REFERENCE_CASES names the reference cases, those run on the
-GPU, too.
+If the environment variable SOFLOW_REFERENCE_CASES names a folder of reference cases, they also run
+on the GPU.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def main() -> None:
         status = subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}).returncode
         seconds = time.monotonic() - start
         if status not in (0, 1):
-            sys.exit(status)  # pytest did not run the tests
+            sys.exit(status)  # pytest could not run the tests
         outcomes = {}
         for case in ElementTree.parse(report).iter("testcase"):
             problem = case[0] if len(case) else None

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The tests of what a GPU may do differently: under four minutes on one GPU. Writes
+# Runs the tests in tests/gpu: under four minutes on one GPU. Writes
 # benchmarks/results/gpu_tests.json and docs/gpu.md. Options: --help.
 set -e
 cd "$(dirname "$0")/.."

@@ -1,12 +1,12 @@
-"""Where the long jump lags: errors of one jump against the model's own ODE, over training.
+"""Measures the error of jumps of different lengths against the model's own ODE, over training.
 
     soflow compare fashion_mnist --objectives soflow,mean_flow --seeds 1 \\
         checkpoint.every=250 checkpoint.keep_every=250 --out runs/jumps
     python benchmarks/long_jump.py runs/jumps
 
-Reads the checkpoints that the runs of a comparison have kept, with averaged weights. Writes
-FOLDER/long_jump.json, .md and .png, or with --out other files of that name. All runs start from the
-same noise. Errors are relative: over the way that the ODE goes from t to s.
+Uses the EMA weights in the checkpoints of a comparison's runs. Writes FOLDER/long_jump.json, .md
+and .png, or the files given by --out. All runs start from the same noise. Errors are
+relative to the distance between the ODE's states at t and s.
 """
 
 import argparse
@@ -28,12 +28,12 @@ from soflow.system.progress import track
 from soflow.system.records import Record
 from soflow.workflows.load import load
 
-#: Jumps whose errors over training are in the table.
+#: Jumps (t, s) in the table of errors over training.
 SHOWN = ((1.0, 0.0), (1.0, 0.5), (0.5, 0.0), (0.25, 0.0))
 
 
 class CheckpointErrors(Record):
-    """The errors at one step of a training."""
+    """The errors at one training step."""
 
     step: int
     errors: list[JumpError]
@@ -52,7 +52,7 @@ class RunErrors(Record):
 
 
 class LongJump(Record):
-    """long_jump.json."""
+    """The content of long_jump.json."""
 
     num: int
     heun_steps: int
@@ -60,14 +60,14 @@ class LongJump(Record):
 
 
 def names_in(folder: Path) -> dict[str, str]:
-    """The name of each run folder of a comparison that has finished."""
+    """Maps the run folders of a finished comparison to the names of their objectives."""
     results = Comparison.read(folder / "results.json")
     objectives = {} if results is None else results.objectives
     return {run.folder: name_of(name) for name, one in objectives.items() for run in one.runs}
 
 
 def measured(run: Path, name: str, num: int, most: int) -> RunErrors:
-    """The errors of a run at its checkpoints, or at `most` of them."""
+    """The errors of a run at up to `most` of its checkpoints."""
     kept = chosen(checkpoints(run / "checkpoints"), most)
     found = []
     with track(run.name, len(kept)) as progress:
@@ -78,13 +78,13 @@ def measured(run: Path, name: str, num: int, most: int) -> RunErrors:
 
 
 def chosen(kept: list[Checkpoint], most: int) -> list[Checkpoint]:
-    """At most so many checkpoints, evenly; the last one among them."""
+    """Up to `most` evenly spaced checkpoints, including the last one."""
     count = min(most, len(kept))
     return [kept[len(kept) * i // count - 1] for i in range(1, count + 1)]
 
 
 def errors_at(checkpoint: Checkpoint, num: int) -> CheckpointErrors:
-    """The errors of a checkpoint's averaged weights."""
+    """The errors of the EMA weights of a checkpoint."""
     run = load(checkpoint.path)
     model = run.model
     noise = noise_of_samples(0, 0, num, 1, model.shape, run.device)[0]
@@ -94,7 +94,7 @@ def errors_at(checkpoint: Checkpoint, num: int) -> CheckpointErrors:
 
 
 def markdown(found: LongJump) -> str:
-    """Errors over training, and all of the last checkpoint, as tables."""
+    """A table of errors over training, and tables of all errors of the last checkpoints."""
     header = ["run", "step", *(f"{t:g} to {s:g}" for t, s in SHOWN), "mean of all"]
     rows = [header]
     for run in found.runs:
@@ -104,9 +104,9 @@ def markdown(found: LongJump) -> str:
             everything = np.mean([one.relative for one in point.errors])
             rows.append([run.name, f"{point.step:,}", *cells, f"{everything:.3f}"])
     about = (
-        f"Error of one jump from t to s against {found.heun_steps} Heun steps of the model's own "
-        f"velocity, over the way from t to s: root mean squares over dimensions, means of "
-        f"{found.num:,} samples. Averaged weights."
+        f"Error of one jump from t to s, compared with {found.heun_steps} Heun steps of the "
+        "model's own velocity. Relative to the distance between the states at t and s: root mean "
+        f"square over dimensions, mean over {found.num:,} samples. EMA weights."
     )
     last = []
     for run in found.runs:
@@ -117,7 +117,7 @@ def markdown(found: LongJump) -> str:
             errors = [point.of(t, s) for s in ends]
             cells = ["" if x is None else f"{x.relative:.3f} ({x.error:.3f})" for x in errors]
             grid.append([f"{t:g}", *cells])
-        last += [f"{run.name}, step {point.step:,}: relative (and absolute) errors.", table(grid)]
+        last += [f"{run.name}, step {point.step:,}: relative (absolute) errors.", table(grid)]
     return "\n\n".join([about, table(rows), *last]) + "\n"
 
 
@@ -143,14 +143,14 @@ def picture(found: LongJump) -> Figure:
             one.set_title(f"{as_text(run.name)}, step {point.step:,}", fontsize=9)
             axes.append(one)
     shown = axes[0].images[0]
-    figure.colorbar(shown, ax=axes, label="error of one jump, relative", shrink=0.8)
+    figure.colorbar(shown, ax=axes, label="relative error of one jump", shrink=0.8)
     return figure
 
 
 def heat_map(
     axes: Axes, point: CheckpointErrors, starts: list[float], ends: list[float], scale: LogNorm
 ) -> None:
-    """The errors of one checkpoint, by t downwards and s to the right."""
+    """The errors of one checkpoint: one row per t, one column per s."""
     errors = [[point.of(t, s) for s in ends] for t in starts]
     values = np.array([[np.nan if x is None else x.relative for x in row] for row in errors])
     axes.imshow(values, norm=scale, cmap="viridis")
@@ -169,12 +169,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, help="of a comparison")
-    parser.add_argument("--seed", type=int, default=0, help="of the runs (default: 0)")
-    parser.add_argument("--only", help="names of run folders without -seed-N, by commas")
-    parser.add_argument("--num", type=int, default=500, help="samples (default: 500)")
-    parser.add_argument("--checkpoints", type=int, default=5, help="most per run (default: 5)")
-    parser.add_argument("--out", type=Path, help="the files without suffix")
+    parser.add_argument("folder", type=Path, help="the folder of a comparison")
+    parser.add_argument("--seed", type=int, default=0, help="the seed of the runs (default: 0)")
+    parser.add_argument("--only", help="names of run folders without -seed-N, separated by commas")
+    parser.add_argument("--num", type=int, default=500, help="the number of samples (default: 500)")
+    parser.add_argument(
+        "--checkpoints",
+        type=int,
+        default=5,
+        help="the largest number of checkpoints per run (default: 5)",
+    )
+    parser.add_argument("--out", type=Path, help="the path of the output files, without suffix")
     asked = parser.parse_args()
     ending = f"-seed-{asked.seed}"
     names = sorted(

@@ -1,10 +1,10 @@
-"""The cost of the library's training loop over a bare loop of the same passes and optimizer.
+"""Compares the trainer with a minimal training loop.
 
     python benchmarks/overhead.py [RECIPE] [KEY=VALUE ...]
 
-Both loops train the same network by the same objective, block by block in turn, so that drift
-affects both alike. The bare loop gets its batches and draws ready-made, and has no average,
-clipping, logging or checks.
+Both loops train the same network with the same objective and optimizer. They are measured in turn,
+so drift of the machine's speed affects both. The minimal loop uses prepared batches and random
+draws, and has no EMA weights, gradient clipping, logging or checks.
 """
 
 import sys
@@ -29,7 +29,7 @@ BLOCKS, STEPS = 15, 10
 
 
 def bare_loop(config: Config, device: torch.device) -> Callable[[], None]:
-    """One block of the loop that anyone would write by hand."""
+    """Returns a function that runs STEPS steps of a minimal loop."""
     network = make_network(config).to(device)
     model = make_model(config, network)
     objective = make_objective(config)
@@ -56,7 +56,7 @@ def bare_loop(config: Config, device: torch.device) -> Callable[[], None]:
 
 
 def library_loop(config: Config, folder: Path) -> tuple[Callable[[], None], torch.device]:
-    """One block of the trainer's loop, with a log line at its end."""
+    """Returns a function that runs STEPS steps of the trainer and writes a log line."""
     run = RunFolder(folder)
     run.create()
     trainer = Trainer(

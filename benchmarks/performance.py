@@ -1,12 +1,12 @@
-"""The effect of each optimization for speed, one by one: docs/performance.md.
+"""Measures the effect of each optimization and writes docs/performance.md.
 
-    python benchmarks/performance.py            measures (half an hour on two slow cores)
-    python benchmarks/performance.py --only T   measures the section of title T alone
-    python benchmarks/performance.py --write    writes the page from benchmarks/results/
+    python benchmarks/performance.py            measures everything (half an hour on two slow cores)
+    python benchmarks/performance.py --only T   measures only the section with title T
+    python benchmarks/performance.py --write    only writes the page, from benchmarks/results/
 
-Every variant of a step is measured by the code of `soflow bench`, in fresh processes, in turn.
-Variants that no setting makes are patches: `python benchmarks/performance.py PATCH,...` is one
-measurement with patches, as of `python -m soflow.comparison.measure`.
+Each variant of a step is measured in a fresh process with the code of `soflow bench`. The variants
+are measured in turn. Variants without a setting are patches: `python benchmarks/performance.py
+PATCH,...` runs one measurement with these patches, like `python -m soflow.comparison.measure`.
 """
 
 import platform
@@ -30,15 +30,15 @@ from soflow.training.trainer import Trainer
 
 HERE = Path(__file__).parent
 FIGURES, PAGE = HERE / "results" / "performance.json", HERE.parent / "docs" / "performance.md"
-#: Variants of a step: overrides, and the patch or the program that makes it.
+#: Variants of a step: configuration overrides, and the arguments of a patched program.
 VARIANTS: dict[str, tuple[list[str], list[str]]] = {
-    "SoFlow as it is": ([], []),
-    "passes one by one": ([], [__file__, "apart"]),
-    "AdamW and average in loops": ([], [__file__, "loops"]),
+    "SoFlow": ([], []),
+    "separate passes": ([], [__file__, "apart"]),
+    "AdamW and EMA in loops": ([], [__file__, "loops"]),
     "plain attention": ([], list(PLAIN_ATTENTION)),
     "compile=true": (["compile=true"], []),
     "precision=bf16": (["precision=bf16"], []),
-    "activations checkpointed": (["train.checkpoint_activations=true"], []),
+    "activation checkpointing": (["train.checkpoint_activations=true"], []),
     "channels last": ([], [__file__, "channels-last"]),
     "flow matching": (["objective.name=flow_matching"], []),
     "MeanFlow": (["objective.name=mean_flow"], []),
@@ -47,59 +47,59 @@ VARIANTS: dict[str, tuple[list[str], list[str]]] = {
 LARGE = [
     name for name in VARIANTS if not any(word in name for word in ("loops", "compile", "channels"))
 ]
-#: Recipes with their overrides, rounds, and the variants that are measured of each.
+#: By section title: a recipe with overrides, the number of rounds, and the variants.
 RECIPES = {
     "digits": (
         ["digits", "precision=fp32"],
         2,
         [name for name in VARIANTS if name != "channels last"],
     ),
-    "DiT-B/4, batches of 8": (["imagenet256-b4", "precision=fp32", "train.batch_size=8"], 2, LARGE),
-    "UNet of CIFAR-10, batches of 4": (
+    "DiT-B/4, batch size 8": (["imagenet256-b4", "precision=fp32", "train.batch_size=8"], 2, LARGE),
+    "CIFAR-10 UNet, batch size 4": (
         ["cifar10", "precision=fp32", "train.batch_size=4"],
         1,
-        ["SoFlow as it is", "activations checkpointed", "channels last"],
+        ["SoFlow", "activation checkpointing", "channels last"],
     ),
-    "DiT-B/4, batches of 32": (
+    "DiT-B/4, batch size 32": (
         ["imagenet256-b4", "precision=fp32", "train.batch_size=32"],
         1,
-        ["SoFlow as it is", "MeanFlow"],
+        ["SoFlow", "MeanFlow"],
     ),
 }
 
 
 class Section(Record):
-    """The measurements of one recipe, by variant, and the machine that they are of."""
+    """The measurements of one recipe by variant, and the machine."""
 
     machine: str
     measured: dict[str, list[Measurement]]
 
 
 class Performance(Record):
-    """benchmarks/results/performance.json: sections by title."""
+    """Sections by title, as stored in benchmarks/results/performance.json."""
 
     sections: dict[str, Section]
 
 
 def apart(net: Net, *groups: Inputs) -> list[Tensor]:
-    """One pass per group of rows, in place of one for all."""
+    """Runs one forward pass per group of rows instead of one for all groups."""
     return [group.through(net) if len(group.x) else group.x for group in groups]
 
 
 def lerp(averages: list[Tensor], weights: list[Tensor], weight: float) -> None:
-    """torch._foreach_lerp_ in a loop."""
+    """Replaces torch._foreach_lerp_ by a loop."""
     for average, one in zip(averages, weights, strict=True):
         average.lerp_(one, weight)
 
 
 def patch(name: str) -> None:
-    """Makes this process's steps slow in one way.
+    """Disables or changes one optimization in this process.
 
-    apart: One pass per group of rows.
-    loops: AdamW and the average of the weights, parameter by parameter.
-    plain: torch's default AdamW, and the average parameter by parameter.
-    channels-last: Convolutions with their channels last in memory.
-    reading: The numbers of a step are read after it, though a GPU is still computing.
+    apart: One forward pass per group of rows.
+    loops: AdamW and EMA weights are updated parameter by parameter.
+    plain: torch's default AdamW; EMA weights are updated parameter by parameter.
+    channels-last: The network uses the memory format channels_last.
+    reading: Losses are read after every step, which waits for the GPU.
     """
     if name == "apart":
         for module in ("passes", "shortcut", "mean_flow"):
@@ -121,7 +121,7 @@ def patch(name: str) -> None:
 
 
 def measure_section(title: str) -> Section:
-    """Measures all variants of a recipe."""
+    """Measures all variants of one recipe."""
     print(title, file=sys.stderr, flush=True)
     (recipe, *overrides), rounds, variants = RECIPES[title]
     configs: dict[str, Config] = {}
@@ -139,8 +139,8 @@ def measure_section(title: str) -> Section:
 
 
 def table(measured: dict[str, list[Measurement]], batch_size: int) -> str:
-    """One row per variant, with ratios to SoFlow as it is in the same round."""
-    first = measured["SoFlow as it is"]
+    """One row per variant, with ratios to SoFlow in the same round."""
+    first = measured["SoFlow"]
     lines = [
         "| variant | ms/step | time | least to most | of peak | MiB | memory | MFLOP/sample |",
         "|---|---|---|---|---|---|---|---|",
@@ -169,10 +169,10 @@ def batch_of(title: str) -> int:
 
 
 def page(figures: Performance) -> str:
-    """docs/performance.md."""
+    """The text of docs/performance.md."""
     text = (HERE / "performance.md.in").read_text()
     tables = "\n\n".join(
-        f"**{title}** ({one.machine}; rounds: {len(one.measured['SoFlow as it is'])})\n\n"
+        f"**{title}** ({one.machine}; rounds: {len(one.measured['SoFlow'])})\n\n"
         f"{table(one.measured, batch_of(title))}"
         for title, one in figures.sections.items()
     )

@@ -1,12 +1,12 @@
-"""The effect of a coarser precision on quality: the recipe digits, over several seeds.
+"""Measures the effect of precision on quality: the recipe digits, over several seeds.
 
     python benchmarks/precision.py [SEEDS] [KEY=VALUE ...]        writes results/precision.md
-    python benchmarks/precision.py --only fp32,bf16 3             some of the rows
+    python benchmarks/precision.py --only fp32,bf16 3             measures only these rows
 
-TF32 exists on GPUs only. Here it is imitated: the inputs of every matrix product, and the
-gradients that come back to it, are rounded to TF32's ten bits of mantissa. "tf32" does so in all
-passes, "bf16-tf32", which precision=auto is on a GPU, in those that are not in bfloat16. "bf16
-everywhere" is what this library does not do: the consistency pair in bfloat16 like all the rest.
+Only GPUs have TF32. Here it is simulated: the inputs of every matrix product, and the gradients
+that flow back to it, are rounded to TF32's mantissa of ten bits. "tf32" rounds in all passes.
+"bf16-tf32", which precision=auto selects on a GPU, rounds in the passes that are not in bfloat16.
+"bf16 everywhere" also computes the consistency pair in bfloat16, which the library never does.
 Finished runs are not trained again.
 """
 
@@ -37,12 +37,12 @@ PRODUCTS = (functional.linear, functional.conv2d, functional.scaled_dot_product_
 
 
 def rounded(x: Tensor) -> Tensor:
-    """The nearest float32 with ten bits of mantissa."""
+    """Rounds to the nearest float32 with ten mantissa bits."""
     return (x.contiguous().view(torch.int32) + 0x1000).bitwise_and(~0x1FFF).view(torch.float32)
 
 
 class Rounded(torch.autograd.Function):
-    """Rounds what goes forward, or what comes back."""
+    """Rounds the input in the forward pass, or the gradient in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, forward: bool) -> Tensor:
@@ -56,7 +56,7 @@ class Rounded(torch.autograd.Function):
 
 
 class Tf32(TorchFunctionMode):
-    """Matrix products as a GPU makes them under TF32, but for the softmax inside attention's."""
+    """Simulates TF32 in matrix products, except for the softmax inside attention."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func not in PRODUCTS:
@@ -68,7 +68,7 @@ class Tf32(TorchFunctionMode):
 
 @contextmanager
 def everywhere() -> Iterator[None]:
-    """Takes away what keeps the consistency pair in float32."""
+    """Computes the consistency pair in the precision of all other passes."""
     with mock.patch.object(passes, "float32", return_value=nullcontext()):
         yield
 
@@ -85,7 +85,7 @@ VARIANTS: dict[str, tuple[str, Callable[[], Any]]] = {
 def one_run(
     config: Config, folder: Path, context: Callable[[], Any], scorer: Scorer
 ) -> tuple[float, float, float]:
-    """One-step distance, mean_d(q^2) and the flow-matching error at the end of a run."""
+    """Returns one-step distance, mean_d(q^2) and flow-matching error at the end of a run."""
     with context():
         out = train(config, folder, progress=silent)
     model, num = load(folder).model, config.evaluate.num
@@ -108,8 +108,8 @@ def main() -> None:
     scorer = make_scoring(config, None, lambda samples: samples, baseline=False).scorer
     changes = f" with {' '.join(overrides)}" if overrides else ""
     lines = [
-        f"Recipe digits{changes}, {config.train.steps:,} steps, {seeds} seeds, on the CPU, "
-        f"torch {torch.__version__}; ± is the standard deviation over seeds.",
+        f"Recipe digits{changes}, {config.train.steps:,} steps, {seeds} seeds, on a CPU, "
+        f"torch {torch.__version__}; ±: standard deviation over seeds.",
         "",
         "| precision | one-step distance | mean_d(q^2) at the end | flow-matching error |",
         "|---|---|---|---|",

@@ -1,8 +1,8 @@
-"""Where the time of a training step goes, by operator.
+"""Profiles a training step by operator.
 
     python benchmarks/profile_step.py cifar10 train.batch_size=4 [KEY=VALUE ...]
 
-The step is the trainer's own, on random data, after one that warms up.
+The trainer runs one warm-up step on random data, then the profiled step.
 """
 
 import sys
@@ -18,7 +18,7 @@ from soflow.run.folder import RunFolder
 from soflow.system.devices import default_device
 from soflow.training.automatic import resolve
 
-#: The least share of the time that is shown.
+#: Operators below this fraction of the time are not printed.
 LEAST = 0.005
 
 

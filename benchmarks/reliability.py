@@ -1,7 +1,7 @@
-"""The long tests that kill, damage and attack, and what they counted: docs/reliability.md.
+"""Runs the long reliability tests and writes their counts to docs/reliability.md.
 
-python benchmarks/reliability.py            runs them (eight minutes on two cores), then writes
-python benchmarks/reliability.py --write    writes from the figures in benchmarks/results/
+python benchmarks/reliability.py            runs the tests (eight minutes on two cores)
+python benchmarks/reliability.py --write    only writes the page, from benchmarks/results/
 """
 
 import json
@@ -23,9 +23,20 @@ TESTS = (
     "data/test_untrusted_files.py",
 )
 
+#: Names of the counts of kills in FIGURES, and in the table.
+KILLS = {
+    "kills": "processes killed by SIGKILL",
+    "by call": "... at a function call",
+    "by disk": "... during a disk operation",
+    "by clock": "... by a timer",
+    "while a checkpoint was written": "... while a checkpoint was written",
+    "stops by SIGTERM": "stops by SIGTERM",
+    "runs that ended as they would have": "runs with the same result as an uninterrupted run",
+}
+
 
 def run_all() -> None:
-    """Runs the long tests, which note in FIGURES what they count."""
+    """Runs the long tests. They add their counts to FIGURES."""
     FIGURES.write_text(json.dumps({"machine": f"{platform.machine()}, torch {torch.__version__}"}))
     tests = [str(HERE.parent / "tests" / name) for name in TESTS]
     command = [
@@ -44,25 +55,24 @@ def run_all() -> None:
 
 
 def table(figures: dict[str, Any]) -> str:
-    """One row for each thing that was counted."""
+    """The counts as a Markdown table."""
     kills = figures["kills"]
-    rows = {"lives of runs ended by SIGKILL": kills["kills"]}
-    rows |= {
-        f"... {how}": kills[how]
-        for how in ("by call", "by disk", "by clock", "while a checkpoint was written")
+    rows = {shown: kills[name] for name, shown in KILLS.items()}
+    faults = {
+        name.replace("the writing of one checkpoint", "writing one checkpoint"): count
+        for name, count in figures.items()
+        if name.startswith("faults")
     }
-    rows |= {
-        name: kills[name] for name in ("stops by SIGTERM", "runs that ended as they would have")
-    }
-    faults = {name: count for name, count in figures.items() if name.startswith("faults")}
     files = {
-        name: count for name, count in figures.items() if name.startswith(("damaged", "hostile"))
+        name.replace("hostile", "malicious"): count
+        for name, count in figures.items()
+        if name.startswith(("damaged", "hostile"))
     }
-    rows |= faults | {"faults injected, in all": sum(faults.values())}
-    rows |= files | {"damaged and hostile files and settings tried, in all": sum(files.values())}
+    rows |= faults | {"total of injected faults": sum(faults.values())}
+    rows |= files | {"total of damaged and malicious inputs": sum(files.values())}
     return "\n".join(
         [
-            "| what | times |",
+            "| what | count |",
             "|---|---|",
             *(f"| {name} | {count:,} |" for name, count in rows.items()),
         ]
@@ -70,7 +80,7 @@ def table(figures: dict[str, Any]) -> str:
 
 
 def page(figures: dict[str, Any]) -> str:
-    """docs/reliability.md."""
+    """The text of docs/reliability.md."""
     text = (HERE / "reliability.md.in").read_text()
     return text.replace("@TABLE@", table(figures)).replace("@MACHINE@", figures["machine"])
 

@@ -1,13 +1,13 @@
-"""The comparisons that ship: docs/results.md, docs/ideas.md and their pictures.
+"""Runs the published comparisons and writes docs/results.md, docs/ideas.md and their figures.
 
-    python benchmarks/results.py                    trains (days on a CPU), then writes the pages
-    python benchmarks/results.py --only ideas-digits
-    python benchmarks/results.py --write            writes from benchmarks/results/*.json
+    python benchmarks/results.py                      runs all comparisons (days on a CPU)
+    python benchmarks/results.py --only ideas-digits  runs one comparison
+    python benchmarks/results.py --write              only writes, from benchmarks/results/*.json
 
-Fashion-MNIST and CIFAR-10 come from the Hub, or from folders of their parquet files:
+Fashion-MNIST and CIFAR-10 are downloaded from the Hub, or read from folders of their parquet files:
 --fashion-mnist FOLDER, --cifar10 FOLDER.
 
-Every section is one `soflow compare` in runs/; finished runs are not trained again.
+Each section is one `soflow compare` in runs/. Finished runs are not trained again.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from soflow.comparison.record import Comparison
-from soflow.comparison.tables import markdown, name_of
+from soflow.comparison.tables import markdown, name_of, table, what
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
@@ -29,13 +29,13 @@ PICTURES = DOCS / "results"
 
 @dataclass(frozen=True)
 class Section:
-    """One comparison: its name, its title and the arguments of its command."""
+    """One comparison: its name, its title and the arguments of `soflow compare`."""
 
     name: str
     title: str
     arguments: str
-    page: str = "results"  # of docs
-    data: str | None = None  # the option with a local folder of its data
+    page: str = "results"  # the page in docs/
+    data: str | None = None  # the option that names a local folder of the data
 
     @property
     def figures(self) -> Path:
@@ -44,7 +44,7 @@ class Section:
 
 PEERS = "--objectives soflow,jump_flow,mean_flow,imf,alpha_flow"
 IDEAS = "--variants benchmarks/ideas.yaml"
-#: A DiT in the size of the recipe fashion_mnist, on colour images by class.
+#: A DiT with the size of the recipe fashion_mnist, for color images with classes.
 CIFAR10 = (
     "images data.source=huggingface data.path=uoft-cs/cifar10 data.shape=[3,32,32] "
     "data.num_classes=10 network.patch=8 network.width=160 network.depth=6 network.heads=5 "
@@ -95,7 +95,7 @@ SECTIONS = [
 
 
 def run(section: Section, extra: list[str]) -> None:
-    """Runs the comparison, and keeps its figures and pictures."""
+    """Runs the comparison and stores its figures and pictures."""
     arguments = shlex.split(section.arguments)
     subprocess.run([sys.executable, "-m", "soflow", "compare", *arguments, *extra], check=True)
     out = Path(arguments[arguments.index("--out") + 1])
@@ -115,18 +115,35 @@ def read(file: Path) -> Comparison:
 
 
 def verdict(results: Comparison) -> str:
-    """The base's one-step distance against every other's, in units of the spread over seeds."""
+    """Names the lowest one-step distance, and tabulates differences from the base's."""
     one = {name: objective.one_step for name, objective in results.objectives.items()}
+    best = min(one, key=lambda name: mean(one[name]))
     ours = one.pop(results.base)
-    parts = []
+    base = name_of(results.base)
+    several = len(ours) > 1
+    header = [what(results), f"difference from {base}"]
+    if several:
+        header.append("in standard deviations")
+    rows = [header]
     for name, theirs in one.items():
         gap = mean(theirs) - mean(ours)
-        text = f"{'below' if gap > 0 else 'above'} {name_of(name)}'s by {abs(gap):.2g}"
-        if len(ours) > 1:
-            spread = max(stdev(ours), stdev(theirs))
-            text += f" ({abs(gap) / spread:.1f} times the larger standard deviation)"
-        parts.append(text)
-    return f"{name_of(results.base)}'s one-step distance, {mean(ours):.3g}, is {'; '.join(parts)}."
+        cells = [name_of(name), f"{gap:+.2g}"]
+        if several:
+            cells.append(f"{abs(gap) / max(stdev(ours), stdev(theirs)):.1f}")
+        rows.append(cells)
+    if best == results.base:
+        first = f"**{base} has the lowest one-step distance, {mean(ours):.3g}.**"
+    else:
+        first = (
+            f"**{name_of(best)} has the lowest one-step distance, {mean(one[best]):.3g}. "
+            f"The distance of {base} is {mean(ours):.3g}.**"
+        )
+    unit = (
+        " The last column uses the larger of the two standard deviations over seeds."
+        if several
+        else ""
+    )
+    return f"{first}{unit}\n\n{table(rows)}"
 
 
 def text_of(section: Section) -> str:
@@ -135,7 +152,7 @@ def text_of(section: Section) -> str:
     parts = [
         f"## {section.title}",
         f"    soflow compare {section.arguments}",
-        f"**{verdict(results)}**",
+        verdict(results),
         *([note.read_text().strip()] if note.is_file() else []),
         f"![distances](results/{section.name}-plots.png)",
         markdown(results),
@@ -145,7 +162,7 @@ def text_of(section: Section) -> str:
 
 
 def write(page: str) -> None:
-    """Writes a page: its introduction, then every section that has figures."""
+    """Writes a page: the introduction, then all sections that have figures."""
     there = [one for one in SECTIONS if one.page == page and one.figures.is_file()]
     head = (HERE / "results" / f"{page}-head.md").read_text().strip()
     (DOCS / f"{page}.md").write_text("\n".join([head, "", *map(text_of, there)]))
@@ -156,11 +173,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--fashion-mnist", help="a local folder of its parquet files")
-    parser.add_argument("--cifar10", help="the same of CIFAR-10")
-    parser.add_argument("--write", action="store_true", help="train nothing")
+    parser.add_argument("--fashion-mnist", help="a local folder of Fashion-MNIST's parquet files")
+    parser.add_argument("--cifar10", help="a local folder of CIFAR-10's parquet files")
+    parser.add_argument("--write", action="store_true", help="write the pages without training")
     parser.add_argument(
-        "--only", choices=[section.name for section in SECTIONS], help="only this section"
+        "--only", choices=[section.name for section in SECTIONS], help="run only this section"
     )
     asked = parser.parse_args()
     for section in SECTIONS:

@@ -1,13 +1,13 @@
 """A training loop with Hugging Face Accelerate, on one or several processes or GPUs.
 
-`soflow.LossModule` makes the whole loss of a step one forward pass, so that data-parallel training
-sees every gradient. Each process takes its own batches and draws.
+`soflow.LossModule` turns the whole loss of a step into one forward pass, as data-parallel training
+requires. Each process has its own batches and random draws.
 
     python examples/accelerate_loop.py
-    accelerate launch --multi_gpu --num_processes 2 examples/accelerate_loop.py    # CPUs, too
+    accelerate launch --multi_gpu --num_processes 2 examples/accelerate_loop.py    # also on CPUs
 
-The first prints, after 300 steps (44 s of CPU time on one core), a Frechet distance by the digits'
-features of 3.8, with one network evaluation per digit.
+With one process, 300 steps take 44 s of CPU time on one core. One-step samples then have a Frechet
+distance of 3.8 (features of the digits classifier).
 """
 
 from dataclasses import replace
@@ -28,8 +28,8 @@ def main(
     num: int = 1000,
     features: str = "digits",
 ) -> dict[str, torch.Tensor]:
-    """Trains, draws and saves. Returns the averaged weights; `batch_size` is over all processes."""
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())  # several processes on CPUs
+    """Trains, samples and saves. Returns the EMA weights. `batch_size` is over all processes."""
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())  # also several processes
     set_seed(0)
     data = soflow.load_data("digits")
     assert data.labels is not None

@@ -1,4 +1,4 @@
-"""An objective, a network and data of your own, in one file."""
+"""Train your own objective, network and data, in one file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ import soflow
 
 
 class Network(nn.Module):
-    """F(x, t, s) of points in the plane."""
+    """F(x, t, s) for points in the plane."""
 
     takes_labels = False
 
@@ -25,7 +25,7 @@ class Network(nn.Module):
 
 @dataclass(frozen=True)
 class TwoHalves(soflow.FlowMatching):
-    """Half of the batch matches the flow; for the rest one jump is two jumps of half the length."""
+    """Half of the batch matches the flow. In the other half, one jump equals two half jumps."""
 
     samplers: ClassVar[tuple[str, ...]] = ("ode", "heun")
 
@@ -52,7 +52,7 @@ def main(steps: int = 3000, out: str = "runs/all-of-your-own") -> Tensor:
     ring = torch.stack([angle.cos(), angle.sin()], dim=1)
     settings = [f"train.steps={steps}", "optimizer.lr=0.002", "data.range=[-1,1]"]
     soflow.train("vectors", out, settings, data=ring, network=Network(), objective=TwoHalves())
-    return soflow.load(out).sample(1000, nfe=1)  # on the ring
+    return soflow.load(out).sample(1000, nfe=1)  # points on the ring
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Callbacks: early stopping, and a search for the learning rate.
+"""Callbacks: early stopping and a learning-rate finder.
 
 python examples/callbacks.py
 """
@@ -11,9 +11,9 @@ import soflow
 
 
 class EarlyStopping(soflow.Callback):
-    """Stops if evaluations have found nothing better for some steps.
+    """Stops when no evaluation has improved for `patience` steps.
 
-    It reads what the run keeps, so a resumed run stops at the same step.
+    The best step is part of the run's state, so a resumed run stops at the same step.
     """
 
     def __init__(self, patience: int) -> None:
@@ -26,15 +26,15 @@ class EarlyStopping(soflow.Callback):
 
 
 class LearningRateFinder(soflow.Callback):
-    """Raises the learning rate from step to step, and stops where the loss blows up.
+    """Raises the learning rate in every step, and stops when the loss diverges.
 
-    A good rate is some times smaller than the one of the least loss.
+    A good learning rate is several times smaller than the one with the smallest loss.
     """
 
     def __init__(self, first: float = 1e-5, last: float = 1.0, steps: int = 100) -> None:
         self.first, self.factor = first, (last / first) ** (1 / steps)
         self.rates: list[float] = []
-        self.losses: list[float] = []  # averaged over some ten steps
+        self.losses: list[float] = []  # averaged over about ten steps
 
     def on_start(self, training: soflow.Training) -> None:
         training.learning_rate = self.first
@@ -50,11 +50,11 @@ class LearningRateFinder(soflow.Callback):
 
     @property
     def best(self) -> float:
-        """A tenth of the rate where the loss is least."""
+        """A tenth of the learning rate with the smallest loss."""
         return self.rates[self.losses.index(min(self.losses))] / 10
 
     def draw(self, file: Path) -> None:
-        """Draws the loss over the learning rate."""
+        """Plots the loss against the learning rate."""
         figure, axes = plt.subplots(figsize=(5, 3), layout="constrained")
         axes.semilogx(self.rates, self.losses)
         axes.set(xlabel="learning rate", ylabel="loss")
@@ -63,12 +63,12 @@ class LearningRateFinder(soflow.Callback):
 
 
 def main(steps: int = 240, out: str = "runs/callbacks") -> tuple[float, int]:
-    """Finds a learning rate, then trains until samples are no longer better.
+    """Finds a learning rate, then trains until samples stop improving.
 
     Returns:
-        The learning rate, and the number of steps done.
+        The learning rate and the number of training steps.
     """
-    # The weight of SoFlow's usual loss hides its size: p=0 is the plain square.
+    # The adaptive weight of SoFlow's loss hides its size, so search with the plain square.
     finder = LearningRateFinder(steps=steps // 2)
     settings = ["train.batch_size=64", "train.sample_every=0", "checkpoint.every=100000"]
     search = [f"train.steps={steps // 2}", "optimizer.warmup=0"]

@@ -1,12 +1,12 @@
-"""Image to image: from the left half of a digit to the whole digit, in one step.
+"""Image to image: complete the left half of a digit in one step.
 
-Paired data are samples with a condition. Here a condition is a map (1, 8, 8): the digit without its
-right half. The network sees it beside the noise, and draws a digit that continues it. Images of low
-resolution, outlines, masks or earlier frames are conditions in the same way.
+Paired data are samples with a condition. Here the condition is a map (1, 8, 8): the digit without
+its right half. The network receives it together with the noise and draws a matching digit.
+Low-resolution images, outlines, masks or earlier frames work in the same way.
 
     python examples/image_to_image.py
 
-It trains for half a minute on a CPU and writes pairs.png: condition, sample and truth in turn.
+Trains for half a minute on a CPU and writes pairs.png: condition, sample and original in turn.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor
 import soflow
 from soflow.data.bundled import digits
 
-#: Settings beside those of the recipe. The condition replaces classes.
+#: Changes to the recipe. The condition replaces the classes.
 SETTINGS = (
     "data.num_classes=0", "objective.guidance.scale=1", "network.patch=2", "network.width=96",
     "train.batch_size=64", "train.sample_every=0",
@@ -25,28 +25,29 @@ SETTINGS = (
 
 
 def left_half(images: Tensor) -> Tensor:
-    """Images (N, 1, 8, 8) without their right half, which becomes grey."""
+    """Images (N, 1, 8, 8) with a grey right half."""
     halves = images.clone()
     halves[..., 4:] = 0
     return halves
 
 
 def read_as(images: Tensor, known: Tensor, labels: Tensor) -> Tensor:
-    """The digits that images (N, 1, 8, 8) show: the label of the nearest known image."""
+    """Classifies images (N, 1, 8, 8) by the label of the nearest known image."""
     return labels[torch.cdist(images.flatten(1), known.flatten(1)).argmin(1)]
 
 
 def main(out: str | Path = "runs/image-to-image", steps: int = 1000) -> dict[str, float]:
-    """Trains, draws a sample for each held-out half, and measures the samples.
+    """Trains, draws a sample for each held-out half, and scores the samples.
 
     Args:
         out: The run folder.
         steps: Training steps.
 
     Returns:
-        `given_half`, the root mean square error of the half that was given, and the share of
-        samples that show the right digit: `recognized`; `shuffled`, if they are compared with the
-        digit of another half; and `real`, of the held-out images themselves.
+        given_half: Root mean square error of the left half.
+        recognized: Fraction of samples that show the right digit.
+        shuffled: The same, compared with the digits of other halves.
+        real: The same for the held-out images instead of samples.
     """
     train, test = digits("train"), digits("test")
     images, truth = train.samples(), test.samples()

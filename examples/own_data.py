@@ -1,7 +1,7 @@
-"""Data of your own: a torch data set, a tensor or an array, with labels or without.
+"""Train on your own data: a torch dataset, a tensor or an array, with or without labels.
 
-The recipe `images` has a DiT for images; their shape and classes are those of the data. The example
-is short, and its samples are rough: more steps make better ones.
+The recipe `images` trains a DiT. Shape and classes are read from the data. The example trains
+briefly, so its samples are rough. More steps give better samples.
 
     python examples/own_data.py
 """
@@ -14,7 +14,7 @@ import soflow
 
 
 class Shapes(Dataset[tuple[Tensor, str]]):
-    """Discs and squares at random places: images (1, 16, 16) in -1 to 1, and what they show."""
+    """Discs and squares at random positions: images (1, 16, 16) in [-1, 1] and class names."""
 
     classes = ("disc", "square")
 

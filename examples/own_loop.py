@@ -1,13 +1,13 @@
-"""A training loop of your own, in plain PyTorch.
+"""Your own training loop in plain PyTorch.
 
-Trains a small DiT by SoFlow on scikit-learn's 8x8 digits: batches, draws, loss, optimizer, average
-of the weights. Draws digits in one step, scores them, and saves the model, so that `soflow sample`
-and `soflow.load` read it.
+Trains a small DiT with SoFlow on scikit-learn's 8x8 digits: batches, random draws, loss, optimizer,
+EMA weights. Then draws digits in one step, scores them, and saves the model in a folder that
+`soflow sample` and `soflow.load` can read.
 
     python examples/own_loop.py
 
-prints, after 300 steps (51 s of CPU time on one core), a Frechet distance by the digits' features
-of 5.3, with one network evaluation per digit; after 600 steps it is 1.8.
+300 steps take 51 s of CPU time on one core. One-step samples then have a Frechet distance of 5.3
+(features of the digits classifier). After 600 steps it is 1.8.
 """
 
 from dataclasses import replace
@@ -25,9 +25,9 @@ def main(
     num: int = 1000,
     features: str = "digits",
 ) -> float:
-    """Trains, draws and saves. Returns the Frechet distance of one-step samples to the data."""
+    """Trains, samples and saves. Returns the Frechet distance of one-step samples to the data."""
     torch.manual_seed(0)
-    data = soflow.load_data("digits")  # or data=(x, labels), a data set of torch, a folder
+    data = soflow.load_data("digits")  # or (x, labels), a torch dataset, a folder
     batches = soflow.Batches(data, batch_size, seed=0)
     network = soflow.DiT(data.shape, data.num_classes, patch=4, width=64, depth=3)
     model = soflow.FlowModel(network, data.shape, data.num_classes)

@@ -1,7 +1,7 @@
-"""A network of your own: any module with the contract net(x, t, s, labels).
+"""Train your own network: any module with the contract net(x, t, s, labels).
 
-x (B, ...) are noised samples, t and s (B,) the times that a jump starts and ends at, labels (B,)
-classes, of which the last, `num_classes`, means "no class". The result is shaped like x.
+x (B, ...) holds noised samples, t and s (B,) the start and end times of a jump, and labels (B,) the
+classes. The label `num_classes` means "no class". The result has the shape of x.
 
     python examples/own_network.py
 """
@@ -13,7 +13,7 @@ import soflow
 
 
 class ConvNet(nn.Module):
-    """A few residual convolutions; times and class shift their channels."""
+    """Residual convolutions whose channels are shifted by the times and the class."""
 
     def __init__(self, channels: int = 1, classes: int = 10, width: int = 32, depth: int = 4):
         super().__init__()
@@ -40,11 +40,11 @@ class ConvNet(nn.Module):
 
 
 def main(steps: int = 300, out: str = "runs/own-network") -> Tensor:
-    """Trains it on the bundled digits by SoFlow. Returns one-step samples (20, 1, 8, 8)."""
+    """Trains on the bundled digits. Returns one-step samples (20, 1, 8, 8)."""
     network = ConvNet()
     settings = [f"train.steps={steps}", "train.batch_size=64", "ema.decay=0.99"]
     soflow.train("digits", out, settings, network=network)
-    run = soflow.load(out, network=network)  # in another process: a ConvNet() like this one
+    run = soflow.load(out, network=network)  # in another process, give a new ConvNet()
     samples = run.sample(20, labels=[3, 7], nfe=1)
     soflow.save_picture(samples, f"{out}/threes-and-sevens.png", columns=10)
     return samples

@@ -1,9 +1,9 @@
-"""An objective of your own: alpha-Flow, trained and sampled like any other.
+"""Write your own objective: alpha-Flow, trained and sampled like any other.
 
     F(x_t, t, s) -> sg( alpha v + (1 - alpha) F(x_l, l, s) ),   l = t + alpha (s - t)
 
-alpha falls from 1, which is flow matching, towards MeanFlow's derivative. It is the target of
-SoFlow's consistency loss divided by s - t. Source: alpha-Flow (arXiv 2510.20771).
+alpha falls from 1 (flow matching) towards 0 (MeanFlow). The target equals that of SoFlow's
+consistency loss divided by s - t. Source: alpha-Flow (arXiv 2510.20771).
 
     python examples/own_objective.py
 """
@@ -22,12 +22,12 @@ import soflow
 
 @dataclass(frozen=True)
 class AlphaFlow:
-    """The network learns velocities from a share of the batch, mean velocities from the rest."""
+    """Learns velocities from one part of the batch and mean velocities from the rest."""
 
     samplers: ClassVar[tuple[str, ...]] = ("renoise", "ode", "heun")
-    whole_network: ClassVar[bool] = False  # it calls the network, and does no more with it
+    whole_network: ClassVar[bool] = False  # it only calls the network
     flow_matching_share: float = 0.5
-    least: float = 0.05  # alpha at the end
+    least: float = 0.05  # smallest alpha
     eps: float = 0.01
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> soflow.Draws:
@@ -40,7 +40,7 @@ class AlphaFlow:
         return soflow.Draws(noise, t, s, torch.zeros_like(t, dtype=torch.bool), n_fm)
 
     def alpha(self, progress: float) -> float:
-        """A sigmoid, from 1 to `least`."""
+        """Falls from 1 to `least` along a sigmoid."""
         return max(self.least, 1 / (1 + exp(20 * (progress - 0.5))))
 
     def __call__(
@@ -61,7 +61,7 @@ class AlphaFlow:
 
 
 def across(t: Tensor, x: Tensor) -> Tensor:
-    """One number per sample, (B,), so that it multiplies x, (B, ...)."""
+    """Views one number per sample, (B,), for multiplication with x, (B, ...)."""
     return t.view(-1, *[1] * (x.ndim - 1))
 
 

@@ -1,8 +1,9 @@
-"""A pretrained diffusion network becomes a one-step model.
+"""Turn a pretrained diffusion network into a one-step model.
 
-Trains a small DiTTransformer2DModel of diffusers as a diffusion of scikit-learn's 8x8 digits. It
-stands for a network that you have. Gives it a second time, trains it on by SoFlow, and draws digits
-in one step. The same training from random weights shows what the pretraining is worth.
+First trains a small DiTTransformer2DModel of diffusers as a diffusion model of scikit-learn's 8x8
+digits, as an example of a pretrained network. Then adds the second time, trains the network further
+with SoFlow, and draws digits in one step. The same training from random weights shows how much the
+pretraining helps.
 
     pip install soflow[latents]
     python examples/pretrained_to_one_step.py
@@ -27,14 +28,14 @@ SCHEDULER = DDPMScheduler(num_train_timesteps=1000)
 
 
 def digits() -> soflow.Batch:
-    """All 1,797 digits, in -1 .. 1."""
+    """All 1,797 digits, in [-1, 1]."""
     source = load_digits()
     images = torch.from_numpy(source.images).float()[:, None] / 8 - 1
     return soflow.Batch(images, torch.from_numpy(source.target).long())
 
 
 def make_network() -> DiTTransformer2DModel:
-    """A network of diffusers that knows one time and the class."""
+    """A diffusers network with one time and the class as inputs."""
     return DiTTransformer2DModel(
         sample_size=8,
         patch_size=4,
@@ -57,7 +58,7 @@ def optimizer_of(network: nn.Module, lr: float) -> torch.optim.Optimizer:
 
 
 def pretrain(net: nn.Module, data: soflow.Batch, steps: int, batch_size: int) -> None:
-    """Trains a diffusion network by v-prediction."""
+    """Trains a diffusion network with v-prediction."""
     optimizer = optimizer_of(net, 2e-3)
     ema = soflow.Ema(net, decay=0.99)
     for step in range(steps):
@@ -75,7 +76,7 @@ def pretrain(net: nn.Module, data: soflow.Batch, steps: int, batch_size: int) ->
 
 
 def train_one_step(network: nn.Module, data: soflow.Batch, steps: int, batch_size: int) -> None:
-    """Trains F(x, t, s, labels) by SoFlow, from where it is."""
+    """Trains F(x, t, s, labels) with SoFlow, from its current weights."""
     model = soflow.FlowModel(network, SHAPE, CLASSES)
     objective = soflow.SoFlow()
     optimizer = optimizer_of(network, 1e-3)
@@ -93,7 +94,7 @@ def train_one_step(network: nn.Module, data: soflow.Batch, steps: int, batch_siz
 
 
 def distance(images: Tensor) -> float:
-    """The Frechet distance to the digits, in the features of a classifier of digits."""
+    """The Frechet distance to the digits, with the features of the digits classifier."""
     pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "samples.npz"
@@ -104,7 +105,7 @@ def distance(images: Tensor) -> float:
 def main(
     pretraining: int = 400, steps: int = 200, batch_size: int = 64, num: int = 500
 ) -> dict[str, float]:
-    """Trains and scores. Returns distances to the digits; less is better."""
+    """Trains and scores. Returns distances to the digits; smaller is better."""
     torch.manual_seed(0)
     data = digits()
     labels = torch.arange(num) % CLASSES
@@ -119,7 +120,7 @@ def main(
     net = make_network()
     pretrain(net, data, pretraining, batch_size)
 
-    # The velocity of the linear path, then a second time: at the start, the pretrained flow.
+    # Convert to the velocity of the linear path, then add the second time.
     velocity = soflow.VelocityOf(net, "v_prediction", alphas_cumprod=SCHEDULER.alphas_cumprod)
     network = soflow.WithSecondTime(velocity)
     score("pretrained, 32 evaluations", network, "heun", 32)

@@ -1,12 +1,12 @@
-"""Checks the shapes in annotations at run time, and gives every test a home of its own."""
+"""Fixtures for all tests. Array shapes in annotations are checked at run time."""
 
 import os
 import signal
 import subprocess
 
 if os.environ.get("SOFLOW_TEST_DEVICE", "cpu") == "cpu":
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the numbers that tests know are a CPU's
-# Without the instructions for bfloat16, precision=auto is float32 on every machine.
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # expected values in tests are computed on a CPU
+# Without bfloat16 instructions, precision=auto selects float32 on every machine.
 os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX512_CORE"
 # A second thread does not speed up networks this small.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -43,13 +43,13 @@ def _steady(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _interruptible() -> None:
-    """Ctrl-C is not ignored, as it would be in the background of a script."""
+    """Resets the SIGINT handler. Background processes of a shell script ignore SIGINT."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory):
-    """A cache folder for all processes of this test run, so that the classifier is trained once."""
+    """One cache folder for all processes of this test run, so the classifier is trained once."""
     base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         base = base.parent
@@ -60,7 +60,7 @@ def _cache(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory):
-    """A run of a tiny network on digits, trained for 30 steps: its folder."""
+    """The run directory of a tiny network trained on digits for 30 steps."""
     from soflow.workflows.train import train
 
     out = tmp_path_factory.mktemp("runs") / "tiny"
@@ -77,7 +77,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="session")
 def moons_run(tmp_path_factory: pytest.TempPathFactory):
-    """The run WHOLE["moons"], never interrupted: its folder."""
+    """The run directory of an uninterrupted run with the settings WHOLE["moons"]."""
     from soflow.workflows.train import train
     from support.whole_runs import WHOLE
 
@@ -87,7 +87,7 @@ def moons_run(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture
 def inside(capfd, monkeypatch):
-    """Runs commands in this process, without the seconds that a new one takes to load torch."""
+    """Runs commands in this process, which saves the seconds that importing torch takes."""
     from soflow.cli import main
 
     def call(*arguments, cwd=None):

@@ -1,4 +1,4 @@
-"""A FlowModel works with what torch offers for modules: copies, casts, export, compilation."""
+"""A FlowModel can be copied, cast, exported and compiled like any torch module."""
 
 import copy
 import io
@@ -17,7 +17,7 @@ KINDS = ("dit", "in_context", "unet", "mlp")
 
 
 def make(kind, cond_shape=(), **more):
-    """A small model of a network whose weights are not the zeros that it begins with."""
+    """Returns a small model whose network has no zero weights."""
     torch.manual_seed(0)
     options = {"num_classes": CLASSES, "cond_shape": cond_shape, **more}
     if kind == "dit":
@@ -40,13 +40,13 @@ def normal(*shape):
 
 
 def conditioned(kind):
-    """Of a vector for the MLP, of a map for the others."""
+    """The MLP takes a vector as condition, the other networks a map."""
     cond_shape = (2,) if kind == "mlp" else (2, 8, 8)
     return make(kind, cond_shape).conditioned(normal(5, *cond_shape))
 
 
 def scaled(kind):
-    """Of a network that takes guidance scales."""
+    """A model whose network takes guidance scales."""
     network = make(kind, takes_guidance=True).net
     shape = (4,) if kind == "mlp" else (1, 8, 8)
     return soflow.FlowModel(
@@ -96,7 +96,7 @@ def test_a_cast_model_draws_nearly_the_same_samples(name, dtype):
 
 
 class Drawing(torch.nn.Module):
-    """What an application exports: samples in one step, of labels or conditions if it has them."""
+    """The module that an application exports: draws samples in one step."""
 
     def __init__(self, model):
         super().__init__()
@@ -108,7 +108,7 @@ class Drawing(torch.nn.Module):
 
 
 def inputs(model, count, labels):
-    """Noise, labels if wanted, and conditions if the model takes them."""
+    """Noise, and labels and conditions if the model takes them."""
     given = {"noise": normal(count, *model.shape)}
     if labels:
         given["labels"] = torch.arange(count) % CLASSES
@@ -136,7 +136,7 @@ def test_an_exported_program_draws_any_number_of_samples(kind, cond, labels):
 
 
 def assert_compiles():
-    """Sampling, and the network alone, become one graph each."""
+    """Checks that sampling and the network each compile to one graph."""
     for name, make_model in MODELS.items():
         model = make_model()
         noise, labels = normal(5, *model.shape), torch.arange(5) % CLASSES
@@ -151,7 +151,7 @@ def assert_compiles():
 
 
 def test_sampling_and_networks_are_compiled():
-    """In a process without the checks of annotations, which cannot be traced."""
+    """Compiles in another process, because checks of annotations cannot be traced."""
     program = "import sys; sys.path.insert(0, sys.argv[1]); import test_composable as test; "
     command = [sys.executable, "-c", program + "test.assert_compiles()", str(Path(__file__).parent)]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)

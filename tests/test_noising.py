@@ -29,7 +29,7 @@ def test_the_trigonometric_noising_keeps_the_variance():
     torch.testing.assert_close(noising.alpha(t) ** 2 + noising.beta(t) ** 2, torch.ones_like(t))
 
 
-def test_times_of_the_wrong_shape_are_refused():
+def test_times_with_the_wrong_shape_are_rejected():
     from jaxtyping import TypeCheckError
 
     with pytest.raises(TypeCheckError):

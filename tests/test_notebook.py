@@ -1,4 +1,4 @@
-"""examples/notebook.ipynb runs in a kernel, and shows what a reader should see."""
+"""examples/notebook.ipynb runs in a kernel and shows the expected output."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ NOTEBOOK = Path(__file__).parents[1] / "examples" / "notebook.ipynb"
 
 
 class Client(nbclient.NotebookClient):
-    """Executes a notebook, and keeps the kinds of messages of each cell."""
+    """Executes a notebook and records the message types of each cell."""
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
@@ -24,7 +24,7 @@ class Client(nbclient.NotebookClient):
 
 
 def executed(notebook, folder, monkeypatch):
-    """The kinds of messages and the outputs of each cell of code."""
+    """The message types and outputs of each code cell."""
     root = Path(soflow.__file__).parents[1]
     monkeypatch.setenv("PYTHONPATH", str(root))
     monkeypatch.setenv("SOFLOW_EXAMPLE_STEPS", "40")
@@ -51,17 +51,17 @@ def cells(tmp_path_factory):
         return executed(notebook, tmp_path_factory.mktemp("notebook"), patch)
 
 
-def test_the_notebook_trains_interrupts_goes_on_samples_and_evaluates(cells):
+def test_the_notebook_trains_interrupts_resumes_samples_and_evaluates(cells):
     interrupted, resumed, drawn, evaluated, other = (outputs for _, outputs in cells[1:])
-    assert "SIGINT: a checkpoint is written" in text_of(interrupted, "stdout")
+    assert "SIGINT: checkpoint written" in text_of(interrupted, "stdout")
     assert "resuming from" in text_of(resumed, "stdout")
     for outputs in (resumed, drawn, other):
         assert "image/png" in data_of(outputs)[-1]
     assert "<table>" in data_of(evaluated)[-1]["text/html"]
-    assert len(other) == 1  # nothing beside the picture: the training was silent
+    assert len(other) == 1  # only the picture: training was silent
 
 
-def test_nothing_looks_like_an_error(cells):
+def test_no_output_looks_like_an_error(cells):
     assert [text_of(outputs, "stderr") for _, outputs in cells] == [""] * len(cells)
 
 
@@ -85,7 +85,7 @@ with soflow.track("failing", 4) as task:
 """
 
 
-def test_bars_change_in_place_and_leave_one_line(tmp_path, monkeypatch):
+def test_progress_bars_update_in_place_and_leave_one_line(tmp_path, monkeypatch):
     cells = [nbformat.v4.new_code_cell(source) for source in BARS.split("---")]
     cells[2].metadata["tags"] = ["raises-exception"]
     long, short, failing = executed(nbformat.v4.new_notebook(cells=cells), tmp_path, monkeypatch)

@@ -1,4 +1,4 @@
-"""docs/paper_map.md points at things that exist, and leaves out no number of the paper."""
+"""docs/paper_map.md only refers to existing targets and covers all settings of the paper."""
 
 import re
 from importlib import import_module
@@ -38,8 +38,8 @@ def test_every_key_exists():
     assert [key for key in PLACES if key not in known_keys()] == []
 
 
-def test_every_number_of_the_paper_has_its_place():
-    """All keys of the sections noising, objective, optimizer, ema and network."""
+def test_every_number_of_the_paper_is_in_the_map():
+    """Covers all keys of the sections noising, objective, optimizer, ema and network."""
     keys = [
         key
         for key in known_keys()
@@ -58,7 +58,7 @@ def test_every_setting_of_the_reference_is_in_the_table():
 
 
 def cells(beginning):
-    """The two cells of numbers, of ImageNet and of CIFAR-10, in the row that begins so."""
+    """Returns the cells of ImageNet and CIFAR-10 in the row that starts with this text."""
     row = next(row for row in TEXT.splitlines() if row.startswith(beginning))
     return [cell.strip() for cell in row.split(" | ")[1:3]]
 
@@ -84,13 +84,13 @@ ROWS = {
 
 @pytest.mark.parametrize("row", ROWS)
 def test_the_recipes_have_the_numbers_of_the_table(row):
-    """The table's numbers, read from its text, against the recipes that ship."""
+    """Compares numbers in the table with the recipes."""
     for configs, cell in zip((IMAGENET, [read_recipe("cifar10")]), cells(row), strict=True):
         numbers = [float(number) for number in re.findall(r"-?\d[\d.]*(?:e-\d)?", cell)]
         assert all(ROWS[row](config) == numbers for config in configs)
 
 
-def test_the_recipes_have_what_the_table_says_in_words():
+def test_the_recipes_match_the_words_of_the_table():
     cifar = read_recipe("cifar10")
     for size, scale in re.findall(r"(\w+/\d) ([\d.]+)", cells("| guidance scale")[0]):
         assert read_recipe(
@@ -104,7 +104,7 @@ def test_the_recipes_have_what_the_table_says_in_words():
         )
         assert cells("| optimizer")[0].lower() == name
         assert (
-            cells("| average")[0]
+            cells("| EMA")[0]
             == f"{config.ema.decay}, {config.ema.every}, {'yes' if config.ema.float64 else 'no'}"
         )
         assert cells("| batch")[0].startswith(f"{config.train.batch_size};")
@@ -112,17 +112,17 @@ def test_the_recipes_have_what_the_table_says_in_words():
         assert config.objective.middle.schedule in cells("| r(k, K)")[0]
     assert cells("| optimizer")[1].lower() == cifar.optimizer.name
     assert (
-        cells("| average")[1]
+        cells("| EMA")[1]
         == f"{cifar.ema.decay}, {cifar.ema.every}, {'yes' if cifar.ema.float64 else 'no'}"
     )
     assert cells("| batch")[1] == f"{cifar.train.batch_size}; {cifar.train.steps}"
     assert str(cifar.data.augment) in cells("| augmentation")[1]
     assert str(cifar.network.dropout) == cells("| dropout")[1]
-    assert cells("| the least t")[0] == f"{FLOOR:g}".replace("0.0001", "1e-4").replace(
+    assert cells("| smallest t")[0] == f"{FLOOR:g}".replace("0.0001", "1e-4").replace(
         "1e-04", "1e-4"
     )
 
 
-def test_its_links_lead_somewhere():
+def test_its_links_have_targets():
     for link in re.findall(r"\]\((?!http)([^)]+)\)", TEXT):
         assert (FOLDER / link).exists(), link

@@ -1,4 +1,4 @@
-"""Each public name has a docstring with its parameters, shapes and an example that runs."""
+"""Each public name has a docstring with parameters, shapes and a running example."""
 
 import ast
 import doctest
@@ -20,32 +20,32 @@ ROOT = Path(__file__).parents[1]
 PUBLIC = {name: getattr(soflow, name) for name in soflow.__all__}
 CLASSES = [name for name, thing in PUBLIC.items() if inspect.isclass(thing)]
 FUNCTIONS = [name for name, thing in PUBLIC.items() if inspect.isfunction(thing)]
-#: What takes arguments, other than a message.
+#: Objects with parameters other than a message.
 CALLED = [x for x in (*CLASSES, *FUNCTIONS) if x not in ("InputError", "RunError")]
-#: A comparison measures costs in processes of its own, which takes long.
+#: Slow: a comparison measures costs in separate processes.
 SLOW = ("compare",)
 EXAMPLES = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in PUBLIC]
 ENTRY = re.compile(r"^ {4}\*{0,2}(\w+): ", re.M)
-#: Such as (B, C, H, W), (num, ...), (B,) or ().
+#: Shapes such as (B, C, H, W), (num, ...), (B,) or ().
 SHAPE = re.compile(r"\((\w+( \+ \w+)?,( [\w./ +]+,?)*|\*?\w+, \.\.\.)?\)")
 HEADINGS = ("Args", "Attributes", "Returns", "Yields", "Raises", "Example")
 
 
 def sections(doc):
-    """The sections of a docstring by their headings; what is before the first one is ''."""
+    """Returns the sections of a docstring by heading. The summary has the heading ''."""
     parts = re.split(rf"^({'|'.join(HEADINGS)}):\n", inspect.cleandoc(doc), flags=re.M)
     return {"": parts[0], **dict(zip(parts[1::2], parts[2::2], strict=True))}
 
 
 def own_doc(cls, name):
-    """The docstring of a method, or the one that it inherits from another class of soflow."""
+    """Returns the docstring of a method, possibly inherited from another class of soflow."""
     found = [vars(base)[name] for base in cls.__mro__ if name in vars(base)]
     ours = [one for one in found if (module_of(one) or "soflow").startswith("soflow")]
     return next((one.__doc__ for one in ours if one.__doc__), "")
 
 
 def function_in(member):
-    """The function of a method or a property."""
+    """Returns the function behind a method or property."""
     for name in ("fget", "func", "__func__"):
         member = getattr(member, name, None) or member
     return member
@@ -56,7 +56,7 @@ def module_of(member):
 
 
 def methods(cls):
-    """Public methods and properties that a class defines, and `__call__`."""
+    """Returns the public methods and properties that a class defines, and `__call__`."""
     kinds = (property, cached_property, classmethod, staticmethod)
     return {
         name: member
@@ -68,7 +68,7 @@ def methods(cls):
 
 
 def annotations_of(function):
-    """The annotations of parameters and result as one text, except for states of modules."""
+    """Returns the annotations of parameters and result as text, without module states."""
     signature = inspect.signature(function)
     values = [one.annotation for one in signature.parameters.values()]
     text = " ".join(map(str, [*values, signature.return_annotation]))
@@ -76,36 +76,36 @@ def annotations_of(function):
 
 
 def takes_tensors(function):
-    """Whether tensors go in or out."""
+    """Whether parameters or the result are tensors."""
     return "Tensor" in annotations_of(function)
 
 
 def takes_plain_tensors(function):
-    """Whether there are tensors whose annotations give no shape, unlike `Sample` and `Times`."""
+    """Whether tensor annotations lack a shape, unlike `Sample` and `Times`."""
     plain = re.sub(r"jaxtyping\.\w+\[.*?\]", "", annotations_of(function))
     return re.search(r"\bTensor\b", plain) is not None
 
 
-def says_itself(parameter):
-    """Whether the annotation of a parameter holds a `Setting`."""
+def has_setting(parameter):
+    """Whether the annotation of a parameter contains a `Setting`."""
     return any(isinstance(x, Setting) for x in getattr(parameter.annotation, "__metadata__", ()))
 
 
 def undescribed(thing):
-    """Parameters without an entry in the docstring or a sentence of their own."""
+    """Returns parameters without an entry in the docstring and without a `Setting`."""
     parts, fields = sections(thing.__doc__), getattr(thing, "model_fields", {})
     entries = ENTRY.findall(parts.get("Args", "")) + ENTRY.findall(parts.get("Attributes", ""))
     return [
         name
         for name, parameter in inspect.signature(thing).parameters.items()
         if name not in entries
-        and not says_itself(parameter)
+        and not has_setting(parameter)
         and not getattr(fields.get(name), "description", None)
     ]
 
 
-def test_the_module_imports_what_it_lists_and_no_more():
-    """What a type checker sees is what a program gets."""
+def test_the_module_imports_exactly_the_names_it_lists():
+    """Type checkers and programs see the same names."""
     tree = ast.parse(Path(soflow.__file__).read_text())
     (checking,) = (node for node in tree.body if isinstance(node, ast.If))
     seen = {}
@@ -117,7 +117,7 @@ def test_the_module_imports_what_it_lists_and_no_more():
 
 
 def test_names_are_in_reading_order():
-    """Train and sample first; then a loop of one's own, the mathematics, networks, registering."""
+    """Train and sample first, then custom loops, mathematics, networks and registration."""
     steps = ["train", "load", "load_data", "FlowModel", "SoFlow", "DiT", "OBJECTIVES"]
     places = [soflow.__all__.index(name) for name in steps]
     assert places == sorted(places)
@@ -125,7 +125,7 @@ def test_names_are_in_reading_order():
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_the_docstring_begins_with_one_sentence(name):
+def test_the_docstring_starts_with_one_sentence(name):
     thing = PUBLIC[name]
     if name not in CLASSES + FUNCTIONS:
         assert thing.__doc__ != type(thing).__doc__, "its own, not that of its class"
@@ -142,14 +142,14 @@ def test_each_parameter_is_described(name):
 
 
 @pytest.mark.parametrize("name", CALLED)
-def test_no_parameter_is_described_that_does_not_exist(name):
+def test_every_described_parameter_exists(name):
     thing = PUBLIC[name]
     args = ENTRY.findall(sections(thing.__doc__).get("Args", ""))
     assert set(args) <= set(inspect.signature(thing).parameters)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_a_function_says_what_it_returns(name):
+def test_functions_document_what_they_return(name):
     parts = sections(PUBLIC[name].__doc__)
     silent = inspect.signature(PUBLIC[name]).return_annotation is None
     assert silent != bool({"Returns", "Yields"} & set(parts))
@@ -162,7 +162,7 @@ def test_methods_and_properties_have_a_docstring(name):
 
 
 @pytest.mark.parametrize("name", CALLED)
-def test_shapes_are_stated_where_tensors_go_in_or_out(name):
+def test_shapes_are_documented_for_tensor_arguments_and_results(name):
     thing = PUBLIC[name]
     text = "".join(value for key, value in sections(thing.__doc__).items() if key != "Example")
     if takes_tensors(thing):
@@ -179,7 +179,7 @@ def test_shapes_are_stated_where_tensors_go_in_or_out(name):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with the files that examples read, and a run of digits and of moons."""
+    """A folder with the files that examples read, and trained runs of digits and moons."""
     folder = tmp_path_factory.mktemp("examples")
     short = ["train.steps=4", "train.batch_size=16", "optimizer.warmup=0"]
     quiet = {"progress": soflow.silent}
@@ -192,12 +192,12 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_the_example_runs(name, folder, tmp_path, monkeypatch):
-    """It needs nothing but what it imports, and runs that were trained before."""
+    """The example needs only its imports and the trained runs."""
     for entry in folder.iterdir():
         shutil.copytree(entry, tmp_path / entry.name) if entry.is_dir() else shutil.copy(
             entry, tmp_path
         )
-    for registry in (soflow.OBJECTIVES, soflow.NETWORKS, soflow.SOURCES):  # left as they were
+    for registry in (soflow.OBJECTIVES, soflow.NETWORKS, soflow.SOURCES):  # no changes
         monkeypatch.setattr(registry, "entries", dict(registry.entries))
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
@@ -209,7 +209,7 @@ def test_the_example_runs(name, folder, tmp_path, monkeypatch):
 
 
 class Documented:
-    """A name as `doctest` reads it, which knows modules, classes and functions only."""
+    """Wraps a name for `doctest`, which only knows modules, classes and functions."""
 
     def __init__(self, thing):
         self.__doc__ = thing.__doc__
@@ -220,7 +220,7 @@ PROGRAMS = [f"examples/{file.name}" for file in sorted((ROOT / "examples").glob(
 
 
 def programs_in(page):
-    """The Python of a page, by blocks, or of a file."""
+    """Returns the Python code of a page, by blocks, or of a file."""
     text = (ROOT / page).read_text()
     return re.findall(r"```python\n(.*?)```", text, re.S) if page.endswith(".md") else [text]
 
@@ -235,7 +235,7 @@ def test_pages_and_examples_use_public_names(page):
 
 @pytest.mark.parametrize("page", [*PAGES, *PROGRAMS])
 def test_calls_on_pages_and_in_examples_fit_the_signatures(page):
-    """As many arguments as there are, by keywords that exist."""
+    """Calls use existing keywords and the right number of arguments."""
     for program in programs_in(page):
         for node in ast.walk(ast.parse(program)):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
@@ -251,7 +251,7 @@ def test_calls_on_pages_and_in_examples_fit_the_signatures(page):
 
 
 def test_the_loop_of_the_page_runs(tmp_path, monkeypatch):
-    """docs/python.md, word for word, with two steps."""
+    """The loop in docs/python.md runs for two steps."""
     monkeypatch.chdir(tmp_path)
     (loop,) = [block for block in programs_in("docs/python.md") if "objective.draw(" in block]
     names = {"soflow": soflow, "torch": torch, "steps": 2}

@@ -1,4 +1,4 @@
-"""The code example of README runs, and all links of the documentation lead somewhere."""
+"""The Python example in README runs, and links in the documentation have targets."""
 
 import re
 import shutil
@@ -12,7 +12,7 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_the_python_lines_run(tiny_run, tmp_path, monkeypatch):
-    """Word for word, on a run that is already finished."""
+    """The example in README runs on a finished run."""
     import soflow
 
     monkeypatch.chdir(tmp_path)
@@ -28,10 +28,10 @@ def test_the_python_lines_run(tiny_run, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "page", ["README.md", *(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md"))]
 )
-def test_links_and_pictures_of_the_project_are_there(page):
+def test_relative_links_and_pictures_exist(page):
     links = re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / page).read_text())
     assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
 
 
-def test_nothing_in_it_waits_to_be_filled_in():
+def test_no_placeholder_is_left():
     assert "@@" not in README

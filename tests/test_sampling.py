@@ -45,7 +45,7 @@ def test_integrating_the_velocity_converges_at_the_order_of_the_scheme(
 
 
 @pytest.mark.parametrize(("noising", "parameterization"), EVERY)
-def test_renoise_finds_the_point_that_the_data_are(noising, parameterization):
+def test_renoise_returns_the_data_point(noising, parameterization):
     model, x = exact_model(noising, parameterization, (3,), a=0.7), noise()
     fresh = [noise(), noise()]
     torch.testing.assert_close(renoise(model, x, fresh), torch.full_like(x, 0.7))
@@ -53,7 +53,7 @@ def test_renoise_finds_the_point_that_the_data_are(noising, parameterization):
 
 
 def tripled():
-    """A model whose network triples: f(x, t, s) = x + (s - t) 3 x."""
+    """A model with the network F = 3 x: f(x, t, s) = x + (s - t) 3 x."""
     return FlowModel(
         lambda x, t, s, labels=None: 3 * x,
         noising=LinearNoising(),
@@ -82,19 +82,19 @@ def test_jumps_meet_at_the_given_times(times, t):
 @pytest.mark.parametrize(
     "times", [[], [1, 0], [1, 0.5, 0.5, 0], [0, 1], [1, 0.5, 0.1], "now", "10"]
 )
-def test_times_that_do_not_fall_from_one_to_zero_are_refused(times):
+def test_times_that_do_not_decrease_from_one_to_zero_are_rejected(times):
     with pytest.raises(InputError, match="times"):
         ode(tripled(), noise(), 2, times=times)
 
 
-def test_heun_takes_two_evaluations_a_step_and_euler_one():
+def test_heun_takes_two_evaluations_per_step_and_euler_one():
     for scheme, calls in (("euler", 4), ("heun", 8)):
         model = exact_model(LinearNoising(), EulerParameterization(), (3,), c=1.0)
         integrate_velocity(model, noise(), 4, scheme=scheme)
         assert model.net.calls == calls
 
 
-def test_times_are_even_from_one_to_zero():
+def test_times_are_evenly_spaced_from_one_to_zero():
     assert even_times(4) == [1, 0.75, 0.5, 0.25, 0]
 
 
@@ -124,7 +124,7 @@ def test_the_noise_of_samples_is_standard_normal_and_independent():
         parameterization=EulerParameterization(),
         shape=(4,),
     )
-    x = sample_many(model, 5000, None, "ode", 1, seed=0)  # F = 0 leaves the noise as it is
+    x = sample_many(model, 5000, None, "ode", 1, seed=0)  # F = 0 returns the noise
     assert float(x.mean()) == pytest.approx(0, abs=0.03)
     assert float(x.std()) == pytest.approx(1, abs=0.03)
     assert float(torch.corrcoef(x.T).triu(1).abs().max()) < 0.05
@@ -147,7 +147,7 @@ def test_inputs_that_do_not_fit_the_model_are_named():
     ):
         for inputs, word in (
             ((torch.zeros(2, 5),), r"shape \[3\]"),
-            ((x, torch.tensor([0, 5])), r"0 \.\. 3, or be 4"),
+            ((x, torch.tensor([0, 5])), r"0 \.\. 3, or 4"),
             ((x, torch.tensor([-2, 0])), r"0 \.\. 3"),
         ):
             with pytest.raises(InputError, match=word):
@@ -161,10 +161,10 @@ def integrate_2(model, x, labels=None):
     return integrate_velocity(model, x, 2, labels)
 
 
-def test_impossible_requests_are_refused():
+def test_impossible_requests_are_rejected():
     for sampler, nfe, word in (
-        ("heun", 3, "odd"),
-        ("renoise", 0, "1 or more"),
+        ("heun", 3, "two evaluations per step, use 4"),
+        ("renoise", 0, "at least 1"),
         ("magic", 1, "renoise, ode"),
     ):
         with pytest.raises(InputError, match=word):

@@ -1,4 +1,4 @@
-"""Samplers take labels and noise as people have them, and can be exported."""
+"""Samplers accept labels and noise in all common types, and can be exported."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ SHAPE, CLASSES = (1, 8, 8), 10
 
 
 def make_model():
-    """A DiT whose weights are not the zeros that it begins with."""
+    """Returns a DiT without zero weights."""
     torch.manual_seed(0)
     net = soflow.DiT(SHAPE, patch=4, width=32, depth=1, heads=2, num_classes=CLASSES).eval()
     for weight in net.parameters():
@@ -61,7 +61,7 @@ LABELS = {
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_labels_are_integers_of_any_kind(sampler, model):
+def test_labels_can_have_any_integer_type(sampler, model):
     expected = SAMPLERS[sampler](model, noise(), torch.tensor([1, 2, 3]))
     assert not torch.allclose(expected, SAMPLERS[sampler](model, noise(), torch.tensor([3, 2, 1])))
     for kind, labels in LABELS.items():
@@ -70,7 +70,7 @@ def test_labels_are_integers_of_any_kind(sampler, model):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_minus_one_is_no_class(sampler, model):
+def test_minus_one_is_not_a_class(sampler, model):
     expected = SAMPLERS[sampler](model, noise(), [1, CLASSES, 3])
     assert torch.equal(SAMPLERS[sampler](model, noise(), [1, -1, 3]), expected)
 
@@ -112,27 +112,27 @@ def test_many_samples_take_a_list_of_labels(model):
         ([-2, 2, 3], "0 .. 9"),
     ],
 )
-def test_labels_that_cannot_be_used_are_named(labels, named, model):
+def test_unusable_labels_are_named_in_the_error(labels, named, model):
     with pytest.raises(InputError, match=named):
         soflow.one_step(model, noise(), labels)
 
 
-def test_noise_that_cannot_be_used_is_named(model):
+def test_unusable_noise_is_named_in_the_error(model):
     with pytest.raises(InputError, match="int64"):
         soflow.one_step(model, torch.zeros(3, *SHAPE, dtype=torch.int64), [1, 2, 3])
 
 
-def test_labels_for_a_model_without_classes_are_refused():
+def test_labels_for_a_model_without_classes_are_rejected():
     net = soflow.MLP((2,), width=8, depth=1)
     model = FlowModel(
         net, noising=LinearNoising(), parameterization=EulerParameterization(), shape=(2,)
     )
-    with pytest.raises(InputError, match="has none"):
+    with pytest.raises(InputError, match="no classes"):
         soflow.one_step(model, torch.zeros(1, 2), [1])
 
 
 class OneStep(torch.nn.Module):
-    """What an application exports."""
+    """The module that an application exports."""
 
     def __init__(self, model):
         super().__init__()
@@ -147,7 +147,7 @@ def given(count, with_labels):
 
 
 def assert_exports(model, with_labels, strict):
-    """An exported program draws any number of samples."""
+    """Checks that an exported program draws any number of samples."""
     batch = torch.export.Dim("batch", min=1, max=512)
     example = given(3, with_labels)
     program = torch.export.export(
@@ -158,7 +158,7 @@ def assert_exports(model, with_labels, strict):
 
 
 def assert_compiles(model):
-    """It becomes one graph."""
+    """Checks that the module compiles to one graph."""
     compiled = torch.compile(OneStep(model), backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(*given(3, True)), soflow.one_step(model, *given(3, True)))
 
@@ -169,7 +169,7 @@ def test_one_step_is_exported_for_any_number_of_samples(with_labels, model):
 
 
 def test_one_step_is_traced_from_its_code():
-    """In a process without the checks of annotations, which cannot be traced."""
+    """Traces in another process, because checks of annotations cannot be traced."""
     program = """
 import sys
 sys.path.insert(0, sys.argv[1])

@@ -13,7 +13,7 @@ EVERY = [
 
 
 @pytest.mark.parametrize("parameterization", [EulerParameterization(), TrigParameterization()])
-def test_a_jump_of_no_length_stays(parameterization):
+def test_a_jump_of_length_zero_is_the_identity(parameterization):
     x, F = torch.randn(2, 5, 3, dtype=torch.float64)
     t = torch.rand(5, dtype=torch.float64)
     torch.testing.assert_close(parameterization.solution(x, t, t, F), x)
@@ -34,8 +34,8 @@ def test_the_velocity_is_the_s_derivative_of_the_solution_at_s_equal_t(parameter
 
 
 @pytest.mark.parametrize(("noising", "parameterization"), EVERY)
-def test_the_exact_map_of_a_gaussian_has_the_spread_of_the_noised_data(noising, parameterization):
-    """The map takes x_t of spread sigma(t) to x_s of spread sigma(s) in any parameterization."""
+def test_the_exact_map_of_a_gaussian_preserves_the_noised_distribution(noising, parameterization):
+    """The map takes x_t with standard deviation sigma(t) to x_s with sigma(s)."""
     c, count = 0.4, 200_000
     model = exact_model(noising, parameterization, (1,), c=c)
     generator = torch.Generator().manual_seed(0)

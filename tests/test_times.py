@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 from soflow.times import FLOOR, LogitNormal, MiddleTime, draw_jumps, middle_time
 
 
-def test_logit_normal_times_have_the_mean_and_spread_asked_for():
+def test_logit_normal_times_have_the_requested_mean_and_standard_deviation():
     times = LogitNormal(-0.4, 0.9).draw(200_000, torch.Generator().manual_seed(0)).double()
     logits = torch.log(times / (1 - times))
     assert float(logits.mean()) == pytest.approx(-0.4, abs=0.01)
     assert float(logits.std()) == pytest.approx(0.9, abs=0.01)
 
 
-def test_jumps_go_down_and_keep_their_distance():
+def test_jumps_go_down_and_keep_a_minimum_length():
     t, s = draw_jumps(
         20_000, LogitNormal(-4.0, 1.6), LogitNormal(2.0, 1.6), torch.Generator().manual_seed(0)
     )
@@ -58,7 +58,7 @@ def test_schedules_at_their_start_middle_and_end(schedule, start, half, end):
     assert [middle.r(p) for p in (0.0, 0.5, 1.0)] == pytest.approx([start, half, end], rel=1e-12)
 
 
-def test_the_cosine_schedule_starts_and_ends_level():
+def test_the_cosine_schedule_is_flat_at_both_ends():
     middle = MiddleTime("cosine", 1.0, 0.0)
     assert middle.r(0.01) == pytest.approx(1, abs=1e-3)
     assert middle.r(0.99) == pytest.approx(0, abs=1e-3)

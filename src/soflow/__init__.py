@@ -1,8 +1,8 @@
 """soflow: generative models that draw a sample in one forward pass.
 
 An implementation of "SoFlow: Solution Flow Models for One-Step Generative Modeling" (arXiv
-2512.15657). The names below are the public ones, in reading order. Each is imported when it is
-first used, so that importing soflow costs nothing.
+2512.15657). `soflow.__all__` lists the public names in reading order. Each name is imported on
+first use, so `import soflow` is fast.
 """
 
 from importlib import import_module
@@ -108,7 +108,7 @@ _HOME = {
     "Config": "config",
     "InputError": "errors",
     "RunError": "errors",
-    # a training loop of your own
+    # your own training loop
     "load_data": "data.load",
     "Dataset": "data.dataset",
     "Batches": "data.batches",
@@ -143,7 +143,7 @@ _HOME = {
     "MLP": "networks.mlp",
     "WithSecondTime": "networks.second_time",
     "VelocityOf": "networks.pretrained",
-    # an objective, a network or a data source of your own
+    # your own objective, network or data source
     "OBJECTIVES": "objectives",
     "NETWORKS": "networks",
     "SOURCES": "data.registry",

@@ -1,4 +1,4 @@
-"""The program: `soflow`, or `python -m soflow` under torchrun and accelerate launch."""
+"""The entry point: `soflow`, or `python -m soflow` under torchrun and accelerate launch."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ from io import TextIOWrapper
 def main() -> None:
     """Runs the command line. Ctrl-C exits with 130, even during imports."""
     if isinstance(sys.stdout, TextIOWrapper):
-        # Names in a file may have letters that a pipe on Windows cannot take.
+        # File names may contain characters that a pipe on Windows cannot encode.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         from soflow.cli.main import run
@@ -32,11 +32,11 @@ def one_of_several() -> bool:
 
 
 def leave(status: int) -> None:
-    """Ends one of several processes after a failure.
+    """Ends a process of a distributed run immediately after a failure.
 
-    An orderly exit would wait for the other processes, or abort. A launcher reports the first
-    process that ends as the cause, so every process waits a second: the others, which fail because
-    of this one, end later.
+    A regular exit would wait for the other processes, or abort. The launcher reports the process
+    that ends first as the cause. Every failing process waits one second before it ends, so the
+    processes that fail because of this one end later.
     """
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""From a configuration to the objects that it names. Nothing else knows them all."""
+"""Builds the network, objective, model and augmentation of a configuration."""
 
 import copy
 from collections.abc import Callable
@@ -30,26 +30,26 @@ PARAMETERIZATIONS: dict[str, type[Parameterization]] = {
 
 
 def make_network(config: Config, own: nn.Module | None = None) -> nn.Module:
-    """The network, initialized from torch's current seed, on torch's current default device.
+    """Builds the network with torch's current seed on torch's current default device.
 
     Args:
         config: The configuration.
-        own: A network that was given in Python: the result is a copy of it, in float32.
+        own: A network passed from Python. The result is a float32 copy of it.
 
     Raises:
-        InputError: For sizes that do not fit together.
+        InputError: If sizes do not fit together, or the network cannot be built or copied.
     """
     if own is not None:
         try:
             return copy.deepcopy(own).float()
         except (RuntimeError, TypeError) as error:
-            what = f"{type(own).__name__} cannot be copied, by copy.deepcopy and .float()"
+            what = f"{type(own).__name__} cannot be copied with copy.deepcopy and .float()"
             raise InputError(f"{what}: {first_line(error)}") from error
     data = config.data
     if config.network.name == OWN:
         raise InputError(
-            f"the network of this run, {config.network.kind}, was given in Python: only Python, "
-            "given it again, can use it"
+            f"this run's network, {config.network.kind}, was defined in Python: use the run from "
+            "Python and pass the network again"
         )
     augment_labels = AugmentPipe.num_labels if data.augment else 0
     try:
@@ -65,21 +65,21 @@ def make_network(config: Config, own: nn.Module | None = None) -> nn.Module:
 
 
 def make_objective(config: Config, compile: Callable[[Any], Any] | None = None) -> Objective:
-    """The objective. `compile` compiles its own derivatives, if it has any.
+    """Builds the objective. `compile` compiles the derivatives it takes, if any.
 
     Raises:
-        InputError: For an objective that was given in Python.
+        InputError: If the objective was passed from Python.
     """
     if config.objective.name == OWN:
         raise InputError(
-            f"the objective of this run, {config.objective.kind}, was given in Python: give it "
-            "again, as in soflow.train(..., objective=...)"
+            f"this run's objective, {config.objective.kind}, was defined in Python: pass it again, "
+            "as in soflow.train(..., objective=...)"
         )
     return config.objective.build(**{} if compile is None else {"compile": compile})
 
 
 def null_trained(config: Config, data: DataRecord | None) -> bool:
-    """Whether training reaches the null label: by unlabelled samples, or by dropped labels."""
+    """Whether unlabelled samples or dropped labels train the null label."""
     if not config.data.num_classes or getattr(data, "unlabelled", False):
         return True
     return trains_null(config.objective.build())
@@ -98,13 +98,13 @@ def make_model(
     decode: Callable[[Tensor], Tensor] = unchanged,
     data: DataRecord | None = None,
 ) -> FlowModel:
-    """The network with its noising process and its parameterization.
+    """Combines a network with its noising process and its parameterization.
 
     Args:
         config: The configuration.
         network: The network.
-        decode: From samples to images or points.
-        data: What a run keeps of its data, which may train the null label.
+        decode: Decodes samples into images or points.
+        data: The run's record of its dataset, if any. It says whether some samples are unlabelled.
     """
     return FlowModel(
         net=network,
@@ -120,15 +120,15 @@ def make_model(
 
 
 def make_augment(config: Config) -> AugmentPipe | None:
-    """The augmentation pipe, if the configuration has one.
+    """Builds the augmentation pipe; None if the configuration has none.
 
     Raises:
-        InputError: For images that are too small for it.
+        InputError: If the images are too small to be augmented.
     """
     if not config.data.augment:
         return None
     least, shape = AugmentPipe.least_side, config.data.shape
     if min(shape[1:]) < least:
-        needed = f"data.augment needs images of {least} x {least} pixels or more"
-        raise InputError(f"{needed}, data.shape is {list(shape)}: set data.augment=0")
+        needed = f"data.augment needs images of at least {least} x {least} pixels"
+        raise InputError(f"{needed}, but data.shape is {list(shape)}: set data.augment=0")
     return AugmentPipe(config.data.augment)

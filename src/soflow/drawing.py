@@ -1,6 +1,7 @@
-"""Drawing many samples: their labels, and their noise, as a function of the seed and of the sample.
+"""Draws many samples in batches.
 
-Samples do not depend on how they are divided into batches.
+The noise and the random label of sample i depend only on (seed, i), so samples do not depend on the
+batch size.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from soflow.solution import FlowModel
 from soflow.symbols import AnyLabels, Sample, as_labels
 from soflow.system.devices import named_device
 
-#: Separates the random label of sample i from its noise, which is seeded by (seed, i).
+#: Added to the seed (seed, i) of sample i to draw its label independently of its noise.
 LABEL = 1
 
 #: How the classes of samples are chosen.
@@ -26,19 +27,19 @@ LabelDraw = Literal["balanced", "random"]
 
 @runtime_checkable
 class Conditions(Protocol):
-    """Conditions (N, ...) that are read by their indices (n,): a tensor, or those of a data set."""
+    """Conditions (N, ...) indexed by a tensor (n,): a tensor, or the conditions of a dataset."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, which: Tensor, /) -> Tensor: ...
 
 
 def class_by_class(num: int, num_classes: int) -> Tensor | None:
-    """Labels 0, 1, ... in turn, (num,): equally many of each; None without classes."""
+    """Labels (num,) that cycle through the classes; None without classes."""
     return torch.arange(num) % num_classes if num_classes else None
 
 
 def random_classes(num: int, num_classes: int, seed: int) -> Tensor | None:
-    """Labels drawn at random, (num,), that of sample i by (seed, i); None without classes."""
+    """Random labels (num,), where label i depends only on (seed, i); None without classes."""
     if not num_classes:
         return None
     draws = [np.random.default_rng([seed, i, LABEL]).integers(num_classes) for i in range(num)]
@@ -46,14 +47,14 @@ def random_classes(num: int, num_classes: int, seed: int) -> Tensor | None:
 
 
 def draw_classes(how: LabelDraw, num: int, num_classes: int, seed: int) -> Tensor | None:
-    """Labels (num,): balanced, each class in turn, or at random; None without classes."""
+    """Labels (num,), balanced or random; None without classes."""
     if how == "random":
         return random_classes(num, num_classes, seed)
     return class_by_class(num, num_classes)
 
 
 def noise_count(sampler: Sampler, nfe: int) -> int:
-    """How many noises a sample needs: `renoise` adds fresh noise between its steps."""
+    """Noise tensors that one sample needs: `renoise` adds fresh noise between its steps."""
     return nfe if sampler == "renoise" else 1
 
 
@@ -62,8 +63,8 @@ def noise_of_samples(
 ) -> Tensor:
     """The noise of samples `first` .. `first + count - 1`: (noises, count, *shape).
 
-    That of sample i depends on (seed, i) alone, so samples do not change with the batch size or
-    the number of processes.
+    The noise of sample i depends only on (seed, i), so samples do not change with the batch size
+    or the number of processes.
     """
     draws = [
         np.random.default_rng([seed, i]).standard_normal((noises, *shape), dtype=np.float32)
@@ -88,8 +89,8 @@ def draw(
 ) -> Iterator[Sample]:
     """Draws and decodes samples `start` .. `start + num - 1`, in batches (B, ...) on the CPU.
 
-    Each has its own label of `labels` (num,) and its own condition of `cond` (num, ...). All have
-    one `guidance` (3,), or each its own, (num, 3), as `model.chosen_guidance` gives it.
+    `labels` (num,) and `cond` (num, ...) hold one row per sample. `guidance`, as returned by
+    `model.chosen_guidance`, is (3,) for all samples or (num, 3) with one row per sample.
     """
     check_sampler(sampler, nfe)
     require_whole(0, num=num, seed=seed, start=start)
@@ -98,13 +99,13 @@ def draw(
     if labels is not None and labels.shape != (num,):
         raise InputError(f"labels must have shape [{num}], not {list(labels.shape)}")
     if cond is not None and len(cond) != num:
-        raise InputError(f"cond holds {len(cond)} conditions for {num} samples: give one for each")
+        raise InputError(f"cond has {len(cond)} conditions for {num} samples: pass one per sample")
     if guidance is not None and labels is None:
-        raise InputError("samples without a label are not guided: give labels, or no guidance")
+        raise InputError("guidance needs labels: pass labels, or leave out guidance")
     own_scales = guidance is not None and guidance.ndim == 2
     if guidance is not None and own_scales and len(guidance) != num:
-        held = f"guidance holds {len(guidance)} scales for {num} samples"
-        raise InputError(f"{held}: give one number, or one for each")
+        held = f"guidance has {len(guidance)} scales for {num} samples"
+        raise InputError(f"{held}: pass one number, or one per sample")
     for first in range(0, num, batch_size):
         count = min(batch_size, num - first)
         per_sample = noise_count(sampler, nfe)
@@ -120,14 +121,14 @@ def draw(
 def asked_guidance(
     model: FlowModel, scale: AnyScale | None, interval: AnyInterval | None
 ) -> Tensor | None:
-    """The guidance that is asked for, as `draw` takes it; None if none is asked for."""
+    """Guidance in the form that `draw` takes; None if neither argument is given."""
     return None if scale is None and interval is None else model.chosen_guidance(scale, interval)
 
 
 def given_rows(
     model: FlowModel, cond: Conditions, first: int, count: int, device: torch.device
 ) -> FlowModel:
-    """The model of samples with `count` of the conditions."""
+    """The model bound to the conditions `first` .. `first + count - 1`."""
     return model.conditioned(cond[torch.arange(first, first + count)].to(device))
 
 
@@ -146,31 +147,32 @@ def sample_many(
     guidance: AnyScale | None = None,
     guidance_interval: AnyInterval | None = None,
 ) -> Sample:
-    """Draws many samples, in batches, and decodes them.
+    """Draws and decodes many samples in batches.
 
-    The noise of sample i depends on (seed, i) alone, not on the size of batches.
+    The noise of sample i depends only on (seed, i), not on the batch size.
 
     Args:
         model: The model. Its network should be in evaluation mode.
         num: The number of samples.
-        labels: Their classes, (num,), or None for no condition.
+        labels: Class labels (num,); None draws samples without a label.
         sampler: "renoise", "ode", "euler" or "heun".
         nfe: Network evaluations per sample.
         seed: The seed of the noise.
-        batch_size: How many samples are drawn at once.
-        device: Where the noise goes first; the samplers move it to the network.
-        on_batch: Called with the number of samples drawn so far.
-        start: The number of the first sample.
-        cond: Their conditions, (num, ...), for a model with conditions.
-        guidance: The guidance scale, or one for each sample, (num,), for a model that takes it; by
-            default the one that it was trained to prefer, `model.guidance.scale`.
-        guidance_interval: The start and the end of the times at which it acts; by default (0, 1).
+        batch_size: Samples per batch.
+        device: The device to create the noise on. Samplers move it to the network's device.
+        on_batch: Called after each batch with the number of samples drawn so far.
+        start: The index of the first sample.
+        cond: Conditions (num, ...), for a model with conditions.
+        guidance: The guidance scale, or one scale per sample (num,), for a model that takes scales.
+            Default: `model.guidance.scale`.
+        guidance_interval: The interval (start, end) of t in which guidance acts. Default: (0, 1).
 
     Returns:
         Samples (num, ...) on the CPU, decoded by `model.decode`.
 
     Raises:
-        InputError: If labels, conditions or scales do not fit, or the sampler cannot use `nfe`.
+        InputError: If labels, conditions or scales do not fit, or the sampler does not support
+            `nfe`.
 
     Example:
         >>> import soflow

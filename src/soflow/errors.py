@@ -1,16 +1,16 @@
-"""The two kinds of failure a user meets. Each message is one line: what, why, what to do."""
+"""The two exceptions that users see. Each message is one line: what is wrong, and what to do."""
 
 import reprlib
 from operator import index
 
-#: Most characters of a value, and of another library's message, that a message shows.
+#: The maximum length of a value, and of another library's message, within an error message.
 VALUE_LENGTH, MESSAGE_LENGTH = 60, 300
 
 
 class InputError(ValueError):
-    """Something that was given cannot be used.
+    """An argument, a setting or an input file is invalid.
 
-    Its message is one line: what is wrong, and what to do. The command line exits with status 2.
+    The message is one line: what is wrong, and what to do. The command line exits with status 2.
 
     Example:
         >>> import soflow
@@ -23,9 +23,9 @@ class InputError(ValueError):
 
 
 class RunError(RuntimeError):
-    """A run failed, such as by a damaged file or a loss that is not finite.
+    """A run failed, for example because of a damaged file or a non-finite loss.
 
-    Its message is one line: what went wrong, and what to do. The command line exits with status 1.
+    The message is one line: what went wrong, and what to do. The command line exits with status 1.
 
     Example:
         >>> import pathlib, soflow
@@ -45,39 +45,39 @@ def first_line(error: BaseException) -> str:
 
 
 def placed_wrong(error: RuntimeError) -> str:
-    """The first weight that torch's load_state_dict could not place, from its message."""
+    """The first weight that torch's load_state_dict rejected, taken from its message."""
     _, *lines = str(error).strip().splitlines() or [""]
     return lines[0].strip()[:MESSAGE_LENGTH] if lines else first_line(error)
 
 
 def in_short(value: object) -> str:
-    """A value as messages show it: printable and short, even if a file holds a huge one."""
+    """A short, printable form of a value for error messages."""
     return shortened(" ".join(_short.repr(value).split()))
 
 
 def require_whole(least: int, **numbers: object) -> None:
-    """Raises InputError for the first number that is no integer, or below `least`."""
+    """Raises InputError for the first number that is not an integer of at least `least`."""
     for name, number in numbers.items():
         try:
             enough = index(number) >= least  # type: ignore[arg-type]
         except TypeError:
             enough = False
         if not enough:
-            raise InputError(f"{name} is {in_short(number)}: give an integer of {least} or more")
+            raise InputError(f"{name} is {in_short(number)}: use an integer of at least {least}")
 
 
 def shortened(text: str, length: int = VALUE_LENGTH) -> str:
-    """A text whose middle is cut out if it is long."""
+    """Shortens a long text by cutting out its middle."""
     return text if len(text) <= length else f"{text[: length - 20]}...{text[-17:]}"
 
 
 class _Short(reprlib.Repr):
-    """As reprlib, which shortens while it reads, but also for integers of many digits."""
+    """Like `reprlib.Repr`, but also shortens integers with many digits."""
 
     def repr_int(self, value: int, level: int) -> str:
         if value.bit_length() < 200:
             return repr(value)
-        return f"a number of {value.bit_length():,} bits"
+        return f"an integer of {value.bit_length():,} bits"
 
 
 _short = _Short()

@@ -1,6 +1,6 @@
 """Classifier-free guidance inside training: the network learns the guided flow.
 
-Sampling then pays nothing for guidance.
+Guided sampling then needs no additional network evaluations.
 
     decay(t) = 1                                         for t <= t_d
                1 - exp(-k u / (1 - u)),  k = 1 / 40      for t >  t_d,
@@ -9,8 +9,9 @@ Sampling then pays nothing for guidance.
     target   = m guided + (1 - m) v(x_t, t, y)           for samples that keep their label
                v_t                                       for samples whose label was dropped
 
-`DrawnGuidance` draws omega for each sample, and an interval [a, b] of t outside of which omega is
-1. The network then takes (omega, a, b) as an input, `guidance` (B, 3), and sampling chooses them.
+`DrawnGuidance` draws omega and an interval [a, b] of t for each sample. Outside the interval, omega
+is 1. The network takes (omega, a, b) as the input `guidance` (B, 3), so that users can choose them
+when they draw samples.
 
 Sources: SoFlow (arXiv 2512.15657), guidance inside training; improved MeanFlow (arXiv 2512.02012),
 guidance as an input.
@@ -30,16 +31,17 @@ from soflow.symbols import GuidanceRows, Labels, Mask, Sample, Times, across
 from soflow.system.registry import Setting
 
 DECAY_RATE = 1 / 40
-#: An interval as people give it: its start and its end.
+#: An interval as users pass it: (start, end).
 AnyInterval: TypeAlias = Sequence[Any] | np.ndarray | Tensor
-#: A scale as people give it: one number, or one for each sample.
+#: A guidance scale as users pass it: one number, or one per sample.
 AnyScale: TypeAlias = float | int | Sequence[Any] | np.ndarray | Tensor
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """Classifier-free guidance inside training: the velocity target is guided.
+    """Classifier-free guidance inside training, with one fixed guidance scale.
 
+    The velocity target is guided, so samples need one network evaluation per step, not two.
     In the paper, `scale` is omega, `mix` is m and `decay_time` is t_d.
 
     Example:
@@ -50,41 +52,47 @@ class Guidance:
     """
 
     scale: Annotated[
-        float, Setting("omega; 1 trains without guidance and drops no label", ge=1)
+        float, Setting("guidance scale omega; 1: no guidance and no dropped labels", ge=1)
     ] = 1.0
     mix: Annotated[
-        float, Setting("weight of the guided velocity against the network's own", ge=0, le=1)
+        float,
+        Setting(
+            "weight m of the guided velocity in the target; the network's own velocity gets 1 - m",
+            ge=0,
+            le=1,
+        ),
     ] = 0.25
     label_dropout: Annotated[
         float, Setting("share of samples trained without their label", ge=0, le=1)
     ] = 0.1
     decay_time: Annotated[
-        float, Setting("above this t guidance fades towards noise; 1: never", ge=0, le=1)
+        float,
+        Setting("guidance fades from t = decay_time to t = 1; 1: it does not fade", ge=0, le=1),
     ] = 0.8
 
     @property
     def active(self) -> bool:
-        """Whether anything is guided."""
+        """Whether training is guided."""
         return self.scale > 1
 
     @property
     def drops_labels(self) -> bool:
-        """Whether some samples are trained without their label, which trains the null label."""
+        """Whether dropped labels train the null label."""
         return self.active and self.label_dropout > 0
 
     def draw(self, count: int, generator: torch.Generator) -> GuidanceRows | None:
-        """None: one scale is for all samples, and the network does not see it."""
+        """Returns None: all samples share one scale, which is not an input of the network."""
         return None
 
     def decay(self, t: Times) -> Times:
-        """The strength of guidance: 1 up to t_d, then it falls smoothly to 0 at t = 1."""
+        """The strength of guidance (B,): 1 up to t_d, then falling smoothly to 0 at t = 1."""
         if self.decay_time >= 1:
             return torch.ones_like(t)
         u = ((1 - t) / (1 - self.decay_time)).clamp(0, 1 - 1e-6)
         return torch.where(t <= self.decay_time, 1, 1 - torch.exp(-DECAY_RATE * u / (1 - u)))
 
     def strength(self, t: Times, drawn: GuidanceRows | None = None) -> Times:
-        """decay(t) (omega - 1); with scales drawn per sample, 0 outside of their intervals."""
+        """decay(t) (omega - 1), (B,). With drawn scales, 0 outside each sample's interval."""
         if drawn is None:
             return self.decay(t) * (self.scale - 1)
         scale, start, end = drawn.unbind(1)
@@ -100,7 +108,16 @@ class Guidance:
         dropped: Mask,
         drawn: GuidanceRows | None = None,
     ) -> Sample:
-        """The velocity to learn, from v_null = v(x_t, t, null) and v_label = v(x_t, t, y)."""
+        """The training target of the velocity, (B, ...).
+
+        Args:
+            v_t: The conditional velocity, (B, ...).
+            v_null: v(x_t, t, null), (B, ...).
+            v_label: v(x_t, t, y), (B, ...).
+            t: The times, (B,).
+            dropped: The samples whose label was dropped, (B,) bool.
+            drawn: Guidance (omega, start, end) per sample, (B, 3); None for the fixed scale.
+        """
         guided = v_t + across(self.strength(t, drawn), v_t) * (v_t - v_null)
         mixed = self.mix * guided + (1 - self.mix) * v_label
         return torch.where(across(dropped, v_t), v_t, mixed)
@@ -108,13 +125,15 @@ class Guidance:
 
 @dataclass(frozen=True)
 class DrawnGuidance(Guidance):
-    """Guidance whose scale, and the interval of t in which it acts, are drawn for each sample.
+    """Guidance with a scale and an interval of t that are drawn for each training sample.
 
-    Without `max_scale` it is `Guidance`, with one scale for all; by default it does not fade. With
-    it, omega is drawn from p(omega) ~ omega^-power on [1, max_scale], the interval's start evenly
-    from [0, latest_start] and its end evenly from [earliest_end, 1]. `scale` is then what samples
-    are drawn at unless another one is asked for. `decay_time` fades guidance inside of the
-    interval, too; 1 leaves all to the interval.
+    Without `max_scale`, it works like `Guidance` with one fixed scale. By default, the scale does
+    not fade.
+
+    With `max_scale`, omega is drawn from p(omega) ~ omega^-power on [1, max_scale]. Guidance acts
+    in an interval of t: its start is uniform on [0, latest_start], its end is uniform on
+    [earliest_end, 1]. `scale` is the default scale of sampling. `decay_time` also fades guidance
+    inside the interval; 1 turns this off.
 
     Raises:
         InputError: If `scale` is above `max_scale`.
@@ -129,33 +148,57 @@ class DrawnGuidance(Guidance):
         tensor([2.5000, 0.1000, 0.9000])
     """
 
+    scale: Annotated[
+        float,
+        Setting(
+            "guidance scale omega; 1: no guidance and no dropped labels; with max_scale, the "
+            "default scale of sampling",
+            ge=1,
+        ),
+    ] = 1.0
     decay_time: Annotated[
-        float, Setting("above this t guidance fades towards noise; 1: never", ge=0, le=1)
+        float,
+        Setting("guidance fades from t = decay_time to t = 1; 1: it does not fade", ge=0, le=1),
     ] = 1.0
     max_scale: Annotated[
         float | None,
-        Setting("draw omega for each sample from [1, max_scale]; null: scale is for all", gt=1),
+        Setting(
+            "draw a guidance scale from [1, max_scale] for each sample and make it an input of the "
+            "network; null: train with the fixed scale",
+            gt=1,
+        ),
     ] = None
-    power: Annotated[float, Setting("of the density omega^-power of drawn scales", ge=0, le=10)] = (
-        1.0
-    )
+    power: Annotated[
+        float,
+        Setting("power of the density omega^-power that scales are drawn from", ge=0, le=10),
+    ] = 1.0
     latest_start: Annotated[
-        float, Setting("the interval of t starts evenly in [0, latest_start]", ge=0, le=0.5)
+        float,
+        Setting(
+            "latest start of the guidance interval of t; starts are uniform on [0, latest_start]",
+            ge=0,
+            le=0.5,
+        ),
     ] = 0.5
     earliest_end: Annotated[
-        float, Setting("the interval of t ends evenly in [earliest_end, 1]", ge=0.5, le=1)
+        float,
+        Setting(
+            "earliest end of the guidance interval of t; ends are uniform on [earliest_end, 1]",
+            ge=0.5,
+            le=1,
+        ),
     ] = 0.5
 
     def __post_init__(self) -> None:
         if self.max_scale is not None and self.scale > self.max_scale:
             raise InputError(
                 f"objective.guidance.scale={self.scale:g} is above max_scale={self.max_scale:g}: "
-                "it is what samples are drawn at, choose one of the trained scales"
+                "sampling uses it by default, so choose a scale that is trained"
             )
 
     @property
     def drawn(self) -> bool:
-        """Whether scales are drawn, so that the network takes them as an input."""
+        """Whether scales are drawn and are an input of the network."""
         return self.max_scale is not None
 
     @property
@@ -163,11 +206,11 @@ class DrawnGuidance(Guidance):
         return self.drawn or super().active
 
     def draw(self, count: int, generator: torch.Generator) -> GuidanceRows | None:
-        """Draws (omega, start, end) of `count` samples, (count, 3); None if the scale is fixed."""
+        """Draws (omega, start, end) for `count` samples, (count, 3); None if the scale is fixed."""
         if self.max_scale is None:
             return None
         u, start, end = torch.rand(3, count, generator=generator, device=generator.device)
-        # The inverse of the distribution function, whose density is ~ omega^-power
+        # Inverse transform sampling of the density ~ omega^-power
         base, less = log(self.max_scale), 1 - self.power
         omega = torch.exp(base * u if less == 0 else torch.log1p(u * expm1(less * base)) / less)
         return torch.stack(
@@ -175,50 +218,50 @@ class DrawnGuidance(Guidance):
         )
 
     def chosen(self, scale: AnyScale | None = None, interval: AnyInterval | None = None) -> Tensor:
-        """What the network is given when samples are drawn at a scale: (3,), or (B, 3).
+        """The guidance input of the network for sampling: (3,), or (B, 3).
 
         Args:
-            scale: One scale, or one for each sample, (B,); by default `scale`.
-            interval: The start and the end of the interval in which it acts; by default [0, 1].
+            scale: One scale, or one per sample (B,). Default: the field `scale`.
+            interval: The interval (start, end) of t in which guidance acts. Default: (0, 1).
 
         Raises:
-            InputError: For a scale or an interval that training does not draw.
+            InputError: If the scale or the interval lies outside the range that is trained.
         """
         omega = numbers(self.scale if scale is None else scale, "guidance")
         if omega.ndim > 1:
-            raise InputError(f"guidance has shape {list(omega.shape)}: give one scale per sample")
+            raise InputError(f"guidance has shape {list(omega.shape)}: pass one scale per sample")
         low, high = 1.0, self.max_scale or self.scale
         if not bool(((omega >= low) & (omega <= high * (1 + 1e-6))).all()):
             raise InputError(
-                f"guidance is {in_short(scale)}: this model was trained at scales from 1 to "
-                f"{high:g}, choose one of them"
+                f"guidance is {in_short(scale)}: this model was trained with scales from 1 to "
+                f"{high:g}, so choose a scale in this range"
             )
         ends = numbers((0.0, 1.0) if interval is None else interval, "guidance_interval")
         start, end = self.latest_start, self.earliest_end
         if ends.shape != (2,) or not (0 <= ends[0] <= start and end <= ends[1] <= 1):
             raise InputError(
-                f"guidance_interval is {in_short(interval)}: give (start, end), with the start in "
-                f"[0, {start:g}] and the end in [{end:g}, 1], as this model was trained"
+                f"guidance_interval is {in_short(interval)}: pass (start, end), with start in "
+                f"[0, {start:g}] and end in [{end:g}, 1], the range this model was trained with"
             )
         return torch.cat([omega[..., None], ends.expand(*omega.shape, 2)], dim=-1)
 
 
 def draws_scales(guidance: object) -> bool:
-    """Whether an objective's guidance is one whose scales are drawn."""
+    """Whether an objective's guidance draws its scales."""
     return isinstance(guidance, DrawnGuidance) and guidance.drawn
 
 
 def numbers(values: object, name: str) -> Tensor:
-    """Numbers as a tensor of float32 on the CPU. Raises InputError for anything else."""
+    """Converts numbers to a float32 tensor on the CPU. Raises InputError for anything else."""
     try:
         found = torch.as_tensor(values, dtype=torch.float32, device="cpu")
     except (TypeError, ValueError, RuntimeError):
-        raise InputError(f"{name} is {in_short(values)}: give numbers") from None
+        raise InputError(f"{name} is {in_short(values)}: pass numbers") from None
     return found
 
 
 def of_labelled(guidance: GuidanceRows, labels: Labels | None, null: int) -> GuidanceRows:
-    """Guidance (B, 3) with that of samples without a class replaced by none: (1, 0, 1)."""
+    """Guidance (B, 3) in which samples without a class get (1, 0, 1), no guidance."""
     scale, start, end = guidance.unbind(1)
     without = torch.ones_like(scale, dtype=torch.bool) if labels is None else labels == null
     columns = zip((scale, start, end), (1.0, 0.0, 1.0), strict=True)

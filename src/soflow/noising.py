@@ -1,4 +1,4 @@
-"""Noising processes: how a clean sample turns into noise as t goes from 0 to 1.
+"""Noising processes: the path from a clean sample at t = 0 to noise at t = 1.
 
     x_t = alpha(t) data + beta(t) noise            v_t = alpha'(t) data + beta'(t) noise
 
@@ -17,7 +17,7 @@ from soflow.symbols import Sample, Times, across
 
 @dataclass(frozen=True)
 class NoisedSample:
-    """The point x_t of each sample and its velocity, with what they are made of."""
+    """The point x_t and the velocity v_t of each sample, with the data, noise and times used."""
 
     data: Sample
     noise: Sample
@@ -82,7 +82,7 @@ class LinearNoising(Noising):
 class TrigNoising(Noising):
     """A quarter turn from data to noise: alpha = cos(pi t / 2), beta = sin(pi t / 2).
 
-    Since alpha^2 + beta^2 = 1, data of variance 1 keep it at every t.
+    Since alpha^2 + beta^2 = 1, x_t has variance 1 at every t if the data have variance 1.
 
     Example:
         >>> import soflow, torch

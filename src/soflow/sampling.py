@@ -1,12 +1,12 @@
 """Samplers: pure functions of a model and its noise.
 
-All take noise (B, ...) and labels (B,) or None (no condition), and return samples (B, ...). A model
-whose null label was never trained refuses None. A network evaluation (NFE) is one call of the
-network on the batch.
+All samplers take noise (B, ...) and labels (B,) and return samples (B, ...). `labels=None` draws
+samples without a label; a model whose null label was never trained raises InputError. One network
+evaluation (NFE) is one call of the network on the batch.
 
-Noise may be a tensor or an array of floats of any precision; it is converted to the precision and
-the device of the network's weights. Labels may be a list, an array or a tensor of integers; -1 is
-no class.
+Noise may be a tensor or an array of floats of any precision. It is converted to the precision and
+moved to the device of the network's weights. Labels may be a list, an array or a tensor of
+integers; -1 means no class.
 
 Source: SoFlow (arXiv 2512.15657), sampling.
 """
@@ -24,8 +24,8 @@ from soflow.symbols import AnyLabels, AnyNoise, Sample, as_labels
 
 Sampler = Literal["renoise", "ode", "euler", "heun"]
 SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
-#: Steps of the Heun integration that few-step samples are compared with; each takes two network
-#: evaluations.
+#: Steps of the Heun integration that serves as the reference for few-step samples. One step takes
+#: two network evaluations.
 HEUN_STEPS = 32
 
 
@@ -35,40 +35,40 @@ def even_times(steps: int) -> list[float]:
 
 
 def jump_times(steps: int, times: Sequence[Any] | None) -> list[float]:
-    """The times of a sampler's jumps: even ones, or those given.
+    """The times of a sampler's jumps: `times`, or evenly spaced times if it is None.
 
     Raises:
-        InputError: If those given do not fall from 1 to 0 in as many steps.
+        InputError: If `times` does not decrease from 1 to 0 in `steps` steps.
     """
     if times is None:
         return even_times(steps)
     try:
         found = [] if isinstance(times, str) else [float(time) for time in times]
     except (TypeError, ValueError):
-        raise InputError(f"times is {in_short(times)}: give numbers") from None
+        raise InputError(f"times is {in_short(times)}: pass numbers") from None
     falls = all(t > s for t, s in pairwise(found))
     if not found or (found[0], found[-1]) != (1.0, 0.0) or not falls:
-        raise InputError(f"times is {in_short(times)}: give times that fall from 1 to 0")
+        raise InputError(f"times is {in_short(times)}: pass times that decrease from 1 to 0")
     if len(found) != steps + 1:
-        raise InputError(f"times has {len(found)} times: give {steps + 1} for {steps} steps")
+        raise InputError(f"times has {len(found)} times: pass {steps + 1} for {steps} steps")
     return found
 
 
 def filled(time: float, like: Tensor) -> Tensor:
-    """One time for every sample: (B,)."""
+    """The same time for every sample, (B,)."""
     return torch.full(like.shape[:1], time, dtype=like.dtype, device=like.device)
 
 
 def as_model_takes(model: FlowModel, noise: AnyNoise) -> Tensor:
-    """Noise in the precision and on the device of the network's weights, if it has any.
+    """Converts noise to the precision and moves it to the device of the network's weights.
 
     Raises:
-        InputError: If it is not floats.
+        InputError: If the noise does not consist of floats.
     """
     try:
         x = noise if isinstance(noise, Tensor) else torch.as_tensor(noise)
     except (TypeError, ValueError, RuntimeError):
-        raise InputError(f"noise is {in_short(noise)}: give a tensor or an array") from None
+        raise InputError(f"noise is {in_short(noise)}: pass a tensor or an array") from None
     if not x.is_floating_point():
         raise InputError(f"noise must be floats, not {x.dtype}")
     weights = model.net.parameters() if isinstance(model.net, nn.Module) else ()
@@ -77,7 +77,7 @@ def as_model_takes(model: FlowModel, noise: AnyNoise) -> Tensor:
 
 
 def checked(model: FlowModel, noise: AnyNoise, labels: AnyLabels) -> tuple[Tensor, Tensor | None]:
-    """Noise and labels as the model takes them. Raises InputError if they do not fit it."""
+    """Converts noise and labels for the model. Raises InputError if they do not fit the model."""
     x = as_model_takes(model, noise)
     y = as_labels(labels, x.device)
     if y is not None and model.num_classes:
@@ -91,8 +91,8 @@ def one_step(model: FlowModel, noise: AnyNoise, labels: AnyLabels = None) -> Sam
 
     Args:
         model: The model.
-        noise: Standard normal, (B, ...).
-        labels: (B,), or None for no condition.
+        noise: Standard normal noise (B, ...).
+        labels: Class labels (B,); None draws samples without a label.
 
     Returns:
         Samples (B, ...).
@@ -117,14 +117,17 @@ def renoise(
     labels: AnyLabels = None,
     times: Sequence[Any] | None = None,
 ) -> Sample:
-    """The paper's sampler of K steps: jumps to data, adds fresh noise up to t_{i+1}, jumps again.
+    """Draws samples with the paper's K-step sampler: jump to data, add fresh noise, jump again.
+
+    Step i jumps from t_i to data. Fresh noise then takes the result to t_{i+1}, and the next step
+    starts there.
 
     Args:
         model: The model.
-        noise: (B, ...).
-        fresh: K - 1 further noises, each (B, ...). Without any this is `one_step`.
-        labels: (B,), or None for no condition.
-        times: 1 = t_0 > t_1 > ... > t_K = 0; even times by default, as in the paper.
+        noise: Standard normal noise (B, ...).
+        fresh: K - 1 further noise tensors, each (B, ...). If empty, the result is `one_step`.
+        labels: Class labels (B,); None draws samples without a label.
+        times: K + 1 times 1 = t_0 > t_1 > ... > t_K = 0. Default: evenly spaced, as in the paper.
 
     Returns:
         Samples (B, ...).
@@ -145,8 +148,8 @@ def renoise(
     noises = [as_model_takes(model, one) for one in fresh]
     for one in noises:
         if one.shape != noise.shape:
-            shapes = f"{list(one.shape)}, and noise {list(noise.shape)}"
-            raise InputError(f"fresh holds a noise of shape {shapes}: give a list of equal shapes")
+            shapes = f"{list(one.shape)}, but noise has shape {list(noise.shape)}"
+            raise InputError(f"fresh has a tensor of shape {shapes}: pass equal shapes")
     times = jump_times(len(noises) + 1, times)
     x = model.solution(noise, filled(1.0, noise), filled(0.0, noise), labels)
     for t, new_noise in zip(times[1:-1], noises, strict=True):
@@ -162,14 +165,16 @@ def ode(
     labels: AnyLabels = None,
     times: Sequence[Any] | None = None,
 ) -> Sample:
-    """Composes jumps along the model's trajectories: x = f(x, t_i, t_{i+1}), i = 0 .. K - 1.
+    """Draws samples by K jumps along the model's trajectories.
+
+    Jump i is x = f(x, t_i, t_{i+1}), for i = 0 .. K - 1.
 
     Args:
         model: The model.
-        noise: Standard normal, (B, ...).
-        steps: The number of jumps K, one network evaluation each. One jump is `one_step`.
-        labels: (B,), or None for no condition.
-        times: 1 = t_0 > t_1 > ... > t_K = 0; even times by default.
+        noise: Standard normal noise (B, ...).
+        steps: The number of jumps K, one network evaluation each. K = 1 is `one_step`.
+        labels: Class labels (B,); None draws samples without a label.
+        times: K + 1 times 1 = t_0 > t_1 > ... > t_K = 0. Default: evenly spaced.
 
     Returns:
         Samples (B, ...).
@@ -199,22 +204,25 @@ def integrate_velocity(
     start: float = 1.0,
     end: float = 0.0,
 ) -> Sample:
-    """Integrates dx/dt = v(x, t) from `start` to `end` in even steps: the flow-matching sampler.
+    """Integrates dx/dt = v(x, t) from `start` to `end` in equal steps.
+
+    This is the sampler of flow matching.
 
     Args:
         model: The model.
-        x: Samples at time `start`, (B, ...): by default noise.
+        x: Samples (B, ...) at time `start`. At the default start t = 1, these are noise.
         steps: The number of steps.
-        labels: (B,), or None for no condition.
-        scheme: "euler", of order 1, takes one network evaluation per step; "heun", of order 2, two.
+        labels: Class labels (B,); None integrates without a label.
+        scheme: "euler" (order 1, one network evaluation per step) or "heun" (order 2, two
+            evaluations per step).
         start: The time to start at.
-        end: The time to end at. It may be larger than `start`, to turn data into noise.
+        end: The time to end at. An end greater than `start` turns data into noise.
 
     Returns:
         Samples (B, ...) at time `end`.
 
     Raises:
-        InputError: If x or labels do not fit the model.
+        InputError: If x or labels do not fit the model, or the scheme is unknown.
 
     Example:
         >>> import soflow, torch
@@ -241,37 +249,37 @@ def integrate_velocity(
 
 
 def check_sampler(sampler: str, nfe: int) -> Sampler:
-    """The sampler itself.
+    """Checks a sampler and its number of network evaluations. Returns the sampler.
 
     Raises:
-        InputError: If it is unknown, or cannot be run in `nfe` network evaluations.
+        InputError: If the sampler is unknown or does not support `nfe` network evaluations.
     """
     known: Sampler | None = next((name for name in SAMPLERS if name == sampler), None)
     if known is None:
         raise InputError(f"unknown sampler '{sampler}': choose one of {', '.join(SAMPLERS)}")
     require_whole(1, nfe=nfe)
     if sampler == "heun" and nfe % 2:
-        raise InputError(f"heun takes two evaluations per step: {nfe} is odd, use {nfe + 1}")
+        raise InputError(f"nfe is {nfe}: heun takes two evaluations per step, use {nfe + 1}")
     return known
 
 
 def sample(
     model: FlowModel, noises: AnyNoise, labels: AnyLabels, sampler: Sampler, nfe: int
 ) -> Sample:
-    """Samples by any sampler in `nfe` network evaluations.
+    """Draws samples with the named sampler in `nfe` network evaluations.
 
     Args:
         model: The model.
-        noises: (noise_count(sampler, nfe), B, ...).
-        labels: (B,), or None for no condition.
+        noises: Standard normal noise (noise_count(sampler, nfe), B, ...).
+        labels: Class labels (B,); None draws samples without a label.
         sampler: The sampler's name.
-        nfe: The number of network evaluations.
+        nfe: Network evaluations per sample.
 
     Returns:
         Samples (B, ...).
 
     Raises:
-        InputError: If the sampler cannot use `nfe`, or noises or labels do not fit the model.
+        InputError: If the sampler does not support `nfe`, or noises or labels do not fit the model.
     """
     check_sampler(sampler, nfe)
     noise, *fresh = noises

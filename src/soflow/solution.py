@@ -22,7 +22,7 @@ from soflow.symbols import Labels, Net, Sample, Times, across
 
 
 class Parameterization(ABC):
-    """The coefficients a and b of the solution map, (B,), (B,) -> (B,), and d_s b at s = t."""
+    """The coefficients a(t, s) and b(t, s) of the solution map, and (d/ds b)(t, t)."""
 
     #: (d/ds b)(t, t), the same for every t. (d/ds a)(t, t) is 0 in both parameterizations.
     d_s_b: float
@@ -36,11 +36,11 @@ class Parameterization(ABC):
         """The coefficient of F: (B,), (B,) -> (B,)."""
 
     def solution(self, x: Sample, t: Times, s: Times, F: Sample) -> Sample:
-        """f(x, t, s) from F = F(x, t, s)."""
+        """f(x, t, s), (B, ...), from F = F(x, t, s)."""
         return across(self.a(t, s), x) * x + across(self.b(t, s), x) * F
 
     def velocity(self, F: Sample) -> Sample:
-        """v(x, t) from F = F(x, t, t)."""
+        """v(x, t), (B, ...), from F = F(x, t, t)."""
         return self.d_s_b * F
 
 
@@ -86,30 +86,31 @@ class TrigParameterization(Parameterization):
 
 
 def unchanged(samples: Tensor) -> Tensor:
-    """What decodes samples that need no decoding."""
+    """The default of `FlowModel.decode`: samples need no decoding."""
     return samples
 
 
 @dataclass(frozen=True)
 class FlowModel:
-    """A network and how to read it: its noising process and its parameterization.
+    """A network with its noising process and its parameterization.
 
-    Objectives, samplers and diagnostics all work on it.
+    Objectives, samplers and diagnostics all take a FlowModel.
 
     Attributes:
         net: The network F(x, t, s, labels): (B, ...), (B,), (B,), (B,) or None -> (B, ...).
         shape: The shape of one sample.
-        num_classes: The number of classes; 0 without labels. The label `num_classes` means
-            "no class".
+        num_classes: The number of classes; 0 without labels. The label `num_classes` is the null
+            label, "no class".
         cond_shape: The shape of one condition; () without conditions. To sample with conditions,
             use `conditioned`.
-        noising: The noising process of training.
-        parameterization: How F becomes the solution map f.
-        decode: From samples (B, ...) to images or points, such as the decoder of latents.
-        average: The network with averaged weights, during training.
-        null_trained: Whether the null label was trained, so that it draws samples of all classes.
-        guidance: The guidance scales that the network takes as an input, if it does. Samples are
-            drawn at `guidance.scale`; to choose another one, use `guided`.
+        noising: The noising process used in training.
+        parameterization: The coefficients that turn F into the solution map f.
+        decode: Decodes samples (B, ...) into images or points, such as the decoder of latents.
+        average: The network with EMA weights, during training.
+        null_trained: Whether the null label was trained. If so, samples can be drawn without
+            labels.
+        guidance: The guidance scales that the network takes as an input; None if it takes none.
+            Samples are drawn with `guidance.scale`. To choose another scale, use `guided`.
 
     Example:
         >>> import soflow, torch
@@ -133,7 +134,7 @@ class FlowModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the network's weights are; the CPU if it has none."""
+        """The device of the network's weights; the CPU if it has none."""
         weights = self.net.parameters() if isinstance(self.net, nn.Module) else iter(())
         return next((weight.device for weight in weights), torch.device("cpu"))
 
@@ -148,34 +149,40 @@ class FlowModel:
         return self.to(torch.float16)
 
     def conditioned(self, cond: Any) -> "FlowModel":
-        """The model of samples with these conditions, which samplers take like any other.
+        """Binds conditions to the model, so that samplers can use it like any other model.
 
         Args:
-            cond: (B, ...), one condition for each sample of the batches that it is called with.
+            cond: Conditions (B, ...), one per sample of the batches that the model is called with.
+
+        Returns:
+            The model bound to the conditions.
 
         Raises:
-            InputError: If they have another shape.
+            InputError: If the conditions do not have the shape `cond_shape`.
         """
         cond = cond if isinstance(cond, Tensor) else torch.as_tensor(cond, device="cpu")
         if not self.cond_shape or tuple(cond.shape[1:]) != tuple(self.cond_shape):
             takes = f"[B, {', '.join(map(str, self.cond_shape))}]" if self.cond_shape else "none"
-            raise InputError(f"cond has shape {list(cond.shape)}, and the model takes {takes}")
+            raise InputError(f"cond has shape {list(cond.shape)}: the model takes {takes}")
         return replace(self, net=Conditioned(self.net, cond), cond_shape=())
 
     def guided(
         self, scale: AnyScale | None = None, interval: AnyInterval | None = None
     ) -> "FlowModel":
-        """The model of samples at this guidance scale, which samplers take like any other.
+        """Binds a guidance scale to the model, so that samplers can use it like any other model.
 
         Samples without a class are not guided.
 
         Args:
-            scale: One scale, or one for each sample of the batches that it is called with, (B,);
-                by default `guidance.scale`.
-            interval: The start and the end of the times at which it acts; by default (0, 1).
+            scale: One scale, or one per sample (B,) of the batches that the model is called with.
+                Default: `guidance.scale`.
+            interval: The interval (start, end) of t in which guidance acts. Default: (0, 1).
+
+        Returns:
+            The model bound to the scale.
 
         Raises:
-            InputError: If the network takes no scale, or for scales that it was not trained at.
+            InputError: If the network takes no scale, or was not trained with this scale.
 
         Example:
             >>> import soflow, torch
@@ -188,9 +195,9 @@ class FlowModel:
         return self.with_guidance(self.chosen_guidance(scale, interval))
 
     def with_guidance(self, rows: Tensor) -> "FlowModel":
-        """The model of samples with the guidance (omega, start, end), one (3,) or a row for each.
+        """Binds guidance (omega, start, end) to the model: (3,), or (B, 3) with one row per sample.
 
-        rows: (3,) or (B, 3), as `chosen_guidance` gives them.
+        `chosen_guidance` makes these rows.
         """
         net = Guided(self.net, rows.to(self.device), self.num_classes)
         return replace(self, net=net, guidance=None)
@@ -198,76 +205,76 @@ class FlowModel:
     def chosen_guidance(
         self, scale: AnyScale | None = None, interval: AnyInterval | None = None
     ) -> Tensor:
-        """The guidance of samples that are drawn at a scale: (3,), or (B, 3) for one per sample.
+        """The guidance input of the network for sampling: (3,), or (B, 3) for one scale per sample.
 
         Raises:
-            InputError: As `guided` does.
+            InputError: If the network takes no scale, or was not trained with this scale.
         """
         if self.guidance is None:
             raise InputError(
-                "this model's guidance scale was fixed in training: leave out guidance, or train "
-                "with objective.name=jump_flow and objective.guidance.max_scale=8"
+                "this model's guidance scale was fixed in training: leave out guidance, or train a "
+                "model with objective.name=jump_flow and objective.guidance.max_scale=8"
             )
         return self.guidance.chosen(scale, interval)
 
     def check(self, x: Tensor, labels: Tensor | None) -> None:
-        """Checks a batch of samples and its labels, one per sample.
+        """Checks a batch of samples (B, ...) and its labels (B,).
 
         Raises:
-            InputError: For samples of another shape, labels that are no classes, or a null label
-                that was never trained.
+            InputError: If samples have another shape than `shape`, a label is out of range, or
+                samples without a label are requested and the null label was never trained.
         """
         if tuple(x.shape[1:]) != tuple(self.shape):
             one, batch = list(self.shape), list(x.shape)
-            raise InputError(f"samples have shape {one}: a batch is [B, ...] of it, not {batch}")
+            raise InputError(
+                f"the batch has shape {batch}: this model takes a batch of samples of shape {one}"
+            )
         if self.cond_shape:
-            needed = f"this model needs a condition of shape {list(self.cond_shape)}"
+            needed = f"this model needs conditions of shape {list(self.cond_shape)}"
             raise InputError(f"{needed}: use model.conditioned(cond)")
         for net in self.bound():
             if isinstance(net, Conditioned) and net.cond.shape[:1] != x.shape[:1]:
-                given = f"{len(net.cond)} conditions, the batch {len(x)} samples"
-                raise InputError(f"cond holds {given}: give one for each sample")
+                given = f"{len(net.cond)} conditions, but the batch has {len(x)} samples"
+                raise InputError(f"cond has {given}: pass one condition per sample")
             if isinstance(net, Guided) and net.rows.shape[:-1] not in ((), x.shape[:1]):
-                given = f"{len(net.rows)} scales, the batch {len(x)} samples"
-                raise InputError(f"guidance holds {given}: give one for each sample")
+                given = f"{len(net.rows)} scales, but the batch has {len(x)} samples"
+                raise InputError(f"guidance has {given}: pass one scale per sample")
         if labels is None:
             self.require_null()
             return
         if labels.shape != x.shape[:1]:
             raise InputError(f"labels must have shape [{len(x)}], not {list(labels.shape)}")
         if torch.compiler.is_compiling():
-            return  # an exported or compiled program cannot depend on their values
+            return  # an exported or compiled program cannot branch on tensor values
         null = self.num_classes
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) <= null:
-            known = f"must lie in 0 .. {null - 1}, or be {null} for no class"
-            raise InputError(
-                f"labels {known if null else 'are for classes, and this model has none'}"
-            )
+            known = f"labels must be in 0 .. {null - 1}, or {null} for no class"
+            raise InputError(known if null else "this model has no classes: leave out labels")
         if len(labels) and int(labels.max()) == null:
             self.require_null()
 
     def require_null(self) -> None:
-        """Raises InputError if samples without a label are asked of a model that has learned none.
+        """Raises InputError if the model cannot draw samples without a label.
 
-        The null label is trained by dropped labels and by unlabelled data.
+        Dropped labels and unlabelled data train the null label.
         """
         if self.num_classes and not self.null_trained:
             raise InputError(
-                "this model's null label was never trained, so it has no samples without a label: "
-                "give labels, or train with objective.guidance.scale above 1 and label_dropout "
-                "above 0, or with data.num_classes=0"
+                "this model cannot draw samples without a label, since its null label was never "
+                "trained: pass labels, or train with objective.guidance.scale above 1 and "
+                "label_dropout above 0, or with data.num_classes=0"
             )
 
     def solution(self, x: Sample, t: Times, s: Times, labels: Labels | None = None) -> Sample:
-        """f(x, t, s, y): carries x from time t to time s in one call of the network."""
+        """f(x, t, s, y), (B, ...): takes x from time t to time s in one call of the network."""
         return self.parameterization.solution(x, t, s, self.F(x, t, s, labels))
 
     def velocity(self, x: Sample, t: Times, labels: Labels | None = None) -> Sample:
-        """v(x, t, y): the velocity field that the model implies, from one call of the network."""
+        """v(x, t, y), (B, ...): the model's velocity field, from one call of the network."""
         return self.parameterization.velocity(self.F(x, t, t, labels))
 
     def F(self, x: Sample, t: Times, s: Times, labels: Labels | None = None) -> Sample:
-        """F(x, t, s, y), at the scale `guidance.scale` if the network takes scales."""
+        """F(x, t, s, y), (B, ...), with the default scale if the network takes guidance scales."""
         if self.guidance is None:
             return self.net(x, t, s, labels)
         columns = [torch.full_like(t, value) for value in (self.guidance.scale, 0.0, 1.0)]
@@ -275,7 +282,7 @@ class FlowModel:
         return self.net(x, t, s, labels, guidance=guidance)
 
     def bound(self) -> Iterator[nn.Module]:
-        """What `conditioned` and `guided` have put around the network."""
+        """The wrappers that `conditioned` and `guided` put around the network."""
         net = self.net
         while isinstance(net, Conditioned | Guided):
             yield net
@@ -283,14 +290,14 @@ class FlowModel:
 
 
 class Conditioned(nn.Module):
-    """A network whose samples have these conditions: F(x, t, s, labels), given cond (B, ...)."""
+    """A network F(x, t, s, labels) bound to conditions `cond` (B, ...)."""
 
     cond: Tensor
 
     def __init__(self, net: Net, cond: Tensor) -> None:
         super().__init__()
         self.net = net
-        self.register_buffer("cond", cond, persistent=False)  # goes where the network goes
+        self.register_buffer("cond", cond, persistent=False)  # moves with the network
 
     def forward(
         self, x: Sample, t: Times, s: Times, labels: Labels | None = None, **inputs: Any
@@ -300,7 +307,7 @@ class Conditioned(nn.Module):
 
 
 class Guided(nn.Module):
-    """A network whose samples have this guidance: F(x, t, s, labels), given rows (3,) or (B, 3)."""
+    """A network F(x, t, s, labels) bound to guidance `rows`, (3,) or (B, 3)."""
 
     rows: Tensor
 
@@ -308,7 +315,7 @@ class Guided(nn.Module):
         super().__init__()
         self.net = net
         self.null = null
-        self.register_buffer("rows", rows, persistent=False)  # goes where the network goes
+        self.register_buffer("rows", rows, persistent=False)  # moves with the network
 
     def forward(
         self, x: Sample, t: Times, s: Times, labels: Labels | None = None, **inputs: Any
@@ -319,11 +326,14 @@ class Guided(nn.Module):
 
 
 def require_mean_velocity(model: FlowModel) -> None:
-    """Checks that F is a mean velocity, which some objectives learn it as.
+    """Checks that F is a mean velocity, as some objectives require.
 
     Raises:
-        InputError: For any parameterization but Euler's.
+        InputError: For any parameterization other than `EulerParameterization`.
     """
     if not isinstance(model.parameterization, EulerParameterization):
         given = type(model.parameterization).__name__
-        raise InputError(f"{given}: F is a mean velocity only with EulerParameterization, use that")
+        raise InputError(
+            f"the parameterization is {given}: this objective needs F to be a mean velocity, use "
+            "EulerParameterization"
+        )

@@ -1,4 +1,4 @@
-"""The times of a training step: logit-normal t and s, the schedule r(k, K), the middle time l.
+"""The times of a training step: logit-normal t and s, and the middle time l with its schedule r.
 
 Source: SoFlow (arXiv 2512.15657), sampling of times and the schedule of l.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 from soflow.symbols import Times
 from soflow.system.registry import Setting
 
-#: The least distance between two times of a jump, and the least t.
+#: The minimum distance between the two times of a jump, and the minimum t.
 FLOOR = 1e-4
 
 Schedule = Literal["constant", "linear", "cosine", "exponential"]
@@ -21,7 +21,7 @@ Schedule = Literal["constant", "linear", "cosine", "exponential"]
 
 @dataclass(frozen=True)
 class LogitNormal:
-    """A density of times on (0, 1): sigmoid(mean + std * normal).
+    """The logit-normal density of times on (0, 1): sigmoid(mean + std * normal).
 
     Example:
         >>> import soflow, torch
@@ -34,7 +34,7 @@ class LogitNormal:
     std: Annotated[float, Setting("standard deviation of logit(time)", gt=0)]
 
     def draw(self, count: int, generator: torch.Generator) -> Times:
-        """Draws `count` independent times, (count,), on the generator's device."""
+        """Draws `count` independent times (count,) on the generator's device."""
         normal = torch.randn(count, generator=generator, device=generator.device)
         return torch.sigmoid(self.mean + self.std * normal)
 
@@ -43,7 +43,7 @@ class LogitNormal:
 class MiddleTime:
     """The middle time l = t + (s - t) r of a jump.
 
-    r shrinks from `init` to `end` during training.
+    The ratio r changes from `init` to `end` during training, so that l moves towards t.
 
     Example:
         >>> import soflow, torch
@@ -54,15 +54,18 @@ class MiddleTime:
         tensor([0.9000])
     """
 
-    schedule: Annotated[Schedule, Setting("of r(k, K)")] = "exponential"
-    init: Annotated[float, Setting("r at the first step", gt=0, le=1)] = 0.1
-    end: Annotated[float, Setting("r at the last step", gt=0, le=1)] = 0.002
+    schedule: Annotated[
+        Schedule, Setting("schedule of the middle-time ratio r during training; constant: r = end")
+    ] = "exponential"
+    init: Annotated[
+        float, Setting("middle-time ratio r at the first training step", gt=0, le=1)
+    ] = 0.1
+    end: Annotated[float, Setting("middle-time ratio r at the last training step", gt=0, le=1)] = (
+        0.002
+    )
 
     def r(self, progress: float) -> float:
-        """r(k, K) at progress = k / K, with k steps done of K.
-
-        A function of the step: there is nothing to save or restore.
-        """
+        """The ratio r at progress = k / K, after k of K training steps."""
         match self.schedule:
             case "constant":
                 return self.end
@@ -75,9 +78,9 @@ class MiddleTime:
         raise AssertionError(self.schedule)
 
     def __call__(self, t: Times, s: Times, progress: float) -> Times:
-        """The middle times l in [s, t), (B,), at least 1e-4 below t.
+        """The middle times l (B,) in [s, t).
 
-        The quotient over t - l therefore stays finite.
+        They lie at least 1e-4 below t, so quotients over t - l stay finite.
         """
         return middle_time(t, s, self.r(progress))
 
@@ -85,7 +88,7 @@ class MiddleTime:
 def draw_ordered(
     count: int, density: LogitNormal, generator: torch.Generator
 ) -> tuple[Times, Times]:
-    """Two independent draws per sample: t is the larger, s the smaller."""
+    """Draws two independent times per sample: t is the larger one, s the smaller one."""
     first, second = density.draw(count, generator), density.draw(count, generator)
     return torch.maximum(first, second), torch.minimum(first, second)
 
@@ -98,7 +101,7 @@ def middle_time(t: Tensor, s: Tensor, r: float) -> Tensor:
 def draw_jumps(
     count: int, t_density: LogitNormal, s_density: LogitNormal, generator: torch.Generator
 ) -> tuple[Times, Times]:
-    """Draws t and s of `count` jumps independently, then orders them: t >= 1e-4, s <= t - 1e-4."""
+    """Draws t and s of `count` jumps independently, then enforces t >= 1e-4 and s <= t - 1e-4."""
     t = t_density.draw(count, generator).clamp(min=FLOOR)
     s = torch.minimum(s_density.draw(count, generator), t - FLOOR)
     return t, s

@@ -1,4 +1,4 @@
-"""The scripts for a GPU, tried on a CPU with tiny sizes."""
+"""The GPU scripts run on a CPU with tiny sizes."""
 
 import json
 import os
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.processes
 
 
 def run(script, out, *arguments):
-    """Runs a script on the CPU: what it printed, its results and the page."""
+    """Runs a script on the CPU. Returns its output, its results and the page."""
     command = ["sh", str(ROOT / "benchmarks" / f"{script}.sh"), "--on-cpu", "--out", str(out)]
     environment = {**os.environ, "PYTHON": sys.executable, "SOFLOW_REFERENCE_CASES": ""}
     found = subprocess.run(
@@ -31,17 +31,17 @@ def run(script, out, *arguments):
 
 def test_the_cost_of_the_first_configurations(tmp_path):
     shown, results, page = run("gpu_cost", tmp_path, "--only", "2", *TINY)
-    assert [row["variant"] for row in results["rows"]] == ["as the reference runs", "defaults"]
+    assert [row["variant"] for row in results["rows"]] == ["reference", "defaults"]
     assert results["missing"] == []
     assert "imagenet256-b2, soflow, defaults" in shown
-    assert "| b2 | 8 | soflow | as the reference runs |" in page
+    assert "| b2 | 8 | soflow | reference |" in page
 
 
-def test_when_time_is_up_the_rest_is_named(tmp_path):
+def test_remaining_configurations_are_listed_when_time_is_up(tmp_path):
     _, results, page = run("gpu_cost", tmp_path, "--only", "2", "--minutes", "0", *TINY)
     assert results["rows"] == []
     assert len(results["missing"]) == 2
-    assert "Not measured: imagenet256-b2, soflow, as the reference runs" in page
+    assert "Not measured: imagenet256-b2, soflow, reference" in page
 
 
 def test_the_tests_for_a_gpu(tmp_path):
@@ -52,7 +52,7 @@ def test_the_tests_for_a_gpu(tmp_path):
 
 
 class Means(torch.nn.Module):
-    """Means of the colours of the quarters of an image: (B, 3, H, H) -> (B, 12)."""
+    """Mean colors of the quarters of an image: (B, 3, H, H) -> (B, 12)."""
 
     def forward(self, images):
         return torch.nn.functional.adaptive_avg_pool2d(images.float() / 255, 2).flatten(1)

@@ -1,4 +1,4 @@
-"""benchmarks/long_jump.py on tiny runs."""
+"""benchmarks/long_jump.py runs on tiny runs."""
 
 import json
 import sys
@@ -59,7 +59,7 @@ def test_errors_of_every_run_over_training(folder, tmp_path, run, capsys):
     assert (tmp_path / "jumps.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_some_runs_can_be_chosen_and_unknown_ones_are_named(folder, run, capsys):
+def test_runs_can_be_selected_and_unknown_names_are_errors(folder, run, capsys):
     run(folder, "--num", 5, "--checkpoints", 1, "--only", "soflow")
     found = json.loads((folder / "long_jump.json").read_text())
     assert [one["folder"] for one in found["runs"]] == ["soflow-seed-0"]

@@ -1,4 +1,4 @@
-"""What tests of the command line share."""
+"""Fixtures for tests of the command line."""
 
 import shutil
 
@@ -7,5 +7,5 @@ import pytest
 
 @pytest.fixture
 def run(tiny_run, tmp_path):
-    """A copy of the tiny run that a test may spoil."""
+    """A copy of the tiny run that a test may modify."""
     return shutil.copytree(tiny_run, tmp_path / "run")

@@ -1,4 +1,4 @@
-"""The commands, as a user runs them: exit status, what is printed and what is written."""
+"""Commands as a user runs them: exit status, output and files."""
 
 import json
 import os
@@ -20,8 +20,8 @@ from support.settings import TINY_DIT
 TINY = [*TINY_DIT, "train.batch_size=32", "train.log_every=10"]
 
 
-def test_from_training_to_report(tmp_path, inside):
-    """The whole way with a tiny network: every command, and what each leaves behind."""
+def test_every_command_from_training_to_report(tmp_path, inside):
+    """All commands work on a run of a tiny network."""
     run = tmp_path / "run"
     train = ["train", "digits", *TINY, "train.steps=20", "--out", run]
     trained = inside(*train)
@@ -41,13 +41,13 @@ def test_from_training_to_report(tmp_path, inside):
     page = (run / "report.html").read_text()
     for part in ("Samples", "Quality", "Training", "Cost", "Settings"):
         assert part in page
-    assert "http" not in page.replace("http-equiv", "")  # nothing is loaded from elsewhere
+    assert "http" not in page.replace("http-equiv", "")  # the page loads no other files
     again = inside(*train)
     assert again.returncode == 0
     assert "step 10/20" not in again.stderr
 
 
-def test_the_whole_way_with_vectors(tmp_path, inside):
+def test_every_command_works_with_vectors(tmp_path, inside):
     run = tmp_path / "run"
     small = ["network.width=16", "network.depth=1", "train.steps=4", "train.batch_size=16"]
     assert inside("train", "moons", *small, "--out", run).returncode == 0
@@ -81,7 +81,7 @@ def test_samples_as_picture_arrays_and_folder(run, tmp_path, inside):
     sample(run, "--num", "6", "--labels", "3,7", "--out", tmp_path / "folder")
     first = np.array(Image.open(tmp_path / "folder" / "000000.png"))
     assert np.array_equal(first, arrays["arr_0"][0, :, :, 0])
-    sample(run, "-n", "5", "--out", tmp_path / "short.npz")  # torchrun takes --num for itself
+    sample(run, "-n", "5", "--out", tmp_path / "short.npz")  # torchrun has its own option --num
     assert len(np.load(tmp_path / "short.npz")["arr_0"]) == 5
     checkpoint = run / "checkpoints" / "step-00000015"
     sample(checkpoint, "--num", "6", "--labels", "3,7", "--out", tmp_path / "old.npz")
@@ -89,7 +89,7 @@ def test_samples_as_picture_arrays_and_folder(run, tmp_path, inside):
 
 
 def test_from_a_checkpoint_of_the_reference_implementation_to_a_report(tmp_path, inside):
-    """Import, sample, train on, evaluate and report, and what is printed about the settings."""
+    """Imports a checkpoint, then samples, fine-tunes, evaluates and reports."""
     settings = {**DIT_YAML, "total_steps": 3, "num_workers": 8}
     checkpoint, config = write_reference(tmp_path, settings=settings)
     run = tmp_path / "run"
@@ -123,7 +123,7 @@ def test_from_a_checkpoint_of_the_reference_implementation_to_a_report(tmp_path,
     assert not (tmp_path / "y").exists()
 
 
-def test_a_run_without_labels_is_evaluated(tmp_path, inside):
+def test_a_run_without_labels_can_be_evaluated(tmp_path, inside):
     without = [
         "data.num_classes=0",
         "objective.guidance.scale=1",
@@ -138,14 +138,14 @@ def test_a_run_without_labels_is_evaluated(tmp_path, inside):
     assert json.loads((run / "evaluation.json").read_text())["rows"][0]["recognized"] is None
 
 
-def test_settings_of_a_run_start_another_run(run, tmp_path, inside):
+def test_a_config_file_of_a_run_starts_another_run(run, tmp_path, inside):
     again = inside("train", run, "train.steps=2", "--out", tmp_path / "new")
     assert again.returncode == 0
     assert str(tmp_path / "new") in again.stderr
     assert f"init_from={run}" in again.stderr
 
 
-def test_several_runs_make_one_page(run, tiny_run, tmp_path, inside):
+def test_several_runs_give_one_report(run, tiny_run, tmp_path, inside):
     result = inside("report", run, tiny_run, "--out", tmp_path / "both.html")
     assert result.returncode == 0, result.stderr
     page = (tmp_path / "both.html").read_text()
@@ -175,7 +175,7 @@ def test_ctrl_c_saves_and_the_same_command_resumes(tmp_path, inside):
     assert "Traceback" not in rest
     assert f"soflow train {run}" in rest
     (checkpoint,) = (run / "checkpoints").iterdir()
-    resumed = inside("train", run)  # the command that it printed
+    resumed = inside("train", run)  # the command from its message
     assert resumed.returncode == 0
     assert str(checkpoint) in resumed.stderr
     lines = (run / "metrics.jsonl").read_text().splitlines()
@@ -219,7 +219,7 @@ def test_a_printed_recipe_can_be_used_as_a_file(tmp_path, inside):
         ),
     ],
 )
-def test_what_is_not_needed_is_not_imported(code, absent):
+def test_unused_packages_are_not_imported(code, absent):
     check = f"{code}; import sys; print('IMPORTED', [m for m in {absent} if m in sys.modules])"
     result = subprocess.run(
         [sys.executable, "-c", check], capture_output=True, text=True, check=True

@@ -1,4 +1,4 @@
-"""`--import MODULE` registers objectives and networks of the user before a command runs."""
+"""`--import MODULE` registers the user's objectives and networks before a command runs."""
 
 import sys
 
@@ -59,7 +59,7 @@ SMALL = [
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder with modules, and registries and imports that are restored afterwards."""
+    """A folder with modules. Registries and imports are restored afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     for registry in (OBJECTIVES, NETWORKS):
@@ -72,7 +72,7 @@ def folder(tmp_path, monkeypatch):
             del sys.modules[name]
 
 
-def test_a_module_of_the_user_trains_resumes_and_samples(folder, inside):
+def test_an_imported_module_trains_resumes_and_samples(folder, inside):
     train = ["train", "moons", *SMALL, "--out", "run"]
     result = inside(*train, "train.steps=2", "--import", "toy_parts", "objective.power=1.5")
     assert result.returncode == 0, result.stderr
@@ -90,7 +90,7 @@ def test_a_module_of_the_user_trains_resumes_and_samples(folder, inside):
     assert "# power of the distance" in printed.stdout
 
 
-def test_a_configuration_alone_imports_no_code(folder, inside):
+def test_a_configuration_alone_never_imports_code(folder, inside):
     (folder / "mine.yaml").write_text("objective: {name: denoise}\n")
     result = inside("train", "mine.yaml", "--out", "run")
     assert_fails(result, 2, "denoise", "--import")
@@ -111,7 +111,7 @@ def test_a_configuration_alone_imports_no_code(folder, inside):
         ),
     ],
 )
-def test_a_module_that_fails_is_one_line(code, words, folder, inside):
+def test_an_error_in_the_module_is_one_line(code, words, folder, inside):
     (folder / "broken.py").write_text(code)
     assert_fails(inside("recipes", "--import", "broken"), 2, "--import broken", *words)
 

@@ -1,4 +1,4 @@
-"""Wrong use of commands: the exit status, and one line on stderr that names what is wrong."""
+"""Wrong usage gives an exit status and one line on stderr that names the problem."""
 
 import re
 import shutil
@@ -65,13 +65,13 @@ def test_wrong_use_is_one_line_and_status_two(arguments, words, tmp_path, inside
         (["--out", "config.yaml/samples.png"], ["config.yaml"]),
     ],
 )
-def test_wrong_samples_are_refused(arguments, words, run, inside):
+def test_wrong_samples_are_rejected(arguments, words, run, inside):
     before = sorted(run.rglob("*"))
     assert_fails(inside("sample", run, *arguments, cwd=run), 2, *words)
     assert sorted(run.rglob("*")) == before
 
 
-def test_an_output_folder_that_cannot_be_written(tmp_path, run, inside):
+def test_an_unwritable_output_folder_is_rejected(tmp_path, run, inside):
     (tmp_path / "file").write_text("in the way")
     for command in (["train", "digits", *TINY], ["report", run]):
         place = tmp_path / "file" / "place.html"
@@ -79,24 +79,24 @@ def test_an_output_folder_that_cannot_be_written(tmp_path, run, inside):
 
 
 @pytest.mark.parametrize("text", ["- one\n- two\n", "words\n", "data: {\n"])
-def test_a_recipe_that_is_no_mapping(text, tmp_path, inside):
+def test_a_recipe_that_is_not_a_mapping_is_rejected(text, tmp_path, inside):
     (tmp_path / "r.yaml").write_text(text)
     assert_fails(inside("train", tmp_path / "r.yaml", "--out", tmp_path / "run"), 2, "r.yaml")
 
 
-def test_a_run_folder_of_another_version(run, inside):
+def test_a_run_of_another_version_is_rejected(run, inside):
     config = run / "config.yaml"
     config.write_text(re.sub(r"version: \d+", "version: 77", config.read_text()))
     for command in ("sample", "evaluate", "report"):
         assert_fails(inside(command, run), 2, str(run), "version 77")
 
 
-def test_a_damaged_checkpoint(run, inside):
+def test_a_damaged_checkpoint_is_rejected(run, inside):
     newest, older = (run / "checkpoints" / f"step-000000{step}" for step in (30, 15))
     file = newest / "ema.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     assert_fails(inside("sample", newest), 1, str(file), str(older))
-    sampled = inside("sample", run, "--num", "4")  # the run as a whole still has a good one
+    sampled = inside("sample", run, "--num", "4")  # the run still has an intact checkpoint
     assert sampled.returncode == 0
     assert str(file) in sampled.stderr
     assert str(older) in sampled.stderr
@@ -104,7 +104,7 @@ def test_a_damaged_checkpoint(run, inside):
     assert_fails(inside("sample", run), 1, str(file))
 
 
-def test_a_loss_that_is_not_finite(tmp_path, inside):
+def test_a_nonfinite_loss_is_one_line(tmp_path, inside):
     settings = [
         "precision=fp32",
         "compile=false",
@@ -117,12 +117,12 @@ def test_a_loss_that_is_not_finite(tmp_path, inside):
     assert_fails(result, 1, "loss", "step", "optimizer.lr")
 
 
-#: Those of `tiny_run`.
+#: The settings of `tiny_run`.
 STEPS = ["train.steps=30", "checkpoint.every=15"]
 
 
-def test_other_settings_for_an_existing_run(run, inside):
+def test_other_settings_for_an_existing_run_are_rejected(run, inside):
     result = inside("train", "digits", *TINY, *STEPS, "train.seed=99", "--out", run)
     assert_fails(result, 2, "train.seed=0", "99")
-    # Settings that may change, but were not given: the recipe has others than the run.
+    # Settings that may change but were not given: the recipe's values differ from the run's.
     assert_fails(inside("train", "digits", *TINY, "--out", run), 2, "train.steps=30", "2000")

@@ -1,4 +1,4 @@
-"""Counted operations against a count by hand, and the command that measures."""
+"""Counted operations compared with a count by hand, and the bench command."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ SMALL = [*TINY_DIT, "train.batch_size=16"]
 
 
 def forward_by_hand(tokens, patch_values, width, depth):
-    """Two operations per multiplication in every matrix product of a DiT."""
+    """The FLOPs of a DiT: two per multiplication in each matrix product."""
     block = 2 * tokens * (3 + 1 + 4 + 4) * width**2 + 2 * 2 * tokens**2 * width + 2 * 6 * width**2
     times = 2 * 2 * (256 * width + width**2)
     ends = 2 * 2 * tokens * patch_values * width + 2 * 2 * width**2
@@ -27,7 +27,7 @@ def forward_by_hand(tokens, patch_values, width, depth):
 
 
 def test_the_operations_of_a_forward_pass_and_of_objectives():
-    """Flow matching without guidance: a forward pass, and twice as much backward."""
+    """Unguided flow matching costs a forward pass, and twice as much for the backward pass."""
     by_hand = forward_by_hand(tokens=4, patch_values=16, width=32, depth=1)
     counted = {}
     for name in ("flow_matching", "consistency", "soflow", "mean_flow"):
@@ -37,7 +37,7 @@ def test_the_operations_of_a_forward_pass_and_of_objectives():
         counted[name] = counts.flops_per_sample
     flow_matching = counted["flow_matching"]
     assert flow_matching == pytest.approx(3 * by_hand, rel=0.1)  # the input needs no gradient
-    # One pass without gradient more, for all of the batch or for a quarter of it.
+    # An extra pass without gradient, for the whole batch or for a quarter of it.
     assert counted["consistency"] - flow_matching == pytest.approx(by_hand)
     assert counted["soflow"] - flow_matching == pytest.approx(0.25 * by_hand)
     assert counted["mean_flow"] > 1.5 * flow_matching
@@ -45,7 +45,7 @@ def test_the_operations_of_a_forward_pass_and_of_objectives():
 
 @pytest.mark.parametrize("objective", ["soflow", "mean_flow"])
 def test_signals_and_rectangles_cost_what_a_square_of_the_same_patches_costs(objective):
-    """All have 16 patches of 16 values."""
+    """All shapes have 16 patches of 16 values."""
     counts = [
         count(read_recipe("digits", [*TINY_DIT, f"objective.name={objective}", shape]))
         for shape in ("data.shape=[1,16,16]", "data.shape=[1,4,64]", "data.shape=[4,64]")
@@ -67,7 +67,7 @@ class Mine(FlowMatching):
 
 @pytest.fixture
 def my_objective(tmp_path, monkeypatch):
-    """An objective that a module outside the package registers."""
+    """Registers an objective in a module outside the package."""
     (tmp_path / "my_objective.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(OBJECTIVES, "entries", dict(OBJECTIVES.entries))
@@ -75,7 +75,7 @@ def my_objective(tmp_path, monkeypatch):
 
 
 @pytest.mark.processes
-def test_the_command_measures_and_shows(tmp_path, capfd, monkeypatch, my_objective):
+def test_the_command_measures_and_prints_costs(tmp_path, capfd, monkeypatch, my_objective):
     """The measuring process imports the module that registers the objective."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     file = tmp_path / "bench.json"
@@ -94,14 +94,14 @@ def test_the_command_measures_and_shows(tmp_path, capfd, monkeypatch, my_objecti
     assert 0 < one.share_of_peak(16) < 1
 
 
-def test_few_processes_load_at_once():
+def test_few_processes_start_at_once():
     names = [str(i) for i in range(2 * PROCESSES + 1)]
     found = groups(names)
     assert [name for group in found for name in group] == names
     assert [len(group) for group in found] == [PROCESSES, PROCESSES, 1]
 
 
-def test_a_measurement_that_fails_is_named():
+def test_a_failed_measurement_is_named():
     program = ("-c", "raise SystemExit('no memory')")
     config = read_recipe("digits", SMALL)
     with pytest.raises(RunError, match=r"measurement of mine.*no memory"):
@@ -110,7 +110,7 @@ def test_a_measurement_that_fails_is_named():
 
 @pytest.mark.processes
 def test_the_peak_is_of_the_measuring_process_alone():
-    """Linux hands the peak of a process down to its children."""
+    """On Linux, a child process inherits the peak memory of its parent."""
     ballast = torch.ones(200 * 2**20)  # 800 MiB
     code = (
         "import torch; from soflow.comparison.measure import peak_bytes;"
@@ -122,7 +122,7 @@ def test_the_peak_is_of_the_measuring_process_alone():
 
 
 def test_on_a_gpu_soflow_is_also_measured_with_plain_attention(capfd, monkeypatch):
-    """Only the parent sees a GPU; here nothing is measured at all."""
+    """The test fakes a GPU and the measurements."""
     asked = {}
 
     def bench(configs, rounds, programs):

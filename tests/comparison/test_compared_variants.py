@@ -1,4 +1,4 @@
-"""soflow compare --variants: what is trained, what it is relative to, what the page says."""
+"""`soflow compare --variants`: the runs, the base of the ratios, and the report."""
 
 import json
 import re
@@ -45,12 +45,12 @@ def compare(out, variants=VARIANTS, seeds=1, overrides=(), **more):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A comparison of variants over two seeds: its folder and results. Only to be read."""
+    """The folder and results of a comparison of variants over two seeds. Read-only."""
     out = tmp_path_factory.mktemp("variants")
     return out, compare(out, seeds=2)
 
 
-def test_variants_are_trained_with_their_settings_in_folders_of_their_names(whole):
+def test_variants_are_trained_with_their_settings_in_named_folders(whole):
     out, results = whole
     folders = {path.parent.name for path in out.glob("*/config.yaml")}
     names = ("meanflow", "soflow", "weight-4", "muon")
@@ -79,11 +79,11 @@ def test_costs_and_distances_are_relative_to_soflow_by_seed(whole):
     assert [row[0] for row in rows] == list(VARIANTS)
     found = dict(zip(header, rows[-1], strict=True))
     assert found["ratio to SoFlow"] == f"{mean(ratios):.3f} ± {stdev(ratios):.3f}"
-    assert found["time of a step"] == "1.10"
+    assert found["step time ratio"] == "1.10"
 
 
 def test_ratios_are_of_the_same_seed(whole):
-    """Not of the same place in the list."""
+    """Runs are matched by seed, not by their position in the list."""
     _, results = whole
     one = results.objectives["Muon"]
     turned = one.model_copy(update={"runs": one.runs[::-1]})
@@ -99,7 +99,7 @@ def test_without_soflow_the_first_variant_is_the_base(tmp_path):
     assert results.objectives["Muon"].cost.step_ratio == pytest.approx([0.55] * 3)
 
 
-def test_a_folder_of_a_comparison_of_objectives_goes_on_with_variants(tmp_path):
+def test_a_comparison_of_objectives_can_be_extended_by_variants(tmp_path):
     with costs_without_measuring():
         before = comparison.compare("digits", tmp_path, ["soflow"], 1, overrides=SETTINGS)
     metrics = tmp_path / "soflow-seed-0" / "metrics.jsonl"
@@ -113,7 +113,7 @@ def test_a_folder_of_a_comparison_of_objectives_goes_on_with_variants(tmp_path):
         compare(tmp_path, other)
 
 
-def test_a_new_variant_takes_over_no_choice_that_is_another_variants_own(tmp_path):
+def test_a_new_variant_does_not_inherit_settings_of_other_variants(tmp_path):
     first = {"tf32": {"precision": "tf32"}, "flat": {"ema": {"rampup": 0.0}}}
     compare(tmp_path, first)
     compare(tmp_path, {**first, "p = 0": {"objective.p": 0}, "steep": {"ema.rampup": 0.1}})
@@ -127,7 +127,7 @@ def test_a_new_variant_takes_over_no_choice_that_is_another_variants_own(tmp_pat
 
 
 def test_a_new_variant_computes_like_the_runs_that_were_begun_before(tmp_path):
-    """Those of an older version have no `ema.rampup`."""
+    """Runs of an older version have no `ema.rampup`."""
     compare(tmp_path, {"old": {}}, overrides=["ema.rampup=0"])
     compare(tmp_path, {"old": {}, "new": {"objective.p": 0}, "steep": {"ema.rampup": 0.1}})
     rampups = [
@@ -137,12 +137,12 @@ def test_a_new_variant_computes_like_the_runs_that_were_begun_before(tmp_path):
     assert rampups == [0, 0, 0.1]
 
 
-def test_within_the_time_of_the_base_others_get_as_many_steps_as_fit(tmp_path):
+def test_equal_time_gives_others_as_many_steps_as_fit(tmp_path):
     variants = {"first": {}, "twice": {"objective": {"name": "mean_flow"}}}
     settings = ["train.steps=4", "evaluate.nfe=[1]"]
     results = compare(tmp_path, variants, overrides=settings, budget="time")
     assert {name: one.steps for name, one in results.objectives.items()} == {"first": 4, "twice": 2}
-    assert "as many steps as first's training time has room for" in tables.about(results)
+    assert "the training time of first" in tables.about(results)
     with pytest.raises(InputError, match="first"):
         compare(tmp_path, variants, budget="time", only=["twice"])
     with pytest.raises(InputError, match=r"longer sets train\.steps"):
@@ -152,13 +152,13 @@ def test_within_the_time_of_the_base_others_get_as_many_steps_as_fit(tmp_path):
         compare(tmp_path, turned, budget="time")
 
 
-def test_runs_of_equal_steps_are_not_continued_as_runs_of_equal_time(whole):
+def test_equal_time_does_not_continue_runs_of_equal_steps(whole):
     out, _ = whole
-    with pytest.raises(InputError, match="the same steps"):
+    with pytest.raises(InputError, match="have equal steps"):
         compare(out, budget="time")
 
 
-def test_the_page_says_what_each_variant_changes(whole):
+def test_the_page_shows_the_settings_of_each_variant(whole):
     out, results = whole
     write_page(results, out)
     html, table = (out / "report.html").read_text(), (out / "table.md").read_text()
@@ -169,11 +169,11 @@ def test_the_page_says_what_each_variant_changes(whole):
     assert r"| weight \| 4 | renoise |" in table
     rows = [line for line in table.splitlines() if line.startswith("|")]
     widths = {len(re.findall(r"(?<!\\)\|", line)) for line in rows}
-    assert len(widths) == 4  # overview, settings, every sampler, cost: no cell adds a column
+    assert len(widths) == 4  # overview, settings, all samplers, cost: no cell adds a column
 
 
 def with_settings(results, settings):
-    """The results as if the last variant had these settings."""
+    """Copies the results with other settings of the last variant."""
     name = list(results.objectives)[-1]
     one = results.objectives[name].model_copy(update={"settings": settings})
     return results.model_copy(update={"objectives": {**results.objectives, name: one}})
@@ -186,22 +186,22 @@ def with_settings(results, settings):
         ({"init_from": "runs/other"}, "initial weights"),
         ({"optimizer.lr": 0.1}, "the same optimizer"),
         ({"train.batch_size": 8}, "data in the same order, batches of 16"),
-        ({"train.steps": 8}, "the same steps"),
+        ({"train.steps": 8}, "the same number of steps"),
     ],
 )
-def test_what_differs_is_not_said_to_be_the_same(whole, setting, words):
+def test_settings_that_differ_are_not_called_equal(whole, setting, words):
     _, results = whole
     assert words in tables.about(with_settings(results, {}))
     assert words not in tables.about(with_settings(results, setting))
 
 
-def test_samples_seen_are_counted_by_the_variants_own_batch_size(whole):
+def test_samples_seen_use_the_batch_size_of_the_variant(whole):
     _, results = whole
     changed = with_settings(results, {"train.batch_size": 8})
     assert [changed.batch_size_of(name) for name in results.objectives] == [16, 16, 16, 8]
 
 
-def test_networks_with_inputs_of_their_own_are_not_the_same(whole):
+def test_networks_with_different_inputs_are_not_called_equal(whole):
     _, results = whole
     one = results.objectives["Muon"]
     larger = one.model_copy(update={"cost": one.cost.model_copy(update={"parameters": 101})})
@@ -217,7 +217,7 @@ def with_many(results, count):
 
 
 def overlaps(figure: Figure) -> bool:
-    """Whether two texts of a figure's titles and legends are drawn over one another."""
+    """Whether titles or legends of a figure overlap."""
     figure.draw_without_rendering()
     texts = [axes.title for axes in figure.axes]
     texts += [text for legend in figure.legends for text in legend.get_texts()]
@@ -225,7 +225,7 @@ def overlaps(figure: Figure) -> bool:
     return any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
-def test_many_variants_look_different_and_overprint_nothing(whole):
+def test_many_variants_have_different_colors_and_no_overlapping_text(whole):
     _, results = whole
     many = with_many(results, 20)
     looks = plots.looks(many)
@@ -242,13 +242,13 @@ def test_many_variants_look_different_and_overprint_nothing(whole):
     assert not overlaps(plots.sheets(pictures))
 
 
-def test_other_variants_do_not_take_the_colors_of_objectives():
+def test_variants_do_not_reuse_colors_of_objectives():
     assert not set(plots.PALETTE) & set(plots.COLORS.values())
 
 
 @pytest.mark.parametrize("name", ["digits-steps", "digits-time", "fashion-mnist"])
 def test_older_results_are_read(name):
-    """Comparisons of objectives, before there were variants."""
+    """Results of comparisons from before variants existed can be read."""
     results = Comparison.read(KEPT / f"{name}.json")
     assert not results.variants
     assert results.ratios("soflow") == [1] * len(results.seeds)
@@ -272,7 +272,7 @@ def test_the_command_compares_variants(tmp_path, capfd):
     assert (out / "p-0-seed-0" / "config.yaml").is_file()
 
 
-def test_the_default_folder_has_the_names_of_recipe_and_file(tmp_path, capfd, monkeypatch):
+def test_the_default_folder_is_named_after_recipe_and_file(tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("mine.yaml").write_text("SoFlow:\nb: {objective.p: 0}")
     short = [*SETTINGS, "train.steps=1", "evaluate.nfe=[1]", "--seeds", "1", "--budget", "time"]

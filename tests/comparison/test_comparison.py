@@ -1,4 +1,4 @@
-"""soflow compare: what is equal between objectives, what is kept when it stops, what it shows."""
+"""`soflow compare`: equal conditions for all objectives, resuming, and the report."""
 
 import json
 import logging
@@ -32,7 +32,7 @@ SETTINGS = [
     "evaluate.num=40",
     "checkpoint.every=2",
 ]
-#: Fewer rows to evaluate.
+#: Evaluate fewer rows.
 QUICK = [*SETTINGS, "evaluate.nfe=[1]"]
 
 
@@ -49,7 +49,7 @@ def compare(out, objectives, seeds=1, budget="steps", overrides=(), settings=QUI
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A comparison of all objectives: its folder and results. Only to be read."""
+    """The folder and results of a comparison of all objectives. Read-only."""
     out = tmp_path_factory.mktemp("comparison")
     with costs_without_measuring() as asked:
         results = compare(out, comparison.OBJECTIVES, settings=SETTINGS)
@@ -59,7 +59,7 @@ def whole(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def one_run(tmp_path_factory):
-    """A comparison of one run: its folder and results."""
+    """The folder and results of a comparison with a single run."""
     out = tmp_path_factory.mktemp("one")
     with costs_without_measuring():
         return out, compare(out, ["soflow"])
@@ -80,7 +80,7 @@ def test_all_is_equal_except_the_objective():
     assert scales == {2.5}
 
 
-def test_settings_of_one_objective_reach_it_alone():
+def test_settings_of_one_objective_do_not_affect_others():
     overrides = ["soflow:objective.flow_matching_share=0.5", "mean_flow:objective.p=0.75"]
     configs = read_objectives("digits", ["soflow", "mean_flow"], overrides)
     assert configs["soflow"].objective.flow_matching_share == 0.5
@@ -106,14 +106,14 @@ def test_every_objective_is_evaluated_by_its_samplers(whole):
             assert {row.nfe for row in run.rows if row.sampler != "heun"} == {1, 2, 4}
 
 
-def test_curves_have_a_point_per_look_and_end_at_the_evaluation(whole):
+def test_curves_have_a_point_per_evaluation_and_end_at_the_last_one(whole):
     _, results = whole
     for name, objective in results.objectives.items():
         for run in objective.runs:
             (curve,) = run.curves
             assert [point.step for point in curve.points] == [1, 2, 3, 4]
             assert all(one.seconds <= two.seconds for one, two in pairwise(curve.points))
-            if name == "flow_matching":  # it learns no jumps
+            if name == "flow_matching":  # flow matching does not learn jumps
                 assert (curve.sampler, curve.nfe) == ("heun", 8)
             else:
                 at_the_end = next(row.distance for row in run.rows if row.nfe == 1)
@@ -121,7 +121,7 @@ def test_curves_have_a_point_per_look_and_end_at_the_evaluation(whole):
 
 
 def test_curves_draw_few_samples_and_heun_if_asked(tmp_path, known_costs, monkeypatch):
-    """One step is always evaluated, whatever evaluate.nfe says."""
+    """NFE 1 is always evaluated, even if evaluate.nfe does not have it."""
     monkeypatch.setattr(comparison, "CURVE_SAMPLES", 20)
     monkeypatch.setattr(comparison, "HEUN", ("heun", 4))
     overrides = ["train.steps=1", "evaluate.nfe=[2]"]
@@ -133,7 +133,7 @@ def test_curves_draw_few_samples_and_heun_if_asked(tmp_path, known_costs, monkey
 
 
 def test_a_comparison_on_data_that_give_the_shape(tmp_path, known_costs):
-    """A recipe for data of one's own leaves shape and classes open."""
+    """A recipe for custom data leaves shape and classes to the data."""
     np.save(tmp_path / "x.npy", torch.randn(40, 3).numpy())
     settings = [
         f"data.path={tmp_path / 'x.npy'}", "network.width=16", "network.depth=1", "train.steps=1",
@@ -143,7 +143,7 @@ def test_a_comparison_on_data_that_give_the_shape(tmp_path, known_costs):
     assert results.objectives["soflow"].runs[0].rows
 
 
-def test_a_finished_comparison_is_only_read_again(whole, caplog):
+def test_a_finished_comparison_is_only_read(whole, caplog):
     out, results = whole
     caplog.set_level(logging.INFO, "soflow")
     before = {file: file.stat().st_mtime_ns for file in out.rglob("metrics.jsonl")}
@@ -154,10 +154,10 @@ def test_a_finished_comparison_is_only_read_again(whole, caplog):
     notes = [record.getMessage() for record in caplog.records if "run " in record.getMessage()]
     assert len(notes) == len(comparison.OBJECTIVES)
     assert all("already done" in note for note in notes)
-    assert asked == []  # costs were measured once
+    assert asked == []  # costs are measured only once
 
 
-def test_a_finished_run_is_evaluated_by_heun_steps_if_asked_later(one_run, tmp_path):
+def test_heun_steps_can_be_added_to_a_finished_run(one_run, tmp_path):
     first, results = one_run
     out = shutil.copytree(first, tmp_path / "copy")
     metrics = out / "soflow-seed-0" / "metrics.jsonl"
@@ -173,7 +173,7 @@ def test_a_finished_run_is_evaluated_by_heun_steps_if_asked_later(one_run, tmp_p
         assert compare(out, ["soflow"]) == again
 
 
-def test_an_interrupted_comparison_gets_the_same_figures(tmp_path, known_costs, whole, caplog):
+def test_an_interrupted_comparison_gives_the_same_figures(tmp_path, known_costs, whole, caplog):
     caplog.set_level(logging.INFO, "soflow")
 
     class Interrupting(Task):
@@ -211,14 +211,14 @@ def test_objectives_and_seeds_can_be_added_and_costs_are_relative_to_soflow(tmp_
     assert [len(objective.runs) for objective in results.objectives.values()] == [1, 1]
     assert results.objectives["mean_flow"].cost.step_ratio == (2, 2, 2)
     assert results.objectives["mean_flow"].cost.memory_ratio == (2, 2, 2)
-    assert "ratios to SoFlow's" in markdown(results)
+    assert "Ratios are relative to SoFlow" in markdown(results)
     assert known_costs == [["mean_flow"], ["soflow", "mean_flow"]]
     results = compare(tmp_path, ["soflow"], seeds=2, overrides=short)
     assert [run.seed for run in results.objectives["soflow"].runs] == [0, 1]
 
 
 def test_within_soflows_time_others_get_as_many_steps_as_fit(tmp_path, known_costs):
-    """A mistaken command changes nothing, and runs keep their steps if costs are measured again."""
+    """A wrong command changes nothing, and runs keep their steps when costs are measured again."""
     objectives = ["soflow", "consistency"]
     steps = {"soflow": 4, "consistency": 8}
     results = compare(tmp_path, objectives, budget="time")
@@ -234,14 +234,14 @@ def test_within_soflows_time_others_get_as_many_steps_as_fit(tmp_path, known_cos
     assert {name: one.steps for name, one in again.objectives.items()} == steps
 
 
-def test_what_soflow_evaluate_writes_does_not_change_a_comparison(one_run):
+def test_soflow_evaluate_does_not_change_a_comparison(one_run):
     out, results = one_run
     options = ["--features", "coordinates", "--num", "20", "--nfe", "2"]
     assert main.run(["evaluate", str(out / "soflow-seed-0"), *options]) == 0
     assert compare(out, ["soflow"]) == results
 
 
-def test_curves_are_drawn_where_all_have_points():
+def test_curves_end_where_all_runs_have_points():
     points = [Point(step=step, seconds=step / 10, distance=5.0) for step in (1, 2)]
     late = Point(step=2, seconds=0.3, distance=3.0)
     assert plots.common([points, [late]]) == [[points[1]], [late]]
@@ -254,24 +254,24 @@ def test_a_point_of_the_same_step_is_replaced():
     assert [(point.step, point.distance) for point in curve.points] == [(1, 3.0), (2, 2.0)]
 
 
-def test_a_comparison_is_not_for_several_processes(tmp_path, monkeypatch):
+def test_a_comparison_rejects_several_processes(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="one process"):
         compare(tmp_path, ["soflow"])
 
 
-def test_means_and_spreads():
+def test_means_and_standard_deviations():
     values = [1.0, 2.0, 4.5]
     assert over_seeds(values) == f"{np.mean(values):.3g} ± {np.std(values, ddof=1):.2g}"
     assert over_seeds([1.25]) == "1.25"
     assert over_seeds([]) == ""
 
 
-def test_the_page_and_the_tables_hold_every_objective(whole):
+def test_the_page_and_the_tables_contain_every_objective(whole):
     out, results = whole
     pages.write_page(results.model_copy(update={"recipe": "<b>digits</b>"}), out)
     page = (out / "report.html").read_text()
-    assert "<b>digits</b>" not in page  # a recipe's name is text
+    assert "<b>digits</b>" not in page  # the name of a recipe is escaped
     assert not re.search(r'(src|href)="(?!data:)', page)  # the page is self-contained
     table = (out / "table.md").read_text()
     for word in ("SoFlow", "flow matching", "held-out real"):
@@ -289,7 +289,7 @@ def test_the_command_compares_and_shows(tmp_path, capfd, known_costs):
     assert command(tmp_path, "--rounds", "1", objectives="soflow,flow_matching") == 0
     shown = capfd.readouterr()
     assert "run 2 of 2: flow_matching, seed 0, 4 steps" in shown.err
-    assert "left in all" in shown.err
+    assert "left in total" in shown.err
     assert "objective" in shown.out
     results = Comparison.read(tmp_path / "results.json")
     assert results.objectives["soflow"].cost.step_ratio == (1, 1, 1)
@@ -322,7 +322,7 @@ def test_wrong_use_is_one_line_before_any_work(arguments, word, capfd, monkeypat
     assert word in line
 
 
-def test_a_damaged_file_and_other_settings_are_named(one_run, capfd):
+def test_damaged_files_and_different_settings_are_named(one_run, capfd):
     out, _ = one_run
     assert command(out, "optimizer.lr=0.5") == 2
     assert "optimizer.lr=0.001" in capfd.readouterr().err

@@ -1,4 +1,4 @@
-"""What is counted without measuring, against counts by hand, and the page that shows it."""
+"""Estimates compared with counts by hand, and the docs page that shows them."""
 
 import importlib.util
 from pathlib import Path
@@ -22,34 +22,34 @@ UNGUIDED = "objective.guidance.scale=1"
 
 
 def mlp_parameters_by_hand(width, depth, dimensions, rows):
-    """Weights and biases: two time embeddings, the label table, blocks of three layers, ends."""
+    """Parameters of two time embeddings, label table, blocks of three layers, first and last."""
     time = (256 + 1) * width + (width + 1) * width
     ends = (dimensions + 1) * width + (width + 1) * dimensions
     return 2 * time + rows * width + depth * 3 * (width + 1) * width + ends
 
 
 def mlp_kept_by_hand(width, depth):
-    """Numbers that a sample leaves for the backward pass.
+    """The number of values per sample that are saved for the backward pass.
 
-    Linear layers and SiLU keep their inputs; a tensor that is both is kept once.
+    Linear layers and SiLU save their inputs. A tensor that is the input of both is saved once.
     """
-    times = 2 * 2  # SiLU's input, and its output, the second linear's input
-    condition = 2  # SiLU's input, and its output, which all blocks share
-    block = 4  # x, silu(x), the sum before SiLU, and after it
-    ends = 2  # x of the last SiLU, and the last linear's input
+    times = 2 * 2  # input and output of SiLU; the output is the input of the second layer
+    condition = 2  # input and output of SiLU, which all blocks share
+    block = 4  # x, silu(x), the sum before SiLU, and its SiLU
+    ends = 2  # input of the last SiLU, and input of the last layer
     return (times + condition + depth * block + ends) * width + 2 * 256
 
 
-def test_what_a_linear_stack_keeps_for_its_gradient():
+def test_memory_of_a_linear_stack_for_its_gradient():
     config = read_recipe("moons", [*TINY_MLP, "data.num_classes=0"])
     by_hand = 4 * mlp_kept_by_hand(WIDTH, DEPTH)
     for samples in (8, 40):
         kept = kept_for_backward(config, samples) / samples
-        # The loss keeps a few numbers per sample, too: less than one layer.
+        # The loss also saves a few values per sample, less than one layer.
         assert by_hand <= kept < by_hand + 4 * WIDTH / 2
 
 
-def test_what_is_kept_grows_with_the_batch_and_knows_no_weights():
+def test_activation_memory_grows_with_the_batch_and_excludes_weights():
     for overrides in ([], ["objective.name=mean_flow"], ["objective.name=consistency"]):
         config = read_recipe("digits", [*FLOAT32_DIT, *overrides])
         assert kept_for_backward(config, 48) == pytest.approx(
@@ -57,7 +57,7 @@ def test_what_is_kept_grows_with_the_batch_and_knows_no_weights():
         )
 
 
-def test_a_deeper_network_keeps_as_much_more_for_every_block():
+def test_every_block_adds_the_same_memory():
     one, two, four = (
         kept_for_backward(read_recipe("digits", [*FLOAT32_DIT, f"network.depth={d}"]), 16)
         for d in (1, 2, 4)
@@ -65,18 +65,18 @@ def test_a_deeper_network_keeps_as_much_more_for_every_block():
     assert four - two == 2 * (two - one) > 0
 
 
-def test_states_by_hand():
+def test_states_equal_a_hand_calculation():
     config = read_recipe(
         "moons", [*TINY_MLP, "data.num_classes=0", "ema.float64=true", "train.batch_size=64"]
     )
     parameters = mlp_parameters_by_hand(WIDTH, DEPTH, dimensions=2, rows=1)
     one = estimate(config)
     assert one.parameters == parameters
-    # Weights, gradients, two moments, average in float64.
+    # Weights, gradients, two moments, EMA weights in float64.
     assert one.memory.states == parameters * (4 + 4 + 2 * 4 + 8)
     assert one.memory.total == one.memory.states + kept_for_backward(config, 64)
 
-    shared = estimate(config, gpus=2)  # gradients are exchanged in buckets of their own
+    shared = estimate(config, gpus=2)  # adds gradient buckets
     assert (shared.memory.states, shared.samples) == (parameters * 28, 32)
     assert shared.memory.activations == pytest.approx(one.memory.activations / 2, rel=1e-3)
     sharded = estimate(config.model_copy(update={"parallel": "fsdp"}), gpus=2)
@@ -84,7 +84,7 @@ def test_states_by_hand():
     assert sharded.memory.activations == shared.memory.activations
 
 
-def test_accumulation_saves_what_is_kept():
+def test_accumulation_reduces_activation_memory():
     whole, parts = (
         estimate(read_recipe("digits", [*FLOAT32_DIT, f"train.accumulate={n}"])) for n in (1, 4)
     )
@@ -96,7 +96,7 @@ def test_accumulation_saves_what_is_kept():
     )
 
 
-def test_hours_are_operations_over_the_rate():
+def test_hours_are_operations_divided_by_the_rate():
     config = read_recipe("digits", [*FLOAT32_DIT, "train.steps=1000", "train.batch_size=64"])
     flops = count(config).flops_per_sample * 64 * 1000  # counted by torch
     assert estimate(config, flops_per_second=1e9).gpu_seconds == pytest.approx(flops / 1e9)
@@ -107,9 +107,9 @@ def test_hours_are_operations_over_the_rate():
 
 
 def test_under_bf16_the_pair_stays_in_float32():
-    """The pair: a quarter of the batch, with 4 forward passes' worth; flow matching has none.
+    """The pair is a quarter of the batch and costs 4 forward passes. Flow matching has no pair.
 
-    Embeddings of times stay in float32, too: little where there are many tokens.
+    Time embeddings also stay in float32, but cost little with many tokens.
     """
     larger = [*FLOAT32_DIT, "network.patch=1", "network.width=64", "network.depth=4"]
     made = {
@@ -139,8 +139,8 @@ def test_under_bf16_the_pair_stays_in_float32():
     assert kept["soflow", "fp32"] == pytest.approx(kept["flow_matching", "fp32"], rel=1e-3)
 
 
-def test_the_command_says_that_it_estimates(tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr("soflow.comparison.bench.bench", None)  # nothing is measured
+def test_the_command_says_that_figures_are_estimates(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr("soflow.comparison.bench.bench", None)  # no measurement
     arguments = [
         "bench",
         "digits",
@@ -156,16 +156,16 @@ def test_the_command_says_that_it_estimates(tmp_path, capfd, monkeypatch):
         "estimates, not measured: 2 GPUs",
         "imagenet256-b4",
         "30% of the peak",
-        "assumed, not measured",
+        "an assumption, not a measurement",
     ):
         assert word in shown
     found = Estimates.read(tmp_path / "needs.json")
-    assert "assumed" in found.assumption
+    assert "assumption" in found.assumption
     assert found.estimates.keys() == {"digits", "imagenet256-b4"}
     assert found.estimates["imagenet256-b4"].samples == 128
 
 
-def test_objectives_and_a_rate_of_ones_own(capfd):
+def test_the_estimate_accepts_objectives_and_a_measured_rate(capfd):
     arguments = [
         "bench",
         "digits",
@@ -211,7 +211,7 @@ def the_generator():
 
 
 def test_the_page_shows_what_is_counted_today():
-    """One row of one of its tables; the slow test below takes all of them."""
+    """Checks one row of one table. The slow test below checks all of them."""
     cluster, page = the_generator(), (ROOT / "docs" / "cluster.md").read_text()
     for settings, gpus in list(cluster.TABLES)[:1]:
         assert cluster.row("imagenet256-b4", settings, gpus) in page.splitlines()

@@ -1,4 +1,4 @@
-"""The paper's recipes with their real components for a few steps; only widths are smaller."""
+"""The paper's recipes train for a few steps with their real components but smaller widths."""
 
 import json
 
@@ -13,7 +13,7 @@ from support.small_data import make_vae, pixels, write_folder, write_parquet
 FEW = ["train.steps=3", "train.batch_size=8", "train.log_every=1"]
 
 
-def test_cifar10_with_unet_augmentation_and_float64_average(tmp_path, monkeypatch):
+def test_cifar10_with_unet_augmentation_and_float64_ema(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
     seen = []
     real = AugmentPipe.__call__

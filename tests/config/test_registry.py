@@ -1,4 +1,4 @@
-"""New objectives, networks and data sources: one file and one registration each."""
+"""A new objective, network or data source is one file and one registration."""
 
 import importlib
 import sys
@@ -71,7 +71,7 @@ checkpoint: {every: 2, keep_last: 9}
 
 @pytest.fixture
 def toys(tmp_path, monkeypatch):
-    """The recipe of toys, whose module `my_toys` can be imported and is not yet."""
+    """The recipe of toys. Its module `my_toys` can be imported but is not imported yet."""
     (tmp_path / "my_toys.py").write_text(TOYS)
     (tmp_path / "toys.yaml").write_text(RECIPE)
     monkeypatch.chdir(tmp_path)
@@ -84,7 +84,7 @@ def toys(tmp_path, monkeypatch):
 
 
 def train_again_from_the_middle(train, folder):
-    """Trains, damages the last checkpoint, trains again: the checkpoint before and after."""
+    """Trains, damages the last checkpoint, resumes. Returns the checkpoint before and after."""
     train()
     last = folder / "checkpoints" / "step-00000004" / "model.safetensors"
     whole = last.read_bytes()
@@ -124,12 +124,12 @@ def test_toys_train_resume_and_sample_from_the_command_line(toys, tmp_path, insi
     assert out.is_file()
 
 
-def test_a_configuration_alone_imports_no_module(toys, inside):
+def test_a_configuration_alone_never_imports_a_module(toys, inside):
     assert_fails(inside("train", toys, "--out", "run"), 2, "'toy'", "--import")
     assert "my_toys" not in sys.modules
 
 
-def test_a_registry_names_what_it_knows():
+def test_a_registry_lists_the_known_names():
     registry = Registry("animal")
     registry.register("cat")(nn.Linear)
     assert list(registry) == ["cat"]
@@ -139,7 +139,7 @@ def test_a_registry_names_what_it_knows():
         registry["dog"]
 
 
-def test_a_name_is_registered_once_but_a_module_may_be_reloaded():
+def test_a_name_is_registered_once_but_a_module_can_be_reloaded():
     registry = Registry("network")
 
     def define(name):
@@ -153,13 +153,13 @@ def test_a_name_is_registered_once_but_a_module_may_be_reloaded():
     assert registry["net"] is again
 
 
-def test_a_registry_asks_for_the_attributes_that_it_needs():
+def test_a_registry_checks_required_attributes():
     with pytest.raises(InputError, match=r"'mine'.*whole_network"):
         OBJECTIVES.register("mine")(type("Mine", (), {"samplers": ("ode",)}))
     assert "mine" not in OBJECTIVES
 
 
-def test_a_registry_lists_the_modules_that_are_not_ours():
+def test_a_registry_lists_modules_outside_the_package():
     assert OBJECTIVES.modules() == []
     registry = Registry("network")
     registry.register("linear")(nn.Linear)
@@ -168,7 +168,7 @@ def test_a_registry_lists_the_modules_that_are_not_ours():
 
 @dataclass(frozen=True)
 class Component:
-    """Settings of every kind."""
+    """A component with settings of every type."""
 
     shape: tuple[int, ...]
     needed: Annotated[int, Setting("needed", ge=1, lt=9)]
@@ -209,7 +209,7 @@ def test_settings_become_keys_with_their_defaults_and_types():
         ({**LEAST, "shape": [2]}, ("shape",)),
     ],
 )
-def test_settings_outside_their_range_and_unknown_keys_are_named(values, place):
+def test_settings_out_of_range_and_unknown_keys_are_errors(values, place):
     with pytest.raises(ValueError, match="1 validation error") as error:
         SECTION.model_validate(values)
     assert error.value.errors()[0]["loc"] == place

@@ -1,11 +1,11 @@
-"""Configurations that are meant to harm are refused in one line, and nothing in them runs."""
+"""Malicious configurations are rejected in one line and never run code."""
 
 import pytest
 
 from soflow.config import read_recipe
 from soflow.errors import InputError
 
-#: Each value holds the one before ten times: ten to the 30 values, and as many pairs.
+#: Each value contains the previous one ten times: 10^30 values, and as many pairs.
 LAUGHS = "\n".join(
     ["a0: &a0 [x]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 30))]
 )
@@ -18,7 +18,7 @@ MERGES = "\n".join(
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         (LAUGHS, r"mine\.yaml"),
         (MERGES, r"mine\.yaml"),
@@ -30,7 +30,7 @@ MERGES = "\n".join(
         ("train: {seed: " + "1:" * 5000 + "1}", r"mine\.yaml"),
         (
             "train: {seed: " + "9" * 90 + "}",
-            r"train\.seed is a number of 299 bits",
+            r"train\.seed is an integer of 299 bits",
         ),
         ("train: {steps: !!int ''}", r"mine\.yaml"),
         ("train: {steps: !!bool maybe}", r"mine\.yaml"),
@@ -44,16 +44,16 @@ MERGES = "\n".join(
         ("network: {name: !!binary aGVsbG8=}", r"network\.name"),
     ],
 )
-def test_yaml_that_means_harm(text, told, tmp_path):
+def test_malicious_yaml_is_rejected(text, message, tmp_path):
     (tmp_path / "mine.yaml").write_text(text.replace("CANARY", str(tmp_path / "canary")))
-    with pytest.raises(InputError, match=told) as raised:
+    with pytest.raises(InputError, match=message) as raised:
         read_recipe(str(tmp_path / "mine.yaml"))
     assert len(str(raised.value)) < 2500
     assert str(raised.value).isprintable()
     assert not (tmp_path / "canary").exists()
 
 
-def test_aliases_and_merges_are_read_as_before(tmp_path):
+def test_aliases_and_merges_are_supported(tmp_path):
     data, network = "data: {shape: [&two 2], num_classes: 0}", "network: {name: mlp, width: *two }"
     times = "objective: {times: {t: &t {mean: 1, std: *two }, s: {<<: *t , std: 3}}}"
     (tmp_path / "mine.yaml").write_text("\n".join([data, network, times]))

@@ -1,4 +1,4 @@
-"""Variants: named sets of settings, read from YAML or Python."""
+"""Variants are named sets of settings, read from YAML or Python."""
 
 import pytest
 
@@ -28,7 +28,7 @@ def configs(*overrides, variants, recipe="digits", only=()):
     return {name: variant.config for name, variant in read.items()}
 
 
-def test_a_variant_is_the_recipe_with_its_own_settings(file):
+def test_a_variant_is_the_recipe_with_changed_settings(file):
     read = read_compared("digits", (), file)
     assert list(read) == ["SoFlow", "weight 4", "Muon", "as the recipe"]
     settings = [
@@ -49,7 +49,7 @@ def test_a_variant_is_the_recipe_with_its_own_settings(file):
     assert read["as the recipe"].settings == {}
 
 
-def test_objectives_are_variants_with_no_other_setting():
+def test_objectives_are_variants_without_other_settings():
     names = ["soflow", "mean_flow", "consistency"]
     overrides = ["train.steps=7", "objective.guidance.scale=2.5"]
     read = configs(*overrides, variants={name: {"objective": {"name": name}} for name in names})
@@ -57,7 +57,7 @@ def test_objectives_are_variants_with_no_other_setting():
     assert read["mean_flow"].guidance_scale == 2.5
 
 
-def test_a_variant_keeps_its_settings_when_the_recipe_is_changed(file):
+def test_a_variant_keeps_its_settings_when_overrides_change_the_recipe(file):
     changes = ["optimizer.lr=0.5", "train.steps=9", "weight 4:objective.p=0.5"]
     read = configs(*changes, variants=file)
     assert [one.optimizer.lr for one in read.values()] == [0.5, 2e-3, 0.5, 0.5]
@@ -65,13 +65,13 @@ def test_a_variant_keeps_its_settings_when_the_recipe_is_changed(file):
     assert [one.objective.p for one in read.values()] == [1, 0.5, 1, 1]
 
 
-def test_an_override_goes_to_the_variant_whose_name_it_begins_with():
+def test_an_override_can_address_one_variant_by_name():
     variants = {"p": {}, "p = 0.5": {"objective.p": 0.5}}
     read = configs("p = 0.5:optimizer.lr=0.25", "p:optimizer.lr=0.5", variants=variants)
     assert {name: one.optimizer.lr for name, one in read.items()} == {"p": 0.5, "p = 0.5": 0.25}
 
 
-def test_some_variants_can_be_chosen_and_keep_the_order_of_the_file(file):
+def test_selected_variants_keep_the_order_of_the_file(file):
     assert list(configs(variants=file, only=["Muon", "SoFlow"])) == ["SoFlow", "Muon"]
 
 
@@ -119,7 +119,7 @@ def test_folders_have_safe_names(name, folder):
         ({"a": {"train.sample_every": 1}}, "train.sample_every"),
     ],
 )
-def test_wrong_variants_are_named_in_one_line(variants, word):
+def test_wrong_variants_are_one_line_errors(variants, word):
     with pytest.raises(InputError) as error:
         read_compared("digits", (), variants)
     assert word in str(error.value)

@@ -1,4 +1,4 @@
-"""Small latents that several tests of data share."""
+"""Small latents for several tests of data."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from support.small_data import make_vae, pixels, write_folder
 
 @pytest.fixture(scope="session")
 def vae(tmp_path_factory):
-    """A random autoencoder that halves images: its folder."""
+    """The folder of a random autoencoder that halves images."""
     return make_vae(tmp_path_factory.mktemp("vae") / "kl")
 
 
@@ -19,7 +19,7 @@ def photos(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def latents(photos, vae, tmp_path_factory):
-    """The photos, encoded: 40 latents of 4x4x4."""
+    """The photos, encoded to 40 latents of 4x4x4."""
     from soflow.data.encoding import encode
 
     out = tmp_path_factory.mktemp("latents") / "set"

@@ -1,4 +1,4 @@
-"""The cache of decoded images: whole, or not there."""
+"""The cache of decoded images is complete or absent."""
 
 import multiprocessing
 import os
@@ -39,7 +39,7 @@ def caches():
     return sorted(path for path in (cache_folder() / "data").iterdir() if path.is_dir())
 
 
-def test_the_second_run_reads_what_the_first_decoded(tmp_path, monkeypatch):
+def test_the_second_run_reads_the_cache(tmp_path, monkeypatch):
     source = images(tmp_path)
     first = cached(source, (12, 12), 3)
     monkeypatch.setattr(cache_module, "decode", refuse)
@@ -51,7 +51,7 @@ def test_the_second_run_reads_what_the_first_decoded(tmp_path, monkeypatch):
     assert again.class_names == ("cat", "dog")
 
 
-def test_other_settings_and_other_content_have_caches_of_their_own(tmp_path):
+def test_other_settings_and_other_content_have_separate_caches(tmp_path):
     source = images(tmp_path)
     shapes = [
         cached(source, (size, size), channels).shape
@@ -63,7 +63,7 @@ def test_other_settings_and_other_content_have_caches_of_their_own(tmp_path):
     assert len(caches()) == 4
 
 
-def test_a_class_that_train_gains_renumbers_those_of_test_whose_files_are_the_same(tmp_path):
+def test_a_new_class_in_train_renumbers_the_classes_of_test(tmp_path):
     for split in ("train", "test"):
         write_folder(tmp_path / "set" / split, pixels(4))
     assert cached(FolderImages(str(tmp_path / "set"), "test"), (12, 12), 3).labels.tolist() == [
@@ -77,7 +77,7 @@ def test_a_class_that_train_gains_renumbers_those_of_test_whose_files_are_the_sa
     assert (test.labels.tolist(), test.class_names) == ([1, 1, 2, 2], ("ant", "cat", "dog"))
 
 
-def test_changed_images_are_other_data_and_copied_ones_the_same(tmp_path):
+def test_changed_images_have_another_cache_and_copies_the_same(tmp_path):
     described = cached(images(tmp_path), (12, 12), 3).describe()
     copy = FolderImages(str(write_folder(tmp_path / "copy" / "set", pixels(40))), "train")
     assert cached(copy, (12, 12), 3).describe() == described
@@ -86,7 +86,7 @@ def test_changed_images_are_other_data_and_copied_ones_the_same(tmp_path):
     assert other != described
 
 
-def test_a_part_of_large_data_is_read_when_it_is_asked_for(tmp_path, monkeypatch):
+def test_one_split_of_large_data_is_read_on_demand(tmp_path, monkeypatch):
     dataset = cached(images(tmp_path), (12, 12), 3)
     with monkeypatch.context() as patch:
         patch.setattr(Shards, "__getitem__", refuse)
@@ -103,7 +103,7 @@ def test_a_part_of_large_data_is_read_when_it_is_asked_for(tmp_path, monkeypatch
     assert cache_file(part, tmp_path) == cache_file(dataset.part(which, "same"), tmp_path)
 
 
-def test_a_few_bad_images_are_left_out_and_named(tmp_path, caplog):
+def test_a_few_unreadable_images_are_left_out_and_named(tmp_path, caplog):
     source = images(tmp_path, 300)
     (tmp_path / "set" / "cat" / "0000.png").write_bytes(b"")
     (tmp_path / "set" / "dog" / "0001.png").write_bytes(b"no image")
@@ -121,10 +121,10 @@ def test_a_few_bad_images_are_left_out_and_named(tmp_path, caplog):
         ["dog", "0003.png"],
     ]
     cached(source, (12, 12), 3)
-    assert caplog.messages == [note, note]  # also when they come from the cache
+    assert caplog.messages == [note, note]  # also when read from the cache
 
 
-def test_many_bad_images_stop_it_until_a_setting_allows_them(tmp_path):
+def test_many_unreadable_images_stop_training_unless_allowed(tmp_path):
     source = images(tmp_path, 100)
     for number in (0, 2):
         (tmp_path / "set" / "cat" / f"{number:04d}.png").write_bytes(b"")
@@ -140,17 +140,17 @@ def test_many_bad_images_stop_it_until_a_setting_allows_them(tmp_path):
         cached(source, (12, 12), 3)
 
 
-def test_notes_say_what_was_done_to_images(tmp_path, caplog):
+def test_notes_list_changes_to_images(tmp_path, caplog):
     write_folder(tmp_path / "set", pixels(3, (20, 12, 3)))
     write_folder(tmp_path / "set" / "cat", pixels(2, (6, 6, 3), seed=1), names=("a",))
     cached(FolderImages(str(tmp_path / "set"), "train"), (12, 12), 3)
     assert caplog.messages == [
-        "set: 2 of 5 images enlarged to 12x12",
-        "set: 3 of 5 images made smaller or cropped to 12x12",
+        "set: 2 of 5 images were enlarged to 12x12",
+        "set: 3 of 5 images were scaled down or cropped to 12x12",
     ]
 
 
-def test_a_damaged_cache_is_made_again(tmp_path, caplog):
+def test_a_damaged_cache_is_rebuilt(tmp_path, caplog):
     source = images(tmp_path)
     expected = cached(source, (12, 12), 3).samples()
     shard = next(caches()[0].glob("shard-*.npy"))
@@ -162,8 +162,8 @@ def test_a_damaged_cache_is_made_again(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("content", ["{", '{"version": 0}', None])
-def test_a_cache_with_another_plan_is_made_anew(content, tmp_path):
-    """A damaged plan, one of another version, none."""
+def test_a_cache_with_another_plan_is_rebuilt(content, tmp_path):
+    """The plan is damaged, of another version, or missing."""
     source = images(tmp_path)
     expected = cached(source, (12, 12), 3).samples()
     (folder,) = caches()
@@ -175,7 +175,7 @@ def test_a_cache_with_another_plan_is_made_anew(content, tmp_path):
     assert caches() == [folder]
 
 
-def test_broken_images_of_any_name_are_listed_one_per_line(tmp_path, caplog):
+def test_unreadable_images_with_any_name_are_listed_one_per_line(tmp_path, caplog):
     write_folder(tmp_path / "set", pixels(200), names=())
     folder = os.fsencode(tmp_path / "set")
     for name in (b"\xff.png", b"two\nlines.png"):
@@ -191,7 +191,7 @@ def test_broken_images_of_any_name_are_listed_one_per_line(tmp_path, caplog):
 
 
 def start(tmp_path, log, pause=0.05):
-    """Another process that reads the images and logs every decoding; a queue for its result."""
+    """Starts a process that reads the images and logs each decoding. Returns its result queue."""
 
     def work(results):
         real = cache_module.decode
@@ -206,7 +206,7 @@ def start(tmp_path, log, pause=0.05):
         dataset = cached(FolderImages(str(tmp_path / "set"), "train"), (12, 12), 3)
         results.put(int(dataset.samples().double().sum() * 1000))
 
-    context = multiprocessing.get_context("fork")  # which spares importing torch
+    context = multiprocessing.get_context("fork")  # avoids importing torch
     results = context.SimpleQueue()
     process = context.Process(target=work, args=(results,))
     process.start()
@@ -219,7 +219,7 @@ def finish(process, results):
     return results.get()
 
 
-def test_of_two_processes_that_start_at_once_one_decodes(tmp_path):
+def test_only_one_of_two_processes_decodes(tmp_path):
     images(tmp_path)
     both = [start(tmp_path, "log") for _ in range(2)]
     one, other = (finish(*process) for process in both)
@@ -227,7 +227,7 @@ def test_of_two_processes_that_start_at_once_one_decodes(tmp_path):
     assert (tmp_path / "log").stat().st_size == 40
 
 
-def test_a_killed_process_loses_its_last_shard_at_most(tmp_path):
+def test_a_killed_process_loses_at_most_its_last_shard(tmp_path):
     images(tmp_path)
     process, _ = start(tmp_path, "log")
     while not list(cache_folder().glob("data/*/shard-00005.json")):
@@ -237,14 +237,14 @@ def test_a_killed_process_loses_its_last_shard_at_most(tmp_path):
     process.join()
     assert not list(cache_folder().glob("data/*/index.json"))
     value = finish(*start(tmp_path, "after", pause=0))
-    # Six shards of three images were whole.
+    # Six shards of three images were complete.
     assert (tmp_path / "after").stat().st_size <= 40 - 6 * 3
     assert value == finish(*start(tmp_path, "none"))
     assert not (tmp_path / "none").exists()
 
 
-def test_rows_read_ahead_are_those_in_memory(tmp_path, monkeypatch):
-    """A thread reads large data from their files, one step ahead; batches do not depend on it."""
+def test_prefetched_rows_equal_rows_in_memory(tmp_path, monkeypatch):
+    """A thread reads rows of large data one step ahead. Batches do not depend on it."""
     dataset = cached(images(tmp_path), (12, 12), 3)
     assert isinstance(dataset.rows, Shards)
     resident = Batches(dataset, 16, seed=1, flip=True)
@@ -260,7 +260,7 @@ def test_rows_read_ahead_are_those_in_memory(tmp_path, monkeypatch):
             assert torch.equal(one.data, resident.microbatch(step).data[index::2])
 
 
-def test_flips_are_coin_tosses_of_every_visit(tmp_path):
+def test_flips_are_random_at_every_visit(tmp_path):
     dataset = cached(images(tmp_path), (12, 12), 3)
     plain, flipped = Batches(dataset, 40, seed=1), Batches(dataset, 40, seed=1, flip=True)
     mirrored = []

@@ -1,4 +1,4 @@
-"""Conditions in data: how they are given, read, changed with their images, and batched."""
+"""Conditions: input formats, reading, augmentation and batches."""
 
 import numpy as np
 import pytest
@@ -49,7 +49,7 @@ class Items(torch.utils.data.Dataset):
         (VECTORS[:, 0], VECTORS[:, :1]),
     ],
 )
-def test_conditions_are_those_that_were_given(cond, expected):
+def test_conditions_keep_their_values(cond, expected):
     expected = torch.as_tensor(expected).float()
     labels = torch.arange(COUNT) % 3
     arrays = {"image": IMAGES, "label": labels, "cond": cond}
@@ -81,8 +81,8 @@ def test_a_file_of_arrays_holds_conditions(tmp_path, cond, dtype):
         sources.load(renamed)
 
 
-def test_data_that_change_are_read_with_their_conditions():
-    """A random crop of an image, and the same crop of its map."""
+def test_augmented_data_are_read_with_their_conditions():
+    """An image and its map get the same random crop."""
 
     def item(row):
         image = torch.rand(1, 8, 8) + row
@@ -120,7 +120,7 @@ def test_batches_pair_rows_with_their_conditions(resident, by_item, monkeypatch)
 
 
 @pytest.mark.parametrize("change", [{"flip": True}, {"augment": AugmentPipe(0.9)}])
-def test_a_map_is_changed_like_its_image(change):
+def test_a_map_is_augmented_like_its_image(change):
     dataset = Dataset("pairs", "train", IMAGES, None, cond=IMAGES.expand(-1, 2, -1, -1))
     plain, changed = (
         Batches(dataset, 8, seed=0, **settings).microbatch(0) for settings in ({}, change)
@@ -134,12 +134,12 @@ def test_a_map_is_changed_like_its_image(change):
     )
 
 
-def test_conditions_identify_data():
+def test_conditions_change_the_fingerprint():
     datasets = [Dataset("x", "train", IMAGES, None, cond=c) for c in (None, MAPS, MAPS + 1)]
     assert len({one.describe().fingerprint for one in datasets}) == 3
 
 
-def test_rows_for_samples_are_spread_over_the_data():
+def test_rows_for_samples_are_evenly_spaced():
     labels = torch.tensor([0, 1, -1, 2] * 3)
     dataset = Dataset("x", "train", IMAGES, labels, ("a", "b", "c"), cond=VECTORS)
     every = torch.arange(6)
@@ -161,12 +161,12 @@ def test_rows_for_samples_are_spread_over_the_data():
         (torch.from_numpy(BYTES)[:, 0, 0], "uint8"),
     ],
 )
-def test_conditions_that_cannot_be_used(cond, named):
+def test_unusable_conditions_are_rejected(cond, named):
     with pytest.raises(InputError, match=named):
         own_dataset({"image": IMAGES, "cond": cond}, READ)
 
 
-def test_items_need_conditions_of_one_shape():
+def test_conditions_of_items_need_equal_shapes():
     for others in (VECTORS[0, :2], None):
         items = Items(
             lambda row, others=others: {"x": IMAGES[row], "cond": others if row else VECTORS[0]}
@@ -179,7 +179,7 @@ def test_items_need_conditions_of_one_shape():
     ("settings", "named"),
     [({"cond_column": "low"}, "low"), ({"cond_shape": (5,)}, "cond_shape")],
 )
-def test_conditions_that_are_stated_must_be_there(settings, named, monkeypatch):
+def test_requested_conditions_must_exist(settings, named, monkeypatch):
     arrays = {"image": IMAGES, "cond": VECTORS}
     asked = READ.model_copy(update=settings)
     monkeypatch.setattr(sources, "load", lambda config, split: own_dataset(arrays, config))

@@ -1,4 +1,4 @@
-"""Images from Hugging Face datasets: small local parquet files, like the Hub's own copies."""
+"""Images from Hugging Face datasets, as small local parquet files like those on the Hub."""
 
 import io
 import os
@@ -42,7 +42,7 @@ def load_images(path, split, channels, size=8, **columns):
 
 
 @pytest.mark.parametrize(("shape", "channels"), [((8, 8), 1), ((8, 8, 3), 3)])
-def test_pixels_labels_and_names_come_back_exactly(shape, channels, tmp_path):
+def test_pixels_labels_and_names_are_read_exactly(shape, channels, tmp_path):
     train, test = pixels(11, shape, 0), pixels(5, shape, 1)
     folder = write_parquet(
         write_parquet(tmp_path / "set", train), test, split="test", caption=["x"] * 5
@@ -58,13 +58,13 @@ def test_pixels_labels_and_names_come_back_exactly(shape, channels, tmp_path):
         assert float(dataset.samples().max()) <= 1
 
 
-def test_grey_and_rgb_become_each_other(tmp_path):
+def test_grey_and_rgb_are_converted(tmp_path):
     grey = pixels(3, (8, 8), 0)
     dataset = load_images(str(write_parquet(tmp_path / "grey", grey)), "train", 3)
     assert torch.equal(dataset.samples()[:, 0], dataset.samples()[:, 2])
 
 
-def test_a_run_trains_on_it(tmp_path):
+def test_a_run_trains_on_parquet(tmp_path):
     folder = write_parquet(
         write_parquet(tmp_path / "set", pixels(40, (8, 8), 0)), pixels(8, (8, 8), 1), split="test"
     )
@@ -88,7 +88,7 @@ def test_a_run_trains_on_it(tmp_path):
         ("", 1, "train", r"data\.path"),
     ],
 )
-def test_what_cannot_be_read_is_said_in_one_line(made, channels, split, word, tmp_path):
+def test_unreadable_data_are_one_line_errors(made, channels, split, word, tmp_path):
     path = str(tmp_path / made) if made else ""
     if made == "images":
         write_parquet(tmp_path / made, pixels(4, (8, 8), 0))
@@ -101,7 +101,7 @@ def test_what_cannot_be_read_is_said_in_one_line(made, channels, split, word, tm
 
 
 def rewritten(folder, **columns):
-    """The same file with some columns replaced, as no library would write them."""
+    """Returns the file with some columns replaced, in ways that no library writes."""
     table = pyarrow.parquet.read_table(folder / "train-00000-of-00001.parquet")
     for name, values in columns.items():
         place = table.schema.get_field_index(name)
@@ -112,7 +112,7 @@ def rewritten(folder, **columns):
 
 
 @pytest.mark.parametrize("kind", [[0, 1, -1, 0], [0, None, 1, 0]])
-def test_rows_without_a_class_have_the_null_label(kind, tmp_path):
+def test_rows_without_a_class_get_the_null_label(kind, tmp_path):
     path = rewritten(write_parquet(tmp_path / "set", pixels(4, (8, 8), 0)), kind=kind)
     config = read_recipe(
         "digits", ["data.source=huggingface", f"data.path={path}", "data.num_classes=2"]
@@ -123,14 +123,14 @@ def test_rows_without_a_class_have_the_null_label(kind, tmp_path):
 
 
 @pytest.mark.parametrize("picture", [{"bytes": b"not a picture", "path": None}, None])
-def test_damaged_images_are_named(picture, tmp_path):
+def test_damaged_images_are_listed(picture, tmp_path):
     path = rewritten(write_parquet(tmp_path / "set", pixels(4, (8, 8), 0)), picture=[picture] * 4)
     with pytest.raises(InputError, match=r"of 4 images .*row 0"):
         load_images(path, "train", 1)
 
 
 def two_of_each(folder):
-    """Two columns of images, two of classes, one of numbers, one of words."""
+    """Two columns of images, two of classes, one of numbers and one of text."""
     arrays, others = pixels(4, (8, 8), 0), pixels(4, (8, 8), 1)
     columns = {
         "front": list(arrays), "back": list(others), "fine": [0, 1, 2, 0], "coarse": [0, 1, 1, 0],
@@ -145,7 +145,7 @@ def two_of_each(folder):
     return str(folder), arrays, others
 
 
-def test_columns_are_named_where_they_are_not_clear(tmp_path):
+def test_ambiguous_columns_must_be_named(tmp_path):
     path, front, back = two_of_each(tmp_path / "set")
     with pytest.raises(InputError, match=r"data\.image_column=front"):
         load_images(path, "train", 1)
@@ -165,13 +165,13 @@ def test_columns_are_named_where_they_are_not_clear(tmp_path):
     assert (words.labels.tolist(), words.class_names) == ([2, 1, 2, 0], ("a", "b", "x"))
     for column in ("image_column", "label_column"):
         columns = {"image_column": "front", "label_column": "fine", column: "side"}
-        with pytest.raises(InputError, match=rf"'side'.*data\.{column}.*front, back"):
+        with pytest.raises(InputError, match=rf"data\.{column}.*'side'.*front, back"):
             load_images(path, "train", 1, **columns)
     with pytest.raises(InputError, match="'fine'"):
         load_images(path, "train", 1, image_column="fine")
 
 
-def test_a_file_a_saved_set_and_a_folder_are_the_same(tmp_path):
+def test_a_file_a_saved_dataset_and_a_folder_give_the_same_data(tmp_path):
     arrays = pixels(4, (8, 8), 0)
     folder = write_parquet(tmp_path / "set", arrays)
     Dataset.from_parquet(str(folder / "train-00000-of-00001.parquet")).save_to_disk(
@@ -184,7 +184,7 @@ def test_a_file_a_saved_set_and_a_folder_are_the_same(tmp_path):
         )
 
 
-def test_names_have_the_numbers_of_the_split_train(tmp_path):
+def test_class_numbers_come_from_the_split_train(tmp_path):
     arrays = pixels(4, (8, 8), 0)
     write_parquet(tmp_path / "set", arrays, label=False, word=["cat", "dog", "owl", "dog"])
     path = str(
@@ -200,12 +200,12 @@ def test_names_have_the_numbers_of_the_split_train(tmp_path):
 
 
 @pytest.mark.parametrize("path", [None, {"path": "x.png"}])
-def test_a_column_of_bytes_that_is_named_holds_images(path, tmp_path):
+def test_a_named_column_of_bytes_holds_images(path, tmp_path):
     arrays, stored = pixels(3, (8, 8), 0), []
     for array in arrays:
         Pillow.fromarray(array).save(stream := io.BytesIO(), "PNG")
         stored.append(stream.getvalue() if path is None else {"bytes": stream.getvalue(), **path})
-    (tmp_path / "set.parquet").mkdir()  # a folder, as Spark writes it
+    (tmp_path / "set.parquet").mkdir()  # a folder, as written by Spark
     pyarrow.parquet.write_table(
         pyarrow.table({"x": stored}), tmp_path / "set.parquet" / "part-00000.parquet"
     )
@@ -217,9 +217,9 @@ def test_a_column_of_bytes_that_is_named_holds_images(path, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["", "train-00000-of-00001.parquet"])
-def test_files_of_one_path_and_time_are_told_apart_by_content(name, tmp_path):
+def test_files_with_equal_path_and_time_differ_by_content(name, tmp_path):
     for seed in (0, 1):
-        opened.cache_clear()  # as in another process
+        opened.cache_clear()  # like another process
         folder = write_parquet(tmp_path / "set", pixels(4, (8, 8), seed))
         os.utime(folder / "train-00000-of-00001.parquet", ns=(10**18, 10**18))
         found = load_images(str(folder / name), "train", 1).samples()
@@ -237,7 +237,7 @@ def test_images_without_classes_cannot_be_trained_with_classes(tmp_path):
 
 
 def striped(tmp_path, count=60):
-    """Two classes that differ in the direction of their stripes, with noise."""
+    """Two classes that differ in the direction of their noisy stripes."""
     noise = np.random.default_rng(0).integers(0, 60, (count, 12, 12))
     stripes = 150 * (np.arange(12) // 3 % 2)
     arrays = [
@@ -247,7 +247,7 @@ def striped(tmp_path, count=60):
     return load_images(str(write_parquet(tmp_path / "striped", arrays)), "train", 1, 12)
 
 
-def test_a_classifier_is_trained_once_on_the_data_and_kept(tmp_path, monkeypatch, caplog):
+def test_a_classifier_is_trained_once_and_stored(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("soflow.evaluation.classifier.STEPS", 30)
     monkeypatch.setattr("soflow.evaluation.classifier.BATCH", 20)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -277,7 +277,7 @@ def test_a_classifier_is_trained_once_on_the_data_and_kept(tmp_path, monkeypatch
     assert cache_file(dataset, tmp_path) != cache_file(swapped, tmp_path)
 
 
-def test_features_do_not_depend_on_how_many_are_looked_at_together(monkeypatch):
+def test_features_do_not_depend_on_the_batch_size(monkeypatch):
     classifier = ImageClassifier((1, 8, 8), 2).eval()
     images = torch.randn(10, 1, 8, 8)
     with torch.no_grad():
@@ -294,7 +294,7 @@ def test_a_classifier_needs_classes(tmp_path):
         load_features("classifier", dataset, dataset.shape)
 
 
-def test_columns_of_numbers_and_texts_are_classes(tmp_path):
+def test_columns_of_numbers_and_text_are_classes(tmp_path):
     arrays = pixels(6, (8, 8), 0)
     path = write_parquet(tmp_path / "texts", arrays, label=False, word=["a", "b"] * 3)
     images = HuggingFaceImages(str(path), "train")
@@ -313,7 +313,7 @@ def test_columns_of_numbers_and_texts_are_classes(tmp_path):
     assert HuggingFaceImages(str(path), "train", num_classes=0).labels is None
 
 
-def test_subsets_are_listed_and_chosen(tmp_path):
+def test_subsets_are_listed_and_selected(tmp_path):
     root = tmp_path / "sets"
     root.mkdir()
     for name, count in (("small", 2), ("large", 4)):
@@ -329,13 +329,13 @@ def test_subsets_are_listed_and_chosen(tmp_path):
         HuggingFaceImages(str(root), "train", revision="main")
 
 
-def test_files_that_change_are_read_again_in_one_process(tmp_path):
+def test_changed_files_are_read_again_in_one_process(tmp_path):
     for count in (2, 5):
         path = write_parquet(tmp_path / "set", pixels(count, (8, 8), 0))
         assert len(HuggingFaceImages(str(path), "train")) == count
 
 
-def test_nobody_asks_the_hub_for_a_local_path_or_without_a_network(monkeypatch):
+def test_the_hub_is_not_contacted_for_local_paths_or_offline(monkeypatch):
     from huggingface_hub import constants
 
     asked = []
@@ -352,7 +352,7 @@ def test_nobody_asks_the_hub_for_a_local_path_or_without_a_network(monkeypatch):
     hub.require_hub_name("nobody/nothing")
 
 
-def test_a_server_that_does_not_answer_is_given_up_soon(monkeypatch):
+def test_a_server_that_does_not_answer_times_out_soon(monkeypatch):
     monkeypatch.setattr(hub, "getproxies", dict)
     server = socket.create_server(("127.0.0.1", 0))
     port = server.getsockname()[1]

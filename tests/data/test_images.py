@@ -1,4 +1,4 @@
-"""Images of every kind, and the way ADM crops them."""
+"""All kinds of images, and cropping as in ADM."""
 
 import io
 import struct
@@ -13,7 +13,7 @@ from support.small_data import pixels
 
 
 def saved(image, kind="PNG", **options):
-    """An opener of the image, written to a file of that kind."""
+    """Writes the image to a file of this type. Returns a function that opens it."""
     stream = io.BytesIO()
     image.save(stream, kind, **options)
     return lambda: Image.open(io.BytesIO(stream.getvalue()))
@@ -25,7 +25,7 @@ def halved(array):
     return np.floor(array.reshape(height, 2, width, 2, -1).astype(float).mean((1, 3)) + 0.5)
 
 
-def test_what_fits_is_left_as_it_is():
+def test_images_of_the_right_size_do_not_change():
     array = pixels(1)[0]
     found, done = decode(saved(Image.fromarray(array)), (12, 12), 3)
     assert np.array_equal(found, array)
@@ -38,7 +38,7 @@ def test_the_short_side_is_halved_by_boxes_while_it_is_twice_the_target():
     assert np.abs(found - halved(halved(array))).max() <= 2  # Pillow rounds after each direction
 
 
-def test_between_one_and_two_times_the_target_it_is_bicubic():
+def test_the_last_resize_is_bicubic():
     array = pixels(1, (48, 48, 3))[0]
     found = np.asarray(crop(Image.fromarray(array), 32, 32))
     assert np.array_equal(
@@ -47,30 +47,30 @@ def test_between_one_and_two_times_the_target_it_is_bicubic():
 
 
 @pytest.mark.parametrize("shape", [(20, 41, 3), (41, 20, 3)])
-def test_the_middle_is_cropped(shape):
+def test_the_center_is_cropped(shape):
     array = pixels(1, shape)[0]
     top, left = (shape[0] - 20) // 2, (shape[1] - 20) // 2
     found, done = decode(saved(Image.fromarray(array)), (20, 20), 3)
     assert np.array_equal(found, array[top : top + 20, left : left + 20])
-    assert done == {"made smaller or cropped"}
+    assert done == {"were scaled down or cropped"}
 
 
-def test_small_images_are_enlarged_and_that_is_told():
+def test_small_images_are_enlarged_and_counted():
     found, done = decode(saved(Image.fromarray(pixels(1, (8, 10, 3))[0])), (16, 16), 3)
     assert found.shape == (16, 16, 3)
-    assert done == {"enlarged"}
+    assert done == {"were enlarged"}
 
 
 def test_sixteen_bits_become_eight():
     deep = np.random.default_rng(0).integers(0, 65536, (8, 8), dtype=np.uint16)
     found, done = decode(saved(Image.fromarray(deep)), (8, 8), 1)
     assert np.abs(found[:, :, 0] - deep / 257).max() <= 0.5  # 65535 becomes 255
-    assert done == {"reduced from 16 to 8 bits"}
+    assert done == {"were reduced from 16 to 8 bits"}
 
 
 @pytest.mark.parametrize(("colours", "kind"), [(3, 2), (4, 6)])
-def test_sixteen_bits_of_each_colour_become_eight_and_that_is_told(colours, kind):
-    """A PNG by hand, as Pillow writes none of this kind."""
+def test_sixteen_bits_per_color_become_eight_and_are_counted(colours, kind):
+    """The PNG is written by hand, because Pillow does not write this kind."""
     deep = np.random.default_rng(0).integers(0, 65536, (8, 8, colours), dtype=np.uint16)
     deep[..., 3:] = 65535
 
@@ -86,37 +86,37 @@ def test_sixteen_bits_of_each_colour_become_eight_and_that_is_told(colours, kind
     )
     found, done = decode(lambda: Image.open(io.BytesIO(content)), (8, 8), 3)
     assert np.array_equal(found, deep[..., :3] >> 8)
-    assert "reduced from 16 to 8 bits" in done
+    assert "were reduced from 16 to 8 bits" in done
 
 
-def test_what_is_transparent_lies_on_white():
+def test_transparent_images_are_placed_on_white():
     array = pixels(1, (8, 8, 4))[0]
     alpha = array[:, :, 3:] / 255
     found, done = decode(saved(Image.fromarray(array)), (8, 8), 3)
     assert np.abs(found - (alpha * array[:, :, :3] + (1 - alpha) * 255)).max() <= 1
-    assert done == {"transparent, put on white"}
+    assert done == {"are transparent and were put on a white background"}
 
 
-def test_of_an_animation_the_first_frame_is_taken():
+def test_the_first_frame_of_an_animation_is_used():
     frames = [Image.fromarray(array) for array in pixels(3)]
     for kind in ("PNG", "WEBP"):
         options = {"lossless": True} if kind == "WEBP" else {}
         opener = saved(frames[0], kind, save_all=True, append_images=frames[1:], **options)
         found, done = decode(opener, (12, 12), 3)
         assert np.array_equal(found, np.asarray(frames[0]))
-        assert done == {"of an animation, the first frame was taken"}
+        assert done == {"are animations, of which the first frame is used"}
 
 
-def test_other_colours_and_turned_photographs():
+def test_other_color_modes_and_rotated_photographs():
     array = np.full((8, 8, 3), (200, 30, 90), np.uint8)
     found, done = decode(
         saved(Image.fromarray(array).convert("CMYK"), "JPEG", quality=100), (8, 8), 3
     )
     assert np.abs(found.astype(int) - array).max() <= 3
-    assert done == {"CMYK to RGB"}
+    assert done == {"were converted from CMYK to RGB"}
     upright = pixels(1, (8, 8))[0]
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: show it a quarter clockwise
+    exif[0x0112] = 6  # EXIF orientation: rotate a quarter clockwise
     found, _ = decode(saved(Image.fromarray(upright), exif=exif), (8, 8), 1)
     assert np.array_equal(found[:, :, 0], np.rot90(upright, -1))
 

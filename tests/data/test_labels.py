@@ -1,4 +1,4 @@
-"""Labels as people store them."""
+"""Labels in all forms in which people store them."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ from soflow.errors import InputError
         (list(np.array([[3], [1]])), [3, 1], ()),
     ],
 )
-def test_stored_values_are_classes(values, labels, names):
+def test_stored_values_become_classes(values, labels, names):
     found = classes_of(values, (), "x")
     assert (found.labels, found.names) == (labels, names)
 
@@ -31,20 +31,20 @@ def test_stored_values_are_classes(values, labels, names):
     "values",
     [[0.5, 1.0], [0, -2], [0, 10**6], [-1, -1], [None, ""], [0, "cat"], [[0, 2], [1, 0]], [{}, {}]],
 )
-def test_other_values_are_none_and_why_is_known(values):
+def test_other_values_are_not_classes_for_a_known_reason(values):
     found = classes_of(values, (), "the column x")
     assert found.labels is None
     assert "the column x" in found.reason
 
 
-def test_names_that_are_known_number_the_classes():
+def test_known_names_number_the_classes():
     assert classes_of(["b"], ("a", "b"), "x").labels == [1]
     assert classes_of(["3", "7"], ("3", "7"), "x").labels == [0, 1]
     assert "'c'" in classes_of(["c"], ("a", "b"), "x").reason
     assert classes_of([1], ("a", "b"), "x").labels == [1]
 
 
-def test_classes_without_samples_are_no_classes_unless_they_are_stated():
+def test_classes_without_samples_count_only_if_stated():
     def of(values, used, stated=-1):
         found = without_gaps(classes_of(values, (), "x"), used, stated, "x")
         return found.labels, found.names or found.reason
@@ -52,7 +52,7 @@ def test_classes_without_samples_are_no_classes_unless_they_are_stated():
     wine = [1, 3, 2, 1, -1]
     assert of(wine, wine) == ([0, 2, 1, 0, -1], ("1", "2", "3"))
     assert of([3, 3], wine) == ([2, 2], ("1", "2", "3"))  # a split without some classes
-    assert of(wine, wine, stated=3) == of(wine, wine)  # as a run records them
+    assert of(wine, wine, stated=3) == of(wine, wine)  # as stored in a run
     assert of(wine, wine, stated=4) == (wine, "")
     assert of([1, 0], [0, 1]) == ([1, 0], "")
     assert of([4], wine)[0] is None
@@ -61,7 +61,7 @@ def test_classes_without_samples_are_no_classes_unless_they_are_stated():
     assert "0 and 1" in reason
 
 
-def test_the_column_of_classes_is_chosen_by_its_name_or_by_texts_that_repeat():
+def test_the_class_column_is_found_by_name_or_by_repeated_text():
     texts, captions = ["a", "b"] * 3, [f"caption {i}" for i in range(6)]
     assert choose_labels({"caption": captions, "Label": [0] * 6, "kind": texts}, "x") == "Label"
     assert choose_labels({"caption": captions, "kind": texts}, "x") == "kind"

@@ -1,4 +1,4 @@
-"""Runs on latents: trained, decoded and shown as images."""
+"""Runs on latents train, decode and show images."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def run(latents, tmp_path_factory):
-    """The paper's ImageNet recipe, its DiT made small, on these latents."""
+    """The paper's ImageNet recipe with a small DiT, on these latents."""
     out = tmp_path_factory.mktemp("runs") / "latents"
     settings = [
         f"data.path={latents}",
@@ -47,7 +47,7 @@ def run(latents, tmp_path_factory):
     return runs.train("imagenet256-b2", out, settings).path
 
 
-def test_samples_are_decoded_by_the_autoencoder_that_made_the_latents(run, vae):
+def test_samples_are_decoded_by_the_autoencoder_of_the_latents(run, vae):
     assert Image.open(run / "samples" / "step-00000002.png").size == (2 + 2 * 34, 2 + 20 * 34)
     loaded = runs.load(run)
     labels = torch.arange(5) % 2
@@ -65,7 +65,7 @@ def test_samples_are_decoded_by_the_autoencoder_that_made_the_latents(run, vae):
     torch.testing.assert_close(images, expected.clamp(-1, 1), atol=1e-4, rtol=1e-4)
 
 
-def test_commands_show_images_and_classes_by_name(run, photos, inside, tmp_path):
+def test_commands_show_images_and_accept_class_names(run, photos, inside, tmp_path):
     done = inside("sample", run, "--labels", "Dog", "--num", 3, "--out", tmp_path / "dogs.npz")
     assert done.returncode == 0, done.stderr
     arrays = np.load(tmp_path / "dogs.npz")
@@ -92,7 +92,7 @@ def test_commands_show_images_and_classes_by_name(run, photos, inside, tmp_path)
     assert "dog" in page
 
 
-def test_another_copy_of_the_autoencoder_can_be_named_and_must_fit(run, vae, tmp_path, inside):
+def test_another_copy_of_the_autoencoder_can_be_named_and_must_match(run, vae, tmp_path, inside):
     file = tmp_path / "x.npz"
     one = inside("sample", run, "--num", 2, "--out", file, "--vae", vae)
     assert one.returncode == 0, one.stderr
@@ -106,8 +106,8 @@ def test_another_copy_of_the_autoencoder_can_be_named_and_must_fit(run, vae, tmp
     assert_fails(inside("sample", run, "--num", 2, "--vae", tmp_path / "no"), 2, "cannot be loaded")
 
 
-def test_images_of_two_autoencoders_are_not_pieced_together(run, vae, tmp_path, monkeypatch):
-    """Pieces are reused only if the same weights, scale and shift would decode them."""
+def test_images_of_two_autoencoders_are_not_combined(run, vae, tmp_path, monkeypatch):
+    """Parts are reused only if they have the same weights, scale and shift."""
     monkeypatch.setattr(sample_files, "PIECE", 2)
     other, copy = make_vae(tmp_path / "other", seed=1), shutil.copytree(vae, tmp_path / "copy")
     real, drawn = sample_files.sample_many, []
@@ -130,11 +130,11 @@ def test_latents_of_images_without_classes_say_why_there_are_none(vae, tmp_path)
     photos = write_folder(tmp_path / "photos", pixels(8, (8, 8, 3)), names=())
     encode(str(photos), tmp_path / "set", str(vae), 8)
     settings = [f"data.path={tmp_path / 'set'}", "data.shape=[4,4,4]", *SMALL]
-    with pytest.raises(InputError, match=r"data\.num_classes is 2.*photos has no subfolders"):
+    with pytest.raises(InputError, match=r"data\.num_classes is 2.*photos has no class folders"):
         runs.train("imagenet256-b2", tmp_path / "run", [*settings, "data.num_classes=2"])
 
 
-def test_other_latents_than_a_run_was_begun_with_are_refused(run, photos, vae, latents, tmp_path):
+def test_a_run_cannot_resume_on_other_latents(run, photos, vae, latents, tmp_path):
     other = make_vae(tmp_path / "other", seed=1)
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "scaling_factor": 0.5}))
@@ -146,7 +146,7 @@ def test_other_latents_than_a_run_was_begun_with_are_refused(run, photos, vae, l
 
 
 def test_pictures_without_an_autoencoder_say_so(latents, tmp_path, capsys):
-    """Training works without the autoencoder, and says why its pictures are no images."""
+    """Training works without the autoencoder. Plots say why they do not show images."""
     plan = LatentsPlan.read(latents / "plan.json")
     copy = tmp_path / "set"
     copy.mkdir()

@@ -1,4 +1,4 @@
-"""Latents: encoded by small autoencoders made here, cached and read."""
+"""Latents from small autoencoders are encoded, cached and read."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ from support.small_data import make_tiny_vae, make_vae, pixels, write_folder
 
 
 def in_order(photos):
-    """The photos as the folder lists them, in [-1, 1]."""
+    """The photos in the order of the folder, in [-1, 1]."""
     arrays = [np.asarray(Image.open(file)) for file in sorted(photos.rglob("*.png"))]
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
@@ -34,7 +34,7 @@ def rows_of(path):
 
 
 @torch.no_grad()
-def test_rows_are_the_posterior_that_diffusers_finds(photos, vae, latents):
+def test_rows_are_the_posterior_of_diffusers(photos, vae, latents):
     posterior = AutoencoderKL.from_pretrained(vae).encode(in_order(photos)).latent_dist
     dataset = load_latents(str(latents), "train")
     assert dataset.shape == (4, 4, 4)
@@ -47,7 +47,7 @@ def test_rows_are_the_posterior_that_diffusers_finds(photos, vae, latents):
 
 
 def test_every_visit_draws_from_the_posterior(latents):
-    """z = (mean + std n - shift) scale, by its two moments over 1,000 visits."""
+    """Compares two moments of z = (mean + std n - shift) scale over 1,000 visits."""
     dataset = load_latents(str(latents), "train")
     batches = Batches(dataset, 40, seed=3)
     order = [np.argsort(batches.indices(step)) for step in range(1000)]
@@ -61,7 +61,7 @@ def test_every_visit_draws_from_the_posterior(latents):
 
 
 @torch.no_grad()
-def test_decoding_undoes_the_scale(vae, latents):
+def test_decoding_inverts_the_scale(vae, latents):
     encoder = load_latents(str(latents), "train").encoder
     z = torch.randn(37, 4, 4, 4)
     expected = AutoencoderKL.from_pretrained(vae).decode(z / 2 + 0.1).sample.clamp(-1, 1)
@@ -83,11 +83,11 @@ def test_autoencoders_without_a_posterior_and_of_other_widths(photos, tmp_path):
     assert load_latents(str(tmp_path / "grey"), "train").shape == (7, 2, 2)
 
 
-def test_mirror_images_are_rows_of_their_own(vae, tmp_path, monkeypatch):
+def test_mirrored_images_are_separate_rows(vae, tmp_path, monkeypatch):
     photos = write_folder(tmp_path / "photos", pixels(10, (8, 8, 3)))
     with monkeypatch.context() as patch:
         patch.setattr(encoding, "items_of_a_shard", lambda count, item_bytes: 6)
-        patch.setattr(encoding, "CHUNK", 3)  # two in a shard
+        patch.setattr(encoding, "CHUNK", 3)  # two per shard
         encode(str(photos), tmp_path / "both", str(vae), 8, flip=True, batch_size=3)
     mirrored = tmp_path / "mirrored"
     for file in sorted(photos.rglob("*.png")):
@@ -105,7 +105,7 @@ def test_mirror_images_are_rows_of_their_own(vae, tmp_path, monkeypatch):
     )
     together = both.rows[torch.arange(20)]
     distance = torch.cdist(separate.float().flatten(1), together.float().flatten(1))
-    assert float(distance.min(1).values.max()) < 1e-2  # each is there; 20 different rows
+    assert float(distance.min(1).values.max()) < 1e-2  # all present, as 20 different rows
     assert sorted(distance.argmin(1).tolist()) == list(range(20))
     assert torch.equal(
         both.labels[distance.argmin(1)],
@@ -114,10 +114,10 @@ def test_mirror_images_are_rows_of_their_own(vae, tmp_path, monkeypatch):
     assert LatentsPlan.read(tmp_path / "both" / "plan.json").flip
 
 
-def test_images_are_decoded_some_at_a_time_ahead_of_the_autoencoder(
+def test_images_are_decoded_in_chunks_ahead_of_the_autoencoder(
     photos, vae, latents, tmp_path, monkeypatch
 ):
-    """Two chunks of a shard are in memory: the next is begun before one is encoded."""
+    """At most two chunks of a shard are in memory: one is decoded while the other is encoded."""
     order, begun = [], {first: threading.Event() for first in range(0, 48, 8)}
     begun[40].set()
     real_decode, real_encode = encoding.decode_rows, encoding.latents_of
@@ -136,14 +136,14 @@ def test_images_are_decoded_some_at_a_time_ahead_of_the_autoencoder(
     monkeypatch.setattr(encoding, "decode_rows", decode)
     monkeypatch.setattr(encoding, "latents_of", encode_chunk)
     monkeypatch.setattr(encoding, "items_of_a_shard", lambda count, item_bytes: 40)
-    monkeypatch.setattr(encoding, "CHUNK", 10)  # of batches of 4: two of them
+    monkeypatch.setattr(encoding, "CHUNK", 10)  # batches of 4: two of them
     assert encode(str(photos), tmp_path / "set", str(vae), 8, batch_size=4)
     assert order == ["decode 8"] + ["decode 8", "encode"] * 4 + ["encode"]
     torch.testing.assert_close(rows_of(tmp_path / "set"), rows_of(latents), atol=1e-3, rtol=1e-3)
     assert load_latents(str(tmp_path / "set"), "train").labels.tolist() == [0] * 20 + [1] * 20
 
 
-def test_interrupted_encoding_goes_on_and_processes_share_it(
+def test_interrupted_encoding_resumes_and_processes_share_it(
     photos, vae, latents, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -165,8 +165,8 @@ def test_interrupted_encoding_goes_on_and_processes_share_it(
     assert (tmp_path / "set" / "plan.json").read_text() == (latents / "plan.json").read_text()
 
 
-def test_images_that_changed_are_not_mixed_into_what_was_begun(photos, vae, tmp_path, monkeypatch):
-    """As many as before and of the same names: only their sizes and times tell."""
+def test_changed_images_stop_a_resumed_encoding(photos, vae, tmp_path, monkeypatch):
+    """Count and names are equal; only sizes and times differ."""
     changing = shutil.copytree(photos, tmp_path / "photos")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert not encode(str(changing), tmp_path / "set", str(vae), 8)
@@ -188,8 +188,8 @@ def test_a_damaged_shard_is_named_and_repaired(photos, vae, tmp_path):
     torch.testing.assert_close(rows_of(tmp_path / "set"), expected, atol=1e-3, rtol=1e-3)
 
 
-def test_training_sees_the_posterior_shifted_and_scaled(latents):
-    """z = ((mean + std n) - shift) scale, value by value, with n what the visit draws."""
+def test_training_uses_the_shifted_and_scaled_posterior(latents):
+    """Compares z = ((mean + std n) - shift) scale value by value, with the noise n of the visit."""
     dataset = load_latents(str(latents), "train")
     assert (dataset.encoder.shift, dataset.encoder.scale) == (0.1, 2.0)
     batches = Batches(dataset, 8, seed=1)
@@ -201,14 +201,14 @@ def test_training_sees_the_posterior_shifted_and_scaled(latents):
     )
 
 
-def test_real_latents_stand_in_columns_of_their_classes(latents):
+def test_real_latents_are_shown_in_columns_by_class(latents):
     dataset = load_latents(str(latents), "train")
     shown = real_by_class(dataset, 2, rows=3)
     assert torch.equal(shown[0::2], dataset.samples(torch.tensor([0, 1, 2])))
     assert torch.equal(shown[1::2], dataset.samples(torch.tensor([20, 21, 22])))
 
 
-def test_a_note_warns_of_latents_at_a_strange_scale(photos, vae, tmp_path, caplog):
+def test_a_note_warns_of_latents_with_an_unusual_scale(photos, vae, tmp_path, caplog):
     config = json.loads((vae / "config.json").read_text())
     strange = make_vae(tmp_path / "strange")
     (strange / "config.json").write_text(json.dumps({**config, "scaling_factor": 200.0}))
@@ -218,7 +218,7 @@ def test_a_note_warns_of_latents_at_a_strange_scale(photos, vae, tmp_path, caplo
     assert "scale 200.0" in caplog.messages[-1]
 
 
-def test_no_autoencoder_or_an_impossible_size_is_refused(photos, vae, tmp_path):
+def test_a_wrong_autoencoder_or_size_is_rejected(photos, vae, tmp_path):
     for name in ("no/such/folder", str(photos)):
         with pytest.raises(InputError, match=name):
             load_autoencoder(name)
@@ -232,7 +232,7 @@ def test_no_autoencoder_or_an_impossible_size_is_refused(photos, vae, tmp_path):
         encode("digits", tmp_path / "x", str(vae), 8)
 
 
-def test_uint8_of_what_is_stored_is_what_was_stored():
+def test_decoding_of_stored_uint8_is_exact():
     from soflow.data.dataset import Dataset
 
     array = pixels(4)

@@ -1,4 +1,4 @@
-"""Latents in HDF5 files, as the reference implementation writes them."""
+"""Latents in HDF5 files as written by the reference implementation."""
 
 import h5py
 import numpy as np
@@ -11,7 +11,7 @@ from soflow.errors import InputError
 
 
 @pytest.mark.parametrize("options", [{}, {"chunks": (4, 8, 4, 4), "compression": "gzip"}])
-def test_the_reference_implementations_file_is_read(options, latents, tmp_path):
+def test_a_file_of_the_reference_implementation_is_read(options, latents, tmp_path):
     rows = load_latents(str(latents)).rows[torch.arange(40)].numpy()
     with h5py.File(tmp_path / "latents.h5", "w") as file:
         file.create_dataset("latents", data=rows, **options)
@@ -29,7 +29,7 @@ def test_the_reference_implementations_file_is_read(options, latents, tmp_path):
     assert batch.data.shape == (8, 4, 4, 4)
 
 
-def test_hdf5_files_that_are_not_whole_are_refused(tmp_path):
+def test_incomplete_hdf5_files_are_rejected(tmp_path):
     file = tmp_path / "l.h5"
     with pytest.raises(InputError, match=r"data\.path=.*l\.h5"):
         load_latents(str(file), "train")
@@ -59,18 +59,18 @@ ROWS = np.abs(np.random.default_rng(0).normal(size=(4, 8, 2, 2))).astype(np.floa
             {"latents": ROWS[:0], "labels": np.arange(0)},
             r"latents float32\[0, 8, 2, 2\]",
         ),
-        ({"latents/part": ROWS}, "no latents"),
+        ({"latents/part": ROWS}, "no array .latents."),
         ({"latents": ROWS.astype(np.int32)}, r"latents int32\[4, 8, 2, 2\]"),
         (
             {"latents": np.where(np.arange(8)[:, None, None] < 4, ROWS, -ROWS)},
-            "standard deviations below 0",
+            "negative standard deviations",
         ),
-        ({"latents": np.full_like(ROWS, np.nan)}, "not finite"),
+        ({"latents": np.full_like(ROWS, np.nan)}, "non-finite"),
         ({"latents": ROWS, "labels": np.array([b"cat"] * 4)}, "labels that are not integers"),
         ({"latents": ROWS, "labels": np.arange(0)}, "0 labels for 4 latents"),
     ],
 )
-def test_hdf5_files_of_other_things_are_refused(content, word, tmp_path):
+def test_other_hdf5_files_are_rejected(content, word, tmp_path):
     with h5py.File(tmp_path / "l.h5", "w") as written:
         for key, value in content.items():
             written[key] = value
@@ -83,7 +83,7 @@ def test_hdf5_files_in_another_byte_order_are_read(tmp_path):
         written["latents"], written["amount"] = (
             ROWS.astype(">f4"),
             b"four",
-        )  # a number that is none says nothing
+        )  # NaN does not determine the byte order
     which = torch.tensor([3, 0])
     dataset = load_latents(str(tmp_path / "l.h5"), "train")
     assert dataset.rows.dtype == torch.float32

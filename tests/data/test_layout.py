@@ -1,4 +1,4 @@
-"""Splits and classes of folders, from file names, from files of labels, and in zip files."""
+"""Splits and classes from folders, label files and zip files."""
 
 import json
 import os
@@ -18,12 +18,12 @@ from support.small_data import pixels, write_folder
 
 
 def named(*folders, count=20):
-    """The names of `count` images in each folder."""
+    """Returns the names of `count` images in each folder."""
     return sorted(f"{folder}/{i:03d}.png".lstrip("/") for folder in folders for i in range(count))
 
 
 def splits(*names, **options):
-    """Each split with the number of its images."""
+    """Returns each split with its number of images."""
     found, _ = find_splits(named(*names, **options), "photos")
     return {split: len(part.names) for split, part in found.items()}
 
@@ -41,7 +41,7 @@ def test_usual_names_of_splits(name, split):
     assert split_of(name) == split
 
 
-def test_a_split_is_found_by_any_of_its_usual_names():
+def test_a_split_is_found_by_any_usual_name():
     assert named_split("val", ("train", "validation"), "x") == "validation"
     assert named_split("Testing", ("train", "test"), "x") == "test"
     assert named_split("extra", ("train", "extra"), "x") == "extra"
@@ -60,7 +60,7 @@ def test_folders_of_splits():
     assert splits("test", "holdout", "train") == {"train": 20, "test": 20, "holdout": 20}
 
 
-def test_splits_with_a_name_of_their_own_and_held_out_folders_without_classes():
+def test_splits_with_a_prefix_and_held_out_folders_without_classes():
     assert splits("seg_train/sea", "seg_test/sea", "seg_pred") == {
         "train": 20, "test": 20, "seg_pred": 20
     }  # fmt: skip
@@ -73,7 +73,7 @@ def test_splits_with_a_name_of_their_own_and_held_out_folders_without_classes():
         splits("plane", "train")
 
 
-def test_single_folders_are_passed_through_inside_splits_and_beside_a_stray_image():
+def test_single_folders_are_skipped_inside_splits_and_next_to_a_stray_image():
     found, _ = find_splits(named("set/train/train/cat", "set/test/test/cat"), "x")
     assert [part.prefix for part in found.values()] == ["set/train/train/", "set/test/test/"]
     found, _ = find_splits(["a.png", *named("photos/cat", "photos/dog")], "x")
@@ -83,13 +83,13 @@ def test_single_folders_are_passed_through_inside_splits_and_beside_a_stray_imag
     assert class_folders(found["train"], (), "x").classes == ()
 
 
-def test_pictures_and_their_masks_are_no_data_also_without_classes(tmp_path):
+def test_images_with_masks_are_rejected_also_without_classes(tmp_path):
     write_folder(tmp_path, pixels(4), names=("images", "masks"))
     with pytest.raises(InputError, match="images and masks"):
         FolderImages(str(tmp_path), "train", labelled=False)
 
 
-def test_single_folders_are_passed_through():
+def test_single_folders_are_skipped():
     found, _ = find_splits(named("photos/photos/cat", "photos/photos/dog"), "x")
     assert found["train"].prefix == "photos/photos/"
     assert class_folders(found["train"], (), "x").classes == ("cat", "dog")
@@ -99,14 +99,14 @@ def test_single_folders_are_passed_through():
     assert class_folders(found["train"], (), "x").classes == ("cat",)
 
 
-def test_two_training_splits_and_many_images_beside_splits_are_refused():
+def test_two_training_splits_and_many_images_beside_splits_are_rejected():
     with pytest.raises(InputError, match="Training and train"):
         splits("train", "Training")
-    with pytest.raises(InputError, match="20 images beside"):
+    with pytest.raises(InputError, match="20 images outside of"):
         splits("train", "test", "")
 
 
-def test_few_images_beside_class_folders_are_left_out():
+def test_a_few_images_outside_class_folders_are_left_out():
     names = [*named("cat", "dog"), "preview.png"]
     found = class_folders(Part("", names), ["owl"], "x")
     assert "preview.png" not in found.names
@@ -117,7 +117,7 @@ def test_few_images_beside_class_folders_are_left_out():
         class_folders(Part("", named("cat", "")), (), "x")
 
 
-def test_folders_of_systems_are_no_data(tmp_path):
+def test_system_folders_are_ignored(tmp_path):
     write_folder(tmp_path, pixels(4))
     for name in ("@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found", "__MACOSX"):
         write_folder(tmp_path / name / "cat", pixels(1), names=())
@@ -125,7 +125,7 @@ def test_folders_of_systems_are_no_data(tmp_path):
     assert (len(images), images.class_names) == (4, ("cat", "dog"))
 
 
-def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+def test_an_unreadable_folder_is_named(tmp_path, monkeypatch):
     write_folder(tmp_path, pixels(4))
     scan = os.scandir
 
@@ -139,7 +139,7 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
         FolderImages(str(tmp_path), "train")
 
 
-def test_names_of_classes_are_composed_and_two_spellings_are_one_class(tmp_path):
+def test_class_names_are_composed_so_two_spellings_are_one_class(tmp_path):
     for form in ("NFD", "NFC"):
         write_folder(tmp_path / unicodedata.normalize(form, "café"), pixels(1), names=())
     write_folder(tmp_path / "the", pixels(1), names=())
@@ -148,7 +148,7 @@ def test_names_of_classes_are_composed_and_two_spellings_are_one_class(tmp_path)
     assert sorted(images.labels) == [0, 0, 1]
 
 
-def test_endings_of_every_format_are_read_and_others_are_counted(tmp_path):
+def test_every_file_type_is_read_and_others_are_counted(tmp_path):
     for name, kind in (("a.tif", "TIFF"), ("b.jfif", "JPEG"), ("c.ppm", "PPM"), ("d.gif", "GIF")):
         Image.fromarray(pixels(1)[0]).save(tmp_path / name, kind)
     (tmp_path / "e.heic").write_bytes(b"")
@@ -158,7 +158,7 @@ def test_endings_of_every_format_are_read_and_others_are_counted(tmp_path):
 
 
 def files_in(folder, labels):
-    """Six images in a folder, with metadata.csv as huggingface's imagefolder has it."""
+    """Six images in a folder with a metadata.csv as for Hugging Face's imagefolder."""
     write_folder(folder, pixels(6), names=())
     rows = "".join(f"{i:04d}.png,{label}\n" for i, label in enumerate(labels))
     (folder / "metadata.csv").write_text(f"file_name,label\n{rows}")
@@ -183,7 +183,7 @@ def test_labels_come_from_metadata(tmp_path):
         FolderImages(str(tmp_path / "a"), "train", label_column="sort")
 
 
-def test_labels_of_a_split_have_the_numbers_of_the_split_train(tmp_path):
+def test_labels_of_other_splits_use_the_numbers_of_train(tmp_path):
     files_in(tmp_path / "train", ["cat", "dog", "cat", "cat", "dog", "owl"])
     files_in(tmp_path / "test", ["owl"] * 3 + ["dog"] * 3)
     images = FolderImages(str(tmp_path), "test")
@@ -205,7 +205,7 @@ def test_labels_come_from_stylegans_file_also_in_a_zip(tmp_path):
     images = FolderImages(str(tmp_path / "set"), "train")
     assert images.labels is None
     assert "dataset.json" in images.unlabelled
-    for other in ("[1, 2]", '{"labels": {"0": "back"}}'):  # of other programs
+    for other in ("[1, 2]", '{"labels": {"0": "back"}}'):  # files of other programs
         (folder.parent / "dataset.json").write_text(other)
         images = FolderImages(str(tmp_path / "set"), "train")
         assert images.class_names == ("00000", "00001")
@@ -215,7 +215,7 @@ def test_labels_come_from_stylegans_file_also_in_a_zip(tmp_path):
 @pytest.mark.parametrize(
     "text", ["name,label\n0000.png,a\n", "file_name,label\n0000.png,'\x00\n\"", "", "{"]
 )
-def test_files_of_labels_that_cannot_be_read_are_named(text, tmp_path):
+def test_unreadable_label_files_are_named(text, tmp_path):
     write_folder(tmp_path, pixels(2), names=())
     (tmp_path / "metadata.csv").write_text(text)
     with pytest.raises(InputError, match=r"metadata\.csv"):
@@ -223,7 +223,7 @@ def test_files_of_labels_that_cannot_be_read_are_named(text, tmp_path):
 
 
 @pytest.mark.parametrize("start", ["./", "/", "set\\"])
-def test_names_in_zip_files_are_spelled_in_many_ways(start, tmp_path):
+def test_names_in_zip_files_can_be_spelled_in_many_ways(start, tmp_path):
     folder = write_folder(tmp_path / "set", pixels(4))
     sep = "\\" if "\\" in start else "/"
     with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
@@ -235,7 +235,7 @@ def test_names_in_zip_files_are_spelled_in_many_ways(start, tmp_path):
     assert [opener().size for opener in images.openers(range(4))] == [(12, 12)] * 4
 
 
-def test_encrypted_zip_files_are_refused(tmp_path):
+def test_encrypted_zip_files_are_rejected(tmp_path):
     folder = write_folder(tmp_path / "set", pixels(2))
     file = Path(shutil.make_archive(str(tmp_path / "set"), "zip", folder))
     content = bytearray(file.read_bytes())
@@ -248,7 +248,7 @@ def test_encrypted_zip_files_are_refused(tmp_path):
         FolderImages(str(file), "train")
 
 
-def test_links_in_circles_and_folders_with_underscores(tmp_path):
+def test_circular_links_and_folders_with_underscores(tmp_path):
     write_folder(tmp_path, pixels(4), names=("__background__", "cat"))
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "cat" / "up").symlink_to("..")
@@ -263,7 +263,7 @@ def table_of(folder, header, *rows, separator=","):
     return FolderImages(str(folder), "train")
 
 
-def test_tables_of_labels_as_other_programs_write_them(tmp_path):
+def test_label_tables_of_other_programs(tmp_path):
     write_folder(tmp_path, pixels(4), names=())
     images = table_of(tmp_path, "file_name, label", "b", "a", "a", "b", separator=";")
     assert images.labels == [1, 0, 0, 1]
@@ -271,7 +271,7 @@ def test_tables_of_labels_as_other_programs_write_them(tmp_path):
     assert images.labels == [1, 0, -1, 1]
     images = table_of(tmp_path, "file_name,owl,cat", "1,0", "0,1", "0,1", "1,0")
     assert (images.labels, images.class_names) == ([1, 0, 0, 1], ("cat", "owl"))
-    for header in ("file_name,width", "file_name,split"):  # numbers and splits are no classes
+    for header in ("file_name,width", "file_name,split"):  # numbers and splits are not classes
         values = ("1", "2", "2", "1") if "width" in header else ("train", "test") * 2
         images = table_of(tmp_path, header, *values)
         assert images.labels is None
@@ -280,11 +280,11 @@ def test_tables_of_labels_as_other_programs_write_them(tmp_path):
         table_of(tmp_path, "file_name,label\n0000.png,a", "b")
 
 
-def test_a_table_beside_images_in_a_single_folder_counts_and_must_name_them(tmp_path):
+def test_a_table_next_to_a_single_folder_is_used_and_must_name_its_images(tmp_path):
     inner = tmp_path / "photos"
     write_folder(inner, pixels(4), names=())
     table_of(inner, "file_name,label", "b", "a", "a", "b")
     assert FolderImages(str(tmp_path), "train").labels == [1, 0, 0, 1]
     (inner / "metadata.csv").rename(tmp_path / "metadata.csv")
-    with pytest.raises(InputError, match="names none"):
+    with pytest.raises(InputError, match="does not list any"):
         FolderImages(str(tmp_path), "train")

@@ -1,4 +1,4 @@
-"""Vectors, signals, tables and images of any number of channels, by their files."""
+"""Vectors, signals, tables and images with any number of channels from files."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def test_vectors_are_standardized_and_restored(tmp_path):
     assert load(tmp_path / "one.npy", (-1,)).shape == (1,)
 
 
-def test_other_splits_have_the_statistics_of_the_split_that_is_trained_on(tmp_path):
+def test_other_splits_use_the_statistics_of_the_training_split(tmp_path):
     train, test = random.normal(3, 2, (100, 2)), random.normal(8, 1, (50, 2))
     np.savez(tmp_path / "v.npz", x_train=train, x_test=test)
     dataset = load(tmp_path / "v.npz", (2,), "test")
@@ -50,7 +50,7 @@ def test_other_splits_have_the_statistics_of_the_split_that_is_trained_on(tmp_pa
         ((20, 50, 3), (50, 3), (50, 3)),
     ],
 )
-def test_signals_in_either_order(array, wanted, shape, tmp_path):
+def test_signals_in_both_axis_orders(array, wanted, shape, tmp_path):
     values = random.normal(2, 3, array)
     np.save(tmp_path / "s.npy", values)
     dataset = load(tmp_path / "s.npy", wanted)
@@ -69,7 +69,7 @@ def test_signals_in_either_order(array, wanted, shape, tmp_path):
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.uint16])
-def test_images_of_any_channels_and_types(array, shape, dtype, tmp_path):
+def test_images_with_any_channels_and_types(array, shape, dtype, tmp_path):
     values = random.random(array)
     high = {np.uint8: 255, np.float32: 1, np.uint16: 4095}[dtype]
     stored = (values * high).round().astype(dtype) if high > 1 else values.astype(dtype)
@@ -83,7 +83,7 @@ def test_images_of_any_channels_and_types(array, shape, dtype, tmp_path):
     assert (dataset.scaling is None) == (shape[0] in (1, 3))
 
 
-def test_latents_of_ones_own_are_standardized_when_asked(tmp_path):
+def test_own_latents_are_standardized_on_request(tmp_path):
     values = random.normal([[[1.0]], [[-9.0]]], [[[3.0]], [[20.0]]], (30, 2, 4, 4))
     np.save(tmp_path / "z.npy", values)
     with pytest.raises(InputError, match=r"data\.range"):
@@ -94,7 +94,7 @@ def test_latents_of_ones_own_are_standardized_when_asked(tmp_path):
     np.testing.assert_allclose(stated.numpy(), (values - 1) / 3, rtol=1e-5, atol=1e-5)
 
 
-def test_values_that_are_not_finite_are_named_by_row(tmp_path):
+def test_nonfinite_values_are_named_by_row(tmp_path):
     values = random.random((10, 2))
     values[7, 1] = np.nan
     np.save(tmp_path / "v.npy", values)
@@ -113,7 +113,7 @@ def rows_of(count):
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
-def test_tables_have_columns_classes_and_no_row_numbers(separator, tmp_path):
+def test_tables_have_columns_and_classes_but_no_row_numbers(separator, tmp_path):
     dataset = load(write_table(tmp_path / "t.csv", rows_of(40), separator=separator), (-1,))
     assert (dataset.shape, dataset.class_names) == ((2,), ("cat", "dog"))
     assert dataset.scaling.columns == ("height", "weight")
@@ -126,7 +126,7 @@ def test_tables_have_columns_classes_and_no_row_numbers(separator, tmp_path):
         load(tmp_path / "t.csv", (-1,), columns=("size",))
 
 
-def test_rows_that_lack_a_number_are_left_out_within_a_limit(tmp_path):
+def test_rows_with_missing_numbers_are_left_out_up_to_a_limit(tmp_path):
     rows = rows_of(50)
     rows[3] = (3, "", 60, "cat")
     file = write_table(tmp_path / "t.csv", rows)
@@ -152,17 +152,17 @@ def test_parquet_tables_and_folders_of_splits(tmp_path):
 @pytest.mark.parametrize(
     ("text", "word"),
     [
-        ("", "empty"), ("a,b\n1,2\n1\n", "row 2"), ("a,a\n1,2\n", "two columns 'a'"),
-        ("a,b\n", "no rows"), ("a\nx\ny\n", "no column of numbers"), ('a,b\n"1,2\n', "t.csv"),
+        ("", "empty"), ("a,b\n1,2\n1\n", "row 2"), ("a,a\n1,2\n", "two columns named 'a'"),
+        ("a,b\n", "no rows"), ("a\nx\ny\n", "no numeric columns"), ('a,b\n"1,2\n', "t.csv"),
     ],
 )  # fmt: skip
-def test_tables_that_cannot_be_used(text, word, tmp_path):
+def test_unusable_tables_are_rejected(text, word, tmp_path):
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(InputError, match=word):
         load(tmp_path / "t.csv", (-1,))
 
 
-def test_numbers_of_a_target_are_classes_only_if_they_are_few_and_whole(tmp_path):
+def test_numbers_are_classes_only_if_few_and_whole(tmp_path):
     rows = [(i / 7, i % 3, i * 1.5) for i in range(60)]
     file = write_table(tmp_path / "t.csv", rows, "x,target,y1")
     assert load(file, (-1,)).shape == (2,)
@@ -170,7 +170,7 @@ def test_numbers_of_a_target_are_classes_only_if_they_are_few_and_whole(tmp_path
     assert (load(file, (-1,)).shape, load(file, (-1,)).labels) == ((3,), None)
 
 
-def test_open_sizes_and_sources_are_completed_from_the_data(tmp_path):
+def test_open_sizes_and_sources_are_taken_from_the_data(tmp_path):
     np.save(tmp_path / "v.npy", random.random((300, 5)))
     config = read_recipe(
         "moons", [f"data.path={tmp_path / 'v.npy'}", "data.source=auto", "data.shape=[-1]"]
@@ -185,7 +185,7 @@ def test_open_sizes_and_sources_are_completed_from_the_data(tmp_path):
         make_dataset(DataConfig(source="auto"))
 
 
-def test_labels_of_arrays_are_named_and_are_the_same_classes_in_every_split(tmp_path):
+def test_labels_of_arrays_are_the_same_classes_in_every_split(tmp_path):
     path = tmp_path / "wine.npz"
     x, rng = np.random.default_rng(0).normal(size=(30, 2)), np.random.default_rng(1)
     np.savez(path, x_train=x, y_train=np.arange(30) % 3 + 1, x_test=x[:4], y_test=[3, 3, 1, 3])
@@ -193,26 +193,26 @@ def test_labels_of_arrays_are_named_and_are_the_same_classes_in_every_split(tmp_
     assert train.class_names == test.class_names == ("1", "2", "3")
     assert test.labels.tolist() == [2, 2, 0, 2]
     assert any("y_train" in note for note in train.notes)
-    np.savez(path, x=x, ids=rng.permutation(30))  # identities are no classes
+    np.savez(path, x=x, ids=rng.permutation(30))  # identifiers are not classes
     assert load(path, (-1,)).labels is None
     np.savez(path, x=x, y=np.array(["a", "b"] * 15, dtype=object))
     with pytest.raises(InputError, match="'y'"):
         load(path, (-1,))
 
 
-def test_constant_columns_and_values_beyond_single_precision(tmp_path):
+def test_constant_columns_and_values_beyond_float32(tmp_path):
     path, x = tmp_path / "v.npy", random.normal(size=(60, 1))
     np.save(path, np.c_[x, np.full(60, 0.1), np.full(60, 1_700_000_000.3)])
     dataset = load(path, (-1,))
     assert dataset.scaling.mean[1:] == (0.1, 1_700_000_000.3)
-    assert dataset.scaling.std[1:] == (1, 1)  # not what rounding leaves
+    assert dataset.scaling.std[1:] == (1, 1)  # not a rounding error
     for factor in (1e200, 1e-200):
         np.save(path, x * factor)
         with pytest.raises(InputError, match="single precision"):
             load(path, (-1,))
 
 
-def test_cells_as_people_write_them(tmp_path):
+def test_number_formats_in_cells(tmp_path):
     def table(text, **more):
         (tmp_path / "t.csv").write_text(text, encoding="utf-8")
         return load(tmp_path / "t.csv", (-1,), **more)
@@ -228,7 +228,7 @@ def test_cells_as_people_write_them(tmp_path):
     assert means(table("a,b\n" + '1,"1,500"\n2,"500"\n' * 20)) == {"a": 1.5, "b": 1000.0}
     assert means(table("a;b\n" + "1,500;1\n2,500;2\n" * 20)) == {"a": 2.0, "b": 1.5}
     assert means(table("a, flag\n" + "1, True\n2, False\n" * 20)) == {"a": 1.5, "flag": 0.5}
-    # Python itself reads 20_1 as 201. Numbers and dates that repeat are no classes.
+    # Python reads 20_1 as 201. Repeated numbers and dates are not classes.
     for text in ("20_1", "2024-01-01", "7%"):
         left_out = table(f"a,b\n1,{text}\n2,{text}\n3,3_1\n4,3_1\n")
         assert means(left_out) == {"a": 2.5}
@@ -249,7 +249,7 @@ def test_cells_as_people_write_them(tmp_path):
         ("country,2010,2020", ("2010", "2020"), 40),
     ],
 )
-def test_the_first_row_holds_names_or_values(head, names, count, tmp_path):
+def test_the_first_row_can_be_names_or_values(head, names, count, tmp_path):
     last = "setosa" in head
     first = head.startswith("country")
     cell = "{:.3f},{:.3f},x{}\n" if last else "x{2},{0:.3f},{1:.3f}\n" if first else "{},{},{}\n"
@@ -259,7 +259,7 @@ def test_the_first_row_holds_names_or_values(head, names, count, tmp_path):
     assert (dataset.scaling.columns, len(dataset)) == (names, count)
 
 
-def test_columns_that_tell_rows_apart_or_are_empty_are_left_out(tmp_path):
+def test_identifiers_and_empty_columns_are_left_out(tmp_path):
     order = random.permutation(40)
     for name in ("", "id", "PassengerId", "customer_id"):
         rows = "".join(f"{7919 * i},{i / 3},{i % 5},\n" for i in order)
@@ -267,7 +267,7 @@ def test_columns_that_tell_rows_apart_or_are_empty_are_left_out(tmp_path):
         assert load(tmp_path / "t.csv", (-1,)).scaling.columns == ("a", "paid")
 
 
-def test_arrays_beside_those_of_a_held_out_split_are_trained_on(tmp_path):
+def test_the_array_without_a_split_name_is_the_training_split(tmp_path):
     path = tmp_path / "v.npz"
     np.savez(path, X=np.zeros((6, 2)), y=[0, 1] * 3, X_test=np.ones((2, 2)), y_test=[0, 1])
     assert len(load(path, (-1,))) == 6

@@ -1,4 +1,4 @@
-"""Data sources by name: built-in ones, and those that users register."""
+"""Data sources by name: built-in sources and registered ones."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from support.small_data import pixels, write_folder
 
 @pytest.fixture
 def registry(monkeypatch):
-    """The registry, without what a test registers in it."""
+    """The registry, restored after the test."""
     monkeypatch.setattr(SOURCES, "entries", dict(SOURCES.entries))
     return SOURCES
 
@@ -48,7 +48,7 @@ def test_a_class_declares_its_splits(registry):
     assert len(sources.load(config, "test")) == 3
 
 
-def test_a_source_of_image_files_is_decoded_and_cached(registry, tmp_path):
+def test_images_of_an_image_source_are_decoded_and_cached(registry, tmp_path):
     @registry.register("photos")
     class Photos(ImageSource):
         def splits(self, config):
@@ -64,7 +64,7 @@ def test_a_source_of_image_files_is_decoded_and_cached(registry, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "hint"), [("digitz", "--import"), ("imagenet", "soflow encode")])
-def test_an_unknown_source_is_refused_with_the_known_ones(name, hint):
+def test_an_unknown_source_is_rejected_with_a_list_of_known_ones(name, hint):
     for use in (sources.load, sources.splits, lambda config: sources.open_images(config, "train")):
         with pytest.raises(InputError, match=r"data\.source") as error:
             use(DataConfig(source=name))

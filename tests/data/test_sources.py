@@ -1,4 +1,4 @@
-"""Folders, arrays and what a text on the command line names."""
+"""Folders, arrays, and SOURCE arguments of commands."""
 
 import os
 import re
@@ -24,7 +24,7 @@ from support.small_data import pixels, write_folder, write_parquet
 
 
 def content(images):
-    """All images of a collection as arrays."""
+    """Returns all images of a dataset as arrays."""
     return [np.asarray(opener()) for opener in images.openers(range(len(images)))]
 
 
@@ -37,12 +37,12 @@ def test_class_folders_give_labels_and_names(tmp_path):
     assert images.where(3).endswith("dog/0001.png")
 
 
-def test_images_without_classes_lie_in_one_folder(tmp_path):
+def test_images_without_classes_are_in_one_folder(tmp_path):
     images = FolderImages(str(write_folder(tmp_path, pixels(3), names=())), "train")
     assert (len(images), images.labels, images.class_names) == (3, None, ())
 
 
-def test_every_ending_is_read_and_the_rest_is_left_alone(tmp_path):
+def test_every_file_type_is_read_and_other_files_are_ignored(tmp_path):
     for number, ending in enumerate(["png", "JPG", "jpeg", "webp", "bmp"]):
         Image.fromarray(pixels(1)[0]).save(tmp_path / f"{number}.{ending}")
     (tmp_path / "notes.txt").write_text("no image")
@@ -51,7 +51,7 @@ def test_every_ending_is_read_and_the_rest_is_left_alone(tmp_path):
     assert len(FolderImages(str(tmp_path), "train")) == 5
 
 
-def test_images_deeper_down_belong_to_the_class_above_and_links_are_followed_once(tmp_path):
+def test_nested_images_belong_to_the_class_above_and_links_are_followed_once(tmp_path):
     write_folder(tmp_path / "set", pixels(4))
     write_folder(tmp_path / "set" / "dog" / "small", pixels(2), names=())
     write_folder(tmp_path / "elsewhere", pixels(3), names=())
@@ -62,7 +62,7 @@ def test_images_deeper_down_belong_to_the_class_above_and_links_are_followed_onc
     assert np.bincount(images.labels).tolist() == [2, 4, 3]
 
 
-def test_what_is_reached_by_a_link_too_is_found_where_it_lies(tmp_path):
+def test_images_also_reached_by_a_link_keep_their_own_path(tmp_path):
     write_folder(tmp_path, pixels(4))
     os.symlink(tmp_path / "cat", tmp_path / "aged")
     os.symlink(tmp_path / "dog", tmp_path / "cat" / "friend")
@@ -72,7 +72,7 @@ def test_what_is_reached_by_a_link_too_is_found_where_it_lies(tmp_path):
     assert any("aged" in note for note in images.notes)
 
 
-def test_pipes_are_no_images_and_links_to_nothing_are_broken_ones(tmp_path):
+def test_pipes_are_ignored_and_broken_links_are_unreadable(tmp_path):
     write_folder(tmp_path, pixels(2), names=())
     os.mkfifo(tmp_path / "pipe.png")
     os.symlink(tmp_path / "pipe.png", tmp_path / "linked.png")
@@ -80,7 +80,7 @@ def test_pipes_are_no_images_and_links_to_nothing_are_broken_ones(tmp_path):
     assert FolderImages(str(tmp_path), "train").files == ["0000.png", "0001.png", "gone.png"]
 
 
-def test_splits_are_subfolders_and_share_the_numbers_of_classes(tmp_path):
+def test_splits_are_subfolders_with_common_class_numbers(tmp_path):
     write_folder(tmp_path / "train", pixels(4), names=("a", "b", "c"))
     write_folder(tmp_path / "test", pixels(3), names=("b", "c", "a"))
     config = DataConfig(source="folder", path=str(tmp_path), size=12)
@@ -92,7 +92,7 @@ def test_splits_are_subfolders_and_share_the_numbers_of_classes(tmp_path):
         FolderImages(str(tmp_path), "val")
 
 
-def test_a_class_that_is_called_train_is_a_class_and_splits_are_known_in_either_case(tmp_path):
+def test_a_class_can_be_called_train_and_split_names_ignore_case(tmp_path):
     vehicles = write_folder(tmp_path / "vehicles", pixels(6), names=("car", "plane", "train"))
     images = FolderImages(str(vehicles), "train")
     assert (len(images), images.class_names) == (6, ("car", "plane", "train"))
@@ -110,7 +110,7 @@ def test_a_class_that_is_called_train_is_a_class_and_splits_are_known_in_either_
         FolderImages(str(tmp_path / "held"), "train")
 
 
-def test_folders_that_may_be_splits_or_classes_are_not_guessed_at(tmp_path):
+def test_ambiguous_splits_and_classes_are_rejected(tmp_path):
     for name in ("train", "test", "more"):
         write_folder(tmp_path / name, pixels(2))
     assert splits_of(FolderTree(tmp_path))[0].keys() == {"train", "test", "more"}
@@ -123,7 +123,7 @@ def test_folders_that_may_be_splits_or_classes_are_not_guessed_at(tmp_path):
         FolderImages(str(tmp_path / "pairs"), "train")
 
 
-def test_why_there_are_no_labels_is_known(tmp_path):
+def test_the_reason_for_missing_labels_is_known(tmp_path):
     write_folder(tmp_path / "empty", pixels(4))
     (tmp_path / "empty" / "cow").mkdir()
     empty = FolderImages(str(tmp_path / "empty"), "train")
@@ -143,12 +143,12 @@ def test_why_there_are_no_labels_is_known(tmp_path):
     assert "'owl'" in FolderImages(str(tmp_path / "more"), "test").unlabelled
 
 
-def test_a_summary_says_what_is_trained_on_and_what_is_left_out(tmp_path):
+def test_the_summary_says_what_is_used_and_what_is_left_out(tmp_path):
     photos = write_folder(tmp_path / "photos", pixels(5))
     (photos / "notes.txt").write_text("no image")
     write_folder(photos / "val", pixels(2))
     config = DataConfig(source="auto", path=str(photos), size=12, num_classes=-1)
-    told = "\n".join(summary(config, make_dataset(config)))
+    text_of_summary = "\n".join(summary(config, make_dataset(config)))
     for words in (
         "5 samples of [3, 12, 12]",
         "0 to 255",
@@ -156,13 +156,13 @@ def test_a_summary_says_what_is_trained_on_and_what_is_left_out(tmp_path):
         "1 .txt",
         "validation (2)",
     ):
-        assert words in told
+        assert words in text_of_summary
     flat = write_folder(tmp_path / "flat", pixels(4), names=())
     config = config.model_copy(update={"path": str(flat)})
     assert "no classes: " in summary(config, make_dataset(config))[-1]
 
 
-def test_a_folder_is_known_by_its_content(tmp_path):
+def test_the_fingerprint_of_a_folder_depends_on_its_content(tmp_path):
     before = FolderImages(str(write_folder(tmp_path, pixels(4))), "train").fingerprint
     assert FolderImages(str(tmp_path), "train").fingerprint == before
     Image.fromarray(pixels(1, seed=5)[0]).save(tmp_path / "cat" / "0000.png")
@@ -192,7 +192,7 @@ def test_arrays_of_every_layout(shape, seen, tmp_path):
     assert "set.npy" in bare.unlabelled
 
 
-def test_arrays_called_by_their_split(tmp_path):
+def test_arrays_named_after_their_split(tmp_path):
     train, test = pixels(4), pixels(2, seed=1)
     arrays = {
         "train_images": train,
@@ -208,8 +208,8 @@ def test_arrays_called_by_their_split(tmp_path):
     assert sources.splits(DataConfig(source="arrays", path=path)) == ("train", "test")
 
 
-def test_arrays_are_loaded_one_by_one_when_they_are_needed(tmp_path, monkeypatch):
-    """Labels are read at once, images when the first is opened, other arrays never."""
+def test_arrays_are_loaded_one_by_one_on_demand(tmp_path, monkeypatch):
+    """Labels are read at once, images at the first access, other arrays never."""
     loaded = []
     for module in (arrays_module, array_labels):
         monkeypatch.setattr(
@@ -228,8 +228,8 @@ def test_arrays_are_loaded_one_by_one_when_they_are_needed(tmp_path, monkeypatch
     assert loaded == ["train_labels", "train_images"]
 
 
-def test_arrays_are_known_by_their_content(tmp_path, monkeypatch):
-    """Each choice of split, image and label arrays in one file gives its own data."""
+def test_the_fingerprint_of_arrays_depends_on_their_content(tmp_path, monkeypatch):
+    """Each choice of split, image array and label array in one file is a different dataset."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path, arrays = tmp_path / "one" / "set.npz", {}
     for number, split in enumerate(("train", "test")):
@@ -257,7 +257,7 @@ def test_arrays_are_known_by_their_content(tmp_path, monkeypatch):
         assert found[0] == found[1] != found[2]
 
 
-def test_numbers_that_are_no_classes(tmp_path):
+def test_numbers_that_are_not_classes(tmp_path):
     path = str(tmp_path / "set.npz")
     for labels, word in (
         (1_700_000_000 + np.arange(3), "label 1700000002"),
@@ -273,11 +273,11 @@ def test_numbers_that_are_no_classes(tmp_path):
         ArrayImages(path, "train")
     np.savez(
         path, images=pixels(3), labels=np.array([999, 0, 5])
-    )  # an excerpt of a set with many classes
+    )  # a subset of a dataset with many classes
     assert ArrayImages(path, "train", num_classes=1000).labels == [999, 0, 5]
 
 
-def test_arrays_that_cannot_be_told_apart_are_named(tmp_path):
+def test_ambiguous_arrays_are_named(tmp_path):
     path = str(tmp_path / "two.npz")
     np.savez(path, a=pixels(3), b=pixels(3, seed=1))
     with pytest.raises(InputError, match=r"a and b"):
@@ -302,7 +302,7 @@ def test_arrays_that_cannot_be_told_apart_are_named(tmp_path):
     assert "label -2" in ArrayImages(path, "train").unlabelled
 
 
-def test_a_text_names_a_source_and_a_split(tmp_path, monkeypatch):
+def test_a_text_gives_a_source_and_a_split(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_folder(tmp_path / "photos", pixels(2))
     write_parquet(tmp_path / "stored", pixels(2))
@@ -331,7 +331,7 @@ def test_a_text_names_a_source_and_a_split(tmp_path, monkeypatch):
             sources.find(text, like)
 
 
-def test_endings_may_be_capital_letters(tmp_path):
+def test_file_endings_may_be_upper_case(tmp_path):
     for ending, source in (
         ("NPZ", "arrays"),
         ("NPY", "arrays"),
@@ -350,12 +350,12 @@ def test_endings_may_be_capital_letters(tmp_path):
         assert len(sources.load(config)) == 2
 
 
-def test_what_holds_no_images_is_told_what_does(tmp_path):
+def test_sources_without_images_are_rejected(tmp_path):
     with pytest.raises(InputError, match=r"'digits'.* folder, huggingface, arrays"):
         sources.open_images(DataConfig(source="digits"), "train")
 
 
-def test_a_path_that_another_source_reads_says_which(tmp_path):
+def test_a_path_of_another_source_names_the_right_source(tmp_path):
     write_parquet(tmp_path / "stored", pixels(2))
     with pytest.raises(InputError, match=r"data\.source=huggingface"):
         sources.load(DataConfig(source="folder", path=str(tmp_path / "stored"), size=12))
@@ -365,12 +365,12 @@ def test_a_path_that_another_source_reads_says_which(tmp_path):
 
 
 def test_every_source_gives_the_same_data(tmp_path):
-    """The same eight pictures by three ways, cropped, made smaller and made grey alike."""
+    """Three sources crop, resize and convert the same eight images alike."""
     arrays = pixels(8, (12, 16, 3))
     write_folder(tmp_path / "folder", arrays)
     write_parquet(tmp_path / "parquet", arrays)
     np.savez(tmp_path / "arrays.npz", arr_0=arrays, arr_1=np.arange(8) % 2)
-    by_class = torch.tensor([0, 2, 4, 6, 1, 3, 5, 7])  # the order of a folder
+    by_class = torch.tensor([0, 2, 4, 6, 1, 3, 5, 7])  # in the order of the folder
     for shape in ((3, 12, 12), (1, 6, 6)):
         folder, parquet, from_arrays = (
             sources.load(DataConfig(source=source, path=str(tmp_path / path), shape=shape))
@@ -388,7 +388,7 @@ def test_every_source_gives_the_same_data(tmp_path):
         assert torch.equal(folder.labels, parquet.labels[by_class])
 
 
-def test_a_path_is_not_ignored_by_data_that_are_bundled(tmp_path):
+def test_a_path_with_a_bundled_source_is_an_error(tmp_path):
     folder = write_folder(tmp_path / "pets", pixels(6))
     for source in ("digits", "moons"):
         with pytest.raises(InputError, match=rf"data\.path=.*data\.source={source}"):
@@ -396,7 +396,7 @@ def test_a_path_is_not_ignored_by_data_that_are_bundled(tmp_path):
     sources.require_path_is_read(DataConfig(source="auto", path=str(folder), shape=(3, 8, 8)))
 
 
-def test_a_folder_with_images_and_parquet_stops_unless_the_source_is_named(tmp_path):
+def test_a_folder_with_images_and_parquet_needs_an_explicit_source(tmp_path):
     write_folder(tmp_path, pixels(2), names=())
     write_parquet(tmp_path, pixels(2))
     with pytest.raises(InputError, match=r"data\.source=folder"):
@@ -408,7 +408,7 @@ def test_a_folder_with_images_and_parquet_stops_unless_the_source_is_named(tmp_p
     assert sources.kind_of(str(tmp_path)) == "folder"
 
 
-def test_folders_are_folders_by_any_name_and_through_links(tmp_path):
+def test_folders_can_have_any_name_and_be_links(tmp_path):
     write_folder(tmp_path / "set.csv", pixels(2))
     assert sources.kind_of(str(tmp_path / "set.csv")) == "folder"
     (tmp_path / "links").mkdir()

@@ -1,4 +1,4 @@
-"""Stores of rows: whole, or they say what is missing."""
+"""Stores of rows are complete, or say what is missing."""
 
 import os
 import time
@@ -31,7 +31,7 @@ def write(folder, rows, process=0, processes=1, **plan):
     return make_store(folder, Numbers(count=len(rows), **plan), make, process, processes)
 
 
-def test_rows_come_back_in_any_order(tmp_path):
+def test_rows_can_be_read_in_any_order(tmp_path):
     rows = np.random.default_rng(0).random((20, 2, 3)).astype(np.float16)
     assert write(tmp_path / "s", rows)
     shards, index = open_store(tmp_path / "s")
@@ -41,7 +41,7 @@ def test_rows_come_back_in_any_order(tmp_path):
     assert index.labels == [i % 5 for i in range(20)]
 
 
-def test_shares_of_processes_make_the_same_store_in_any_order(tmp_path):
+def test_processes_make_the_same_store_in_any_order(tmp_path):
     rows = np.arange(20, dtype=np.float32)[:, None]
     write(tmp_path / "one", rows)
     assert not write(tmp_path / "three", rows, 2, 3)
@@ -54,7 +54,7 @@ def test_shares_of_processes_make_the_same_store_in_any_order(tmp_path):
     assert one[1] == three[1]
 
 
-def test_a_store_of_another_plan_is_not_mixed_in(tmp_path):
+def test_stores_with_different_plans_are_not_mixed(tmp_path):
     rows = np.zeros((4, 1), np.float32)
     write(tmp_path / "s", rows, colour="red")
     with pytest.raises(InputError, match=r"colour=red.* blue"):
@@ -81,8 +81,8 @@ def test_missing_and_damaged_shards_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("first", [0, 1])
-def test_a_damaged_shard_is_repaired_whichever_process_comes_first(first, tmp_path):
-    """Process 0 must not call a store whole while process 1 has to repair a shard."""
+def test_a_damaged_shard_is_repaired_whichever_process_starts_first(first, tmp_path):
+    """Process 0 must not report a complete store while process 1 still repairs a shard."""
     rows = np.arange(8, dtype=np.float32)[:, None]
     write(tmp_path / "s", rows)
     before = open_store(tmp_path / "s")[1]
@@ -97,7 +97,7 @@ def test_a_damaged_shard_is_repaired_whichever_process_comes_first(first, tmp_pa
     assert index == before
 
 
-def test_while_a_damaged_shard_is_made_again_no_process_takes_the_store_for_whole(tmp_path):
+def test_no_process_sees_a_complete_store_during_a_repair(tmp_path):
     rows = np.arange(8, dtype=np.float32)[:, None]
     write(tmp_path / "s", rows)
     file = tmp_path / "s" / "shard-00001.npy"
@@ -112,8 +112,8 @@ def test_while_a_damaged_shard_is_made_again_no_process_takes_the_store_for_whol
     assert seen == [False]
 
 
-def test_bad_items_of_all_processes_count_together(tmp_path):
-    """Each process has 1 of 150, which is allowed; both together have 2."""
+def test_unreadable_items_of_all_processes_are_summed(tmp_path):
+    """Each process has 1 of 150, which is allowed. Together they have 2, which is not."""
 
     def make(which):
         skipped = [f"item {i}: bad" for i in which if i in (0, 149)]
@@ -126,7 +126,7 @@ def test_bad_items_of_all_processes_count_together(tmp_path):
     assert not (tmp_path / "s" / "index.json").exists()
 
 
-def test_a_source_that_cannot_be_read_is_not_a_full_disk(tmp_path):
+def test_an_unreadable_source_is_not_reported_as_a_full_disk(tmp_path):
     def make(which):
         raise FileNotFoundError(2, "No such file or directory", "photos.parquet")
 
@@ -134,14 +134,14 @@ def test_a_source_that_cannot_be_read_is_not_a_full_disk(tmp_path):
         make_store(tmp_path / "s", Numbers(count=4), make)
 
 
-def test_a_damaged_plan_of_a_folder_of_the_users_own_is_named(tmp_path):
+def test_a_damaged_plan_in_a_user_folder_is_named(tmp_path):
     write(tmp_path / "s", np.zeros((4, 1), np.float32))
     (tmp_path / "s" / "plan.json").write_text("{")
     with pytest.raises(InputError, match=r"plan\.json is damaged"):
         write(tmp_path / "s", np.zeros((4, 1), np.float32))
 
 
-def test_what_killed_processes_left_half_written_is_removed_after_a_day(tmp_path):
+def test_partial_files_of_killed_processes_are_removed_after_a_day(tmp_path):
     (tmp_path / "s").mkdir()
     old, new = (tmp_path / "s" / f".shard-00000.npy.{name}.partial" for name in ("old", "new"))
     for file, age in ((old, 90_000), (new, 3_600)):
@@ -151,8 +151,8 @@ def test_what_killed_processes_left_half_written_is_removed_after_a_day(tmp_path
     assert (old.exists(), new.exists()) == (False, True)
 
 
-def test_a_disk_that_is_full_leaves_nothing_half_written(tmp_path, monkeypatch):
-    real, plan = os.fsync, iter(range(2))  # the plan and its folder: there is room for these
+def test_a_full_disk_leaves_no_partial_files(tmp_path, monkeypatch):
+    real, plan = os.fsync, iter(range(2))  # there is room for the plan and its folder
 
     def full(handle):
         if next(plan, None) is None:

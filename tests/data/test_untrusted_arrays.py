@@ -1,4 +1,4 @@
-"""Arrays from outside are read or refused in one line; nothing in them runs or leads elsewhere."""
+"""Untrusted arrays are read or rejected in one line, and never run code or follow paths."""
 
 import struct
 import zipfile
@@ -20,7 +20,7 @@ from support.small_data import pixels
 
 
 def all_readers(file):
-    """Reads a .npz in all three ways, each of which must refuse it; returns the messages."""
+    """Reads a .npz in three ways. Each must reject it. Returns the messages."""
     messages = []
     for reader in (
         lambda: list(sample_arrays(file).parts()),
@@ -33,7 +33,7 @@ def all_readers(file):
     return " ".join(messages)
 
 
-def test_arrays_that_are_said_to_be_larger_than_they_are_take_no_memory(tmp_path):
+def test_arrays_with_a_false_size_allocate_no_memory(tmp_path):
     for shape in (
         (10**12, 8, 8, 3),
         (2**62, 2, 2, 1),
@@ -62,7 +62,7 @@ def test_arrays_that_are_said_to_be_larger_than_they_are_take_no_memory(tmp_path
         "\n  '''",
     ],
 )
-def test_heads_that_python_stumbles_over(header, tmp_path):
+def test_headers_that_python_cannot_parse(header, tmp_path):
     for version in (1, 2, 3):
         length = struct.pack("<H" if version == 1 else "<I", len(header))
         content = b"\x93NUMPY" + bytes([version, 0]) + length + header.encode() + bytes(100)
@@ -84,29 +84,29 @@ def test_objects_are_never_unpickled(tmp_path):
         with pytest.raises(InputError, match=name):
             ArrayImages(str(tmp_path / name), "train")
     assert not canary.exists()
-    np.load(tmp_path / "evil.npz", allow_pickle=True)["arr_0"]  # it works if it is allowed
+    np.load(tmp_path / "evil.npz", allow_pickle=True)["arr_0"]  # works if allowed
     assert canary.exists()
 
 
-def test_compression_that_numpy_does_not_write_is_refused(tmp_path):
+def test_compression_methods_that_numpy_never_writes_are_rejected(tmp_path):
     for way in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
         file = write_zip(tmp_path / "odd.npz", {"arr_0.npy": npy(pixels(2))}, way)
         assert "arr_0.npy" in all_readers(file)
 
 
-def test_arrays_that_would_grow_without_measure_are_refused(tmp_path, monkeypatch):
+def test_arrays_that_expand_too_much_are_rejected(tmp_path, monkeypatch):
     black = np.zeros((200, 16, 16, 3), np.uint8)
     np.savez_compressed(tmp_path / "black.npz", arr_0=black)
     assert ArrayImages(str(tmp_path / "black.npz"), "train").images.shape == black.shape
     monkeypatch.setattr(npz, "LARGE", 2**16)
-    assert "100 times" in all_readers(tmp_path / "black.npz")
+    assert "factor of 100" in all_readers(tmp_path / "black.npz")
     lying = bytearray((tmp_path / "black.npz").read_bytes())
     place = lying.rindex(b"PK\x01\x02")
     lying[place + 20 : place + 24] = struct.pack(
         "<I", 2**31
-    )  # as if the compressed array were large
+    )  # treats the compressed array as large
     (tmp_path / "black.npz").write_bytes(lying)
-    assert "100 times" in all_readers(tmp_path / "black.npz")
+    assert "factor of 100" in all_readers(tmp_path / "black.npz")
 
 
 def test_a_zip_file_of_several_disks(tmp_path):
@@ -120,7 +120,7 @@ def test_a_zip_file_of_several_disks(tmp_path):
             reader(tmp_path / name)
 
 
-def test_names_in_archives_lead_nowhere(tmp_path, monkeypatch):
+def test_names_in_archives_are_not_used_as_paths(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     outside = npy(pixels(2, (4, 4, 3)))

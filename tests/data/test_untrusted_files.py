@@ -1,6 +1,6 @@
-"""Damaged and harmful files are read or refused in one line; what they hold stays text on pages.
+"""Damaged and malicious files are read or rejected in one line, and their text is escaped.
 
-The attacks of support/hostile.py run with some cases each, and with thousands if marked slow.
+The attacks in support/hostile.py run with a few cases each, or with thousands if marked slow.
 """
 
 import json
@@ -33,7 +33,9 @@ ATTACKS = {
     "images": hostile.attack_images,
     "indices of latents": lambda count, folder: hostile.attack_latents(count, folder / "latents"),
 }
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, on damaged images
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::UserWarning"
+)  # Pillow's warnings on damaged images
 
 
 @pytest.fixture(autouse=True)
@@ -42,8 +44,8 @@ def _own_cache(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_what_is_damaged_is_read_or_refused_in_one_line(name, tmp_path):
-    count = 30 if name == "configurations" else 100  # others are far cheaper
+def test_damaged_files_are_read_or_rejected_in_one_line(name, tmp_path):
+    count = 30 if name == "configurations" else 100  # other attacks are far cheaper
     assert ATTACKS[name](count, tmp_path) >= count
 
 
@@ -61,7 +63,7 @@ def test_thousands_of_damaged_files(name, tmp_path):
 DEEP = "[" * 100_000
 
 
-def test_json_of_another_shape_is_damaged(tmp_path):
+def test_json_with_another_structure_is_damaged(tmp_path):
     class Number(Record):
         a: Count
 
@@ -73,7 +75,7 @@ def test_json_of_another_shape_is_damaged(tmp_path):
 
 @pytest.fixture
 def run(tiny_run, tmp_path):
-    """A copy of a run that is trained."""
+    """A copy of a trained run."""
     return Path(shutil.copytree(tiny_run, tmp_path / "run"))
 
 
@@ -87,7 +89,7 @@ def run(tiny_run, tmp_path):
         {"encoder": [1]},
     ],
 )
-def test_data_of_a_run_that_are_none(data, run, inside):
+def test_a_wrong_data_json_is_rejected(data, run, inside):
     (run / "data.json").write_text(json.dumps(data))
     assert_fails(
         inside("sample", run, "--num", 1, "--out", run / "x.png"), 1, "data.json is damaged"
@@ -98,7 +100,7 @@ def test_data_of_a_run_that_are_none(data, run, inside):
 
 
 class Elements(HTMLParser):
-    """The elements of a page, with the names of their attributes, and the texts in it."""
+    """Collects the elements of a page with their attribute names, and its text."""
 
     def __init__(self):
         super().__init__()
@@ -155,7 +157,7 @@ def evaluation(evil, checkpoint):
     }  # fmt: skip
 
 
-def test_names_in_a_run_do_not_become_elements_of_its_report(run, inside):
+def test_names_in_a_run_are_escaped_in_its_report(run, inside):
     from soflow.config import dump
 
     checkpoint = max(path.name for path in (run / "checkpoints").glob("step-*"))
@@ -195,13 +197,13 @@ def test_names_in_a_run_do_not_become_elements_of_its_report(run, inside):
         '{"step": "<b>", "loss": 1}',
         "[" * 10**5,
         '{"step": 1, "lo',
-    ):  # as a crash may leave the last one
+    ):  # like a last line after a crash
         (run / "metrics.jsonl").write_text(lines[0] + "\n" + line + "\n" + lines[1] + "\n")
         assert len(RunFolder(run).read_metrics()) == 2
     assert inside("report", run).returncode == 0
 
 
-def test_an_evaluation_of_any_shape_is_shown_or_called_damaged(run, monkeypatch):
+def test_an_evaluation_with_any_structure_is_shown_or_called_damaged(run, monkeypatch):
     from markupsafe import Markup
 
     from soflow.evaluation import report
@@ -226,7 +228,7 @@ def test_an_evaluation_of_any_shape_is_shown_or_called_damaged(run, monkeypatch)
     assert shown[0] > 20
 
 
-def test_names_in_a_comparison_do_not_become_elements_of_its_page():
+def test_names_in_a_comparison_are_escaped_on_its_page():
     from soflow.comparison.page import page
     from soflow.comparison.record import Comparison
 
@@ -274,7 +276,7 @@ def test_no_control_characters_reach_the_terminal(inside, tmp_path):
         assert line.isprintable()
 
 
-def test_a_program_that_a_run_names_is_not_loaded_unasked(run, inside, tmp_path):
+def test_features_named_by_a_run_are_not_loaded_unasked(run, inside, tmp_path):
     from soflow.config import dump
 
     file = tmp_path / "features.pt"

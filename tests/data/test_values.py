@@ -1,4 +1,4 @@
-"""The range of stored values: found, stated, or refused."""
+"""The range of stored values is found, stated, or rejected."""
 
 import struct
 import zlib
@@ -32,12 +32,12 @@ def test_usual_ranges_are_found(low, high, whole, expected):
     ("low", "high", "whole"),
     [(0, 20, True), (-1, 1, True), (-2.1, 2.6, False), (0, 70000, True), (0.0, 2.3, False)],
 )
-def test_other_ranges_are_refused_with_the_setting_that_decides(low, high, whole):
+def test_other_ranges_are_rejected_and_the_setting_is_named(low, high, whole):
     with pytest.raises(InputError, match=rf"data\.range=\[{low:g},{high:g}\]"):
         usual_range(float(low), float(high), whole, "x")
 
 
-def test_bytes_of_a_range():
+def test_bytes_with_a_range():
     assert to_bytes(np.array([-1.0, 0.0, 1.0, 2.0]), -1.0, 1.0).tolist() == [0, 128, 255, 255]
 
 
@@ -69,7 +69,7 @@ def test_float_files_and_masks(tmp_path):
     assert torch.equal(found, torch.from_numpy(masks)[:, None].float() * 2 - 1)
 
 
-def test_dark_images_stop_and_a_range_decides(tmp_path):
+def test_dark_images_stop_training_unless_a_range_is_set(tmp_path):
     config = folder_of(tmp_path, random.integers(0, 21, (3, 8, 8), dtype=np.uint8))
     with pytest.raises(InputError, match=r"data\.range=\[0,20\].*data\.range=\[0,255\]"):
         sources.load(config)
@@ -79,27 +79,27 @@ def test_dark_images_stop_and_a_range_decides(tmp_path):
     assert kept.max() < -0.8
 
 
-def test_a_brighter_image_than_those_looked_at_stops(tmp_path):
+def test_a_later_image_beyond_the_range_stops_training(tmp_path):
     arrays = np.full((130, 8, 8), 4095, np.uint16)
-    arrays[1] = 60000  # between two of the 64 images that are looked at
+    arrays[1] = 60000  # not among the 64 images that determine the range
     config = folder_of(tmp_path, arrays)
     with pytest.raises(InputError, match=r"data\.range=\[0,60000\]"):
         sources.load(config)
 
 
-def test_an_image_without_light_is_an_image(tmp_path):
+def test_a_black_image_is_valid(tmp_path):
     assert sources.load(folder_of(tmp_path, np.zeros((2, 8, 8), np.uint8))).samples().max() == -1
 
 
-def test_masks_that_are_empty_at_first_have_their_range(tmp_path):
+def test_masks_that_start_empty_have_their_range(tmp_path):
     masks = np.zeros((130, 8, 8), np.uint8)
-    masks[1, 2:5] = 1  # not among the first 64 that are looked at
+    masks[1, 2:5] = 1  # not among the 64 images that determine the range
     config = folder_of(tmp_path, masks)
     samples = sources.load(config).samples()
     assert samples.unique().tolist() == [-1, 1]
 
 
-def test_a_brighter_image_than_masks_stops(tmp_path):
+def test_an_image_brighter_than_masks_stops_training(tmp_path):
     images = np.ones((130, 8, 8), np.uint8)
     images[1] = 200
     config = folder_of(tmp_path, images)
@@ -108,7 +108,7 @@ def test_a_brighter_image_than_masks_stops(tmp_path):
 
 
 def png_of_16_bits(path, values):
-    """A PNG in colour with 16 bits per channel, which Pillow reads but cannot write."""
+    """A color PNG with 16 bits per channel, which Pillow can read but not write."""
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, 2, 0, 0, 0)
     content = b"\x89PNG\r\n\x1a\n"
@@ -120,7 +120,7 @@ def png_of_16_bits(path, values):
 
 
 @pytest.mark.parametrize("asked", ["auto", (0.0, 4095.0)])
-def test_images_in_colour_with_twelve_of_sixteen_bits_stop(asked, tmp_path):
+def test_color_images_with_twelve_of_sixteen_bits_stop_training(asked, tmp_path):
     values = np.random.default_rng(0).integers(0, 65536, (8, 8, 3))
     png_of_16_bits(tmp_path / "whole", values)
     png_of_16_bits(tmp_path / "few", values // 16)
@@ -133,13 +133,13 @@ def test_images_in_colour_with_twelve_of_sixteen_bits_stop(asked, tmp_path):
         sources.load(few)
 
 
-def test_a_range_of_more_than_8_bits_leaves_bytes_as_they_are(tmp_path):
+def test_a_range_above_8_bits_does_not_change_8_bit_images(tmp_path):
     config = folder_of(tmp_path, np.full((2, 8, 8), 255, np.uint8))
     config = config.model_copy(update={"range": (0.0, 4095.0)})
     assert float(sources.load(config).samples().min()) == 1
 
 
-def test_values_that_are_not_finite_say_nothing_about_the_range(tmp_path):
+def test_nonfinite_values_do_not_affect_the_range(tmp_path):
     images = np.random.default_rng(0).random((4, 8, 8), np.float32)
     images[0, 0, 0] = np.nan
     config = folder_of(tmp_path, images, "tif")

@@ -1,4 +1,4 @@
-"""Data that cannot be used: commands end with one line, and leave nothing half-made."""
+"""Commands with unusable data end with one line and leave no partial files."""
 
 import resource
 import subprocess
@@ -24,7 +24,7 @@ def _own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def train(inside, tmp_path):
-    """soflow train with the recipe for one's own images, on a path."""
+    """Runs soflow train with the recipe images on a path."""
 
     def call(path, *overrides):
         return inside(
@@ -49,7 +49,7 @@ def test_folders_without_images(train, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_broken_images_among_good_ones_are_counted_named_and_left_out(train, tmp_path):
+def test_a_few_broken_images_are_counted_named_and_left_out(train, tmp_path):
     photos = write_folder(tmp_path / "photos", pixels(200, (8, 8, 3)))
     (photos / "cat" / "0000.png").write_bytes(b"")
     (photos / "dog" / "0001.png").write_bytes(b"\x89PNG broken")
@@ -62,7 +62,7 @@ def test_broken_images_among_good_ones_are_counted_named_and_left_out(train, tmp
     assert "dog/0001.png: not an image" in named
 
 
-def test_more_than_a_hundredth_of_broken_images_stops_it(train, tmp_path):
+def test_more_than_one_percent_of_broken_images_stops_training(train, tmp_path):
     photos = write_folder(tmp_path / "photos", pixels(100, (8, 8, 3)))
     for number in (0, 2):
         (photos / "cat" / f"{number:04d}.png").write_bytes(b"")
@@ -78,7 +78,7 @@ def test_more_than_a_hundredth_of_broken_images_stops_it(train, tmp_path):
     assert train(photos, "data.max_unreadable=0.03").returncode == 0
 
 
-def test_images_of_every_kind_are_taken_and_told_of(train, tmp_path):
+def test_images_of_all_kinds_are_used_and_changes_are_reported(train, tmp_path):
     photos = write_folder(tmp_path / "photos", pixels(20, (8, 8, 3)), names=())
     Image.fromarray(np.full((8, 8), 40000, np.uint16)).save(photos / "deep.png")
     Image.fromarray(pixels(1, (8, 8, 3))[0]).convert("CMYK").save(photos / "print.jpg")
@@ -86,15 +86,15 @@ def test_images_of_every_kind_are_taken_and_told_of(train, tmp_path):
     frames[0].save(photos / "moving.webp", save_all=True, append_images=frames[1:])
     result = train(photos)
     assert result.returncode == 0, result.stderr
-    for told in (
-        "reduced from 16 to 8 bits",
-        "CMYK to RGB",
-        "of an animation, the first frame was taken",
+    for note in (
+        "were reduced from 16 to 8 bits",
+        "were converted from CMYK to RGB",
+        "are animations, of which the first frame is used",
     ):
-        assert f"photos: 1 of 23 images {told}" in result.stderr
+        assert f"photos: 1 of 23 images {note}" in result.stderr
 
 
-def test_class_folders_that_are_empty(train, tmp_path):
+def test_empty_class_folders(train, tmp_path):
     photos = write_folder(tmp_path / "photos", pixels(20, (8, 8, 3)))
     (photos / "owl").mkdir()
     assert_fails(train(photos, "data.num_classes=3"), 2, "data.num_classes is 3", "2 classes")
@@ -103,15 +103,15 @@ def test_class_folders_that_are_empty(train, tmp_path):
     assert "without images, owl" in result.stderr
 
 
-def test_labels_that_guidance_needs_and_that_are_not_there(train, tmp_path):
+def test_guidance_without_labels_is_rejected(train, tmp_path):
     photos = write_folder(tmp_path / "photos", pixels(20, (8, 8, 3)), names=())
     guided = "objective.guidance.scale=2"
-    assert_fails(train(photos, guided), 2, "guidance.scale", "no subfolders")
+    assert_fails(train(photos, guided), 2, "guidance.scale", "no class folders")
     assert_fails(
         train(photos, guided, "data.num_classes=4"),
         2,
         "data.num_classes is 4",
-        "no subfolders",
+        "no class folders",
     )
     write_folder(photos, pixels(4, (8, 8, 3)))
     assert_fails(
@@ -121,7 +121,7 @@ def test_labels_that_guidance_needs_and_that_are_not_there(train, tmp_path):
     )
 
 
-def test_sets_without_images_and_wrong_columns(train, tmp_path):
+def test_datasets_without_images_and_wrong_columns(train, tmp_path):
     from datasets import Dataset
 
     (tmp_path / "text").mkdir()
@@ -137,7 +137,7 @@ def test_sets_without_images_and_wrong_columns(train, tmp_path):
     assert_fails(train(tmp_path / "texts.npz"), 2, "texts.npz", "a <U1[1, 2]")
 
 
-def test_latents_of_another_size(inside, tmp_path):
+def test_latents_with_another_size(inside, tmp_path):
     photos = write_folder(tmp_path / "photos", pixels(20, (8, 8, 3)))
     done = inside(
         "encode",
@@ -164,7 +164,7 @@ def test_latents_of_another_size(inside, tmp_path):
     assert_fails(images, 2, "data.shape is [-1, 8, 8]", "[4, 4, 4]")
 
 
-def test_encode_into_what_is_something_else(inside, tmp_path):
+def test_encode_rejects_an_output_folder_with_other_files(inside, tmp_path):
     photos, vae = (
         write_folder(tmp_path / "photos", pixels(20, (8, 8, 3))),
         make_vae(tmp_path / "vae"),
@@ -174,8 +174,8 @@ def test_encode_into_what_is_something_else(inside, tmp_path):
         return inside("encode", source, "--vae", vae, "--out", out, *options)
 
     assert encode("--size", 8).returncode == 0
-    assert_fails(encode("--size", 4), 2, "size=8, this is 4")
-    assert_fails(encode("--size", 8, "--flip"), 2, "flip=False, this is True")
+    assert_fails(encode("--size", 4), 2, "size=8, not 4")
+    assert_fails(encode("--size", 8, "--flip"), 2, "flip=False, not True")
     assert_fails(encode("--size", 8, out=photos), 2, "photos", "--out")
     assert_fails(encode("--size", 8, source=tmp_path / "nowhere"), 2, "nowhere")
     assert_fails(encode("--size", 0), 2, "--size is 0")
@@ -185,8 +185,8 @@ def test_encode_into_what_is_something_else(inside, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_full_disk_while_caching_leaves_nothing_that_is_read(tmp_path):
-    """No file may grow beyond 2 kB; a shard of thirteen images of 8x8x3 is larger."""
+def test_a_full_disk_leaves_no_readable_partial_cache(tmp_path):
+    """No file may exceed 2 kB. A shard of thirteen images of 8x8x3 is larger."""
     photos = write_folder(tmp_path / "photos", pixels(200, (8, 8, 3)))
     command = [
         sys.executable,
@@ -214,7 +214,7 @@ def test_a_full_disk_while_caching_leaves_nothing_that_is_read(tmp_path):
     assert len(list(cache.glob("shard-*.npy"))) == 16
 
 
-def test_batches_larger_than_the_data_and_data_that_changed(train, tmp_path):
+def test_batches_larger_than_the_data_and_changed_data(train, tmp_path):
     classes = "data.num_classes=2"
     photos = write_folder(tmp_path / "photos", pixels(6, (8, 8, 3)))
     assert_fails(train(photos, classes), 2, "train.batch_size=8", "6 samples")
@@ -229,13 +229,13 @@ def test_batches_larger_than_the_data_and_data_that_changed(train, tmp_path):
     )
 
 
-def test_flips_where_they_make_no_sense(inside):
+def test_flips_are_rejected_where_they_make_no_sense(inside):
     assert_fails(inside("train", "moons", "data.flip=true"), 2, "data.flip")
     assert_fails(inside("train", "imagenet256-b2", "data.flip=true"), 2, "--flip")
     assert_fails(inside("train", "cifar10", "data.flip=true"), 2, "data.augment")
 
 
-def test_a_cache_from_other_settings_is_another_cache(train, tmp_path):
+def test_other_settings_use_another_cache(train, tmp_path):
     photos = write_folder(tmp_path / "photos", pixels(20, (12, 12, 3)))
     assert train(photos).returncode == 0
     result = train(photos, "data.size=12")

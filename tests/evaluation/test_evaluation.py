@@ -50,7 +50,7 @@ def test_the_classifier_is_seeded_and_cached(classifier, monkeypatch):
         assert torch.equal(one, two)
 
 
-def test_a_damaged_cache_is_made_anew(classifier, monkeypatch, tmp_path):
+def test_a_damaged_cache_is_rebuilt(classifier, monkeypatch, tmp_path):
     from soflow.evaluation import digits
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -62,7 +62,7 @@ def test_a_damaged_cache_is_made_anew(classifier, monkeypatch, tmp_path):
     assert file.stat().st_size > 10_000
 
 
-def test_the_distance_tells_real_digits_from_noise_and_from_one_class(classifier):
+def test_the_distance_separates_real_digits_from_noise_and_from_one_class(classifier):
     with torch.no_grad():
         reference = Moments.of(classifier(sources.digits("train").rows))
         test = sources.digits("test")
@@ -87,15 +87,15 @@ def test_the_diagnostics_vanish_at_the_exact_map(path, parameterization):
     residuals = [solution_residual(model, point.x_t, t, s, h=h) for h in (1e-3, 1e-4)]
     assert residuals[0] / residuals[1] == pytest.approx(
         10, rel=0.05
-    )  # only the difference's own error is left
+    )  # only the error of the finite difference remains
     assert residuals[1] < 1e-3
 
 
-def test_the_diagnostics_see_a_map_that_is_wrong():
+def test_the_diagnostics_detect_a_wrong_map():
     path, parameterization = LinearNoising(), EulerParameterization()
     exact = exact_model(path, parameterization, (3,), c=0.6).net
 
-    def wrong(x, t, s, labels=None):  # right velocity, jumps too long by a fifth
+    def wrong(x, t, s, labels=None):  # correct velocity, but jumps are 20 % too long
         return torch.where((s < t)[:, None], 1.2, 1.0) * exact(x, t, s)
 
     model = FlowModel(wrong, noising=path, parameterization=parameterization, shape=(3,))
@@ -106,7 +106,7 @@ def test_the_diagnostics_see_a_map_that_is_wrong():
 
 
 def test_errors_of_jumps_are_those_of_a_known_map():
-    """dx/dt = x has x_t = e^(t - 1) x_1; a network with F(x, t, s) = x jumps to (1 + s - t) x."""
+    """dx/dt = x gives x_t = e^(t - 1) x_1, and F(x, t, s) = x jumps to (1 + s - t) x."""
     model = FlowModel(lambda x, t, s, labels=None: x, shape=(3,))
     noise = torch.randn(40, 3, dtype=torch.float64)
     size = float((noise**2).mean(1).sqrt().mean())
@@ -132,7 +132,7 @@ def test_the_exact_map_jumps_without_error(path, parameterization):
         assert one.displacement > 0.05
 
 
-def test_jumps_are_of_the_labels_of_their_samples():
+def test_jumps_use_the_labels_of_their_samples():
     def net(x, t, s, labels):
         return labels[:, None] * torch.where((s < t)[:, None], 2.0, 1.0).expand_as(x)
 
@@ -144,7 +144,7 @@ def test_jumps_are_of_the_labels_of_their_samples():
 
 
 @pytest.mark.parametrize(("starts", "ends"), [([0.0], [0.0]), ([1.0], [1.0]), ([0.5], [0.7])])
-def test_jumps_that_go_nowhere_are_refused(starts, ends):
+def test_jumps_of_length_zero_are_rejected(starts, ends):
     model = FlowModel(lambda x, t, s, labels=None: x, shape=(3,))
     with pytest.raises(InputError, match="jump"):
         jump_errors(model, torch.randn(2, 3), None, starts, ends)

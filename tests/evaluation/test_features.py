@@ -1,4 +1,4 @@
-"""Feature networks, references in files and samples in files: what is read, what is refused."""
+"""Feature networks, reference files and sample files: valid ones are read, others rejected."""
 
 import json
 import sys
@@ -26,7 +26,7 @@ DIGITS = Reference(dataset="digits", count=30)
 
 
 class Means(nn.Module):
-    """Features of bytes: the mean of each channel and of its square, in [0, 1]."""
+    """Features of bytes: the mean of each channel and of its square, scaled to [0, 1]."""
 
     def forward(self, x):
         y = x.float() / 255
@@ -34,7 +34,7 @@ class Means(nn.Module):
 
 
 class Both(nn.Module):
-    """Features, and logits of two classes: light and dark."""
+    """Features, and logits of two classes, light and dark."""
 
     def forward(self, x):
         y = x.float().mean((1, 2, 3))[:, None]
@@ -42,7 +42,7 @@ class Both(nn.Module):
 
 
 class Picky(nn.Module):
-    """Takes only even numbers of images, and says so in words of its own."""
+    """Accepts only an even number of images, and raises its own error otherwise."""
 
     def forward(self, x):
         assert x.shape[0] % 2 == 0, "an odd number"
@@ -50,7 +50,7 @@ class Picky(nn.Module):
 
 
 class Growing(nn.Module):
-    """As many features as images."""
+    """The number of features depends on the number of images."""
 
     def forward(self, x):
         y = x.float().mean((1, 2, 3))
@@ -58,7 +58,7 @@ class Growing(nn.Module):
 
 
 class Wrong(nn.Module):
-    """The whole image in place of features."""
+    """Returns the image itself instead of features."""
 
     def forward(self, x):
         return x.float()
@@ -80,7 +80,7 @@ def means_of(images):
     return np.concatenate([y.mean((1, 2)), (y * y).mean((1, 2))], axis=1)
 
 
-def test_a_file_of_features_is_what_names_the_figure(tmp_path):
+def test_figures_are_named_after_the_features_file(tmp_path):
     features = load_features(str(script(tmp_path, Means())), None, (3, 8, 8))
     assert (features.name, features.metric) == ("means", "FD-means")
     images = pictures(5)
@@ -132,19 +132,19 @@ def test_a_file_of_features_is_what_names_the_figure(tmp_path):
         ),
     ],
 )
-def test_features_that_cannot_be_used_are_refused_in_a_line(make, shape, word, tmp_path):
+def test_unusable_features_are_rejected_in_one_line(make, shape, word, tmp_path):
     with pytest.raises(InputError, match=word) as caught:
         load_features(str(make(tmp_path)), None, shape)
     assert "\n" not in str(caught.value)
 
 
-def test_features_that_are_not_finite_are_an_error():
+def test_nonfinite_features_are_an_error():
     features = Features("broken", lambda seen: torch.full((len(seen), 2), torch.nan))
     with pytest.raises(RunError, match="'broken'"):
         features(torch.zeros(3, 1, 8, 8, dtype=torch.uint8))
 
 
-def test_images_are_seen_as_their_files_hold_them():
+def test_images_are_rounded_to_8_bits():
     every = torch.arange(256, dtype=torch.float32).reshape(1, 1, 16, 16) / 127.5 - 1
     assert as_seen(every).flatten().tolist() == list(range(256))
     spoilt = every.clone()
@@ -154,7 +154,7 @@ def test_images_are_seen_as_their_files_hold_them():
 
 
 class FakeInception(nn.Module):
-    """Like torch-fidelity's network: features by name, and the block of spatial features."""
+    """A fake of torch-fidelity's network, with features by name and the spatial block."""
 
     def __init__(self, name, features_list):
         super().__init__()
@@ -174,7 +174,7 @@ class FakeInception(nn.Module):
 
 
 def load_inception_maps(seen):
-    """The fake network's convolution by hand: channel c is c / 192 of the sum of colours."""
+    """The fake convolution by hand: channel c is c / 192 times the sum of the colors."""
     colours = seen.expand(-1, 3, -1, -1).float()[:, :, :17, :17].sum(1, keepdim=True)
     return torch.arange(7.0)[None, :, None, None] / 192 * colours
 
@@ -191,7 +191,7 @@ def fake_package(monkeypatch, network):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_fid_network_gives_features_logits_and_spatial_features(channels, monkeypatch):
-    """Grey is repeated to RGB; spatial features are 7 channels at 17 x 17 places."""
+    """Grey images are repeated to RGB. Spatial features are 7 channels at 17 x 17 positions."""
     fake_package(monkeypatch, FakeInception)
     features = load_features("inception", None, (channels, 20, 20))
     assert features.metric == "FID"
@@ -200,15 +200,13 @@ def test_the_fid_network_gives_features_logits_and_spatial_features(channels, mo
     assert found.features.shape == (3, 2048)
     assert found.logits.shape == (3, 1008)
     assert found.spatial.shape == (3, 7 * 17 * 17)
-    place = load_inception_maps(
-        seen
-    )  # (B, 7, 17, 17): ADM's order is that of places, and of channels in each
+    place = load_inception_maps(seen)  # (B, 7, 17, 17); ADM orders by position, then by channel
     torch.testing.assert_close(found.spatial[:, (5 * 17 + 3) * 7 + 2], place[:, 2, 5, 3])
     again = features(torch.zeros(2, channels, 20, 20, dtype=torch.uint8))
     assert again.spatial.shape == (2, 2023)
 
 
-def test_the_fid_network_is_never_replaced_in_silence(monkeypatch):
+def test_the_fid_network_is_never_replaced_silently(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     with pytest.raises(InputError, match=r"soflow\[eval\]"):
         load_features("inception", None, (3, 32, 32))
@@ -221,7 +219,7 @@ def test_the_fid_network_is_never_replaced_in_silence(monkeypatch):
         load_features("inception", None, (3, 32, 32))
 
 
-def test_a_torchvision_for_another_torch_is_named(tmp_path, monkeypatch):
+def test_an_incompatible_torchvision_is_named(tmp_path, monkeypatch):
     for name in [name for name in sys.modules if name.startswith("torch_fidelity")]:
         monkeypatch.delitem(sys.modules, name)
     (tmp_path / "torch_fidelity").mkdir()
@@ -233,7 +231,7 @@ def test_a_torchvision_for_another_torch_is_named(tmp_path, monkeypatch):
         load_features("inception", None, (3, 32, 32))
 
 
-def test_parts_of_any_size_become_parts_of_one_size():
+def test_batches_of_any_size_become_batches_of_one_size():
     rows = torch.arange(23)[:, None]
     for sizes in ([23], [1] * 23, [5, 0, 18]):
         parts = list(rebatched(rows.split(sizes), 10))
@@ -241,7 +239,7 @@ def test_parts_of_any_size_become_parts_of_one_size():
         assert torch.equal(torch.cat(parts), rows)
 
 
-def test_gathered_statistics_do_not_depend_on_the_parts(tmp_path, monkeypatch):
+def test_gathered_statistics_do_not_depend_on_batches(tmp_path, monkeypatch):
     monkeypatch.setattr("soflow.evaluation.statistics.ROWS", 40)
     features = load_features(str(script(tmp_path, Means())), None, (3, 8, 8))
     images = torch.from_numpy(pictures(95)).permute(0, 3, 1, 2)
@@ -259,12 +257,12 @@ def test_gathered_statistics_do_not_depend_on_the_parts(tmp_path, monkeypatch):
     np.testing.assert_allclose(
         few.points.numpy(), expected[[0, 23, 47, 70, 94]], rtol=1e-5
     )  # evenly spread
-    assert torch.equal(few.moments.covariance, whole.moments.covariance)  # of all of them
-    with pytest.raises(InputError, match="1 to compare"):
+    assert torch.equal(few.moments.covariance, whole.moments.covariance)  # of all samples
+    with pytest.raises(InputError, match="at least 2 samples, not 1"):
         gather([images[:1]], features, 1)
 
 
-def test_a_reference_comes_back_from_its_file(tmp_path):
+def test_a_reference_can_be_saved_and_read(tmp_path):
     features = load_features(str(script(tmp_path, Both())), None, (3, 8, 8))
     kept = gather([torch.from_numpy(pictures(30)).permute(0, 3, 1, 2)], features, 30)
     about = Reference(dataset="x", split="train", count=30)
@@ -277,7 +275,7 @@ def test_a_reference_comes_back_from_its_file(tmp_path):
     with pytest.raises(InputError, match=r"'means' \(checksum \w+\).*'other'"):
         read_reference(tmp_path / "r.npz", other, 6, (3, 8, 8))
     same_name = load_features(f"means={tmp_path / 'other.pt'}", None, (3, 8, 8))
-    with pytest.raises(InputError, match="checksum"):  # another network of the same name
+    with pytest.raises(InputError, match="checksum"):  # another network with the same name
         read_reference(tmp_path / "r.npz", same_name, 6, (3, 8, 8))
     with pytest.raises(InputError, match=r"\[3, 8, 8\].*\[3, 9, 9\]"):
         read_reference(tmp_path / "r.npz", features, 2, (3, 9, 9))
@@ -289,13 +287,13 @@ def by_hand(tmp_path, name="adm.npz", **arrays):
 
 
 def test_a_reference_in_adms_layout_written_by_hand(tmp_path):
-    """Means and covariances of numpy, at a distance that is known in closed form."""
+    """A file with numpy means and covariances, whose distance is known in closed form."""
     d, features = 6, Features("inception", lambda seen: torch.zeros(len(seen), 6))
     file = by_hand(
         tmp_path, mu=np.full(d, 2.0), sigma=4 * np.eye(d), mu_s=np.zeros(3), sigma_s=np.eye(3)
     )
     statistics, about = read_reference(file, features, d, (3, 8, 8))
-    assert (about.dataset, about.count) == ("adm", 0)  # how many, it does not say
+    assert (about.dataset, about.count) == ("adm", 0)  # the file does not store the count
     assert len(statistics.points) == 0
     assert torch.equal(statistics.spatial.covariance, torch.eye(3, dtype=torch.float64))
     scorer = Scorer(features, statistics, about)
@@ -303,7 +301,7 @@ def test_a_reference_in_adms_layout_written_by_hand(tmp_path):
     kept = type(statistics)(20_000, Moments.of(samples), None, samples, None)
     figures = scorer.figures(kept, None)
     assert figures.distance == pytest.approx(d * (2**2 + (2 - 1) ** 2), rel=0.02)
-    assert figures.precision is None  # there are no points to be near to
+    assert figures.precision is None  # the file has no points
 
 
 @pytest.mark.parametrize(
@@ -316,7 +314,7 @@ def test_a_reference_in_adms_layout_written_by_hand(tmp_path):
         ),
         ({"mu": np.zeros(6), "sigma": np.eye(5)}, r"sigma float64\[5, 5\]"),
         ({"mu": np.array(["x"] * 6), "sigma": np.eye(6)}, "mu"),
-        ({"mu": np.full(6, np.nan), "sigma": np.eye(6)}, "not finite"),
+        ({"mu": np.full(6, np.nan), "sigma": np.eye(6)}, "NaN or infinite"),
         ({"mu": np.zeros(6), "sigma": -np.eye(6)}, "covariance"),
         ({"mu": np.zeros(6), "sigma": np.triu(np.ones((6, 6)))}, "sigma"),
         ({"mu": np.zeros(6), "sigma": np.eye(6), "count": np.array([3, 4])}, "count"),
@@ -337,14 +335,14 @@ def test_a_reference_in_adms_layout_written_by_hand(tmp_path):
         ),
     ],
 )
-def test_references_that_cannot_be_used(arrays, word, tmp_path):
+def test_unusable_references_are_rejected(arrays, word, tmp_path):
     features = Features("inception", lambda seen: torch.zeros(len(seen), 6))
     with pytest.raises(InputError, match=word):
         read_reference(by_hand(tmp_path, **arrays), features, 6, (3, 8, 8))
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_samples_in_adms_layout_are_read_part_by_part(save, tmp_path, monkeypatch):
+def test_samples_in_adms_layout_are_read_in_batches(save, tmp_path, monkeypatch):
     monkeypatch.setattr("soflow.evaluation.sample_set.ROWS", 4)
     images, labels = pictures(10), np.arange(10)
     save(tmp_path / "s.npz", arr_0=images, arr_1=labels)
@@ -360,7 +358,7 @@ def test_samples_in_adms_layout_are_read_part_by_part(save, tmp_path, monkeypatc
     assert np.array_equal(torch.cat(parts).permute(0, 2, 3, 1).numpy(), images)
 
 
-def test_a_folder_of_samples_is_read_in_the_order_of_its_names(tmp_path):
+def test_a_folder_of_samples_is_read_in_order_of_names(tmp_path):
     images = pictures(3)
     for name, image in zip(["b.png", "a.png", "sub/c.png"], images, strict=True):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -395,13 +393,13 @@ def test_a_folder_of_samples_is_read_in_the_order_of_its_names(tmp_path):
         ({"arr_0": np.array([{}, {}])}, "objects"),
     ],
 )
-def test_arrays_that_are_no_samples(arrays, word, tmp_path):
+def test_arrays_that_are_not_samples_are_rejected(arrays, word, tmp_path):
     with pytest.raises(InputError, match=word):
         sample_arrays(by_hand(tmp_path, **arrays))
 
 
 def test_grey_samples_of_any_mode_are_read_as_data_are(tmp_path):
-    """16 bits of grey and grey with transparency stay grey, and none is cut off."""
+    """16-bit grey and grey with alpha stay grey, and values are not clipped."""
     Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1024).save(tmp_path / "a.png")
     Image.merge("LA", [Image.new("L", (8, 8), 77), Image.new("L", (8, 8), 255)]).save(
         tmp_path / "b.png"
@@ -413,7 +411,7 @@ def test_grey_samples_of_any_mode_are_read_as_data_are(tmp_path):
     assert clear.unique().tolist() == [77]
 
 
-def test_features_have_the_datas_classes_or_recognize_nothing(tmp_path):
+def test_features_must_have_the_classes_of_the_data_to_recognize(tmp_path):
     features = load_features(str(script(tmp_path, Both())), None, (3, 8, 8))
     kept = gather([torch.from_numpy(pictures(30)).permute(0, 3, 1, 2)], features, 30)
     labels = torch.zeros(30, dtype=torch.long)
@@ -424,7 +422,7 @@ def test_features_have_the_datas_classes_or_recognize_nothing(tmp_path):
     assert Scorer(features, kept, DIGITS, num_classes=2).figures(kept, None).recognized is None
 
 
-def test_published_moments_with_images_give_the_distance_by_the_moments_and_the_rest_by_the_images(
+def test_published_moments_are_used_for_the_distance_and_images_for_the_rest(
     tmp_path,
 ):
     fixed = script(tmp_path, Both())
@@ -437,18 +435,16 @@ def test_published_moments_with_images_give_the_distance_by_the_moments_and_the_
     scorer = scorer_from_file(file, features, (3, 8, 8))
     drawn = gather([torch.from_numpy(images).permute(0, 3, 1, 2)], features, 20)
     figures = scorer.figures(drawn, None)
-    assert (
-        figures.distance > 1000
-    )  # from 0, where the moments are, though these are the very images
+    assert figures.distance > 1000  # the moments in the file are at 0, far from the images
     assert (figures.precision, figures.recall, figures.coverage) == (1, 1, 1)
     other = scorer_from_file(file, load_features(f"x={fixed}", None, (3, 8, 8)), (3, 8, 8))
     assert other.distance(drawn) == pytest.approx(
         0, abs=1e-6
-    )  # of other features only the images count
+    )  # with other features, statistics are computed from the images
 
 
 def test_a_part_of_the_samples_is_no_class_of_them(tmp_path):
-    """Sorted by class, the first of them would be one class."""
+    """The first samples of a sorted set would all belong to one class."""
     points = torch.cat([torch.zeros(500, 1), torch.ones(500, 1)])
     chosen = random_subset(points, 100)
     assert 30 < float(chosen.sum()) < 70
@@ -457,10 +453,10 @@ def test_a_part_of_the_samples_is_no_class_of_them(tmp_path):
     assert by_turns(labels).tolist() == [0, 2, 5, 1, 3, 4]
     assert by_turns(torch.arange(30) % 10).tolist() == list(
         range(30)
-    )  # drawn in turn, they are so already
+    )  # the labels are already in turn
 
 
-def test_samples_cut_short_are_an_error(tmp_path):
+def test_truncated_samples_are_an_error(tmp_path):
     file = by_hand(tmp_path, arr_0=pictures(400))
     file.write_bytes(file.read_bytes()[:5000])
     with pytest.raises(InputError, match=r"adm\.npz"):
@@ -468,11 +464,11 @@ def test_samples_cut_short_are_an_error(tmp_path):
 
 
 class TestCommands:
-    """The same by the real commands."""
+    """The same with the real commands."""
 
     @pytest.fixture
     def files(self, tmp_path):
-        """A network, real images in a folder, and samples from the same distribution."""
+        """A feature network, a folder of real images, and samples from the same distribution."""
         script(tmp_path, Both())
         for name, seed in (("real", 1), ("drawn", 2)):
             (tmp_path / name).mkdir()
@@ -481,7 +477,7 @@ class TestCommands:
         np.savez(tmp_path / "drawn.npz", arr_0=pictures(12, seed=2))
         return tmp_path
 
-    def test_a_folder_and_its_arrays_have_the_same_figures_by_data_and_by_reference(
+    def test_a_folder_and_its_arrays_have_the_same_figures_as_data_and_as_reference(
         self, files, inside
     ):
         asked = ["--features", files / "means.pt"]
@@ -493,18 +489,18 @@ class TestCommands:
                 done = inside("evaluate", files / samples, "--reference", files / reference, *asked)
                 assert done.returncode == 0, done.stderr
                 assert "FD-means of 12 samples to 12 real ones" in done.stdout
-                assert "no FID" in done.stdout
+                assert "is not FID" in done.stdout
                 rows.append(
                     json.loads((files / f"{samples}.evaluation.json").read_text())["rows"][0]
                 )
         assert rows[0] == rows[1] == rows[2] == rows[3]
         x, y = (pictures(12, seed=seed).astype(np.float64).mean((1, 2, 3)) for seed in (2, 1))
         two = [np.stack([v, v / 2], axis=1) for v in (x, y)]
-        a, b = (np.sqrt(np.trace(np.cov(v.T))) for v in two)  # of rank one, along the same line
+        a, b = (np.sqrt(np.trace(np.cov(v.T))) for v in two)  # rank one, along the same line
         expected = float(((two[0].mean(0) - two[1].mean(0)) ** 2).sum() + (a - b) ** 2)
         assert rows[0]["distance"] == pytest.approx(expected, rel=1e-3)
 
-    def test_real_against_real_is_a_row_of_its_own(self, files, inside):
+    def test_real_against_real_is_a_separate_row(self, files, inside):
         arguments = ["--reference", "digits", "--features", "digits"]
         digits = sources.digits("test")
         np.savez(
@@ -518,7 +514,7 @@ class TestCommands:
         assert done.returncode == 0, done.stderr
         results = json.loads((files / "d.json").read_text())
         given, real = results["rows"][0], results["real"]
-        assert given["distance"] == real["distance"]  # they are the same images
+        assert given["distance"] == real["distance"]  # both are the same images
         assert given["recognized"] == real["recognized"] > 0.98
         assert "real, test" in done.stdout
 
@@ -529,14 +525,14 @@ class TestCommands:
             "evaluate", files / "d.npz", "--reference", files / "ref.npz", "--features", "digits"
         )
         assert done.returncode == 0, done.stderr
-        assert "30 real samples are no more than the 32 dimensions" in " ".join(done.stdout.split())
+        assert "30 real samples are too few for the 32 dimensions" in " ".join(done.stdout.split())
 
-    def test_a_run_is_no_reference_and_sizes_are_those_of_the_statistics(
+    def test_a_run_is_not_a_reference_and_sizes_must_match_the_statistics(
         self, files, inside, tiny_run
     ):
         asked = ["--features", files / "means.pt"]
         refused = inside("evaluate", files / "drawn.npz", "--reference", tiny_run, *asked)
-        assert_fails(refused, 2, "is a run folder: name real data")
+        assert_fails(refused, 2, "is a run folder: choose real data")
         assert inside("reference", files / "real", *asked, "--out", files / "r.npz").returncode == 0
         np.savez(files / "big.npz", arr_0=pictures(12, size=16))
         refused = inside("evaluate", files / "big.npz", "--reference", files / "r.npz", *asked)
@@ -545,14 +541,14 @@ class TestCommands:
             inside("evaluate", files / "drawn.npz", "--out", files), 2, "which is a folder"
         )
 
-    def test_too_few_samples_are_marked_and_no_figure_is_quoted_as_reliable(self, files, inside):
+    def test_figures_of_too_few_samples_are_marked_unreliable(self, files, inside):
         np.savez(files / "few.npz", arr_0=pictures(20, channels=1))
         done = inside(
             "evaluate", files / "few.npz", "--reference", "digits", "--features", "digits"
         )
         assert done.returncode == 0, done.stderr
         assert " *" in done.stdout
-        assert "20 samples are no more than the 32 dimensions" in " ".join(done.stdout.split())
+        assert "20 samples are too few for the 32 dimensions" in " ".join(done.stdout.split())
         results = json.loads((files / "few.npz.evaluation.json").read_text())
         assert results["rows"][0]["reliable"] is False
         assert results["warnings"]
@@ -562,11 +558,14 @@ class TestCommands:
         [
             (
                 ["nowhere.npz", "--reference", "real", "--features", "means.pt"],
-                ["there is no nowhere.npz"],
+                ["nowhere.npz does not exist"],
             ),
-            (["drawn.npz"], ["say what to compare them with"]),
-            (["one.npz", "--reference", "real", "--features", "means.pt"], ["holds one sample"]),
-            (["drawn.npz", "--nfe", "1"], ["--nfe is for runs"]),
+            (["drawn.npz"], ["to compare them with real data, give"]),
+            (
+                ["one.npz", "--reference", "real", "--features", "means.pt"],
+                ["holds only one sample"],
+            ),
+            (["drawn.npz", "--nfe", "1"], ["--nfe applies to runs only"]),
             (
                 ["drawn.npz", "--reference", "digits", "--features", "digits"],
                 ["digits"],
@@ -590,10 +589,10 @@ class TestCommands:
                 ["drawn.npz", "--reference", "other.npz", "--features", "means.pt"],
                 ["'inception'", "'means'"],
             ),
-            (["odd.npz", "--reference", "real", "--features", "means.pt"], ["has no arr_0"]),
+            (["odd.npz", "--reference", "real", "--features", "means.pt"], ["has no array arr_0"]),
             (
                 ["points.npz", "--reference", "moons", "--features", "coordinates"],
-                ["not finite numbers"],
+                ["NaN or infinite values"],
             ),
             (
                 [
@@ -605,11 +604,13 @@ class TestCommands:
                     "--out",
                     "no/x.json",
                 ],
-                ["there is no folder no"],
+                ["the folder no does not exist"],
             ),
         ],
     )
-    def test_what_cannot_be_compared_is_a_line(self, arguments, words, files, inside, monkeypatch):
+    def test_incomparable_data_are_one_line_errors(
+        self, arguments, words, files, inside, monkeypatch
+    ):
         small = files / "small"
         small.mkdir()
         Image.fromarray(pictures(1, size=4)[0]).save(small / "x.png")
@@ -622,6 +623,6 @@ class TestCommands:
         np.savez(files / "odd.npz", images=pictures(12))
         np.savez(files / "points.npz", arr_0=np.full((12, 2), np.nan, np.float32))
         before = sorted(files.rglob("*"))
-        status = 1 if "not finite numbers" in words else 2
+        status = 1 if "NaN or infinite values" in words else 2
         assert_fails(inside("evaluate", *arguments, cwd=files), status, *words)
         assert sorted(files.rglob("*")) == before

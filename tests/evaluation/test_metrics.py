@@ -1,4 +1,4 @@
-"""Figures against theory, brute force and other libraries."""
+"""Metrics compared with theory, brute force and other libraries."""
 
 import math
 
@@ -32,7 +32,7 @@ def random_moments(seed, d=6):
     return Moments(torch.randn(d, generator=generator, dtype=torch.float64), root @ root.T, 1000)
 
 
-def test_the_frechet_distance_of_isotropic_gaussians_in_closed_form():
+def test_the_frechet_distance_of_isotropic_gaussians_equals_its_closed_form():
     d, one, two = 5, 1.5, 0.4
     a = Moments(torch.zeros(d, dtype=torch.float64), one**2 * torch.eye(d, dtype=torch.float64), 10)
     b = Moments(
@@ -42,7 +42,7 @@ def test_the_frechet_distance_of_isotropic_gaussians_in_closed_form():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_frechet_distance_against_scipys_matrix_square_root(seed):
+def test_the_frechet_distance_equals_scipys_matrix_square_root(seed):
     a, b = random_moments(seed), random_moments(seed + 10)
     root = scipy.linalg.sqrtm(a.covariance.numpy() @ b.covariance.numpy()).real
     expected = float((a.mean - b.mean).square().sum()) + np.trace(
@@ -53,7 +53,7 @@ def test_the_frechet_distance_against_scipys_matrix_square_root(seed):
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
 
 
-def test_moments_against_numpy_also_for_one_feature():
+def test_moments_equal_numpy_also_for_one_feature():
     for d in (1, 4):
         features = torch.randn(50, d)
         moments = Moments.of(features)
@@ -64,7 +64,7 @@ def test_moments_against_numpy_also_for_one_feature():
 
 
 def test_the_energy_distance_of_two_gaussians_in_closed_form():
-    """For a mean of m spreads, E|x - y| is the spread times 2 phi(m) + m (2 Phi(m) - 1)."""
+    """For a mean of m deviations, E|x - y| is 2 phi(m) + m (2 Phi(m) - 1) deviations."""
 
     def mean_distance(shift, spread):
         m = shift / spread
@@ -80,13 +80,13 @@ def test_the_energy_distance_of_two_gaussians_in_closed_form():
     assert abs(energy_distance(a[:2000], a[2000:])) < 0.01
 
 
-def test_recognized_counts_the_right_answers():
+def test_recognized_counts_correct_predictions():
     logits = torch.tensor([[2.0, 1, 0], [0, 1, 2], [0, 3, 2]])
     assert recognized(logits, torch.tensor([0, 1, 1])) == pytest.approx(2 / 3)
 
 
 def test_moments_in_parts_are_those_of_the_whole_even_far_from_zero(monkeypatch):
-    """Sums of squares would lose all digits of a spread of 1e-3 at 1e5, even in float64."""
+    """Sums of squares would lose all digits of a deviation of 1e-3 at 1e5, even in float64."""
     features = (1e5 + 1e-3 * normal(0, 2503, 4).double()).double()
     whole = np.cov(features.numpy().T)
     np.testing.assert_allclose(
@@ -98,7 +98,7 @@ def test_moments_in_parts_are_those_of_the_whole_even_far_from_zero(monkeypatch)
     )
 
 
-def test_the_frechet_distance_against_torchmetrics():
+def test_the_frechet_distance_equals_torchmetrics():
     a, b = normal(0, 300, 8) + 0.3, normal(1, 200, 8) @ normal(2, 8, 8)
 
     class Identity(nn.Identity):
@@ -113,12 +113,12 @@ def test_the_frechet_distance_against_torchmetrics():
 
 
 def test_the_frechet_distance_of_samples_tends_to_the_gaussians_own():
-    """Of N(0, 1) and N(1, 4) in d dimensions it is d (1 + 1); 100,000 samples come within 2 %."""
+    """It is d (1 + 1) for N(0, 1) and N(1, 4) in d dimensions, here to 2 % with 100,000 samples."""
     a, b = normal(0, 100_000, 3), 2 * normal(1, 100_000, 3) + 1
     assert frechet_distance(Moments.of(a), Moments.of(b)) == pytest.approx(6, rel=0.02)
 
 
-def test_fewer_samples_than_dimensions_still_have_a_root():
+def test_fewer_samples_than_dimensions_have_a_matrix_root():
     a, b = Moments.of(normal(0, 20, 50)), Moments.of(normal(1, 30, 50))
     root = scipy.linalg.sqrtm(b.covariance.numpy() + 1e-12 * np.eye(50)).real
     product = root @ a.covariance.numpy() @ root
@@ -133,11 +133,11 @@ def test_fewer_samples_than_dimensions_still_have_a_root():
 @pytest.mark.parametrize(
     ("covariance", "word"),
     [
-        (torch.diag(torch.tensor([1.0, -0.5])), "an eigenvalue is -0"),
-        (torch.tensor([[1.0, math.nan], [math.nan, 1]]), "not finite"),
+        (torch.diag(torch.tensor([1.0, -0.5])), "its smallest eigenvalue is -0"),
+        (torch.tensor([[1.0, math.nan], [math.nan, 1]]), "NaN or infinite"),
     ],
 )
-def test_a_root_that_is_not_there_says_so(covariance, word):
+def test_a_missing_matrix_root_is_an_error(covariance, word):
     good = Moments.of(normal(0, 50, 2))
     bad = Moments(good.mean, covariance.double(), 50)
     for one, two in ((good, bad), (bad, good)):
@@ -145,7 +145,7 @@ def test_a_root_that_is_not_there_says_so(covariance, word):
             frechet_distance(one, two)
 
 
-def test_a_root_that_does_not_converge_says_so(monkeypatch):
+def test_a_root_that_does_not_converge_is_an_error(monkeypatch):
     def fail(matrix):
         raise torch.linalg.LinAlgError("linalg.eigh: The algorithm failed to converge")
 
@@ -155,16 +155,16 @@ def test_a_root_that_does_not_converge_says_so(monkeypatch):
 
 
 def test_the_spread_from_halves_is_that_of_repeated_sampling():
-    """The deviation of 60 distances of 400 samples each, against the mean of their estimates."""
+    """The deviation of 60 distances of 400 samples each equals the mean of their estimates."""
     reference = Moments.of(normal(0, 20_000, 4))
     sets = [0.3 + 1.1 * normal(seed, 400, 4) for seed in range(1, 61)]
     found = [frechet_distance(Moments.of(one), reference) for one in sets]
-    told = [spread_of_frechet(one, reference) for one in sets]
-    assert np.mean(told) == pytest.approx(np.std(found), rel=0.3)
+    estimated = [spread_of_frechet(one, reference) for one in sets]
+    assert np.mean(estimated) == pytest.approx(np.std(found), rel=0.3)
 
 
 def test_the_kernel_distance_against_its_definition():
-    """If each subset is all samples, it is the unbiased estimate over all pairs."""
+    """If each subset has all samples, the result is the unbiased estimate over all pairs."""
     a, b = normal(0, 30, 5).double() + 0.5, normal(1, 30, 5).double()
 
     def kernel(x, y):
@@ -180,14 +180,14 @@ def test_the_kernel_distance_against_its_definition():
     assert spread == pytest.approx(0, abs=1e-9)
 
 
-@pytest.mark.parametrize("subset", [130, 20])  # by all pairs, and subset by subset
+@pytest.mark.parametrize("subset", [130, 20])  # all pairs at once, and subset by subset
 def test_the_kernel_distance_is_that_of_torchmetrics(subset, monkeypatch):
     from torchmetrics.image.kid import KernelInceptionDistance
 
     monkeypatch.setattr("soflow.evaluation.metrics.KERNEL_SUBSET", subset)
     reference = normal(0, 130, 7)
     distance = KernelDistance(reference)
-    for count in (150, 1050, 150):  # the third time by what is kept of the reference
+    for count in (150, 1050, 150):  # the third time uses the cached terms of the reference
         features = normal(count, count, 7)
         metric = KernelInceptionDistance(feature=nn.Identity(), subset_size=subset)
         metric.update(features.double(), real=False)
@@ -204,14 +204,14 @@ def test_the_kernel_distance_of_one_distribution_is_zero_on_average():
 
 
 def test_the_inception_score_of_known_classifiers():
-    """All classes equally often and certain: as many as there are classes. Nothing known: 1."""
+    """Certain and balanced predictions score the number of classes, uncertain ones score 1."""
     certain = 100.0 * torch.eye(7).repeat(1000, 1)
     assert inception_score(certain)[0] == pytest.approx(7, rel=0.02)
     assert inception_score(torch.zeros(50, 7))[0] == pytest.approx(1)
 
 
 def test_the_inception_score_over_ten_parts():
-    """Each part's score by numpy; the parts are drawn at random, and even out over many images."""
+    """numpy gives the same score, up to the random splits, which even out over many images."""
     logits = normal(0, 20_000, 3).double()
     p = np.exp(logits.numpy()) / np.exp(logits.numpy()).sum(1, keepdims=True)
     expected = np.exp((p * (np.log(p) - np.log(p.mean(0)))).sum(1).mean())
@@ -221,7 +221,7 @@ def test_the_inception_score_over_ten_parts():
 
 
 def brute_force(features, reference, k=3, wide=5):
-    """Precision, recall, density and coverage as their papers write them, point by point."""
+    """Precision, recall, density and coverage as defined in their papers, point by point."""
 
     def apart(x, y):
         return float(np.sqrt(((x - y) ** 2).sum()))
@@ -243,7 +243,7 @@ def brute_force(features, reference, k=3, wide=5):
 
 
 @pytest.mark.parametrize("shift", [0.0, 1.5])
-def test_neighbourhoods_against_brute_force(shift, monkeypatch):
+def test_neighborhood_metrics_equal_brute_force(shift, monkeypatch):
     features, reference = normal(0, 37, 3).double() + shift, normal(1, 52, 3).double()
     expected = brute_force(features.numpy(), reference.numpy())
     for rows in (1000, 10):
@@ -257,10 +257,10 @@ def test_neighbourhoods_against_brute_force(shift, monkeypatch):
 
 
 def test_sets_reordered_duplicated_and_of_one_class():
-    """Two classes far apart.
+    """Precision, recall and coverage of changed sets, with two classes far apart.
 
-    Reordered: nothing changes. A few samples again and again: all of them are as good, but fewer
-    real ones have one near. One class alone: as precise, with half of the real ones never drawn.
+    Reordering changes nothing. Repeating a few samples keeps precision but lowers coverage. One
+    class alone keeps precision but halves recall.
     """
     centres = torch.tensor([[0.0, 0.0], [50.0, 0.0]])
     reference = centres.repeat(300, 1) + normal(0, 600, 2)

@@ -1,4 +1,4 @@
-"""Pictures of samples of any shape: read back from the plots' own content."""
+"""Pictures of samples of any shape, checked by the content of the plots."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def test_constant_and_few_values_have_a_picture():
         assert picture(torch.zeros(2, *shape), 2, names(shape[0]), torch.zeros(1, *shape))
 
 
-def test_a_pair_plot_names_its_columns_and_says_how_many_there_are():
+def test_a_pair_plot_names_its_columns_and_their_number():
     figure = vectors(normal(0, 100, 6), ("a", "b", "$c", "d", "e", "f"), normal(1, 100, 6))
     bottom = [axes.get_xlabel() for axes in figure.axes if axes.get_xlabel()]
     left = [axes.get_ylabel() for axes in figure.axes if axes.get_ylabel()]
@@ -55,7 +55,7 @@ def test_real_points_are_not_hidden_by_more_samples():
     assert len(behind.get_offsets()) == len(before.get_offsets()) == 20
 
 
-def test_ranges_are_those_of_the_real_data():
+def test_axes_have_the_ranges_of_the_real_data():
     real = normal(1, 1000, 2)
     wild = 1e6 * normal(0, 1000, 2)
     axes = vectors(wild, names(2), real).axes[0]
@@ -63,13 +63,13 @@ def test_ranges_are_those_of_the_real_data():
     assert -10 < low < high < 10
 
 
-def test_columns_of_other_units_get_other_axes():
+def test_columns_with_other_units_get_other_axes():
     alike, apart = normal(0, 100, 2), normal(0, 100, 2) * torch.tensor([1.0, 1e4])
     assert vectors(alike, names(2)).axes[0].get_aspect() == 1
     assert vectors(apart, names(2)).axes[0].get_aspect() == "auto"
 
 
-def test_curves_have_a_line_per_channel_and_say_what_they_leave_out():
+def test_curves_have_a_line_per_channel_and_mention_omissions():
     figure = curves(normal(0, 100, 8, 30), 10, names(8))
     assert len(figure.axes) == CELLS
     assert [len(axes.get_lines()) for axes in figure.axes] == [6] * CELLS
@@ -80,17 +80,17 @@ def test_curves_have_a_line_per_channel_and_say_what_they_leave_out():
     assert np.allclose(figure.axes[3].get_lines()[2].get_ydata(), values)
 
 
-def test_channels_of_other_ranges_are_each_scaled():
+def test_channels_with_other_ranges_are_scaled_separately():
     signals = normal(0, 20, 2, 30) * torch.tensor([[1.0], [1000.0]])
     figure = curves(signals, 5, ("a", "b"))
-    assert "each channel scaled" in figure.get_supxlabel()
+    assert "each channel is scaled" in figure.get_supxlabel()
     ends = [np.ptp(np.concatenate([axes.get_lines()[i].get_ydata() for axes in figure.axes]))
             for i in range(2)]  # fmt: skip
     assert ends == pytest.approx([1, 1], rel=0.5)
 
 
 def test_channels_are_shown_between_percentiles():
-    """Values from 0 to 1000 of a channel become -1 to 1, all but one percent at each end."""
+    """Channel values from 0 to 1000 become -1 to 1, except for one percent at each end."""
     values = torch.arange(1001.0).view(1, 1, 7, 143).repeat(1, 5, 1, 1)
     shown = shown_channels(values, values)
     assert shown.shape == (1, 3, 7, 143)
@@ -98,11 +98,11 @@ def test_channels_are_shown_between_percentiles():
     other = shown_channels(values + 1000, values)
     assert float(other.min()) > 1
     assert "3" not in about((3, 8, 8), ())
-    assert "a, b, c of 5" in about((5, 8, 8), tuple("abcde"))
-    assert "a of 2" in about((2, 8, 8), tuple("ab"))
+    assert "a, b, c (3 of 5)" in about((5, 8, 8), tuple("abcde"))
+    assert "a (1 of 2)" in about((2, 8, 8), tuple("ab"))
 
 
-def test_rectangles_keep_their_sides():
+def test_rectangles_keep_their_aspect_ratio():
     sheet = grid(torch.zeros(4, 3, 8, 32), 2)
     assert sheet.size == (2 * (4 * 32 + 2) + 2, 2 * (4 * 8 + 2) + 2)
 
@@ -124,14 +124,14 @@ def test_journeys_show_one_column_against_time_and_more_against_each_other():
         assert len(axes.get_lines()) == 9
 
 
-def test_limits_leave_out_the_outermost_values():
+def test_limits_exclude_the_outermost_values():
     values = np.concatenate([np.random.default_rng(0).uniform(0, 1, 10_000), [1e9]])
     low, high = limits(values)
     assert -0.1 < low < 0.01
     assert 0.99 < high < 1.1
 
 
-def test_what_is_no_picture_is_refused():
+def test_other_shapes_are_rejected():
     for samples in (torch.zeros(4), torch.zeros(0, 1, 8, 8), torch.zeros(1, 1, 1, 8, 8)):
         with pytest.raises(InputError, match="shape"):
             picture(samples)
@@ -139,6 +139,6 @@ def test_what_is_no_picture_is_refused():
         picture(torch.zeros(4, 1, 8, 8), columns=0)
 
 
-def test_a_picture_has_as_many_columns_as_samples_at_most():
+def test_a_picture_has_at_most_as_many_columns_as_samples():
     assert picture(torch.zeros(3, 1, 32, 32)).size == (3 * 34 + 2, 36)
     assert picture(torch.zeros(3, 1, 32, 32))._repr_png_().startswith(b"\x89PNG")

@@ -1,4 +1,4 @@
-"""`soflow evaluate` of runs: table, seeds, weights, batches, labels, evaluations while training."""
+"""`soflow evaluate` for runs: table, seeds, weights, batches, labels, evaluation in training."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ def run(tiny_run, tmp_path):
 
 
 def evaluated(inside, run, *options, file="evaluation.json", heun=False):
-    """The results, and what is printed; without the 64 evaluations of Heun unless asked for."""
+    """Runs the command. Returns the results and the output, without Heun unless requested."""
     if not heun and "--samplers" not in options:
         options = (*options, "--samplers", "renoise,ode")
     done = inside("evaluate", run, "--num", "60", *options)
@@ -33,7 +33,7 @@ def evaluated(inside, run, *options, file="evaluation.json", heun=False):
     return json.loads((run / file).read_text()), done.stdout
 
 
-def test_a_run_is_evaluated_from_inside_its_folder(run, inside):
+def test_a_run_can_be_evaluated_from_its_own_folder(run, inside):
     assert (
         inside(
             "evaluate", ".", "--num", "20", "--nfe", "1", "--samplers", "ode", cwd=run
@@ -50,7 +50,7 @@ def test_every_weights_sampler_and_count_has_a_row():
     assert rows_of(["euler", "heun"], [2], ["raw"]) == [("raw", "euler", 2), ("raw", "heun", 64)]
 
 
-def test_figures_are_the_same_whatever_is_drawn_at_once(run, inside):
+def test_figures_do_not_depend_on_the_batch_size(run, inside):
     asked = ["--nfe", "1,2", "--weights", "ema"]
     one, _ = evaluated(inside, run, *asked, "--batch", "60")
     two, _ = evaluated(inside, run, *asked, "--batch", "7")
@@ -61,7 +61,7 @@ def test_figures_are_the_same_whatever_is_drawn_at_once(run, inside):
     assert strip[0] == strip[1]
 
 
-def test_raw_weights_are_others_and_real_data_are_one_row(run, inside):
+def test_raw_weights_differ_and_real_data_are_one_row(run, inside):
     results, shown = evaluated(inside, run, "--nfe", "1", heun=True)
     rows = results["rows"]
     assert [(row["weights"], row["sampler"]) for row in rows] == [
@@ -87,7 +87,7 @@ def test_raw_weights_are_others_and_real_data_are_one_row(run, inside):
         assert column in shown
     header, *body = table(Evaluation.read(run / "evaluation.json"))
     assert len({len(row) for row in [header, *body]}) == 1
-    assert "sFD" not in header  # these features have no spatial ones
+    assert "sFD" not in header  # this network has no spatial features
 
 
 def test_samplers_can_be_chosen(run, inside):
@@ -95,7 +95,7 @@ def test_samplers_can_be_chosen(run, inside):
     assert [(row["sampler"], row["nfe"]) for row in results["rows"]] == [("ode", 1), ("ode", 2)]
 
 
-def test_the_protocol_is_written_with_the_figures(run, inside):
+def test_the_protocol_is_stored_with_the_figures(run, inside):
     results, _ = evaluated(
         inside, run, "--nfe", "1", "--weights", "raw", "--seed", "5", "--draw", "random"
     )
@@ -130,7 +130,7 @@ def test_several_seeds_give_means_and_deviations(run, inside):
     assert "over seeds" in " ".join(shown.split())
 
 
-def test_labels_at_random_are_even_and_each_its_own():
+def test_random_labels_are_uniform_and_independent_per_sample():
     labels = random_classes(5000, 10, seed=3)
     assert chisquare(torch.bincount(labels, minlength=10).numpy()).pvalue > 0.01
     assert torch.equal(random_classes(100, 10, seed=3), labels[:100])
@@ -139,7 +139,7 @@ def test_labels_at_random_are_even_and_each_its_own():
     assert torch.bincount(class_by_class(5000, 10)).tolist() == [500] * 10
 
 
-def test_samples_hold_their_protocol_and_what_was_drawn_is_evaluated(run, tmp_path, inside):
+def test_samples_store_their_protocol_and_can_be_evaluated(run, tmp_path, inside):
     asked = ["--num", "60", "--draw", "random", "--seed", "2"]
     assert inside("sample", run, *asked, "--out", tmp_path / "s.npz").returncode == 0
     with np.load(tmp_path / "s.npz") as drawn:
@@ -165,7 +165,7 @@ def test_samples_hold_their_protocol_and_what_was_drawn_is_evaluated(run, tmp_pa
     )
 
 
-def test_an_older_checkpoint_has_a_file_of_its_own(run, inside):
+def test_an_older_checkpoint_has_its_own_file(run, inside):
     evaluated(inside, run, "--nfe", "1", "--weights", "ema")
     newest = (run / "evaluation.json").read_text()
     older = run / "checkpoints" / "step-00000015"
@@ -178,7 +178,7 @@ def test_an_older_checkpoint_has_a_file_of_its_own(run, inside):
     )
 
 
-def test_a_run_against_a_file_of_statistics(run, tmp_path, inside):
+def test_a_run_is_compared_with_a_file_of_statistics(run, tmp_path, inside):
     made = inside("reference", "digits", "--features", "digits", "--out", tmp_path / "r.npz")
     assert made.returncode == 0, made.stderr
     by_data, _ = evaluated(inside, run, "--nfe", "1", "--weights", "ema")
@@ -201,11 +201,11 @@ def test_a_run_against_a_file_of_statistics(run, tmp_path, inside):
         (["--batch is 0"], ["--batch is 0"]),
         (["--reference", "moons"], ["moons"]),
         (["--features", "inception.pt"], ["unknown features 'inception.pt'"]),
-        (["--out", "nowhere/x.json"], ["there is no folder nowhere"]),
+        (["--out", "nowhere/x.json"], ["the folder nowhere does not exist"]),
         (["--reference", "stats.npz", "--baseline"], ["--baseline", "stats.npz"]),
     ],
 )
-def test_wrong_options_are_a_line(options, words, run, inside):
+def test_wrong_options_are_one_line(options, words, run, inside):
     assert (
         inside("reference", "digits", "--features", "digits", "--out", run / "stats.npz").returncode
         == 0
@@ -214,7 +214,7 @@ def test_wrong_options_are_a_line(options, words, run, inside):
     assert not (run / "evaluation.json").exists()
 
 
-def test_it_says_to_evaluate_in_one_process(run, inside, monkeypatch):
+def test_several_processes_are_rejected_with_advice(run, inside, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert_fails(inside("evaluate", run), 2, "runs in one process", "soflow sample")
 
@@ -228,12 +228,12 @@ EVERY = [
     "checkpoint.keep_last=1",
     "evaluate.every=3",
     "evaluate.num_while_training=40",
-    "ema.rampup=0",  # so that the last evaluation is not the best
+    "ema.rampup=0",  # makes the last evaluation worse than the best
 ]
 
 
 def test_training_evaluates_itself_and_keeps_the_best(tmp_path, monkeypatch, inside):
-    """The smallest distance, at step 6, is logged, kept, and found as checkpoints/best."""
+    """The checkpoint with the smallest distance, step 6, is logged and kept as checkpoints/best."""
     from soflow.evaluation.scorer import Scorer
 
     distances = iter([5.0, 2.0, 4.0, 3.0])
@@ -249,7 +249,7 @@ def test_training_evaluates_itself_and_keeps_the_best(tmp_path, monkeypatch, ins
     assert runs.load(folder.path).checkpoint.step == 12
 
 
-def test_evaluating_on_the_way_changes_nothing_and_goes_on_after_a_stop(tmp_path):
+def test_evaluation_does_not_affect_training_and_continues_after_a_stop(tmp_path):
     plain = runs.train("digits", tmp_path / "plain", [*EVERY, "evaluate.every=0"])
     whole = runs.train("digits", tmp_path / "whole", EVERY)
     for which in ("raw", "ema"):
@@ -269,7 +269,7 @@ def test_evaluating_on_the_way_changes_nothing_and_goes_on_after_a_stop(tmp_path
     assert "best" not in [path.name for path in whole.checkpoints.iterdir()]
 
 
-def test_the_best_of_one_measure_is_not_held_against_another(tmp_path, monkeypatch):
+def test_bests_of_different_metrics_are_not_compared(tmp_path, monkeypatch):
     from soflow.evaluation.scorer import Scorer
 
     monkeypatch.setattr(Scorer, "distance", lambda self, drawn: 60.0 if self.gaussian else 400.0)
@@ -280,7 +280,7 @@ def test_the_best_of_one_measure_is_not_held_against_another(tmp_path, monkeypat
     assert (state.best, state.best_of) == (400.0, "energy distance of 40")
 
 
-def test_the_classifier_is_that_of_the_training_split_whatever_is_compared_with(
+def test_the_classifier_is_trained_on_the_training_split_for_any_reference(
     run, inside, monkeypatch
 ):
     monkeypatch.setattr("soflow.evaluation.classifier.STEPS", 5)
@@ -298,7 +298,7 @@ def test_the_classifier_is_that_of_the_training_split_whatever_is_compared_with(
 
 
 def test_real_data_beside_it_do_not_change_the_figures(tmp_path, inside):
-    """Of one split, every tenth is held against the others; the samples against all."""
+    """With one split, every tenth real sample is compared with the others, samples with all."""
     images = np.random.default_rng(0).integers(0, 255, (60, 8, 8), dtype=np.uint8)
     np.savez(tmp_path / "set.npz", images=images)
     settings = [
@@ -317,11 +317,12 @@ def test_real_data_beside_it_do_not_change_the_figures(tmp_path, inside):
     assert beside["reference"]["count"] == 60
     assert (beside["real"]["count"], beside["real"]["reference"]["count"]) == (6, 54)
     assert "the other 54" in " ".join(shown.split())
+    assert "the column 'n=6'" in " ".join(shown.split())
     assert beside["real"]["reliable"] is False
-    assert "6 samples are no more than the 32 dimensions" in " ".join(shown.split())
+    assert "6 samples are too few for the 32 dimensions" in " ".join(shown.split())
 
 
-def test_reports_put_side_by_side_what_shares_a_protocol(run, tmp_path, inside):
+def test_reports_combine_runs_with_the_same_protocol(run, tmp_path, inside):
     other = shutil.copytree(run, tmp_path / "other")
     third = shutil.copytree(run, tmp_path / "third")
     for one, more in ((run, ()), (other, ()), (third, ("--reference", "digits:test"))):
@@ -339,13 +340,13 @@ def test_an_evaluation_of_an_earlier_version_is_an_error(run, inside):
     assert_fails(inside("report", run), 1, "evaluation.json", "another version")
 
 
-def test_without_evaluations_there_is_no_best(run, inside):
+def test_without_evaluations_there_is_no_best_checkpoint(run, inside):
     assert_fails(
         inside("sample", run / "checkpoints" / "best"), 2, "no best checkpoint", "evaluate.every"
     )
 
 
-def test_a_reference_needs_a_place_and_a_name(tmp_path, inside):
+def test_a_reference_needs_an_output_path_and_a_name(tmp_path, inside):
     assert_fails(
         inside("reference", "digits", "--features", "digits", "--out", tmp_path / "r.pt"),
         2,

@@ -1,4 +1,4 @@
-"""Tables are compared column by column, by the names of their columns."""
+"""Columns of tables are matched by name."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def write(file, names, rows):
     file.write_text("\n".join(lines) + "\n")
 
 
-def test_a_reference_in_another_order_and_in_other_units_is_compared_like_the_training_data(
+def test_references_with_other_column_order_and_units_compare_like_the_training_data(
     tmp_path,
 ):
     values = np.random.default_rng(0).normal([0, 100], [1, 10], (60, 2))
@@ -25,13 +25,13 @@ def test_a_reference_in_another_order_and_in_other_units_is_compared_like_the_tr
     turned = np.hstack([values[:, ::-1], classes])
     write(tmp_path / "b.csv", ("y", "x", "label"), turned.tolist())
     samples = open_samples(str(tmp_path / "a.csv"))
-    assert samples.shape == (2,)  # without the classes
+    assert samples.shape == (2,)  # without the label column
     scorer = make_sample_scoring(samples, "coordinates", str(tmp_path / "b.csv")).scorer
     found = scorer.figures(scorer.gather(samples.parts(), 60), None)
     assert max(found.marginals.values()) < 1e-6
     recipe = read_recipe("table", [f"data.path={tmp_path / 'a.csv'}"])
     config = recipe.model_copy(update={"data": recipe.data.model_copy(update={"shape": (2,)})})
-    scaling = Scaling((0.0, 100.0), (2.0, 20.0), ("x", "y"))  # of a run
+    scaling = Scaling((0.0, 100.0), (2.0, 20.0), ("x", "y"))  # the scaling of a run
     scorer = make_scoring(config, None, lambda x: x, "", str(tmp_path / "b.csv"), scaling=scaling)
     points = scorer.scorer.reference.points
     expected = torch.tensor((values - [0, 100]) / [2, 20])

@@ -1,4 +1,4 @@
-"""Wasserstein distances against closed forms and scipy."""
+"""Wasserstein distances compared with closed forms and scipy."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def normal(seed, *shape):
 
 
 @pytest.mark.parametrize("d", [1, 5, 300])
-def test_directions_are_orthonormal_bases_and_always_the_same(d):
+def test_directions_are_fixed_orthonormal_bases(d):
     found = directions(d)
     basis = found[: min(d, 256)]
     torch.testing.assert_close(basis @ basis.T, torch.eye(len(basis), dtype=torch.float64))
@@ -30,28 +30,28 @@ def test_directions_are_orthonormal_bases_and_always_the_same(d):
 
 
 @pytest.mark.parametrize("d", [1, 3, 10])
-def test_the_sliced_distance_of_a_shift_is_its_length_over_the_root_of_the_dimensions(d):
+def test_the_sliced_distance_of_a_shift_is_its_length_over_sqrt_dimension(d):
     points, shift = normal(0, 500, d), normal(1, d)
     expected = float(shift.norm()) / d**0.5
-    # Subsets of both are drawn at random, so the whole sets are compared.
+    # Compare whole sets, because random subsets would differ.
     assert sliced_wasserstein(points, points + shift, 500) == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_sliced_distance_of_isotropic_gaussians():
-    """Along any direction W2^2 is (shift's part)^2 + (difference of deviations)^2."""
+    """Along each direction, W2^2 is (projected shift)^2 + (difference of deviations)^2."""
     shift = torch.tensor([1.0, -2.0, 0.5])
     a, b = normal(0, 20_000, 3), 1.5 * normal(1, 20_000, 3) + shift
     expected = (float(shift.square().sum()) / 3 + 0.5**2) ** 0.5
     assert sliced_wasserstein(a, b, 20_000) == pytest.approx(expected, rel=0.02)
 
 
-def test_in_one_dimension_it_is_the_wasserstein_distance_of_sorted_values():
+def test_in_one_dimension_it_is_the_distance_of_sorted_values():
     a, b = normal(0, 400, 1), 2 * normal(1, 400, 1) + 1
     expected = np.sqrt(np.mean((np.sort(a[:, 0]) - np.sort(b[:, 0])) ** 2))
     assert sliced_wasserstein(a, b, 400) == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_marginals_against_scipy():
+def test_marginals_equal_scipy():
     a, b = normal(0, 300, 3), normal(1, 300, 3) * torch.tensor([1.0, 2.0, 1.0]) + 0.3
     found = marginals(a, b, 300, ("one", "two", "three"))
     expected = [scipy.stats.wasserstein_distance(a[:, i], b[:, i]) for i in range(3)]
@@ -59,7 +59,7 @@ def test_marginals_against_scipy():
     assert list(found.values()) == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_marginal_of_a_channel_is_that_of_all_its_values():
+def test_the_marginal_of_a_channel_uses_all_its_values():
     a, b = normal(0, 50, 2, 7), normal(1, 50, 2, 7) + 1
     found = marginals(a.flatten(1), b.flatten(1), 50, ("left", "right"))
     expected = [
@@ -69,14 +69,14 @@ def test_the_marginal_of_a_channel_is_that_of_all_its_values():
 
 
 def test_the_energy_distance_against_scipy():
-    """scipy takes the root of half of it, with pairs of a point with itself."""
+    """scipy returns sqrt(E / 2), and includes pairs of a point with itself."""
     a, b = normal(0, 2000, 1), normal(1, 2000, 1) + 0.8
     expected = 2 * scipy.stats.energy_distance(a[:, 0], b[:, 0]) ** 2 / 2
     assert energy_distance(a, b) == pytest.approx(expected, rel=0.02)
 
 
 def test_small_sets_are_compared_in_several_pairs_of_one_size():
-    """Figures of sets of any size are alike, if the compared number is the same."""
+    """Distances do not depend on the size of a set if the compared number is the same."""
     real, samples, few = normal(0, 4000, 4), normal(1, 4000, 4), normal(2, 50, 4)
     many_of_50 = sliced_wasserstein(samples, real, 50)
     assert sliced_wasserstein(few, real, 50) == pytest.approx(many_of_50, rel=0.3)
@@ -84,7 +84,7 @@ def test_small_sets_are_compared_in_several_pairs_of_one_size():
 
 
 @pytest.mark.parametrize("shape", [(3,), (3, 5), (3, 4, 5)])
-def test_coordinates_are_standardized_by_the_scaling_of_the_real_data(shape):
+def test_coordinates_are_standardized_with_the_scaling_of_the_real_data(shape):
     scaling = Scaling((1.0, -2e5, 0.0), (0.5, 1e3, 2.0), ("a", "b", "c"))
     inner = normal(0, 200, *shape)
     features = coordinates(shape, scaling)
@@ -100,12 +100,12 @@ def test_coordinates_are_standardized_by_the_scaling_of_the_real_data(shape):
         )
 
 
-def test_classes_as_frequent_as_others():
+def test_classes_can_be_as_frequent_as_in_other_labels():
     labels = torch.tensor([2] * 30 + [-1] * 50 + [0] * 60 + [1] * 10)
     assert as_frequent(labels, 1000, 3).bincount().tolist() == pytest.approx([600, 100, 300], abs=2)
 
 
-def test_classes_of_pictures_are_balanced_and_those_of_tables_as_in_the_data():
+def test_classes_are_balanced_for_images_and_as_in_the_data_for_tables():
     labels = torch.tensor([0] * 90 + [1] * 10)
     table, pictures = (
         Scoring(

@@ -1,4 +1,4 @@
-"""The example runs, in small."""
+"""The example runs with small settings."""
 
 import runpy
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 EXAMPLE = Path(__file__).parents[2] / "examples" / "image_to_image.py"
 
 
-def test_halves_of_digits_become_digits(tmp_path):
+def test_half_digits_are_completed(tmp_path):
     main = runpy.run_path(str(EXAMPLE))["main"]
     found = main(tmp_path, steps=2)
     assert found["real"] > 0.9

@@ -1,4 +1,4 @@
-"""The training loops of examples/ run, and what they save is read like a run."""
+"""The training loops in examples/ run, and their output can be read like a run."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ TINY = {"steps": 3, "batch_size": 32, "num": 40, "features": "coordinates"}
 
 
 @pytest.mark.parametrize("name", ["own_loop", "lightning_module", "accelerate_loop"])
-def test_what_a_loop_saves_is_read_like_a_run(name, tmp_path):
+def test_the_output_of_a_loop_can_be_read_like_a_run(name, tmp_path):
     options = {"bar": False} if name == "lightning_module" else {}
     example(name).main(**TINY, **options, out=tmp_path / "model")
     run = soflow.load(tmp_path / "model", device="cpu")
@@ -27,7 +27,7 @@ def test_what_a_loop_saves_is_read_like_a_run(name, tmp_path):
     assert not torch.equal(*drawn)
 
 
-def test_a_loop_of_public_parts_trains_the_weights_of_soflow_train(tmp_path):
+def test_a_loop_of_public_parts_gives_the_weights_of_soflow_train(tmp_path):
     steps, batch = 4, 16
     settings = [f"train.steps={steps}", f"train.batch_size={batch}", "train.seed=5"]
     fixed = ["precision=fp32", "optimizer.warmup=0", "train.sample_every=0"]
@@ -62,7 +62,7 @@ def test_a_loop_of_public_parts_trains_the_weights_of_soflow_train(tmp_path):
 
 @pytest.mark.processes
 def test_two_processes_train_the_same_weights(tmp_path):
-    """By data-parallel training, whose losses are those of each process's own rows."""
+    """Data-parallel training: the losses of each process are those of its own rows."""
     program = f"""
 import sys
 sys.path.insert(0, {str(EXAMPLES)!r})

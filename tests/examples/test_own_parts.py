@@ -1,4 +1,4 @@
-"""The examples with data, networks, objectives and callbacks of one's own."""
+"""Examples with custom data, networks, objectives and callbacks run."""
 
 import pytest
 import torch
@@ -25,20 +25,20 @@ def test_own_data(tmp_path):
     assert float(image.min()) >= -1
 
 
-def test_all_of_your_own_is_short(tmp_path):
+def test_all_own_parts_is_short(tmp_path):
     module = example("all_of_your_own")
     assert module.main(**SMALL, out=str(tmp_path)).shape == (1000, 2)
     assert len((EXAMPLES / "all_of_your_own.py").read_text().splitlines()) < 60
 
 
-def test_callbacks_find_a_rate_and_stop(tmp_path):
+def test_callbacks_find_a_learning_rate_and_stop(tmp_path):
     rate, step = example("callbacks").main(steps=40, out=str(tmp_path))
     assert 1e-6 < rate < 1
     assert step <= 40
     assert (tmp_path / "learning-rate.png").is_file()
 
 
-def test_early_stopping_stops_where_nothing_is_better():
+def test_early_stopping_stops_without_improvement():
     class Run:
         def __init__(self, step, best):
             self.step, self.stopped = step, None
@@ -54,8 +54,8 @@ def test_early_stopping_stops_where_nothing_is_better():
         assert (run.stopped is not None) == stops
 
 
-def test_alpha_flow_is_soflow_divided_by_the_length_of_the_jump(tmp_path):
-    """With alpha = r, and plain squares, its gradient is 2 r times SoFlow's."""
+def test_alpha_flow_is_soflow_divided_by_the_jump_length(tmp_path):
+    """With alpha = r and squared errors, its gradient is 2 r times SoFlow's."""
     module = example("own_objective")
     torch.manual_seed(0)
     network = soflow.MLP((3,), width=16, depth=1).double()

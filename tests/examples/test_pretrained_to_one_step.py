@@ -1,4 +1,4 @@
-"""The example runs, in small."""
+"""The example runs with small settings."""
 
 import math
 import runpy

@@ -1,4 +1,4 @@
-"""What a GPU may do differently: run by benchmarks/gpu_tests.sh, and tried on a CPU."""
+"""Tests of what a GPU may compute differently. benchmarks/gpu_tests.sh runs them."""
 
 import copy
 from dataclasses import replace
@@ -30,19 +30,19 @@ from support.whole_runs import DIT, OBJECTIVES, SHORT, UNET, add_figures, unguid
 pytestmark = pytest.mark.gpu
 IN_CONTEXT = ["network.name=in_context_dit", *DIT]
 NETWORKS = {"dit": DIT, "in context": IN_CONTEXT, "unet": ["data.num_classes=0", *UNET[2:]]}
-#: Numbers as exact as the device computes them.
+#: Tolerance for the most exact arithmetic of the device.
 EXACT = ["precision=fp32", "compile=false"]
 
 
 @pytest.fixture(autouse=True)
 def _exact():
-    """No TF32, which torch's convolutions use on a GPU otherwise."""
+    """Disables TF32, which torch uses for convolutions by default."""
     with float32_products(False, DEVICE):
         yield
 
 
 def loss_and_gradients(network, objective, config, device):
-    """A loss and its gradients on a device, from draws that are made on the CPU."""
+    """Returns a loss and its gradients on a device, from draws made on the CPU."""
     generator = seeded_generator(0, "draws", 0, torch.device("cpu"))
     draws = objective.draw((16, 1, 8, 8), generator)
     parts = (draws.noise, draws.t, draws.s, draws.dropped)
@@ -56,7 +56,7 @@ def loss_and_gradients(network, objective, config, device):
 
 
 def make(settings):
-    """A network none of whose weights is zero, its objective and configuration."""
+    """Returns a network without zero weights, its objective and configuration."""
     config = read_recipe("digits", settings)
     torch.manual_seed(0)
     network = make_network(config)
@@ -68,7 +68,7 @@ def make(settings):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_losses_and_gradients_are_those_of_a_cpu(kind, name):
+def test_losses_and_gradients_equal_those_of_a_cpu(kind, name):
     guided = unguided(name) if kind == "unet" else []
     settings = [f"objective.name={name}", *guided, *NETWORKS[kind], "network.dropout=0"]
     network, objective, config = make(
@@ -92,8 +92,8 @@ def weights(run):
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_a_run_resumes_as_if_it_had_not_stopped(kind, tmp_path):
-    """Equal bit by bit where the device adds up in a fixed order; the difference is noted."""
+def test_a_resumed_run_equals_an_uninterrupted_one(kind, tmp_path):
+    """Bitwise equal if the device sums in a fixed order. The difference is recorded."""
     guided = ["objective.guidance.scale=1"] if kind == "unet" else []
     settings = [*guided, *NETWORKS[kind], *SHORT, *EXACT]
     whole = soflow.train("digits", tmp_path / "whole", settings, progress=silent)
@@ -103,12 +103,12 @@ def test_a_run_resumes_as_if_it_had_not_stopped(kind, tmp_path):
     one, two = weights(whole), weights(stopped)
     off = max(float((one[name] - two[name]).abs().max()) for name in one)
     add_figures(**{f"largest difference of a resumed {kind}": off})
-    # cuDNN adds up the gradients of convolutions in any order, and RAdam's steps enlarge that.
+    # cuDNN sums gradients of convolutions in any order, and RAdam's steps amplify this.
     assert off < (1e-4 if ON_GPU and kind == "unet" else 1e-6)
 
 
 @pytest.mark.skipif(not ON_GPU, reason="a CPU has no TF32")
-def test_tf32_is_on_where_it_is_asked_for_and_nowhere_else():
+def test_tf32_is_on_only_where_requested():
     x = torch.randn(512, 512, device=DEVICE)
     exact = x.double() @ x.double()
 
@@ -125,7 +125,7 @@ def test_tf32_is_on_where_it_is_asked_for_and_nowhere_else():
 
 
 def quotient(precision):
-    """mean_d(q^2) per sample at r = 0.002, the end of the schedule, in a precision."""
+    """Returns mean_d(q^2) per sample at r = 0.002, the end of the schedule, for a precision."""
     network, objective, config = make([*DIT, "objective.guidance.scale=1"])
     dtype = torch.float64 if precision == "float64" else torch.float32
     network = network.to(DEVICE, dtype)
@@ -155,7 +155,7 @@ def test_the_error_of_the_quotient(precision, limit):
     assert error < limit
 
 
-def test_nothing_is_compiled_again_after_the_first_steps(tmp_path, monkeypatch):
+def test_nothing_is_recompiled_after_the_first_steps(tmp_path, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     torch._dynamo.reset()
     counters.clear()
@@ -169,7 +169,7 @@ def test_nothing_is_compiled_again_after_the_first_steps(tmp_path, monkeypatch):
     assert graphs[2] == graphs[8] > 0
 
 
-def test_a_step_that_is_not_finite_is_skipped_and_named(tmp_path, monkeypatch, caplog):
+def test_a_nonfinite_step_is_skipped_and_named(tmp_path, monkeypatch, caplog):
     poison(monkeypatch, step=4, rows=5)
     settings = [*DIT, *SHORT, *EXACT, "train.on_nonfinite=skip", "train.log_every=8"]
     run = soflow.train("digits", tmp_path, settings, progress=silent)
@@ -187,12 +187,12 @@ def test_a_step_that_is_not_finite_is_skipped_and_named(tmp_path, monkeypatch, c
     ],
 )
 def test_a_step_does_not_wait_for_the_device(settings, tmp_path, monkeypatch):
-    """On a GPU, torch raises an error where it would wait."""
+    """On a GPU, torch raises an error on synchronization."""
     step, steps = TrainStep.__call__, []
 
     def watched(self, number):
         steps.append(number)
-        if not ON_GPU or number == 0:  # the first allocates
+        if not ON_GPU or number == 0:  # the first step allocates memory
             return step(self, number)
         torch.cuda.set_sync_debug_mode("error")
         try:
@@ -230,7 +230,7 @@ def test_a_network_sharded_over_one_process_gives_the_same_loss(tmp_path):
     assert float(total) == pytest.approx(float(losses.total), rel=1e-4, abs=1e-5)
 
 
-def test_samples_do_not_depend_on_the_size_of_batches():
+def test_samples_do_not_depend_on_the_batch_size():
     network, _, config = make(DIT)
     model = make_model(config, network.to(DEVICE).eval())
     labels = class_by_class(40, 10)

@@ -1,4 +1,4 @@
-"""init_from: other classes, another image size, other channels."""
+"""`init_from` with other classes, another image size or other channels."""
 
 from functools import partial
 from math import sqrt
@@ -26,7 +26,7 @@ SMALL = [
 
 
 def saved(network, tmp_path):
-    """A file with weights of this network, none of them zero."""
+    """Saves the weights of a network, after making all of them nonzero."""
     with torch.no_grad():
         for parameter in network.parameters():
             if parameter.requires_grad:
@@ -36,29 +36,29 @@ def saved(network, tmp_path):
 
 
 def rows(*numbers):
-    """A label table whose rows are these numbers, repeated."""
+    """A label table whose rows repeat these numbers."""
     return {TABLE: torch.tensor(numbers, dtype=torch.float32)[:, None].repeat(1, 2)}
 
 
 @pytest.mark.parametrize(
     ("table", "count", "names", "null_trained", "expected"),
     [
-        ((1, 3, 9), 2, ("ab", "ab"), True, (1, 3, 9)),  # the same classes
+        ((1, 3, 9), 2, ("ab", "ab"), True, (1, 3, 9)),  # equal classes
         ((1, 3, 9), 2, ("ab", "ab"), False, (1, 3, 2)),
         ((1, 3, 9), 3, ("ab", "abc"), True, (1, 3, 2, 9)),
         ((1, 3, 9), 3, ("ab", "cba"), False, (2, 3, 1, 2)),
         ((1, 3, 9), 1, ("ab", "b"), True, (3, 9)),
         ((1, 3, 9), 2, ("ab", "xy"), False, (2, 2, 2)),
-        ((1, 3, 9), 3, ("", ""), True, (1, 3, 2, 9)),  # by number
+        ((1, 3, 9), 3, ("", ""), True, (1, 3, 2, 9)),  # matched by number
         ((1, 3, 9), 3, ("", "abc"), False, (1, 3, 2, 2)),
-        ((1, 3, 8, 9), 2, ("", ""), True, (4, 4, 9)),  # which two of the three, nobody knows
+        ((1, 3, 8, 9), 2, ("", ""), True, (4, 4, 9)),  # unknown which two of the three
         ((1, 3, 9), 0, ("ab", ""), True, (9,)),
         ((1, 3, 9), 0, ("ab", ""), False, (2,)),
-        ((9,), 2, ("", "ab"), True, (9, 9, 9)),  # without classes, all samples train the null label
+        ((9,), 2, ("", "ab"), True, (9, 9, 9)),  # without classes, all samples use the null label
         ((9,), 0, ("", ""), True, (9,)),
     ],
 )
-def test_classes_are_matched_and_new_ones_begin_at_the_mean(
+def test_classes_are_matched_and_new_ones_start_at_the_mean(
     table, count, names, null_trained, expected
 ):
     weights = rows(*table)
@@ -68,20 +68,20 @@ def test_classes_are_matched_and_new_ones_begin_at_the_mean(
     assert bool(notes) == (not same)
 
 
-def test_a_name_is_one_name_in_both_spellings():
+def test_names_match_in_both_unicode_forms():
     weights = rows(1, 3, 9)
     adapt_classes(weights, rows(0, 0, 0), ("cafe\u0301", "the"), ("the", "caf\u00e9"))
     assert weights[TABLE][:, 0].tolist() == [3, 1, 9]
 
 
 def embedded(weights, label):
-    """What a UNet adds to its embedding for a class, or for None."""
+    """The label embedding of a UNet for a class, or for None."""
     count = weights[MAP].shape[1]
     one_hot = torch.zeros(count) if label is None else torch.eye(count)[label]
     return weights[MAP] @ (sqrt(count) * one_hot) + weights[MAP_BIAS]
 
 
-def test_the_classes_of_a_linear_map_keep_what_they_add():
+def test_the_classes_of_a_linear_map_keep_their_embedding():
     old = {MAP: torch.randn(4, 2), MAP_BIAS: torch.randn(4)}
     new = dict(old)
     adapt_classes(new, {MAP: torch.zeros(4, 3)}, ("a", "b"), ("b", "c", "a"))
@@ -93,11 +93,11 @@ def test_the_classes_of_a_linear_map_keep_what_they_add():
     none = {"map_layer0.weight": torch.randn(3, 4), "map_layer0.bias": torch.randn(3)}
     first = none["map_layer0.weight"] @ embedded(old, None) + none["map_layer0.bias"]
     gone = {**old, **none}
-    adapt_classes(gone, none)  # a network without classes is the old one without a class
+    adapt_classes(gone, none)  # without classes, the network equals the old one without a label
     assert gone.keys() == none.keys()
     torch.testing.assert_close(gone["map_layer0.bias"], first)
 
-    kept = dict(old)  # an untrained bias is never a source
+    kept = dict(old)  # an untrained bias is never copied
     adapt_classes(kept, {MAP: torch.zeros(4, 3)}, ("a", "b"), ("b", "c", "a"), null_trained=False)
     for label, former in ((0, 1), (2, 0)):
         torch.testing.assert_close(embedded(kept, label), embedded(old, former))
@@ -115,9 +115,7 @@ def test_the_classes_of_a_linear_map_keep_what_they_add():
 
 @torch.no_grad()
 @pytest.mark.parametrize(("make", "shape"), [(make_dit, (3, 8, 8)), (make_unet, (3, 8, 8))])
-def test_shared_channels_are_kept_and_new_ones_are_neither_seen_nor_predicted(
-    make, shape, tmp_path
-):
+def test_shared_channels_are_kept_and_new_ones_start_without_effect(make, shape, tmp_path):
     old, t = make(shape), torch.rand(2)
     old.eval()
     file = saved(old, tmp_path)
@@ -136,7 +134,7 @@ def test_shared_channels_are_kept_and_new_ones_are_neither_seen_nor_predicted(
 
 
 @torch.no_grad()
-def test_vectors_of_more_dimensions(tmp_path):
+def test_vectors_with_more_dimensions(tmp_path):
     old, t = MLP((2,), width=8, depth=1), torch.rand(3)
     file = saved(old, tmp_path)
     new, x = MLP((3,), width=8, depth=1), torch.randn(3, 3)
@@ -145,17 +143,17 @@ def test_vectors_of_more_dimensions(tmp_path):
 
 
 @torch.no_grad()
-def test_a_unet_of_another_image_size_has_the_same_weights_level_by_level(tmp_path):
+def test_a_unet_of_another_image_size_keeps_its_weights_level_by_level(tmp_path):
     old, t = make_unet((1, 8, 8)).eval(), torch.rand(2)
     file = saved(old, tmp_path)
     new = make_unet((1, 16, 16)).eval()
-    assert any("8x8 is 16x16" in note for note in load_pretrained(new, file))
+    assert any("8x8 becomes 16x16" in note for note in load_pretrained(new, file))
     tensors = [dict(network.named_parameters()) for network in (old, new)]
     assert len(tensors[0]) == len(tensors[1])
     for name, tensor in tensors[0].items():
         moved = name.replace("8x8", "16x16").replace("4x4", "8x8")
         assert torch.equal(tensor, tensors[1][moved])
-    # Of constant images without a border, the size does not matter to convolutions.
+    # Convolutions accept any image size.
     assert new(torch.randn(2, 1, 16, 16), t, t).shape == (2, 1, 16, 16)
     other = make_unet((1, 16, 16), attention=(8,))
     with pytest.raises(InputError, match=r"lacks enc\.8x8_block0"):
@@ -164,14 +162,14 @@ def test_a_unet_of_another_image_size_has_the_same_weights_level_by_level(tmp_pa
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """A run of photographs of cats and dogs, and the folder of its data."""
+    """A run on photographs of cats and dogs, and its data folder."""
     folder = tmp_path_factory.mktemp("two")
     write_folder(folder / "photos", pixels(16))
     settings = [*SMALL, "data.size=8", f"data.path={folder / 'photos'}", "train.steps=1"]
     return soflow.train("images", folder / "run", settings).path
 
 
-def test_a_run_begins_from_one_of_other_classes_size_and_channels(two, tmp_path, caplog):
+def test_a_run_starts_from_one_with_other_classes_size_and_channels(two, tmp_path, caplog):
     caplog.set_level("INFO", "soflow")
     photos = write_folder(tmp_path / "photos", pixels(18), names=("bird", "cat", "dog"))
     settings = [
@@ -184,22 +182,22 @@ def test_a_run_begins_from_one_of_other_classes_size_and_channels(two, tmp_path,
         for folder in (two, run.path)
     )
     assert soflow.load(run.path).class_names == ("bird", "cat", "dog")
-    mean = old[:2].mean(0)  # the null label of a run without guidance was never trained
+    mean = old[:2].mean(0)  # a run without guidance never trains its null label
     torch.testing.assert_close(new, torch.stack([mean, old[0], old[1], mean]))
     said = " ".join(caplog.messages)
-    for word in ("2 taken over by name", "null label", "another image size", "channels"):
+    for word in ("2 copied by name", "null label", "another image size", "channels"):
         assert word in said
 
 
-def test_other_heads_than_those_of_a_run_are_named(two, tmp_path):
+def test_another_number_of_heads_is_an_error(two, tmp_path):
     network = DiT((3, 8, 8), 2, patch=4, width=32, depth=1, heads=4)
     with pytest.raises(InputError, match=r"network\.heads=2"):
         load_pretrained(network, two)
 
 
-@pytest.mark.parametrize(("file", "kind"), [("ema", "averaged"), ("model", "raw")])
+@pytest.mark.parametrize(("file", "kind"), [("ema", "EMA"), ("model", "raw")])
 def test_a_file_in_a_run_is_known_as_well_as_the_run(file, kind, two):
-    """Its null label was never trained, so a network without classes begins at their mean."""
+    """The null label was never trained, so a network without classes starts at their mean."""
     (checkpoint,) = (two / "checkpoints").iterdir()
     network = DiT((3, 8, 8), 0, patch=4, width=32, depth=1, heads=2)
     notes = load_pretrained(network, checkpoint / f"{file}.safetensors")
@@ -210,6 +208,6 @@ def test_a_file_in_a_run_is_known_as_well_as_the_run(file, kind, two):
     torch.testing.assert_close(network.state_dict()[TABLE], table[:2].mean(0, keepdim=True))
 
 
-def test_another_kind_of_network_than_that_of_a_run_is_named(two):
+def test_another_type_of_network_is_an_error(two):
     with pytest.raises(InputError, match=r"network\.name=dit"):
         load_pretrained(make_unet((3, 8, 8)), two)

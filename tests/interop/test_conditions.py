@@ -1,4 +1,4 @@
-"""init_from: other conditions, and other attention."""
+"""`init_from` with other conditions or other attention."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from support.settings import TINY_DIT
 @pytest.mark.parametrize("theirs", [(), (3, 8, 8), (5,)])
 @pytest.mark.parametrize("ours", [(), (3, 8, 8), (2, 8, 8), (5,)])
 def test_initial_weights_for_other_conditions(network, theirs, ours, monkeypatch):
-    """New conditions begin unseen, and the same ones are taken over."""
+    """New conditions are ignored at first, and equal conditions are copied."""
     sizes = {
         "dit": TINY_DIT,
         "unet": ["network={name: unet, model_channels: 16, channel_mult: [1, 2], blocks: 1}"],
@@ -61,7 +61,7 @@ IN_CONTEXT = "network.name=in_context_dit"
         ([IN_CONTEXT], [], "network.name=in_context_dit"),
     ],
 )
-def test_a_run_with_other_attention_is_refused_with_the_setting_to_change(
+def test_a_run_with_other_attention_is_rejected_and_the_setting_is_named(
     theirs, ours, remedy, monkeypatch
 ):
     configs = [read_recipe("digits", [*TINY_DIT, *settings]) for settings in (theirs, ours)]
@@ -73,7 +73,7 @@ def test_a_run_with_other_attention_is_refused_with_the_setting_to_change(
     pretrained.load_pretrained(make_network(configs[0]), Path("run"))
 
 
-def test_a_run_of_tokens_with_other_channels_is_taken_over(monkeypatch):
+def test_an_in_context_run_with_other_channels_is_accepted(monkeypatch):
     config = read_recipe("digits", [IN_CONTEXT, *TINY_DIT])
     other = read_recipe("digits", [IN_CONTEXT, *TINY_DIT, "data.shape=[2,8,8]"])
     first, second = make_network(config), make_network(other)

@@ -1,4 +1,4 @@
-"""Checkpoints of the reference implementation become run folders, completely."""
+"""Checkpoints of the reference implementation are converted to complete run folders."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ from soflow.run.folder import RunFolder
 from support.reference_checkpoint import DIT_YAML, UNET_YAML, imported, reference_content
 from support.settings import TINY_DIT
 
-#: The same settings in our words, typed by hand.
+#: The same settings as configuration keys, typed by hand.
 DIT_OURS = [
     "noising.name=trig", "noising.parameterization=trig", "data.source=digits",
     "objective.flow_matching_share=0.5", "objective.p=0.9",
@@ -39,7 +39,7 @@ UNET_OURS = [
     "network.channel_mult=[1, 2]", "network.blocks=1", "network.attention=[4]",
 ]  # fmt: skip
 
-#: One step after that of `reference_content`.
+#: The step after `reference_content`.
 SHORT = {**DIT_YAML, "total_steps": 2, "batch_size": 8}
 QUIET = [
     "train.log_every=4",
@@ -50,7 +50,7 @@ QUIET = [
 
 
 def as_reference(checkpoint: Checkpoint, file, order=sorted, every_parameter=False):
-    """Saves one of our checkpoints as the reference implementation would, in another order."""
+    """Saves a checkpoint in the format of the reference implementation, in another order."""
     network = make_network(RunFolder(checkpoint.path.parents[1]).read_config())
     ours = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
     weights, average = checkpoint.weights("raw"), checkpoint.weights("ema")
@@ -77,7 +77,7 @@ def as_reference(checkpoint: Checkpoint, file, order=sorted, every_parameter=Fal
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Uninterrupted runs of a DiT and a UNet, with their checkpoints of steps 4 and 8."""
+    """Uninterrupted runs of a DiT and a UNet, with checkpoints at steps 4 and 8."""
     folder = tmp_path_factory.mktemp("trained")
     runs.train(
         "digits",
@@ -103,11 +103,11 @@ def backwards(names):
     ("kind", "settings", "overrides", "every_parameter"),
     [
         ("dit", DIT_YAML, [], False),
-        ("dit", DIT_YAML, [], True),  # an optimizer that was given the fixed positions, too
+        ("dit", DIT_YAML, [], True),  # the optimizer also has the fixed positions
         ("unet", UNET_YAML, ["ema.every=2"], False),
     ],
 )
-def test_an_imported_run_resumes_bit_for_bit(
+def test_an_imported_run_resumes_bitwise(
     trained, tmp_path, kind, settings, overrides, every_parameter
 ):
     half, whole = (
@@ -122,7 +122,7 @@ def test_an_imported_run_resumes_bit_for_bit(
         2 if kind == "dit" else None,
         [*overrides, *QUIET],
     )
-    assert all("model_type" in note for note in run.notes)  # no DiT-B is as small as these
+    assert all("model_type" in note for note in run.notes)  # the network is smaller than a DiT-B
     assert run.step == 4
     runs.train(str(tmp_path / "run"), tmp_path / "run")
     again, _ = newest_good(tmp_path / "run" / "checkpoints")
@@ -142,7 +142,7 @@ def test_an_imported_run_resumes_bit_for_bit(
     )
 
 
-def test_every_setting_of_the_flat_yaml_arrives():
+def test_every_setting_of_the_flat_yaml_is_converted():
     sizes = Sizes(
         {"name": "dit", "patch": 4, "width": 96, "depth": 2, "mlp_ratio": 4.0}, (1, 8, 8), 10, 0
     )
@@ -155,7 +155,7 @@ def test_every_setting_of_the_flat_yaml_arrives():
     )
     assert translation.assumed == ["ema.every=1"]
     assert translation.unused == []
-    for name, value in DIT_YAML.items():  # and each is accounted for by name
+    for name, value in DIT_YAML.items():  # each setting is reported by name
         assert any(line.startswith(f"{name}: {value}") for line in translation.used)
 
 
@@ -167,7 +167,7 @@ def test_unknown_and_missing_settings_are_listed():
     del settings["eps"], settings["time_std"]
     translation = translate(settings, sizes)
     assert translation.unused == ["num_workers: 8", "grad_clip: 1.0"]
-    assert "objective.eps=0.01" in translation.assumed  # the paper's
+    assert "objective.eps=0.01" in translation.assumed  # the value of the paper
     assert "objective.times.s.std=0.8" in translation.assumed
     assert len(translation.assumed) == 5
     assert translation.config.network.heads == 16
@@ -188,8 +188,8 @@ def test_names_of_schedules(name, ours):
     assert middle.schedule == ours
 
 
-def test_guidance_that_the_reference_ignores_is_off():
-    unet = read_sizes(UNet((3, 8, 8), 16, (1, 2), 1, (4,)).state_dict(), "it")  # no labels
+def test_guidance_ignored_by_the_reference_is_off():
+    unet = read_sizes(UNet((3, 8, 8), 16, (1, 2), 1, (4,)).state_dict(), "it")  # without labels
     dit = read_sizes(DiT((4, 8, 8), 10, 2, 48, 1, 4).state_dict(), "it")
     for settings, sizes in (
         ({**UNET_YAML, "cfg_scale": 3.0}, unet),
@@ -208,7 +208,7 @@ def test_guidance_that_the_reference_ignores_is_off():
         {"shape": (2, 36), "num_classes": 3, "patch": 4, "width": 48, "swiglu": True},
     ],
 )
-def test_sizes_of_a_dit_are_read_off_its_weights(settings):
+def test_sizes_of_a_dit_are_inferred_from_its_weights(settings):
     settings = {"depth": 1, "mlp_ratio": 4.0, **settings}
     sizes = read_sizes(DiT(**settings, heads=4).state_dict(), "it")
     assert (sizes.shape, sizes.num_classes) == (settings["shape"], settings["num_classes"])
@@ -226,7 +226,7 @@ def test_sizes_of_a_dit_are_read_off_its_weights(settings):
         {"channel_mult": (1, 2), "blocks": 1, "attention": (4,), "num_classes": 7},
     ],
 )
-def test_sizes_of_a_unet_are_read_off_its_weights(settings):
+def test_sizes_of_a_unet_are_inferred_from_its_weights(settings):
     shape = settings.get("shape", (3, 8, 8))
     network = UNet(**{"shape": shape, "model_channels": 16, **settings})
     sizes = read_sizes(network.state_dict(), "it")
@@ -244,23 +244,23 @@ def test_sizes_of_a_unet_are_read_off_its_weights(settings):
     }
 
 
-def test_what_is_missing_or_left_out_is_noted(tmp_path):
+def test_missing_and_omitted_parts_are_noted(tmp_path):
     content = reference_content(scaler={"scale": 1.0})
     del content["optimizer"], content["model"]
     notes = imported(tmp_path, content, SHORT, heads=None).notes
     for note, word in zip(notes, ("'ema_model'", "'optimizer'", "'scaler'", "heads"), strict=True):
         assert word in note
-    runs.train(str(tmp_path / "run"), tmp_path / "run")  # from fresh moments
+    runs.train(str(tmp_path / "run"), tmp_path / "run")  # with fresh optimizer moments
 
 
 def test_an_optimizer_with_other_settings_is_noted(tmp_path):
-    notes = imported(tmp_path).notes  # AdamW's own betas and weight decay
-    assert [note for note in notes if "betas [0.9, 0.999]" in note and "[0.8, 0.95]" in note]
+    notes = imported(tmp_path).notes  # saved with the default betas and weight decay of AdamW
+    assert [note for note in notes if "betas=[0.9, 0.999]" in note and "[0.8, 0.95]" in note]
     with pytest.raises(InputError, match=str(tmp_path / "run")):
         imported(tmp_path)
 
 
-def test_half_precision_and_prefixes_of_wrappers_are_accepted(tmp_path):
+def test_half_precision_and_wrapper_prefixes_are_accepted(tmp_path):
     content = reference_content()
     weights = content["model"]
     content["model"] = {
@@ -295,7 +295,7 @@ def test_an_optimizer_that_continues_differently_is_noted(optimizer, word, tmp_p
     runs.train(str(run.folder.path), run.folder.path)
 
 
-def test_another_kind_of_optimizer_starts_fresh(tmp_path):
+def test_another_type_of_optimizer_starts_fresh(tmp_path):
     run = imported(tmp_path, reference_content(), overrides=["optimizer.name=radam"])
     assert any("optimizer.name is radam" in note for note in run.notes)
 
@@ -308,7 +308,7 @@ def test_empty_settings_are_reported_and_empty_guidance_is_off():
     assert "objective.times.t.mean=0.2 (the YAML has time_mean: null)" in translation.assumed
 
 
-def test_the_recipe_is_chosen_by_the_size_of_the_weights():
+def test_the_recipe_is_selected_by_the_size_of_the_weights():
     sizes = Sizes(
         {"name": "dit", "patch": 2, "width": 1024, "depth": 24, "mlp_ratio": 4.0},
         (4, 32, 32),

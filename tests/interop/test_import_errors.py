@@ -1,4 +1,4 @@
-"""Files that cannot be imported: one line says why, no code runs, nothing is left behind."""
+"""Invalid files are rejected with one line. No code runs, and no files are left behind."""
 
 import errno
 import os
@@ -29,7 +29,7 @@ from support.settings import TINY_DIT
 
 def test_heads_that_do_not_divide_the_width():
     sizes = read_sizes(DiT((1, 8, 8), 10, 4, 40, 1, 4).state_dict(), "it")
-    with pytest.raises(InputError, match=r"12 .*DiT-B-4.* 40: give --heads"):
+    with pytest.raises(InputError, match=r"40 .*12 .*DiT-B-4: give --heads"):
         translate(DIT_YAML, sizes)
     assert translate(DIT_YAML, sizes, heads=4).config.network.heads == 4
     unet = read_sizes(UNet((3, 8, 8), 16, (1, 2), 1, (4,)).state_dict(), "it")
@@ -37,7 +37,7 @@ def test_heads_that_do_not_divide_the_width():
         translate(UNET_YAML, unet, heads=4)
 
 
-def test_settings_that_are_no_flat_yaml(tmp_path):
+def test_settings_that_are_not_a_flat_yaml(tmp_path):
     for text in ("data: {source: digits}\ntrain: {steps: 3}\n", "- 1\n", "a: [\n", ""):
         (tmp_path / "other.yaml").write_text(text)
         with pytest.raises(InputError, match=r"other\.yaml"):
@@ -48,7 +48,7 @@ def test_settings_that_are_no_flat_yaml(tmp_path):
 
 
 class RunsCode:
-    """Pickles into a call of os.system."""
+    """An object whose pickle calls os.system."""
 
     def __init__(self, file):
         self.file = file
@@ -59,7 +59,7 @@ class RunsCode:
 
 @pytest.mark.parametrize("place", ["model", "optimizer", "finished_epochs"])
 @pytest.mark.parametrize("protocol", ["torch", 2, 5])
-def test_a_pickle_that_would_run_code_is_refused(place, protocol, tmp_path):
+def test_a_pickle_that_would_run_code_is_rejected(place, protocol, tmp_path):
     mark = tmp_path / "ran"
     content = {
         "model": {},
@@ -81,12 +81,12 @@ def test_a_pickle_that_would_run_code_is_refused(place, protocol, tmp_path):
         runs.train("digits", tmp_path / "run", [*TINY_DIT, f"init_from={file}"])
     assert not mark.exists()
     assert not (tmp_path / "run").exists()
-    assert pickle.loads(pickle.dumps(RunsCode(mark))) == 0  # the trap itself works
+    assert pickle.loads(pickle.dumps(RunsCode(mark))) == 0  # the pickle itself works
     assert mark.exists()
 
 
 def changed(what, change):
-    """reference_content with one part changed in place."""
+    """Returns reference_content with one part changed in place."""
     content = reference_content()
     change(content[what])
     return content
@@ -98,7 +98,7 @@ def changed_model(**tensors):
     )
 
 
-#: What the message names -> the checkpoint.
+#: Expected words in the message -> the checkpoint.
 BAD_CHECKPOINTS = {
     "reference.pt": lambda: {"weights": 3},
     "'model'": lambda: reference_content(model=[1, 2]),
@@ -113,7 +113,9 @@ BAD_CHECKPOINTS = {
     r"final_layer.linear.bias .* \[3\].* \[16\]": lambda: changed_model(
         **{"final_layer.linear.bias": torch.zeros(3)}
     ),
-    "reference.pt .*no DiT": lambda: changed_model(**{"x_embedder.proj.weight": torch.zeros(3)}),
+    "reference.pt .*do not fit a DiT": lambda: changed_model(
+        **{"x_embedder.proj.weight": torch.zeros(3)}
+    ),
     "'optimizer'": lambda: reference_content(optimizer={"state": 1}),
     "'optimizer' .*'param_groups'": lambda: changed(
         "optimizer", lambda part: part["param_groups"][0].update(lr="fast")
@@ -138,7 +140,7 @@ BAD_CHECKPOINTS = {
 
 
 @pytest.mark.parametrize("message", BAD_CHECKPOINTS)
-def test_a_checkpoint_that_cannot_be_used_says_why_and_leaves_nothing(message, tmp_path):
+def test_an_unusable_checkpoint_is_a_one_line_error_and_leaves_nothing(message, tmp_path):
     with pytest.raises(InputError, match=message) as raised:
         imported(tmp_path, BAD_CHECKPOINTS[message]())
     assert "\n" not in str(raised.value)
@@ -156,12 +158,12 @@ BAD_SETTINGS = {
 
 
 @pytest.mark.parametrize("message", BAD_SETTINGS)
-def test_settings_that_cannot_be_used_say_why(message, tmp_path):
+def test_unusable_settings_are_one_line_errors(message, tmp_path):
     with pytest.raises(InputError, match=message):
         imported(tmp_path, settings={**DIT_YAML, **BAD_SETTINGS[message]}, heads=None)
 
 
-def test_a_disk_that_fills_up_leaves_nothing(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     def full(*arguments, **settings):
         (tmp_path / ".run.partial" / "begun").touch()
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -198,7 +200,7 @@ def test_damaged_files_are_named(tmp_path):
         "[" * 5000,
     ],
 )
-def test_strange_values_are_one_line(text, tmp_path):
+def test_unexpected_values_are_one_line_errors(text, tmp_path):
     checkpoint, settings = write_reference(tmp_path)
     settings.write_text(f"model_type: DiT-B-4\n{text}\n")
     with pytest.raises(InputError) as raised:
@@ -208,7 +210,7 @@ def test_strange_values_are_one_line(text, tmp_path):
 
 
 @pytest.mark.parametrize("out", [".", "x" * 300, "file", "folder"])
-def test_a_run_folder_that_cannot_be_made(out, tmp_path, monkeypatch):
+def test_an_impossible_run_directory_is_an_error(out, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "file").touch()
     monkeypatch.chdir(tmp_path / "empty")
@@ -219,18 +221,18 @@ def test_a_run_folder_that_cannot_be_made(out, tmp_path, monkeypatch):
         import_checkpoint(*write_reference(tmp_path), out, heads=4)
 
 
-def test_other_files_are_not_called_hostile(tmp_path):
+def test_other_files_are_not_called_malicious(tmp_path):
     for content in (
         b"<!DOCTYPE html><html>not found</html>",
         b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a",
         b"\x89PNG\r\n",
     ):
         (tmp_path / "download.pt").write_bytes(content)
-        with pytest.raises(InputError, match=r"download\.pt is (no|damaged)"):
+        with pytest.raises(InputError, match=r"download\.pt is (neither|damaged)"):
             read_file(tmp_path / "download.pt")
 
 
-def test_a_flipped_bit_in_a_weight_is_found(tmp_path):
+def test_a_flipped_bit_in_a_weight_is_detected(tmp_path):
     torch.save({"weight": torch.arange(1000.0)}, tmp_path / "flipped.pt")
     content = bytearray((tmp_path / "flipped.pt").read_bytes())
     content[content.find(torch.tensor([500.0]).numpy().tobytes()) + 1] ^= 16

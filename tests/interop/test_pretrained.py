@@ -1,4 +1,4 @@
-"""A run starts from the weights of a DiT, a SiT or a run: the network equals it at every s."""
+"""`init_from` a DiT, a SiT or a run: the network equals the pretrained one at every s."""
 
 import argparse
 import shutil
@@ -15,7 +15,7 @@ from soflow.networks.dit import DiT, FinalLayer
 from soflow.networks.mlp import MLP
 from soflow.sampling import one_step
 
-#: A run of the network that `Pretrained` is, which hardly learns.
+#: Settings for the network `Pretrained`, with a learning rate close to zero.
 SETTINGS = [
     "network.width=48",
     "network.depth=2",
@@ -29,7 +29,7 @@ SETTINGS = [
 
 
 class Pretrained(nn.Module):
-    """A DiT as its authors define it: one time, a null label, perhaps a learned variance."""
+    """A DiT as its authors define it, with one time input and, optionally, a learned variance."""
 
     def __init__(self, learn_sigma, classes=10, size=8, channels=2, patch=4, width=48):
         super().__init__()
@@ -39,7 +39,7 @@ class Pretrained(nn.Module):
             setattr(self, name, getattr(like, name))
         self.pos_embed = like.pos_embed
         self.final_layer = FinalLayer(width, patch**2 * channels * (2 if learn_sigma else 1))
-        with torch.no_grad():  # none of it zero
+        with torch.no_grad():  # make all weights nonzero
             for parameter in self.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
 
@@ -68,11 +68,11 @@ LABELS = torch.tensor([0, 3, 9, 10, 10, 5])
 @pytest.mark.parametrize("learn_sigma", [False, True])
 @pytest.mark.parametrize("save", ["plain", "training", "safetensors"])
 @torch.no_grad()
-def test_a_pretrained_dit_is_the_same_at_every_s(learn_sigma, save, tmp_path):
+def test_a_pretrained_dit_has_the_same_output_at_every_s(learn_sigma, save, tmp_path):
     pretrained, network = Pretrained(learn_sigma), ours()
     file = tmp_path / ("weights.safetensors" if save == "safetensors" else "weights.pt")
     state = pretrained.state_dict()
-    if save == "training":  # as their training scripts save it
+    if save == "training":  # the format of the training scripts
         raw = {f"module.{name}": torch.zeros_like(tensor) for name, tensor in state.items()}
         torch.save(
             {"model": raw, "ema": state, "opt": {}, "args": argparse.Namespace(lr=1e-4)}, file
@@ -89,7 +89,7 @@ def test_a_pretrained_dit_is_the_same_at_every_s(learn_sigma, save, tmp_path):
 
 
 @torch.no_grad()
-def test_a_velocity_from_noise_to_data_is_reversed(tmp_path):
+def test_a_velocity_from_noise_to_data_is_negated(tmp_path):
     pretrained, network = Pretrained(learn_sigma=True), ours()
     torch.save(pretrained.state_dict(), tmp_path / "sit.pt")
     load_pretrained(network, tmp_path / "sit.pt", time="reversed")
@@ -99,7 +99,7 @@ def test_a_velocity_from_noise_to_data_is_reversed(tmp_path):
         )
 
 
-def test_the_embedding_of_t_minus_s_can_learn_from_there(tmp_path):
+def test_the_embedding_of_t_minus_s_has_a_gradient(tmp_path):
     network = ours()
     torch.save(Pretrained(learn_sigma=False).state_dict(), tmp_path / "dit.pt")
     load_pretrained(network, tmp_path / "dit.pt")
@@ -124,7 +124,7 @@ def test_other_image_sizes_and_settings_to_change(tmp_path):
 @pytest.mark.parametrize("learn_sigma", [False, True])
 @torch.no_grad()
 def test_weights_of_a_square_start_a_rectangle_with_as_many_tokens(learn_sigma, tmp_path):
-    """Positions that are fixed by the image size are computed anew; learned ones are kept."""
+    """Fixed positions are recomputed for another image size. Learned positions are kept."""
     pretrained = Pretrained(learn_sigma)
     torch.save(pretrained.state_dict(), tmp_path / "learned.pt")
     pretrained.pos_embed.copy_(ours().pos_embed)
@@ -140,7 +140,7 @@ def test_weights_of_a_square_start_a_rectangle_with_as_many_tokens(learn_sigma, 
 
 
 @torch.no_grad()
-def test_signals_start_from_signals_and_not_from_images(tmp_path):
+def test_signals_start_from_signals_but_not_from_images(tmp_path):
     first, second = ours(shape=(2, 16)), ours(shape=(2, 16))
     first.blocks[0].mlp.fc1.bias.add_(1)
     torch.save(first.state_dict(), tmp_path / "signals.pt")
@@ -151,7 +151,7 @@ def test_signals_start_from_signals_and_not_from_images(tmp_path):
 
 
 @torch.no_grad()
-def test_a_learned_variance_is_left_out_of_more_channels(tmp_path):
+def test_a_learned_variance_is_removed_from_the_output_channels(tmp_path):
     pretrained, network = Pretrained(learn_sigma=True), ours(shape=(3, 8, 8))
     torch.save(pretrained.state_dict(), tmp_path / "dit.pt")
     load_pretrained(network, tmp_path / "dit.pt")
@@ -161,7 +161,7 @@ def test_a_learned_variance_is_left_out_of_more_channels(tmp_path):
     assert float(out[:, 2].abs().max()) == 0
 
 
-def test_incomplete_weights_are_refused(tmp_path):
+def test_incomplete_weights_are_rejected(tmp_path):
     whole = Pretrained(learn_sigma=False).state_dict()
     spoiled = {
         "blocks.1.attn.qkv.bias": whole | {"blocks.1.attn.qkv.bias": torch.zeros(3)},
@@ -169,7 +169,7 @@ def test_incomplete_weights_are_refused(tmp_path):
             name: tensor for name, tensor in whole.items() if name != "t_embedder.mlp.0.weight"
         },
         "projectors.0.weight": whole
-        | {"projectors.0.weight": torch.zeros(3, 3)},  # of a training method of its own
+        | {"projectors.0.weight": torch.zeros(3, 3)},  # from another training method
         "final_layer.linear.bias": whole | {"final_layer.linear.bias": torch.tensor(1.0)},
         r"bad\.pt": {"epoch": 3},
     }
@@ -184,7 +184,7 @@ def test_incomplete_weights_are_refused(tmp_path):
             load_pretrained(MLP((2,)), tmp_path / "dit.pt", time)
 
 
-def test_a_run_starts_from_weights_and_resumes_without_their_file(tmp_path):
+def test_a_run_starts_from_weights_and_resumes_without_the_file(tmp_path):
     pretrained = Pretrained(learn_sigma=True, channels=1)
     torch.save(pretrained.state_dict(), tmp_path / "dit.pt")
     overrides = [*SETTINGS, f"init_from={tmp_path / 'dit.pt'}", "train.steps=2"]
@@ -197,7 +197,7 @@ def test_a_run_starts_from_weights_and_resumes_without_their_file(tmp_path):
 
     runs.train(
         "digits", tmp_path / "next", [*SETTINGS, f"init_from={tmp_path / 'run'}", "train.steps=1"]
-    )  # from a run
+    )  # the weights of a run
     second = runs.load(tmp_path / "next", device="cpu").model
     torch.testing.assert_close(
         one_step(second, noise, LABELS), one_step(model, noise, LABELS), rtol=1e-4, atol=1e-4
@@ -207,10 +207,10 @@ def test_a_run_starts_from_weights_and_resumes_without_their_file(tmp_path):
     with pytest.raises(InputError, match=r"dit\.pt"):
         runs.train("digits", tmp_path / "other", overrides)
     assert not (tmp_path / "other").exists()
-    runs.train("digits", tmp_path / "run", overrides)  # nothing to begin with any more
+    runs.train("digits", tmp_path / "run", overrides)  # resuming does not need the file
 
 
-def test_time_is_reversed_only_for_networks_of_one_time(tmp_path):
+def test_time_is_reversed_only_for_networks_with_one_time(tmp_path):
     torch.save(ours().state_dict(), tmp_path / "own.pt")
     load_pretrained(ours(), tmp_path / "own.pt")
     with pytest.raises(InputError, match=r"own\.pt"):

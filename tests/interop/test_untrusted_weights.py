@@ -1,4 +1,4 @@
-"""Weights and checkpoints from outside are read or refused in one line; nothing in them runs."""
+"""Untrusted weights and checkpoints are read or rejected with one line. Their code never runs."""
 
 import zipfile
 
@@ -27,7 +27,7 @@ def test_a_pickle_that_would_run_code_is_not_run(tmp_path):
     assert not canary.exists()
 
 
-def test_tensors_that_repeat_a_number_without_end_take_no_memory(tmp_path):
+def test_tensors_with_stride_zero_allocate_no_memory(tmp_path):
     for tensor in (
         torch.zeros(1).expand(2**40),
         torch.zeros(2**45, 0),
@@ -59,7 +59,7 @@ def test_a_compressed_checkpoint_is_not_unpacked(tmp_path):
         {"optimizer": {"state": [], "param_groups": 3}},
     ],
 )
-def test_checkpoints_of_strange_parts(strange, tmp_path):
+def test_checkpoints_with_unexpected_parts_are_rejected(strange, tmp_path):
     network = make_network(read_recipe("digits", hostile.TINY))
     state = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
     torch.save(
@@ -71,7 +71,7 @@ def test_checkpoints_of_strange_parts(strange, tmp_path):
     assert len(str(raised.value)) < 1000
 
 
-def test_an_optimizer_whose_steps_cannot_be(tmp_path):
+def test_an_optimizer_with_impossible_steps_is_rejected(tmp_path):
     network = make_network(read_recipe("digits", hostile.TINY))
     optimizer = torch.optim.AdamW(network.parameters())
     sum(p.sum() for p in network.parameters() if p.requires_grad).backward()

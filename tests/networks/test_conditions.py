@@ -1,4 +1,4 @@
-"""Conditions of the networks: vectors and maps."""
+"""Networks with vectors and maps as conditions."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ CASES = [(name, cond) for name, (_, _, shapes) in MAKERS.items() for cond in sha
 
 @pytest.mark.parametrize(("name", "cond_shape"), CASES)
 @torch.no_grad()
-def test_a_sample_depends_on_its_own_condition_alone(name, cond_shape):
+def test_a_sample_depends_only_on_its_own_condition(name, cond_shape):
     make, shape, _ = MAKERS[name]
     net = make(cond_shape=cond_shape)
     for parameter in net.parameters():
@@ -48,6 +48,6 @@ def test_a_sample_depends_on_its_own_condition_alone(name, cond_shape):
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_a_map_of_other_sizes_is_refused(name):
+def test_a_map_of_another_size_is_rejected(name):
     with pytest.raises(ValueError, match="condition"):
         MAKERS[name][0](cond_shape=(3, 4, 4))

@@ -1,4 +1,4 @@
-"""The transformer whose conditions are tokens."""
+"""The transformer with conditions as tokens."""
 
 import pytest
 import torch
@@ -29,15 +29,15 @@ def inputs(shape=(3, 8, 12), count=4):
 
 
 @pytest.mark.parametrize("shape", SHAPES.values())
-def test_a_fresh_network_is_zero_and_its_blocks_are_the_identity(shape):
+def test_a_new_network_outputs_zero_and_its_blocks_are_the_identity(shape):
     network = make(shape, shake=0)
     assert not network(*inputs(shape)).any()
     tokens = torch.randn(2, 5, 32)
     torch.testing.assert_close(network.blocks[0](tokens, torch.ones(2, 5, 8)), tokens)
 
 
-def test_the_first_steps_reach_all_that_is_trained():
-    """The output first, then the ends of the blocks, then what is before them, backwards."""
+def test_the_first_steps_change_all_trained_weights():
+    """First the output layer, then the last layers of the blocks, then everything before."""
     network = make(shake=0, takes_guidance=True, cond_shape=(3,))
     optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
     (x, t, s), cond = inputs(), torch.randn(4, 3)
@@ -52,7 +52,7 @@ def test_the_first_steps_reach_all_that_is_trained():
 @pytest.mark.parametrize("settings", [{}, {"class_tokens": 5, "condition_tokens": 3}])
 @pytest.mark.parametrize("shape", SHAPES.values())
 @torch.no_grad()
-def test_every_input_reaches_every_patch(shape, settings):
+def test_every_input_affects_every_patch(shape, settings):
     network = make(shape, takes_guidance=True, cond_shape=(3,), **settings)
     x, t, s = inputs(shape)
     given = {"labels": torch.tensor([0, 1, 2, 3]), "cond": torch.randn(4, 3)}
@@ -73,8 +73,8 @@ def test_every_input_reaches_every_patch(shape, settings):
 
 
 @torch.no_grad()
-def test_guidance_is_an_input_of_networks_that_take_it():
-    """Without the input, it is a scale of 1 at all times."""
+def test_guidance_is_an_input_of_networks_with_guidance():
+    """The default input is a scale of 1 at all times."""
     network, none = make(takes_guidance=True), torch.tensor([[1.0, 0.0, 1.0]]).expand(4, 3)
     given = inputs()
     torch.testing.assert_close(network(*given), network(*given, guidance=none))
@@ -85,8 +85,8 @@ def test_guidance_is_an_input_of_networks_that_take_it():
 
 
 @torch.no_grad()
-def test_patches_are_told_apart_by_their_places(monkeypatch):
-    """Without rotary positions, patches in another order give the same results in that order."""
+def test_patches_are_distinguished_by_their_positions(monkeypatch):
+    """Without rotary positions, permuting the patches permutes the output."""
     network, (x, t, s) = make((3, 12, 12)), inputs((3, 12, 12))
 
     def difference():
@@ -99,8 +99,8 @@ def test_patches_are_told_apart_by_their_places(monkeypatch):
 
 
 @pytest.mark.parametrize("shape", SHAPES.values())
-def test_the_forward_derivative_is_that_of_finite_differences(shape):
-    """And it can be differentiated backwards, as MeanFlow needs it."""
+def test_the_forward_derivative_equals_finite_differences(shape):
+    """It also has a backward pass, which MeanFlow needs."""
     network = make(shape, takes_guidance=True).double()
     x, t, s = (one.double() for one in inputs(shape))
     v, labels = torch.randn_like(x), torch.arange(4)
@@ -118,7 +118,7 @@ def test_the_forward_derivative_is_that_of_finite_differences(shape):
 
 
 @torch.no_grad()
-def test_bfloat16_changes_little():
+def test_bfloat16_has_a_small_effect():
     network, given = make(takes_guidance=True), inputs()
     exact = network(*given)
     with torch.autocast("cpu", torch.bfloat16):
@@ -132,7 +132,7 @@ def parameters(network):
 
 
 @pytest.mark.parametrize("recipe", ["digits", "fashion_mnist", "imagenet256-b2", "imagenet256-xl2"])
-def test_with_half_as_many_blocks_more_it_has_the_parameters_of_a_dit(recipe):
+def test_with_half_as_many_more_blocks_it_has_the_parameters_of_a_dit(recipe):
     config = read_recipe(recipe, ["data.num_classes=10"])
     size = config.network
     names = ("patch", "width", "heads")
@@ -144,14 +144,14 @@ def test_with_half_as_many_blocks_more_it_has_the_parameters_of_a_dit(recipe):
     assert parameters(network) == pytest.approx(parameters(dit), rel=0.025)
 
 
-def test_the_default_sizes_are_equal_too():
+def test_the_default_sizes_are_also_equal():
     networks = [kind((3, 16, 16), 10) for kind in (DiT, InContextDiT)]
     assert parameters(networks[1]) == pytest.approx(parameters(networks[0]), rel=0.02)
     assert {depth * 3 % 2 for depth, *_ in SIZES.values()} == {0}
 
 
 def test_its_operations_are_counted():
-    """Two per multiplication in every matrix product."""
+    """Two operations per multiplication in every matrix product."""
     width, depth, patches, values, hidden = 32, 3, 4, 16, 88
     settings = [
         *("network.name=in_context_dit", "network.patch=4", "network.heads=2"),

@@ -56,7 +56,7 @@ def small_unet(shape=(3, 8, 8), **settings):
 
 
 def shaken(network):
-    """The network with its zero-initialized weights moved, so that outputs depend on inputs."""
+    """Returns the network with perturbed zero-initialized weights, so outputs depend on inputs."""
     with torch.no_grad():
         for p in network.parameters():
             if p.requires_grad:
@@ -82,14 +82,14 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_every_network_keeps_the_contract(name):
+def test_every_network_satisfies_the_contract(name):
     make, shape = NETWORKS[name]
     network = shaken(make())
     x, t, s = torch.randn(4, *shape), torch.rand(4) + 0.5, torch.rand(4) * 0.5
     out = network(x, t, s)
     assert out.shape == x.shape
     rows = torch.cat([network(x[i : i + 1], t[i : i + 1], s[i : i + 1]) for i in range(4)])
-    torch.testing.assert_close(out, rows, rtol=1e-4, atol=1e-5)  # no sample sees another
+    torch.testing.assert_close(out, rows, rtol=1e-4, atol=1e-5)  # samples are independent
     assert not torch.allclose(out, network(x, t, s * 0.5), atol=1e-4)
     assert not torch.allclose(out, network(x, t * 0.9, s), atol=1e-4)
 
@@ -104,7 +104,7 @@ def test_no_label_is_the_null_label(name):
 
 
 def test_networks_embed_t_minus_s_and_not_s():
-    """With the t embedding silenced, only the difference t - s is seen."""
+    """Without the t embedding, the output depends only on the difference t - s."""
     network = shaken(small_dit())
     with torch.no_grad():
         for p in network.t_embedder.parameters():
@@ -116,7 +116,7 @@ def test_networks_embed_t_minus_s_and_not_s():
     )
 
 
-def test_a_fresh_dit_is_zero_and_its_blocks_are_the_identity():
+def test_a_new_dit_outputs_zero_and_its_blocks_are_the_identity():
     network = small_dit()
     x = torch.randn(2, 3, 8, 8)
     assert not network(x, torch.rand(2), torch.zeros(2)).any()
@@ -124,7 +124,7 @@ def test_a_fresh_dit_is_zero_and_its_blocks_are_the_identity():
     torch.testing.assert_close(network.blocks[0](tokens, condition), tokens)
 
 
-def test_dit_parameter_names_are_those_of_the_family():
+def test_dit_parameter_names_follow_the_published_dit():
     names = {name for name, _ in small_dit(depth=1).named_parameters()}
     block = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "adaLN_modulation.1")
     final = ("linear", "adaLN_modulation.1")
@@ -162,7 +162,7 @@ def test_unet_parameter_names_follow_edm():
 
 
 def test_attention_of_the_unet_reads_interleaved_channels():
-    """Against softmax(q k / sqrt(C)) v; channel 3 i + j of qkv is part j of channel i."""
+    """Compares with softmax(q k / sqrt(C)) v. Channel 3 i + j of qkv is part j of channel i."""
     network = small_unet()
     channels, pixels = 6, 4
     qkv = torch.randn(2, 3 * channels, 2, 2)
@@ -176,7 +176,7 @@ def test_attention_of_the_unet_reads_interleaved_channels():
 
 
 @pytest.mark.parametrize("resample", ["up", "down"])
-def test_resampling_keeps_a_constant_image_constant_inside(resample):
+def test_resampling_preserves_constant_images_inside(resample):
     conv = Conv(2, 2, 1, resample)
     with torch.no_grad():
         conv.weight.copy_(torch.eye(2)[:, :, None, None])
@@ -195,14 +195,14 @@ def test_augmentation_labels_reach_the_unet():
     )
 
 
-def test_embeddings_by_hand():
+def test_embeddings_equal_hand_calculations():
     t = torch.tensor([0.5])
     expected = [torch.cos(0.5 * w) for w in (torch.tensor(1.0), torch.tensor(0.01))]
     expected += [torch.sin(0.5 * w) for w in (torch.tensor(1.0), torch.tensor(0.01))]
     torch.testing.assert_close(sinusoidal(t, 4)[0], torch.stack(expected))
     positions = grid_positions((3, 3), 8)[0].unflatten(0, (3, 3))
-    assert torch.equal(positions[0, :, :4], positions[2, :, :4])  # the first half is the column's
-    assert torch.equal(positions[:, 0, 4:], positions[:, 2, 4:])  # the second the row's
+    assert torch.equal(positions[0, :, :4], positions[2, :, :4])  # the first half embeds the column
+    assert torch.equal(positions[:, 0, 4:], positions[:, 2, 4:])  # the second half embeds the row
 
 
 def test_the_digits_recipe_builds():

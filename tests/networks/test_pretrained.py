@@ -1,4 +1,4 @@
-"""The velocity of the linear path from other networks: exact ones, of other conventions."""
+"""Velocities of the linear path from exact networks with other conventions."""
 
 from types import SimpleNamespace
 
@@ -22,7 +22,7 @@ DATA = pytest.mark.parametrize("data", [NORMAL, MIXTURE], ids=["normal", "mixtur
 
 
 def points():
-    """Points and times away from the ends, in float64: (B, 3), (B,)."""
+    """Points and times away from the ends, in float64: (B, 3) and (B,)."""
     t = torch.linspace(0.03, 0.97, 95, dtype=torch.float64)
     noise = torch.randn(95, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return (1 - t)[:, None] * 0.5 + t[:, None] * noise + 0.3 * noise.roll(1, 0), t
@@ -47,7 +47,7 @@ def test_the_velocity_of_an_exact_flow_is_exact(scale, reverse, prediction, data
     torch.testing.assert_close(velocity(x, t), exact_velocity(x, t, data), rtol=1e-4, atol=1e-4)
 
 
-def test_timesteps_are_those_with_the_same_signal_to_noise_ratio():
+def test_timesteps_have_the_same_signal_to_noise_ratio():
     seen = []
 
     class Watching(nn.Module):
@@ -62,11 +62,11 @@ def test_timesteps_are_those_with_the_same_signal_to_noise_ratio():
     x = torch.hypot(1 - t, t)[:, None].expand(-1, 2)
     soflow.VelocityOf(Watching(), "v_prediction", alphas)(x, t)
     torch.testing.assert_close(seen[0][1], k.float(), rtol=0, atol=2e-2)
-    torch.testing.assert_close(seen[0][0], torch.ones_like(x))  # its variance is kept
+    torch.testing.assert_close(seen[0][0], torch.ones_like(x))  # the variance is preserved
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
-def test_one_step_from_noise_leads_to_the_mean_of_the_data(prediction):
+def test_one_step_from_noise_gives_the_mean_of_the_data(prediction):
     net = ExactDiffusion(prediction, MIXTURE)
     velocity = soflow.VelocityOf(net, prediction, net.alphas_cumprod, margin=0.01)
     x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
@@ -75,14 +75,14 @@ def test_one_step_from_noise_leads_to_the_mean_of_the_data(prediction):
                                rtol=0, atol=0.15)  # fmt: skip
 
 
-def test_at_the_data_a_predicted_sample_has_a_finite_velocity():
+def test_at_the_data_the_velocity_from_a_predicted_sample_is_finite():
     net = ExactDiffusion("sample", NORMAL)
     x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
     v = soflow.VelocityOf(net, "sample", net.alphas_cumprod)(x, torch.zeros(50))
     torch.testing.assert_close(v, exact_velocity(x, torch.zeros(50), NORMAL), rtol=0, atol=0.3)
 
 
-def test_the_end_of_a_diffusion_with_no_signal_is_finite():
+def test_the_end_of_a_diffusion_without_signal_is_finite():
     alphas = torch.linspace(0.99, 0, 100)
     zero = nn.Module()
     zero.forward = lambda z, timestep: 0.5 * z
@@ -100,20 +100,23 @@ def test_integrating_the_velocity_draws_the_data(prediction):
     drawn = soflow.integrate_velocity(model, torch.randn(4000, 1, generator=generator), 64)
     real = draw_data(4000, MIXTURE, generator)
     distance = (drawn[:, 0].sort().values - real.sort().values).abs().mean()
-    assert distance < 0.1  # two sets of real data: about 0.05
+    assert distance < 0.1  # the distance between two real datasets is about 0.05
 
 
-def test_half_precision_keeps_the_table_of_times():
+def test_half_precision_does_not_change_the_table_of_times():
     net = ExactDiffusion("epsilon", NORMAL)
     velocity = soflow.VelocityOf(net, "epsilon", net.alphas_cumprod)
-    x, t = torch.randn(3, 2), torch.tensor([0.25, 0.5, 0.875])  # exact in half precision
+    x, t = (
+        torch.randn(3, 2),
+        torch.tensor([0.25, 0.5, 0.875]),
+    )  # exactly representable in half precision
     before = velocity.timestep(t)
     torch.testing.assert_close(velocity.half().timestep(t), before, rtol=0, atol=0)
     assert velocity(x.half(), t.half()).dtype == torch.float16
 
 
 class Labelled(nn.Module):
-    """Returns its labels, as a network would that is nothing but its class embedding."""
+    """Returns its labels, like a network that only embeds classes."""
 
     def __init__(self, wrap=lambda x: x):
         super().__init__()
@@ -149,7 +152,7 @@ X, T, Y = torch.zeros(3, 2), torch.rand(3), torch.tensor([4, 0, 2])
 
 
 @pytest.mark.parametrize("kind", [ByKeyword, ByPosition, Required])
-def test_labels_reach_the_network_by_its_own_convention(kind):
+def test_labels_follow_the_convention_of_the_network(kind):
     velocity = soflow.VelocityOf(kind())
     assert velocity(X, T, Y)[:, 0].tolist() == [4, 0, 2]
     with_null = soflow.VelocityOf(kind(), null_label=7)
@@ -162,7 +165,7 @@ def test_without_a_null_label_a_network_is_called_without_labels():
         soflow.VelocityOf(Required())(X, T)
 
 
-def test_labels_for_a_network_without_classes_are_refused():
+def test_labels_for_a_network_without_classes_are_rejected():
     velocity = soflow.VelocityOf(Unlabelled())
     assert not velocity.takes_labels
     with pytest.raises(InputError, match="Unlabelled"):
@@ -177,18 +180,18 @@ def test_labels_for_a_network_without_classes_are_refused():
         lambda x: torch.cat([x, 0 * x - 1], dim=1),  # a learned variance
     ],
 )
-def test_the_prediction_is_found_in_what_the_network_returns(wrap):
+def test_the_prediction_is_found_in_the_output_of_the_network(wrap):
     assert soflow.VelocityOf(ByKeyword(wrap))(X, T, Y).tolist() == Y[:, None].expand(3, 2).tolist()
 
 
 @pytest.mark.parametrize("wrap", [lambda x: x[:, :1], lambda x: x[:2], lambda x: {"out": x}])
-def test_outputs_of_another_shape_are_refused(wrap):
+def test_outputs_with_another_shape_are_rejected(wrap):
     with pytest.raises(InputError, match="ByKeyword"):
         soflow.VelocityOf(ByKeyword(wrap))(X, T, Y)
 
 
 class DitLabels(nn.Module):
-    """The label embedding of DiT, which drops labels in training."""
+    """The label embedding of DiT, which drops labels during training."""
 
     def __init__(self, classes=4, dropout_prob=0.9):
         super().__init__()
@@ -212,14 +215,14 @@ class DitLike(nn.Module):
         return self.y_embedder(y)
 
 
-def test_the_networks_own_label_dropout_is_off_and_its_null_label_known():
+def test_the_networks_own_label_dropout_is_disabled_and_its_null_label_known():
     net = DitLike().train()
     velocity = soflow.VelocityOf(net).train()
     y = torch.tensor([0, 1, 3])
     table = net.y_embedder.embedding_table.weight
     assert torch.equal(velocity(X, T, y), table[y])
     assert torch.equal(velocity(X, T), table[4].expand(3, 2))
-    assert net.y_embedder.dropout_prob == 0.9  # the given network is as before
+    assert net.y_embedder.dropout_prob == 0.9  # the given network does not change
     assert torch.equal(net(X, T, y), table[4].expand(3, 2))
 
 
@@ -236,7 +239,7 @@ def test_the_networks_own_label_dropout_is_off_and_its_null_label_known():
         ({"prediction": "epsilon", "margin": 0.0}, "margin"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(settings, named):
+def test_wrong_settings_are_rejected(settings, named):
     with pytest.raises(InputError, match=named):
         soflow.VelocityOf(Unlabelled(), **settings)
 

@@ -1,4 +1,4 @@
-"""Networks of one time with a second one: those of diffusers, and plain ones."""
+"""A second time input for networks with one time: diffusers' networks and plain ones."""
 
 import copy
 import io
@@ -23,7 +23,7 @@ B = 4
 
 
 class Plain(nn.Module):
-    """The plainest network of its kind, with an embedding of time that is no known class."""
+    """A minimal network of its kind, with a time embedding of an unknown class."""
 
     def __init__(self):
         super().__init__()
@@ -57,7 +57,7 @@ def dit():
     )  # fmt: skip
 
 
-#: The network, what its wrapper is told, and a label for every sample.
+#: The network, arguments of the wrapper, and a label for every sample.
 NETS = {
     "plain": (Plain, {"time_embedding": "time_mlp"}, None),
     "unet": (unet, {}, torch.tensor([0, 3, 9, 10])),
@@ -67,7 +67,7 @@ EACH = pytest.mark.parametrize("name", NETS)
 
 
 def made(name):
-    """A network of one time, and the wrapper with weights that no longer are the identity."""
+    """Returns a network with one time, and its wrapper with weights that depend on s."""
     torch.manual_seed(0)
     make, settings, labels = NETS[name]
     net = make().eval()
@@ -91,7 +91,7 @@ def output(net, x, t, labels):
 
 @EACH
 @pytest.mark.parametrize("autocast", [False, True])
-def test_at_the_start_the_network_is_the_given_one_at_every_s(name, autocast):
+def test_a_new_wrapper_equals_the_given_network_at_every_s(name, autocast):
     make, settings, labels = NETS[name]
     net = make().train()
     network = soflow.WithSecondTime(net, **settings).eval()
@@ -101,7 +101,7 @@ def test_at_the_start_the_network_is_the_given_one_at_every_s(name, autocast):
 
 
 @EACH
-def test_it_learns_to_see_s_sample_by_sample(name):
+def test_it_learns_to_use_s_per_sample(name):
     _, network, labels = made(name)
     x, t, s = inputs()
     out = network(x, t, s, labels)
@@ -115,7 +115,7 @@ def test_it_learns_to_see_s_sample_by_sample(name):
 
 
 @EACH
-def test_at_the_start_gradients_reach_the_second_time(name):
+def test_initial_gradients_reach_the_second_time(name):
     make, settings, labels = NETS[name]
     network = soflow.WithSecondTime(make(), **settings)
     for parameter in network.parameters():
@@ -126,12 +126,12 @@ def test_at_the_start_gradients_reach_the_second_time(name):
 
 
 @EACH
-def test_the_given_network_is_left_as_it_is_and_shares_its_weights(name):
+def test_the_given_network_does_not_change_and_shares_its_weights(name):
     net, network, labels = made(name)
     x, t, s = inputs()
     names = set(NETS[name][0]().state_dict())
     assert set(net.state_dict()) == names
-    output(net, x, t, labels)  # still a network of one time
+    output(net, x, t, labels)  # still a network with one time
     before = network(x, t, s, labels)
     with torch.no_grad():
         next(iter(net.parameters())).mul_(2)
@@ -142,7 +142,7 @@ def test_the_given_network_is_left_as_it_is_and_shares_its_weights(name):
 
 
 @EACH
-def test_copies_and_files_of_it_are_the_same_network(name):
+def test_copies_and_saved_files_are_the_same_network(name):
     _, network, labels = made(name)
     arguments = (*inputs(), labels)
     expected = network(*arguments)
@@ -157,7 +157,7 @@ def test_copies_and_files_of_it_are_the_same_network(name):
 
 
 @EACH
-def test_an_average_of_the_weights_is_called_in_their_place(name):
+def test_ema_weights_can_be_called_instead(name):
     _, network, labels = made(name)
     arguments = (*inputs(), labels)
     expected = network(*arguments)
@@ -168,8 +168,8 @@ def test_an_average_of_the_weights_is_called_in_their_place(name):
     torch.testing.assert_close(ema.net(*arguments), expected)
 
 
-@pytest.mark.parametrize("name", ["plain", "dit"])  # a UNet with attention has no such derivative
-def test_its_derivative_along_both_times_is_that_of_small_steps(name):
+@pytest.mark.parametrize("name", ["plain", "dit"])  # UNets with attention have no such derivative
+def test_its_derivative_along_both_times_equals_finite_differences(name):
     _, network, labels = made(name)
     network.double()
     x, t, s = inputs(torch.float64)
@@ -180,7 +180,7 @@ def test_its_derivative_along_both_times_is_that_of_small_steps(name):
         def at(h):
             return network(*(z + h * dz for z, dz in zip((x, t, s), along, strict=True)), labels)
 
-        # The embedding itself is computed in float32.
+        # The embedding is computed in float32.
         torch.testing.assert_close(derivative, (at(0.02) - at(-0.02)) / 0.04, rtol=0.02, atol=1e-3)
 
 
@@ -212,7 +212,7 @@ def gradients(network, call):
 
 
 @pytest.mark.parametrize("name", ["unet", "dit"])
-def test_gradients_are_the_same_when_blocks_are_computed_again(name):
+def test_gradients_do_not_depend_on_activation_checkpointing(name):
     _, network, labels = made(name)
     arguments = (*inputs(), labels)
     network.train()
@@ -239,7 +239,9 @@ class OneStep(nn.Module):
 def assert_exports(name, strict):
     _, network, labels = made(name)
     one_step = OneStep(network)
-    batch = torch.export.Dim("batch", min=2, max=63)  # from 64 on, diffusers' UNets do otherwise
+    batch = torch.export.Dim(
+        "batch", min=2, max=63
+    )  # diffusers' UNets behave differently from 64 on
     x, *_ = inputs()
     axes = ({0: batch}, None if labels is None else {0: batch})
     program = torch.export.export(one_step, (x, labels), dynamic_shapes=axes, strict=strict)
@@ -268,7 +270,7 @@ def test_one_step_is_exported_for_any_number_of_samples(name):
 
 @TRACED
 def test_it_is_traced_from_its_code(name):
-    """In a process without the checks of annotations, which cannot be traced."""
+    """Traces in another process, because checks of annotations cannot be traced."""
     program = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -281,7 +283,7 @@ test.assert_exports(sys.argv[2], strict=True)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_data_parallel_training_sees_one_module(tmp_path):
+def test_data_parallel_training_wraps_one_module(tmp_path):
     _, network, _ = made("plain")
     plain = gradients(network, lambda: network(*inputs()))
     store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
@@ -295,17 +297,17 @@ def test_data_parallel_training_sees_one_module(tmp_path):
         torch.testing.assert_close(found[key], gradient)
 
 
-def test_the_second_time_is_on_the_device_of_the_network():
+def test_the_second_time_follows_the_device_of_the_network():
     network = soflow.WithSecondTime(Plain().to("meta"), "time_mlp")
     assert {p.device.type for p in network.parameters()} == {"meta"}
 
 
-def test_an_embedding_of_something_else_is_not_taken_for_that_of_time():
+def test_other_embeddings_are_not_taken_for_a_time_embedding():
     network = soflow.WithSecondTime(unet(class_embed_type="timestep", num_class_embeds=None))
     assert network.places == ("net.time_embedding",)
 
 
-def test_an_embedding_that_two_modules_share_is_found_in_both():
+def test_a_shared_embedding_is_found_in_both_modules():
     class Shared(nn.Module):
         def __init__(self):
             super().__init__()
@@ -337,15 +339,15 @@ def test_augmentation_labels_and_conditions_reach_the_network():
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({}, "time_embedding"),  # none is known
+        ({}, "time_embedding"),  # no known time embedding
         ({"time_embedding": "time_emb"}, "time_emb"),
         ({"time_embedding": ""}, "time_embedding"),
         ({"time_embedding": []}, "time_embedding"),
-        ({"time_embedding": "time_mlp.1"}, "width"),  # no linear layer
+        ({"time_embedding": "time_mlp.1"}, "width"),  # without a linear layer
         ({"time_embedding": ["time_mlp", "time_mlp.0"]}, "width"),
     ],
 )
-def test_a_time_embedding_that_cannot_be_found_is_an_error(settings, named):
+def test_a_missing_time_embedding_is_an_error(settings, named):
     with pytest.raises(InputError, match=named):
         soflow.WithSecondTime(Plain(), **settings)
 
@@ -357,7 +359,7 @@ def test_a_time_embedding_of_another_shape_is_an_error(settings):
         network(*inputs())
 
 
-def test_a_time_embedding_that_is_not_called_is_an_error():
+def test_an_unused_time_embedding_is_an_error():
     class Unused(Plain):
         def __init__(self):
             super().__init__()
@@ -384,14 +386,14 @@ def test_a_unet_without_classes_takes_no_labels():
         network(x, t, s, torch.zeros(B, dtype=torch.long))
 
 
-def test_a_wrapped_network_trains_is_resumed_and_is_loaded_with_its_code(tmp_path):
+def test_a_wrapped_network_trains_resumes_and_loads_with_its_code(tmp_path):
     settings = [
         "train.steps=3", "train.batch_size=4", "checkpoint.every=2", "train.sample_every=2",
         "objective.guidance.scale=1", "optimizer.warmup=0",
     ]  # fmt: skip
 
     def trained(out):
-        # num_class_embeds=11 has a row for no class, but training does not drop labels
+        # num_class_embeds=11 includes a null label, but training does not drop labels
         return soflow.train("digits", tmp_path / out, settings, soflow.silent, network=network)
 
     torch.manual_seed(0)
@@ -403,6 +405,6 @@ def test_a_wrapped_network_trains_is_resumed_and_is_loaded_with_its_code(tmp_pat
     assert whole["second_time.mlp.2.weight"].any()
 
     samples = soflow.load(tmp_path / "whole").sample(2, nfe=1, progress=soflow.silent)
-    own_parts._known.clear()  # as in another process
+    own_parts._known.clear()  # like another process
     loaded = soflow.load(tmp_path / "whole", network=soflow.WithSecondTime(unet()))
     assert torch.equal(loaded.sample(2, nfe=1, progress=soflow.silent), samples)

@@ -1,4 +1,4 @@
-"""Rectangular images, signals and vectors, against square images that hold the same numbers."""
+"""Rectangles, signals and vectors give the results of square images with the same numbers."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def unet(shape, **settings):
 
 
 def shaken(network):
-    """The network with all of its weights moved, so that outputs depend on all inputs."""
+    """Returns the network with perturbed weights, so that outputs depend on all inputs."""
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -36,21 +36,21 @@ def shaken(network):
 
 
 def patches(images, patch):
-    """The patches of images (B, C, H, W), row by row: (B, tokens, C, patch, patch)."""
+    """Returns patches of images (B, C, H, W), row by row: (B, tokens, C, patch, patch)."""
     rows = images.split(patch, dim=2)
     return torch.stack([part for row in rows for part in row.split(patch, dim=3)], dim=1)
 
 
 def laid_out(parts, rows):
-    """Images with these patches in so many rows."""
+    """Arranges patches into images with this number of rows."""
     lines = [torch.cat(line.unbind(1), dim=3) for line in parts.chunk(rows, dim=1)]
     return torch.cat(lines, dim=2)
 
 
 @torch.no_grad()
-def test_a_dit_sees_a_rectangle_as_a_square_of_the_same_patches():
+def test_a_dit_treats_a_rectangle_like_a_square_of_the_same_patches():
     square, wide = shaken(dit((5, 8, 8), 2)), dit((5, 4, 16), 2)
-    wide.load_state_dict(square.state_dict())  # positions included
+    wide.load_state_dict(square.state_dict())  # including positions
     image = torch.randn(3, 5, 8, 8)
     strip = laid_out(patches(image, 2), rows=2)
     assert strip.shape == (3, 5, 4, 16)
@@ -59,8 +59,8 @@ def test_a_dit_sees_a_rectangle_as_a_square_of_the_same_patches():
 
 
 @torch.no_grad()
-def test_a_dit_sees_a_signal_as_an_image_whose_rows_are_its_channels():
-    """One patch of either holds the same 4 x 4 numbers, values first or channels first."""
+def test_a_dit_treats_a_signal_like_an_image_with_channels_as_rows():
+    """A patch of either holds the same 4 x 4 numbers, with values or channels first."""
     signals, images = shaken(dit((4, 64), 4)), dit((1, 4, 64), 4)
     weights = signals.state_dict()
     weights["x_embedder.proj.weight"] = weights["x_embedder.proj.weight"][:, None]
@@ -73,7 +73,7 @@ def test_a_dit_sees_a_signal_as_an_image_whose_rows_are_its_channels():
     torch.testing.assert_close(signals(x, *TIMES, LABELS), expected)
 
 
-def test_positions_of_a_rectangle_and_of_a_line_by_hand():
+def test_positions_of_a_rectangle_and_of_a_line_equal_hand_calculations():
     positions = grid_positions((2, 3), 8)[0].unflatten(0, (2, 3))
     w = torch.tensor([1.0, 0.01])
     for row in range(2):
@@ -87,8 +87,8 @@ def test_positions_of_a_rectangle_and_of_a_line_by_hand():
 
 
 @torch.no_grad()
-def test_a_unet_turns_with_its_images():
-    """With all kernels transposed, the network of tall images is that of wide ones."""
+def test_a_unet_commutes_with_transposition():
+    """With transposed kernels, the network for tall images is that for wide ones."""
     tall, wide = shaken(unet((5, 16, 8))), unet((5, 8, 16))
     names = {"16x8": "8x16", "8x4": "4x8"}
     turned = {}
@@ -105,26 +105,26 @@ def test_a_unet_turns_with_its_images():
 
 @torch.no_grad()
 def test_classes_of_the_unet_are_a_map_of_scaled_one_hot_vectors():
-    """Without labels, and with what the map adds in the bias of the layer behind it instead."""
+    """Without labels, the output equals that with the map's term in the bias of the next layer."""
     network = shaken(unet((3, 8, 8), num_classes=5))
     x, t, s = torch.randn(3, 3, 8, 8), *TIMES
     found, behind = network(x, t, s, LABELS), network.map_layer0
     bias = behind.bias.clone()
     for i, label in enumerate(LABELS):
         one_hot = torch.zeros(5)
-        one_hot[label : label + 1] = 5**0.5  # label 5 is the null label, and leaves zeros
+        one_hot[label : label + 1] = 5**0.5  # label 5 is the null label, a vector of zeros
         behind.bias.copy_(bias + behind.weight @ (network.map_label.weight @ one_hot))
         row = slice(i, i + 1)
         expected = network(x[row], t[row], s[row])
         torch.testing.assert_close(found[row], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_unet_with_classes_begins_as_edms_does():
+def test_a_unet_with_classes_is_initialized_as_in_edm():
     plain, classes = unet((3, 8, 8)), unet((3, 8, 8), num_classes=5)
     added = classes.state_dict().keys() - plain.state_dict().keys()
     assert added == {"map_label.weight", "map_label.bias"}
     assert classes.map_label.weight.shape == (2 * 32, 5)
-    bound = (6 / (64 + 5)) ** 0.5  # Xavier's
+    bound = (6 / (64 + 5)) ** 0.5  # Xavier initialization
     assert 0.9 * bound < float(classes.map_label.weight.detach().abs().max()) <= bound
     assert not classes.map_label.bias.any()
     with pytest.raises(IndexError):
@@ -136,18 +136,18 @@ def test_a_unet_with_classes_begins_as_edms_does():
 @pytest.mark.parametrize(
     ("make", "named"),
     [
-        (lambda: dit((3, 8, 6), 4), r"size 6 of .*\[3, 8, 6\].* multiple of patch 4"),
-        (lambda: dit((3, 10), 4), r"size 10 of .*\[3, 10\].* multiple of patch 4"),
+        (lambda: dit((3, 8, 6), 4), r"size 6 of .*\[3, 8, 6\].* multiple of network\.patch=4"),
+        (lambda: dit((3, 10), 4), r"size 10 of .*\[3, 10\].* multiple of network\.patch=4"),
         (lambda: DiT((3, 8), 0, width=30, heads=2, patch=4), None),
-        (lambda: DiT((3, 8, 8), 0, width=30, heads=2), "width 30 .* multiple of 4"),
-        (lambda: DiT((3, 8), 0, width=3, heads=1), "width 3 .* multiple of 2"),
-        (lambda: in_context((3, 8, 6)), r"size 6 of .*\[3, 8, 6\].* multiple of patch 4"),
-        (lambda: in_context((3, 8, 8), heads=5), "width 32 .* multiple of 5, for heads"),
-        (lambda: in_context((3, 8, 8), heads=16), "rotary .* multiple of 4 channels, not 2"),
+        (lambda: DiT((3, 8, 8), 0, width=30, heads=2), "width=30 .* multiple of 4"),
+        (lambda: DiT((3, 8), 0, width=3, heads=1), "width=3 .* multiple of 2"),
+        (lambda: in_context((3, 8, 6)), r"size 6 of .*\[3, 8, 6\].* multiple of network\.patch=4"),
+        (lambda: in_context((3, 8, 8), heads=5), r"width=32 .* multiple of network\.heads=5"),
+        (lambda: in_context((3, 8, 8), heads=16), "have 2 channels, .* rotary .* multiple of 4"),
         (lambda: in_context((3, 8), heads=16), None),
         (lambda: in_context((8,)), r"InContextDiT .*\[8\].* mlp for vectors"),
         (lambda: DiT((3, 8, 8), 0, width=32, heads=16), None),
-        (lambda: DiT((3, 8, 8), 0, width=32, heads=16, rotary=True), "rotary .* of 4 channels"),
+        (lambda: DiT((3, 8, 8), 0, width=32, heads=16, rotary=True), "rotary .* multiple of 4"),
         (lambda: unet((3, 8, 9)), r"size 9 of .*\[3, 8, 9\].* multiple of 2"),
         (lambda: unet((3, 12, 8), channel_mult=(1, 1, 1, 1)), "size 12 .* multiple of 8"),
         (lambda: dit((8,), 2), r"DiT .*\[8\].* mlp for vectors"),
@@ -156,7 +156,7 @@ def test_a_unet_with_classes_begins_as_edms_does():
         (lambda: MLP((1,)), None),
     ],
 )
-def test_sizes_that_do_not_fit_are_named_with_what_they_must_be(make, named):
+def test_wrong_sizes_are_errors_that_name_valid_sizes(make, named):
     if named is None:
         make()
     else:

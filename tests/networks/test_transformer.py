@@ -1,4 +1,4 @@
-"""Parts of transformers against independent formulas, and DiT's options that use them."""
+"""Parts of transformers equal independent formulas, and DiT has options to use them."""
 
 import math
 
@@ -19,7 +19,7 @@ from soflow.networks.transformer import (
 
 
 def turned_by_hand(x, place):
-    """Channels i and i + d / 2 as one complex number, times e^(i angle); x is (d,)."""
+    """Multiplies channels i and i + d / 2, as one complex number, by e^(i angle). x is (d,)."""
     d, axes = len(x), len(place)
     per_axis = d // (2 * axes)
     angles = [p * 10_000 ** (-i / per_axis) for p in place for i in range(per_axis)]
@@ -33,13 +33,15 @@ def test_rotation_is_multiplication_by_complex_numbers(grid, before):
     places = list(torch.cartesian_prod(*(torch.arange(float(n)) for n in grid)).view(-1, len(grid)))
     x = torch.randn(2, 3, before + len(places), 8, dtype=torch.float64)
     found = rotate(x, rotation_of(grid, 8, before))
-    torch.testing.assert_close(found[:, :, :before], x[:, :, :before])  # these are not turned
+    torch.testing.assert_close(
+        found[:, :, :before], x[:, :, :before]
+    )  # these channels are not rotated
     for token, place in enumerate(places):
         expected = turned_by_hand(x[1, 2, before + token], place.tolist())
         torch.testing.assert_close(found[1, 2, before + token], expected, rtol=1e-6, atol=1e-6)
 
 
-def test_products_of_turned_vectors_depend_on_the_offset_alone():
+def test_products_of_rotated_vectors_depend_only_on_the_offset():
     rows, columns = 6, 7
     q, k = torch.randn(2, 16, dtype=torch.float64)
     turned = [
@@ -56,7 +58,7 @@ def test_products_of_turned_vectors_depend_on_the_offset_alone():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_rms_norm_by_hand(dtype):
+def test_rms_norm_equals_a_hand_calculation(dtype):
     norm, x = RMSNorm(5).to(dtype), 100 * torch.randn(2, 3, 5, dtype=torch.float64)
     x = x.to(dtype)
     with torch.no_grad():
@@ -69,7 +71,7 @@ def test_rms_norm_by_hand(dtype):
     torch.testing.assert_close(found[1, 2], torch.tensor(expected, dtype=dtype))
 
 
-def test_swiglu_by_hand():
+def test_swiglu_equals_a_hand_calculation():
     swiglu = SwiGLU(6, 48).double()
     x = torch.randn(3, 6, dtype=torch.float64)
     hidden = 32  # two thirds of 48
@@ -80,7 +82,7 @@ def test_swiglu_by_hand():
 
 
 @pytest.mark.parametrize("width", [128, 160, 384, 768, 1024, 1152])
-def test_a_swiglu_has_the_parameters_of_an_mlp(width):
+def test_a_swiglu_has_as_many_parameters_as_an_mlp(width):
     with torch.device("meta"):
         sizes = [
             sum(p.numel() for p in kind(width, 4 * width).parameters()) for kind in (SwiGLU, Mlp)
@@ -89,8 +91,8 @@ def test_a_swiglu_has_the_parameters_of_an_mlp(width):
 
 
 @pytest.mark.parametrize("qk_norm", [False, True])
-def test_attention_by_hand(qk_norm):
-    """Head by head: softmax of the products of turned, normalized queries and keys."""
+def test_attention_equals_a_hand_calculation(qk_norm):
+    """Per head: softmax of products of rotated, normalized queries and keys."""
     attention, x = Attention(12, 3, qk_norm).double(), torch.randn(2, 6, 12, dtype=torch.float64)
     if qk_norm:
         for norm in (attention.q_norm, attention.k_norm):
@@ -118,7 +120,7 @@ def test_attention_by_hand(qk_norm):
 
 
 @pytest.mark.parametrize("shape", [(5, 6, 9), (5, 12)])
-def test_unpatchify_puts_patches_back(shape):
+def test_unpatchify_inverts_patchify(shape):
     x = torch.randn(2, *shape)
     patches = x.unflatten(2, (-1, 3))  # (B, C, rows, 3, ...)
     if len(shape) == 3:
@@ -144,7 +146,7 @@ def dit(**options):
     return network.eval()
 
 
-def test_the_options_of_a_dit_are_off_and_each_changes_it():
+def test_the_options_of_a_dit_are_off_by_default_and_each_has_an_effect():
     plain = dit()
     x, t, s = torch.randn(2, 3, 8, 8), torch.rand(2), torch.zeros(2)
     expected = plain(x, t, s)

@@ -1,4 +1,4 @@
-"""Every objective shows each sample its own condition, in every pass."""
+"""Every objective passes each sample's own condition to the network, in every pass."""
 
 import pytest
 import torch
@@ -24,9 +24,9 @@ OBJECTIVES = {
 
 
 class Recorder(nn.Module):
-    """A smooth network of all its inputs, which notes the labels and conditions that it is given.
+    """A smooth network that records labels and conditions.
 
-    The class of a sample, unless it is dropped, and its condition are both its number.
+    The label of each sample, unless dropped, and its condition are both the number of the sample.
     """
 
     def __init__(self):
@@ -40,7 +40,7 @@ class Recorder(nn.Module):
 
 
 def losses(name, cond, rows=slice(None)):
-    """Losses per sample of all terms, and the network that they are of."""
+    """Returns losses per sample of all terms, and their network."""
     objective, net = OBJECTIVES[name], Recorder()
     generator = torch.Generator().manual_seed(0)
     draws = objective.draw((COUNT, 3), generator)
@@ -63,8 +63,8 @@ def test_passes_pair_labels_with_their_conditions(name, rows):
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_a_loss_depends_on_the_condition_of_its_own_sample(name):
-    """Guided passes too, whose labels are dropped: each condition moves losses of its own."""
+def test_a_loss_depends_only_on_the_condition_of_its_sample(name):
+    """This includes guided passes with dropped labels."""
     cond = torch.arange(COUNT)[:, None].float()
     before, _ = losses(name, cond)
     moved = []

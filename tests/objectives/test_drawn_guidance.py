@@ -1,4 +1,4 @@
-"""Guidance scales and their intervals, drawn per sample: their law, their target, who sees them."""
+"""Guidance scales and intervals drawn per sample: distribution, target, and network inputs."""
 
 import dataclasses
 import math
@@ -21,7 +21,7 @@ def draw(guidance, count=20_000):
 
 @pytest.mark.parametrize("power", [0.0, 1.0, 2.0])
 def test_scales_follow_the_power_law(power):
-    """Kolmogorov-Smirnov against the integral of omega^-power over [1, 8]."""
+    """Kolmogorov-Smirnov test against the integral of omega^-power over [1, 8]."""
     scales = draw(DrawnGuidance(max_scale=8.0, power=power))[:, 0].double().sort().values
     assert 1 <= float(scales.min()) <= float(scales.max()) <= 8 * (1 + 1e-6)
 
@@ -31,10 +31,10 @@ def test_scales_follow_the_power_law(power):
     expected = integral(scales) / integral(torch.tensor(8.0).double())
     steps = torch.arange(len(scales) + 1) / len(scales)
     distance = torch.maximum(steps[1:] - expected, expected - steps[:-1]).max()
-    assert float(distance) < 1.63 / math.sqrt(len(scales))  # the 1 % level
+    assert float(distance) < 1.63 / math.sqrt(len(scales))  # significance level 1 %
 
 
-def test_intervals_are_even_in_their_ranges():
+def test_intervals_are_uniform_in_their_ranges():
     _, start, end = draw(DrawnGuidance(max_scale=2.0, latest_start=0.4, earliest_end=0.6)).unbind(1)
     for values, low, high in ((start, 0, 0.4), (end, 0.6, 1)):
         assert low <= float(values.min()) < low + 0.001
@@ -45,7 +45,7 @@ def test_intervals_are_even_in_their_ranges():
     assert whole[:, 1:].unique(dim=0).tolist() == [[0, 1]]
 
 
-def test_a_fixed_scale_draws_nothing_and_is_the_papers():
+def test_a_fixed_scale_draws_nothing_and_equals_the_paper():
     generator = torch.Generator().manual_seed(0)
     state = generator.get_state()
     fixed = DrawnGuidance(scale=2.0, decay_time=0.8)
@@ -67,7 +67,7 @@ def test_a_fixed_scale_draws_nothing_and_is_the_papers():
 
 
 class Classwise(nn.Module):
-    """v(x, t, y) in closed form, which depends on the guidance, too; it notes what it is given."""
+    """v(x, t, y) in closed form, which also depends on the guidance. Records its inputs."""
 
     def __init__(self):
         super().__init__()
@@ -84,7 +84,7 @@ def velocity(x, t, labels, guidance):
 
 
 def a_step(guidance=DRAWN, **settings):
-    """Draws, a batch and the losses of a step, and the network that they are of."""
+    """Returns draws, batch and losses of a step, and the network."""
     objective, net = soflow.JumpFlow(guidance=guidance, p=0.0, **settings), None
     generator, net = torch.Generator().manual_seed(1), Classwise()
     draws = objective.draw((COUNT, 2), generator)
@@ -94,7 +94,7 @@ def a_step(guidance=DRAWN, **settings):
 
 
 def expected_target(draws, batch, row):
-    """The velocity that one sample is trained towards, by the formula, with Python's numbers."""
+    """Computes the velocity target of one sample from the formula, in plain Python."""
     x_1, x_0, t = draws.noise[row], batch.data[row], float(draws.t[row])
     v_t, x_t = x_1 - x_0, (1 - t) * x_0 + t * x_1
     if draws.dropped[row]:
@@ -112,7 +112,7 @@ def expected_target(draws, batch, row):
     return 0.3 * guided + 0.7 * v(int(batch.labels[row]), [omega, start, end])
 
 
-def test_the_target_of_each_sample_is_the_formulas():
+def test_the_target_of_each_sample_equals_the_formula():
     draws, batch, losses, _ = a_step(flow_matching_share=1.0)
     inside = (draws.guidance[:, 1] <= draws.t) & (draws.t <= draws.guidance[:, 2])
     assert 0 < int(inside.sum()) < COUNT
@@ -126,7 +126,7 @@ def test_the_target_of_each_sample_is_the_formulas():
     torch.testing.assert_close(losses.terms["flow_matching"].squared, squared)
 
 
-def test_every_pass_of_a_sample_sees_its_own_guidance():
+def test_every_pass_of_a_sample_uses_its_own_guidance():
     draws, batch, _, net = a_step(flow_matching_share=0.5)
     own = {
         (int(label), *row): bool(dropped)
@@ -143,12 +143,12 @@ def test_every_pass_of_a_sample_sees_its_own_guidance():
     assert {tuple(row) for row in null} == {(1, 0, 1)}
     labelled = {one for one in seen if one[0] != CLASSES}
     kept = {one for one, dropped in own.items() if not dropped}
-    # A dropped sample with its own label is seen by nothing but the pass that is mixed in.
+    # The label of a sample with a dropped label only enters the pass that is mixed in.
     assert kept <= labelled
     assert {one for one in labelled if one not in own} <= {(y, 1, 0, 1) for y in range(CLASSES)}
 
 
-def test_draws_are_sliced_with_their_guidance():
+def test_slices_of_draws_include_their_guidance():
     draws = soflow.JumpFlow(guidance=DRAWN).draw((16, 2), torch.Generator().manual_seed(0))
     half = draws.rows(slice(1, None, 2))
     assert torch.equal(half.guidance, draws.guidance[1::2])
@@ -163,7 +163,7 @@ def test_drawn_scales_do_not_change_the_other_draws():
     assert all(torch.equal(getattr(fixed, name), getattr(drawn, name)) for name in names)
 
 
-def test_the_default_scale_is_among_the_drawn_ones():
+def test_the_default_scale_is_in_the_drawn_range():
     with pytest.raises(InputError, match="max_scale"):
         DrawnGuidance(scale=3.0, max_scale=2.0)
     assert DrawnGuidance(scale=1.0, max_scale=2.0).active
@@ -177,7 +177,7 @@ def test_the_default_scale_is_among_the_drawn_ones():
         (2.0, (0.6, 1.0)), (2.0, (0.0, 0.4)), (2.0, (0.1,)), (2.0, (0.0, 1.1)),
     ],
 )  # fmt: skip
-def test_what_was_not_trained_is_refused(scale, interval):
+def test_guidance_outside_the_trained_range_is_rejected(scale, interval):
     with pytest.raises(InputError, match="guidance"):
         DRAWN.chosen(scale, interval)
 
@@ -191,8 +191,8 @@ def test_chosen_guidance():
     assert DRAWN.chosen([1, 2]).tolist() == [[1, 0, 1], [2, 0, 1]]
 
 
-def test_a_larger_scale_moves_samples_further_to_their_class():
-    """Two overlapping classes: guidance pushes their means apart, as the scale says."""
+def test_a_larger_scale_moves_samples_towards_their_class():
+    """Guidance separates the means of two overlapping classes as the scale predicts."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     guidance = DrawnGuidance(max_scale=4.0, mix=1.0, decay_time=1.0, label_dropout=0.2)
@@ -213,6 +213,6 @@ def test_a_larger_scale_moves_samples_further_to_their_class():
     for scale in (1.0, 2.0, 4.0):
         samples = soflow.sample_many(model, 1000, labels, guidance=scale)[:, 0].detach()
         gaps.append(float(samples[labels == 1].mean() - samples[labels == 0].mean()))
-    assert gaps[0] == pytest.approx(1.0, abs=0.25)  # that of the data
+    assert gaps[0] == pytest.approx(1.0, abs=0.25)  # the distance in the data
     assert gaps[0] + 0.3 < gaps[1]
     assert gaps[1] + 0.3 < gaps[2]

@@ -1,4 +1,4 @@
-"""JumpFlow: SoFlow is a special case, and each of its two changes is what it says."""
+"""JumpFlow contains SoFlow as a special case, and each of its options does what it documents."""
 
 import dataclasses
 
@@ -31,7 +31,7 @@ def gradient(loss, network):
     return torch.cat([one.flatten() for one in torch.autograd.grad(loss, trained)])
 
 
-def test_soflow_is_the_case_of_weight_one_and_no_direct_jumps():
+def test_soflow_is_jump_flow_with_weight_one_and_no_direct_jumps():
     network = random_dit()
     plain = soflow.JumpFlow(1.0, direct_share=0.0, **GUIDED)
     ours, theirs = losses_of(plain, network), losses_of(soflow.SoFlow(**GUIDED), network)
@@ -39,7 +39,7 @@ def test_soflow_is_the_case_of_weight_one_and_no_direct_jumps():
     assert torch.equal(gradient(ours.total, network), gradient(theirs.total, network))
 
 
-def test_the_weight_is_of_the_consistency_term_alone():
+def test_the_weight_only_affects_the_consistency_term():
     network = random_dit()
     one, three = (
         gradient(losses_of(soflow.JumpFlow(weight, **GUIDED), network).total, network)
@@ -56,7 +56,7 @@ def test_the_weight_is_of_the_consistency_term_alone():
     ("term", "setting"),
     [("flow_matching", "velocity_per_sample"), ("consistency", "jump_per_sample")],
 )
-def test_a_share_of_the_power_is_of_the_mean_error(term, setting, share):
+def test_a_fraction_of_the_power_uses_the_mean_error(term, setting, share):
     network, p, eps = random_dit(), 0.5, 0.01
     plain = losses_of(soflow.JumpFlow(**GUIDED), network)
     found = losses_of(soflow.JumpFlow(**GUIDED, **{setting: share}), network)
@@ -70,7 +70,7 @@ def test_a_share_of_the_power_is_of_the_mean_error(term, setting, share):
 
 
 @pytest.mark.parametrize(("share", "count"), [(0.0, 0), (0.2, 10), (1.0, 50)])
-def test_a_share_of_the_jumps_goes_from_noise_to_data(share, count):
+def test_a_fraction_of_jumps_goes_from_noise_to_data(share, count):
     objective = soflow.JumpFlow(direct_share=share, flow_matching_share=0.5)
     draws = objective.draw((100, 3), torch.Generator().manual_seed(0))
     direct = (draws.t == 1) & (draws.s == 0)
@@ -81,7 +81,7 @@ def test_a_share_of_the_jumps_goes_from_noise_to_data(share, count):
 
 
 def jumps_of(objective, network, n_composed):
-    """Losses of composed jumps alone, and what they were computed from."""
+    """Returns losses of composed jumps alone, and their inputs."""
     model = soflow.FlowModel(network, SHAPE, 10)
     generator = torch.Generator().manual_seed(1)
     data = torch.randn(8, *SHAPE, generator=generator, dtype=torch.float64)
@@ -105,15 +105,15 @@ def test_a_composed_jump_is_trained_towards_two_jumps():
     end = model.solution(model.solution(x_t, t, l, batch.labels), l, s, batch.labels)
     error = (model.solution(x_t, t, s, batch.labels) - end) / (t - s).view(-1, 1, 1, 1)
     torch.testing.assert_close(term.squared, error.detach().pow(2).flatten(1).mean(1))
-    # Only the jump from x_t learns.
+    # Only the jump from x_t has a gradient.
     found = gradient(term.loss.sum(), model.net)
     held = (model.solution(x_t, t, s, batch.labels) - end.detach()) / (t - s).view(-1, 1, 1, 1)
     expected = gradient(1.5 * held.pow(2).flatten(1).mean(1).sum(), model.net)
     torch.testing.assert_close(found, expected)
 
 
-def test_with_a_velocity_second_it_is_the_derivative_in_s():
-    # d_s f(x_t, t, s) = v(f(x_t, t, s), s): the residual of the solution map in s, as r -> 0.
+def test_second_velocity_is_the_derivative_in_s():
+    # d_s f(x_t, t, s) = v(f(x_t, t, s), s) is the residual of the solution map in s as r -> 0.
     middle = soflow.MiddleTime("constant", end=1e-6)
     objective = soflow.JumpFlow(**ALL_COMPOSED, second="velocity", middle=middle, p=0.0)
     model, batch, draws, x_t, term = jumps_of(objective, random_dit(), 8)
@@ -124,7 +124,7 @@ def test_with_a_velocity_second_it_is_the_derivative_in_s():
         )
     residual = df_ds - model.velocity(f, s, batch.labels)
     expected = residual.pow(2).flatten(1).mean(1)
-    # A difference over 1e-4 of a function whose second derivative is of order 10
+    # a difference over 1e-4 of a function with a second derivative of order 10
     torch.testing.assert_close(term.squared, expected.detach(), rtol=1e-2, atol=1e-4)
 
 
@@ -178,7 +178,7 @@ def test_a_step_along_the_own_velocity_keeps_the_target(guidance):
     torch.testing.assert_close(term.squared, q.pow(2).flatten(1).mean(1))
 
 
-def test_a_share_of_the_velocities_is_at_uniform_times():
+def test_a_fraction_of_the_velocities_has_uniform_times():
     objective = soflow.JumpFlow(uniform_share=0.5, flow_matching_share=1.0)
     draws = objective.draw((4000, 1), torch.Generator().manual_seed(0))
     first, rest = draws.t[:2000].sort().values, draws.t[2000:]
@@ -200,7 +200,7 @@ def test_composed_jumps_are_computed_in_float32_under_autocast(second):
     torch.testing.assert_close(found, plain)
 
 
-def test_jumps_as_short_as_can_be_are_finite():
+def test_the_shortest_jumps_are_finite():
     middle = soflow.MiddleTime("constant", end=1e-6)
     objective = soflow.JumpFlow(**ALL_COMPOSED, second="velocity", middle=middle)
     model, data = soflow.FlowModel(random_dit(), SHAPE, 10), torch.randn(8, *SHAPE).double()
@@ -211,7 +211,7 @@ def test_jumps_as_short_as_can_be_are_finite():
     assert losses.total.isfinite()
 
 
-def test_every_microbatch_has_the_same_terms_or_is_refused():
+def test_every_microbatch_has_the_same_terms_or_is_rejected():
     objective = soflow.JumpFlow(composed_share=0.5)
     draws = objective.draw((16, *SHAPE), torch.Generator())
     assert draws.n_composed == 2
@@ -225,7 +225,7 @@ def test_every_microbatch_has_the_same_terms_or_is_refused():
         objective.draw((4, *SHAPE), torch.Generator())
 
 
-def test_settings_without_an_effect_are_refused():
+def test_settings_without_effect_are_rejected():
     with pytest.raises(InputError, match="mix_at_end"):
         soflow.JumpFlow(mix_at_end=0.1)
     assert soflow.JumpFlow(**GUIDED, mix_at_end=0.1).scheduled(0.5)["m"] == pytest.approx(0.3)

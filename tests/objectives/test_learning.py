@@ -1,7 +1,7 @@
-"""Trained from scratch, through the library's front door, the learned map is the true one.
+"""Training from scratch with the public API learns the true solution map.
 
-Half a minute each. The data are points in the plane; the truth is a closed form or an ODE that
-scipy integrates.
+Each test takes half a minute. The data are points in the plane. The true map is a closed form, or
+an ODE integrated by scipy.
 """
 
 import numpy as np
@@ -15,11 +15,12 @@ from soflow.noising import LinearNoising
 from soflow.solution import EulerParameterization
 from support.exact import Exact
 
-#: Of each Gaussian, in each dimension; at 1 the map from t = 1 to 0 would be the identity.
+#: Standard deviation of each Gaussian per dimension. For 1, the map from t = 1 to 0 would be the
+#: identity.
 SPREAD = 0.5
-CENTRES = np.array([[-1.0, 0.0], [1.0, 0.0]])  # of the mixture
+CENTRES = np.array([[-1.0, 0.0], [1.0, 0.0]])  # means of the mixture
 
-# p = 0, since in two dimensions the adaptive weight pulls the velocity from the mean to the mode.
+# p = 0, because in two dimensions the adaptive weight pulls the velocity from the mean to the mode.
 # Times reach both ends.
 SETTINGS = [
     "network.width=64",
@@ -41,7 +42,7 @@ SETTINGS = [
 ]
 
 JUMPS = [(t, s) for t in (1.0, 0.75, 0.5, 0.25) for s in (0.7, 0.4, 0.2, 0.0) if s < t]
-GRID = torch.cartesian_prod(*[torch.linspace(-2, 2, 9)] * 2)  # in units of the spread
+GRID = torch.cartesian_prod(*[torch.linspace(-2, 2, 9)] * 2)  # in units of the standard deviation
 
 
 def gaussian(count, random):
@@ -53,7 +54,7 @@ def two_gaussians(count, random):
 
 
 def learned(draw, steps, folder, monkeypatch, more=()):
-    """The model that `soflow.train` makes of points that `draw` draws."""
+    """Trains a model with `soflow.train` on points from `draw`."""
     points = type("Points", (bundled.Toy,), {"draw": staticmethod(draw)})
     monkeypatch.setitem(sources.SOURCES.entries, "points", points)
     soflow.train("moons", folder, ["data.source=points", f"train.steps={steps}", *SETTINGS, *more])
@@ -61,7 +62,7 @@ def learned(draw, steps, folder, monkeypatch, more=()):
 
 
 def relative_error(model, points_at, truth):
-    """The root mean square of f - f* over that of f*, over all jumps and points x of a grid."""
+    """Returns the RMS of f - f* divided by that of f*, over all jumps and grid points x."""
     error = size = 0.0
     for t, s in JUMPS:
         x = points_at(t)
@@ -74,10 +75,10 @@ def relative_error(model, points_at, truth):
 
 
 def mixture_velocity(x, t):
-    """E[noise - data | x_t = x], from the closed form of each Gaussian and its likelihood."""
+    """Returns E[noise - data | x_t = x] from the closed form and likelihood of each Gaussian."""
     alpha, beta = 1 - t, t
     variance = (alpha * SPREAD) ** 2 + beta**2
-    away = x[:, None] - alpha * CENTRES  # (points, centres, 2)
+    away = x[:, None] - alpha * CENTRES  # (points, centers, 2)
     log_likelihood = -(away**2).sum(-1) / (2 * variance)
     likelihood = np.exp(log_likelihood - log_likelihood.max(1, keepdims=True))
     data = CENTRES + alpha * SPREAD**2 / variance * away
@@ -86,7 +87,7 @@ def mixture_velocity(x, t):
 
 
 def integrated(x, t, s):
-    """The mixture's true map: its ODE from t to s, to eight digits."""
+    """Integrates the mixture's ODE from t to s to eight digits."""
 
     def field(time, flat):
         return mixture_velocity(flat.reshape(-1, 2), time).ravel()
@@ -97,8 +98,8 @@ def integrated(x, t, s):
     return torch.from_numpy(solved.y[:, -1].reshape(-1, 2))
 
 
-def test_the_integrated_truth_of_one_gaussian_is_the_closed_form(monkeypatch):
-    """The two truths below are computed in different ways; where both apply they agree."""
+def test_the_integrated_map_of_one_gaussian_equals_the_closed_form(monkeypatch):
+    """The two true maps below agree where both apply."""
     monkeypatch.setitem(globals(), "CENTRES", np.zeros((2, 2)))
     exact = Exact(LinearNoising(), EulerParameterization(), c=SPREAD)
     closed = exact.solution(
@@ -116,7 +117,7 @@ def test_the_integrated_truth_of_one_gaussian_is_the_closed_form(monkeypatch):
     ],
 )
 def test_the_map_of_a_gaussian_is_learned(steps, more, most, tmp_path, monkeypatch):
-    """To three percent in a minute, to seven percent in some seconds."""
+    """Within three percent in a minute, within seven percent in some seconds."""
     exact = Exact(LinearNoising(), EulerParameterization(), c=SPREAD)
     model = learned(gaussian, steps, tmp_path, monkeypatch, more)
     error = relative_error(

@@ -1,6 +1,6 @@
-"""The objectives beside SoFlow: closed forms, resuming, precision, and the passes that they take.
+"""All objectives except SoFlow: closed forms, resuming, precision and network passes.
 
-Each has zero error at the true map of a point and of a Gaussian, and more anywhere near it.
+Each has zero error at the true map of a point and of a Gaussian, and larger errors near it.
 """
 
 import copy
@@ -68,7 +68,7 @@ def dit_model(network):
 
 
 def float64(draws):
-    """The draws in double precision."""
+    """Converts the draws to float64."""
     noise, t, s = (x.double() for x in (draws.noise, draws.t, draws.s))
     return dataclasses.replace(draws, noise=noise, t=t, s=s)
 
@@ -78,13 +78,13 @@ def drawn(objective, count=64, seed=0):
 
 
 def errors(objective, flow_model, data, draws):
-    """The squared errors of each term."""
+    """Returns the squared errors of each term."""
     losses = objective(flow_model, Batch(data), draws, 0.5)
     return {name: value for name, value in losses.parts.items() if name.endswith("_mse")}
 
 
 @pytest.mark.parametrize("name", PEERS)
-def test_each_has_no_error_at_the_exact_map_of_a_point_and_some_near_it(name):
+def test_the_error_is_zero_at_the_exact_map_of_a_point_and_positive_near_it(name):
     objective, a = peer(name), 0.7
     draws, exact = drawn(objective), Exact(LinearNoising(), EULER, a=a)
     data = torch.full((64, 3), a, dtype=torch.float64)
@@ -111,7 +111,7 @@ def test_two_half_steps_of_a_shortcut_are_exact_for_a_gaussian(noising, c):
 class Moved(nn.Module):
     """The exact map plus theta times a bump.
 
-    The gradient at theta = 0 is the mean of the loss's pull on the exact map.
+    The gradient at theta = 0 is the mean gradient of the loss at the exact map.
     """
 
     def __init__(self, exact):
@@ -125,8 +125,8 @@ class Moved(nn.Module):
 
 @pytest.mark.parametrize("noising", [LinearNoising(), TrigNoising()])
 @pytest.mark.parametrize("name", ["flow_matching", "mean_flow", "imf"])
-def test_the_mean_pull_at_the_exact_map_of_a_gaussian_vanishes(name, noising):
-    """The noise of the velocity cancels over pairs with one x_t and v_t mirrored at its mean."""
+def test_the_mean_gradient_at_the_exact_map_of_a_gaussian_vanishes(name, noising):
+    """Velocity noise cancels over pairs with equal x_t and with v_t mirrored at its mean."""
     c, count = 0.6, 200
     objective = peer(name)
     draws = drawn(objective, count)
@@ -139,7 +139,7 @@ def test_the_mean_pull_at_the_exact_map_of_a_gaussian_vanishes(name, noising):
     gradient = torch.zeros(2, dtype=torch.float64)
     size = 0.0
     for v in (point.v_t, 2 * mean - point.v_t):
-        # [alpha beta; alpha' beta'] (data, noise) = (x_t, v), solved for data and noise
+        # solve [alpha beta; alpha' beta'] (data, noise) = (x_t, v) for data and noise
         functions = (noising.alpha, noising.beta, noising.d_alpha, noising.d_beta)
         alpha, beta, d_alpha, d_beta = (f(t)[:, None] for f in functions)
         determinant = alpha * d_beta - beta * d_alpha
@@ -153,7 +153,7 @@ def test_the_mean_pull_at_the_exact_map_of_a_gaussian_vanishes(name, noising):
     assert size > 1e-3  # only the sum over a pair vanishes
 
 
-def test_the_pull_of_consistency_training_on_a_gaussian_vanishes_with_r():
+def test_the_gradient_of_consistency_training_on_a_gaussian_vanishes_with_r():
     c, count, exact = 0.6, 100_000, Exact(LinearNoising(), EULER, c=0.6)
     generator = torch.Generator().manual_seed(3)
     data, noise = (
@@ -179,8 +179,8 @@ def test_the_pull_of_consistency_training_on_a_gaussian_vanishes_with_r():
 
 
 @pytest.mark.parametrize("flow_matching_share", [0.0, 0.6, 1.0])
-def test_mean_flow_needs_no_derivative_where_s_is_t(flow_matching_share):
-    """Without it there, the loss and its gradient are the same, and those rows cost less."""
+def test_mean_flow_needs_no_derivative_where_s_equals_t(flow_matching_share):
+    """Without it, loss and gradient are equal, and these rows cost less."""
     network = random_dit()
     generator = torch.Generator().manual_seed(0)
     data = torch.randn(10, 1, 8, 8, generator=generator, dtype=torch.float64)
@@ -199,7 +199,7 @@ def test_mean_flow_needs_no_derivative_where_s_is_t(flow_matching_share):
 
 
 def test_the_derivative_in_mean_flow_is_along_the_trajectory():
-    """Against a central difference of F along (x + h v, t + h, s), for a network with attention."""
+    """Compares with a central difference of F along (x + h v, t + h, s), with attention."""
     network = random_dit()
     objective = MeanFlow(0.0, p=0.0, times=TIMES)
     generator = torch.Generator().manual_seed(0)
@@ -218,7 +218,7 @@ def test_the_derivative_in_mean_flow_is_along_the_trajectory():
 
 
 def test_mean_flow_trains_a_network_whose_attention_is_fused():
-    """Gradients reach every parameter, though the fused kernels have no forward-mode derivative."""
+    """Gradients reach all parameters, although fused kernels have no forward-mode derivative."""
     network = random_dit(double=False)
     objective = MeanFlow(0.5, times=TIMES, guidance=MeanFlowGuidance(2.0, 0.5, 0.3))
     batch = Batch(torch.randn(8, 1, 8, 8), torch.arange(8))
@@ -233,7 +233,7 @@ def test_mean_flow_trains_a_network_whose_attention_is_fused():
 def test_mean_flow_is_guided_as_in_its_paper(mix):
     """v = omega v_t + (1 - omega - kappa) F(null) + kappa F(y), kappa = 1 - mix, omega = mix scale.
 
-    For F(x, t, s, y) = k_y x, whose derivative along the trajectory is k_y v.
+    The network is F(x, t, s, y) = k_y x. Its derivative along the trajectory is k_y v.
     """
     scale, k = 2.5, torch.tensor([0.3, -0.8, 0.1], dtype=torch.float64)  # 2 is the null label
 
@@ -257,7 +257,7 @@ def test_mean_flow_is_guided_as_in_its_paper(mix):
 
 
 def test_improved_mean_flow_takes_the_derivative_along_the_networks_own_velocity():
-    """Against a central difference along (x + h F(x, t, t), t + h, s)."""
+    """Compares with a central difference along (x + h F(x, t, t), t + h, s)."""
     network = random_dit()
     objective = ImprovedMeanFlow(0.25, p=0.0, times=TIMES)
     generator = torch.Generator().manual_seed(0)
@@ -296,7 +296,7 @@ def test_alpha_flow_goes_from_flow_matching_to_mean_flow(progress, alpha):
     torch.testing.assert_close(found, expected)
 
 
-def test_shortcut_steps_start_at_multiples_of_their_length_and_use_the_average():
+def test_shortcut_steps_start_at_multiples_of_their_length_and_use_ema_weights():
     objective = peer("shortcut")
     draws = objective.draw((4000, 3), torch.Generator().manual_seed(0))
     t, s = draws.t[2000:].double(), draws.s[2000:].double()
@@ -316,7 +316,7 @@ def test_shortcut_steps_start_at_multiples_of_their_length_and_use_the_average()
     assert torch.equal(losses.parts["shortcut_mse"], torch.ones(2000))
 
 
-def test_the_average_as_a_network_has_the_averaged_weights():
+def test_the_averaged_network_has_the_ema_weights():
     network = make_network(read_recipe("digits", TINY_DIT))
     nn.init.normal_(network.final_layer.linear.weight)
     ema = Ema(network, decay=0.5, float64=True)
@@ -341,7 +341,7 @@ def tiny_unet(name):
         "data.augment=0.1",
         "objective.guidance.scale=1",
     ]
-    return settings[:-1] if name == "consistency" else settings  # it has no guidance
+    return settings[:-1] if name == "consistency" else settings  # without guidance
 
 
 SHORT = [
@@ -356,13 +356,13 @@ SMALL_MLP = ["network.width=16", "network.depth=1"]
 
 
 @pytest.mark.parametrize("name", PEERS)
-def test_each_resumes_bit_for_bit(name, tmp_path):
-    """With a UNet, whose dropout and augmentation draw random numbers, too."""
+def test_each_resumes_bitwise(name, tmp_path):
+    """Uses a UNet, with random dropout and augmentation."""
     settings = [f"objective.name={name}", *tiny_unet(name), *SHORT]
     train_and_resume(settings, tmp_path / "run")
 
 
-def test_training_gives_shortcut_models_the_averaged_network(tmp_path, monkeypatch):
+def test_training_passes_the_averaged_network_to_shortcut_models(tmp_path, monkeypatch):
     asked, net = [], Ema.net
     monkeypatch.setattr(
         Ema, "net", lambda self, *inputs: asked.append(len(inputs[0])) or net(self, *inputs)
@@ -376,11 +376,11 @@ def test_each_trains_the_mlp(name, tmp_path):
     run = soflow.train("moons", tmp_path / "run", [*SMALL_MLP, f"objective.name={name}", *SHORT])
     assert [line["step"] for line in run.read_metrics()] == [2, 4]
     weights = soflow.load(run.path, "raw", device="cpu").model.net.state_dict()
-    assert float(weights["final_layer.weight"].abs().min()) > 0  # it was all zeros
+    assert float(weights["final_layer.weight"].abs().min()) > 0  # starts at zero
 
 
 @pytest.mark.parametrize("name", PEERS)
-def test_each_takes_over_the_guidance_of_the_recipe_if_it_has_guidance(name):
+def test_each_uses_the_guidance_of_the_recipe_if_it_has_guidance(name):
     config = read_recipe("digits", [f"objective.name={name}"])
     guidance = getattr(make_objective(config), "guidance", None)
     assert (guidance.scale if guidance else None) == (None if name == "consistency" else 1.5)
@@ -398,7 +398,7 @@ def test_mean_velocities_need_the_euler_parameterization(name):
 
 @pytest.mark.parametrize("parameterization", [EULER, TrigParameterization()])
 def test_consistency_training_pairs_points_of_the_same_data_and_noise(parameterization):
-    """f(x_t, t, 0) is evaluated at x_t and x_l of one trajectory, a curved one, too."""
+    """f(x_t, t, 0) is evaluated at x_t and x_l of one trajectory, also of a curved one."""
     noising, seen = TrigNoising(), []
 
     def net(x, t, s, labels=None):
@@ -416,7 +416,7 @@ def test_consistency_training_pairs_points_of_the_same_data_and_noise(parameteri
     torch.testing.assert_close(x_t, noising.add_noise(data, draws.noise, t))
 
 
-def test_each_draws_as_a_function_of_its_generator():
+def test_draws_are_a_function_of_the_generator():
     for name in PEERS:
         first, again = (
             peer(name).draw((32, 3), seeded_generator(1, "draws", 5, torch.device("cpu")))
@@ -431,8 +431,8 @@ def test_each_draws_as_a_function_of_its_generator():
 
 
 @pytest.mark.parametrize("name", ["soflow", "flow_matching", "shortcut"])
-def test_the_gradient_of_guided_flow_matching_flows_through_the_prediction_alone(name):
-    """Once, not m times: no gradient flows into the target, nor into the guiding velocities."""
+def test_the_gradient_of_guided_flow_matching_flows_only_through_the_prediction(name):
+    """The gradient is counted once, not m times: targets and guiding velocities have none."""
     mix, scale, count = 0.25, 2.5, 12
     network = random_dit()
     guidance = Guidance(scale, mix, 0.3, 1.0)
@@ -465,8 +465,8 @@ def test_the_gradient_of_guided_flow_matching_flows_through_the_prediction_alone
 
 
 @pytest.mark.parametrize("name", ["shortcut", "mean_flow", "consistency", "flow_matching"])
-def test_one_pass_learns_and_the_others_are_without_gradient(name):
-    """Rows of each pass, and whether it has a gradient; half of the 16 samples take jumps."""
+def test_one_pass_has_a_gradient_and_the_others_have_none(name):
+    """Checks the rows of each pass and whether it has a gradient. 8 of 16 samples are jumps."""
     seen = []
 
     class Recording(nn.Module):
@@ -496,8 +496,8 @@ def test_one_pass_learns_and_the_others_are_without_gradient(name):
 
 @pytest.mark.parametrize("network", ["dit", "unet"])
 @pytest.mark.parametrize("name", ["soflow", *PEERS])
-def test_each_learns_in_bfloat16_too(name, network):
-    """Its gradient points where float32's does, for networks of attention and of convolutions."""
+def test_each_learns_in_bfloat16(name, network):
+    """The gradient direction equals that in float32, for attention and for convolutions."""
     settings = TINY_DIT if network == "dit" else [*tiny_unet(name), "network.dropout=0"]
     config = read_recipe("digits", [*settings, f"objective.name={name}"])
     net, objective = make_network(config), make_objective(config)

@@ -1,7 +1,7 @@
-"""The same numbers as the paper's reference implementation, on cases it was run on.
+"""Compares with results of the paper's reference implementation.
 
-Each case is NAME.json (settings, expected scalars) beside NAME.safetensors (the draws, expected
-tensors). An environment variable names their folder:
+Each case is NAME.json (settings, expected scalars) and NAME.safetensors (draws, expected tensors).
+An environment variable names their folder:
 
     SOFLOW_REFERENCE_CASES=DIR pytest tests/objectives
 """
@@ -42,22 +42,22 @@ if not CASES:
         f"no reference cases in {FOLDER}: set SOFLOW_REFERENCE_CASES", allow_module_level=True
     )
 
-#: Tolerances relative to a scalar or to a tensor's largest magnitude, and for the consistency loss
+#: Tolerances relative to a scalar or to a tensor's largest magnitude, and for consistency losses
 #: with some t - l below 1e-3.
 USUAL, TINY_STEP = 1e-4, 1e-2
 
 
 def consistency_tolerance(smallest):
-    """What float32 leaves of a quotient: eight roundings of numbers of size 1, over t - l.
+    """The float32 error of a quotient: eight roundings of numbers of size 1, divided by t - l.
 
-    That is USUAL from t - l = 1e-2 on; below 1e-3 TINY_STEP holds.
+    This is USUAL for t - l >= 1e-2. Below 1e-3, TINY_STEP applies.
     """
     roundings = 8 * torch.finfo(torch.float32).eps / smallest
     return TINY_STEP if smallest < 1e-3 else max(USUAL, roundings)
 
 
 def make_network(kind):
-    """The network of networks.json with the reference's weights, loaded under the same names."""
+    """Returns the network of networks.json with the reference's weights under the same names."""
     s = json.loads((FOLDER / "networks.json").read_text())[kind]
     if kind == "dit":
         shape = (s["in_channels"], s["input_size"], s["input_size"])
@@ -82,7 +82,7 @@ def make_network(kind):
 
 
 class StoredMiddleTime(MiddleTime):
-    """The middle time that a case was computed with."""
+    """Returns the middle time of a case."""
 
     def __init__(self, l):
         super().__init__()
@@ -93,7 +93,7 @@ class StoredMiddleTime(MiddleTime):
 
 
 class Case:
-    """One case, read and assembled from the library's public parts."""
+    """One case, assembled from public parts of the library."""
 
     def __init__(self, name):
         case = json.loads((FOLDER / f"{name}.json").read_text())
@@ -126,7 +126,7 @@ class Case:
         self.tolerance = {"velocity": USUAL, "consistency": consistency_tolerance(smallest)}
 
     def losses(self, name):
-        """The losses of one term on the whole batch, and their gradients by parameter name."""
+        """Returns the losses of one term on the whole batch, and their gradients by parameter."""
         tensors, count = self.tensors, len(self.tensors["data"])
         dropped = tensors.get("label_dropped", torch.zeros(count)).bool()
         n_flow_matching = count if name == "velocity" else 0
@@ -141,7 +141,7 @@ class Case:
 
 @pytest.fixture(autouse=True)
 def _exact():
-    """No TF32, which torch's convolutions use on a GPU otherwise."""
+    """Disables TF32, which torch uses for convolutions on a GPU by default."""
     with float32_products(False, DEVICE):
         yield
 
@@ -152,7 +152,7 @@ def case(request):
 
 
 def assert_near(ours, theirs, tolerance=USUAL, size=None):
-    """Equal but for `tolerance` of theirs, or of `size` where that is larger."""
+    """Checks equality up to `tolerance` times the largest magnitude, or times `size` if larger."""
     ours, theirs = (torch.as_tensor(one).detach().cpu().double() for one in (ours, theirs))
     assert ours.shape == theirs.shape
     assert float((ours - theirs).abs().max()) <= tolerance * max(
@@ -220,7 +220,7 @@ def test_the_guidance_decay(case):
 
 
 def test_the_middle_time(case):
-    """By its distance from t, which the floor decides where r is small."""
+    """Compares the distance from t, which the floor determines for small r."""
     if "r" in case.settings:
         t, s, l = (case.tensors[name] for name in "tsl")
         torch.testing.assert_close(
@@ -238,8 +238,8 @@ def test_the_schedules_of_the_middle_time():
 
 
 @torch.no_grad()
-def test_an_imported_checkpoint_draws_the_references_samples(case, tmp_path):
-    """Its weights, imported as averaged ones into a run folder and loaded, draw its samples."""
+def test_an_imported_checkpoint_draws_the_samples_of_the_reference(case, tmp_path):
+    """The weights are imported as EMA weights into a run directory and loaded."""
     kind, tensors = case.settings["network"], case.tensors
     average = {
         f"network.{name}": x
@@ -267,7 +267,7 @@ def test_an_imported_checkpoint_draws_the_references_samples(case, tmp_path):
         renoise(model, tensors["noise"], [tensors["renoise_noise"]], case.labels),
         tensors["two_step"],
     )
-    with pytest.raises(AssertionError):  # with the weights that are not averaged
+    with pytest.raises(AssertionError):  # with raw weights
         assert_near(
             one_step(load(tmp_path / "run", "raw").model, tensors["noise"], case.labels),
             tensors["one_step"],

@@ -1,4 +1,4 @@
-"""Objectives and samplers on signals and rectangles, against the same numbers as square images."""
+"""Objectives and samplers give the same results for signals, rectangles and squares."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ OBJECTIVES = {
     "mean_flow": MeanFlow(guidance=MeanFlowGuidance(2.0)),
 }
 UNET = {"model_channels": 16, "channel_mult": (1, 2), "blocks": 1, "attention": (4,)}
-#: Networks, the shapes of their samples, and squares with as many numbers.
+#: Networks, sample shapes, and squares with the same number of values.
 CASES = {
     "signals": (lambda: DiT((4, 16), 3, 2, 16, 1, 2), (4, 16), (1, 8, 8)),
     "rectangles": (lambda: DiT((5, 4, 16), 3, 2, 16, 1, 2), (5, 4, 16), (5, 8, 8)),
@@ -32,7 +32,7 @@ CASES = {
 
 
 class Folded(nn.Module):
-    """A network whose samples are given, and returned, in another shape."""
+    """A network with reshaped inputs and outputs."""
 
     def __init__(self, net, shape):
         super().__init__()
@@ -43,7 +43,7 @@ class Folded(nn.Module):
 
 
 def models(case):
-    """The model of a case, and the same of squares."""
+    """Returns the model of a case and the model of its squares."""
     make, shape, square = CASES[case]
     net = make()
     with torch.no_grad():

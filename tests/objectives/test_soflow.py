@@ -1,4 +1,4 @@
-"""SoFlow against closed forms and against the paper's own form of the loss."""
+"""SoFlow equals closed forms and the paper's form of the loss."""
 
 import dataclasses
 
@@ -33,7 +33,7 @@ def model(net, noising=None, parameterization=None, shape=(3,)):
 
 
 def hand_made(count, shape=(3,), data=None):
-    """Draws in float64, half of them jumps, and data to go with them."""
+    """Draws in float64, half of them jumps, with matching data."""
     generator = torch.Generator().manual_seed(1)
     noise = torch.randn(count, *shape, generator=generator, dtype=torch.float64)
     t = 0.2 + 0.75 * torch.rand(count, generator=generator, dtype=torch.float64)
@@ -44,13 +44,13 @@ def hand_made(count, shape=(3,), data=None):
 
 
 def labelled(batch, draws, **changes):
-    """The same with the labels 0 to 3, and changes to the draws."""
+    """The same with labels 0 to 3, and changes to the draws."""
     labels = torch.arange(len(batch)) % 4
     return dataclasses.replace(batch, labels=labels), dataclasses.replace(draws, **changes)
 
 
 class Small(nn.Module):
-    """A smooth network of x, t, s and the label, in float64."""
+    """A smooth float64 network of x, t, s and the label."""
 
     def __init__(self, dimensions=3, classes=4):
         super().__init__()
@@ -67,19 +67,19 @@ class Small(nn.Module):
 
 
 def flow_matching(objective, flow_model, batch, draws):
-    """The flow-matching term, of all samples."""
+    """Returns the flow-matching term for all samples."""
     draws = dataclasses.replace(draws, n_flow_matching=len(batch))
     return objective.terms(flow_model, batch, draws, draws.t[:0])["flow_matching"]
 
 
 def consistency(objective, flow_model, batch, draws, l):
-    """The consistency term, of all samples."""
+    """Returns the consistency term for all samples."""
     draws = dataclasses.replace(draws, n_flow_matching=0)
     return objective.terms(flow_model, batch, draws, l)["consistency"]
 
 
 @pytest.mark.parametrize("parameterization", [EulerParameterization(), TrigParameterization()])
-def test_both_losses_vanish_at_the_exact_map_of_a_point_and_not_near_it(parameterization):
+def test_both_losses_are_zero_at_the_exact_map_of_a_point_and_positive_near_it(parameterization):
     noising, a = LinearNoising(), 0.7
     batch, draws = hand_made(64, data=torch.full((64, 3), a, dtype=torch.float64))
     exact = Exact(noising, parameterization, a=a)
@@ -93,7 +93,7 @@ def test_both_losses_vanish_at_the_exact_map_of_a_point_and_not_near_it(paramete
 
 
 @pytest.mark.parametrize("parameterization", [EulerParameterization(), TrigParameterization()])
-def test_with_curved_trajectories_the_quotient_at_the_exact_map_vanishes_in_proportion_to_r(
+def test_on_curved_trajectories_the_quotient_at_the_exact_map_is_proportional_to_r(
     parameterization,
 ):
     batch, draws = hand_made(64, data=torch.full((64, 3), 0.7, dtype=torch.float64))
@@ -108,10 +108,10 @@ def test_with_curved_trajectories_the_quotient_at_the_exact_map_vanishes_in_prop
 
 
 @pytest.mark.parametrize("c", [0.3, 1.5])
-def test_the_mean_consistency_gradient_of_a_gaussian_vanishes_as_r_does(c):
-    """At the exact map q averages over data to zero, up to a term in r: the map is a fixed point.
+def test_the_mean_consistency_gradient_of_a_gaussian_vanishes_with_r(c):
+    """At the exact map, q averages to zero up to a term in r: the map is a fixed point.
 
-    Antithetic pairs, with one x_t and v_t mirrored at its mean, take most of the noise out.
+    Antithetic pairs, with equal x_t and with v_t mirrored at its mean, reduce the noise.
     """
     generator = torch.Generator().manual_seed(0)
     count = 400_000
@@ -153,7 +153,7 @@ def test_the_surrogate_has_half_the_gradient_of_the_papers_squared_form(noising,
     term = consistency(SoFlow(), model(net, noising, parameterization), batch, draws, l)
     ours = torch.autograd.grad(term.loss.mean(), list(net.inner.parameters()))
 
-    # The paper: w / ((t - l) |b(t, s)|) mean_d (f(x_t, t, s) - sg f(x_l, l, s))^2, w held fixed.
+    # The paper: w / ((t - l) |b(t, s)|) mean_d (f(x_t, t, s) - sg f(x_l, l, s))^2, with w constant.
     point = noising.sample(batch.data, draws.noise, draws.t)
     x_l = point.x_t + point.v_t * across(l - draws.t, point.x_t)
     f_l = parameterization.solution(x_l, l, draws.s, net(x_l, l, draws.s)).detach()
@@ -166,7 +166,7 @@ def test_the_surrogate_has_half_the_gradient_of_the_papers_squared_form(noising,
         torch.testing.assert_close(2 * half, whole, rtol=1e-9, atol=1e-12)
 
 
-def test_adaptive_weights_go_from_the_square_to_its_logarithm():
+def test_adaptive_weights_interpolate_between_the_square_and_its_logarithm():
     """The gradient is that of the mean square at p = 0, and of log(square + eps) at p = 1."""
     net = Small()
     batch, draws = hand_made(16)
@@ -185,7 +185,7 @@ def test_adaptive_weights_go_from_the_square_to_its_logarithm():
 
 
 def test_the_flow_matching_weight_is_divided_by_the_slope_of_b():
-    """At p = 0, the error of a trigonometric network counts 2 / pi times, an Euler one's once."""
+    """At p = 0, the error counts 2 / pi times for trigonometric networks, once for Euler ones."""
     batch, draws = hand_made(8)
     slopes = {EulerParameterization(): 1.0, TrigParameterization(): 0.6366197723675814}
     for parameterization, expected in slopes.items():
@@ -258,7 +258,7 @@ def test_guided_consistency_steps_along_the_mixed_velocity(mix):
 
 
 def test_both_passes_of_the_consistency_pair_share_their_dropout_mask():
-    """A network of dropout alone gives q = v_t - F under one mask, and hundreds under two."""
+    """With dropout alone, q = v_t - F under one mask, and in the hundreds under two masks."""
     dropout, outputs = nn.Dropout(0.5), []
 
     def net(x, t, s, labels=None):
@@ -273,7 +273,7 @@ def test_both_passes_of_the_consistency_pair_share_their_dropout_mask():
     torch.testing.assert_close(term.squared, mean_d((v_t - outputs[0].detach()) ** 2))
 
 
-def test_draws_are_a_function_of_the_generator_and_keep_their_order_in_microbatches():
+def test_draws_depend_on_the_generator_and_keep_their_order_in_microbatches():
     objective = SoFlow(guidance=Guidance(2.0, label_dropout=0.3))
     draws = objective.draw((64, 3), torch.Generator().manual_seed(5))
     again = objective.draw((64, 3), torch.Generator().manual_seed(5))
@@ -289,11 +289,11 @@ def test_draws_are_a_function_of_the_generator_and_keep_their_order_in_microbatc
     assert 5 < int(draws.dropped.sum()) < 35
 
 
-def test_without_guidance_no_label_is_dropped():
+def test_without_guidance_labels_are_not_dropped():
     assert not SoFlow().draw((1000, 3), torch.Generator()).dropped.any()
 
 
-def test_bfloat16_autocast_keeps_the_gradient_of_every_parameter():
+def test_bfloat16_autocast_keeps_the_gradient_direction_of_every_parameter():
     torch.manual_seed(0)
     net = Small().float()
     objective = SoFlow(guidance=Guidance(2.0, label_dropout=0.2))
@@ -327,8 +327,8 @@ def test_bfloat16_autocast_leaves_the_consistency_pair_in_float32():
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.5])
-def test_one_pass_for_both_terms_gives_what_two_give(scale):
-    """A module gets the rows of both terms together, a plain function apart."""
+def test_one_pass_for_both_terms_equals_two_passes(scale):
+    """Modules get the rows of both terms together, plain functions get them separately."""
     net = Small()
     batch, draws = labelled(*hand_made(16), n_flow_matching=11)
     objective = SoFlow(guidance=Guidance(scale))
@@ -346,8 +346,8 @@ def test_one_pass_for_both_terms_gives_what_two_give(scale):
 
 
 @pytest.mark.parametrize(("dropout", "rows"), [(0.0, [20, 4, 16]), (0.3, [20, 4, 4, 12])])
-def test_passes_are_shared_unless_dropout_would_draw_other_masks(dropout, rows):
-    """Guiding velocities (16 null, 4 with label), targets of 4 jumps, then those with gradient."""
+def test_passes_are_shared_unless_dropout_masks_would_differ(dropout, rows):
+    """Guiding velocities (16 null, 4 with label), targets of 4 jumps, then passes with gradient."""
     seen, learning = [], []
 
     class Dropping(Small):

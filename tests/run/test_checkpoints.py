@@ -1,4 +1,4 @@
-"""Which checkpoints are kept and used, and what the files of a run say."""
+"""Which checkpoints are kept and used, and the contents of a run's files."""
 
 import json
 import re
@@ -25,7 +25,7 @@ def steps(folder):
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
-    """A run with the checkpoints of steps 2, 4, 6 and 8."""
+    """A run with checkpoints at steps 2, 4, 6 and 8."""
     return soflow.train(RECIPE, tmp_path_factory.mktemp("runs") / "run", MANY)
 
 
@@ -39,7 +39,7 @@ def state_file(folder, step):
 
 
 def seal(file, **values):
-    """Changes values of a state.json, with the checksum that belongs to them."""
+    """Changes values in a state.json and updates its checksum."""
     content = {**json.loads(file.read_text()), **values}
     del content["checksum"]
     file.write_text(json.dumps({**content, "checksum": checkpoint.checksum_of(content)}))
@@ -48,8 +48,8 @@ def seal(file, **values):
 # Checkpoints
 
 
-def test_the_best_the_last_and_those_of_every_so_many_steps_are_kept(tmp_path, monkeypatch):
-    distances = iter([float("nan"), 2.0, 4.0, 3.0])  # NaN is not the best
+def test_the_best_the_last_and_periodic_checkpoints_are_kept(tmp_path, monkeypatch):
+    distances = iter([float("nan"), 2.0, 4.0, 3.0])  # NaN is never the best
     monkeypatch.setattr(Scorer, "distance", lambda self, drawn: next(distances))
     recipe, settings = WHOLE["moons, evaluated"]
     more = ["train.steps=12", "checkpoint.every=1", "checkpoint.keep_every=5"]
@@ -68,7 +68,9 @@ def test_superfluous_and_later_checkpoints_are_removed(tmp_path):
 
 
 @pytest.mark.parametrize("damaged", [[8], [6, 8]])
-def test_the_newest_good_one_is_used_and_damaged_ones_are_named(damaged, many, copied, caplog):
+def test_the_newest_intact_checkpoint_is_used_and_damaged_ones_are_named(
+    damaged, many, copied, caplog
+):
     caplog.set_level("INFO", "soflow")
     for step in damaged:
         file = state_file(copied, step)
@@ -82,9 +84,7 @@ def test_the_newest_good_one_is_used_and_damaged_ones_are_named(damaged, many, c
     assert_same_run(many.path, copied.path)
 
 
-def test_a_checkpoint_that_cannot_be_read_now_is_neither_passed_over_nor_removed(
-    copied, monkeypatch
-):
+def test_a_temporarily_unreadable_checkpoint_is_neither_skipped_nor_removed(copied, monkeypatch):
     real = checkpoint.checksum
 
     def failing(file):
@@ -98,9 +98,9 @@ def test_a_checkpoint_that_cannot_be_read_now_is_neither_passed_over_nor_removed
     assert steps(copied.checkpoints) == [2, 4, 6, 8]
 
 
-def test_a_checkpoint_of_another_version_is_neither_passed_over_nor_removed(copied):
+def test_a_checkpoint_of_another_version_is_neither_skipped_nor_removed(copied):
     seal(state_file(copied, 8), version=VERSION + 1, state={"unknown": 1})
-    with pytest.raises(RunError, match=f"version {VERSION + 1}, .* reads {VERSION}"):
+    with pytest.raises(RunError, match=f"version {VERSION + 1}, .* reads version {VERSION}"):
         soflow.train(RECIPE, copied.path, MANY)
     assert steps(copied.checkpoints) == [2, 4, 6, 8]
 
@@ -114,7 +114,7 @@ def test_checkpoints_without_their_settings_are_not_resumed(copied):
 # Records
 
 
-def test_a_run_folder_of_an_earlier_version_gets_one_line(copied):
+def test_a_run_of_an_earlier_version_is_a_one_line_error(copied):
     text = copied.config.read_text()
     text = text.replace(f"version: {VERSION}\n", "version: 2\n").replace("noising:", "path:")
     copied.config.write_text(text)
@@ -146,7 +146,7 @@ def test_damaged_log_lines_are_skipped(tmp_path):
     assert file.read_text() == '{"step":2,"loss":0.25}\n'
 
 
-def test_the_evaluation_of_an_older_checkpoint_has_a_file_of_its_own(many, tmp_path):
+def test_an_evaluation_of_an_older_checkpoint_has_its_own_file(many, tmp_path):
     assert evaluation_file(many, "step-00000008") == many.evaluation
     assert evaluation_file(many, "step-00000004").name == "evaluation-step-00000004.json"
     assert evaluation_file(RunFolder(tmp_path), "step-00000004").name == "evaluation.json"

@@ -1,4 +1,4 @@
-"""Disks that fail while a run writes: no earlier checkpoint is lost, and resuming is exact."""
+"""A failing disk never costs an earlier checkpoint, and resuming is exact."""
 
 import itertools
 import os
@@ -25,12 +25,12 @@ from support.faults import ENOSPC, FAULTS, SHORT, Disk, operations
 from support.watching import at_each_step
 from support.whole_runs import WHOLE, add_figures, assert_same_run
 
-#: Each fault once; and a disk that is full and stays so.
+#: Each fault once, and a disk that stays full.
 KINDS = [(fault, False) for fault in FAULTS] + [(ENOSPC, True)]
 
 
 def state_of(step):
-    """Each part of a checkpoint, different for each step."""
+    """Returns each part of a checkpoint, different for each step."""
     weights = {"a": torch.full((40, 10), float(step)), "b": torch.arange(5) + step}
     moments = {"step": torch.tensor(float(step)), "exp_avg": torch.full((40, 10), step / 3)}
     return (
@@ -42,14 +42,14 @@ def state_of(step):
 
 
 def save(folder, step):
-    """Writes a log line and a checkpoint, as training does."""
+    """Writes a log line and a checkpoint, like training."""
     manager = CheckpointManager(folder, CheckpointConfig(keep_last=1))
     manager.log(MetricsLine(step=step, loss=step / 3))
     manager.save(*state_of(step), last_chance=False)
 
 
 def begun(path):
-    """A run folder with the checkpoints of steps 1, the best, and 2, which goes at step 3."""
+    """A run with checkpoints at steps 1 (the best) and 2, which is removed at step 3."""
     folder = RunFolder(path)
     folder.create()
     save(folder, 1)
@@ -70,16 +70,16 @@ def assert_holds(checkpoint, step):
 
 
 @pytest.mark.parametrize("every", [len(KINDS), pytest.param(1, marks=pytest.mark.slow)])
-def test_each_operation_of_a_checkpoint_may_fail_and_earlier_ones_are_still_there(every, tmp_path):
-    """The fast test lets each operation fail in one way, and those on the log in every way."""
+def test_a_failing_operation_keeps_earlier_checkpoints(every, tmp_path):
+    """The fast test makes each operation fail in one way, and log operations in every way."""
     start = begun(tmp_path / "begun")
     counted = RunFolder(shutil.copytree(start.path, tmp_path / "counted"))
     done = operations(tmp_path, lambda: save(counted, 3))
     assert {"open", "write", "flush", "fsync", "mkdir", "replace", "rmdir"} <= set(done)
-    renamed = done.index("replace")  # content before it, the folder after it
+    renamed = done.index("replace")  # content, then its folder
     assert [done[renamed - 1], done[renamed + 1]] == ["fsync", "fsync"]
     assert done.count("fsync") >= 7
-    # The log is on the disk before the checkpoint that relies on it.
+    # The log is flushed to disk before the checkpoint that relies on it.
     assert "fsync" in done[: done.index("mkdir")]
     tried = 0
     for case, (at, (fault, lasting)) in enumerate(itertools.product(range(len(done)), KINDS)):
@@ -92,11 +92,11 @@ def test_each_operation_of_a_checkpoint_may_fail_and_earlier_ones_are_still_ther
                 save(folder, 3)
             except RunError as error:
                 failed = True
-                assert "earlier ones are untouched" in str(error)
+                assert "earlier checkpoints are unchanged" in str(error)
         tried += fault != SHORT or done[at] == "write"
 
         good, problems = newest_good(folder.checkpoints)
-        assert problems == []  # nothing half-written looks like a checkpoint
+        assert problems == []  # no partial file is taken for a checkpoint
         assert good is not None
         assert failed or good.step == 3
         assert_holds(good, good.step)
@@ -109,7 +109,7 @@ def test_each_operation_of_a_checkpoint_may_fail_and_earlier_ones_are_still_ther
         assert steps in ([1, 2], [1, 2, 3])
         assert steps[-1] >= good.step
 
-        forget_metrics_after(folder.metrics, good.step)  # as a resumed run does
+        forget_metrics_after(folder.metrics, good.step)  # like a resumed run
         save(folder, 4)
         assert_holds(newest_good(folder.checkpoints)[0], 4)
         assert [path.name for path in sorted(folder.checkpoints.iterdir())] == [
@@ -122,8 +122,8 @@ def test_each_operation_of_a_checkpoint_may_fail_and_earlier_ones_are_still_ther
         add_figures(**{"faults in the writing of one checkpoint": tried})
 
 
-def test_each_operation_may_fail_where_a_checkpoint_is_written_again(tmp_path):
-    """Like one that a signal left, with something due after its step; it is the only one."""
+def test_a_failing_operation_while_a_checkpoint_is_rewritten_keeps_it(tmp_path):
+    """Like the only checkpoint after a signal, when work after its step is still pending."""
     start = RunFolder(tmp_path / "begun")
     start.create()
     manager = CheckpointManager(start, CheckpointConfig(keep_last=1))
@@ -142,10 +142,11 @@ def test_each_operation_may_fail_where_a_checkpoint_is_written_again(tmp_path):
 
 @pytest.mark.parametrize("on_failure", ["stop", "continue"])
 @pytest.mark.parametrize("every", [90, pytest.param(1, marks=pytest.mark.slow)])
-def test_training_survives_a_failing_disk_and_ends_where_it_would_have(on_failure, every, tmp_path):
-    """Each operation, from the first folder to the last file, may fail: the run says so in one line
-    or continues, and the same command ends in the same bits. Only every twentieth write is tried.
-    Samples that could not be drawn stay undrawn.
+def test_training_survives_a_failing_disk_with_the_same_result(on_failure, every, tmp_path):
+    """Each operation, from the first folder to the last file, can fail.
+
+    The run stops with one line or continues, and the same command gives a bitwise equal result.
+    Only every twentieth write is tried. Samples that could not be drawn are not drawn later.
     """
     recipe, settings = WHOLE["moons"]
     settings = [*settings, f"checkpoint.on_failure={on_failure}"]
@@ -184,7 +185,7 @@ def test_training_survives_a_failing_disk_and_ends_where_it_would_have(on_failur
 
 
 def test_continuing_without_a_checkpoint_is_reported(tmp_path, monkeypatch, caplog):
-    """A disk is full for a while: the checkpoints of steps 3, the best, and 6 are lost, no more."""
+    """The disk is full for a while: only the checkpoints of steps 3 (the best) and 6 are lost."""
     distances = iter([1.0, 4.0, 3.0])
     monkeypatch.setattr(Scorer, "distance", lambda self, drawn: next(distances))
     recipe, settings = WHOLE["moons, evaluated"]
@@ -198,7 +199,7 @@ def test_continuing_without_a_checkpoint_is_reported(tmp_path, monkeypatch, capl
         settings = [*settings, "checkpoint.on_failure=continue"]
         folder = soflow.train(recipe, tmp_path / "run", settings, progress=at_each_step(fill))
     (only,) = checkpoints(folder.checkpoints)
-    assert (only.step, only.train_state().best_step) == (8, 8)  # not one that is not there
+    assert (only.step, only.train_state().best_step) == (8, 8)  # no checkpoint that does not exist
     assert [line["step"] for line in folder.read_metrics()] == [2, 3, 4, 6, 8]
     for step in (3, 6):
         lost = [note for note in caplog.messages if f"the checkpoint of step {step} " in note]
@@ -207,7 +208,7 @@ def test_continuing_without_a_checkpoint_is_reported(tmp_path, monkeypatch, capl
 
 
 @pytest.mark.parametrize("end", ["the last step", "a signal"])
-def test_the_last_checkpoint_is_not_skipped(end, moons_run, tmp_path):
+def test_the_last_checkpoint_must_be_written(end, moons_run, tmp_path):
     recipe, settings = WHOLE["moons"]
     settings = [*settings, "checkpoint.on_failure=continue"]
     full = Disk(tmp_path, lasting=True)
@@ -226,7 +227,7 @@ def test_the_last_checkpoint_is_not_skipped(end, moons_run, tmp_path):
     assert_same_run(moons_run, tmp_path / "run", config=False)
 
 
-def test_a_limit_of_the_system_costs_only_the_new_checkpoint(moons_run, tmp_path):
+def test_a_file_size_limit_costs_only_the_new_checkpoint(moons_run, tmp_path):
     recipe, settings = WHOLE["moons"]
     newest = checkpoints(moons_run / "checkpoints")[-1].path
     largest = max(file.stat().st_size for file in newest.iterdir())
@@ -261,7 +262,7 @@ def test_trackers_that_cannot_write_are_dropped(name, moons_run, tmp_path, monke
     ("work", "lost", "steps"),
     [("make_measure", "figure", [3, 6, 8]), ("draw_samples", "picture", [4, 8])],
 )
-def test_a_failed_evaluation_or_picture_does_not_stop_training(
+def test_a_failed_evaluation_or_sample_grid_does_not_stop_training(
     work, lost, steps, tmp_path, monkeypatch, caplog
 ):
     def full(*arguments):
@@ -277,8 +278,8 @@ def test_a_failed_evaluation_or_picture_does_not_stop_training(
     assert checkpoints(tmp_path / "checkpoints")[-1].step == 8
 
 
-def test_other_things_among_checkpoints_do_not_stop_them(tmp_path, caplog):
-    """A checkpoint moved to another disk and linked, an editor's file, a file for a checkpoint."""
+def test_other_files_among_checkpoints_are_ignored(tmp_path, caplog):
+    """A link to a checkpoint on another disk, an editor's file, a file named like a checkpoint."""
     folder = begun(tmp_path / "run")
     elsewhere = folder.checkpoints.rename(tmp_path / "elsewhere") / "step-00000002"
     folder.checkpoints.mkdir()
@@ -295,4 +296,4 @@ def test_other_things_among_checkpoints_do_not_stop_them(tmp_path, caplog):
         ".step-00000001.swp",
         "step-00000004",
     ]
-    assert_holds(Checkpoint(elsewhere), 2)  # the target of the link is not touched
+    assert_holds(Checkpoint(elsewhere), 2)  # the target of the link is not removed

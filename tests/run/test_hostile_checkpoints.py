@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, or made to do harm: they are named, and nothing in them runs."""
+"""Damaged and malicious checkpoints are named and never run code."""
 
 import io
 import json
@@ -34,7 +34,7 @@ def whole(tmp_path_factory):
 
 @st.composite
 def damage(draw, content):
-    """The bytes cut short, with a bit flipped, or with some bytes replaced or inserted."""
+    """Returns the bytes truncated, with a flipped bit, or with replaced or inserted bytes."""
     kind = draw(st.sampled_from(["cut", "flip", "overwrite", "insert"]))
     place = draw(st.integers(0, len(content) - 1))
     if kind == "cut":
@@ -51,7 +51,7 @@ def damage(draw, content):
 
 @pytest.mark.parametrize("examples", [40, pytest.param(1000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", FILES)
-def test_damage_of_any_kind_is_found_and_passed_over(name, examples, whole, tmp_path):
+def test_damage_of_any_kind_is_detected_and_skipped(name, examples, whole, tmp_path):
     folder = RunFolder(shutil.copytree(whole.path, tmp_path / "run"))
     older, newest = checkpoints(folder.checkpoints)
     file = newest.path / name
@@ -69,7 +69,7 @@ def test_damage_of_any_kind_is_found_and_passed_over(name, examples, whole, tmp_
         nonlocal tried
         tried += 1
         file.write_bytes(damaged)
-        if newest.problem() is None:  # 1e-05 and 1E-05 are one bit apart, and the same
+        if newest.problem() is None:  # 1e-05 and 1E-05 are one bit apart and equal
             assert damaged == content or name == "state.json"
             assert newest.record() == state
             return
@@ -101,7 +101,7 @@ def saved(content):
 
 
 def compressed(content):
-    """A torch file whose members unfold to a thousand times their size."""
+    """A torch file whose members expand to a thousand times their size."""
     stream, bomb = io.BytesIO(content), io.BytesIO()
     with (
         zipfile.ZipFile(stream) as source,
@@ -123,7 +123,7 @@ def moments(**changed):
 
 
 def optimizers(mark, right=None):
-    """Optimizer states that are not, or not of this network; `right` is one that is."""
+    """Invalid optimizer states, and states of other networks. `right` is a valid state."""
     right = right or moments()
     return {
         "a pickle": pickle.dumps(Canary(mark)),
@@ -153,7 +153,7 @@ def header(tensors, data=b""):
 
 
 def weights(mark, names=("a",)):
-    """Safetensors files that are not, or not of this network; `names` are those of its tensors."""
+    """Invalid safetensors files, and files of other networks. `names` are the network's tensors."""
     return {
         "a pickle": pickle.dumps(Canary(mark)),
         "a torch file": saved({"a": torch.zeros(3)}),
@@ -181,7 +181,7 @@ def weights(mark, names=("a",)):
 
 
 def states():
-    """States that state.json may hold under a right checksum."""
+    """Contents of state.json that can have a valid checksum."""
     wrong = {
         "a step that is text": {"step": "8"},
         "a step below zero": {"step": -8},
@@ -206,7 +206,7 @@ def states():
 
 
 def seal(checkpoint, state):
-    """Writes state.json with the right checksums of itself and of the other files."""
+    """Writes state.json with valid checksums of itself and of the other files."""
     values = {
         "version": VERSION,
         "state": state,
@@ -224,8 +224,8 @@ CASES = [
 
 
 @pytest.mark.parametrize(("file", "what"), CASES, ids=[f"{file}, {what}" for file, what in CASES])
-def test_a_forged_checkpoint_ends_in_one_line(file, what, whole, tmp_path):
-    """Its checksums are right. Nothing in it runs, and it fills no more memory than its size."""
+def test_a_forged_checkpoint_is_a_one_line_error(file, what, whole, tmp_path):
+    """Checksums are valid. No code runs, and memory stays below the size of the file."""
     mark = tmp_path / "mark"
     folder = RunFolder(shutil.copytree(whole.path, tmp_path / "run"))
     shutil.rmtree(checkpoints(folder.checkpoints)[0].path)

@@ -1,4 +1,4 @@
-"""One trainer per run folder."""
+"""Each run directory has at most one trainer."""
 
 import os
 import re
@@ -20,11 +20,11 @@ from support.whole_runs import WHOLE, assert_same_run
 RECIPE, SETTINGS = WHOLE["moons"]
 
 
-def test_a_second_process_is_refused_and_the_first_is_named(tmp_path, inside):
+def test_a_second_process_is_rejected_and_the_first_is_named(tmp_path, inside):
     out = tmp_path / "run"
     ready, write = os.pipe()
     child = os.fork()
-    if child == 0:  # only files: a fork of a process with threads may do no more
+    if child == 0:  # only files: a forked process with threads must not do more
         with only_trainer_of(out):
             os.write(write, b"!")
             time.sleep(100)
@@ -37,12 +37,12 @@ def test_a_second_process_is_refused_and_the_first_is_named(tmp_path, inside):
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-    # The lock of a dead process holds nobody up.
+    # The lock of a dead process does not block others.
     assert inside("train", RECIPE, *SETTINGS, "--out", out).returncode == 0
     assert not (out / ".trainer").exists()
 
 
-def test_a_folder_made_only_for_the_lock_is_removed_and_others_stay(tmp_path):
+def test_a_folder_created_only_for_the_lock_is_removed(tmp_path):
     (tmp_path / "there").mkdir()
     for out in (tmp_path / "new" / "run", tmp_path / "there"):
         with pytest.raises(ZeroDivisionError), only_trainer_of(out):
@@ -51,8 +51,8 @@ def test_a_folder_made_only_for_the_lock_is_removed_and_others_stay(tmp_path):
     assert (tmp_path / "there").exists()
 
 
-def test_a_folder_that_was_removed_and_made_again_belongs_to_the_new_run(moons_run, tmp_path):
-    """The first trainer does not mix its log and its checkpoints with those of the new run."""
+def test_a_recreated_folder_belongs_to_the_new_run(moons_run, tmp_path):
+    """The first trainer does not write its log and checkpoints into the new run."""
     out = tmp_path / "run"
 
     def replaced(done):
@@ -66,14 +66,14 @@ def test_a_folder_that_was_removed_and_made_again_belongs_to_the_new_run(moons_r
     assert_same_run(moons_run, out)
 
 
-def test_a_folder_that_was_removed_is_not_made_again(tmp_path):
+def test_a_removed_folder_is_not_recreated(tmp_path):
     out = tmp_path / "run"
     gone = at_each_step(lambda done: shutil.rmtree(out) if done == 5 else None)
     with pytest.raises(RunError, match="step 6"):
         soflow.train(RECIPE, out, SETTINGS, progress=gone)
 
 
-def test_the_name_of_the_trainer_is_not_written_through_a_link(tmp_path):
+def test_the_trainer_file_is_not_written_through_a_link(tmp_path):
     (tmp_path / "precious").write_text("precious")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".trainer").symlink_to(tmp_path / "precious")

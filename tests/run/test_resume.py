@@ -1,4 +1,4 @@
-"""Runs that are stopped or killed and then resumed: nothing is lost."""
+"""Runs that are stopped or killed resume without loss."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def evaluated_run(tmp_path_factory):
     "name",
     [pytest.param(name, marks=[] if name in FAST else [SLOW]) for name in WHOLE if name != "moons"],
 )
-def test_a_stopped_run_resumes_bit_for_bit(name, request, tmp_path):
+def test_a_stopped_run_resumes_bitwise(name, request, tmp_path):
     recipe, settings = WHOLE[name]
     stopped = tmp_path / "stopped"
     if name == "moons, evaluated":
@@ -56,11 +56,11 @@ def test_a_stopped_run_resumes_bit_for_bit(name, request, tmp_path):
     for at, signum in (2, signal.SIGINT), (5, signal.SIGTERM):
         with pytest.raises(Stopped):
             soflow.train(recipe, stopped, settings, progress=stop_at(at, signum))
-        assert last(stopped).step == at  # the step in progress, and no further
+        assert last(stopped).step == at  # finishes the current step only
     soflow.train(recipe, stopped, settings)
     assert_same_run(whole, stopped)
     before = modified(stopped)
-    soflow.train(recipe, stopped, settings)  # nothing is left to do
+    soflow.train(recipe, stopped, settings)  # the run is finished
     assert before == modified(stopped)
 
 
@@ -68,10 +68,10 @@ def test_a_stopped_run_resumes_bit_for_bit(name, request, tmp_path):
     ("work", "signum", "step"),
     [("make_measure", signal.SIGTERM, 3), ("draw_samples", signal.SIGINT, 4)],
 )
-def test_a_signal_cuts_short_what_can_be_done_again(
+def test_a_signal_interrupts_samples_and_evaluations(
     work, signum, step, evaluated_run, tmp_path, monkeypatch
 ):
-    """Samples take seconds to draw and minutes to evaluate, more than a cluster waits."""
+    """They take seconds to minutes, longer than a cluster waits."""
     recipe, settings = EVALUATED
     finished = []
 
@@ -91,7 +91,7 @@ def test_a_signal_cuts_short_what_can_be_done_again(
     assert_same_run(evaluated_run, tmp_path)
 
 
-def test_a_signal_at_the_last_step_leaves_log_and_picture_to_the_next_start(moons_run, tmp_path):
+def test_a_signal_at_the_last_step_leaves_log_and_samples_to_the_next_start(moons_run, tmp_path):
     recipe, settings = MOONS
     with pytest.raises(Stopped):
         soflow.train(recipe, tmp_path, settings, progress=stop_at(8, signal.SIGTERM))
@@ -100,7 +100,7 @@ def test_a_signal_at_the_last_step_leaves_log_and_picture_to_the_next_start(moon
     assert_same_run(moons_run, tmp_path)
 
 
-def test_a_signal_before_samples_are_due_does_not_wait_for_them(tmp_path, monkeypatch):
+def test_a_signal_before_samples_are_due_skips_them(tmp_path, monkeypatch):
     recipe, settings = MOONS
     real, seen = trainer.gather_state, []
 
@@ -121,7 +121,7 @@ def test_a_signal_before_samples_are_due_does_not_wait_for_them(tmp_path, monkey
     assert last(tmp_path).step == 2
 
 
-def test_a_step_that_was_due_is_logged_once_however_the_next_life_ends(moons_run, tmp_path):
+def test_a_due_log_line_is_written_once_after_any_second_stop(moons_run, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     recipe, settings = MOONS
@@ -132,7 +132,7 @@ def test_a_step_that_was_due_is_logged_once_however_the_next_life_ends(moons_run
     def die(step):
         raise ZeroDivisionError
 
-    # The line of step 4 is written by then, and no checkpoint after it.
+    # At this point the line of step 4 is written, but no checkpoint after it.
     with pytest.raises(ZeroDivisionError):
         soflow.train(recipe, tmp_path, settings, progress=at_each_step(die))
     soflow.train(recipe, tmp_path, settings)
@@ -142,7 +142,7 @@ def test_a_step_that_was_due_is_logged_once_however_the_next_life_ends(moons_run
     assert [event.step for event in events] == [2, 4, 6, 8]
 
 
-def test_a_second_ctrl_c_interrupts_at_once_and_handlers_are_restored(
+def test_a_second_ctrl_c_interrupts_immediately_and_handlers_are_restored(
     moons_run, tmp_path, monkeypatch
 ):
     recipe, settings = MOONS
@@ -158,7 +158,7 @@ def test_a_second_ctrl_c_interrupts_at_once_and_handlers_are_restored(
         with pytest.raises(KeyboardInterrupt):
             soflow.train(recipe, tmp_path, settings, progress=stop_at(2))
     assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)] == before
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in the background of a script
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # like a background process of a script
     try:
         soflow.train(recipe, tmp_path, settings, progress=stop_at(2))
         assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
@@ -168,7 +168,7 @@ def test_a_second_ctrl_c_interrupts_at_once_and_handlers_are_restored(
 
 
 @pytest.mark.processes
-def test_sigterm_in_a_process_of_its_own_saves_the_step_and_exits_with_143(tmp_path):
+def test_sigterm_saves_the_step_and_exits_with_143(tmp_path):
     recipe, settings = MOONS
     out = RunFolder(tmp_path / "run")
     more = ["train.steps=1000000", "train.sample_every=0", "checkpoint.every=100000"]
@@ -185,12 +185,12 @@ def test_sigterm_in_a_process_of_its_own_saves_the_step_and_exits_with_143(tmp_p
     assert f"soflow train {out.path}" in note
     saved = last(out.path)
     assert saved.problem() is None
-    # A log line comes every second step, and may have been due.
+    # Log lines come every second step, so one may have been due.
     assert saved.step - out.read_metrics()[-1]["step"] in (0, 1, 2)
 
 
 def kills(count, seed, *names):
-    """What support/kills.py counts."""
+    """The counts of support/kills.py."""
     command = [sys.executable, "-m", "support.kills", str(count), str(seed), *names]
     path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
     process = subprocess.run(
@@ -202,7 +202,7 @@ def kills(count, seed, *names):
 
 
 @pytest.mark.processes
-def test_a_run_killed_at_any_moment_ends_as_it_would_have():
+def test_a_run_killed_at_any_moment_gives_the_uninterrupted_result():
     counts = kills(3, 1, "moons")
     assert counts["kills"] == 3
     assert counts["runs that ended as they would have"] > 0
@@ -217,7 +217,7 @@ def test_fifty_kills_of_every_objective_lose_nothing():
     add_figures(kills=counts)
 
 
-def test_unfinished_files_of_a_killed_trainer_are_removed_and_no_others(tmp_path):
+def test_only_partial_files_of_a_killed_trainer_are_removed(tmp_path):
     recipe, settings = MOONS
     out = soflow.train(recipe, tmp_path / "run", settings)
     left = [out.config, out.data, out.metrics, out.samples / "step-00000004.png"]

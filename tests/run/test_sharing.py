@@ -1,4 +1,4 @@
-"""A part of a run is enough to sample: its settings, data.json and the averaged weights."""
+"""Settings, data.json and EMA weights of a run are enough to sample."""
 
 import shutil
 from pathlib import Path
@@ -17,7 +17,7 @@ from support.commands import assert_fails
 
 @pytest.fixture
 def gift(tiny_run, tmp_path):
-    """What one would send to somebody who wants to sample."""
+    """The files to send to someone who wants to sample."""
     newest = checkpoints(RunFolder(tiny_run).checkpoints)[-1].path
     place = tmp_path / "gift" / "checkpoints" / newest.name
     place.mkdir(parents=True)
@@ -33,7 +33,7 @@ def only(gift) -> Checkpoint:
     return checkpoint
 
 
-def test_it_draws_the_samples_of_the_whole_run(gift, tiny_run, inside):
+def test_it_draws_the_same_samples_as_the_whole_run(gift, tiny_run, inside):
     for place in (gift, only(gift).path):
         assert inside("sample", place, "-n", "2", "--out", gift / "two.png").returncode == 0
     assert inside("sample", gift, "-n", "2").returncode == 0  # into its own folder
@@ -46,15 +46,15 @@ def test_it_draws_the_samples_of_the_whole_run(gift, tiny_run, inside):
     assert inside("report", gift).returncode == 0
 
 
-def test_it_is_a_start_for_another_run(gift, tmp_path, caplog):
+def test_it_can_initialize_another_run(gift, tmp_path, caplog):
     caplog.set_level("INFO", "soflow")
     settings = ["train.steps=1", "train.batch_size=8", "train.sample_every=0", f"init_from={gift}"]
     folder = soflow.train(str(gift), tmp_path / "next", settings)
-    assert f"starting from the averaged weights of {gift}" in caplog.text
+    assert f"starting from the EMA weights of {gift}" in caplog.text
     assert (folder.checkpoints / "step-00000001").is_dir()
 
 
-def test_what_needs_the_rest_names_the_file(gift, inside):
+def test_other_uses_name_the_missing_file(gift, inside):
     resumed = inside("train", gift)
     assert resumed.returncode == 1
     assert "model.safetensors is missing; no checkpoint" in resumed.stderr
@@ -65,7 +65,7 @@ def test_what_needs_the_rest_names_the_file(gift, inside):
     assert_fails(inside("sample", gift), 1, "model.safetensors is damaged")
 
 
-def test_what_is_there_is_verified(gift, inside):
+def test_existing_files_are_verified(gift, inside):
     file = only(gift).path / "ema.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     assert_fails(inside("sample", gift), 1, "ema.safetensors is damaged")
@@ -75,8 +75,8 @@ def test_what_is_there_is_verified(gift, inside):
     assert_fails(inside("sample", gift), 1, "state.json is missing")
 
 
-def test_all_weights_of_an_evaluation_are_of_one_checkpoint(tiny_run, tmp_path):
-    """The newest one lacks the raw weights; those of an older one would be of another step."""
+def test_an_evaluation_uses_one_checkpoint_for_all_weights(tiny_run, tmp_path):
+    """The newest checkpoint has no raw weights. Raw weights of an older one would not match."""
     copy = RunFolder(shutil.copytree(tiny_run, tmp_path / "run"))
     newest = checkpoints(copy.checkpoints)[-1].path
     (newest / "model.safetensors").unlink()
@@ -85,7 +85,7 @@ def test_all_weights_of_an_evaluation_are_of_one_checkpoint(tiny_run, tmp_path):
         evaluate(copy.path, EvaluationSettings(weights=("ema", "raw")))
 
 
-def test_home_is_found_from_python_too(tmp_path, monkeypatch):
+def test_the_home_folder_is_expanded_in_python(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     few = ["train.steps=1", "train.batch_size=8", "train.sample_every=0", "network.width=16"]

@@ -1,4 +1,4 @@
-"""safetensors files, written one tensor at a time."""
+"""Writes safetensors files one tensor at a time."""
 
 import io
 
@@ -25,7 +25,7 @@ def written(tensors):
     return stream.getvalue()
 
 
-def test_safetensors_reads_what_was_written():
+def test_safetensors_reads_the_written_file():
     read = load(written(TENSORS))
     assert read.keys() == TENSORS.keys()
     for name, tensor in TENSORS.items():
@@ -33,16 +33,16 @@ def test_safetensors_reads_what_was_written():
         assert torch.equal(read[name], tensor)
 
 
-def test_the_file_is_as_large_as_safetensors_makes_it(tmp_path):
+def test_the_file_is_as_large_as_one_from_safetensors(tmp_path):
     contiguous = {name: tensor.contiguous() for name, tensor in TENSORS.items()}
-    assert abs(len(written(TENSORS)) - len(save(contiguous))) < 64  # how the header is spaced
+    assert abs(len(written(TENSORS)) - len(save(contiguous))) < 64  # padding of the header
     with new_file(tmp_path / "x.safetensors") as stream:
         write_tensors(stream, TENSORS)
     assert load_file(tmp_path / "x.safetensors").keys() == TENSORS.keys()
 
 
 def test_a_type_that_the_format_lacks_is_refused():
-    with pytest.raises(RunError, match=r"x is torch.complex64"):
+    with pytest.raises(RunError, match=r"x has the dtype torch.complex64"):
         written({"x": torch.zeros(2, dtype=torch.complex64)})
 
 

@@ -1,1 +1,1 @@
-"""What tests share: data, runs, exact solutions, faults."""
+"""Helpers for tests: data, runs, exact solutions, injected faults."""

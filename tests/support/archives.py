@@ -1,4 +1,4 @@
-"""Zip files and .npy files that need not be what they say."""
+"""Writes zip and .npy files whose headers can contradict their content."""
 
 import io
 import zipfile
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def write_zip(file, members, compression=zipfile.ZIP_DEFLATED):
-    """A zip file of these members, name -> bytes."""
+    """Writes a zip file. Members are given as name -> bytes."""
     with zipfile.ZipFile(file, "w", compression) as archive:
         for name, content in members.items():
             archive.writestr(name, content)
@@ -15,7 +15,7 @@ def write_zip(file, members, compression=zipfile.ZIP_DEFLATED):
 
 
 def npy(array=None, shape=None, dtype="|u1", rest=b""):
-    """The bytes of a .npy, with a shape that need not be that of its values."""
+    """Returns the bytes of a .npy file. The shape in its header can be wrong."""
     stream = io.BytesIO()
     if array is not None:
         np.save(stream, array, allow_pickle=True)

@@ -1,4 +1,4 @@
-"""A program around the library: its global settings, usual and odd, and what it sees of them."""
+"""Global settings of a program that uses the library: snapshots, and unusual settings."""
 
 import logging
 import os
@@ -13,9 +13,9 @@ import torch
 
 
 def snapshot():
-    """All global settings that a call must leave as they are, by name.
+    """Returns all global settings that a library call must not change, by name.
 
-    Without Python's own random numbers: the checks of shapes in tests draw some.
+    Python's own random state is missing, because the shape checks in tests use it.
     """
     loggers = [logging.getLogger(name) for name in (None, "soflow", "matplotlib", "PIL")]
     return {
@@ -47,13 +47,13 @@ def snapshot():
 
 
 def changes(before, after):
-    """The names of settings that differ."""
+    """Returns the names of the settings that differ."""
     return [name for name in before if before[name] != after[name]]
 
 
 @contextmanager
 def odd_settings():
-    """Float64, autocast, tensors without values, no gradients, and other random numbers."""
+    """Sets float64, autocast, the meta device, inference mode and other random states."""
     torch.manual_seed(123)
     np.random.seed(123)  # noqa: NPY002
     torch.set_default_dtype(torch.float64)

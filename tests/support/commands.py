@@ -1,10 +1,10 @@
-"""What tests of the command line share."""
+"""Helpers for tests of the command line."""
 
 
 def assert_fails(result, status, *words):
-    """The exit status, one line on stderr with those words in it, no traceback.
+    """Checks the exit status, and that stderr is one line with these words and no traceback.
 
-    The summary of the data may come before it.
+    The summary of the data may precede the line.
     """
     assert result.returncode == status, result.stderr
     assert "Traceback" not in result.stderr

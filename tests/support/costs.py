@@ -1,4 +1,4 @@
-"""Costs of steps that are known instead of measured."""
+"""Replaces measurements of step costs by known values."""
 
 from contextlib import contextmanager
 
@@ -8,7 +8,7 @@ from soflow.comparison import cost as costs
 from soflow.comparison.measure import Measurement
 from soflow.evaluation import evaluate
 
-#: By objective.
+#: Seconds per step, by objective.
 SECONDS = {
     "soflow": 3.0,
     "jump_flow": 3.3,
@@ -44,7 +44,7 @@ def measured(name):
 
 @contextmanager
 def costs_without_measuring():
-    """Measurements that take no time and have known ratios; yields the objectives asked for."""
+    """Replaces `bench` by known costs. Yields the list of objectives it was called with."""
     asked = []
 
     def bench(configs, rounds, progress, seconds):
@@ -55,7 +55,7 @@ def costs_without_measuring():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(costs, "bench", bench)
-        # Timing and diagnostics on a handful of samples: they are not what is tested here.
+        # Fewer samples for timing and diagnostics, which these tests do not check.
         patch.setattr(evaluate, "TIMED_BATCH", 5)
         patch.setattr(evaluate, "DIAGNOSTIC_POINTS", 10)
         patch.setattr(evaluate, "HEUN_STEPS", 2)

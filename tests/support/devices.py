@@ -1,4 +1,4 @@
-"""The device of tests that run on a GPU, too: benchmarks/gpu_tests.sh sets it."""
+"""The device of tests that can also run on a GPU. benchmarks/gpu_tests.sh sets it."""
 
 import os
 

@@ -1,7 +1,7 @@
-"""Closed forms to test against: the true solution map for data at a point or from a Gaussian.
+"""The exact solution map in closed form, for data at one point or from a Gaussian.
 
-They hold for every noising process: the flow keeps (x - alpha a) / sigma constant, where sigma is
-the spread at time t.
+The formulas hold for every noising process: the flow keeps (x - alpha a) / sigma constant, where
+sigma is the standard deviation at time t.
 """
 
 import torch
@@ -13,7 +13,7 @@ from soflow.symbols import across
 
 
 class Exact:
-    """F* for data N(a, c^2) in each dimension; c = 0 is data at one point."""
+    """F* for data N(a, c^2) in each dimension. c = 0 means data at one point."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Networks that predict exactly, for data of which the posterior mean is known."""
+"""Networks with exact predictions, for data with a known posterior mean."""
 
 import math
 
@@ -11,7 +11,7 @@ MIXTURE = ((-2.0, 1.0), (0.3, 0.6), (0.4, 0.6))
 
 
 def posterior_means(z, a, sigma, data):
-    """E[x_0 | z] and E[x_1 | z] of z = a x_0 + sigma x_1, in each dimension by itself."""
+    """Returns E[x_0 | z] and E[x_1 | z] for z = a x_0 + sigma x_1, independently per dimension."""
     means, deviations, weights = (torch.tensor(row, dtype=z.dtype) for row in data)
     z, a, sigma = z[..., None], a.view(-1, 1, 1), sigma.view(-1, 1, 1)
     variance = (a * deviations) ** 2 + sigma**2
@@ -23,7 +23,7 @@ def posterior_means(z, a, sigma, data):
 
 
 def exact_velocity(x, t, data):
-    """E[x_1 - x_0 | x_t] on the linear path."""
+    """Returns E[x_1 - x_0 | x_t] on the linear path."""
     x_0, x_1 = posterior_means(x, 1 - t, t, data)
     return x_1 - x_0
 
@@ -35,12 +35,12 @@ def draw_data(count, data, generator):
 
 
 def schedule(k, steps):
-    """a_k^2 of a diffusion at fractional timesteps: a cosine, nearly noise at the end."""
+    """Returns a_k^2 of a diffusion at fractional timesteps: a cosine, nearly 0 at the end."""
     return torch.cos(0.499 * math.pi * (k + 1) / steps) ** 2
 
 
 class ExactDiffusion(nn.Module):
-    """Predicts for a diffusion with the alphas of `schedule`."""
+    """An exact network for a diffusion with the alphas of `schedule`."""
 
     def __init__(self, prediction, data, steps=1000):
         super().__init__()
@@ -56,7 +56,7 @@ class ExactDiffusion(nn.Module):
 
 
 class ExactFlow(nn.Module):
-    """Predicts for the linear path, with noise at time `scale`, or at time 0 if reversed."""
+    """An exact network for the linear path, with noise at time `scale`, or at 0 if reversed."""
 
     def __init__(self, prediction, data, scale=1.0, reverse=False):
         super().__init__()

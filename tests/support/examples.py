@@ -1,4 +1,4 @@
-"""The examples, as modules."""
+"""Imports the scripts in examples/."""
 
 import importlib.util
 from pathlib import Path
@@ -8,7 +8,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def example(name: str) -> ModuleType:
-    """The module of examples/NAME.py."""
+    """Returns examples/NAME.py as a module."""
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None

@@ -1,6 +1,6 @@
-"""A disk that fails: it wraps Python's writing below one folder, and lets one operation fail.
+"""A simulated disk on which one operation below a folder fails.
 
-Operations are counted: opening a file to write, write, flush, fsync, mkdir, rename, removal.
+Counted operations: opening a file for writing, write, flush, fsync, mkdir, rename, removal.
 """
 
 import builtins
@@ -18,10 +18,11 @@ CALLS = ("mkdir", "replace", "rename", "fsync", "rmdir", "unlink", "remove", "op
 
 
 class Disk:
-    """Counts the operations below `root`, and lets number `at`, counted from 0, fail.
+    """Counts the operations below `root`. Operation number `at`, counted from 0, fails.
 
-    With `lasting` all later writes fail, too. A failed write leaves half of its bytes; a short one
-    returns how many, as the system does, and raises nothing.
+    With `lasting`, all later writes also fail. A failed write writes half of its bytes. A short
+    write also writes half, but returns the number of bytes like the operating system and raises
+    nothing.
     """
 
     def __init__(self, root, at=None, fault=ENOSPC, lasting=False):
@@ -31,11 +32,11 @@ class Disk:
     def concerns(self, path, dir_fd=None):
         if not isinstance(path, str | os.PathLike):
             return False
-        folder = f"/proc/self/fd/{dir_fd}" if dir_fd is not None else ""  # as rmtree names it
+        folder = f"/proc/self/fd/{dir_fd}" if dir_fd is not None else ""  # rmtree's form
         return os.path.realpath(os.path.join(folder, path)).startswith(self.root)
 
     def goes_wrong(self, what):
-        """Counts an operation; returns whether it fails. A full disk still allows removals."""
+        """Counts an operation. Returns whether it fails. A full disk still allows removals."""
         number = len(self.operations)
         self.operations.append(what)
         if self.at is None or (self.fault == SHORT and what != "write"):
@@ -52,7 +53,7 @@ class Disk:
 
     @contextmanager
     def in_place(self):
-        """Inside the block, everything below the root goes through this disk."""
+        """Inside the block, all operations below the root use this disk."""
         real_open, threads_open = io.open, builtins.open
         with pytest.MonkeyPatch.context() as patch:
 
@@ -88,7 +89,7 @@ class Disk:
 
 
 class Stream:
-    """An open file whose writes are operations of the disk."""
+    """An open file. Its writes are operations of the disk."""
 
     def __init__(self, disk, stream):
         self.disk, self.stream = disk, stream
@@ -129,7 +130,7 @@ class Stream:
 
 
 def operations(root, work):
-    """The operations of `work` below a folder."""
+    """Returns the operations that `work` performs below a folder."""
     with Disk(root).in_place() as disk:
         work()
     return disk.operations

@@ -1,11 +1,11 @@
-"""A device without float64, in place of one that is not at hand."""
+"""Simulates a device without float64."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class NoFloat64(TorchDispatchMode):
-    """Every tensor in float64 fails, as on Apple's GPUs."""
+    """Operations that create a float64 tensor fail, as on Apple's GPUs."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))

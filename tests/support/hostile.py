@@ -1,7 +1,7 @@
-"""Files that are damaged or made to do harm, and what reads them.
+"""Attacks with damaged and malicious files.
 
-Each attack tries many and returns how many. A file must be read, or refused by an InputError or
-RunError of one line; anything else fails the attack.
+Each attack tries many files and returns their number. A file must be read, or rejected with an
+InputError or RunError of one line. Any other outcome fails the attack.
 """
 
 import io
@@ -40,12 +40,12 @@ TINY = [
     "network.width=8", "network.depth=1", "network.heads=2", "network.patch=4",
     "data.num_classes=2", "objective.guidance.scale=1",
 ]  # fmt: skip
-#: Letters that mean something in YAML, and some that no terminal should see.
+#: Characters with a meaning in YAML, and characters that must not reach a terminal.
 LETTERS = "[]{}:,&*!|>-?'\"%@`#~<= \n\t.0123456789abxeEinftrulynos\x1b\x00\u202e\ud800"
 
 
 class Canary:
-    """Makes a folder when it is unpickled."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -55,7 +55,7 @@ class Canary:
 
 
 def withstands(work: Callable[[], object]) -> object:
-    """What the work returns, or None after one of our errors of bounded length."""
+    """Returns the result of `work`, or None after an InputError or RunError of bounded length."""
     try:
         return work()
     except (InputError, RunError) as error:
@@ -64,7 +64,7 @@ def withstands(work: Callable[[], object]) -> object:
 
 
 def damage(content: bytes, draw: random.Random) -> bytes:
-    """The same bytes, cut short, flipped, overwritten, repeated or with others inserted."""
+    """Returns the bytes truncated, flipped, overwritten, repeated or with insertions."""
     changed = bytearray(content)
     for _ in range(draw.choice([1, 1, 2, 8])):
         place = draw.randrange(len(changed) + 1)
@@ -85,7 +85,7 @@ def damage(content: bytes, draw: random.Random) -> bytes:
 
 
 def rezipped(content: bytes, draw: random.Random, only: str = "") -> bytes:
-    """A zip file with one of its members damaged, and checksums that are right again."""
+    """Returns a zip file with one damaged member and matching checksums."""
     stream = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as archive, zipfile.ZipFile(stream, "w") as made:
         victim = draw.choice([name for name in archive.namelist() if name.endswith(only)])
@@ -98,7 +98,7 @@ def rezipped(content: bytes, draw: random.Random, only: str = "") -> bytes:
 def attack_files(
     count: int, file: Path, wholes: list[bytes], work: Callable[[], object], only: str = ""
 ) -> int:
-    """`count` damaged versions of whole files; of zip files every other inside."""
+    """Returns `count` damaged versions of files. In every other zip file, a member is damaged."""
     draw = random.Random(0)
     for number in range(count):
         whole = wholes[number % len(wholes)]
@@ -146,7 +146,7 @@ keys = some.sampled_from([*known_keys(), "data", "network", "objective", "train"
 
 
 def attack_configuration(count: int) -> int:
-    """Random keys and values: as plain values, in a YAML file's text, and as overrides."""
+    """Tries random keys and values: as Python values, in YAML files, and as overrides."""
     tried = 0
     whole = read_recipe("digits").model_dump(mode="json")
 
@@ -186,7 +186,7 @@ def attack_configuration(count: int) -> int:
 
 
 def attack_yaml(count: int, folder: Path) -> int:
-    """A recipe's file, damaged, and texts of YAML's own letters."""
+    """Tries damaged recipe files, and texts of YAML's special characters."""
     file, draw = folder / "recipe.yaml", random.Random(0)
     whole = dump(read_recipe("digits", TINY)).encode()
     for number in range(count):
@@ -199,7 +199,7 @@ def attack_yaml(count: int, folder: Path) -> int:
 
 
 def attack_npz(count: int, folder: Path) -> int:
-    """Arrays as images to train on, as samples and as a reference, damaged outside and inside."""
+    """Tries damaged .npz files as training data, as samples and as a reference."""
     wholes, file = [], folder / "arrays.npz"
     pixels = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), dtype=np.uint8)
     for save in (np.savez, np.savez_compressed):
@@ -225,14 +225,14 @@ def attack_npz(count: int, folder: Path) -> int:
 
 
 def attack_safetensors(count: int, folder: Path) -> int:
-    """Weights in safetensors to begin a run with, damaged."""
+    """Tries damaged safetensors files in `init_from`."""
     file, network = folder / "weights.safetensors", make_network(read_recipe("digits", TINY))
     save_file(network.state_dict(), file)
     return attack_files(count, file, [file.read_bytes()], lambda: load_pretrained(network, file))
 
 
 def attack_checkpoints(count: int, folder: Path) -> int:
-    """Files of torch.save to import and to begin with, new and old, damaged outside and inside."""
+    """Tries damaged torch.save files, old and new format, in import and `init_from`."""
     file, network = folder / "checkpoint.pt", make_network(read_recipe("digits", TINY))
     state = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
     optimizer = torch.optim.AdamW(network.parameters()).state_dict()
@@ -252,7 +252,7 @@ def attack_checkpoints(count: int, folder: Path) -> int:
 
 
 def attack_images(count: int, folder: Path) -> int:
-    """Image files as samples and as training data, damaged."""
+    """Tries damaged image files as samples and as training data."""
     wholes, file = [], folder / "image.png"
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8))
     for form in ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"):
@@ -263,7 +263,7 @@ def attack_images(count: int, folder: Path) -> int:
     def trained_on() -> None:
         try:
             decode(lambda: open_image(file), (8, 8), 3)
-        except Exception as error:  # every one counts as an unreadable image
+        except Exception as error:  # every file counts as an unreadable image
             raise InputError(f"{file}: {type(error).__name__}") from None
 
     def work() -> None:
@@ -275,7 +275,7 @@ def attack_images(count: int, folder: Path) -> int:
 
 
 def attack_json(count: int, file: Path, work: Callable[[], object]) -> int:
-    """A file of JSON in which something, anywhere, was replaced, removed or damaged."""
+    """Returns a JSON file in which one value was replaced, removed or damaged."""
     whole, draw = file.read_bytes(), random.Random(0)
     strange = [
         None,
@@ -311,7 +311,7 @@ def attack_json(count: int, file: Path, work: Callable[[], object]) -> int:
 
 
 def attack_latents(count: int, folder: Path) -> int:
-    """The index and the plan of latents with good rows."""
+    """Tries damaged indices and plans of latents with valid rows."""
     folder.mkdir()
     rows = np.abs(np.random.default_rng(0).normal(size=(4, 8, 2, 2))).astype(np.float32)
     write_latents(folder, rows)

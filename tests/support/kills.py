@@ -1,13 +1,16 @@
-"""Kills training with -9 again and again, and checks that the result is that of a run left alone.
+"""Kills training repeatedly with SIGKILL, and compares the result with an uninterrupted run.
 
     PYTHONPATH=tests python -m support.kills [KILLS [SEED [RUN ...]]]
 
-RUN is a name in support/whole_runs.py; by default, all of them in turn. A run is started, killed at
-a moment that the seed chooses, and started again until it finishes. Then everything that it left is
-compared with an uninterrupted run, and the next run begins. Moments are of three kinds: at the n-th
-call of a Python function; within the n-th operation on the disk, with half of the bytes written;
-and after some milliseconds. Some lives end by SIGTERM at such a call instead, so that the next one
-begins in the middle of what follows a step. This process only forks: a child has its imports made.
+RUN is a name in support/whole_runs.py. The default is all of them in turn. A run is started, killed
+at a moment that the seed chooses, and started again until it finishes. Then all its files are
+compared with an uninterrupted run, and the next run starts.
+
+There are three kinds of moments: the n-th call of a Python function; the middle of the n-th disk
+operation, with half of the bytes written; and a number of milliseconds. Some processes are stopped
+by SIGTERM instead, so that the next process resumes in the middle of the work after a step.
+
+This process only forks. Children inherit the imported modules.
 """
 
 import json
@@ -30,11 +33,11 @@ from support.faults import KILL, Disk, operations
 from support.whole_runs import WHOLE, assert_same_run
 
 KINDS = ("call", "disk", "clock", "term")
-LIVES = 5  # of one run that are cut short, at most
+LIVES = 5  # the largest number of interrupted processes per run
 
 
 def in_child(work):
-    """Does `work` in a child of this process, and returns its process number."""
+    """Runs `work` in a forked child. Returns the process ID."""
     child = os.fork()
     if child == 0:
         try:
@@ -47,7 +50,7 @@ def in_child(work):
 
 
 def ended(child, after=None):
-    """The exit status of the child, or -9; `after` so many seconds it is killed from here."""
+    """Waits for the child and returns its exit status. Kills it `after` that many seconds."""
     if after is not None:
         time.sleep(after)
         os.kill(child, signal.SIGKILL)
@@ -60,7 +63,7 @@ def train(name, out):
 
 
 def calls(work, until=None, signum=signal.SIGKILL):
-    """Counts calls of Python functions during `work`; sends a signal at one of them."""
+    """Counts calls of Python functions during `work`. Sends a signal at one of them."""
     number = 0
 
     def count(frame, event, argument):
@@ -79,7 +82,7 @@ def calls(work, until=None, signum=signal.SIGKILL):
 
 
 def measure(name, out, file):
-    """Trains to the end; notes the calls, disk operations and seconds of a whole life."""
+    """Trains to the end. Counts calls, disk operations and seconds of the uninterrupted run."""
     start = time.monotonic()
     train(name, out)
     seconds = time.monotonic() - start
@@ -92,7 +95,7 @@ def measure(name, out, file):
 
 
 def live(name, out, kind, moment, saving):
-    """A life of a run, up to a moment or its end. `saving` exists while it writes a checkpoint."""
+    """Runs one process until a chosen moment or its end. `saving` exists during a checkpoint."""
     real = checkpoint_manager.save_checkpoint
 
     def noting(*arguments):
@@ -116,7 +119,7 @@ def live(name, out, kind, moment, saving):
 
 
 def main(kills=50, seed=0, *names):
-    """Kills so many times and returns counts. Raises AssertionError if anything was lost."""
+    """Kills `kills` processes and returns counts. Raises AssertionError if a run differs."""
     torch.set_num_threads(1)  # threads do not survive a fork
     chance = random.Random(seed)
     names, folder = names or tuple(WHOLE), Path(tempfile.mkdtemp())
@@ -134,7 +137,7 @@ def main(kills=50, seed=0, *names):
             saving.unlink(missing_ok=True)
             child = in_child(lambda: live(name, out, kind, int(moment), saving))  # noqa: B023
             status = ended(child, after=moment if kind == "clock" else None)
-            # -15: SIGTERM before there was anything to save
+            # -15: SIGTERM before there was a checkpoint to write
             assert status in (0, -9, 143, -15), f"{out} ended with {status}"
             counts["stops by SIGTERM"] += status in (143, -15)
             if status == -9:

@@ -8,7 +8,7 @@ from support.settings import TINY_DIT
 
 
 def random_dit(double=True):
-    """A DiT of the digits recipe whose outputs depend on all inputs."""
+    """A DiT of the recipe digits whose outputs depend on all inputs."""
     network = make_network(read_recipe("digits", TINY_DIT))
     for parameter in network.parameters():
         if parameter.requires_grad:

@@ -1,4 +1,4 @@
-"""A network and an objective such as users write."""
+"""A network and an objective as users write them."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -26,7 +26,7 @@ class OwnNet(nn.Module):
 
 @dataclass(frozen=True)
 class OwnObjective:
-    """Flow matching by hand."""
+    """Flow matching, written from scratch."""
 
     samplers: ClassVar = ("heun",)
     whole_network: ClassVar = False

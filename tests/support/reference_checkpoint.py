@@ -1,4 +1,4 @@
-"""Checkpoints of the reference implementation, made on the spot, and the YAML files beside them."""
+"""Generates checkpoints and YAML files of the reference implementation."""
 
 import torch
 import yaml
@@ -14,7 +14,7 @@ DIT_YAML = {
     "data_size": 8,
     "velocity_loss_ratio": 0.5,
     "p": 0.9,
-    "eps": "2e-2",  # what a YAML reader makes of 2e-2
+    "eps": "2e-2",  # YAML readers return a string for 2e-2
     "time_mean": [-0.1, -0.2, 0.3],
     "time_std": [1.1, 1.2, 1.3],
     "cfg_scale": 1.7,
@@ -56,7 +56,7 @@ UNET_YAML = {
 
 
 def reference_content(**changes):
-    """A small checkpoint of the reference implementation, as a dict."""
+    """Returns the content of a small checkpoint of the reference implementation."""
     network = DiT((1, 8, 8), 10, 4, 48, 1, 4)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
     sum(p.square().sum() for p in network.parameters() if p.requires_grad).backward()
@@ -80,6 +80,6 @@ def write_reference(folder, content=None, settings=None):
 
 
 def imported(folder, content=None, settings=None, **options):
-    """What import makes of this checkpoint: the run folder is `folder`/run."""
+    """Imports this checkpoint into the run directory `folder`/run."""
     files = write_reference(folder, content, settings)
     return import_checkpoint(*files, folder / "run", **{"heads": 4, **options})

@@ -1,4 +1,4 @@
-"""Resuming, shared by tests."""
+"""Helper for tests that resume a run."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from soflow.run.folder import RunFolder
 
 
 def train_and_resume(settings: list[str], out: Path) -> RunFolder:
-    """Trains digits for 4 steps, damages the last checkpoint, and resumes to the same bits."""
+    """Trains digits for 4 steps, damages the last checkpoint, and checks the resumed checkpoint."""
     folder = soflow.train("digits", out, settings)
     last = folder.checkpoints / "step-00000004" / "model.safetensors"
     whole = last.read_bytes()

@@ -1,4 +1,4 @@
-"""Small data: images as files, arrays and parquet, and autoencoders of diffusers' own classes."""
+"""Small datasets as files, arrays and parquet, and small autoencoders of diffusers."""
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ def pixels(count, shape=(12, 12, 3), seed=0):
 
 
 def write_folder(root, arrays, names=NAMES, ending="png"):
-    """Images with classes in turn, as subfolders; without names all in one folder."""
+    """Writes images into one subfolder per class, in turn; without names, into one folder."""
     for i, array in enumerate(arrays):
         folder = root / names[i % len(names)] if names else root
         folder.mkdir(parents=True, exist_ok=True)
@@ -22,7 +22,7 @@ def write_folder(root, arrays, names=NAMES, ending="png"):
 
 
 def write_parquet(folder, arrays, split="train", label=True, **more):
-    """A parquet file of PNGs, labels in turn."""
+    """Writes a parquet file of PNGs with labels in turn."""
     folder.mkdir(exist_ok=True)
     columns = {"picture": [Pillow.fromarray(array) for array in arrays], **more}
     kinds = {"picture": Image(), **{name: Value("string") for name in more}}
@@ -38,7 +38,7 @@ def write_parquet(folder, arrays, split="train", label=True, **more):
 
 
 def make_vae(folder, channels=3, latents=4, seed=0):
-    """AutoencoderKL that halves images; its weights are random."""
+    """An AutoencoderKL with random weights that halves the image size."""
     from diffusers import AutoencoderKL
 
     torch.manual_seed(seed)
@@ -58,7 +58,7 @@ def make_vae(folder, channels=3, latents=4, seed=0):
 
 
 def make_tiny_vae(folder):
-    """AutoencoderTiny, which has no posterior."""
+    """An AutoencoderTiny, which has no posterior."""
     from diffusers import AutoencoderTiny
 
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""One step of an objective on digits-like data, from fixed random numbers."""
+"""One step of an objective on data shaped like digits, with fixed random numbers."""
 
 import torch
 
@@ -8,7 +8,7 @@ from soflow.symbols import Batch
 
 
 def prepare(settings):
-    """A network none of whose weights is zero, and its loss as a function without arguments."""
+    """Returns a network without zero weights, and its loss as a function without arguments."""
     config = read_recipe("digits", settings)
     torch.manual_seed(0)
     network, objective = make_network(config), make_objective(config)

@@ -1,4 +1,4 @@
-"""Progress for tests: what happens at a step of training."""
+"""Progress displays for tests, which call a function at each training step."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ from soflow.system.progress import Task
 
 
 class AtEachStep(Task):
-    """Calls a function with the number of steps done."""
+    """Calls a function with the number of completed steps."""
 
     def __init__(self, call):
         self.call = call
@@ -28,5 +28,5 @@ def at_each_step(call):
 
 
 def stop_at(step, signum=signal.SIGINT):
-    """A Progress that sends this process a signal after a step, as Ctrl-C would."""
+    """A Progress that sends this process a signal after a step, like Ctrl-C."""
     return at_each_step(lambda done: os.kill(os.getpid(), signum) if done == step else None)

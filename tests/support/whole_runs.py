@@ -1,4 +1,4 @@
-"""Runs to stop and to damage, and what it means that nothing was lost."""
+"""Runs to interrupt and to damage, and checks that two runs are equal."""
 
 import fcntl
 import json
@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from soflow.run.checkpoint import checkpoints
 from soflow.run.folder import RunFolder
 
-#: With everything that has state or chance: dropout, augmentation, microbatches, warm-up, the
-#: schedule of r, averages in float64 every second step.
+#: Uses everything with state or randomness: dropout, augmentation, microbatches, warm-up, the
+#: schedule of r, and float64 EMA weights every second step.
 UNET = [
     "data.num_classes=0", "data.augment=0.5",
     "network.name=unet", "network.model_channels=16", "network.blocks=1",
@@ -38,7 +38,7 @@ def unguided(name):
     return [] if name == "consistency" else ["objective.guidance.scale=1"]
 
 
-#: Name -> recipe and settings.
+#: Name -> (recipe, settings).
 WHOLE = {
     **{
         f"unet {name}": ("digits", [f"objective.name={name}", *unguided(name), *UNET, *SHORT])
@@ -55,7 +55,7 @@ CLOCK = {"seconds", "steps_per_second", "samples_per_second"}
 
 
 def without_clock(folder):
-    """The lines of a run's metrics.jsonl without what the clock says."""
+    """Returns the lines of metrics.jsonl without measured times."""
     return [
         {name: value for name, value in line.items() if name not in CLOCK}
         for line in folder.read_metrics()
@@ -63,7 +63,7 @@ def without_clock(folder):
 
 
 def assert_same_tensors(one, two):
-    """Weights, averages and optimizer of two checkpoints are the same, bit for bit."""
+    """Checks that weights, EMA weights and optimizer of two checkpoints are bitwise equal."""
     for name in ("model.safetensors", "ema.safetensors"):
         tensors = [load_file(checkpoint.path / name) for checkpoint in (one, two)]
         assert tensors[0].keys() == tensors[1].keys()
@@ -77,7 +77,7 @@ def assert_same_tensors(one, two):
 
 
 def assert_same_run(one, two, last_only=False, config=True):
-    """Two runs left the same, bit for bit but for the clock: checkpoints, log and samples."""
+    """Checks that checkpoints, log and samples of two runs are equal, except for measured times."""
     one, two = RunFolder(Path(one)), RunFolder(Path(two))
     kept = [checkpoints(run.checkpoints)[-1 if last_only else 0 :] for run in (one, two)]
     assert [c.step for c in kept[0]] == [c.step for c in kept[1]]
@@ -103,7 +103,7 @@ def assert_same_run(one, two, last_only=False, config=True):
 
 
 def add_figures(**figures):
-    """Adds what a long test counted to the JSON file that SOFLOW_FIGURES names, if it is set."""
+    """Adds counts of a long test to the JSON file in SOFLOW_FIGURES, if it is set."""
     if file := os.environ.get("SOFLOW_FIGURES"):
         with open(file, "a+") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)

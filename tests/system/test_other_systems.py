@@ -1,4 +1,4 @@
-"""What only some systems have is not needed: other systems, by taking it away."""
+"""Simulates other operating systems by removing functions that they lack."""
 
 import ast
 import errno
@@ -30,7 +30,7 @@ from support.float64 import NoFloat64
 from support.settings import TINY_DIT
 
 SOURCES = sorted(Path(soflow.__file__).parent.rglob("*.py"))
-#: Modules and functions that Windows lacks, or whose meaning differs there.
+#: Modules and functions that are missing or behave differently on Windows.
 POSIX_MODULES = {"fcntl", "grp", "pty", "pwd", "resource", "select", "termios", "tty"}
 POSIX_CALLS = {
     "os": {
@@ -58,7 +58,7 @@ def images(folder, count=9):
 # Files and processes
 
 
-def test_no_source_calls_what_only_posix_has():
+def test_no_source_calls_posix_only_functions():
     found = []
     for file in SOURCES:
         tree = ast.parse(file.read_text(encoding="utf-8"))
@@ -79,7 +79,7 @@ def test_no_source_calls_what_only_posix_has():
 
 
 def test_every_text_file_is_read_as_utf_8():
-    """The default is another encoding on Windows."""
+    """The default encoding on Windows is not UTF-8."""
     found = []
     for file in SOURCES:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -125,7 +125,7 @@ def test_both_ends_of_a_file_are_fingerprinted(tmp_path):
     assert ends(str(file), len(content)) in seen  # the middle is not read
 
 
-def test_on_windows_the_time_of_modification_says_when_a_file_changed(tmp_path, monkeypatch):
+def test_on_windows_the_modification_time_shows_changes(tmp_path, monkeypatch):
     (tmp_path / "file").write_bytes(b"")
     file = file_of("file", (tmp_path / "file").stat())._replace(changed=1, modified=2)
     assert last_change(file) == 1
@@ -135,25 +135,25 @@ def test_on_windows_the_time_of_modification_says_when_a_file_changed(tmp_path, 
 
 def test_peak_memory_is_known_without_the_module_resource(monkeypatch):
     monkeypatch.setitem(sys.modules, "resource", None)
-    monkeypatch.setattr(measure.Path, "is_file", lambda path: False)  # and without /proc
+    monkeypatch.setattr(measure.Path, "is_file", lambda path: False)  # also without /proc
     assert measure.peak_bytes(torch.device("cpu")) > 10**7
 
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP])
-def test_file_systems_that_flush_no_folders_can_be_written(code, tmp_path, monkeypatch):
+def test_folders_that_cannot_be_flushed_are_supported(code, tmp_path, monkeypatch):
     def refuse(descriptor):
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "fsync", refuse)
     assert flush_folder(tmp_path) is None
-    code = errno.EIO  # a fault of the disk is one everywhere
+    code = errno.EIO  # a disk error is an error on every system
     with pytest.raises(OSError, match=r"\[Errno 5\]"):
         flush_folder(tmp_path)
 
 
 @pytest.mark.parametrize("ending", [".png", ".npz", ""])
-def test_no_file_is_removed_while_it_is_mapped(ending, tiny_run, tmp_path, monkeypatch):
-    """Windows refuses that."""
+def test_no_memory_mapped_file_is_removed(ending, tiny_run, tmp_path, monkeypatch):
+    """Windows does not allow it."""
     remove, removed = sampling_workflow.shutil.rmtree, []
 
     def checked(folder):
@@ -168,7 +168,7 @@ def test_no_file_is_removed_while_it_is_mapped(ending, tiny_run, tmp_path, monke
     assert len(removed) == 1
 
 
-def test_letters_that_a_pipe_cannot_take_become_escapes():
+def test_characters_that_a_pipe_cannot_encode_are_escaped():
     program = (
         "import sys, soflow.cli.main as main, soflow.__main__ as program\n"
         "main.run = lambda arguments: print('caf\\u00e9')\n"
@@ -218,9 +218,9 @@ def test_no_sampler_needs_float64(sampler, tiny_run):
     assert samples.dtype == torch.float32
 
 
-def test_an_average_in_float64_is_refused_where_there_is_none():
+def test_float64_ema_weights_are_rejected_without_float64():
     network = torch.nn.Linear(2, 2)
     with NoFloat64():
         Ema(network)
-        with pytest.raises(InputError, match=r"ema\.float64=true.*ema\.float64=false"):
+        with pytest.raises(InputError, match=r"ema\.float64 is true.*ema\.float64=false"):
             Ema(network, float64=True)

@@ -1,4 +1,4 @@
-"""What is missing is named with a command that installs it and keeps torch."""
+"""Missing packages are named with an install command that keeps torch."""
 
 import re
 import shlex
@@ -23,7 +23,7 @@ def missing_tracker():
 
 
 @pytest.mark.parametrize("missing", [missing_package, missing_tracker])
-def test_advice_keeps_the_torch_that_is_installed(missing):
+def test_install_advice_keeps_the_installed_torch(missing):
     with pytest.raises(InputError, match="pip install") as found:
         missing()
     words = shlex.split(str(found.value).partition("pip install")[2])
@@ -32,7 +32,7 @@ def test_advice_keeps_the_torch_that_is_installed(missing):
 
 
 def test_every_advice_keeps_torch():
-    """In the sources one function gives it; the documentation gives the constraints."""
+    """Sources use one function for it. The documentation uses the constraints file."""
     sources = [file for file in (ROOT / "src").rglob("*.py") if "pip install" in file.read_text()]
     assert [file.name for file in sources] == ["packages.py"]
     for page in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")):

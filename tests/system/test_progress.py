@@ -1,4 +1,4 @@
-"""Progress on a terminal and elsewhere, and notes beside it."""
+"""Progress and notes, on a terminal and elsewhere."""
 
 import io
 import logging
@@ -17,14 +17,14 @@ class Terminal(io.StringIO):
         return True
 
     def lines(self):
-        """Lines and redrawn lines, without control sequences."""
+        """Returns lines and redrawn lines without control sequences."""
         text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", self.getvalue())
         return [line.rstrip() for line in re.split(r"[\r\n]+", text) if line.strip()]
 
 
 @pytest.fixture
 def open_terminal(monkeypatch):
-    """Puts a terminal in place of stderr, within the test: pytest replaces stderr before it."""
+    """Replaces stderr by a terminal inside the test, because pytest replaces stderr before it."""
 
     def call():
         monkeypatch.setenv("TERM", "xterm")
@@ -36,7 +36,7 @@ def open_terminal(monkeypatch):
 
 @pytest.fixture
 def notes():
-    """Notes are shown; afterwards loggers are as before."""
+    """Shows notes. Loggers are restored afterwards."""
     logger = logging.getLogger("soflow")
     before = list(logger.handlers), logger.propagate, logger.level
     logs.show_notes()
@@ -47,7 +47,7 @@ def notes():
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that a test sets."""
+    """A clock set by the test."""
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     return now
@@ -78,7 +78,7 @@ def test_notes_appear_above_the_bar(open_terminal, notes):
     assert "a milestone" not in lines
 
 
-def test_work_inside_other_work_has_a_bar_of_its_own(open_terminal):
+def test_nested_work_has_its_own_bar(open_terminal):
     terminal = open_terminal()
     with progress.track("outer", 3) as outer:
         for i in range(3):
@@ -92,7 +92,7 @@ def test_work_inside_other_work_has_a_bar_of_its_own(open_terminal):
         assert text in shown
 
 
-def test_an_error_ends_the_bar(open_terminal):
+def test_an_error_closes_the_bar(open_terminal):
     terminal = open_terminal()
     with pytest.raises(KeyError), progress.track("outer", 3):
         raise KeyError
@@ -132,7 +132,7 @@ def test_milestones_are_lines_without_a_terminal(capsys):
 
 
 @pytest.mark.parametrize("show", [progress.silent, progress.track])
-def test_nothing_is_shown_silently_or_by_other_processes(show, open_terminal, monkeypatch):
+def test_nothing_is_shown_if_silent_or_in_other_processes(show, open_terminal, monkeypatch):
     terminal = open_terminal()
     if show is progress.track:
         monkeypatch.setenv("RANK", "1")

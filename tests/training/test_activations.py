@@ -1,4 +1,4 @@
-"""Checkpointed activations: the same gradients, less kept, and no Jacobian-vector products."""
+"""Activation checkpointing gives the same gradients with less memory."""
 
 import pytest
 import torch
@@ -20,13 +20,13 @@ CHECKPOINTED = "train.checkpoint_activations=true"
 
 
 def step(settings, checkpointed):
-    """The loss, all gradients, and the bytes that the forward pass kept."""
+    """Returns the loss, all gradients, and the bytes kept by the forward pass."""
     network, loss_of = prepare(settings)
     if checkpointed:
         checkpoint_blocks(network)
     network.train()
     kept = []
-    torch.manual_seed(1)  # of dropout
+    torch.manual_seed(1)  # for dropout
     with saved_tensors_hooks(lambda tensor: kept.append(tensor.nbytes) or tensor, lambda x: x):
         loss = loss_of()
     loss.backward()
@@ -35,7 +35,7 @@ def step(settings, checkpointed):
 
 @pytest.mark.parametrize("name", ["soflow", "flow_matching", "shortcut", "consistency"])
 @pytest.mark.parametrize("network", ["dit", "in context", "unet"])
-def test_gradients_are_the_same_and_less_is_kept(name, network):
+def test_gradients_are_equal_and_memory_is_smaller(name, network):
     chosen = {
         "dit": TINY_DIT,
         "in context": ["network.name=in_context_dit", *TINY_DIT],
@@ -50,14 +50,14 @@ def test_gradients_are_the_same_and_less_is_kept(name, network):
     assert fewer < kept / 2
 
 
-def test_a_run_may_go_on_with_it(tmp_path):
+def test_a_run_can_resume_with_it(tmp_path):
     whole = soflow.train("digits", tmp_path / "whole", [*DIT, *SHORT], progress=silent)
     other = soflow.train("digits", tmp_path / "x", [*DIT, *SHORT, CHECKPOINTED], progress=silent)
     last = [checkpoints(run.checkpoints)[-1] for run in (whole, other)]
     assert_same_tensors(*last)
 
 
-def test_estimates_count_what_is_kept_and_computed_again():
+def test_estimates_count_kept_and_recomputed_activations():
     kept, fewer = (
         kept_for_backward(read_recipe("digits", [*TINY_DIT, "network.depth=4", *more]), 16)
         for more in ([], [CHECKPOINTED])
@@ -65,7 +65,7 @@ def test_estimates_count_what_is_kept_and_computed_again():
     assert fewer < kept / 4
 
 
-def test_where_it_does_not_work_it_is_refused():
+def test_it_is_rejected_where_it_does_not_work():
     with pytest.raises(InputError, match=r"checkpoint_activations.*mean_flow"):
         read_recipe("digits", [CHECKPOINTED, "objective.name=mean_flow"])
     with pytest.raises(InputError, match="Linear"):

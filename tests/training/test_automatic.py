@@ -1,4 +1,4 @@
-"""precision=auto and compile=auto: what they choose, and that a run keeps it."""
+"""The choices of precision=auto and compile=auto, which a run keeps."""
 
 import logging
 from types import SimpleNamespace
@@ -22,7 +22,7 @@ TRAIN = [*TINY_DIT, "train.steps=2", "train.batch_size=8", "train.sample_every=0
 
 @pytest.fixture
 def bfloat16(monkeypatch):
-    """A processor that computes bfloat16 at a speed relative to float32: calling it sets this."""
+    """Sets the speed of bfloat16 relative to float32 on a simulated processor."""
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
 
     def set_speed(speed):
@@ -32,7 +32,7 @@ def bfloat16(monkeypatch):
 
 
 @pytest.mark.parametrize(("speed", "chosen"), [(0.5, "fp32"), (1.2, "fp32"), (1.4, "bf16")])
-def test_a_cpu_computes_in_bfloat16_if_its_products_are_faster_so(speed, chosen, bfloat16):
+def test_a_cpu_uses_bfloat16_if_its_products_are_faster(speed, chosen, bfloat16):
     bfloat16(speed)
     config, note = resolve(read_recipe("digits"), CPU)
     assert (config.precision, config.compile) == (chosen, False)
@@ -48,7 +48,7 @@ def test_a_cpu_computes_in_bfloat16_if_its_products_are_faster_so(speed, chosen,
         ((7, 5), COMPILE_STEPS, ("fp32", True)),
     ],
 )
-def test_a_gpu_computes_in_bfloat16_and_compiles_long_runs(capability, steps, chosen, monkeypatch):
+def test_a_gpu_uses_bfloat16_and_compiles_long_runs(capability, steps, chosen, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(automatic, "can_compile", lambda: True)
@@ -58,8 +58,8 @@ def test_a_gpu_computes_in_bfloat16_and_compiles_long_runs(capability, steps, ch
     assert resolve(read_recipe("digits", [f"train.steps={steps}"]), GPU)[0].compile is False
 
 
-def test_what_cannot_be_compiled_is_not(monkeypatch):
-    """A network without repeated blocks, and an objective with a derivative of its own."""
+def test_other_code_is_not_compiled(monkeypatch):
+    """A network without repeated blocks, and an objective with its own derivative."""
     monkeypatch.setattr(automatic, "can_compile", lambda: True)
     settings = [*TINY_DIT, f"train.steps={COMPILE_STEPS}"]
     assert automatic.choose_compile(read_recipe("digits", settings), GPU)
@@ -71,13 +71,13 @@ def test_what_cannot_be_compiled_is_not(monkeypatch):
     assert not automatic.choose_compile(meanflow, GPU)
 
 
-def test_what_is_set_stays(bfloat16):
+def test_explicit_settings_are_kept(bfloat16):
     bfloat16(9.0)
     config = read_recipe("digits", ["precision=tf32", "compile=true"])
     assert resolve(config, CPU) == (config, "")
 
 
-def test_a_run_records_what_was_chosen_and_keeps_it(bfloat16, tmp_path, caplog):
+def test_a_run_records_the_choice_and_keeps_it(bfloat16, tmp_path, caplog):
     caplog.set_level(logging.INFO, "soflow")
     bfloat16(1.5)
     train("digits", tmp_path, TRAIN)
@@ -90,7 +90,7 @@ def test_a_run_records_what_was_chosen_and_keeps_it(bfloat16, tmp_path, caplog):
         train(read_recipe("digits", [*TRAIN, "precision=fp32"]), tmp_path)
 
 
-def test_a_run_that_was_imported_has_no_choice_to_keep(bfloat16):
+def test_an_imported_run_has_no_choice_to_keep(bfloat16):
     bfloat16(1.5)
     config, note = resolve(read_recipe("digits"), CPU, begun=read_recipe("digits"))
     assert config.precision == "bf16"
@@ -101,7 +101,7 @@ def test_the_speed_is_measured():
     assert automatic.bfloat16_speed(64) > 0
 
 
-def test_estimates_are_for_a_gpu():
+def test_estimates_assume_a_gpu():
     one, other = (
         estimate(read_recipe("digits", [*TINY_DIT, f"precision={p}"]))
         for p in ("auto", "bf16-tf32")

@@ -1,4 +1,4 @@
-"""Under bfloat16 autocast each weight is cast once, and the gradients are those of any cast."""
+"""Under bfloat16 autocast, each weight is cast once, and gradients do not change."""
 
 from collections import Counter
 
@@ -22,7 +22,7 @@ UNET = [
 
 
 class Casts(TorchDispatchMode):
-    """Counts the casts to bfloat16 of tensors, by where they lie in memory."""
+    """Counts casts to bfloat16 by the memory address of the tensor."""
 
     def __init__(self):
         super().__init__()
@@ -35,7 +35,7 @@ class Casts(TorchDispatchMode):
 
 
 def step(settings):
-    """One loss and its gradients: the network, the loss, and how often each weight was cast."""
+    """Returns the network, one loss with gradients, and the number of casts per weight."""
     network, loss_of = prepare(settings)
     with Casts() as casts, torch.autocast("cpu", torch.bfloat16):
         loss = loss_of()
@@ -46,7 +46,7 @@ def step(settings):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize("clear", [True, False])
-def test_gradients_are_the_same_whether_casts_are_kept_or_not(name, clear, monkeypatch):
+def test_gradients_do_not_depend_on_cached_casts(name, clear, monkeypatch):
     settings = [*DIT, f"objective.name={name}"]
     network, loss, _ = step(settings)
     monkeypatch.setattr(passes, "CASTS_KEEP_GRADIENT", not clear)

@@ -1,6 +1,6 @@
-"""compile=true gives the numbers of compile=false, and compiles in the first step only.
+"""compile=true gives the results of compile=false, and compiles only in the first step.
 
-Most tests use the backend aot_eager, which traces and guards like inductor but writes no code.
+Most tests use the backend aot_eager, which traces and guards like inductor but generates no code.
 """
 
 import shutil
@@ -55,7 +55,7 @@ RUN = [
 
 @pytest.fixture(autouse=True)
 def _afresh(monkeypatch):
-    """Nothing is compiled before a test or left after it. Checks of shapes cannot be compiled."""
+    """Clears compiled code before and after a test. Shape checks cannot be compiled."""
     monkeypatch.setattr(compiling, "BACKEND", "aot_eager")
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     torch._dynamo.reset()
@@ -77,7 +77,7 @@ def configuration(network, objective, folder, *more):
 
 
 def passes(config, steps):
-    """Loss and gradients of one repeated step, with no weight zero, and the graphs after each."""
+    """Returns loss and gradients of a repeated step without zero weights, and graph counts."""
     torch.manual_seed(0)
     network = make_network(config)
     objective = make_objective(config, compiling.compiled if config.compile else None)
@@ -94,7 +94,7 @@ def passes(config, steps):
     batch, counted = Batch(dataset.samples(), dataset.labels, augment), []
     for _ in range(steps):
         network.zero_grad()
-        torch.manual_seed(1)  # dropout
+        torch.manual_seed(1)  # for dropout
         with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
             loss = objective(model, batch, draws, 0.5)
         loss.total.backward()
@@ -103,7 +103,7 @@ def passes(config, steps):
     return loss, gradients, counted
 
 
-#: Compilation takes long; the three cases without this mark cover its kinds.
+#: Compilation is slow. The three cases without this mark cover all kinds.
 LONG = pytest.mark.processes
 CASES = [
     (MLP, "soflow", "fp32"),
@@ -122,7 +122,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("network", "objective", "precision"), CASES)
-def test_losses_and_gradients_are_those_of_uncompiled_code_after_one_compilation(
+def test_losses_and_gradients_equal_uncompiled_code_after_one_compilation(
     network, objective, precision, tmp_path
 ):
     plain, fast = (
@@ -145,11 +145,11 @@ def test_losses_and_gradients_are_those_of_uncompiled_code_after_one_compilation
     assert plain[2] == [0, 0, 0]
     assert 0 < fast[2][0] == fast[2][-1]
     if (network, objective) == (UNET, "soflow"):
-        # torch's own limit for one function, beyond which it would run uncompiled
+        # torch's limit for one function, beyond which it runs uncompiled
         assert fast[2][0] > 8
 
 
-def test_blocks_that_are_alike_share_what_is_compiled(tmp_path):
+def test_equal_blocks_share_compiled_code(tmp_path):
     counted = []
     for depth in (1, 12):
         passes(
@@ -160,7 +160,7 @@ def test_blocks_that_are_alike_share_what_is_compiled(tmp_path):
     assert counted[0] == counted[1] > 0
 
 
-def test_a_block_that_cannot_be_compiled_whole_is_an_error(tmp_path, monkeypatch):
+def test_a_block_that_needs_several_graphs_is_an_error(tmp_path, monkeypatch):
     def forward(self, x, condition):
         torch._dynamo.graph_break()
         return x
@@ -173,13 +173,13 @@ def test_a_block_that_cannot_be_compiled_whole_is_an_error(tmp_path, monkeypatch
         network(torch.randn(4, 2), torch.rand(4), torch.rand(4))
 
 
-def test_a_network_that_names_no_blocks_is_refused():
+def test_a_network_without_marked_blocks_is_rejected():
     with pytest.raises(InputError, match="Linear"):
         compiling.compile_blocks(torch.nn.Linear(1, 1))
 
 
 @LONG
-def test_inductor_gives_the_same_numbers_and_dropout_draws_alike_with_and_without_gradient(
+def test_inductor_gives_equal_results_and_dropout_masks_with_and_without_gradient(
     monkeypatch,
 ):
     monkeypatch.setattr(compiling, "BACKEND", "inductor")
@@ -210,7 +210,7 @@ def last(out):
 
 
 @LONG
-def test_a_compiled_run_keeps_all_names_and_goes_on_bit_for_bit(tmp_path):
+def test_a_compiled_run_keeps_parameter_names_and_resumes_bitwise(tmp_path):
     settings = [*MLP[1], *RUN, "objective.name=shortcut", "train.accumulate=2"]
     counted = []
     count = at_each_step(lambda done: counted.append(graphs()))
@@ -221,7 +221,7 @@ def test_a_compiled_run_keeps_all_names_and_goes_on_bit_for_bit(tmp_path):
         soflow.train("moons", tmp_path / "stopped", compiled, progress=stop_at(3))
     shutil.copytree(tmp_path / "stopped", tmp_path / "moved")
     soflow.train("moons", tmp_path / "stopped", [*settings, "compile=true"])
-    soflow.train("moons", tmp_path / "moved", settings)  # as on a machine without a compiler
+    soflow.train("moons", tmp_path / "moved", settings)  # like a machine without a compiler
     soflow.train("moons", tmp_path / "plain", settings)
     for file in ("model.safetensors", "ema.safetensors"):
         names = ("whole", "stopped", "moved", "plain")
@@ -238,7 +238,7 @@ def test_a_compiled_run_keeps_all_names_and_goes_on_bit_for_bit(tmp_path):
 @pytest.mark.parametrize(
     ("parallel", "objective"), [("ddp", "mean_flow"), ("fsdp", "soflow"), ("fsdp", "mean_flow")]
 )
-def test_two_processes_train_as_one(parallel, objective, tmp_path):
+def test_two_processes_train_like_one(parallel, objective, tmp_path):
     settings = [
         *MLP[1],
         *RUN,
@@ -296,7 +296,7 @@ def test_a_missing_compiler_is_reported_in_one_line(tmp_path, monkeypatch, capfd
     *_, line = capfd.readouterr().err.strip().splitlines()
     assert "C++ compiler" in line
     assert "compile=false" in line
-    # Nothing of the failure is left.
+    # The failed run leaves nothing.
     soflow.train("moons", tmp_path / "run", [*RUN, "network.width=16"])
 
 

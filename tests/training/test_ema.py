@@ -1,4 +1,4 @@
-"""The average of the weights: its decay, its start-up, its precision."""
+"""EMA weights: decay, warm-up and precision."""
 
 import math
 
@@ -17,7 +17,7 @@ from support.watching import stop_at
 from support.whole_runs import MLP
 
 
-def test_the_average_is_the_weighted_sum_of_past_weights():
+def test_ema_weights_are_the_weighted_sum_of_past_weights():
     network = torch.nn.Linear(1, 1, bias=False)
     with torch.no_grad():
         network.weight.fill_(1.0)
@@ -36,7 +36,7 @@ def test_the_average_is_the_weighted_sum_of_past_weights():
     assert seldom.average["weight"].dtype == torch.float64
 
 
-def test_a_float64_average_keeps_steps_that_float32_would_lose():
+def test_float64_ema_weights_keep_steps_that_float32_loses():
     network = torch.nn.Linear(1, 1, bias=False)
     with torch.no_grad():
         network.weight.fill_(1.0)
@@ -44,7 +44,7 @@ def test_a_float64_average_keeps_steps_that_float32_would_lose():
     with torch.no_grad():
         network.weight.fill_(1.001)
     ema.update(0)
-    # Near 1, float32 has a grid of 6e-8.
+    # Near 1, float32 has a spacing of 6e-8.
     assert float(ema.average["weight"] - 1) == pytest.approx(1e-8, rel=1e-3)
 
 
@@ -53,17 +53,17 @@ def average_of(**settings):
 
 
 def half_life(ema, step):
-    """After how many steps the update after `step` alone would halve a weight's share."""
+    """Returns the number of steps after which updates like that after `step` halve a weight."""
     return ema.every * math.log(0.5) / math.log(ema.decay_at(step))
 
 
 @pytest.mark.parametrize("every", [1, 16])
-def test_the_half_life_is_a_share_of_the_steps_and_then_that_of_the_decay(every):
+def test_the_half_life_is_a_fraction_of_the_steps_then_that_of_the_decay(every):
     ema = average_of(decay=0.99, every=every, rampup=0.05)
     last = math.log(0.5) / math.log(0.99)  # 69 steps
     for step in (40, 100, 1000, 1379, 1380, 5000, 10**6):
         assert half_life(ema, step) == pytest.approx(min(0.05 * step, last))
-    assert ema.decay_at(10**6) == 0.99**every  # the same number as without a start-up
+    assert ema.decay_at(10**6) == 0.99**every  # as without a warm-up
     off = average_of(decay=0.99, every=every, rampup=0)
     assert off.decay_at(0) == off.decay_at(100) == 0.99**every
     assert average_of(decay=0.0).decay_at(5) == 0
@@ -78,15 +78,15 @@ def test_the_first_update_forgets_the_initial_weights():
     assert float(ema.average["weight"]) == 7.0
 
 
-def test_a_recipe_has_a_start_up_unless_it_is_the_papers():
+def test_recipes_except_the_papers_have_a_warm_up():
     ratios = {name: read_recipe(name).ema.rampup for name in recipe_names()}
     papers = {name for name in ratios if name.startswith(("imagenet256", "cifar10"))}
     assert {name for name, ratio in ratios.items() if ratio == 0} == papers
     assert {ratio for name, ratio in ratios.items() if name not in papers} == {0.05}
 
 
-def test_samples_of_a_short_run_are_not_the_noise(tmp_path):
-    """By the decay of 0.9999 alone, 97 % of the initial weights would be left."""
+def test_samples_of_a_short_run_are_not_noise(tmp_path):
+    """With the decay of 0.9999 alone, 97 % of the initial weights would remain."""
     few = ["train.steps=300", "train.batch_size=64", "train.sample_every=0", "optimizer.warmup=0"]
     soflow.train("digits", tmp_path, [*TINY_DIT, *few, "ema.decay=0.9999"])
     drawn = {}
@@ -103,7 +103,7 @@ def test_samples_of_a_short_run_are_not_the_noise(tmp_path):
     assert like["raw"] > 0.95
 
 
-def test_a_comparison_from_before_the_start_up_goes_on_as_it_was(tmp_path):
+def test_a_comparison_without_an_ema_warm_up_continues_without_it(tmp_path):
     folder = RunFolder(tmp_path / "soflow-seed-0")
     folder.path.mkdir()
     begun = {"precision": "fp32", "compile": False}
@@ -112,13 +112,13 @@ def test_a_comparison_from_before_the_start_up_goes_on_as_it_was(tmp_path):
         name: read_recipe("moons", [f"objective.name={name}"])
         for name in ("soflow", "flow_matching")
     }
-    for given, ratio in (((), 0), (("ema.rampup",), 0.05)):  # given: it is refused later on
+    for given, ratio in (((), 0), (("ema.rampup",), 0.05)):  # set explicitly: rejected below
         chosen, _ = chosen_settings(configs, {name: {} for name in configs}, tmp_path, given)
         assert {config.ema.rampup for config in chosen.values()} == {ratio}
 
 
-def test_a_run_from_before_the_start_up_goes_on_as_it_was(tmp_path):
-    """Also when it is named by its recipe, whose default is another by now."""
+def test_a_run_without_an_ema_warm_up_continues_without_it(tmp_path):
+    """This also holds if the command names its recipe, which has another default now."""
     settings = [*MLP, "train.steps=6", "train.batch_size=16", "train.sample_every=0"]
     soflow.train("moons", tmp_path / "whole", [*settings, "ema.rampup=0"])
     older = tmp_path / "older"

@@ -1,4 +1,4 @@
-"""Schedules of the learning rate, against torch's own."""
+"""Learning-rate schedules equal those of torch."""
 
 import warnings
 
@@ -17,7 +17,7 @@ def rates(**settings):
 
 
 def torchs(make):
-    """The rates of a scheduler of torch, after a warm-up."""
+    """Returns the rates of a torch scheduler after a warm-up."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
     falling = make(optimizer, STEPS - 1 - WARMUP)
     found = []
@@ -31,7 +31,7 @@ def torchs(make):
 
 
 @pytest.mark.parametrize("end", [0.0, 0.1])
-def test_falling_learning_rates_are_torchs(end):
+def test_decreasing_learning_rates_equal_torch(end):
     schedulers = torch.optim.lr_scheduler
     cosine = torchs(lambda x, steps: schedulers.CosineAnnealingLR(x, steps, eta_min=0.3 * end))
     linear = torchs(lambda x, steps: schedulers.LinearLR(x, 1.0, end, steps))
@@ -39,13 +39,13 @@ def test_falling_learning_rates_are_torchs(end):
     assert rates(lr_schedule="linear", lr_end=end) == pytest.approx(linear)
 
 
-def test_a_constant_one_has_no_other_end():
+def test_a_constant_rate_has_no_other_final_value():
     assert rates()[WARMUP - 1 :] == [0.3] * (STEPS - WARMUP + 1)
     with pytest.raises(ValueError, match="lr_end"):
         OptimizerConfig(lr_end=0.5)
 
 
-def test_a_warm_up_longer_than_the_run_only_rises():
+def test_a_warm_up_longer_than_the_run_only_increases():
     config = OptimizerConfig(lr=0.3, warmup=50, lr_schedule="cosine")
     assert [learning_rate(config, step, 10) for step in range(10)] == pytest.approx(
         [0.3 * (step + 1) / 50 for step in range(10)]

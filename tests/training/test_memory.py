@@ -1,4 +1,4 @@
-"""Memory that runs out is one line with what helps, wherever it happens."""
+"""Running out of memory gives one line with advice."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ FULL = [
 
 @pytest.fixture(params=FULL, ids=lambda error: type(error).__name__)
 def full(request, monkeypatch):
-    """The network's forward pass needs more memory than there is."""
+    """The forward pass of the network runs out of memory."""
 
     def forward(*arguments, **more):
         raise request.param
@@ -37,7 +37,7 @@ def full(request, monkeypatch):
     monkeypatch.setattr(DiT, "forward", forward)
 
 
-def test_torch_itself_runs_out_of_memory_so():
+def test_torch_raises_the_simulated_error():
     with pytest.raises(RuntimeError) as found:
         torch.empty(2**55)
     assert is_out_of_memory(found.value)
@@ -45,7 +45,7 @@ def test_torch_itself_runs_out_of_memory_so():
 
 
 @pytest.mark.usefixtures("full")
-def test_a_training_step_without_memory_names_the_settings_that_help(tmp_path, capsys):
+def test_out_of_memory_in_training_names_helpful_settings(tmp_path, capsys):
     assert soflow_command(["train", "digits", *SHORT, "--out", str(tmp_path)]) == 1
     (line,) = [text for text in capsys.readouterr().err.splitlines() if "out of memory" in text]
     for setting in (
@@ -56,7 +56,7 @@ def test_a_training_step_without_memory_names_the_settings_that_help(tmp_path, c
 
 
 @pytest.mark.usefixtures("full")
-def test_sampling_and_evaluation_without_memory_name_the_batch(tiny_run, tmp_path, capsys):
+def test_out_of_memory_in_sampling_and_evaluation_names_the_batch(tiny_run, tmp_path, capsys):
     out = str(tmp_path / "x.npz")
     assert soflow_command(["sample", str(tiny_run), "--batch", "7", "--out", out]) == 1
     assert "--batch (now 7)" in capsys.readouterr().err
@@ -64,12 +64,12 @@ def test_sampling_and_evaluation_without_memory_name_the_batch(tiny_run, tmp_pat
     assert "--batch (now 500)" in capsys.readouterr().err
 
 
-def test_no_advice_that_does_not_work():
+def test_advice_that_does_not_apply_is_not_given():
     def advice(recipe, network, *settings):
         return memory_advice(read_recipe(recipe, [*settings, "precision=bf16"]), network)
 
     dit = DiT((1, 8, 8), patch=4, width=32, depth=1, heads=2, num_classes=0)
-    plain = torch.nn.Linear(2, 2)  # no block is repeated
+    plain = torch.nn.Linear(2, 2)  # no repeated blocks
     assert "checkpoint_activations" in advice("digits", dit)
     assert "checkpoint_activations" not in advice("digits", dit, "objective.name=mean_flow")
     assert "checkpoint_activations" not in advice("digits", dit, "train.checkpoint_activations=1")
@@ -77,7 +77,7 @@ def test_no_advice_that_does_not_work():
     assert "precision=bf16" not in advice("digits", plain)
 
 
-def test_a_network_that_does_not_fit_is_not_said_to_be_damaged(tiny_run, tmp_path, monkeypatch):
+def test_out_of_memory_is_not_reported_as_damage(tiny_run, tmp_path, monkeypatch):
     def full(*arguments, **more):
         raise FULL[0]
 
@@ -90,7 +90,7 @@ def test_a_network_that_does_not_fit_is_not_said_to_be_damaged(tiny_run, tmp_pat
         soflow.load(tiny_run, device="cpu")
 
 
-def test_training_goes_on_without_a_picture_that_has_no_room(caplog):
+def test_training_continues_without_a_sample_grid(caplog):
     def watch(*arguments):
         raise FULL[0]
 
@@ -98,7 +98,7 @@ def test_training_goes_on_without_a_picture_that_has_no_room(caplog):
     assert "step 3 has no picture: out of memory" in caplog.text
 
 
-def test_memory_that_runs_out_elsewhere_is_one_line(monkeypatch, capsys):
+def test_out_of_memory_elsewhere_is_one_line(monkeypatch, capsys):
     def full(*arguments, **more):
         raise FULL[0]
 

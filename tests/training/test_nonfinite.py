@@ -1,4 +1,4 @@
-"""Numbers that are not finite: named by loss term, step and rows, then skipped or fatal."""
+"""Non-finite values are named by loss term, step and rows, and skipped or fatal."""
 
 import re
 import shutil
@@ -35,9 +35,7 @@ def draws_of(settings, step=4):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize("row", [1, 14])
-def test_a_loss_that_is_not_finite_is_named_with_its_term_row_and_times(
-    name, row, tmp_path, monkeypatch
-):
+def test_a_nonfinite_loss_is_named_with_its_term_row_and_times(name, row, tmp_path, monkeypatch):
     number = poison(monkeypatch, step=4, rows=row)
     settings = [f"objective.name={name}", *SETTINGS]
     with pytest.raises(RunError) as raised:
@@ -49,7 +47,7 @@ def test_a_loss_that_is_not_finite_is_named_with_its_term_row_and_times(
         "shortcut": "flow matching" if row == 1 else "shortcut",
     }
     assert f"the {term.get(name, name.replace('_', ' '))} loss is nan at step 5" in said
-    assert f"row {row} of the batch (number {number} of the data; t={t:.4g}" in said
+    assert f"row {row} of the batch (sample {number} of the dataset; t={t:.4g}" in said
     assert (f"s={s:.4g}" in said) == (t != s or name == "mean_flow")
     assert f"{tmp_path / 'checkpoints' / 'step-00000003'}" in said
     middle = re.search(r"l=([\d.e-]+)", said)
@@ -59,24 +57,24 @@ def test_a_loss_that_is_not_finite_is_named_with_its_term_row_and_times(
 
 
 @pytest.mark.parametrize("rows", [[5, 14], [14, 6]])
-def test_all_rows_are_named_in_the_order_of_the_batch(rows, tmp_path, monkeypatch):
-    """The batch is worked off in microbatches, and the first row may be in the second of them."""
+def test_all_rows_are_named_in_batch_order(rows, tmp_path, monkeypatch):
+    """The batch is split into microbatches, and the first row can be in the second one."""
     numbers = dict(zip(rows, poison(monkeypatch, step=4, rows=rows), strict=True))
     first, second = sorted(rows)
     with pytest.raises(RunError, match=f"rows {first}, {second} of the batch") as raised:
         soflow.train("digits", tmp_path, SETTINGS, progress=silent)
-    assert f"numbers {numbers[first]}, {numbers[second]} of the data" in str(raised.value)
+    assert f"samples {numbers[first]}, {numbers[second]} of the dataset" in str(raised.value)
     assert f"the first at t={float(draws_of(SETTINGS).t[first]):.4g}" in str(raised.value)
 
 
-def test_an_error_whose_square_overflows_is_found_though_the_loss_is_finite(tmp_path, monkeypatch):
-    """Its weight is 1 / infinity, so the loss of such a sample is 0."""
+def test_an_overflowing_square_is_found_even_if_the_loss_is_finite(tmp_path, monkeypatch):
+    """Its weight is 1 / infinity, so the loss of this sample is 0."""
     poison(monkeypatch, step=4, rows=14, value=3e18)
     with pytest.raises(RunError, match=r"squared error is inf at step 5, in row 14 of the batch"):
         soflow.train("digits", tmp_path, SETTINGS, progress=silent)
 
 
-def test_a_gradient_that_is_not_finite_is_named_by_its_parameter(tmp_path, monkeypatch):
+def test_a_nonfinite_gradient_is_named_by_its_parameter(tmp_path, monkeypatch):
     """The losses of all rows are finite."""
     from soflow.networks.dit import DiT
 
@@ -94,21 +92,21 @@ def test_a_gradient_that_is_not_finite_is_named_by_its_parameter(tmp_path, monke
         soflow.train("digits", tmp_path, SETTINGS, progress=silent)
 
 
-def test_a_loss_that_grows_beyond_all_numbers_stops_the_run(tmp_path):
+def test_a_diverging_loss_stops_the_run(tmp_path):
     wild = ["optimizer.lr=1e30", "optimizer.clip=0", "optimizer.warmup=0"]
     with pytest.raises(RunError, match=r"(loss|error) is (nan|inf) at step \d+, in rows 0, "):
         soflow.train("digits", tmp_path, [*SETTINGS, *wild], progress=silent)
     assert checkpoints(RunFolder(tmp_path).checkpoints) == []
 
 
-def test_a_message_names_some_of_many_rows_and_means_without_rows():
+def test_a_message_names_some_of_many_rows_and_handles_missing_rows():
     rows = [BadRow(row, 100 + row, "consistency loss is inf", "t=1, s=0") for row in range(20)]
     said = str(NonFinite(step=3, rows=rows, parameters=["a"], means=["loss"]))
     assert "rows 0, 1, 2, 3, 4, 5, 6, 7 and 12 more" in said
     assert "loss" in str(NonFinite(step=3, rows=[], parameters=[], means=["loss"]))
 
 
-def test_a_skipped_step_leaves_the_weights_alone(tmp_path, monkeypatch, caplog, inside):
+def test_a_skipped_step_does_not_change_the_weights(tmp_path, monkeypatch, caplog, inside):
     caplog.set_level("INFO", "soflow")
     poison(monkeypatch, step=4, rows=5)
     settings = [
@@ -120,7 +118,7 @@ def test_a_skipped_step_leaves_the_weights_alone(tmp_path, monkeypatch, caplog, 
     four, five, six = (kept[step].weights("raw") for step in (4, 5, 6))
     assert all(torch.equal(four[key], five[key]) for key in four)
     assert not all(torch.equal(five[key], six[key]) for key in five)
-    # The average goes on towards the weights as they stand.
+    # The EMA weights are still updated.
     before, after = (load_file(kept[step].path / "ema.safetensors") for step in (4, 5))
     decay = read_recipe("digits", settings).ema.decay
     for key, weights in four.items():
@@ -133,11 +131,11 @@ def test_a_skipped_step_leaves_the_weights_alone(tmp_path, monkeypatch, caplog, 
     assert "loss" not in lines[4]
     assert all(line["loss"] == line["loss"] for line in lines[5:])
     assert any(
-        "step 5, in row 5" in note and "skipping the update, 1 of at most 100" in note
+        "step 5, in row 5" in note and "skipping the update (1 of at most 100)" in note
         for note in caplog.messages
     )
     assert kept[8].train_state().skipped == 1
-    assert inside("report", run.path).returncode == 0  # though a line has no loss
+    assert inside("report", run.path).returncode == 0  # although a log line has no loss
     for at in (4, 5):  # a resumed run skips the same step
         shutil.copytree(run.path, tmp_path / f"{at}")
         for step in range(at + 1, 9):
@@ -146,7 +144,7 @@ def test_a_skipped_step_leaves_the_weights_alone(tmp_path, monkeypatch, caplog, 
         assert_same_run(run.path, tmp_path / f"{at}")
 
 
-def test_the_limit_of_skipped_updates_outlives_a_stop(tmp_path, monkeypatch):
+def test_the_count_of_skipped_updates_survives_a_stop(tmp_path, monkeypatch):
     real = sources.digits("train")
     replace_digits(monkeypatch, replace(real, rows=real.rows * torch.nan))
     settings = [*SETTINGS, "train.on_nonfinite=skip", "train.max_skipped=4"]

@@ -1,4 +1,4 @@
-"""Optimizers by name: what each updates and keeps, and which settings it refuses."""
+"""Optimizers by name: updates, state, and rejected settings."""
 
 import shutil
 from math import prod
@@ -27,7 +27,7 @@ NAMES = [
     *("adamw", "radam", "Adafactor", "Adadelta", "Adagrad", "Adam", "Adamax", "ASGD", "NAdam"),
     *("RMSprop", "Rprop", "SGD", pytest.param("muon", marks=needs_muon)),
 ]
-#: Optimizers with all kinds of state: moments, a third one, factors, a product, none.
+#: Optimizers with all kinds of state: moments, three moments, factors, a product, none.
 STATEFUL = [
     ["optimizer.name=SGD", "optimizer.options={momentum: 0.9, nesterov: true}"],
     ["optimizer.name=Adafactor"],
@@ -38,7 +38,7 @@ STATEFUL = [
 
 
 class Small(nn.Module):
-    """Parameters of 0 to 4 dimensions, none of whose sides are alike."""
+    """Parameters with 0 to 4 dimensions of different sizes."""
 
     def __init__(self):
         super().__init__()
@@ -72,8 +72,8 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(given, tmp_path):
 
 
 @pytest.mark.parametrize("given", STATEFUL)
-def test_an_update_that_is_not_finite_is_skipped(given, tmp_path, monkeypatch):
-    """Weights and the optimizer's state stay as they are."""
+def test_a_nonfinite_update_is_skipped(given, tmp_path, monkeypatch):
+    """Weights and optimizer state do not change."""
     poison(monkeypatch, step=4, rows=1)
     keep = ["checkpoint.every=1", "checkpoint.keep_last=9", "train.on_nonfinite=skip"]
     run = soflow.train("digits", tmp_path, [*DIT, *SHORT, *given, *keep], progress=silent)
@@ -91,7 +91,7 @@ def test_an_update_that_is_not_finite_is_skipped(given, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_kept_has_the_expected_shapes(name):
+def test_optimizer_states_have_the_expected_shapes(name):
     network = Small()
     config = settings(name, **({"options": {"momentum": 0.9}} if name == "SGD" else {}))
     optimizer = make_optimizer(config, network)
@@ -106,7 +106,7 @@ def test_what_is_kept_has_the_expected_shapes(name):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "Rprop"])
 def test_the_learning_rate_of_each_step_applies(name):
-    """A step of learning rate 0 changes nothing. Rprop has its own step sizes, and is refused."""
+    """A step with learning rate 0 changes nothing. Rprop has its own step sizes."""
     network = Small()
     optimizer = make_optimizer(settings(name, lr=0.1), network)
     moved = []
@@ -119,7 +119,7 @@ def test_the_learning_rate_of_each_step_applies(name):
         optimizer.zero_grad()
         pairs = zip(before, network.all, strict=True)
         moved.append([not a.equal(b) for a, b in pairs])
-    lag = name == "ASGD"  # it takes the learning rate of the step before
+    lag = name == "ASGD"  # uses the learning rate of the previous step
     assert all(moved[0])
     assert not any(moved[2])
     assert lag or not any(moved[1])
@@ -143,8 +143,8 @@ def test_weight_decay_applies(name):
 
 
 @needs_muon
-def test_muon_moves_hidden_matrices_by_orthogonal_steps_as_large_as_adamws():
-    """lr 0.2 sqrt(max side) U V^T, with singular values of the iteration in 0.5 to 1.5."""
+def test_muon_updates_hidden_matrices_by_orthogonal_steps_with_the_size_of_adamws():
+    """lr 0.2 sqrt(max side) U V^T, with singular values from the iteration of 0.5 to 1.5."""
     network, lr = Small(), 0.1
     optimizer = make_optimizer(settings("muon", lr=lr), network)
     give_gradients(network)
@@ -161,7 +161,7 @@ def test_muon_moves_hidden_matrices_by_orthogonal_steps_as_large_as_adamws():
 
 
 @needs_muon
-def test_muon_leaves_all_other_parameters_to_adamw():
+def test_muon_updates_all_other_parameters_by_adamw():
     one, two = Small(), Small()
     ours = make_optimizer(settings("muon", lr=0.1, betas=(0.8, 0.9), weight_decay=0.3), one)
     theirs = torch.optim.AdamW(two.all, 0.1, (0.8, 0.9), weight_decay=0.3)
@@ -180,7 +180,7 @@ def named(network, parameters):
     return {names[parameter] for parameter in parameters}
 
 
-def test_hidden_matrices_of_a_network_that_marks_its_blocks():
+def test_hidden_matrices_of_a_network_with_marked_blocks():
     layers = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "adaLN_modulation.1")
     for name, own in (("dit", layers), ("in_context_dit", layers[:-1])):
         network = make_network(read_recipe("digits", [f"network.name={name}", "network.depth=1"]))
@@ -188,7 +188,7 @@ def test_hidden_matrices_of_a_network_that_marks_its_blocks():
         assert named(network, hidden_matrices(network)) == expected
 
 
-def test_hidden_matrices_of_a_network_that_marks_none():
+def test_hidden_matrices_of_a_network_without_marked_blocks():
     network = nn.Sequential(
         nn.Embedding(5, 4), nn.Linear(4, 6), nn.Linear(6, 6), nn.Conv1d(6, 6, 1), nn.Linear(6, 7),
         nn.MultiheadAttention(7, 1), nn.Linear(7, 2),
@@ -220,9 +220,9 @@ def test_a_torch_without_muon_reads_the_settings_and_refuses_to_train(monkeypatc
     ("given", "named"),
     [
         (["optimizer.name=sgdd"], r"optimizer\.name=sgdd is unknown.*SGD"),
-        (["optimizer.name=zzzzzz"], r"zzzzzz is unknown: known are adamw, radam, muon, Adaf"),
-        (["optimizer.name=LBFGS"], r"LBFGS cannot be used.*several times"),
-        (["optimizer.name=SparseAdam"], r"SparseAdam cannot be used.*sparse gradients"),
+        (["optimizer.name=zzzzzz"], r"zzzzzz is unknown: choose one of adamw, radam, muon, Adaf"),
+        (["optimizer.name=LBFGS"], r"LBFGS is not supported.*several times"),
+        (["optimizer.name=SparseAdam"], r"SparseAdam is not supported.*sparse gradients"),
         (["optimizer.name=Optimizer"], r"Optimizer is unknown"),
         (["optimizer.name=SGD", "optimizer.options.momentm=1"], r"options\.momentm.*momentum\?"),
         (["optimizer.options.lr=1"], r"options\.lr .*optimizer\.lr"),
@@ -244,7 +244,7 @@ def test_a_torch_without_muon_reads_the_settings_and_refuses_to_train(monkeypatc
         ),
     ],
 )
-def test_settings_that_an_optimizer_cannot_use_are_one_line(given, named, tmp_path):
+def test_unusable_settings_of_an_optimizer_are_one_line(given, named, tmp_path):
     with pytest.raises(InputError, match=named) as error:
         soflow.train("digits", tmp_path / "run", given, progress=silent)
     assert "\n" not in str(error.value)
@@ -258,18 +258,18 @@ def test_settings_that_an_optimizer_cannot_use_are_one_line(given, named, tmp_pa
         ["optimizer.lr_schedule=cosine", "optimizer.warmup=0"],
     ],
 )
-def test_rprop_has_neither_weight_decay_nor_a_schedule(given):
+def test_rprop_rejects_weight_decay_and_schedules(given):
     with pytest.raises(InputError, match=given[0].partition("=")[0]):
         read_recipe("digits", ["optimizer.name=Rprop", *given])
 
 
-def test_names_are_read_in_any_case_and_kept_as_torch_has_them():
+def test_names_ignore_case_and_are_stored_as_in_torch():
     assert settings("sgd").name == "SGD"
     assert settings("AdamW").name == "adamw"
     assert settings("AdamW") == OptimizerConfig()
 
 
-def test_another_optimizer_takes_over_what_it_has():
+def test_another_optimizer_takes_over_the_settings_it_has():
     radam = read_recipe("cifar10", ["optimizer.options.eps=1e-6"])
     assert radam.optimizer.betas == (0.9, 0.999)
     adamw = with_overrides(radam, ["optimizer.name=adamw"])
@@ -286,7 +286,7 @@ def test_the_optimizer_of_a_run_cannot_change(tmp_path):
         soflow.train("moons", tmp_path, [*MLP, *SHORT, "optimizer.name=SGD"], progress=silent)
 
 
-def test_memory_is_estimated_for_what_the_optimizer_keeps():
+def test_memory_estimates_include_the_optimizer_state():
     def bytes_of(*given):
         return estimate(read_recipe("moons", [*MLP, *given])).memory
 

@@ -1,4 +1,4 @@
-"""Rounding in the difference quotient, which divides by t - l, and bfloat16 beside it."""
+"""Rounding errors in the difference quotient, which divides by t - l, and bfloat16."""
 
 from contextlib import nullcontext
 from dataclasses import replace
@@ -21,9 +21,9 @@ COUNT = 64
 
 
 def quotient_mse(dtype=torch.float32):
-    """mean_d(q^2) per sample (B,), at r = 0.002, the end of the recipe's schedule.
+    """Returns mean_d(q^2) per sample (B,), at r = 0.002, the end of the recipe's schedule.
 
-    Inputs are the same float32 numbers in each dtype. No weight is zero, and nothing is guided.
+    Inputs have the same float32 values in each dtype. There are no zero weights and no guidance.
     """
     config = read_recipe("digits", [*TINY_DIT, "objective.guidance.scale=1"])
     torch.manual_seed(0)
@@ -42,7 +42,7 @@ def quotient_mse(dtype=torch.float32):
 
 
 def error(of):
-    """The relative error, root mean square over samples, against double precision."""
+    """Returns the relative RMS error over samples compared with float64."""
     exact = quotient_mse(torch.float64)
     return float(((of - exact) / exact).square().mean().sqrt())
 
@@ -51,7 +51,7 @@ def test_the_error_of_the_quotient_in_float32_is_small():
     assert error(quotient_mse()) < 1e-4
 
 
-def test_bfloat16_training_leaves_the_quotient_as_exact_as_float32(monkeypatch):
+def test_bfloat16_training_keeps_the_quotient_as_exact_as_float32(monkeypatch):
     with torch.autocast("cpu", torch.bfloat16):
         kept = quotient_mse()
         monkeypatch.setattr(passes, "float32", lambda device: nullcontext())
@@ -61,7 +61,7 @@ def test_bfloat16_training_leaves_the_quotient_as_exact_as_float32(monkeypatch):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "bf16-tf32"])
-def test_each_pass_has_its_precision_and_the_settings_of_the_process_are_kept(
+def test_each_pass_has_its_precision_and_process_settings_are_restored(
     precision, tmp_path, monkeypatch
 ):
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
@@ -89,7 +89,7 @@ def test_each_pass_has_its_precision_and_the_settings_of_the_process_are_kept(
     folder = soflow.train("digits", tmp_path / "run", overrides)
     assert [line["step"] for line in folder.read_metrics()] == [1, 2]
     assert tf32 == [precision in ("tf32", "bf16-tf32")] * 2
-    # Rows of the passes: 16 null and 4 labels; 4 jumps; 12 velocities, apart in bf16.
+    # Rows of the passes: 16 null and 4 labels, 4 jumps, 12 velocities (separate in bf16).
     guiding, target, learning = 20, 4, 12
     if precision.startswith("bf16"):
         assert {(torch.bfloat16, False, guiding), (torch.bfloat16, True, learning)} <= dtypes
@@ -102,7 +102,7 @@ def test_each_pass_has_its_precision_and_the_settings_of_the_process_are_kept(
 
 @pytest.mark.parametrize("tf32", [False, True])
 def test_on_a_gpu_products_and_convolutions_use_tf32_as_asked(tf32):
-    """The switches belong to the process, and exist without a GPU."""
+    """The settings are global in the process and exist without a GPU."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     with float32_products(tf32, torch.device("cuda")):
         assert torch.get_float32_matmul_precision() == ("high" if tf32 else "highest")

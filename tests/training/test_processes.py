@@ -1,6 +1,6 @@
-"""Several processes train as one, leave what one leaves, and end together.
+"""Several processes train like one, write the same files, and end together.
 
-They are launched as users launch them. A launch takes seconds, so a test checks all that it can.
+Tests launch them as users do. A launch takes seconds, so each test checks as much as it can.
 """
 
 import os
@@ -25,7 +25,7 @@ from support.settings import TINY_DIT
 from support.whole_runs import assert_same_run
 
 SHORT = ["train.steps=8", "train.batch_size=16", "train.log_every=2", "checkpoint.every=4"]
-#: Two blocks, gradients that are clipped, every part of a checkpoint off its default.
+#: Two blocks, gradient clipping, and non-default values for every part of a checkpoint.
 DIT = [
     *TINY_DIT,
     *SHORT,
@@ -78,7 +78,7 @@ def last(out):
 
 
 def tensors(checkpoint):
-    """Every tensor that a checkpoint holds, by name."""
+    """Returns all tensors of a checkpoint by name."""
     kept = {
         f"{which} {name}": value
         for which in ("raw", "ema")
@@ -101,7 +101,7 @@ def assert_same_bits(one, two):
 
 
 def assert_same_training(one, two, atol=1e-6):
-    """Logs and last checkpoints are equal to rounding: processes add gradients in another order."""
+    """Logs and last checkpoints are equal up to rounding: sums of gradients have another order."""
     lines = [RunFolder(out).read_metrics() for out in (one, two)]
     assert [line["step"] for line in lines[0]] == [line["step"] for line in lines[1]] != []
     clock = {"seconds", "steps_per_second", "samples_per_second"}
@@ -116,7 +116,7 @@ def assert_same_training(one, two, atol=1e-6):
 
 
 def back_to_step_4(out, copy):
-    """A copy of a run as it was when step 4 had been saved."""
+    """A copy of a run in the state after step 4 was saved."""
     shutil.copytree(out, copy)
     assert last(copy).step == 8
     shutil.rmtree(last(copy).path)
@@ -126,7 +126,7 @@ def back_to_step_4(out, copy):
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
-    """The run of one process, with two microbatches."""
+    """The run of a single process, with two microbatches."""
     out = tmp_path_factory.mktemp("runs") / "one"
     soflow.train("digits", out, [*DIT, "train.accumulate=2"])
     return out
@@ -135,14 +135,14 @@ def one(tmp_path_factory):
 @pytest.mark.processes
 @pytest.mark.parametrize("checkpointed", ["", "train.checkpoint_activations=true"])
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_processes_train_as_one_and_one_resumes_where_two_stopped(
+def test_two_processes_train_like_one_and_one_process_resumes_their_run(
     parallel, checkpointed, one, tmp_path, monkeypatch
 ):
     settings, two = [*DIT, "train.accumulate=2"], tmp_path / "two"
     other = [f"parallel={parallel}", *([checkpointed] if checkpointed else [])]
     process = launch(TORCHRUN, "-m", "soflow", "train", "digits", *settings, *other, out=two)
     assert process.returncode == 0, process.stderr
-    assert process.stderr.count("step 8/8") == 1  # only the first process logs
+    assert process.stderr.count("step 8/8") == 1  # only rank 0 logs
     assert_same_training(one, two)
     assert sorted(path.name for path in two.iterdir()) == sorted(
         path.name for path in one.iterdir()
@@ -156,7 +156,7 @@ def test_two_processes_train_as_one_and_one_resumes_where_two_stopped(
 
     begun = back_to_step_4(two, tmp_path / "begun")
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.Trainer, "run", trainer.Trainer.save)  # writes what it has read
+        patch.setattr(trainer.Trainer, "run", trainer.Trainer.save)  # prints its settings
         again = Path(shutil.copytree(begun, tmp_path / "again"))
         soflow.train("digits", again, settings)
     assert_same_bits(last(begun), last(again))
@@ -177,18 +177,18 @@ def test_two_processes_train_as_one_and_one_resumes_where_two_stopped(
         ),
     ],
 )
-def test_other_optimizers_and_networks_train_in_two_processes_as_in_one(other, tmp_path):
+def test_other_optimizers_and_networks_train_in_two_processes_like_in_one(other, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     settings = [*DIT, "train.accumulate=2", *other]
     soflow.train("digits", one, [*settings, "parallel=ddp"])
     process = launch(TORCHRUN, "-m", "soflow", "train", "digits", *settings, out=two)
     assert process.returncode == 0, process.stderr
-    # Muon computes its updates in bfloat16, which enlarges rounding.
+    # Muon computes updates in bfloat16, which amplifies rounding.
     assert_same_training(one, two, atol=1e-5 if "optimizer.name=muon" in other else 1e-6)
 
 
 @pytest.mark.slow
-def test_two_sharded_processes_resume_where_one_stopped(one, tmp_path):
+def test_two_sharded_processes_resume_a_run_of_one(one, tmp_path):
     begun = back_to_step_4(one, tmp_path / "begun")
     save_first = (
         "from soflow.training.trainer import Trainer\n"
@@ -207,7 +207,7 @@ def test_two_sharded_processes_resume_where_one_stopped(one, tmp_path):
     assert_same_training(one, begun)
 
 
-#: Trains many runs in two processes, to save launches. The second must not write to the folders.
+#: Trains many runs per launch to save time. Rank 1 must not write files.
 MANY = """
 import os, sys
 from accelerate import Accelerator
@@ -233,7 +233,7 @@ for parallel in ("ddp", "fsdp"):
 
 
 @pytest.mark.slow
-def test_every_objective_trains_alike_sharded_or_not_and_only_the_first_process_writes(tmp_path):
+def test_every_objective_trains_equally_when_sharded_and_only_rank_0_writes(tmp_path):
     file = tmp_path / "many.py"
     file.write_text(MANY)
     settings = [*DIT, "optimizer.lr=1e-2"]
@@ -246,7 +246,7 @@ def test_every_objective_trains_alike_sharded_or_not_and_only_the_first_process_
 
 
 @pytest.mark.slow
-def test_accelerate_launch_is_as_good_as_torchrun(one, tmp_path):
+def test_accelerate_launch_equals_torchrun(one, tmp_path):
     settings = [*DIT, "train.accumulate=2"]
     process = launch(ACCELERATE, "-m", "soflow", "train", "digits", *settings, out=tmp_path / "two")
     assert process.returncode == 0, process.stderr
@@ -254,7 +254,7 @@ def test_accelerate_launch_is_as_good_as_torchrun(one, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_machines_train_as_one(one, tmp_path):
+def test_two_machines_train_like_one(one, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -294,7 +294,7 @@ def test_two_machines_train_as_one(one, tmp_path):
     assert_same_training(one, tmp_path / "two")
 
 
-#: Reports the precisions of weights and outputs.
+#: Reports the dtypes of weights and outputs.
 NOTING = """
 import atexit, sys
 from soflow.networks.dit import Attention
@@ -311,7 +311,7 @@ atexit.register(lambda: sys.stderr.write(f"precisions {sorted(seen, key=str)}\\n
 
 
 @pytest.mark.slow
-def test_sharded_networks_compute_in_bfloat16_except_for_the_consistency_pair(
+def test_sharded_networks_use_bfloat16_except_for_the_consistency_pair(
     tmp_path,
 ):
     settings = [*DIT, "precision=bf16", "train.steps=4"]
@@ -339,13 +339,13 @@ def test_sharded_networks_compute_in_bfloat16_except_for_the_consistency_pair(
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-def test_one_process_has_nothing_to_shard(one, tmp_path):
+def test_fsdp_with_one_process_is_rejected(one, tmp_path):
     soflow.train("digits", tmp_path / "run", [*DIT, "train.accumulate=2", "parallel=fsdp"])
     assert_same_bits(last(one), last(tmp_path / "run"))
 
 
 SLOW = pytest.mark.slow
-#: The second process does not return from step 5.
+#: Rank 1 does not return from step 5.
 FAILING = """
 import os, signal
 from soflow.errors import RunError
@@ -388,7 +388,7 @@ TrainStep.__call__ = failing
     ],
     ids=["error", "bug", "killed"],
 )
-def test_the_end_of_one_process_ends_the_others_and_is_reported(
+def test_when_one_process_ends_the_others_end_and_it_is_reported(
     parallel, what, said, status, one, tmp_path
 ):
     file, settings = program(tmp_path, FAILING.format(what=what)), [*DIT, "train.accumulate=2"]
@@ -403,7 +403,7 @@ def test_the_end_of_one_process_ends_the_others_and_is_reported(
     assert sum("soflow: another process of this run has ended" in line for line in lines) == 1
     assert not any(
         "[rank0]" in line for line in lines
-    )  # no traceback of a process that only lost another
+    )  # no traceback from processes that only lost another one
     cause = process.stderr.split("Root Cause (first observed failure)")[1]
     assert "rank      : 1 " in cause
     assert f"exitcode  : {status} " in cause
@@ -413,7 +413,7 @@ def test_the_end_of_one_process_ends_the_others_and_is_reported(
 
 
 @pytest.mark.slow
-def test_a_batch_that_does_not_split_is_refused_in_a_line_of_each_process(tmp_path):
+def test_a_batch_that_cannot_be_split_is_one_line_per_process(tmp_path):
     process = launch(
         TORCHRUN,
         "-m",
@@ -434,7 +434,7 @@ def test_a_batch_that_does_not_split_is_refused_in_a_line_of_each_process(tmp_pa
 
 
 @pytest.mark.parametrize("wrapper", ["FSDP", "DEEPSPEED"])
-def test_accelerates_own_wrappers_are_refused(wrapper, tmp_path, monkeypatch):
+def test_accelerates_own_wrappers_are_rejected(wrapper, tmp_path, monkeypatch):
     monkeypatch.setenv(f"ACCELERATE_USE_{wrapper}", "true")
     with pytest.raises(InputError, match=rf"{wrapper}.*parallel=fsdp"):
         soflow.train("digits", tmp_path / "run", DIT)
@@ -442,14 +442,14 @@ def test_accelerates_own_wrappers_are_refused(wrapper, tmp_path, monkeypatch):
 
 
 def test_processes_that_see_different_checkpoints_stop(tmp_path, monkeypatch):
-    """As on machines whose run folders are on disks of their own."""
+    """Like on machines without a shared file system."""
     soflow.train("digits", tmp_path / "run", DIT)
     monkeypatch.setattr(trainer, "gather_number", lambda accelerator, number: [number, -1])
     with pytest.raises(RunError, match=str(tmp_path / "run")):
         soflow.train("digits", tmp_path / "run", DIT)
 
 
-#: The digit in row 5 of the batch of step 5, which the second process has, is not finite.
+#: Row 5 of the batch of step 5, on rank 1, is not finite.
 POISONED = """
 from dataclasses import replace
 from soflow.data import sources
@@ -461,7 +461,7 @@ getattr(sources.SOURCES, "entries", sources.SOURCES)["digits"] = lambda *argumen
 
 
 @pytest.mark.processes
-def test_a_loss_that_is_not_finite_in_one_process_stops_all_at_the_same_step(tmp_path):
+def test_a_nonfinite_loss_in_one_process_stops_all_at_the_same_step(tmp_path):
     process = launch(
         TORCHRUN,
         program(tmp_path, POISONED),
@@ -476,7 +476,7 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_all_at_the_same_step(tmp
     said = {line.partition("soflow: ")[2].removeprefix("process 1: ") for line in lines}
     assert len(lines) == 2
     (said,) = said  # each knows what went wrong in the other
-    assert said.startswith("the flow matching loss is nan at step 5, in row 5 of the batch (number")
+    assert said.startswith("the flow matching loss is nan at step 5, in row 5 of the batch (sample")
     assert last(tmp_path / "run").step == 4
 
 
@@ -490,13 +490,13 @@ def test_several_processes_skip_the_same_step_as_one(parallel, tmp_path):
         )
         assert process.returncode == 0, process.stderr
         assert "at step 5" in process.stderr
-        assert "skipping the update, 1 of at most 100" in process.stderr
+        assert "skipping the update (1 of at most 100)" in process.stderr
     assert_same_training(tmp_path / "one", tmp_path / "two")
     assert last(tmp_path / "two").train_state().skipped == 1
 
 
 @pytest.mark.slow
-def test_a_folder_that_is_being_trained_is_refused_to_several_processes_too(tmp_path):
+def test_a_folder_in_use_is_rejected_by_several_processes(tmp_path):
     with only_trainer_of(tmp_path / "run"):
         process = launch(TORCHRUN, "-m", "soflow", "train", "digits", *DIT, out=tmp_path / "run")
     assert process.returncode != 0
@@ -507,7 +507,7 @@ def test_a_folder_that_is_being_trained_is_refused_to_several_processes_too(tmp_
 
 
 @pytest.mark.slow
-def test_sigterm_to_all_processes_as_a_cluster_sends_it_costs_nothing(tmp_path):
+def test_sigterm_to_all_processes_loses_nothing(tmp_path):
     settings = [*DIT, "train.steps=400", "checkpoint.every=300", "checkpoint.keep_last=1"]
     command = [*TORCHRUN, "-m", "soflow", "train", "digits", *settings, "--out"]
     whole, stopped = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "stopped")

@@ -1,4 +1,4 @@
-"""Data of every shape train, resume bit for bit, and are sampled."""
+"""Data of every shape can be trained, resumed bitwise and sampled."""
 
 import pytest
 import torch
@@ -25,14 +25,14 @@ CASES = {
 
 @pytest.fixture
 def noise(monkeypatch):
-    """A data source of random samples of the stated shape, in two classes."""
+    """A data source of random samples with the given shape, in two classes."""
 
     def load(config, split):
         rows = torch.randn(32, *config.shape, generator=torch.Generator().manual_seed(0))
         return Dataset("noise", split, rows, torch.arange(32) % 2, ("low", "high"))
 
     monkeypatch.setitem(SOURCES.entries, "noise", load)
-    monkeypatch.setattr(training, "draw_samples", lambda *arguments: None)  # pictures
+    monkeypatch.setattr(training, "draw_samples", lambda *arguments: None)  # images
     return ["data.source=noise", "data.num_classes=2"]
 
 

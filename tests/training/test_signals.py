@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM in a Python program end it, as they do without soflow."""
+"""In a Python program, Ctrl-C and SIGTERM end the program, like without soflow."""
 
 import contextlib
 import signal
@@ -21,9 +21,7 @@ SHORT = [
     ("signum", "python_has", "status"),
     [(signal.SIGINT, KeyboardInterrupt, None), (signal.SIGTERM, SystemExit, 143)],
 )
-def test_a_sweep_that_goes_on_after_failures_ends_with_the_signal(
-    signum, python_has, status, tmp_path
-):
+def test_a_sweep_that_catches_exceptions_ends_at_a_signal(signum, python_has, status, tmp_path):
     tried = []
 
     def sweep():
@@ -33,7 +31,7 @@ def test_a_sweep_that_goes_on_after_failures_ends_with_the_signal(
             with contextlib.suppress(Exception):
                 soflow.train("moons", tmp_path / lr, settings, progress=stop_at(2, signum))
 
-    with pytest.raises(python_has, match="checkpoint is written") as stopped:
+    with pytest.raises(python_has, match="checkpoint written") as stopped:
         sweep()
     assert tried == ["1e-3"]
     assert [one.step for one in checkpoints(RunFolder(tmp_path / "1e-3").checkpoints)] == [2]

@@ -1,4 +1,4 @@
-"""TensorBoard, Weights & Biases and MLflow: what they get, and where it continues."""
+"""TensorBoard, Weights & Biases and MLflow: logged values, and resuming."""
 
 import pytest
 from PIL import Image
@@ -21,7 +21,7 @@ STEPS, DRAWN = [2, 4, 6, 8], [4, 8]
 
 
 def train_with_a_stop(out, name):
-    """A run that logs to a tracker, stopped after step 5 and resumed."""
+    """A run with a tracker, stopped after step 5 and resumed."""
     settings = [*SETTINGS, f"train.trackers=[{name}]"]
     with pytest.raises(Stopped):
         soflow.train("moons", out, settings, progress=stop_at(5))
@@ -33,7 +33,7 @@ def logged(run, name="loss"):
 
 
 def figure_name(run):
-    """The figure of the evaluations during training."""
+    """The name of the figure of evaluations during training."""
     steps = {name for line in run.read_metrics() for name in line if "distance" in name}
     (name,) = steps
     return name
@@ -64,7 +64,7 @@ def test_tensorboard_gets_figures_samples_and_hyperparameters_once(tmp_path):
 
 
 def wandb_records(file):
-    """The records of a .wandb file: 7 bytes of head, then LevelDB's log format."""
+    """Returns the records of a .wandb file: a header of 7 bytes, then LevelDB's log format."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     data, at, record = file.read_bytes(), 7, b""
@@ -75,7 +75,7 @@ def wandb_records(file):
         size, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
         record += data[at + 7 : at + 7 + size]
         at += 7 + size
-        if kind in (1, 4):  # whole, or the last part
+        if kind in (1, 4):  # a full record, or its last part
             yield Record.FromString(record)
             record = b""
 
@@ -104,7 +104,7 @@ def test_wandb_continues_its_offline_run(tmp_path, monkeypatch):
     assert [int(line["_step"]) for line in lines if "samples.count" in line] == DRAWN
 
 
-def test_a_wandb_run_of_the_caller_is_left_alone(tmp_path, monkeypatch):
+def test_a_wandb_run_of_the_caller_is_not_used(tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -117,7 +117,7 @@ def test_a_wandb_run_of_the_caller_is_left_alone(tmp_path, monkeypatch):
         assert dict(mine.config) == {}
 
 
-def test_mlflow_continues_its_run_in_the_run_folder(tmp_path, monkeypatch):
+def test_mlflow_continues_its_run_in_the_run_directory(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     run = train_with_a_stop(tmp_path / "mine", "mlflow")
@@ -138,7 +138,7 @@ def test_mlflow_continues_its_run_in_the_run_folder(tmp_path, monkeypatch):
 
 
 class Fake:
-    """A tracker that keeps what it gets."""
+    """A tracker that stores what it receives."""
 
     def __init__(self, folder, step, continued):
         self.continued, self.events = continued, []
@@ -171,7 +171,7 @@ class Fake:
 
 @pytest.fixture
 def fakes(monkeypatch):
-    """Two trackers, wandb and tensorboard, of which the first may fail."""
+    """Two trackers named wandb and tensorboard. The first one can fail."""
     Fake.made, Fake.failing, Fake.lost = [], set(), set()
     Good = type("Good", (Fake,), {"fail": lambda self, where: None, "id": ""})
     monkeypatch.setattr(module, "CLASSES", {"wandb": Fake, "tensorboard": Good})
@@ -187,7 +187,7 @@ FAKED = [*SETTINGS, "train.trackers=[wandb, tensorboard]"]
 
 
 @pytest.mark.parametrize("where", ["start", "log", "picture", "finish"])
-def test_a_tracker_that_fails_costs_itself_alone(where, fakes, tmp_path, caplog):
+def test_a_failing_tracker_is_dropped_alone(where, fakes, tmp_path, caplog):
     fakes.failing = {where}
     soflow.train("moons", tmp_path, FAKED, progress=silent)
     names = [f"step-{step:08d}.png" for step in DRAWN]
@@ -198,7 +198,9 @@ def test_a_tracker_that_fails_costs_itself_alone(where, fakes, tmp_path, caplog)
 
 
 @pytest.mark.parametrize("lost", [False, True])
-def test_a_resumed_run_continues_its_tracker_or_says_so(lost, fakes, tmp_path, caplog):
+def test_a_resumed_run_continues_its_tracker_or_reports_that_it_cannot(
+    lost, fakes, tmp_path, caplog
+):
     with pytest.raises(Stopped):
         soflow.train("moons", tmp_path, FAKED, progress=stop_at(5))
     if lost:
@@ -210,7 +212,7 @@ def test_a_resumed_run_continues_its_tracker_or_says_so(lost, fakes, tmp_path, c
     assert any("wandb" in note and Fake.id in note for note in caplog.messages) is lost
 
 
-def test_a_run_begun_again_from_nothing_does_not_continue_a_tracker(fakes, tmp_path):
+def test_a_run_restarted_from_scratch_does_not_continue_a_tracker(fakes, tmp_path):
     TrackerIds(wandb="of an earlier run").write(RunFolder(tmp_path).trackers)
     soflow.train("moons", tmp_path, FAKED, progress=silent)
     assert [one.continued for one in fakes.made] == ["", ""]
@@ -218,7 +220,7 @@ def test_a_run_begun_again_from_nothing_does_not_continue_a_tracker(fakes, tmp_p
 
 
 @pytest.mark.parametrize("content", ["{", None])
-def test_ids_that_cannot_be_read_or_written_do_not_stop_training(content, fakes, tmp_path, caplog):
+def test_unreadable_or_unwritable_ids_do_not_stop_training(content, fakes, tmp_path, caplog):
     with pytest.raises(Stopped):
         soflow.train("moons", tmp_path, FAKED, progress=stop_at(5))
     file = RunFolder(tmp_path).trackers
@@ -227,12 +229,12 @@ def test_ids_that_cannot_be_read_or_written_do_not_stop_training(content, fakes,
     run = soflow.train("moons", tmp_path, FAKED, progress=silent)
     assert fakes.made[2].continued == ""
     assert list(logged(run)) == STEPS
-    assert any("begin new runs" in note and file.name in note for note in caplog.messages)
+    assert any("start new runs" in note and file.name in note for note in caplog.messages)
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
-def test_a_folder_named_as_a_package_is_no_package(name, tmp_path, monkeypatch):
-    """W&B makes a folder `wandb` where it runs."""
+def test_a_folder_named_like_a_package_is_not_a_package(name, tmp_path, monkeypatch):
+    """W&B creates a folder `wandb` in its working directory."""
     (tmp_path / f"no_{name}").mkdir()
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(module.EXTRAS, f"no_{name}", name)

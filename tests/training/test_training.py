@@ -1,4 +1,4 @@
-"""The trainer: it logs, keeps checkpoints, evaluates, and reports what is wrong."""
+"""The trainer logs, keeps checkpoints, evaluates, and reports errors."""
 
 import io
 import json
@@ -53,7 +53,7 @@ def steps(out):
 
 @pytest.fixture(scope="module")
 def moons(tmp_path_factory):
-    """A run with the checkpoints of steps 4 and 8."""
+    """A run with checkpoints at steps 4 and 8."""
     return soflow.train("moons", tmp_path_factory.mktemp("runs") / "run", MOONS).path
 
 
@@ -62,10 +62,10 @@ def copied(moons, tmp_path):
     return shutil.copytree(moons, tmp_path / "run")
 
 
-# What a run leaves
+# Files of a run
 
 
-def test_a_run_folder_holds_what_the_documentation_says(tiny_run):
+def test_a_run_directory_contains_the_documented_files(tiny_run):
     assert {p.name for p in tiny_run.iterdir()} == {
         ".lock", "config.yaml", "data.json", "metrics.jsonl", "checkpoints", "samples"
     }  # fmt: skip
@@ -83,14 +83,14 @@ def test_a_run_folder_holds_what_the_documentation_says(tiny_run):
     assert (data.name, data.count, len(data.class_names)) == ("digits", 1437, 10)
 
 
-def test_a_finished_run_is_left_alone(tiny_run):
+def test_a_finished_run_does_not_change(tiny_run):
     files = [p for p in tiny_run.rglob("*") if p.is_file() and p.name != "config.yaml"]
     before = {p: p.stat().st_mtime_ns for p in files}
     soflow.train("digits", tiny_run, TINY_RUN)
     assert before == {p: p.stat().st_mtime_ns for p in files}
 
 
-def test_a_loaded_run_samples_with_averaged_weights_in_evaluation_mode(tiny_run):
+def test_a_loaded_run_samples_with_ema_weights_in_evaluation_mode(tiny_run):
     run, raw = soflow.load(tiny_run), soflow.load(tiny_run, "raw")
     x, one = torch.randn(2, 1, 8, 8), torch.ones(2)
     assert not torch.equal(run.model.solution(x, one, 0 * one), raw.model.solution(x, one, 0 * one))
@@ -119,7 +119,7 @@ def test_bfloat16_trains_and_keeps_float32_weights(tmp_path):
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
 
 
-def test_accumulation_gives_the_same_run_to_rounding(moons_run, tmp_path):
+def test_accumulation_gives_the_same_run_up_to_rounding(moons_run, tmp_path):
     recipe, settings = WHOLE["moons"]
     whole = soflow.train(recipe, tmp_path, [*settings, "train.accumulate=1"])
     losses = [
@@ -128,14 +128,14 @@ def test_accumulation_gives_the_same_run_to_rounding(moons_run, tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def test_every_step_has_dropout_masks_of_its_own(tmp_path, monkeypatch):
+def test_every_step_has_its_own_dropout_masks(tmp_path, monkeypatch):
     seeds = []
     monkeypatch.setattr(torch, "manual_seed", seeds.append)
     soflow.train("moons", tmp_path, MOONS)
     assert len(set(seeds[-8:])) == 8
 
 
-# What is shown
+# Output
 
 
 def test_without_a_terminal_each_logging_step_is_one_line(tmp_path, capsys):
@@ -155,7 +155,7 @@ def test_on_a_terminal_a_bar_shows_loss_and_speed(tmp_path, monkeypatch):
     assert all(word in screen.getvalue() for word in ("training", "loss ", "samples/s"))
 
 
-def test_tensorboard_gets_every_log_line_once_even_after_a_stop(tmp_path):
+def test_tensorboard_gets_every_log_line_once_also_after_a_stop(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     settings = [*MOONS, "train.trackers=[tensorboard]"]
@@ -169,7 +169,7 @@ def test_tensorboard_gets_every_log_line_once_even_after_a_stop(tmp_path):
     assert [event.value for event in events] == pytest.approx(losses)
 
 
-def test_a_missing_tracker_names_the_install_line():
+def test_a_missing_tracker_names_the_install_command():
     with pytest.raises(InputError, match=r"nosuchtracker.*soflow\[track\]"):
         require_trackers(("nosuchtracker",))
 
@@ -179,7 +179,7 @@ def test_a_missing_tracker_names_the_install_line():
 
 @pytest.mark.parametrize("end", ["", '{"step": 8, "lo'])
 def test_log_lines_after_the_last_checkpoint_are_not_repeated(end, moons, copied):
-    shutil.rmtree(last(copied).path)  # as if killed between the log line and the checkpoint
+    shutil.rmtree(last(copied).path)  # like a kill between the log line and the checkpoint
     with RunFolder(copied).metrics.open("a") as stream:
         stream.write(end)
     run = soflow.train("moons", copied, MOONS)
@@ -196,7 +196,7 @@ def test_a_run_cannot_be_resumed_with_other_settings(copied):
     "name", ["model.safetensors", "ema.safetensors", "optimizer.pt", "state.json"]
 )
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
-def test_a_damaged_checkpoint_is_named_and_passed_over(name, damage, copied):
+def test_a_damaged_checkpoint_is_named_and_skipped(name, damage, copied):
     newest = last(copied)
     file = newest.path / name
     content = bytearray(file.read_bytes())
@@ -210,11 +210,11 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(name, damage, copied):
     assert str(file) in problems[0]
     with pytest.raises(RunError, match="step-00000004"):
         require_good(newest)
-    soflow.train("moons", copied, MOONS)  # resumes from step 4 and replaces the damaged one
+    soflow.train("moons", copied, MOONS)  # resumes from step 4 and replaces the damaged checkpoint
     assert newest.problem() is None
 
 
-def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_again(copied):
+def test_a_run_with_only_damaged_checkpoints_is_not_restarted(copied):
     for one in checkpoints(RunFolder(copied).checkpoints):
         (one.path / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(RunError, match=r"step-00000008/model\.safetensors is damaged"):
@@ -223,7 +223,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_again(copied):
 
 
 def test_resuming_from_an_earlier_step_replaces_later_damaged_checkpoints(copied):
-    """Otherwise the newest by number, which is damaged, would be kept and the good one removed."""
+    """Otherwise the newest, damaged checkpoint would be kept and the intact one removed."""
     (last(copied).path / "ema.safetensors").write_bytes(b"damaged")
     with pytest.raises(Stopped):
         soflow.train("moons", copied, [*MOONS, "checkpoint.keep_last=1"], progress=stop_at(5))
@@ -231,8 +231,8 @@ def test_resuming_from_an_earlier_step_replaces_later_damaged_checkpoints(copied
     assert last(copied).problem() is None
 
 
-def test_a_run_without_a_checkpoint_may_have_begun_on_other_data(tmp_path):
-    """The folder of a run that was killed before its first checkpoint."""
+def test_a_run_without_a_checkpoint_can_restart_on_other_data(tmp_path):
+    """The run was killed before its first checkpoint."""
     out = RunFolder(tmp_path)
     out.create()
     DataRecord(name="pets", count=2, fingerprint="?", class_names=("cat", "dog")).write(out.data)
@@ -240,7 +240,7 @@ def test_a_run_without_a_checkpoint_may_have_begun_on_other_data(tmp_path):
     assert DataRecord.read(out.data).name == "moons"
 
 
-def test_other_data_of_the_same_count_and_classes_are_noticed(tmp_path, monkeypatch):
+def test_other_data_with_equal_count_and_classes_are_detected(tmp_path, monkeypatch):
     settings = [*TINY_DIT, *SHORT, "train.steps=1"]
     soflow.train("digits", tmp_path, settings)
     soflow.train("digits", tmp_path, settings)
@@ -251,7 +251,7 @@ def test_other_data_of_the_same_count_and_classes_are_noticed(tmp_path, monkeypa
             soflow.train("digits", tmp_path, settings)
 
 
-def test_large_data_are_identified_by_some_of_their_rows(monkeypatch):
+def test_large_data_are_identified_by_a_sample_of_rows(monkeypatch):
     monkeypatch.setattr(dataset_module, "LOOKED_THROUGH", 0)
     real = sources.digits("train")
     assert replace(real, rows=real.rows.clone()).describe() == real.describe()
@@ -261,11 +261,11 @@ def test_large_data_are_identified_by_some_of_their_rows(monkeypatch):
 # Failures
 
 
-def test_a_second_sigterm_does_not_cost_the_checkpoint_of_the_first(tmp_path, monkeypatch):
+def test_a_second_sigterm_does_not_interrupt_the_checkpoint_of_the_first(tmp_path, monkeypatch):
     real = checkpoint_manager.save_checkpoint
 
     def interrupted(*arguments):
-        os.kill(os.getpid(), signal.SIGTERM)  # launchers and clusters both send it
+        os.kill(os.getpid(), signal.SIGTERM)  # launchers and clusters both send one
         return real(*arguments)
 
     def default(signum, frame):
@@ -282,7 +282,7 @@ def test_a_second_sigterm_does_not_cost_the_checkpoint_of_the_first(tmp_path, mo
     assert last(tmp_path).problem() is None
 
 
-def test_a_checkpoint_that_cannot_be_written_costs_no_earlier_one(tmp_path, monkeypatch):
+def test_a_failed_checkpoint_keeps_earlier_ones(tmp_path, monkeypatch):
     with pytest.raises(Stopped):
         soflow.train("moons", tmp_path, MOONS, progress=stop_at(3))
 
@@ -296,15 +296,15 @@ def test_a_checkpoint_that_cannot_be_written_costs_no_earlier_one(tmp_path, monk
     assert last(tmp_path).problem() is None
 
 
-def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+def test_nonfinite_weights_are_never_saved(tmp_path):
     wild = ["checkpoint.every=1", "optimizer.lr=1e38", "optimizer.clip=0", "optimizer.warmup=0"]
     with pytest.raises(RunError, match=r"weights .*step 1"):
         soflow.train("moons", tmp_path, [*MOONS, *wild])
     assert steps(tmp_path) == []
-    soflow.train("moons", tmp_path, MOONS)  # other settings may be tried in the same folder
+    soflow.train("moons", tmp_path, MOONS)  # other settings can be tried in the same folder
 
 
-def test_the_first_lines_of_a_resumed_log_are_those_of_the_first_life(moons, tmp_path):
+def test_the_first_lines_of_a_resumed_log_do_not_change(moons, tmp_path):
     with pytest.raises(Stopped):
         soflow.train("moons", tmp_path, MOONS, progress=stop_at(6))
     before = without_clock(RunFolder(tmp_path))
@@ -316,7 +316,7 @@ def test_the_first_lines_of_a_resumed_log_are_those_of_the_first_life(moons, tmp
 # Learning rate
 
 
-def test_the_learning_rate_rises_over_the_warm_up_and_stays():
+def test_the_learning_rate_rises_during_warm_up_and_stays_constant():
     config = OptimizerConfig(lr=0.1, warmup=4)
     rates = [learning_rate(config, step, 6) for step in range(6)]
     assert rates == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1])

@@ -1,4 +1,4 @@
-"""Steps whose numbers are read later, as those of a GPU are: the same run, without waiting."""
+"""Losses that are read later, as on a GPU, give the same run without waiting."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ SETTINGS = [*DIT, *SHORT, "data.flip=false", "optimizer.clip=1"]
 
 @pytest.fixture
 def later(monkeypatch):
-    """Numbers are read when something is due."""
+    """Losses are only read when something is due."""
     monkeypatch.setattr(Trainer, "computes_at_once", False)
 
 
@@ -29,15 +29,15 @@ def train(folder, settings=SETTINGS, progress=silent):
 
 
 @pytest.mark.parametrize("settings", [SETTINGS, [*unguided("soflow"), *UNET, *SHORT]])
-def test_the_run_is_the_same(settings, tmp_path, monkeypatch):
+def test_the_run_is_equal(settings, tmp_path, monkeypatch):
     train(tmp_path / "at once", settings)
     monkeypatch.setattr(Trainer, "computes_at_once", False)
     train(tmp_path / "later", settings)
     assert_same_run(tmp_path / "at once", tmp_path / "later")
 
 
-def test_a_step_waits_for_no_number(tmp_path, monkeypatch, later):
-    """Nothing that would have to come from the device is asked for inside a step."""
+def test_a_step_reads_no_value(tmp_path, monkeypatch, later):
+    """A step asks for no value that would have to be copied from the device."""
     step = TrainStep.__call__
 
     def asked(tensor, *_):
@@ -53,7 +53,7 @@ def test_a_step_waits_for_no_number(tmp_path, monkeypatch, later):
     assert checkpoints(train(tmp_path).checkpoints)
 
 
-def test_skipped_updates_are_the_same_and_named(tmp_path, monkeypatch, caplog):
+def test_the_same_updates_are_skipped_and_named(tmp_path, monkeypatch, caplog):
     poison(monkeypatch, step=4, rows=5)
     settings = [*SETTINGS, "train.on_nonfinite=skip", "train.log_every=8"]
     train(tmp_path / "at once", settings)
@@ -66,7 +66,7 @@ def test_skipped_updates_are_the_same_and_named(tmp_path, monkeypatch, caplog):
     assert "step 5, in row 5" in notes[0]
 
 
-def test_a_run_that_stops_keeps_no_checkpoint_after_the_bad_step(tmp_path, monkeypatch, later):
+def test_a_stopped_run_has_no_checkpoint_after_the_nonfinite_step(tmp_path, monkeypatch, later):
     poison(monkeypatch, step=4, rows=5)
     settings = [*SETTINGS, "train.log_every=8", "train.sample_every=8"]
     with pytest.raises(RunError, match="step 5, in row 5 of the batch"):
@@ -74,7 +74,7 @@ def test_a_run_that_stops_keeps_no_checkpoint_after_the_bad_step(tmp_path, monke
     assert newest_good(RunFolder(tmp_path).checkpoints)[0].step == 3
 
 
-def test_what_a_signal_interrupts_is_read_before_it_is_saved(tmp_path, later):
+def test_losses_are_read_before_a_signal_saves_a_checkpoint(tmp_path, later):
     settings = [*SETTINGS, "train.log_every=8", "train.sample_every=8", "checkpoint.every=8"]
     with pytest.raises(Stopped):
         train(tmp_path / "stopped", settings, stop_at(5))

@@ -1,4 +1,4 @@
-"""Public functions give the same in any program, and leave its global settings as they are."""
+"""Public functions do not depend on global settings and do not change them."""
 
 import logging
 import random
@@ -21,7 +21,7 @@ FEW = [
     *TINY_DIT, "train.steps=4", "train.batch_size=8", "train.sample_every=2", "evaluate.num=20",
     "evaluate.num_while_training=10", "evaluate.nfe=[1]", "checkpoint.every=2",
 ]  # fmt: skip
-#: With chance in the network and in the data.
+#: With randomness in the network and in the data.
 UNET = [
     "data.num_classes=0", "data.augment=0.5", "objective.guidance.scale=1", "network.name=unet",
     "network.model_channels=8", "network.blocks=1", "network.channel_mult=[1]",
@@ -115,7 +115,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture
 def _costs(monkeypatch):
-    """Costs are known without measuring them."""
+    """Replaces cost measurements by known values."""
 
     def bench(configs, rounds, progress, seconds):
         one = Measurement(
@@ -138,10 +138,10 @@ def same(one, two):
 
 @pytest.mark.usefixtures("_costs")
 @pytest.mark.parametrize("call", CALLS)
-def test_a_call_gives_the_same_and_leaves_settings_as_they_are(call, run, tmp_path):
+def test_results_do_not_depend_on_global_settings_and_settings_do_not_change(call, run, tmp_path):
     for name in ("usual", "odd", "again"):
         (tmp_path / name).mkdir()
-    usual = call(run, tmp_path / "usual")  # this one also imports what it needs
+    usual = call(run, tmp_path / "usual")  # this call also imports what it needs
     with odd_settings():
         before = snapshot()
         odd = call(run, tmp_path / "odd")
@@ -157,7 +157,7 @@ def fail(done):
 
 
 @pytest.mark.parametrize("progress", [at_each_step(fail), stop_at(1)])
-def test_settings_are_as_they_were_after_a_failure(progress, run, tmp_path):
+def test_settings_are_restored_after_an_error(progress, run, tmp_path):
     loaded = soflow.load(run)
     request = soflow.SampleRequest.of(loaded, 1)
     calls = [
@@ -178,12 +178,12 @@ def test_settings_are_as_they_were_after_a_failure(progress, run, tmp_path):
 
 
 def test_silent_hides_all_but_warnings(run, tmp_path, capfd, monkeypatch):
-    """Also what is shown by the functions that a call calls, to a logging that is set up."""
+    """This includes output of functions inside the call, if logging is configured."""
     shown, handler = [], logging.Handler()
     handler.emit = lambda record: shown.append(record.levelno)
     monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
     monkeypatch.setattr(logging.getLogger(), "level", logging.INFO)
-    monkeypatch.setattr("soflow.system.progress.Lines", None)  # no other progress is made
+    monkeypatch.setattr("soflow.system.progress.Lines", None)  # no other progress is created
     loaded = soflow.load(run)
     silent = {"progress": soflow.silent}
     data = [torch.zeros(2)] * 8
@@ -199,8 +199,8 @@ def test_silent_hides_all_but_warnings(run, tmp_path, capfd, monkeypatch):
     assert capfd.readouterr() == ("", "")
 
 
-def test_random_numbers_of_python_and_numpy_are_kept(tmp_path):
-    """The data draw some while they are read."""
+def test_random_states_of_python_and_numpy_are_kept(tmp_path):
+    """The dataset uses them while it is read."""
 
     class Drawing(torch.utils.data.Dataset):
         def __len__(self):
@@ -222,7 +222,7 @@ def test_random_numbers_of_python_and_numpy_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize("progress", [None, True, 3])
-def test_a_progress_that_cannot_be_called_is_named(progress, run, tmp_path):
+def test_a_progress_that_is_not_callable_is_named(progress, run, tmp_path):
     with pytest.raises(InputError, match="progress is"):
         soflow.load(run).sample(1, progress=progress)
     with pytest.raises(InputError, match="progress is"):

@@ -1,4 +1,4 @@
-"""Runs with conditions: trained, resumed, sampled, evaluated, reported and begun with others."""
+"""Runs with conditions train, resume, sample, evaluate, report and initialize others."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ def pairs(cond):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run on maps of bytes, in a file."""
+    """A run on byte maps in a file."""
     folder = tmp_path_factory.mktemp("conditions")
     pixels = ((IMAGES[:, 0] + 1) * 127).byte().numpy()
     np.savez(folder / "set.npz", images=pixels, labels=LABELS.numpy(), cond=255 - pixels)
@@ -86,7 +86,7 @@ def test_every_objective_trains(settings, cond, tmp_path):
     assert drawn.shape == IMAGES.shape
 
 
-def test_conditions_can_be_ignored(tmp_path):
+def test_conditions_can_be_disabled(tmp_path):
     soflow.train("digits", tmp_path, [*SMALL, "data.cond_column="], data=pairs(MAPS))
     run = soflow.load(tmp_path)
     assert run.sample(2).shape == (2, 1, 8, 8)
@@ -95,13 +95,13 @@ def test_conditions_can_be_ignored(tmp_path):
 
 
 class Echo(nn.Module):
-    """F of the map that draws the condition in one step: f(x, 1, 0) = x - F = cond."""
+    """F of a map whose one-step sample is the condition: f(x, 1, 0) = x - F = cond."""
 
     def forward(self, x, t, s, labels=None, cond=None):
         return x - cond
 
 
-def test_each_sample_has_its_own_condition_for_any_batch_size():
+def test_each_sample_uses_its_own_condition_for_any_batch_size():
     model = FlowModel(Echo(), (1, 8, 8), cond_shape=(1, 8, 8))
     for batch in (3, 16, 100):
         drawn = sample_many(model, COUNT, None, "renoise", 1, 0, batch, cond=IMAGES)
@@ -114,7 +114,7 @@ def test_each_sample_has_its_own_condition_for_any_batch_size():
         sample_many(model, 3, None, "renoise", 1, 0, cond=IMAGES)
 
 
-def test_an_evaluation_draws_samples_for_the_conditions_of_the_data():
+def test_an_evaluation_uses_the_conditions_of_the_data():
     data = Dataset("echo", "train", IMAGES, None, cond=IMAGES)
     scorer = scorer_of(data, coordinates((1, 8, 8), None), 0)
     scoring = Scoring(scorer, points=data, conditions=data)
@@ -130,7 +130,7 @@ def test_an_evaluation_draws_samples_for_the_conditions_of_the_data():
         scoring.draw_inputs("random", 4, model)
 
 
-def test_python_and_the_command_draw_the_same(run, tmp_path):
+def test_python_and_the_command_draw_the_same_samples(run, tmp_path):
     folder, cond = run
     np.save(tmp_path / "cond.npy", cond[:6])
     loaded = soflow.load(folder, device="cpu")
@@ -146,7 +146,7 @@ def test_python_and_the_command_draw_the_same(run, tmp_path):
     assert np.array_equal(pixels, soflow.evaluation.pictures.to_uint8(drawn))
 
 
-def test_a_run_is_evaluated_and_reported(run):
+def test_a_run_can_be_evaluated_and_reported(run):
     folder, _ = run
     options = ["--num", "16", "--nfe", "1", "--features", "coordinates"]
     assert soflow_command(["evaluate", str(folder), *options]) == 0
@@ -158,7 +158,7 @@ def test_a_run_is_evaluated_and_reported(run):
     "options",
     [[], ["--cond", "missing.npy"], ["--cond", "vectors.npy"], ["--cond", "several.npz"]],
 )
-def test_conditions_that_do_not_fit_are_refused(run, options, tmp_path, monkeypatch, capsys):
+def test_wrong_conditions_are_rejected(run, options, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     np.save("vectors.npy", VECTORS.numpy())
     np.savez("several.npz", a=MAPS.numpy(), b=MAPS.numpy())
@@ -167,7 +167,7 @@ def test_conditions_that_do_not_fit_are_refused(run, options, tmp_path, monkeypa
     assert "cond" in line or "no array" in line
 
 
-def test_data_of_python_are_needed_to_evaluate(tmp_path):
+def test_evaluation_needs_data_given_in_python(tmp_path):
     soflow.train("digits", tmp_path, SMALL, data=pairs(VECTORS))
     loaded = soflow.load(tmp_path)
     settings = {"features": "coordinates", "num": 8, "nfe": (1,)}

@@ -1,4 +1,4 @@
-"""Runs that are trained further, with other settings: what changes, is refused, is recorded."""
+"""Runs that resume with changed settings: allowed, rejected and recorded changes."""
 
 import json
 import shutil
@@ -44,7 +44,7 @@ def run(finished, tmp_path):
     return RunFolder(shutil.copytree(finished, tmp_path / "run"))
 
 
-def test_a_finished_run_is_trained_further_with_its_optimizer_state(run, inside):
+def test_a_finished_run_trains_further_with_its_optimizer_state(run, inside):
     before = last(run.path).optimizer_state()["state"][0]["step"]
     result = inside("train", run.path, "train.steps=8")
     assert result.returncode == 0
@@ -53,15 +53,15 @@ def test_a_finished_run_is_trained_further_with_its_optimizer_state(run, inside)
     assert (float(before), float(state)) == (4, 8)
     (change,) = read_history(run.history)
     assert (change.step, change.key, change.old, change.new) == (4, "train.steps", 4, 8)
-    # The schedule goes back: r(4, 4) = 0.002, r(4, 8) = sqrt(0.1 * 0.002).
+    # The schedule steps back: r(4, 4) = 0.002, r(4, 8) = sqrt(0.1 * 0.002).
     assert all(word in result.stderr for word in ("r(4, 4)=0.002", "r(4, 8)=0.01414"))
     assert run.read_config().train.steps == 8
-    again = inside("train", run.path, "train.steps=8")  # nothing is left to do, nor to record
+    again = inside("train", run.path, "train.steps=8")  # nothing to do or to record
     assert again.returncode == 0
     assert len(read_history(run.history)) == 1
 
 
-def test_settings_change_where_they_are_given(run):
+def test_settings_change_from_the_current_step_on(run):
     changes = {
         "train.steps": 6, "optimizer.lr": 1e-5, "optimizer.betas": (0.8, 0.9),
         "optimizer.lr_schedule": "linear", "optimizer.lr_end": 0.5,
@@ -99,7 +99,7 @@ def test_settings_change_where_they_are_given(run):
         (["train.steps=3"], r"4 of 3 steps.*train\.steps"),
     ],
 )
-def test_what_cannot_change_is_named(given, words, run):
+def test_settings_that_cannot_change_are_named(given, words, run):
     before = run.config.read_text()
     with pytest.raises(InputError, match=words):
         soflow.train(str(run.path), run.path, given)
@@ -107,9 +107,9 @@ def test_what_cannot_change_is_named(given, words, run):
     assert not run.history.exists()
 
 
-def test_a_setting_that_differs_but_was_not_given_is_refused_with_the_way_out(run):
+def test_a_different_setting_that_was_not_given_is_rejected_with_advice(run):
     soflow.train(str(run.path), run.path, ["train.steps=6"])
-    with pytest.raises(InputError, match=r"train\.steps=6, not 8000.*giving train\.steps=8000"):
+    with pytest.raises(InputError, match=r"train\.steps=6, not 8000.*give train\.steps=8000"):
         soflow.train("moons", run.path, [text for text in SETTINGS if "train.steps" not in text])
     config = read_recipe("moons", [*SETTINGS, "train.steps=8"])
     with pytest.raises(InputError, match=r"train\.steps=6, not 8"):
@@ -129,20 +129,22 @@ CHANGED = ["train.steps=9", "train.batch_size=24", "optimizer.lr=1e-4", "ema.dec
 
 
 @pytest.mark.parametrize("at", [5, 7])
-def test_changed_settings_outlast_a_kill_bit_for_bit(at, run, tmp_path):
+def test_changed_settings_survive_a_kill_bitwise(at, run, tmp_path):
     whole = shutil.copytree(run.path, tmp_path / "whole")
     soflow.train(str(whole), whole, CHANGED)
     with pytest.raises(Stopped):
         soflow.train(str(run.path), run.path, CHANGED, progress=stop_at(at))
-    (run.checkpoints / f"step-{at:08d}" / "state.json").unlink()  # as if killed before it was saved
+    (
+        run.checkpoints / f"step-{at:08d}" / "state.json"
+    ).unlink()  # like a kill before the checkpoint
     soflow.train(str(run.path), run.path)
     assert_same_run(whole, run.path)
     keys = [change.key for change in read_history(run.history)]
     assert sorted(keys) == sorted(text.split("=")[0] for text in CHANGED)
 
 
-def test_another_batch_size_goes_on_behind_the_samples_seen(run, monkeypatch):
-    """4 steps of 16 samples, then 2 of 24: every sample of the first epoch once, in its order."""
+def test_another_batch_size_continues_after_the_samples_already_used(run, monkeypatch):
+    """4 steps of 16 samples, then 2 of 24: the first epoch uses every sample once, in order."""
     chosen = []
     real = Batches.indices
 
@@ -160,8 +162,8 @@ def test_another_batch_size_goes_on_behind_the_samples_seen(run, monkeypatch):
     assert last(run.path).train_state().samples == 112
 
 
-def test_a_checkpoint_that_does_not_count_samples_goes_on_alike(run, tmp_path):
-    """As those of earlier versions; also if the run is killed before its next checkpoint."""
+def test_a_checkpoint_without_a_count_of_samples_resumes_equally(run, tmp_path):
+    """Earlier versions write such checkpoints. The run may also be killed before its next one."""
     whole = shutil.copytree(run.path, tmp_path / "whole")
     soflow.train(str(whole), whole, CHANGED)
     newest = last(run.path)
@@ -176,7 +178,7 @@ def test_a_checkpoint_that_does_not_count_samples_goes_on_alike(run, tmp_path):
     assert_same_run(whole, run.path)
 
 
-def test_the_history_is_written_once_and_follows_a_run_that_goes_back(tmp_path):
+def test_the_history_is_written_once_and_follows_a_run_that_steps_back(tmp_path):
     file = tmp_path / "history.jsonl"
 
     def change(step, new, when="2026-01-01T00:00:00+00:00"):
@@ -189,7 +191,7 @@ def test_the_history_is_written_once_and_follows_a_run_that_goes_back(tmp_path):
     write_history(file, [], 6)  # the checkpoint of step 8 is damaged
     assert [(one.step, one.new) for one in read_history(file)] == [(4, 0.2), (6, 0.3)]
     back = Change(step=6, when="2026-01-01", key="optimizer.lr", old=0.3, new=0.1)
-    for again in (back, change(6, 0.3), change(6, 0.3)):  # there and back before any step
+    for again in (back, change(6, 0.3), change(6, 0.3)):  # changed and changed back before any step
         write_history(file, [again], 6)
     assert [one.new for one in read_history(file)] == [0.2, 0.3, 0.1, 0.3]
     file.write_text("{")
@@ -205,7 +207,7 @@ def test_a_schedule_that_does_not_move_is_not_mentioned():
     assert "r(4, 8)" in schedules_at(SoFlow(), 4, change)
 
 
-def test_flips_may_be_turned_on(tmp_path):
+def test_flips_can_be_enabled(tmp_path):
     small = ["network.width=32", "network.depth=1", "network.heads=2", "network.patch=4"]
     settings = [*small, "train.steps=1", "train.batch_size=8", "train.sample_every=0"]
     folder = soflow.train("digits", tmp_path, settings)
@@ -214,23 +216,23 @@ def test_flips_may_be_turned_on(tmp_path):
     assert {change.key for change in read_history(folder.history)} == {"train.steps", "data.flip"}
 
 
-def test_a_run_whose_data_are_gone_or_others_says_so(tmp_path):
+def test_missing_or_changed_data_of_a_run_are_reported(tmp_path):
     file = tmp_path / "x.npy"
     np.save(file, np.random.default_rng(0).standard_normal((32, 3), dtype=np.float32))
     run = soflow.train("vectors", tmp_path / "run", [*SETTINGS, f"data.path={file}"])
     moved = file.rename(tmp_path / "moved.npy")
     more, out = "train.steps=6", str(run.path)
-    with pytest.raises(InputError, match=r"run goes on with the data.*data\.path=PLACE"):
+    with pytest.raises(InputError, match=r"run must resume with the same data.*data\.path=PLACE"):
         soflow.train(out, out, [more])
     np.save(file, np.zeros((32, 4), dtype=np.float32))
-    with pytest.raises(InputError, match=r"run goes on with the data.*\[4\]"):
+    with pytest.raises(InputError, match=r"run must resume with the same data.*\[4\]"):
         soflow.train(out, out, [more])
     soflow.train(out, out, [more, f"data.path={moved}"])
     assert run.read_metrics()[-1]["step"] == 6
 
 
-def test_a_continued_run_is_not_compared(finished, tmp_path):
-    """Its figures are of fewer steps, and its schedule was another one."""
+def test_a_continued_run_is_not_part_of_a_comparison(finished, tmp_path):
+    """Its figures belong to fewer steps and to another schedule."""
     folder = shutil.copytree(finished, tmp_path / "soflow-seed-0")
     soflow.train(folder, folder, ["train.steps=6"])
     config = RunFolder(folder).read_config()

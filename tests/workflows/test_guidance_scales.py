@@ -1,4 +1,4 @@
-"""Guidance scales as inputs: trained over a range, chosen when samples are drawn."""
+"""Guidance scales as network inputs: trained over a range, chosen for sampling."""
 
 import json
 
@@ -24,7 +24,7 @@ SETTINGS = [
 
 
 class Telling(nn.Module):
-    """A network whose output is the guidance that it is given."""
+    """A network whose output is its guidance input."""
 
     def forward(self, x, t, s, labels=None, guidance=None):
         return guidance.to(x.dtype)
@@ -34,8 +34,8 @@ def telling():
     return soflow.FlowModel(Telling(), (3,), CLASSES, guidance=GUIDANCE)
 
 
-def told(model, labels, **options):
-    """The guidance that the network was given for each sample: f(x, 1, 0) = x - F."""
+def guidance_inputs(model, labels, **options):
+    """Returns the guidance input of the network for each sample: f(x, 1, 0) = x - F."""
     noise = torch.zeros(len(labels), 3)
     return -soflow.one_step(model, noise, labels, **options)
 
@@ -46,17 +46,19 @@ def near(rows):
 
 def test_the_scale_reaches_the_network():
     model = telling()
-    assert told(model, [0, 1]).tolist() == near([[1.5, 0, 1]] * 2)  # the default
-    assert told(model.guided(2.5, (0.1, 0.9)), [0, 1]).tolist() == near([[2.5, 0.1, 0.9]] * 2)
-    assert told(model.guided([2, 3]), [0, 1]).tolist() == near([[2, 0, 1], [3, 0, 1]])
-    # Without a class nothing is guided.
+    assert guidance_inputs(model, [0, 1]).tolist() == near([[1.5, 0, 1]] * 2)  # the default
+    assert guidance_inputs(model.guided(2.5, (0.1, 0.9)), [0, 1]).tolist() == near(
+        [[2.5, 0.1, 0.9]] * 2
+    )
+    assert guidance_inputs(model.guided([2, 3]), [0, 1]).tolist() == near([[2, 0, 1], [3, 0, 1]])
+    # Samples without a class are not guided.
     for one in (model, model.guided(2.5)):
-        assert told(one, [CLASSES, -1]).tolist() == near([[1, 0, 1]] * 2)
+        assert guidance_inputs(one, [CLASSES, -1]).tolist() == near([[1, 0, 1]] * 2)
     with pytest.raises(InputError, match="guidance"):
-        told(model.guided([2, 3]), [0, 1, 2])
+        guidance_inputs(model.guided([2, 3]), [0, 1, 2])
 
 
-def test_every_sampler_draws_at_the_scale():
+def test_every_sampler_uses_the_scale():
     for sampler, nfe in (("renoise", 3), ("ode", 3), ("euler", 3), ("heun", 4)):
         drawn, other = (
             soflow.sample_many(telling(), 5, [0] * 5, sampler, nfe, guidance=scale)[:, 0]
@@ -66,7 +68,7 @@ def test_every_sampler_draws_at_the_scale():
         assert difference == pytest.approx([3.0] * 5, abs=1e-5), sampler
 
 
-def test_samples_of_many_batches_have_their_own_scales():
+def test_samples_of_many_batches_have_individual_scales():
     scales = torch.linspace(1, 8, 7)
     options = {"labels": [1] * 7, "seed": 3}
     together = soflow.sample_many(telling(), 7, guidance=scales, **options)
@@ -83,7 +85,7 @@ def test_samples_of_many_batches_have_their_own_scales():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run with drawn scales, whose network is made to see them."""
+    """A run with drawn scales. Its network is changed to depend on them."""
     return soflow.train("digits", tmp_path_factory.mktemp("runs") / "run", SETTINGS).path
 
 
@@ -95,7 +97,7 @@ def loaded(run):
     return model
 
 
-def test_a_run_samples_at_its_setting_or_at_a_scale_of_its_range(loaded):
+def test_a_run_samples_at_its_default_or_at_a_scale_in_its_range(loaded):
     assert loaded.model.guidance == soflow.DrawnGuidance(1.5, max_scale=4.0)
     default, same, other = (
         loaded.sample(4, [3, 7], guidance=scale, progress=soflow.silent)
@@ -110,7 +112,7 @@ def test_a_run_samples_at_its_setting_or_at_a_scale_of_its_range(loaded):
             loaded.sample(2, [3, 7], progress=soflow.silent, **wrong)
 
 
-def test_a_stopped_run_resumes_bit_for_bit(run, tmp_path):
+def test_a_stopped_run_resumes_bitwise(run, tmp_path):
     from soflow.training.signals import Stopped
 
     with pytest.raises(Stopped):
@@ -126,7 +128,7 @@ def test_a_stopped_run_resumes_bit_for_bit(run, tmp_path):
     assert all(torch.equal(whole[name], found[name]) for name in whole)
 
 
-def test_records_say_the_guidance(run, tmp_path):
+def test_records_contain_the_guidance(run, tmp_path):
     evaluation = soflow.evaluate(
         run,
         soflow.EvaluationSettings(
@@ -147,7 +149,7 @@ def test_records_say_the_guidance(run, tmp_path):
     assert protocol["guidance"] == {"scale": 1.5, "start": 0.0, "end": 1.0}
 
 
-def test_pieces_at_another_scale_are_not_taken_over(run):
+def test_parts_at_another_scale_are_not_reused(run):
     from soflow.workflows.sample import plan_of
 
     loaded = soflow.load(run)
@@ -160,7 +162,7 @@ def test_pieces_at_another_scale_are_not_taken_over(run):
     assert len(plans) == 4
 
 
-def test_on_the_command_line(run, inside):
+def test_the_command_line_accepts_a_scale(run, inside):
     asked = ("--guidance", "2", "--guidance-interval", "0.1,0.9")
     assert inside("sample", run, "-n", "4", *asked).returncode == 0
     (file,) = (run / "samples").glob("*guidance-2-in-0.1-0.9.png")
@@ -171,7 +173,7 @@ def test_on_the_command_line(run, inside):
     assert_fails(inside("evaluate", run, "--guidance", "0.5"), 2, "guidance")
 
 
-def test_a_fixed_scale_is_not_chosen_again(tmp_path):
+def test_a_fixed_scale_cannot_be_chosen(tmp_path):
     settings = [*TINY_DIT, "train.steps=1", "train.batch_size=8", "train.sample_every=0"]
     run = soflow.load(soflow.train("digits", tmp_path / "run", settings))
     assert run.model.guidance is None
@@ -185,7 +187,7 @@ def test_a_fixed_scale_is_not_chosen_again(tmp_path):
 
 
 class Own(nn.Module):
-    """A network of one's own, which takes the guidance."""
+    """A custom network with a guidance input."""
 
     def __init__(self):
         super().__init__()
@@ -197,7 +199,7 @@ class Own(nn.Module):
 
 
 class Blind(nn.Module):
-    """A network of one's own, which does not."""
+    """A custom network without a guidance input."""
 
     def __init__(self):
         super().__init__()
@@ -216,7 +218,7 @@ def train_own(network, out, objective=None):
     )
 
 
-def test_a_network_of_ones_own(tmp_path):
+def test_a_custom_network(tmp_path):
     model = soflow.load(train_own(Own(), tmp_path / "run"))
     found = [model.sample(4, [0], guidance=scale, progress=soflow.silent) for scale in (1.0, 8.0)]
     assert not torch.allclose(*found)
@@ -226,15 +228,15 @@ def test_a_network_of_ones_own(tmp_path):
 
 
 class OwnJumps(soflow.JumpFlow):
-    """An objective of one's own, which no registry knows."""
+    """A custom objective that is not registered."""
 
 
-def test_an_objective_of_ones_own(tmp_path):
+def test_a_custom_objective(tmp_path):
     folder = train_own(None, tmp_path / "run", OwnJumps(guidance=GUIDANCE))
     assert soflow.load(folder).model.guidance == GUIDANCE
 
 
-def test_a_loop_of_ones_own_is_saved_with_its_scales(tmp_path):
+def test_a_custom_loop_saves_its_scales(tmp_path):
     objective = soflow.JumpFlow(guidance=GUIDANCE)
     network = soflow.MLP((2,), CLASSES, width=16, depth=1, takes_guidance=True)
     model = soflow.FlowModel(network, (2,), CLASSES, guidance=objective.guidance)
@@ -255,17 +257,17 @@ def test_a_loop_of_ones_own_is_saved_with_its_scales(tmp_path):
         (["objective.guidance.latest_start=0.7"], "latest_start"),
     ],
 )
-def test_settings_that_do_not_fit(settings, named):
+def test_wrong_settings_are_rejected(settings, named):
     with pytest.raises(InputError, match=named):
         soflow.read_recipe("digits", [*SETTINGS, *settings])
 
 
-def test_initial_weights_of_a_run_without_scales(tmp_path, run):
+def test_initial_weights_from_a_run_without_scales(tmp_path, run):
     few = [*TINY_DIT, "train.steps=1", "train.batch_size=8", "train.sample_every=0"]
     plain = soflow.train("digits", tmp_path / "plain", few, soflow.silent).path
     ours = [*few, *SETTINGS[len(TINY_DIT) :][:3], "optimizer.lr=1e-12", f"init_from={plain}"]
     drawn = soflow.load(soflow.train("digits", tmp_path / "drawn", ours, soflow.silent))
     samples = [drawn.sample(2, [1], guidance=scale, progress=soflow.silent) for scale in (1.0, 4.0)]
-    torch.testing.assert_close(*samples)  # not seen at first
+    torch.testing.assert_close(*samples)  # no effect at first
     back = [*few, f"init_from={run}"]
     soflow.train("digits", tmp_path / "back", back, soflow.silent)

@@ -13,12 +13,12 @@ from soflow.workflows.labels import labels_in_turn
     ("text", "numbers"),
     [
         ("0,2", [0, 2]),
-        ("cat,Cat, CAR", [2, 1, 3]),  # as it is spelled first, then in any case
+        ("cat,Cat, CAR", [2, 1, 3]),  # exact spelling first, then ignoring case
         ("tench, Tinca tinca", [0]),
         ("goldfish, Carassius auratus,tench,tinca TINCA, 2,fish", [4, 0, 2, 5]),
     ],
 )
-def test_classes_are_listed_with_commas(text, numbers):
+def test_classes_are_separated_by_commas(text, numbers):
     names = ("tench, Tinca tinca", "Cat", "cat", "car", "goldfish,Carassius auratus", "fish")
     assert labels_in_turn(text, len(numbers), names).tolist() == numbers
     assert labels_in_turn(text, len(numbers) + 1, names).tolist() == [*numbers, numbers[0]]
@@ -34,7 +34,7 @@ def test_classes_are_listed_with_commas(text, numbers):
         ("cat,tench", "'tench'.*Cat, cat, crane, crane, trench; did you mean trench"),
     ],
 )
-def test_names_of_no_class_or_of_several_are_refused(text, named):
+def test_unknown_and_ambiguous_names_are_rejected(text, named):
     with pytest.raises(InputError, match=named):
         labels_in_turn(text, 1, ("Cat", "cat", "crane", "crane", "trench"))
 
@@ -44,7 +44,7 @@ def test_a_run_without_classes_takes_no_labels():
         labels_in_turn("0", 1, ())
 
 
-# Lists, from Python
+# Lists in Python
 
 NULL = len(("cat", "dog", "red, blue"))
 
@@ -83,12 +83,12 @@ def test_classes_are_listed_by_name_or_number(given, numbers):
         ({"cat": 1}, "cat"),
     ],
 )
-def test_what_is_no_class_is_named(given, named):
+def test_values_that_are_not_classes_are_named(given, named):
     with pytest.raises(InputError, match=named):
         labels_in_turn(given, 5, ("cat", "dog", "red, blue"))
 
 
-def test_a_request_takes_lists(tiny_run):
+def test_a_request_accepts_lists(tiny_run):
     run = soflow.load(tiny_run, device="cpu")
     request = soflow.SampleRequest.of(run, 4, labels=[3, "4", None])
     assert request.labels.tolist() == [3, 4, 10, 3]

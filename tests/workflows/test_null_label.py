@@ -1,4 +1,4 @@
-"""Samples without a label: only of models whose null label was trained."""
+"""Samples without a label need a model with a trained null label."""
 
 from dataclasses import replace
 
@@ -43,11 +43,11 @@ def labelled(tmp_path_factory):
         (["objective.name=shortcut"], True),
         (["objective.name=flow_matching", "objective.guidance.scale=1"], False),
         (["objective.name=consistency"], False),
-        (["data.num_classes=0", "objective.guidance.scale=1"], True),  # nothing else was trained
+        (["data.num_classes=0", "objective.guidance.scale=1"], True),  # no other parameter changed
     ],
 )
 def test_dropped_labels_train_the_null_label(settings, trained):
-    """Against a step of training: does its row of the label table get a gradient?"""
+    """Checks whether its row of the label table gets a gradient in a training step."""
     config = read_recipe("digits", [*TINY_DIT, *settings])
     network = make_network(config)
     for parameter in network.parameters():
@@ -81,7 +81,7 @@ def samplers(model, noise, labels):
     yield lambda: soflow.integrate_velocity(model, noise, 1, labels)
 
 
-def test_every_sampler_refuses_a_null_label_that_was_never_trained(labelled, tiny_run):
+def test_every_sampler_rejects_an_untrained_null_label(labelled, tiny_run):
     for run, trained in ((labelled, False), (tiny_run, True)):
         model = soflow.load(run, device="cpu").model
         noise = torch.randn(2, *model.shape)
@@ -95,7 +95,7 @@ def test_every_sampler_refuses_a_null_label_that_was_never_trained(labelled, tin
         soflow.one_step(model, noise, torch.tensor([3, 9]))
 
 
-def test_on_the_command_line_none_draws_without_a_label(labelled, tiny_run, tmp_path, inside):
+def test_none_on_the_command_line_draws_without_a_label(labelled, tiny_run, tmp_path, inside):
     file = tmp_path / "none.npz"
     assert inside("sample", tiny_run, "-n", "4", "--labels", "none", "--out", file).returncode == 0
     with np.load(file) as drawn:
@@ -114,7 +114,7 @@ def test_on_the_command_line_none_draws_without_a_label(labelled, tiny_run, tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["none.npz", "null.npz"]
 
 
-def test_a_class_that_is_called_none_is_that_class(photos, tmp_path):
+def test_a_class_named_none_is_that_class(photos, tmp_path):
     settings = [*FEW, f"data.path={photos}", "data.size=8"]
     run = soflow.load(soflow.train("images", tmp_path, settings).path)
     assert soflow.SampleRequest.of(run, 2, labels="none").labels.tolist() == [1, 1]
@@ -131,12 +131,12 @@ def partly(tmp_path_factory):
     return soflow.train("vectors", folder / "run", settings).path
 
 
-def test_a_run_on_partly_labelled_data_is_evaluated(partly):
+def test_a_run_on_partly_labeled_data_can_be_evaluated(partly):
     evaluation = soflow.evaluate(partly, soflow.EvaluationSettings(nfe=(1,), num=20))
     assert evaluation.diagnostics
 
 
-def test_points_without_a_label_are_left_out_if_the_null_label_was_not_trained(partly):
+def test_points_without_a_label_are_left_out_if_the_null_label_is_untrained(partly):
     model = soflow.load(partly, device="cpu").model
     dataset = make_dataset(RunFolder(partly).read_config().data)
     labelled = dataset.part(dataset.labels < 2, "labelled")
@@ -151,7 +151,7 @@ def test_points_without_a_label_are_left_out_if_the_null_label_was_not_trained(p
     assert diagnostics(untrained, none, settings, cpu) == {}
 
 
-def test_files_of_samples_mark_those_without_a_label_as_data_do(partly, tmp_path):
+def test_sample_files_mark_unlabeled_samples_like_data(partly, tmp_path):
     run = soflow.load(partly, device="cpu")
     request = soflow.SampleRequest.of(run, 4, labels=[1, None])
     soflow.sample_to_file(run, request, tmp_path / "some.npz")

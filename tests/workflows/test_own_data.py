@@ -1,4 +1,4 @@
-"""Training on data given in Python: what is read, how it is read, and going on with it."""
+"""Training on data given in Python: accepted types, reading, and resuming."""
 
 import json
 
@@ -28,7 +28,7 @@ FLOATS = torch.from_numpy(RANDOM.uniform(-1, 1, (12, 3, 16, 16)).astype(np.float
 
 
 class ByIndex(torch.utils.data.Dataset):
-    """A data set of torch that counts its visits."""
+    """A torch dataset that counts its accesses."""
 
     def __init__(self, item, count=12):
         self.item, self.count, self.visits = item, count, 0
@@ -41,7 +41,7 @@ class ByIndex(torch.utils.data.Dataset):
         return self.item(row)
 
 
-# What is read
+# Accepted data
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ class ByIndex(torch.utils.data.Dataset):
         (FLOATS.double().numpy(), FLOATS),
         (FLOATS.half(), FLOATS.half().float()),
         (FLOATS.permute(0, 2, 3, 1).numpy(), FLOATS),
-        (FLOATS * 3, FLOATS * 3),  # taken as they are
+        (FLOATS * 3, FLOATS * 3),  # unchanged
         (FLOATS / 2 + 0.5, FLOATS),  # images in 0 to 1
         (list(FLOATS), FLOATS),
         (torch.utils.data.TensorDataset(FLOATS), FLOATS),
@@ -62,7 +62,7 @@ class ByIndex(torch.utils.data.Dataset):
         ((FLOATS > 0).to(torch.uint8), (FLOATS > 0) * 2.0 - 1),  # masks of 0 and 1
     ],
 )
-def test_samples_are_those_that_were_given(data, expected):
+def test_samples_keep_their_values(data, expected):
     found = own_dataset(data, READ)
     samples = found.samples()
     if expected.ndim < 4:  # vectors and signals are standardized
@@ -80,7 +80,7 @@ def test_vectors_far_from_zero_keep_their_units():
     restored = found.scaling.restore(found.samples()).numpy()
     assert np.abs(restored - given).max() < 1e-3
     changing = own_dataset(ByIndex(lambda row: torch.rand(2)), READ)
-    assert changing.scaling is None  # nothing to measure once
+    assert changing.scaling is None  # no standardization
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_bytes_are_images(data):
     torch.testing.assert_close(found.samples(), expected)
 
 
-def test_the_range_decides():
+def test_an_explicit_range_is_used():
     asked = READ.model_copy(update={"range": (-2.0, 2.0)})
     torch.testing.assert_close(own_dataset(FLOATS, asked).samples(), FLOATS / 2)
 
@@ -116,7 +116,7 @@ def test_the_range_decides():
         ([None, 0, -1] * 4, [-1, 0, -1], ()),
     ],
 )
-def test_labels_come_in_a_tuple_or_with_each_item(labels, numbers, names):
+def test_labels_come_in_a_tuple_or_in_each_item(labels, numbers, names):
     by_item = ByIndex(lambda row: (FLOATS[row], labels[row]))
     by_name = ByIndex(lambda row: {"pixel_values": FLOATS[row], "label": labels[row]})
     for data in ((FLOATS, labels), by_item, by_name):
@@ -125,7 +125,7 @@ def test_labels_come_in_a_tuple_or_with_each_item(labels, numbers, names):
         assert found.class_names == names
 
 
-def test_the_labels_of_a_data_set_of_hugging_face(tmp_path, monkeypatch):
+def test_the_labels_of_a_hugging_face_dataset(tmp_path, monkeypatch):
     from datasets import Dataset
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -162,12 +162,12 @@ def test_the_labels_of_a_data_set_of_hugging_face(tmp_path, monkeypatch):
         (BYTES // 16, "data.range"),  # would be nearly black
     ],
 )
-def test_what_cannot_be_used_is_named(data, named):
+def test_unusable_data_are_named(data, named):
     with pytest.raises(InputError, match=named):
         own_dataset(data, READ)
 
 
-# How it is read
+# Reading
 
 
 def test_small_data_are_read_once():
@@ -185,26 +185,28 @@ def test_large_data_are_read_batch_by_batch(monkeypatch):
     data = ByIndex(lambda row: (FLOATS[row], row % 2))
     data.targets = [row % 2 for row in range(12)]
     batches = Batches(own_dataset(data, READ), 4, seed=0)
-    assert data.visits < 8  # neither samples nor labels are read as a whole
+    assert data.visits < 8  # neither samples nor labels are read completely
     for step in range(6):
         batch, chosen = batches.microbatch(step), batches.indices(step)
         torch.testing.assert_close(batch.data, FLOATS[chosen])
         assert batch.labels.tolist() == [row % 2 for row in chosen]
 
 
-def test_a_list_of_labels_that_disagrees_with_the_items_is_not_used(monkeypatch):
+def test_a_list_of_labels_that_contradicts_the_items_is_ignored(monkeypatch):
     monkeypatch.setattr(own, "RESIDENT", 0)
     data = ByIndex(lambda row: (FLOATS[row], row % 3))
     data.targets = [0] * 12
     assert own_dataset(data, READ).labels.tolist() == [0, 1, 2] * 4
 
 
-def test_items_that_change_are_drawn_anew_at_every_visit():
+def test_random_items_are_drawn_again_at_every_access():
     data = ByIndex(lambda row: torch.rand(3, 8, 8))
     found = own_dataset(data, READ)
     batches = Batches(found, 12, seed=0)
     assert not torch.equal(batches.microbatch(0).data, batches.microbatch(0).data)
-    assert found.describe() == own_dataset(data, READ).describe()  # a resumed run is no other
+    assert (
+        found.describe() == own_dataset(data, READ).describe()
+    )  # a resumed run gets the same items
 
 
 # Runs
@@ -227,30 +229,30 @@ def test_a_run_takes_shape_and_classes_from_its_data(tmp_path):
     assert soflow.sample(loaded, soflow.SampleRequest.of(loaded, 2)).shape == (2, 3, 16, 16)
 
 
-def test_labels_are_ignored_on_request(tmp_path):
+def test_labels_can_be_ignored(tmp_path):
     run = soflow.train("moons", tmp_path, VECTORS, data=(FLOATS[:, 0, 0], torch.arange(12) % 2))
-    assert run.read_config().data.num_classes == 0  # as moons has it
+    assert run.read_config().data.num_classes == 0  # as in the recipe moons
     assert run.read_config().data.shape == (16,)
 
 
-def test_a_run_goes_on_with_its_data_alone(tmp_path, capsys):
+def test_a_run_resumes_only_with_its_own_data(tmp_path, capsys):
     data = (FLOATS, torch.arange(12) % 4)
     settings, out = [*SMALL, "checkpoint.every=2"], tmp_path / "run"
     whole = soflow.train("digits", tmp_path / "whole", settings, data=data)
     with pytest.raises(Stopped):
         soflow.train("digits", out, settings, progress=stop_at(2), data=data)
-    with pytest.raises(InputError, match=r"live in Python.*data="):
+    with pytest.raises(InputError, match=r"passed from Python.*data="):
         soflow.train("digits", out, settings)
     assert soflow_command(["train", str(out)]) == 2
-    assert "live in Python" in capsys.readouterr().err
+    assert "passed from Python" in capsys.readouterr().err
     with pytest.raises(InputError, match="fingerprint"):
         soflow.train("digits", out, settings, data=(-FLOATS, data[1]))
     assert_same_run(soflow.train("digits", out, settings, data=data).path, whole.path)
 
 
-def test_evaluation_takes_the_data_again(tmp_path, capsys):
+def test_evaluation_needs_the_data_again(tmp_path, capsys):
     run = soflow.train("images", tmp_path, [*SMALL, "evaluate.every=2"], data=FLOATS)
     settings = soflow.EvaluationSettings(num=12, nfe=(1,), weights=("ema",))
     assert len(soflow.evaluate(run.path, settings, data=FLOATS).rows) > 0
     assert soflow_command(["evaluate", str(run.path), "--num", "12"]) == 2
-    assert "live in Python" in capsys.readouterr().err
+    assert "passed from Python" in capsys.readouterr().err

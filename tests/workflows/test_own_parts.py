@@ -1,4 +1,4 @@
-"""A network, an objective and callbacks of one's own, given to `soflow.train`."""
+"""Custom networks, objectives and callbacks passed to `soflow.train`."""
 
 import copy
 import subprocess
@@ -26,7 +26,7 @@ def data():
 
 @pytest.fixture
 def forgotten():
-    """Forgets the networks that this process knows, as another process would."""
+    """Clears the networks known to this process, like another process."""
     return own_parts._known.clear
 
 
@@ -40,7 +40,7 @@ def weights(folder, which="raw"):
     return checkpoint.weights(which)
 
 
-def test_a_network_of_ones_own_trains_and_samples(data, tmp_path, forgotten):
+def test_a_custom_network_trains_and_samples(data, tmp_path, forgotten):
     torch.manual_seed(0)
     network = OwnNet()
     before = copy.deepcopy(network.state_dict())
@@ -49,7 +49,7 @@ def test_a_network_of_ones_own_trains_and_samples(data, tmp_path, forgotten):
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
     assert not torch.equal(before["out.weight"], after["out.weight"])
 
-    model = soflow.load(folder.path)  # the process that trained it knows the network
+    model = soflow.load(folder.path)  # the training process knows the network
     samples = model.sample(5, seed=3, progress=silent)
     assert samples.shape == (5, 2)
     saved = model.save(tmp_path / "model")
@@ -66,7 +66,7 @@ def test_a_network_of_ones_own_trains_and_samples(data, tmp_path, forgotten):
 
 
 @pytest.mark.parametrize("objective", [OwnObjective(), soflow.SoFlow(p=0.5)], ids=["own", "known"])
-def test_resuming_repeats_the_uninterrupted_run(objective, data, tmp_path):
+def test_a_resumed_run_equals_the_uninterrupted_one(objective, data, tmp_path):
     parts = {"network": OwnNet(), "objective": objective}
     whole = weights(run(tmp_path / "whole", data, **parts))
 
@@ -84,14 +84,14 @@ def test_resuming_repeats_the_uninterrupted_run(objective, data, tmp_path):
         run(tmp_path / "half", data, network=OwnNet(), objective=other)
 
 
-def test_what_a_registry_knows_is_recorded_by_its_name(data, tmp_path):
+def test_a_registered_objective_is_recorded_by_its_name(data, tmp_path):
     guided = soflow.MeanFlow(p=0.75, guidance=soflow.objectives.mean_flow.MeanFlowGuidance())
     folder = run(tmp_path, data, objective=guided)
     assert folder.read_config().objective.name == "mean_flow"
     assert folder.read_config().objective.build() == guided
     command = [sys.executable, "-m", "soflow", "train", str(tmp_path), "train.steps=7"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2  # the data live in Python
+    assert done.returncode == 2  # the data were passed from Python
     assert "data.source=python" in done.stderr
 
 
@@ -102,7 +102,7 @@ def test_a_network_of_soflow_is_recorded_by_its_name(data, tmp_path, forgotten):
     forgotten()
     model = soflow.load(folder.path)
     assert (model.config.network.name, model.config.network.width) == ("mlp", 16)
-    # It began with the weights of the network given.
+    # It started with the weights of the given network.
     torch.testing.assert_close(model.model.net.state_dict(), dict(network.state_dict()))
     with pytest.raises(InputError, match="omit network="):
         soflow.load(folder.path, network=network)
@@ -118,7 +118,7 @@ def test_data_in_python_are_a_reference(data, tmp_path):
         model.evaluate(**settings, reference=torch.randn(40, 3))
 
 
-def test_the_command_line_says_that_a_network_lives_in_python(data, tmp_path, inside):
+def test_the_command_line_says_that_a_network_is_defined_in_python(data, tmp_path, inside):
     run(tmp_path, data, network=OwnNet())
     own_parts._known.clear()
     done = inside("sample", tmp_path, "-n", 2, "--out", tmp_path / "x.png")
@@ -154,13 +154,13 @@ class Complex(OwnNet):
         (OwnNet, "network is"),
         (OneTime(), "WithSecondTime"),
         (Complex(), "complex weights, spectrum"),
-        (NoTimes(), "must take"),
+        (NoTimes(), "must accept"),
         (Flat(), "[16]"),
         (OwnNet(size=8, classes=3), "no class"),  # no row for the null label
     ],
     ids=["class", "one time", "complex", "signature", "shape", "null label"],
 )
-def test_networks_that_do_not_keep_the_contract_are_named(network, named, tmp_path):
+def test_networks_that_violate_the_contract_are_named(network, named, tmp_path):
     data = (torch.randn(64, 8), [0, 1, 2, 3] * 16)
     settings = ["data.num_classes=-1"]
     objective = soflow.SoFlow(guidance=soflow.Guidance(scale=2.0))
@@ -170,7 +170,7 @@ def test_networks_that_do_not_keep_the_contract_are_named(network, named, tmp_pa
 
 
 class Twice(torch.autograd.Function):
-    """It has a derivative backward alone."""
+    """It only has a backward derivative."""
 
     @staticmethod
     def forward(ctx, x):
@@ -186,7 +186,7 @@ class NoDerivative(OwnNet):
         return Twice.apply(super().forward(x, t, s, labels))
 
 
-def test_a_network_without_the_derivative_that_an_objective_needs_is_named(data, tmp_path):
+def test_a_network_without_the_derivative_needed_by_the_objective_is_named(data, tmp_path):
     network = NoDerivative()
     with pytest.raises(InputError, match=r"NoDerivative has no forward-mode derivative.*mean_flow"):
         run(tmp_path, data, network=network, objective=soflow.MeanFlow())
@@ -194,7 +194,7 @@ def test_a_network_without_the_derivative_that_an_objective_needs_is_named(data,
     assert network.training
 
 
-def test_objectives_and_settings_that_clash_are_named(data, tmp_path):
+def test_conflicting_objectives_and_settings_are_named(data, tmp_path):
     for wrong in (soflow.SoFlow, "soflow", 3):
         with pytest.raises(InputError, match="objective is"):
             run(tmp_path, data, objective=wrong)
@@ -261,7 +261,7 @@ def test_a_callback_sets_the_learning_rate(data, tmp_path):
     assert [line["lr"] for line in lines][1:] == [0.0, 0.0]
 
 
-def test_tied_weights_are_averaged_under_each_of_their_names(data, tmp_path):
+def test_tied_weights_are_averaged_under_all_their_names(data, tmp_path):
     class Tied(OwnNet):
         def __init__(self):
             super().__init__(width=2)

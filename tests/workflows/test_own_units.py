@@ -1,4 +1,4 @@
-"""Runs on tables: drawn, evaluated, written and reported in the columns' own units."""
+"""Runs on tables sample, evaluate, write and report in the units of the columns."""
 
 import csv
 import logging
@@ -24,7 +24,7 @@ SETTINGS = EvaluationSettings(num=300, nfe=(1,), weights=("ema",), samplers=("re
 
 
 def write_table(file, scale=1.0, seed=0, count=200):
-    """Three columns in units of their own, and a class that one row in four has."""
+    """Three columns with different units, and a class for one row in four."""
     random = np.random.default_rng(seed)
     values = random.standard_normal((count, 3)) * [10, 5, 1] + [170, 70, 40]
     kinds = ["rare" if i % 4 == 0 else "common" for i in range(count)]
@@ -62,19 +62,19 @@ def test_samples_have_the_units_and_names_of_the_columns(run, tmp_path):
     with np.load(tmp_path / "s.npz") as arrays:
         assert np.array_equal(arrays["arr_0"], drawn)
         assert [run.class_names[i] for i in arrays["arr_1"]] == [row[3] for row in rows]
-    # After two steps, samples are about N(mean, std) of the columns.
+    # After two steps, samples are approximately N(mean, std) of the columns.
     assert drawn.mean(0) == pytest.approx([171, 71, 41], abs=2)
     assert drawn.std(0) == pytest.approx([10, 5, 1.7], rel=0.3)
 
 
 @pytest.mark.parametrize(("name", "word"), [("s.gif", r"\.csv"), ("folder", r"\.csv")])
-def test_files_that_do_not_suit_vectors_are_refused(name, word, run, tmp_path):
+def test_file_types_unsuited_for_vectors_are_rejected(name, word, run, tmp_path):
     with pytest.raises(InputError, match=f"{name}.*{word}"):
         sample_to_file(run, SampleRequest.of(run, 4), tmp_path / name, silent)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_table_is_no_file_for_images(tiny_run, tmp_path):
+def test_a_csv_file_is_rejected_for_images(tiny_run, tmp_path):
     run = soflow.load(tiny_run)
     with pytest.raises(InputError, match=r"x\.csv.*a folder"):
         sample_to_file(run, SampleRequest.of(run, 4), tmp_path / "x.csv", silent)
@@ -109,8 +109,8 @@ def test_several_seeds_average_the_marginals(run):
     assert "sliced_wasserstein" in row.spread
 
 
-def test_drawn_tables_are_evaluated_as_the_run_is(run, tmp_path):
-    """Also against a file of statistics, which keeps what standardizes the columns."""
+def test_evaluating_a_drawn_table_equals_evaluating_the_run(run, tmp_path):
+    """Also with a file of statistics, which stores the scaling of the columns."""
     file, reference = tmp_path / "s.csv", tmp_path / "r.npz"
     sample_to_file(run, SampleRequest.of(run, 300), file, silent)
     data = run.config.data.path
@@ -131,28 +131,28 @@ def test_drawn_tables_are_evaluated_as_the_run_is(run, tmp_path):
     assert again.rows[0].distance == pytest.approx(found.rows[0].distance, rel=1e-5)
 
 
-def test_networks_of_pictures_are_refused_for_tables(run):
+def test_image_features_are_rejected_for_tables(run):
     with pytest.raises(InputError, match="classifier"):
         evaluate(run, EvaluationSettings(features="classifier", num=20), silent)
 
 
-def test_a_report_without_its_data_lacks_the_real_ones_alone(tmp_path, caplog):
+def test_a_report_without_data_only_lacks_the_real_data(tmp_path, caplog):
     caplog.set_level(logging.INFO, "soflow")
     run = train(tmp_path / "moved")
     path, data = run.folder.path, tmp_path / "moved" / "people.csv"
     whole = soflow.report([path], tmp_path / "whole.html", silent).read_text()
-    assert "left out" not in whole
+    assert "not shown" not in whole
     data.rename(data.with_name("elsewhere.csv"))
     caplog.clear()
     page = soflow.report([path], tmp_path / "page.html").read_text()
     assert "people.csv" in page
-    assert "left out" in page
+    assert "not shown" in page
     assert page.count("<img") == whole.count("<img")
     remarks = [record.getMessage() for record in caplog.records]
     assert len([remark for remark in remarks if "people.csv" in remark]) == 1
 
 
-def test_pictures_without_their_data_stand_alone(tmp_path):
+def test_plots_without_data_show_only_samples(tmp_path):
     images = np.random.default_rng(0).integers(0, 255, (64, 8, 8), dtype=np.uint8)
     np.savez(tmp_path / "set.npz", images=images)
     settings = ["data.source=arrays", f"data.path={tmp_path / 'set.npz'}", "data.num_classes=0"]
@@ -166,7 +166,7 @@ def test_pictures_without_their_data_stand_alone(tmp_path):
     assert "set.npz" in page
 
 
-def test_training_draws_the_columns_and_the_data_behind(tmp_path, monkeypatch):
+def test_training_plots_the_columns_over_the_data(tmp_path, monkeypatch):
     seen = []
 
     def picture(samples, columns, names, real):
@@ -184,7 +184,7 @@ def test_training_draws_the_columns_and_the_data_behind(tmp_path, monkeypatch):
     assert float(samples[:, 0].mean()) == pytest.approx(170, abs=5)
 
 
-def test_signals_are_drawn_evaluated_and_reported(tmp_path):
+def test_signals_can_be_drawn_evaluated_and_reported(tmp_path):
     random = np.random.default_rng(0)
     np.save(tmp_path / "waves.npy", random.standard_normal((90, 2, 32)) * [[5], [0.1]] + 3)
     small = ["network.width=16", "network.depth=1", "network.heads=2", "train.steps=1"]

@@ -1,4 +1,4 @@
-"""Pictures that training draws."""
+"""Sample grids drawn during training."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A loaded run acts: it samples, evaluates and saves itself."""
+"""A loaded run samples, evaluates and saves itself."""
 
 import copy
 import io
@@ -21,7 +21,7 @@ def model(tiny_run):
     return soflow.load(tiny_run, device="cpu")
 
 
-def test_samples_are_those_of_the_command_bit_by_bit(model, tiny_run, inside, tmp_path):
+def test_samples_equal_those_of_the_command_bitwise(model, tiny_run, inside, tmp_path):
     out = tmp_path / "samples.npz"
     options = ("-n", 6, "--labels", "3,7", "--seed", 5, "--nfe", 2, "--out", out)
     result = inside("sample", tiny_run, *options)
@@ -33,7 +33,7 @@ def test_samples_are_those_of_the_command_bit_by_bit(model, tiny_run, inside, tm
         assert np.array_equal(to_uint8(model.sample(6, classes, seed=5, nfe=2)), images)
 
 
-def test_figures_are_those_of_soflow_evaluate(model, tiny_run):
+def test_figures_equal_those_of_soflow_evaluate(model, tiny_run):
     settings = {"num": 40, "nfe": (1,), "features": "coordinates"}
     found = model.evaluate(**settings)
     expected = soflow.evaluate(tiny_run, soflow.EvaluationSettings(**settings, weights=("ema",)))
@@ -43,7 +43,7 @@ def test_figures_are_those_of_soflow_evaluate(model, tiny_run):
 
 
 @pytest.mark.parametrize("weights", ["ema", "raw"])
-def test_a_saved_model_is_all_that_sampling_needs(weights, tiny_run, tmp_path):
+def test_a_saved_model_is_enough_for_sampling(weights, tiny_run, tmp_path):
     run = soflow.load(tiny_run, weights, device="cpu")
     folder = run.save(tmp_path / "model")
     assert len([file for file in folder.rglob("*") if file.is_file()]) == 4
@@ -57,14 +57,16 @@ def test_a_saved_model_is_all_that_sampling_needs(weights, tiny_run, tmp_path):
         soflow.load(folder, other)
 
 
-def test_weights_and_devices_mean_what_they_say(tiny_run, monkeypatch):
-    with pytest.raises(InputError, match="best"):  # nothing was evaluated during training
+def test_weights_and_devices_can_be_chosen(tiny_run, monkeypatch):
+    with pytest.raises(
+        InputError, match="best"
+    ):  # no evaluation during training, so no best checkpoint
         soflow.load(tiny_run, "best")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    with pytest.raises(InputError, match="device=gpu"):
+    with pytest.raises(InputError, match="device is gpu"):
         soflow.load(tiny_run, device="gpu")
-    with pytest.raises(InputError, match="device=fridge"):
+    with pytest.raises(InputError, match="device is fridge"):
         named_device("fridge")
     assert named_device("cpu").type == "cpu"
 
@@ -79,7 +81,7 @@ def test_weights_and_devices_mean_what_they_say(tiny_run, monkeypatch):
     ],
     ids=["dit", "in_context_dit", "mlp", "unet"],
 )
-def test_models_are_pickled_copied_and_cast(network, shape):
+def test_models_can_be_pickled_copied_and_cast(network, shape):
     model = soflow.FlowModel(network.eval(), shape, num_classes=3)
     noise, labels = torch.randn(5, *shape), [0, 1, 2, 0, 1]
     expected = soflow.one_step(model, noise, labels)

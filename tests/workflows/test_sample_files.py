@@ -1,4 +1,4 @@
-"""Samples in files: independent of the number of processes, and never drawn twice."""
+"""Sample files do not depend on the number of processes, and no sample is drawn twice."""
 
 from contextlib import suppress
 
@@ -54,7 +54,7 @@ def test_the_file_is_the_same_for_any_number_of_processes(loaded, tmp_path, monk
     assert {path.name for path in tmp_path.iterdir()} == {"one.npz", "three.npz"}
 
 
-def test_an_archive_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+def test_an_archive_that_cannot_be_written_leaves_no_files(tmp_path, monkeypatch):
     rows, file = torch.zeros(4, 1, 2, 2, dtype=torch.uint8), tmp_path / "x.npz"
     file.write_bytes(b"before")
 
@@ -68,7 +68,7 @@ def test_an_archive_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch)
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_a_process_without_a_piece_leaves_nothing(loaded, tmp_path, monkeypatch):
+def test_a_process_without_work_leaves_no_files(loaded, tmp_path, monkeypatch):
     set_process(monkeypatch, 9, 10)
     assert not draw(loaded, tmp_path / "x.npz")
     assert list(tmp_path.iterdir()) == []
@@ -76,7 +76,7 @@ def test_a_process_without_a_piece_leaves_nothing(loaded, tmp_path, monkeypatch)
 
 @pytest.fixture
 def interrupted(monkeypatch):
-    """Draws with an interruption after some pieces; returns the first rows of those drawn."""
+    """Draws with an interruption after some parts. Returns the first rows of the parts."""
     real = sample_files.sample_many
 
     def call(after, *arguments, **options):
@@ -96,7 +96,7 @@ def interrupted(monkeypatch):
     return call
 
 
-def test_an_interrupted_call_reuses_its_pieces(loaded, tmp_path, interrupted):
+def test_an_interrupted_call_reuses_its_parts(loaded, tmp_path, interrupted):
     assert interrupted(4, loaded, tmp_path / "x.npz") == [0, 7, 14, 21]
     assert not (tmp_path / "x.npz").exists()
     assert interrupted(None, loaded, tmp_path / "x.npz") == [28, 35]
@@ -104,7 +104,7 @@ def test_an_interrupted_call_reuses_its_pieces(loaded, tmp_path, interrupted):
 
 
 @pytest.mark.parametrize("change", ["weights", "labels", "nfe", "seed"])
-def test_pieces_of_other_samples_are_not_mixed_in(change, loaded, tiny_run, tmp_path, interrupted):
+def test_parts_of_other_samples_are_not_mixed_in(change, loaded, tiny_run, tmp_path, interrupted):
     interrupted(4, loaded, tmp_path / "x.npz")
     changes = {"labels": torch.zeros(40, dtype=torch.int64), "nfe": 1, "seed": 4}
     options = {key: value for key, value in changes.items() if key == change}
@@ -115,7 +115,7 @@ def test_pieces_of_other_samples_are_not_mixed_in(change, loaded, tiny_run, tmp_
         assert np.array_equal(one, fresh)
 
 
-def test_a_folder_keeps_other_images_and_mixes_nothing(loaded, tmp_path):
+def test_a_folder_keeps_other_images_and_never_mixes_samples(loaded, tmp_path):
     folder = tmp_path / "many"
     folder.mkdir()
     (folder / "000003.png").write_bytes(b"mine")
@@ -133,7 +133,7 @@ def test_a_folder_keeps_other_images_and_mixes_nothing(loaded, tmp_path):
     assert (folder / "cover.png").read_bytes() == b"mine"
 
 
-def test_pictures_and_folders_come_from_the_same_pieces(loaded, tmp_path):
+def test_pictures_and_folders_use_the_same_parts(loaded, tmp_path):
     draw(loaded, tmp_path / "x.npz", 20)
     draw(loaded, tmp_path / "x.png", 20)
     (tmp_path / "many").mkdir()
@@ -144,7 +144,7 @@ def test_pictures_and_folders_come_from_the_same_pieces(loaded, tmp_path):
     sheet = np.asarray(Image.open(tmp_path / "x.png"))
     assert np.array_equal(
         sheet[2:34:4, 36:68:4], images[1]
-    )  # the second of the first row, each pixel four wide
+    )  # the second sample of the first row, each pixel four wide
 
 
 def test_a_request_is_completed_by_the_run(loaded):

@@ -1,4 +1,4 @@
-"""Parts of a training loop of one's own: data by name, samples in memory, saved models."""
+"""Parts of custom training loops: data by name, samples in memory, saved models."""
 
 from dataclasses import replace
 
@@ -34,7 +34,7 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_saved_model_is_the_model(name, tmp_path):
+def test_a_loaded_model_equals_the_saved_one(name, tmp_path):
     network = NETWORKS[name]().eval()
     for weight in network.parameters():
         nn.init.normal_(weight, std=0.2)
@@ -66,7 +66,7 @@ class Unknown(nn.Module):
         return x
 
 
-def test_a_network_that_no_registry_makes_is_given_again(tmp_path):
+def test_an_unregistered_network_must_be_given_for_loading(tmp_path):
     changed = make()
     changed.net.final_layer = nn.Linear(8, 4, bias=False)
     for name, model in (("unknown", soflow.FlowModel(Unknown(), SHAPE)), ("changed", changed)):
@@ -78,7 +78,7 @@ def test_a_network_that_no_registry_makes_is_given_again(tmp_path):
             soflow.load(folder, "raw")
 
 
-def test_what_cannot_be_saved_is_named(tmp_path):
+def test_parts_that_cannot_be_saved_are_named(tmp_path):
     class Path(soflow.LinearNoising):
         pass
 
@@ -92,7 +92,7 @@ def test_what_cannot_be_saved_is_named(tmp_path):
     assert not out.exists()
 
 
-def test_standardized_data_get_their_units_back(tmp_path):
+def test_standardized_data_are_returned_in_their_units(tmp_path):
     data = soflow.load_data(torch.randn(50, *SHAPE) * 100 + 1000)
     model = make()
     ema = soflow.Ema(model.net, decay=0.5)
@@ -104,7 +104,7 @@ def test_standardized_data_get_their_units_back(tmp_path):
     assert drawn.mean() > 500
 
 
-def test_an_averaged_network_has_the_average_and_is_a_copy():
+def test_an_averaged_network_has_the_ema_weights_and_is_a_copy():
     model = make()
     ema = soflow.Ema(model.net, decay=0.5, rampup=0)
     before = model.net.x_embedder.weight.detach().clone()
@@ -118,7 +118,7 @@ def test_an_averaged_network_has_the_average_and_is_a_copy():
     torch.testing.assert_close(model.net.x_embedder.weight, before + 1)
 
 
-def test_data_are_loaded_by_name_and_from_python():
+def test_data_can_be_loaded_by_name_and_from_python():
     test = soflow.load_data("digits:test")
     assert (test.split, len(test), test.num_classes) == ("test", 360, 10)
     assert soflow.load_data("digits", num_classes=0).labels is None
@@ -132,7 +132,7 @@ def test_data_are_loaded_by_name_and_from_python():
         soflow.load_data("./nothing.npz")
 
 
-def test_samples_in_memory_have_the_figures_of_their_file(tmp_path):
+def test_samples_in_memory_have_the_same_figures_as_in_a_file(tmp_path):
     real = soflow.load_data("digits")
     images = real.samples(slice(60)).flip(3)
     pixels = ((images * 127.5 + 128).clamp(0, 255)).byte()

@@ -1,4 +1,4 @@
-"""Trainings one after another in one process, as in a notebook, do not know of each other."""
+"""Several training runs in one process, as in a notebook, do not affect each other."""
 
 import signal
 import threading
@@ -45,7 +45,9 @@ def fail(done):
     ],
     ids=["finished", "failed", "interrupted"],
 )
-def test_a_training_of_other_settings_in_between_changes_nothing(progress, error, first, tmp_path):
+def test_a_training_with_other_settings_in_between_changes_nothing(
+    progress, error, first, tmp_path
+):
     settings = [*MOONS, *OTHER]
     if error is None:
         soflow.train("moons", tmp_path / "other", settings, progress)
@@ -53,7 +55,7 @@ def test_a_training_of_other_settings_in_between_changes_nothing(progress, error
         with pytest.raises(error):
             soflow.train("moons", tmp_path / "other", settings, progress)
     assert same(weights(tmp_path / "again")[1], first)
-    # The same call goes on, and ends as if it had never stopped.
+    # The same call resumes, with the result of an uninterrupted run.
     again, whole = (
         soflow.train("moons", tmp_path / name, settings, soflow.silent)
         for name in ("other", "whole")
@@ -66,14 +68,14 @@ def test_a_training_of_other_settings_in_between_changes_nothing(progress, error
     assert again.read_config().precision == "bf16"
 
 
-def test_an_interrupted_call_goes_on_when_it_is_made_again(first, tmp_path):
+def test_an_interrupted_call_resumes_when_it_is_repeated(first, tmp_path):
     settings = [*MOONS, "precision=fp32"]
     with pytest.raises(KeyboardInterrupt):
         soflow.train("moons", tmp_path / "run", settings, stop_at(2, signal.SIGINT))
     assert same(weights(tmp_path / "run")[1], first)
 
 
-def test_a_thread_trains_as_the_main_thread_does(first, tmp_path):
+def test_a_thread_trains_like_the_main_thread(first, tmp_path):
     found = []
     thread = threading.Thread(target=lambda: found.append(weights(tmp_path / "thread")[1]))
     thread.start()
@@ -81,8 +83,8 @@ def test_a_thread_trains_as_the_main_thread_does(first, tmp_path):
     assert same(found[0], first)
 
 
-def test_trainings_in_two_threads_take_turns(first, tmp_path):
-    """Torch's random numbers are those of a process, so the second one would change the first."""
+def test_trainings_in_two_threads_run_one_after_the_other(first, tmp_path):
+    """torch's random state belongs to the process, so the second run would change the first."""
     raised = []
 
     def second():

@@ -1,4 +1,4 @@
-"""What is given in Python and cannot be used is named, before or instead of a wrong result."""
+"""Unusable arguments in Python are named in an error and never give a wrong result."""
 
 from dataclasses import dataclass
 
@@ -52,7 +52,7 @@ class Unsampled(OwnObjective):
 
 
 @pytest.mark.parametrize("objective", [NoDraws, OtherShape, Scalar, Constant, Parts, Unsampled])
-def test_an_objective_that_does_not_keep_the_contract_is_named(objective, tmp_path):
+def test_an_objective_that_violates_the_contract_is_named(objective, tmp_path):
     with pytest.raises(InputError, match=objective.__name__):
         run(tmp_path / "run", network=OwnNet(), objective=objective())
 
@@ -62,14 +62,14 @@ class Weighted(OwnObjective):
     target: torch.Tensor = None
 
 
-def test_a_run_is_resumed_with_the_same_tensors(tmp_path):
+def test_a_run_resumes_with_the_same_tensors(tmp_path):
     run(tmp_path, objective=Weighted(target=torch.ones(3)))
     run(tmp_path, ["train.steps=3"], objective=Weighted(target=torch.ones(3)))
     with pytest.raises(InputError, match="checksum"):
         run(tmp_path, ["train.steps=4"], objective=Weighted(target=torch.zeros(3)))
 
 
-def test_networks_without_weights_to_train_are_named(tmp_path):
+def test_networks_without_trainable_weights_are_named(tmp_path):
     with torch.device("meta"):
         meta = OwnNet()
     for network in (meta, OwnNet().requires_grad_(False)):
@@ -86,19 +86,19 @@ class Normalized(OwnNet):
         return self.norm(super().forward(x, t, s, labels))
 
 
-def test_batch_normalization_is_refused_where_it_cannot_be_differentiated(tmp_path):
+def test_batch_normalization_is_rejected_where_it_cannot_be_differentiated(tmp_path):
     run(tmp_path / "run", network=Normalized())
     with pytest.raises(InputError, match="batch normalization"):
         run(tmp_path / "other", network=Normalized(), objective=soflow.MeanFlow())
 
 
-def test_an_own_network_need_not_be_what_the_recipe_has(tmp_path):
+def test_a_custom_network_can_differ_from_that_of_the_recipe(tmp_path):
     folder = run(tmp_path, ["data.flip=false"], recipe="images", network=OwnNet())
     assert soflow.load(folder).sample(3, progress=silent).shape == (3, 2)
 
 
 @pytest.mark.parametrize("key", ["data.path=points", "data.source=moons", "data.split=test"])
-def test_settings_that_name_other_data_are_refused(key, tmp_path):
+def test_settings_that_name_other_data_are_rejected(key, tmp_path):
     with pytest.raises(InputError, match=key.partition("=")[0]):
         run(tmp_path, [key])
 
@@ -108,13 +108,13 @@ class Recording(soflow.Callback):
 
 
 @pytest.mark.parametrize("given", [Recording, lambda training: None, object()])
-def test_what_is_no_callback_is_named(given, tmp_path):
+def test_an_object_that_is_not_a_callback_is_named(given, tmp_path):
     with pytest.raises(InputError, match="callbacks"):
         run(tmp_path, callbacks=[given])
 
 
 @pytest.mark.parametrize("rate", [-1, float("nan"), "fast"])
-def test_a_callback_sets_rates_that_are_numbers(rate, tmp_path):
+def test_a_callback_must_set_rates_that_are_numbers(rate, tmp_path):
     class Sets(soflow.Callback):
         def on_start(self, training):
             training.learning_rate = rate
@@ -140,7 +140,7 @@ def test_settings_of_evaluations_are_checked(wrong):
         soflow.EvaluationSettings(**wrong)
 
 
-def test_samplers_take_noises_of_one_shape_and_one_step_or_more(trained):
+def test_samplers_need_noise_of_one_shape_and_at_least_one_step(trained):
     noise = torch.randn(3, 2)
     with pytest.raises(InputError, match="fresh"):
         soflow.renoise(trained.model, noise, [noise[:1]])
@@ -170,13 +170,13 @@ def test_parts_of_a_loop_are_checked(trained, tmp_path):
             wrong()
 
 
-def test_arrays_may_have_another_order_of_bytes():
+def test_arrays_can_have_another_byte_order():
     swapped = POINTS.numpy().astype(np.dtype(np.float32).newbyteorder())
     found = soflow.load_data(swapped, range=(-1, 1)).samples(torch.arange(32))
     assert torch.equal(found, POINTS)
 
 
-def test_conditions_follow_the_precision_of_the_network():
+def test_conditions_are_cast_to_the_precision_of_the_network():
     class Shifted(OwnNet):
         def forward(self, x, t, s, labels=None, cond=None):
             return super().forward(x + self.out(self.inner.weight.new_zeros(16)) * 0, t, s) + cond

@@ -1,4 +1,4 @@
-"""`soflow bench`: what a training step and a sample cost, or what a whole training will need."""
+"""`soflow bench`: measures training steps and sampling, or estimates a whole training run."""
 
 from __future__ import annotations
 
@@ -20,24 +20,35 @@ if TYPE_CHECKING:
 ALL = ",".join(OBJECTIVES)
 #: Printed below a table of estimates.
 MEANING = """\
-hours: GPU-hours over GPUs. samples: on one GPU at a time. GiB: on one GPU, estimated. states:
-weights, gradients, moments, average, and the buckets in which processes exchange gradients. kept:
-what the backward pass needs of the forward pass. Not counted: temporaries, what the allocator
-reserves, data."""
+hours: GPU-hours divided by the number of GPUs. samples: microbatch on one GPU. GiB: estimated
+memory on one GPU. states: weights, gradients, optimizer moments, EMA weights and the buckets in
+which processes exchange gradients. kept: activations kept for the backward pass. Not counted:
+temporary tensors, memory that the allocator reserves, data."""
 #: Printed below a table of measurements.
 MEASURED = """\
-MiB: the process's peak. of peak: of large matrix products of its precision in the same process."""
+MiB: peak memory of the process. of peak: operations per second, compared with large matrix
+products of the same precision in the same process."""
 COLUMNS = "objective|s/step|ratio|spread|samples/s|MiB|ratio|MFLOP/sample|of peak"
 
-CHANGES = "Changes to it; OBJECTIVE:KEY=VALUE for one objective. With --estimate also more recipes."
-NAMES = (
-    "Objectives, separated by commas; ratios are to the first "
-    f"(default: {ALL}; with --estimate the recipe's)."
+CHANGES = (
+    "Changes to the recipe, such as train.batch_size=64; OBJECTIVE:KEY=VALUE changes a key for one "
+    "objective. With --estimate, further recipes may follow."
 )
-ROUNDS = "Measurements of each, in turn (default: 3)."
-ESTIMATE = "Measure nothing: count what the whole training needs, memory and GPU-hours."
-GPUS = "With --estimate: GPUs that share a batch (default: 1)."
-RATE = "With --estimate: what one GPU reaches (default: a share of an H100's peak)."
+NAMES = (
+    "Objectives to compare, separated by commas; ratios are relative to the first "
+    f"(default: {ALL}; with --estimate, the recipe's own objective)."
+)
+ROUNDS = "Number of measurements per objective; the objectives take turns (default: 3)."
+ESTIMATE = (
+    "Measure nothing. Count operations and memory of the whole training run, and estimate its "
+    "GPU-hours."
+)
+GPUS = "With --estimate: number of GPUs that share a batch (default: 1)."
+RATE = (
+    "With --estimate: operations per second that one GPU reaches, such as 2e14 "
+    "(default: a fraction of the peak of an H100)."
+)
+OUT = "File for all figures; its name ends in .json."
 
 
 def bench(
@@ -48,27 +59,28 @@ def bench(
     estimate: Annotated[bool, Option("--estimate", help=ESTIMATE)] = False,
     gpus: Annotated[int | None, Option(help=GPUS)] = None,
     flops_per_second: Annotated[float | None, Option(help=RATE)] = None,
-    out: Annotated[Path | None, Option(help="FILE.json for all figures.")] = None,
+    out: Annotated[Path | None, Option(help=OUT)] = None,
 ) -> None:
-    """Measure training steps and one-step sampling on random data, in fresh processes.
+    """Measure the cost of training steps and one-step sampling.
 
-    On a GPU, SoFlow is also measured with plain attention, the only kind that MeanFlow can use.
+    Each objective trains on random data in a new process. On a GPU, SoFlow is also measured with
+    plain attention, because MeanFlow cannot use fused attention.
 
-    With --estimate nothing is measured, and no GPU is needed: operations and memory are counted.
+    With --estimate, the command counts operations and memory instead. This needs no GPU.
     """
     at_least(1, rounds=rounds, gpus=gpus)
     if out is not None:
         require_writable_file(out, ".json")
     found: Estimates | Measurements
     if estimate and rounds is not None:
-        raise InputError("--rounds belongs to measuring, --estimate measures nothing: drop one")
+        raise InputError("--rounds has no effect with --estimate: leave out one of them")
     if estimate:
         found = count(recipe, overrides or [], objectives, gpus or 1, flops_per_second)
     elif gpus is None and flops_per_second is None:
         found = measure(recipe, overrides or [], objectives or ALL, rounds or 3)
     else:
         raise InputError(
-            "--gpus and --flops-per-second belong to --estimate: add it, or leave them out"
+            "--gpus and --flops-per-second need --estimate: add --estimate, or leave them out"
         )
     if out is not None:
         found.write(out)
@@ -76,7 +88,7 @@ def bench(
 
 
 def measure(recipe: str, overrides: list[str], objectives: str, rounds: int) -> Measurements:
-    """Measures the objectives, and prints their table."""
+    """Measures the objectives and prints a table."""
     from soflow.config import read_objectives
 
     # Mistakes are reported before torch is loaded.
@@ -98,12 +110,12 @@ def measure(recipe: str, overrides: list[str], objectives: str, rounds: int) -> 
 def count(
     recipe: str, words: list[str], objectives: str | None, gpus: int, flops_per_second: float | None
 ) -> Estimates:
-    """Counts what trainings need, and prints their table."""
+    """Estimates training runs without measuring, and prints a table."""
     from soflow.config import read_objectives, read_recipe
 
     if flops_per_second is not None and not 0 < flops_per_second < float("inf"):
         raise InputError(
-            f"--flops-per-second is {flops_per_second}: it must be above 0, such as 2e14"
+            f"--flops-per-second is {flops_per_second}: it must be positive, such as 2e14"
         )
     overrides = [word for word in words if "=" in word]
     configs = {}
@@ -127,7 +139,7 @@ def count(
     title = f"estimates, not measured: {gpus} {'GPU' if gpus == 1 else 'GPUs'}"
     rows = [COLUMNS, *(cells(name, one) for name, one in estimates.items())]
     print_table(title, rows, left=2)
-    print(f"Estimated hours: of the operations alone, at {found.assumption}.\n{MEANING}")
+    print(f"Hours count only the operations, at {found.assumption}.\n{MEANING}")
     return found
 
 
@@ -158,5 +170,5 @@ def show(recipe: str, measured: dict[str, list[Measurement]], batch_size: int) -
     bare = median(one.bare_forward_ratio for one in first)
     print(
         f"one-step sampling: {base.one_step_samples_per_second:,.0f} samples/s, "
-        f"{bare:.3f} of the bare network's forward pass\n{MEASURED}"
+        f"{bare:.3f} of the speed of the network's forward pass alone\n{MEASURED}"
     )

@@ -1,4 +1,4 @@
-"""`soflow compare`: objectives, or variants of a recipe, side by side over several seeds."""
+"""`soflow compare`: compares objectives, or variants of a recipe, over several seeds."""
 
 from __future__ import annotations
 
@@ -15,14 +15,27 @@ from soflow.errors import InputError
 if TYPE_CHECKING:
     from soflow.comparison.record import Comparison
 
-CHANGES = "Changes to it; NAME:KEY=VALUE for one objective or variant."
-VARIANTS = "A YAML file of variants in place of objectives: NAME: {objective: {p: 0}, ...}."
-ONLY = "Names of variants in the file, separated by commas (default: all)."
-BUDGET = "steps: the same for all; time: as many as fit into the time of SoFlow, or the first."
-OBJECTIVES = f"Objectives, separated by commas (default: {ALL})."
-ROUNDS = "Measurements of each cost, in turn (default: 3; 1 for trainings under 500 steps)."
-HEUN = "Also evaluate 32 Heun steps of each model's own velocity (slow)."
-OUT = "The folder (default: runs/compare-RECIPE[-VARIANTS][-time])."
+CHANGES = (
+    "Changes to the recipe, such as train.steps=2000; NAME:KEY=VALUE changes a key for one "
+    "objective or variant."
+)
+VARIANTS = (
+    "A YAML file of named variants to compare instead of objectives: "
+    "NAME: {objective: {p: 0}, ...}."
+)
+ONLY = "Names of the variants to compare, separated by commas (default: all in the file)."
+BUDGET = (
+    "steps: the same number of training steps for all; time: as many steps as fit into the "
+    "training time of SoFlow, or of the first objective or variant if SoFlow is not compared."
+)
+OBJECTIVES = f"Objectives to compare, separated by commas (default: {ALL})."
+SEEDS = "Number of training runs per objective or variant, each with another seed."
+ROUNDS = (
+    "Number of cost measurements per objective or variant (default: 3; 1 for training runs of "
+    "fewer than 500 steps)."
+)
+HEUN = "Also integrate each model's own velocity with 32 Heun steps, and evaluate that (slow)."
+OUT = "The folder for results (default: runs/compare-RECIPE[-VARIANTS][-time])."
 
 
 def compare(
@@ -31,22 +44,22 @@ def compare(
     objectives: Annotated[str | None, Option(help=OBJECTIVES)] = None,
     variants: Annotated[Path | None, Option(help=VARIANTS)] = None,
     only: Annotated[str | None, Option(help=ONLY)] = None,
-    seeds: Annotated[int, Option(help="Runs of each.")] = 3,
+    seeds: Annotated[int, Option(help=SEEDS)] = 3,
     budget: Annotated[Literal["steps", "time"], Option(help=BUDGET)] = "steps",
     rounds: Annotated[int | None, Option(help=ROUNDS)] = None,
     heun: Annotated[bool, Option("--heun", help=HEUN)] = False,
     out: Annotated[Path | None, Option(help=OUT)] = None,
 ) -> None:
-    """Train a recipe by several objectives, and compare their samples and costs.
+    """Train a recipe with several objectives, and compare samples and costs.
 
-    With --variants, compare named sets of settings in place of objectives.
+    With --variants, compare named sets of settings instead of objectives.
 
-    The same command continues a comparison that was interrupted.
+    To resume an interrupted comparison, run the same command again.
     """
     if objectives is not None and variants is not None:
-        raise InputError("--objectives and --variants: give one of them")
+        raise InputError("--objectives and --variants exclude each other: give one of them")
     if only is not None and variants is None:
-        raise InputError("--only selects variants: give --variants, too")
+        raise InputError("--only selects variants from a file: also give --variants FILE")
     at_least(1, seeds=seeds, rounds=rounds)
     name = Path(recipe).name.removesuffix(".yaml").removesuffix(".yml")
     parts = ["compare", name, *([variants.stem] if variants else []), budget]
@@ -80,7 +93,7 @@ def compare(
         )
     except Stopped as stopped:
         print(
-            f"stopped, checkpoint written; the same command continues from it, in {folder}",
+            f"stopped, checkpoint written in {folder}; to resume, run the same command again",
             file=sys.stderr,
         )
         raise Exit(128 + stopped.signum) from None

@@ -1,4 +1,4 @@
-"""`soflow evaluate`: figures of a trained run, or of samples of any origin."""
+"""`soflow evaluate`: evaluates a trained run, or samples from any generator."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,28 +24,39 @@ if TYPE_CHECKING:
     from soflow.evaluation.record import Evaluation
 
 SUBJECT = (
-    "A run, a checkpoint in it, or samples: a folder of images, an .npz, or a data set "
+    "A run folder, a checkpoint in it, or samples: a folder of images, an .npz file, or a dataset "
     "as SOURCE:SPLIT."
 )
-NFE = "Network evaluations per sample, e.g. 1,2,4 (default: the recipe's)."
-SAMPLERS = "E.g. renoise,ode (default: all of the objective's; heun: its ODE)."
-NUM = "Samples per row (default: the recipe's)."
+NFE = (
+    "Numbers of network evaluations (NFE) per sample, separated by commas, such as 1,2,4 "
+    "(default: evaluate.nfe of the run)."
+)
+SAMPLERS = (
+    "Samplers, separated by commas: renoise, ode, euler, heun (default: all that suit the "
+    "objective; heun integrates the ODE of the model's velocity)."
+)
+NUM = "Number of samples per row of the table (default: evaluate.num of the run)."
 FEATURES = (
-    "inception (FID's), digits, classifier, coordinates, a TorchScript FILE or NAME=FILE "
-    "(default: the recipe's). TorchScript is a program: give only files that you trust."
+    "Network that computes features: inception (for FID), digits, classifier, coordinates, or a "
+    "TorchScript FILE or NAME=FILE (default: evaluate.features of the run). A TorchScript file is "
+    "a program: give only files that you trust."
 )
 REFERENCE = (
-    "Real data as SOURCE[:SPLIT], or an .npz of images or statistics (default: the training data)."
+    "Real data to compare with: SOURCE[:SPLIT], or an .npz file of images or of statistics "
+    "(default: the training data)."
 )
-WEIGHTS = "ema (averaged), raw, or both (default: ema,raw)."
+WEIGHTS = "Weights to evaluate: ema, raw, or both (default: ema,raw)."
 DRAW = (
-    "Classes of samples: balanced or random (default: balanced; of vectors and signals "
-    "as frequent as in the reference)."
+    "Classes of the samples: balanced, or random (default: balanced; vectors and signals follow "
+    "the class frequencies of the reference)."
 )
-SEEDS = "Draw with several seeds, for means and deviations."
-BATCH = "Samples drawn at once; changes no figure (default: 500)."
-BASELINE = "Score held-out real data, too (default: for runs, if there are some)."
-OUT = "Where the figures go (default: evaluation.json in RUN; SAMPLES.evaluation.json)."
+SEED = "Seed of the samples (default: 0)."
+SEEDS = "Number of seeds to draw samples with; the table shows means and standard deviations."
+BATCH = "Number of samples drawn at once; does not change the results (default: 500)."
+BASELINE = "Also score held-out real data (default: for runs whose data has another split)."
+OUT = (
+    "File for the results (default: evaluation.json in the run folder, or SAMPLES.evaluation.json)."
+)
 
 
 def evaluate(
@@ -59,19 +70,22 @@ def evaluate(
     guidance: Annotated[float | None, Option(help=GUIDANCE)] = None,
     guidance_interval: Annotated[str | None, Option(metavar="START,END", help=INTERVAL)] = None,
     draw: Annotated[str | None, Option(help=DRAW)] = None,
-    seed: Annotated[int | None, Option(help="Of the samples (default: 0).")] = None,
+    seed: Annotated[int | None, Option(help=SEED)] = None,
     seeds: Annotated[int | None, Option(help=SEEDS)] = None,
     batch: Annotated[int | None, Option(help=BATCH)] = None,
     baseline: Annotated[bool | None, Option(help=BASELINE)] = None,
     vae: Annotated[str | None, Option(help=VAE)] = None,
     out: Annotated[Path | None, Option(help=OUT)] = None,
 ) -> None:
-    """Evaluate a run, or samples of any origin: a table, and evaluation.json with the protocol."""
+    """Evaluate a run, or samples from any generator.
+
+    Prints a table, and writes the figures with their protocol to a JSON file.
+    """
     from soflow.system import processes
 
     if processes.count() > 1:
         raise InputError(
-            "soflow evaluate runs in one process: draw with "
+            "soflow evaluate runs in one process only: draw samples with "
             "torchrun -m soflow sample RUN -n N --out FILE.npz, then evaluate FILE.npz"
         )
     if out is not None:
@@ -95,7 +109,9 @@ def evaluate(
     labels = None if draw is None else one_of(("balanced", "random"), draw, "--draw")
     if not is_run(samples) and (samples.exists() or ":" in str(samples) or not given):
         if given:
-            raise InputError(f"{given[0]} is for runs, and {samples} is not one: leave it out")
+            raise InputError(
+                f"{given[0]} applies to runs only, and {samples} is not a run: leave it out"
+            )
         evaluation, file = evaluate_files(samples, features, reference, bool(baseline), out)
     else:
         from soflow.evaluation.evaluate import EvaluationSettings
@@ -127,7 +143,7 @@ def evaluate(
 
 
 def is_run(path: Path) -> bool:
-    """Whether a path is meant as a run: its folder, or a checkpoint in it."""
+    """Whether a path names a run folder or a checkpoint in one."""
     named = path.name == "best" or path.name.startswith("step-")
     if named and path.absolute().parent.name == "checkpoints":
         return True
@@ -137,16 +153,16 @@ def is_run(path: Path) -> bool:
 def evaluate_files(
     path: Path, features: str, reference: str, baseline: bool, out: Path | None
 ) -> "tuple[Evaluation, Path]":
-    """The evaluation of samples in files, and where it goes."""
+    """The evaluation of samples in files, and the file to write it to."""
     from soflow.evaluation.sample_set import open_samples
     from soflow.workflows.evaluate import evaluate_samples
 
     if not features or not reference:
         if not path.exists() and ":" not in str(path):
-            open_samples(str(path))  # which says so
+            open_samples(str(path))  # raises InputError: there are no samples
         missing = ["--reference DATA"] * (not reference) + ["--features NAME"] * (not features)
         raise InputError(
-            f"{path} holds samples: say what to compare them with by {' and '.join(missing)}"
+            f"{path} holds samples: to compare them with real data, give {' and '.join(missing)}"
         )
     named = path.absolute()
     if not path.exists():
@@ -157,7 +173,7 @@ def evaluate_files(
 
 
 def show(evaluation: "Evaluation") -> None:
-    """The evaluation as a table on stdout."""
+    """Prints the evaluation as a table."""
     from rich.box import SIMPLE_HEAD
 
     from soflow.evaluation.tables import remarks, table, title

@@ -1,4 +1,4 @@
-"""`soflow import`: makes a run folder from a checkpoint of the paper's reference implementation."""
+"""`soflow import`: turns a checkpoint of the paper's reference implementation into a run folder."""
 
 import logging
 from pathlib import Path
@@ -10,18 +10,18 @@ from soflow.system.text import printable
 
 log = logging.getLogger(__name__)
 
-CHANGES = "Changes to the configuration, e.g. data.source=digits."
-HEADS = "Attention heads of a DiT (default: those of the YAML's model_type)."
+CHANGES = "Changes to the configuration, such as data.source=digits."
+HEADS = "Number of attention heads of a DiT (default: that of model_type in the YAML file)."
 
 
 def import_(
-    checkpoint: Annotated[Path, Argument(help="The reference implementation's checkpoint.")],
-    config: Annotated[Path, Option(help="The YAML file that it was trained with.")],
-    out: Annotated[Path, Option(help="The run folder to make.")],
+    checkpoint: Annotated[Path, Argument(help="A checkpoint of the reference implementation.")],
+    config: Annotated[Path, Option(help="The YAML file that the checkpoint was trained with.")],
+    out: Annotated[Path, Option(help="The run folder to create.")],
     overrides: Annotated[list[str] | None, Argument(metavar="KEY=VALUE", help=CHANGES)] = None,
     heads: Annotated[int | None, Option(min=1, help=HEADS)] = None,
 ) -> None:
-    """Make a run folder from a checkpoint of the reference implementation."""
+    """Turn a checkpoint of the paper's reference implementation into a run folder."""
     from soflow.interop.reference import import_checkpoint
 
     imported = import_checkpoint(checkpoint, config, out, heads, overrides or [])
@@ -31,9 +31,9 @@ def import_(
     for title, lines in (
         ("from the checkpoint", [*network, *data, *imported.facts]),
         ("from the YAML file", translation.used),
-        (f"not in the YAML file, taken from the recipe {translation.recipe}", translation.assumed),
+        (f"not in the YAML file, from the recipe {translation.recipe}", translation.assumed),
         ("changed by you", overrides or []),
-        ("not used, because their meaning is unknown", translation.unused),
+        ("ignored, because the meaning is unknown", translation.unused),
     ):
         if lines:
             print(f"{title}:", *map(printable, lines), sep="\n  ")
@@ -42,4 +42,4 @@ def import_(
     steps = imported.config.train.steps
     print(f"written: {out}, {imported.step} of {steps} steps done; next: soflow sample {out}")
     if imported.step >= steps:
-        print("training is complete; to continue, import with train.steps=N")
+        print("training is complete; to train further, import again with a larger train.steps=N")

@@ -1,7 +1,7 @@
-"""`soflow`: all commands, and how their failures are reported.
+"""`soflow`: all commands, and the reporting of errors.
 
 Exit status: 0 done, 1 failed, 2 wrong usage, 128 + signal after a signal (130 after Ctrl-C).
-Failures that a user can fix are one line on stderr. Anything else is a bug and keeps its traceback.
+Errors that a user can fix are one line on stderr. Any other error is a bug and keeps its traceback.
 """
 
 import os
@@ -29,9 +29,9 @@ from soflow.system.memory import is_out_of_memory, out_of_memory
 from soflow.system.text import printable
 
 IMPORT = (
-    "Import this Python module first, so that a configuration can name the objectives, networks "
-    "and data sources that it registers. The current folder is searched, too. May stand anywhere "
-    "on the line, and more than once."
+    "Import a Python module before the command runs. The configuration can then name the "
+    "objectives, networks and data sources that the module registers. The module is installed or "
+    "in the current folder. The option can be anywhere on the command line, and can be repeated."
 )
 
 app = typer.Typer(
@@ -49,7 +49,7 @@ def soflow(
         list[str] | None, typer.Option("--import", metavar="MODULE", help=IMPORT)
     ] = None,
 ) -> None:
-    """One-step generative models: train a solution flow model, sample it in one forward pass."""
+    """Train generative models that draw a sample in one forward pass."""
     if version:
         from soflow import __version__
 
@@ -57,23 +57,23 @@ def soflow(
         raise typer.Exit
 
 
-EPILOG = "Every command takes --import MODULE as well; see soflow --help."
+EPILOG = "Every command also accepts --import MODULE; see soflow --help."
 
 for command in (recipes, train, sample, evaluate, reference, report, compare, bench, encode):
     app.command(epilog=EPILOG)(command)
 app.command("import", epilog=EPILOG)(import_)
 
-#: Every mistake in options and arguments; click's own class, wherever typer keeps click.
+#: Base class of all errors in options and arguments: click's class, wherever typer imports it from.
 UsageError: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
 
-#: Longest message in characters. Parts of it may come from files.
+#: Longest message in characters. Some messages quote files.
 LONGEST = 4000
 
 
 def with_home(argument: str) -> str:
-    """An argument with ~ as the home folder, also behind an option's or a setting's `=`.
+    """Replaces ~ by the home folder at the start of an argument and after `=`.
 
-    A shell only expands ~ at the beginning of a word.
+    A shell expands ~ only at the start of a word.
     """
     name, equals, value = argument.partition("=")
     if equals and value.startswith("~") and name.replace("-", "").replace(".", "").isidentifier():
@@ -100,18 +100,18 @@ def run(arguments: Sequence[str]) -> int:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        return fail(f"{out_of_memory(error)}: free some, or lower this command's batch size", 1)
+        return fail(f"{out_of_memory(error)}: free memory, or reduce the batch size", 1)
     except (KeyboardInterrupt, typer.Abort):
         return fail("interrupted", 130)
 
 
 def fail(message: str, status: int) -> int:
-    """Prints why a command failed, in one line; each of several processes gives its own reason."""
+    """Prints an error message as one line. With several processes, each prints its own."""
     rank = processes.index()
     speaker = f"soflow: process {rank}" if rank else "soflow"
     line = printable(" ".join(message.split()))
     if len(line) > LONGEST:
         line = f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
-    sys.stderr.write(f"{speaker}: {line}\n")  # one write: two processes never share a line
+    sys.stderr.write(f"{speaker}: {line}\n")  # one write, so that processes do not mix their lines
     sys.stderr.flush()
     return status

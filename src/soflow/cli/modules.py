@@ -1,7 +1,7 @@
-"""`--import MODULE`: Python modules of the user that are imported before a command runs.
+"""`--import MODULE`: imports Python modules of the user before a command runs.
 
-Such a module registers objectives, networks or data sources, which a configuration then names.
-Only this option imports code: a configuration or a run folder alone never does.
+Such a module registers objectives, networks or data sources. A configuration can then name them.
+Only this option imports code. A configuration or a run folder never does.
 """
 
 import importlib
@@ -16,7 +16,7 @@ OPTION = "--import"
 
 
 def split_imports(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The modules that `--import` names anywhere on the line, and the other arguments.
+    """Splits the command line into the modules of `--import` and the other arguments.
 
     Raises:
         InputError: If the option has no value.
@@ -30,7 +30,7 @@ def split_imports(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         if argument == OPTION or argument.startswith(f"{OPTION}="):
             module = argument.removeprefix(OPTION).removeprefix("=") or next(rest, "")
             if not module or module.startswith("-"):
-                raise InputError(f"{OPTION} needs the name of a module: {OPTION} my_module")
+                raise InputError(f"{OPTION} needs the name of a module, such as my_module")
             modules.append(module)
         else:
             others.append(argument)
@@ -38,17 +38,17 @@ def split_imports(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def import_modules(names: Sequence[str]) -> None:
-    """Imports modules that are installed or lie in the current folder.
+    """Imports modules that are installed or in the current folder.
 
     Raises:
-        InputError: If one is not found or fails.
+        InputError: If a module is not found, or its import fails.
     """
     if names and not {"", os.getcwd()} & set(sys.path):
         sys.path.insert(0, os.getcwd())
     for name in names:
         if name.endswith(".py") or os.sep in name:
             raise InputError(
-                f"{OPTION} {name} is a file: give the name of a module, such as my_module for "
+                f"{OPTION} {name} is a file: give the module's name, such as my_module for "
                 "my_module.py in the current folder"
             )
         try:
@@ -61,7 +61,7 @@ def import_modules(names: Sequence[str]) -> None:
 
 
 def place_of(error: BaseException) -> str:
-    """The file and line that raised the error, unless the import system itself did."""
+    """The file and line that raised the error; empty if the import system raised it."""
     frame = extract_tb(error.__traceback__)[-1]
     inside = frame.filename in (__file__, importlib.__file__) or frame.filename.startswith("<")
     return "" if inside else f" in {frame.filename}, line {frame.lineno}"

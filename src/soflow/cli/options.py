@@ -1,4 +1,4 @@
-"""What several commands share: checks of options, and tables on stdout."""
+"""Help texts, checks of options, and tables that several commands use."""
 
 from __future__ import annotations
 
@@ -14,22 +14,29 @@ if TYPE_CHECKING:
 
     from soflow.config import Config
 
-RECIPE = "A shipped recipe's name, a YAML file, or a run folder."
-VAE = "The autoencoder that decodes latents (default: the one that made them)."
-GUIDANCE = (
-    "The guidance scale, for runs that draw it in training (default: objective.guidance.scale)."
+RECIPE = "The name of a shipped recipe, a YAML file, or a run folder."
+VAE = (
+    "Autoencoder that decodes latents, in diffusers format: a name on the Hugging Face Hub, or a "
+    "folder (default: the autoencoder that encoded the training data)."
 )
-INTERVAL = "The times at which guidance acts, 0 at data and 1 at noise (default: 0,1)."
-#: Most samples in one file.
+GUIDANCE = (
+    "Guidance scale of the samples, for runs trained with random guidance scales "
+    "(default: objective.guidance.scale)."
+)
+INTERVAL = (
+    "Times between which guidance acts, for runs trained with random guidance intervals; 0 is "
+    "data, 1 is noise (default: 0,1)."
+)
+#: Largest number of samples in one file.
 MOST_SAMPLES = 10_000_000
-#: Columns of a table that goes to a file or a pipe.
+#: Width in characters of a table that is written to a file or a pipe.
 WIDTH = 150
 
 
 def require_asked_for(config: Config, overrides: Sequence[str]) -> None:
-    """Raises InputError for features in a file that only a configuration names.
+    """Raises InputError if the configuration, and not the user, names a TorchScript file.
 
-    Such a file is a program, which only the user's own option may run.
+    Such a file is a program. It must not run unless the user names it on the command line.
     """
     from soflow.evaluation.features import NAMES
 
@@ -37,28 +44,28 @@ def require_asked_for(config: Config, overrides: Sequence[str]) -> None:
     option = f"evaluate.features={features}"
     if option not in overrides and features not in NAMES:
         raise InputError(
-            f"the configuration names features in a file, {features}, which is a program: "
-            f"if you trust it, give {option}"
+            f"the configuration computes features with {features}, which is a program: "
+            f"if you trust it, add {option}"
         )
 
 
 def at_least(least: int, **values: int | None) -> None:
-    """Raises InputError for a value below `least`; each is named like its option."""
+    """Raises InputError for an option's value below `least`. Keywords are names of options."""
     for name, value in values.items():
         if value is not None and value < least:
             option = name.replace("_", "-")
-            raise InputError(f"--{option} is {value}: it must be {least} or more")
+            raise InputError(f"--{option} is {value}: it must be at least {least}")
 
 
 def positive_numbers(text: str, option: str) -> tuple[int, ...]:
-    """'1,2,4' -> (1, 2, 4), each once."""
+    """'1,2,4' -> (1, 2, 4), without duplicates."""
     try:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:
         numbers = [0]
     if min(numbers) < 1:
         raise InputError(
-            f"{option} is '{text}': it must be whole numbers from 1, separated by commas, "
+            f"{option} is '{text}': it must be positive integers, separated by commas, "
             "such as 1,2,4"
         )
     return tuple(dict.fromkeys(numbers))
@@ -78,33 +85,33 @@ def interval_of(text: str | None) -> tuple[float, float] | None:
 
 
 def one_of(choices: Sequence[str], name: str, option: str) -> Any:
-    """The name itself, if it is among the choices."""
+    """Returns the name. Raises InputError if it is not among the choices."""
     if name not in choices:
         raise InputError(f"{option} is '{name}': choose {' or '.join(choices)}")
     return name
 
 
 def several_of(choices: Sequence[str], text: str, option: str) -> tuple[Any, ...]:
-    """'ode,renoise' -> ('ode', 'renoise'), each once, if all are among the choices."""
+    """'ode,renoise' -> ('ode', 'renoise'), without duplicates. All must be among the choices."""
     return tuple(dict.fromkeys(one_of(choices, name, option) for name in text.split(",")))
 
 
 def require_writable_file(file: Path, suffix: str = "") -> None:
-    """Raises InputError, before any work, if --out cannot be written."""
+    """Raises InputError if the file of --out cannot be written."""
     if not file.name.endswith(suffix):
-        raise InputError(f"--out is {file}: it must end in {suffix}")
+        raise InputError(f"--out is {file}: the name must end in {suffix}")
     if file.is_dir():
-        raise InputError(f"--out is {file}, which is a folder: name a file")
+        raise InputError(f"--out is {file}, which is a folder: give the name of a file")
     if not file.parent.is_dir():
-        raise InputError(f"--out is {file}, but there is no folder {file.parent}")
+        raise InputError(f"--out is {file}, but the folder {file.parent} does not exist: create it")
     if not os.access(file.parent, os.W_OK):
         raise InputError(
-            f"--out is {file}, but {file.parent} cannot be written: choose another place"
+            f"--out is {file}, but {file.parent} is not writable: choose another folder"
         )
 
 
 def print_table(title: str, rows: Sequence[Sequence[str]], left: int, **style: Any) -> Console:
-    """Prints a table, header first; its first `left` columns are text, all others numbers."""
+    """Prints a table, header first. The first `left` columns are text, the others numbers."""
     from rich.console import Console
     from rich.table import Table
 
@@ -115,7 +122,7 @@ def print_table(title: str, rows: Sequence[Sequence[str]], left: int, **style: A
         table.add_column(column, justify="left" if i < left else "right")
     for row in rows[1:]:
         table.add_row(*row)
-    console = Console(markup=False)  # names in files are no markup
+    console = Console(markup=False)  # names from files may contain brackets
     if not console.is_terminal:
         console.width = max(console.width, WIDTH)
     console.print(table)

@@ -1,20 +1,19 @@
-"""`soflow recipes`: lists the shipped recipes, and explains every key of one."""
+"""`soflow recipes`: lists the shipped recipes, or prints one with an explanation of every key."""
 
 from collections.abc import Iterator
 from typing import Annotated
 
 from typer import Argument
 
-NAME = "A recipe to print, with the value and meaning of every key."
+NAME = "Recipe to print, with the value and meaning of every key (default: list all recipes)."
+CHANGES = "Changes to the recipe, such as network.name=unet."
 
 
 def recipes(
     name: Annotated[str | None, Argument(help=NAME)] = None,
-    overrides: Annotated[
-        list[str] | None, Argument(metavar="KEY=VALUE", help="Changes to it.")
-    ] = None,
+    overrides: Annotated[list[str] | None, Argument(metavar="KEY=VALUE", help=CHANGES)] = None,
 ) -> None:
-    """List the recipes, or print one in full."""
+    """List the shipped recipes, or print one with all its keys."""
     from soflow.config.reading import read_recipe, read_yaml, recipe_names
 
     if name is None:
@@ -26,7 +25,10 @@ def recipes(
 
 
 def explained(section: object, indent: str = "", names: str = "") -> Iterator[str]:
-    """A configuration as YAML, with the meaning of each key as a comment; `names` are known."""
+    """A configuration as YAML, with the meaning of each key as a comment.
+
+    `names` lists the choices for the section's `name`, such as the registered networks.
+    """
     import yaml
     from pydantic import BaseModel
 

@@ -1,4 +1,4 @@
-"""`soflow reference`: statistics of real data, computed once and used for every evaluation."""
+"""`soflow reference`: computes statistics of real data once, for all later evaluations."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,13 +7,16 @@ from typer import Argument, Option
 
 from soflow.cli.options import at_least, require_writable_file
 
-DATA = "Real data: a path or a name, optionally with :SPLIT; or an .npz of images."
+DATA = "Real data: a path or a dataset name, optionally with :SPLIT; or an .npz file of images."
 FEATURES = (
-    "inception (FID's), digits, classifier, coordinates, a TorchScript FILE or NAME=FILE. "
-    "TorchScript is a program: give only files that you trust."
+    "Network that computes features: inception (for FID), digits, classifier, coordinates, or a "
+    "TorchScript FILE or NAME=FILE. A TorchScript file is a program: give only files that you "
+    "trust."
 )
-OUT = "FILE.npz, in ADM's layout: mu, sigma and more."
-SIZE = "Side that images are resized and cropped to (default: the first's)."
+OUT = "File to write, in the format of ADM (guided-diffusion): mu, sigma and more; ends in .npz."
+SIZE = (
+    "Side in pixels to which images are resized and cropped (default: the size of the first image)."
+)
 
 
 def reference(
@@ -22,7 +25,7 @@ def reference(
     out: Annotated[Path, Option(help=OUT)],
     size: Annotated[int, Option(help=SIZE)] = 0,
 ) -> None:
-    """Compute the statistics of real data once, for soflow evaluate --reference FILE.npz."""
+    """Compute statistics of real data once, for soflow evaluate --reference FILE.npz."""
     at_least(0, size=size)
     require_writable_file(out, ".npz")
 

@@ -1,4 +1,4 @@
-"""`soflow sample`: draws samples of a trained run into a picture, an .npz or a folder of images."""
+"""`soflow sample`: draws samples from a trained run and writes them to files."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -7,30 +7,34 @@ from typer import Argument, Option
 
 from soflow.cli.options import GUIDANCE, INTERVAL, MOST_SAMPLES, VAE, interval_of
 
-NFE = "Network evaluations per sample (default: 1; 64 after flow matching)."
-SAMPLER = "renoise, ode, euler or heun (default: what suits the objective)."
+NFE = (
+    "Number of network evaluations (NFE) per sample (default: 1; 64 for runs trained by flow "
+    "matching)."
+)
+SAMPLER = "Sampler: renoise, ode, euler or heun (default: the sampler that suits the objective)."
 LABELS = (
-    "Classes to draw in turn, by number or name: 0,1,2 (default: all); none: without a label, if "
-    "the run has trained that."
+    "Classes of the samples, in turn, by number or name, such as 0,1,2 (default: all classes). "
+    "none draws without a label, if the run was trained with label dropout."
 )
-DRAW = "balanced: all classes in turn; random: each drawn from (seed, i)."
-BATCH = "Samples drawn at once."
-SEED = "Sample i depends on the seed, i and its label alone."
+DRAW = "balanced: all classes in turn; random: the class of sample i is drawn from (seed, i)."
+BATCH = "Number of samples drawn at once; does not change the samples."
+SEED = "Seed. Sample i depends only on the seed, i and its label."
 OUT = (
-    "FILE.png, FILE.npz (arr_0: uint8 images, or vectors and signals in the data's own units; "
-    "arr_1: labels), FILE.csv for vectors, or a folder of PNGs for images "
-    "(default: a picture in RUN/samples)."
+    "FILE.png for a picture; FILE.npz for arrays (arr_0: uint8 images, or vectors and signals in "
+    "the units of the data; arr_1: labels); FILE.csv for vectors; or a folder for one PNG per "
+    "image (default: a picture in the folder samples of the run)."
 )
-NUM = "How many samples (default: one per condition, or 64)."
+NUM = "Number of samples (default: one per condition if --cond is given, otherwise 64)."
 NumOption = Option("--num", "-n", min=1, max=MOST_SAMPLES, help=NUM)
 COND = (
-    "Conditions, for runs that were trained with some: FILE.npy, or FILE.npz with an array cond; "
-    "samples come in the order of its rows."
+    "Conditions, for runs that were trained with conditions: FILE.npy, or FILE.npz with an array "
+    "cond; sample i takes row i."
 )
+WEIGHTS = "Weights to sample with: ema (the EMA weights) or raw."
 
 
 def sample(
-    run: Annotated[Path, Argument(help="A run folder, or a checkpoint inside it.")],
+    run: Annotated[Path, Argument(help="A run folder, or a checkpoint in one.")],
     num: Annotated[int | None, NumOption] = None,
     nfe: Annotated[int | None, Option(min=1, help=NFE)] = None,
     sampler: Annotated[str | None, Option(help=SAMPLER)] = None,
@@ -40,12 +44,12 @@ def sample(
     guidance_interval: Annotated[str | None, Option(metavar="START,END", help=INTERVAL)] = None,
     draw: Annotated[Literal["balanced", "random"], Option(help=DRAW)] = "balanced",
     seed: Annotated[int, Option(min=0, help=SEED)] = 0,
-    weights: Annotated[Literal["ema", "raw"], Option(help="ema (averaged) or raw.")] = "ema",
+    weights: Annotated[Literal["ema", "raw"], Option(help=WEIGHTS)] = "ema",
     batch: Annotated[int, Option(min=1, help=BATCH)] = 500,
     vae: Annotated[str, Option(help=VAE)] = "",
     out: Annotated[Path | None, Option(help=OUT)] = None,
 ) -> None:
-    """Draw samples of a trained run."""
+    """Draw samples from a trained run."""
     from soflow.data.arrays import conditions_in
     from soflow.workflows.load import load
     from soflow.workflows.sample import SampleRequest, sample_to_file
@@ -64,4 +68,4 @@ def sample(
         name += f"-in-{interval[0]:g}-{interval[1]:g}"
     file = out or loaded.folder.samples / f"{name}.png"
     if sample_to_file(loaded, request, file):
-        print(f"{request.num} samples, {request.sampler} in {request.nfe}: {file}")
+        print(f"{request.num} samples, sampler {request.sampler}, NFE {request.nfe}: {file}")

@@ -1,4 +1,4 @@
-"""`soflow train`: trains a recipe in a run folder, or resumes it from the last checkpoint."""
+"""`soflow train`: trains a recipe in a run folder, or resumes from the latest checkpoint."""
 
 import logging
 import signal
@@ -11,16 +11,21 @@ from soflow.cli.options import require_asked_for
 
 log = logging.getLogger(__name__)
 
-RECIPE = "A shipped recipe's name, a YAML file, or a run folder to resume."
-CHANGES = "Changes to it, e.g. train.steps=2000."
+RECIPE = "The name of a shipped recipe, a YAML file, or a run folder to resume."
+CHANGES = "Changes to the recipe, such as train.steps=2000."
+OUT = "The run folder (default: runs/RECIPE)."
 
 
 def train(
     recipe: Annotated[str, Argument(help=RECIPE)],
     overrides: Annotated[list[str] | None, Argument(metavar="KEY=VALUE", help=CHANGES)] = None,
-    out: Annotated[Path | None, Option(help="The run folder (default: runs/RECIPE).")] = None,
+    out: Annotated[Path | None, Option(help=OUT)] = None,
 ) -> int:
-    """Train a recipe. Running the same command again resumes; RUN train.steps=N trains further."""
+    """Train a recipe in a run folder.
+
+    To resume an interrupted run, run the same command again. To train a finished run further, give
+    its folder and a larger number of steps: soflow train RUN train.steps=N.
+    """
     from soflow.config import read_recipe
 
     config = read_recipe(recipe, overrides or [])  # reports mistakes before torch is loaded
@@ -34,15 +39,15 @@ def train(
 
     if (Path(recipe) / "config.yaml").is_file() and folder != Path(recipe):
         log.info(
-            f"new run in {folder} with the settings of {recipe}; add init_from={recipe} for its "
-            "weights, too"
+            f"new run in {folder} with the settings of {recipe}; to start from its weights, add "
+            f"init_from={recipe}"
         )
     try:
         train(config, folder, overrides or [])
     except Stopped as stopped:
         name = signal.Signals(stopped.signum).name
         log.info(
-            f"stopped by {name}, checkpoint written; resume with: soflow train {folder}{imports()}"
+            f"stopped by {name}, checkpoint written; to resume: soflow train {folder}{imports()}"
         )
         return 128 + stopped.signum
     log.info(f"trained: {folder}; next: soflow evaluate {folder}{imports()}")
@@ -50,7 +55,7 @@ def train(
 
 
 def default_folder(recipe: Path) -> Path:
-    """runs/NAME for a recipe; a run folder, or the config.yaml in one, is resumed in place."""
+    """runs/NAME for a recipe. A run folder, or the config.yaml in one, resumes in place."""
     if (recipe / "config.yaml").is_file():
         return recipe
     if recipe.name == "config.yaml" and (recipe.parent / "checkpoints").is_dir():
@@ -59,7 +64,7 @@ def default_folder(recipe: Path) -> Path:
 
 
 def imports() -> str:
-    """The options that import the modules which have registered something."""
+    """The --import options for all modules that registered something."""
     from soflow.data.registry import SOURCES
     from soflow.networks import NETWORKS
     from soflow.objectives import OBJECTIVES

@@ -1,4 +1,4 @@
-"""Comparing objectives: training them side by side, measuring and estimating what they cost."""
+"""Comparison of objectives: train them, evaluate them, and measure or estimate their cost."""
 
-#: What is compared unless the user names others.
+#: Objectives that are compared by default.
 OBJECTIVES = ("soflow", "jump_flow", "mean_flow", "shortcut", "consistency", "flow_matching")

@@ -1,4 +1,4 @@
-"""Measures the costs of several configurations in turn, each in fresh processes."""
+"""Measures the cost of several configurations in turn, each in a fresh process."""
 
 import os
 import subprocess
@@ -21,15 +21,15 @@ from soflow.system.progress import Progress, track
 from soflow.system.records import Record
 from soflow.training.automatic import resolve
 
-#: Most processes that load their libraries side by side, so that they fit into the memory.
+#: Maximum number of processes that load their libraries in parallel, to limit memory use.
 PROCESSES = 6
-#: Arguments of Python for a measurement, and for one with plain attention.
+#: Arguments to Python for a measurement, and for a measurement with plain attention.
 PROGRAM = ("-m", "soflow.comparison.measure")
 PLAIN_ATTENTION = (*PROGRAM, "math")
 
 
 class Measurements(Record):
-    """All rounds, by name: what `soflow bench --out` writes."""
+    """The measurements of all rounds by name, as `soflow bench --out` writes them."""
 
     measured: dict[str, list[Measurement]]
 
@@ -41,29 +41,30 @@ def bench(
     progress: Progress = track,
     seconds: float = SECONDS,
 ) -> dict[str, list[Measurement]]:
-    """Measures each configuration `rounds` times, in turn, so that drift affects all alike.
+    """Measures each configuration `rounds` times, in turn, so that drift affects all equally.
 
-    Up to PROCESSES processes load their libraries side by side, and then measure one by one.
+    Up to PROCESSES processes load their libraries in parallel. Then they measure one by one.
 
     Args:
-        configs: What to measure, by name; precision=auto and compile=auto as in training here.
-        rounds: Measurements of each.
-        programs: Arguments of Python for some of them, in place of PROGRAM.
-        progress: Shows how many measurements are done.
-        seconds: Training steps are measured for so long in each.
+        configs: Configurations to measure, by name. As in training, `precision=auto` and
+            `compile=auto` are resolved for this machine.
+        rounds: Number of measurements of each configuration.
+        programs: Arguments to Python for some configurations, by name. By default, PROGRAM.
+        progress: Displays the number of finished measurements.
+        seconds: Duration of the training steps in each measurement, in seconds.
 
     Returns:
-        `rounds` measurements of each configuration.
+        `rounds` measurements of each configuration, by name.
 
     Raises:
-        InputError: For a network whose sizes do not fit together.
+        InputError: If the sizes of a network do not fit together.
         RunError: If a measurement fails.
     """
     device = default_device()
     configs = {name: resolve(without_data(x), device)[0] for name, x in configs.items()}
     with torch.device("meta"):
         for config in configs.values():
-            make_network(config)  # reports wrong sizes before anything starts
+            make_network(config)  # reports wrong sizes before any process starts
     counts: dict[str, Counts] = {}
     measured: dict[str, list[Measurement]] = {name: [] for name in configs}
     done = 0
@@ -92,7 +93,7 @@ def groups(names: list[str]) -> list[list[str]]:
 
 @contextmanager
 def worker(program: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
-    """A process that measures once; it is killed at the end of the block."""
+    """Starts a process that measures once, and kills it at the end of the block."""
     process = subprocess.Popen(
         [sys.executable, *program],
         stdin=subprocess.PIPE,
@@ -102,7 +103,7 @@ def worker(program: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
         env={
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-            "PYTHONUTF8": "1",  # its stdin and stdout on Windows, too
+            "PYTHONUTF8": "1",  # for stdin and stdout on Windows
         },
     )
     try:
@@ -113,11 +114,11 @@ def worker(program: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
 
 
 def ask(process: subprocess.Popen[str], name: str, config: Config, seconds: float) -> Times:
-    """Has the process measure, and waits for it."""
+    """Sends the request to the process and waits for its measurement."""
     modules = [*OBJECTIVES.modules(), *NETWORKS.modules()]
     request = Request(modules=modules, config=config.model_dump(mode="json"), seconds=seconds)
     out, errors = process.communicate(request.model_dump_json())
     if process.returncode:
-        reason = (errors.strip().splitlines() or ["killed, perhaps for memory"])[-1]
+        reason = (errors.strip().splitlines() or ["killed, perhaps out of memory"])[-1]
         raise RunError(f"the measurement of {name} failed: {reason}")
     return Times.model_validate_json(out.splitlines()[-1])

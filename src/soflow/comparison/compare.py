@@ -1,8 +1,9 @@
-"""Trains variants of a recipe over several seeds, and evaluates all runs alike.
+"""Trains variants of a recipe with several seeds, and evaluates all runs in the same way.
 
-Variants are objectives, or named sets of settings. All else is the same: network and initial
-weights, data in the same order, batch, optimizer and number of steps. With the budget "time", each
-gets as many steps as fit into the seconds of the base, which is SoFlow or else the first variant.
+A variant is an objective, or a named set of settings. Everything else is equal: network, initial
+weights, data order, batch size, optimizer and number of steps. With the budget "time", all variants
+get equal training time instead of equal steps: the time of the base, which is SoFlow or, without
+SoFlow, the first variant.
 """
 
 import logging
@@ -60,11 +61,11 @@ from soflow.workflows.train import train
 
 log = logging.getLogger(__name__)
 
-#: Rounds of measuring costs and seconds of each, and both for trainings under SHORT steps.
+#: Rounds and seconds per round of cost measurements. Runs of fewer than SHORT steps take less.
 MEASURING, MEASURING_IF_SHORT, SHORT = (3, 2.0), (1, 0.5), 500
-#: Samples at each point of a curve: few, so that curves slow a training little.
+#: Maximum number of samples per point of a curve, so that curves cost little training time.
 CURVE_SAMPLES = 500
-#: The sampler of the curves of objectives that learn no jumps.
+#: The sampler for curves of objectives that do not learn jumps.
 COARSE_HEUN: tuple[Sampler, int] = ("heun", 8)
 
 
@@ -83,35 +84,37 @@ def compare(
     variants: Variants | None = None,
     only: Sequence[str] = (),
 ) -> Comparison:
-    """Compares objectives or variants of a recipe, in run folders under `out`.
+    """Trains and evaluates objectives, or variants of a recipe, under equal conditions.
 
-    Writes results.json there. A comparison that was interrupted continues, and objectives, variants
-    and seeds can be added to one.
+    Run folders and results.json are written to `out`. Call it again to resume an interrupted
+    comparison, or to add objectives, variants or seeds.
 
     Args:
-        recipe: A shipped recipe's name, a YAML file or a run folder.
-        out: The folder.
-        objectives: Names of objectives; by default SoFlow, JumpFlow, MeanFlow, shortcut,
+        recipe: Name of a shipped recipe, a YAML file or a run folder.
+        out: Folder to write to.
+        objectives: Names of objectives. By default, SoFlow, JumpFlow, MeanFlow, shortcut,
             consistency and flow matching.
-        seeds: Runs of each objective or variant.
-        budget: "steps": the recipe's steps for all; "time": as many as fit into the seconds of
-            SoFlow, or of the first variant if there is no variant SoFlow.
-        overrides: `key=value` for all, or `name:key=value` for one objective or variant.
-        rounds: Measurements of each one's cost; by default 3, or 1 for short trainings.
-        heun: Also evaluates 32 Heun steps of each model's own velocity, and the consistency of its
-            jumps with it; of new runs also during training. Slow. Flow matching always gets them.
-        progress: Shows what is going on.
-        variants: What to compare in place of `objectives`: settings by name, with nested or dotted
-            keys, such as `{"p = 0": {"objective": {"p": 0}}, "Muon": {"optimizer.name": "muon"}}`,
-            or a YAML file of them. They change the recipe. A variant with another objective takes
-            over how strongly the recipe's own guides.
-        only: Names of the variants to compare; all if empty.
+        seeds: Number of runs of each objective or variant, with different seeds.
+        budget: "steps" trains all runs for the recipe's steps. "time" gives all runs the training
+            time of SoFlow, or of the first variant if SoFlow is not compared.
+        overrides: `key=value` for all runs, or `name:key=value` for one objective or variant.
+        rounds: Number of cost measurements of each objective or variant. By default, 3, or 1 for
+            short trainings.
+        heun: Whether to also evaluate 32 Heun steps of each model's own ODE, and how well its jumps
+            agree with them. New runs also evaluate it during training. This is slow. Flow matching
+            is always evaluated with Heun steps.
+        progress: Displays the progress.
+        variants: Variants to compare instead of `objectives`, or a YAML file with them: settings of
+            the recipe to change, by name. Keys are nested or dotted, such as `{"p = 0":
+            {"objective": {"p": 0}}, "Muon": {"optimizer.name": "muon"}}`. A variant with another
+            objective keeps the guidance strength of the recipe's objective.
+        only: Names of the variants to compare. By default, all.
 
     Returns:
         The content of results.json.
 
     Raises:
-        InputError: For settings that cannot be used, or that differ from those of runs in `out`.
+        InputError: If settings are invalid, or differ from those of existing runs in `out`.
         RunError: If a run fails or a file is damaged.
 
     Example:
@@ -128,14 +131,14 @@ def compare(
     if processes.count() > 1:
         raise InputError("a comparison runs in one process: start soflow compare without torchrun")
     if variants is not None and objectives is not None:
-        raise InputError("objectives and variants: give one of them")
+        raise InputError("objectives and variants are both given: give only one of them")
     names = OBJECTIVES if objectives is None else objectives
     if isinstance(names, str):
         raise InputError(f"objectives is '{names}': give a list of names")
     if isinstance(only, str):
         raise InputError(f"only is '{only}': give a list of names")
     if min(seeds, len(names), 1 if rounds is None else rounds) < 1:
-        raise InputError("objectives, seeds and rounds: a comparison needs at least one of each")
+        raise InputError("objectives, seeds and rounds must each be at least one")
     if budget not in get_args(Budget):
         raise InputError(f"budget is {in_short(budget)}: choose steps or time")
     read = read_compared(recipe, names, variants, only, overrides)
@@ -157,7 +160,7 @@ def compare(
     costs = costs_of(configs, out / "cost.json", rounds or usual, progress, seconds)
     planned = list(plan(configs, seeds, budget, out, costs))
 
-    # The seconds that costs predict for the runs to come.
+    # The expected training seconds of the remaining runs.
     expected = {
         run.folder: 0.0
         if run.evaluation_file.is_file()
@@ -173,7 +176,7 @@ def compare(
             continue
         pace = (time.perf_counter() - start) / done if done else 1.0
         left = duration(pace * sum(expected.values()))
-        log.info(f"{title}, {run.config.train.steps:,} steps; about {left} left in all")
+        log.info(f"{title}, {run.config.train.steps:,} steps; about {left} left in total")
         train_run(run, scoring, heun, title, progress)
         evaluate_run(run, scoring, heun, progress)
         done += expected.pop(run.folder)
@@ -188,13 +191,13 @@ def chosen_settings(
     out: Path,
     given: Sequence[str],
 ) -> tuple[dict[str, Config], str]:
-    """`precision` and `compile` as runs in `out` have them or as suits the machine, and a note."""
+    """Sets `precision` and `compile` as in existing runs or for this machine. Returns a note."""
 
     def begun(name: str) -> Config | None:
         files = sorted(out.glob(f"{folder_name(name)}-seed-*/config.yaml"))
         return RunFolder(files[0].parent).read_config() if files else None
 
-    # A variant that is new computes like the others, but not like one with a choice of its own.
+    # A new variant computes like the existing ones that do not set these keys themselves.
     taken_over = {"precision", "compile", *BEFORE}
     usual = [name for name in configs if not taken_over & set(settings[name])]
     first = next((config for name in usual if (config := begun(name)) is not None), None)
@@ -209,7 +212,7 @@ def chosen_settings(
 
 @dataclass(frozen=True)
 class Curves(Callback):
-    """Adds a point to the curves of a run at each sample grid."""
+    """Callback that adds a point to the curves of a run whenever sample pictures are drawn."""
 
     run: Planned
     scoring: Scoring
@@ -229,20 +232,20 @@ class Curves(Callback):
 
 
 def train_run(run: Planned, scoring: Scoring, heun: bool, title: str, progress: Progress) -> None:
-    """Trains one run, with the distance of a few samples at every point of its curves."""
+    """Trains one run. Its curves record the distance of a few samples over training."""
     titled = partial(titled_progress, progress, title)
     train(run.config, run.folder.path, progress=titled, callbacks=[Curves(run, scoring, heun)])
 
 
 def curve_samplers(config: Config, heun: bool) -> list[tuple[Sampler, int]]:
-    """The samplers of the curves: one step, or 4 Heun steps if the objective learns no jumps."""
+    """The samplers for curves: one step, or 4 Heun steps if the objective does not learn jumps."""
     first = config.samplers[0]
     cheap = COARSE_HEUN if first == "euler" else (first, 1)
     return [cheap, HEUN] if heun and "heun" in config.samplers else [cheap]
 
 
 def evaluate_run(run: Planned, scoring: Scoring, heun: bool, progress: Progress) -> None:
-    """Evaluates a trained run, as soflow evaluate does."""
+    """Evaluates a trained run in the same way as `soflow evaluate`."""
     loaded, config = load(run.folder.path), run.config
     samplers = evaluated_samplers(config, heun)
     models = {"ema": loaded.model}
@@ -251,7 +254,7 @@ def evaluate_run(run: Planned, scoring: Scoring, heun: bool, progress: Progress)
     titled = partial(titled_progress, progress, title)
     found = evaluate(models, samplers, scoring, settings, loaded.device, titled)
     evaluation = found.model_copy(update={"checkpoint": loaded.checkpoint.path.name})
-    write_evaluation(run.folder, evaluation)  # for soflow report
+    write_evaluation(run.folder, evaluation)  # `soflow report` reads this file
     seconds = loaded.checkpoint.train_state().seconds
     RunEvaluation(**dict(evaluation), seconds=seconds).write(run.evaluation_file)
     one = evaluation.rows[0]
@@ -266,7 +269,7 @@ def gather(
     costs: dict[str, Cost],
     settings: Mapping[str, dict[str, Any]],
 ) -> Comparison:
-    """The content of results.json, from the files of all runs."""
+    """Collects the content of results.json from the files of all runs."""
     by_objective: dict[str, list[RunResults]] = {}
     for run in planned:
         evaluation, curves = run.read_evaluation(), run.read_curves().curves
@@ -282,9 +285,9 @@ def gather(
     }
     device = costs[planned[0].name].measured[0].device
     machine = evaluation.machine.model_copy(update={"cores": os.cpu_count(), "device": device})
-    # Of a variant without a batch size of its own, if there is one
+    # The batch size of the recipe: prefer a variant that does not change it.
     usual, *_ = sorted(planned, key=lambda run: "train.batch_size" in settings[run.name])
-    # All runs are evaluated alike: the protocol is that of any.
+    # All runs share one protocol, so that of the last evaluation is used.
     protocol = {**dict(evaluation), "machine": machine, "seeds": sorted({r.seed for r in planned})}
     return Comparison(
         **protocol,
@@ -300,5 +303,5 @@ def gather(
 def titled_progress(
     progress: Progress, title: str, _: str, total: int, done: int = 0
 ) -> AbstractContextManager[Task]:
-    """Progress under a title of the comparison's own."""
+    """Replaces the title of a progress display."""
     return progress(title, total, done)

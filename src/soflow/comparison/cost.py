@@ -1,4 +1,4 @@
-"""The cost of each variant's steps, relative to a base, measured once and kept in cost.json."""
+"""The cost of a training step of each variant, relative to a base. Stored in cost.json."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,13 +14,13 @@ from soflow.config.variants import folder_name
 from soflow.system.progress import Progress, track
 from soflow.system.records import Count, Record
 
-#: Sections of the configuration that the cost of a step depends on.
+#: Sections of the configuration that affect the cost of a training step.
 SECTIONS = {"data", "network", "noising", "objective", "optimizer", "ema", "precision", "compile"}
 BASE = "soflow"
 
 
 class CostFigures(Record):
-    """The cost of an objective in figures; ratios to the base are (least, median, most)."""
+    """The cost of an objective or variant. Ratios to the base are (minimum, median, maximum)."""
 
     seconds_per_step: float
     step_ratio: tuple[float, float, float]
@@ -33,7 +33,7 @@ class CostFigures(Record):
 
     @classmethod
     def of(cls, measured: Sequence[Measurement], base: Sequence[Measurement]) -> Self:
-        """Medians over the rounds, and ratios to the base round by round."""
+        """Computes medians over the rounds, and ratios to the base within each round."""
 
         def middle(name: str) -> float:
             return median(getattr(one, name) for one in measured)
@@ -56,7 +56,7 @@ class CostFigures(Record):
 
 
 class Cost(Record):
-    """Measurements of an objective, and of the base in the same rounds."""
+    """Measurements of an objective or variant, and of the base in the same rounds."""
 
     measured_with: dict[str, JsonValue]
     base_measured_with: dict[str, JsonValue]
@@ -65,9 +65,9 @@ class Cost(Record):
 
     @model_validator(mode="after")
     def in_pairs(self) -> Self:
-        """Rejects rounds without a partner."""
+        """Rejects measurements without a measurement of the base in the same round."""
         if len(self.measured) != len(self.base_measured):
-            raise ValueError("as many measurements of the base are needed")
+            raise ValueError("measured and base_measured differ in length")
         return self
 
     @property
@@ -76,19 +76,19 @@ class Cost(Record):
 
 
 class Costs(Record):
-    """cost.json."""
+    """The content of cost.json."""
 
     objectives: dict[str, Cost] = Field({})
 
 
 def settings_of(config: Config) -> dict[str, JsonValue]:
-    """The settings that the cost of a step depends on."""
+    """The settings that affect the cost of a training step."""
     batch = {"batch_size": config.train.batch_size, "accumulate": config.train.accumulate}
     return {**config.model_dump(mode="json", include=SECTIONS), **batch}
 
 
 def base_of(names: Iterable[str]) -> str:
-    """What others are relative to: SoFlow, or the first if it is not among them."""
+    """The name of the base: SoFlow if it is compared, otherwise the first name."""
     every = list(names)
     return next((name for name in every if folder_name(name) == BASE), every[0])
 
@@ -100,7 +100,7 @@ def costs_of(
     progress: Progress = track,
     seconds: float = SECONDS,
 ) -> dict[str, Cost]:
-    """The cost of each objective. Reads the file, measures what is missing, and adds it there."""
+    """The cost of each variant. Reads the file, measures missing variants and adds them to it."""
     base = base_of(configs)
     kept = dict((Costs.read(file) or Costs()).objectives)
     settings = {name: settings_of(config) for name, config in configs.items()}

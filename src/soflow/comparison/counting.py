@@ -1,4 +1,4 @@
-"""Operations and parameters, counted on tensors that have shapes and no content."""
+"""Counts operations and parameters with fake tensors, which have shapes but no data."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -26,29 +26,29 @@ from soflow.symbols import Batch
 from soflow.system.records import Count, Record
 from soflow.training.activations import checkpoint_blocks
 
-#: Samples in the step whose operations are counted.
+#: Batch size of the counted step.
 COUNTED = 64
 
 
 class Counts(Record):
-    """What is counted, not measured."""
+    """Costs that are counted, not measured."""
 
-    flops_per_sample: float  # of a training step, forward and backward
-    flops_by_kind: dict[str, float]  # the same: float32, tf32 and bfloat16 products
-    forward_flops_per_sample: float  # of one call of the network
+    flops_per_sample: float  # FLOPs of a training step, forward and backward
+    flops_by_kind: dict[str, float]  # the same, by precision: float32, tf32 or bfloat16
+    forward_flops_per_sample: float  # FLOPs of one network evaluation
     parameters: Count
 
 
 def without_data(config: Config) -> Config:
-    """The configuration with 3 channels and no classes where it leaves them to the data.
+    """Fills in sizes that the data would decide: 3 channels and no classes.
 
     Raises:
-        InputError: If it leaves another size to the data.
+        InputError: If another size is left to the data.
     """
     channels, *sizes = config.data.shape
     if -1 in sizes or (channels == -1 and not sizes):
         raise InputError(
-            f"data.shape is {list(config.data.shape)}, and nothing is read here: set data.shape"
+            f"data.shape is {list(config.data.shape)}: set all sizes, because no data are read here"
         )
     shape = [3 if channels == -1 else channels, *sizes]
     values = config.model_dump()
@@ -57,7 +57,7 @@ def without_data(config: Config) -> Config:
 
 
 def random_dataset(config: Config, count: int) -> Dataset:
-    """Normal data and conditions of the configuration's shapes, with labels in turn."""
+    """A dataset of standard normal data and conditions, with labels in turn."""
     labels = class_by_class(count, config.data.num_classes)
     names = tuple(str(label) for label in range(config.data.num_classes))
     data, shape = torch.randn(count, *config.data.shape), config.data.cond_shape
@@ -69,9 +69,9 @@ def random_dataset(config: Config, count: int) -> Dataset:
 def without_content(
     config: Config, count: int
 ) -> Iterator[tuple[nn.Module, Batch, Draws, Callable[[], Losses]]]:
-    """The network, batch, draws and loss of a step whose tensors have shapes and no content.
+    """The network, batch, draws and loss of a training step, with fake tensors.
 
-    Large networks cost no time and no memory. Call the loss inside the block.
+    Even large networks take no memory. Call the loss inside the block.
     """
     objective, dataset = make_objective(config), random_dataset(config, count)
     data = dataset.samples()
@@ -93,15 +93,15 @@ def without_content(
 
 
 def trained(network: nn.Module) -> list[Tensor]:
-    """The parameters that are trained."""
+    """The trainable parameters."""
     return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
 
 def count(config: Config) -> Counts:
-    """Counts parameters and operations per sample; attention counts as its matrix products.
+    """Counts parameters and operations per sample. Attention counts as its matrix products.
 
     Raises:
-        InputError: For a network whose sizes do not fit together.
+        InputError: If the sizes of the network do not fit together.
     """
     by_kind = count_by_kind(config)
     with (
@@ -121,7 +121,7 @@ def count(config: Config) -> Counts:
 
 
 def count_by_kind(config: Config) -> dict[str, float]:
-    """Operations per sample of the loss and its gradient, by kind of matrix product."""
+    """Operations per sample of the loss and its gradient, by precision of the matrix products."""
     with (
         without_content(config, COUNTED) as (*_, loss),
         attention_as_products(),
@@ -134,7 +134,7 @@ def count_by_kind(config: Config) -> dict[str, float]:
 
 
 class Products(TorchDispatchMode):
-    """Counts the operations of matrix products and convolutions by number type."""
+    """Counts the operations of matrix products and convolutions by dtype."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -152,7 +152,7 @@ class Products(TorchDispatchMode):
 
 @contextmanager
 def attention_as_products() -> Iterator[None]:
-    """Attention as matrix products, in bfloat16 if its inputs are."""
+    """Computes attention as matrix products, in bfloat16 if its inputs are bfloat16."""
     allowed = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
     try:

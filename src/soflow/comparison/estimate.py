@@ -1,8 +1,7 @@
-"""What training a recipe needs, by counting: no measurement, no GPU.
+"""Estimates the time and memory of a training by counting, without a measurement or a GPU.
 
-Operations and kept activations are counted on tensors that have shapes and no content, so large
-networks cost no memory. How fast a GPU works is an assumption, PEAK and SHARE, that is printed
-beside every figure.
+Operations and saved activations are counted with fake tensors, so large networks take no memory.
+The speed of a GPU is an assumption, PEAK and SHARE, which is printed with the estimates.
 """
 
 from math import prod
@@ -18,8 +17,8 @@ from soflow.errors import InputError
 from soflow.system.records import Count, Record
 from soflow.training.optimizers import kept_shapes
 
-#: The GPU that hours are for, its operations per second in matrix products of each kind, and
-#: the share of them that a training reaches.
+#: The assumed GPU, its peak FLOP/s by precision of matrix products, and the assumed fraction of the
+#: peak that training reaches.
 GPU = "H100 SXM"
 PEAK = {"float32": 66.9e12, "tf32": 494.7e12, "bfloat16": 989.4e12}
 SHARE = 0.3
@@ -30,53 +29,53 @@ class Memory(Record):
 
     weights: Count
     gradients: Count
-    buckets: Count  # copies of gradients that DistributedDataParallel exchanges
-    moments: Count  # of the optimizer
-    average: Count
-    activations: Count  # kept from the forward pass for the backward pass
+    buckets: Count  # gradient buckets of DistributedDataParallel
+    moments: Count  # optimizer state
+    average: Count  # EMA weights
+    activations: Count  # saved for the backward pass
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def states(self) -> int:
-        """What does not depend on the batch."""
+        """Bytes that do not depend on the batch size."""
         return self.weights + self.gradients + self.buckets + self.moments + self.average
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def total(self) -> int:
-        """States and activations."""
+        """Bytes of states and activations."""
         return self.states + self.activations
 
 
 class Estimate(Record):
-    """What a training needs."""
+    """The estimated cost of a training."""
 
     precision: str
     gpus: Count
-    parameters: Count  # trained
-    flops_per_sample: float  # of a training step, forward and backward
-    flops: dict[str, float]  # of the whole training, by kind of matrix product
-    gpu_seconds: float  # of the operations alone
-    samples: Count  # on one GPU at a time
+    parameters: Count  # trainable parameters
+    flops_per_sample: float  # FLOPs of a training step, forward and backward
+    flops: dict[str, float]  # FLOPs of the whole training, by precision of matrix products
+    gpu_seconds: float  # for the counted operations only
+    samples: Count  # microbatch on one GPU
     memory: Memory
 
 
 class Estimates(Record):
-    """Estimates by recipe, and what their hours rest on."""
+    """Estimates by recipe, and the assumption behind their hours."""
 
     assumption: str
     estimates: dict[str, Estimate]
 
 
-#: Header of `cells`.
+#: The header for `cells`.
 COLUMNS = (
-    *("recipe", "precision", "parameters", "GFLOP/sample", "EFLOP in all", "GPU-hours"),
-    *("hours", "samples", "states", "kept", "GiB"),
+    *("recipe", "precision", "parameters", "GFLOP/sample", "EFLOP total", "GPU-hours"),
+    *("hours", "microbatch", "states", "activations", "GiB"),
 )
 
 
 def cells(name: str, one: Estimate) -> list[str]:
-    """An estimate as a row of a table, memory in GiB."""
+    """Formats an estimate as a table row, with memory in GiB."""
     hours, memory = one.gpu_seconds / 3600, one.memory
     flops = (one.flops_per_sample / 1e9, sum(one.flops.values()) / 1e18)
     return [
@@ -94,32 +93,36 @@ def three_digits(number: float) -> str:
 
 
 def assumption(flops_per_second: float | None = None) -> str:
-    """The rate that hours rest on, in words."""
+    """Describes the assumed FLOP/s of a GPU."""
     if flops_per_second is not None:
         return f"{flops_per_second / 1e12:,.4g} TFLOP/s on each GPU, as given"
     rates = [f"{SHARE * rate / 1e12:,.3g} TFLOP/s in {kind}" for kind, rate in PEAK.items()]
-    known = f"{SHARE:.0%} of the peak of an {GPU}, which is assumed, not measured"
+    known = f"{SHARE:.0%} of the peak of an {GPU} (an assumption, not a measurement)"
     return f"{known}: {', '.join(rates)}"
 
 
 def estimate(config: Config, gpus: int = 1, flops_per_second: float | None = None) -> Estimate:
-    """Counts what a training needs.
+    """Estimates the cost of a training.
 
     Args:
-        config: The training.
-        gpus: GPUs that share a batch.
-        flops_per_second: What one GPU reaches; by default SHARE of PEAK.
+        config: Configuration of the training.
+        gpus: Number of GPUs that share a batch.
+        flops_per_second: FLOP/s that one GPU reaches. By default, SHARE of PEAK.
+
+    Returns:
+        The estimate.
 
     Raises:
-        InputError: For sizes that do not fit together, and a batch that cannot be split.
+        InputError: If sizes of the network do not fit together, or the batch size is not a multiple
+            of GPUs times accumulation steps.
     """
     if config.precision == "auto":
-        config = config.model_copy(update={"precision": "bf16-tf32"})  # on a GPU
+        config = config.model_copy(update={"precision": "bf16-tf32"})  # the choice on a GPU
     batch, parts = config.train.batch_size, gpus * config.train.accumulate
     if batch % parts:
         raise InputError(
-            f"train.batch_size={batch} cannot be split into equal parts for {gpus} GPUs "
-            f"with train.accumulate={config.train.accumulate}"
+            f"train.batch_size={batch} cannot be split into equal microbatches for {gpus} GPUs "
+            f"with train.accumulate={config.train.accumulate}: choose a multiple of {parts}"
         )
     per_sample = count_by_kind(config)
     flops = {kind: count * batch * config.train.steps for kind, count in per_sample.items()}
@@ -139,7 +142,7 @@ def estimate(config: Config, gpus: int = 1, flops_per_second: float | None = Non
 
 
 def memory(config: Config, network: nn.Module, gpus: int, activations: int) -> Memory:
-    """Bytes on each GPU; with parallel=fsdp each holds its part of every parameter's tensors."""
+    """Bytes on each GPU. With parallel=fsdp, each GPU holds a shard of each tensor."""
     sharded = config.parallel == "fsdp"
     parts = gpus if sharded else 1
     gradients = size(trained(network))
@@ -154,25 +157,25 @@ def memory(config: Config, network: nn.Module, gpus: int, activations: int) -> M
 
 
 def optimizer_state(config: Config, network: nn.Module) -> int:
-    """Bytes of what the optimizer keeps of each parameter, in float32; single numbers are left out.
+    """Bytes of the optimizer state in float32, without scalars.
 
     Raises:
-        InputError: If this torch lacks the optimizer, or it rejects its options.
+        InputError: If this torch lacks the optimizer, or the optimizer rejects its options.
     """
     shapes = kept_shapes(config.optimizer, network)
     return 4 * sum(prod(shape) for kept in shapes for shape in kept.values() if shape)
 
 
 def size(tensors: list[Tensor]) -> int:
-    """Bytes of the tensors."""
+    """Total bytes of the tensors."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def kept_for_backward(config: Config, count: int) -> int:
-    """Bytes that autograd keeps of the forward pass of `count` samples, without weights."""
+    """Bytes that autograd saves in the forward pass of `count` samples, without weights."""
     with without_content(config, count) as (network, *_, loss):
         own = {key(tensor) for tensor in (*network.parameters(), *network.buffers())}
-        # The tensors are kept so that no memory is freed and comes again under the same key.
+        # Holding the tensors keeps their memory from being reused under the same key.
         kept: dict[int, Tensor] = {}
 
         def keep(tensor: Tensor) -> Tensor:
@@ -187,5 +190,5 @@ def kept_for_backward(config: Config, count: int) -> int:
 
 
 def key(tensor: Tensor) -> int:
-    """Equal for tensors that share their memory."""
+    """A key that is equal for tensors that share memory."""
     return tensor.untyped_storage()._cdata

@@ -1,9 +1,9 @@
-"""The cost of a training step and of sampling, measured in fresh processes on random data.
+"""Measures the cost of training steps and of sampling on random data, in a process of its own.
 
     python -m soflow.comparison.measure [math]
 
-is one measurement. It prints "ready", reads a `Request` from stdin and prints a `Measurement`.
-With "math" it uses plain attention, the only kind that objectives with a derivative can use.
+runs one measurement. It prints "ready", reads a `Request` from stdin and prints `Times`. With
+"math" it uses plain attention, the only kind that supports forward-mode derivatives.
 """
 
 import sys
@@ -34,43 +34,43 @@ from soflow.training.compile import compiled
 from soflow.training.precision import float32_products
 from soflow.training.trainer import Trainer
 
-#: Seconds of training steps in one measurement, of sampling half of them; but at least
-#: LEAST_STEPS, after WARM_UP others.
+#: Minimum seconds of training steps in one measurement (half as many for sampling), number of
+#: warm-up steps, and minimum number of measured steps.
 SECONDS, WARM_UP, LEAST_STEPS = 2.0, 2, 3
-#: Steps between two looks at the clock on a GPU.
+#: Steps between two synchronizations on a GPU.
 GPU_BLOCK = 5
 
 
 class Request(Record):
-    """What a measuring process is asked for."""
+    """The request to a measuring process."""
 
-    modules: list[str]  # that register objectives and networks of the user's own
+    modules: list[str]  # modules that register custom objectives and networks
     config: dict[str, JsonValue]
     seconds: float = SECONDS
 
 
 class Times(Record):
-    """What one process measures."""
+    """The results of one measuring process."""
 
     seconds_per_step: float  # median
-    peak_bytes: int  # while training: of the process on a CPU, of the allocator on a GPU
-    peaks: dict[str, float]  # operations per second of large matrix products, by kind
+    peak_bytes: int  # peak memory during training: the process (CPU) or the allocator (GPU)
+    peaks: dict[str, float]  # FLOP/s of large matrix products, by precision
     one_step_samples_per_second: float
-    bare_forward_ratio: float  # speed of one-step sampling over that of the bare network
+    bare_forward_ratio: float  # speed of one-step sampling relative to the bare network
     device: str
 
 
 class Measurement(Times, Counts):
-    """The cost of a configuration's steps."""
+    """The cost of a configuration: measured times and counted operations."""
 
     def share_of_peak(self, batch_size: int) -> float:
-        """The time that the operations would take at the peak rates, over that of a step."""
+        """The ideal step time at peak FLOP/s, divided by the measured step time."""
         ideal = sum(flops / self.peaks[kind] for kind, flops in self.flops_by_kind.items())
         return batch_size * ideal / self.seconds_per_step
 
 
 def measure(config: Config, plain_attention: bool = False, least_seconds: float = SECONDS) -> Times:
-    """Measures training steps of the trainer itself, then one-step sampling, in this process."""
+    """Measures training steps of the real trainer, then one-step sampling, in this process."""
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         run = RunFolder(Path(folder))
@@ -80,7 +80,7 @@ def measure(config: Config, plain_attention: bool = False, least_seconds: float 
         times: list[float] = []
         with sdpa_kernel(SDPBackend.MATH) if plain_attention else nullcontext():
             device, network = trainer.device, trainer.network
-            # A GPU is waited for after several steps, as in training.
+            # On a GPU, synchronize only after several steps, as in training.
             block = GPU_BLOCK if device.type == "cuda" else 1
             enough = WARM_UP + LEAST_STEPS
             while len(times) < enough or block * sum(times[WARM_UP:]) < least_seconds:
@@ -103,7 +103,7 @@ def measure(config: Config, plain_attention: bool = False, least_seconds: float 
 
 
 def make_trainer(config: Config, run: RunFolder) -> Trainer:
-    """A trainer on random data that shows and draws nothing."""
+    """A trainer on random data, without display and sample pictures."""
     return Trainer(
         model=make_model(config, make_network(config)),
         objective=make_objective(config, compiled if config.compile else None),
@@ -116,11 +116,11 @@ def make_trainer(config: Config, run: RunFolder) -> Trainer:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The largest memory so far: of the allocator on a GPU, of this process on a CPU."""
+    """The peak memory so far: of the allocator on a GPU, of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
-    if status.is_file():  # Linux: its ru_maxrss starts with that of the parent process
+    if status.is_file():  # on Linux, ru_maxrss starts at the value of the parent process
         (line,) = (
             line
             for line in status.read_text(encoding="utf-8").splitlines()
@@ -129,7 +129,7 @@ def peak_bytes(device: torch.device) -> int:
         return 1024 * int(line.split()[1])
     try:
         import resource
-    except ImportError:  # Windows, whose peak only psutil knows
+    except ImportError:  # Windows
         memory = psutil.Process().memory_info()
         return getattr(memory, "peak_wset", memory.rss)
     unit = 1 if sys.platform == "darwin" else 1024
@@ -137,9 +137,9 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def peak_rates(precision: str, device: torch.device) -> dict[str, float]:
-    """Operations per second of a large square matrix product, the best of five, by kind.
+    """FLOP/s of a large square matrix product, the best of five, by precision.
 
-    The kinds are those that steps of this precision compute.
+    Only the precisions that training steps use with this setting are measured.
     """
     tf32 = "tf32" in precision and device.type == "cuda"
     rates = {"tf32" if "tf32" in precision else "float32": peak_rate(torch.float32, tf32, device)}
@@ -159,7 +159,7 @@ def peak_rate(dtype: torch.dtype, tf32: bool, device: torch.device) -> float:
 def sampling_rate(
     config: Config, network: nn.Module, device: torch.device, least_seconds: float
 ) -> tuple[float, float]:
-    """Samples per second of one-step sampling, and its speed over the bare network's."""
+    """Samples per second of one-step sampling, and its speed relative to the bare network."""
     model, count = make_model(config, network.eval()), config.train.batch_size
     noise = torch.randn(count, *config.data.shape, device=device)
     labels = class_by_class(count, config.data.num_classes)
@@ -178,7 +178,7 @@ def sampling_rate(
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """The time that the work takes, until the device has finished it."""
+    """The time of the work, until the device has finished."""
     start = time.perf_counter()
     work()
     if device.type == "cuda":
@@ -187,7 +187,7 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 def answer(plain_attention: bool = False) -> None:
-    """Answers one request of comparison/bench.py."""
+    """Answers one request from comparison/bench.py."""
     print("ready", flush=True)
     request = Request.model_validate_json(sys.stdin.read())
     for module in request.modules:

@@ -1,4 +1,4 @@
-"""The page of a comparison: plots, samples and tables in one self-contained HTML file."""
+"""The report of a comparison: plots, samples and tables in one self-contained HTML file."""
 
 from pathlib import Path
 from statistics import mean
@@ -25,7 +25,7 @@ from soflow.workflows.load import load
 
 
 def write_page(results: Comparison, out: Path) -> None:
-    """Writes report.html and table.md, and plots.png and samples.png for other pages."""
+    """Writes report.html and table.md, and plots.png and samples.png for use elsewhere."""
     drawn = draw_samples(results, out)
     write_text(out / "report.html", page(results, drawn))
     write_text(out / "table.md", tables.markdown(results))
@@ -34,7 +34,7 @@ def write_page(results: Comparison, out: Path) -> None:
 
 
 def draw_samples(results: Comparison, out: Path) -> dict[str, Image.Image]:
-    """Samples of every objective's first run, and real data, by title."""
+    """Draws samples from the first run of each objective. Returns pictures with titles as keys."""
     drawn: dict[str, Tensor] = {}
     first = next(iter(results.objectives.values())).runs[0]
     data = make_dataset(RunFolder(out / first.folder).read_config().data)
@@ -54,7 +54,7 @@ def draw_samples(results: Comparison, out: Path) -> dict[str, Image.Image]:
             model, num, labels, sampler, nfe, seed=0, device=run.device, cond=cond
         )
         drawn[f"{name_of(name)}, {how(sampler, nfe)}"] = samples
-    if data.cond is not None:  # the real samples of these conditions
+    if data.cond is not None:  # the real samples with the same conditions
         chosen = data.samples(torch.arange(num) * len(data) // num)
     elif vectors:
         chosen = data.samples(slice(num))
@@ -68,7 +68,7 @@ def draw_samples(results: Comparison, out: Path) -> dict[str, Image.Image]:
 
 
 def page(results: Comparison, drawn: dict[str, Image.Image]) -> str:
-    """The page as HTML."""
+    """Renders the report as HTML."""
     objectives = results.objectives
     shown = objectives
     title = ", ".join(map(name_of, objectives))
@@ -94,14 +94,15 @@ def page(results: Comparison, drawn: dict[str, Image.Image]) -> str:
 
 
 def about_curves(results: Comparison) -> str:
-    """What the curves show."""
+    """Sentences on the curves."""
     runs = [run for one in results.objectives.values() for run in one.runs]
     counts = sorted({curve.num for run in runs for curve in run.curves})
     samples = " or ".join(f"{count:,}" for count in counts)
     fewer = any(count < results.num for count in counts)
     return (
-        f"Curves are distances of {samples} samples, drawn by the averaged weights in one step "
+        f"Curves show distances of {samples} samples, drawn with the EMA weights in one step "
         "unless the legend says otherwise. "
-        + ("So few samples read higher than those of the table. " if fewer else "")
-        + "A run on its way is an unfinished run: its schedules are those of the whole length."
+        + ("With fewer samples, distances are higher than in the table. " if fewer else "")
+        + "An early point differs from the end of a shorter run, because schedules span the whole "
+        "run."
     )

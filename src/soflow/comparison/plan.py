@@ -1,4 +1,4 @@
-"""The runs of a comparison, and their files."""
+"""The planned runs of a comparison, and their files."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ from soflow.run.history import read_history
 from soflow.run.resume import require_same_settings
 from soflow.sampling import Sampler
 
-#: Points of a curve.
+#: Number of points of a curve.
 POINTS = 8
 
 
 @dataclass(frozen=True)
 class Planned:
-    """One run of the comparison."""
+    """One run of a comparison."""
 
     name: str
     config: Config
@@ -42,7 +42,7 @@ class Planned:
         return self.folder.path / "curve.json"
 
     def is_finished(self, heun: bool) -> bool:
-        """Whether this run is trained and evaluated, by Heun steps too if those are asked for."""
+        """Whether this run is trained and evaluated, including Heun steps if requested."""
         found = RunEvaluation.read(self.evaluation_file) if self.folder.config.is_file() else None
         if found is None:
             return False
@@ -62,7 +62,7 @@ class Planned:
 
 
 def evaluated_samplers(config: Config, heun: bool) -> tuple[Sampler, ...]:
-    """The objective's samplers; Heun's, which is slow, if asked for or if it learns no jumps."""
+    """The samplers to evaluate. Heun, which is slow, only on request or if there are no jumps."""
     if heun or config.samplers[0] == "euler":
         return config.samplers
     return tuple(sampler for sampler in config.samplers if sampler != "heun")
@@ -75,10 +75,10 @@ def plan(
     out: Path,
     costs: dict[str, Cost] | None = None,
 ) -> Iterator[Planned]:
-    """All runs, seed by seed, so that an interrupted comparison compares what it has.
+    """Yields all runs, seed by seed, so that an interrupted comparison has complete seeds.
 
-    With the budget "time" the ratio of costs decides how many steps a new run gets. Runs in `out`
-    keep theirs. Without costs, new runs whose steps depend on them are left out.
+    With the budget "time", the number of steps of a new run follows from the cost ratio. Existing
+    runs in `out` keep their steps. Without costs, new runs that need them are skipped.
     """
     base = base_of(configs)
     for seed in range(seeds):
@@ -103,41 +103,43 @@ def plan(
 
 
 def require_base(settings: dict[str, dict[str, Any]], base: str, out: Path) -> None:
-    """Raises InputError if runs cannot all get the training time of the base."""
+    """Raises InputError if the runs cannot all get the training time of the base."""
     if base not in settings:
-        raise InputError(f"budget=time is the time of {base}: compare it, too")
+        raise InputError(
+            f"budget=time uses the training time of {base}: add {base} to the comparison"
+        )
     for name, own in settings.items():
         if "train.steps" in own:
             raise InputError(
                 f"{name} sets train.steps, but with budget=time the time of {base} decides: "
-                "leave it out"
+                "remove train.steps"
             )
     there = Comparison.read(out / "results.json")
     same = there is None or folder_name(there.base) == folder_name(base)
     if there is not None and not (there.budget == "time" and same):
-        equal = "the same steps" if there.budget == "steps" else f"the time of {there.base}"
+        equal = "equal steps" if there.budget == "steps" else f"the training time of {there.base}"
         raise InputError(
-            f"the runs in {out} got {equal}, not the time of {base}: compare in another folder "
-            "with --out"
+            f"the runs in {out} have {equal}, not the training time of {base}: choose another "
+            "folder with --out"
         )
 
 
 def require_same_as_begun(
     configs: dict[str, Config], seeds: int, budget: Budget, out: Path
 ) -> None:
-    """Raises InputError if a run in `out` was trained or evaluated with other settings."""
+    """Raises InputError if an existing run in `out` has other settings."""
     for run in plan(configs, seeds, budget, out):
         if run.folder.config.is_file() and checkpoints(run.folder.checkpoints):
             begun = run.folder.read_config()
             require_same_settings(begun, run.config, run.folder)
             if changes := read_history(run.folder.history):
                 raise InputError(
-                    f"{run.folder.path} is a run whose {changes[-1].key} was changed after step "
-                    f"{changes[-1].step}: move it away to train it anew, or compare in another "
-                    "folder with --out"
+                    f"{run.folder.path}: {changes[-1].key} was changed after step "
+                    f"{changes[-1].step} of this run: move the run away to train it again, or "
+                    "choose another folder with --out"
                 )
             if begun.evaluate != run.config.evaluate:
                 raise InputError(
-                    f"{run.folder.path} was begun with other settings in the section evaluate: "
-                    "use these, or compare in another folder with --out"
+                    f"{run.folder.path} has different settings in the section evaluate: use the "
+                    "same settings, or choose another folder with --out"
                 )

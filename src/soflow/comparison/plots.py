@@ -1,4 +1,4 @@
-"""The plots of a comparison, and its samples side by side."""
+"""Plots of a comparison, and its samples side by side."""
 
 from collections.abc import Iterable, Sequence
 from itertools import cycle, product
@@ -27,20 +27,20 @@ COLORS = {
     "consistency": "#b8469b",
     "flow_matching": "#667085",
 }
-#: Colors of variants in turn, and their markers: the next one after each round of colors.
+#: Colors and markers of variants. The marker changes when all colors are used up.
 PALETTE = (
     "#c0343a", "#5ab4e5", "#7a4fbf", "#9bbf30", "#f0a500", "#1c7c7d", "#e88fb4", "#5d4037",
     "#13315c", "#4caf50",
 )  # fmt: skip
 MARKERS = ("o", "^", "D", "v", "P", "X")
-#: Up to so many variants have a legend inside the plots, and a band from least to most.
+#: Maximum number of variants with a legend inside the plots and bands around the lines.
 FEW = 6
-#: Columns of the legend of many variants, and of many grids of samples.
+#: Columns of the legend and of the sample grids when there are many variants.
 LEGEND_COLUMNS, COLUMNS = 4, 4
 
 
 class Look(NamedTuple):
-    """How a variant is drawn."""
+    """The style of a variant."""
 
     color: str
     marker: str
@@ -48,10 +48,10 @@ class Look(NamedTuple):
 
 
 def plots(results: Comparison) -> Figure:
-    """Distance against network evaluations, training time and samples seen.
+    """Plots distance over NFE, training time and training samples.
 
-    Lines are means over seeds; least to most is shaded if there are few variants. Many variants
-    share one legend below the plots.
+    Lines are means over seeds. With few variants, bands show minimum to maximum. With many
+    variants, one legend is placed below the plots.
     """
     styles = looks(results)
     many = len(styles) > FEW
@@ -68,9 +68,9 @@ def plots(results: Comparison) -> Figure:
     against_nfe.set_xticks(ticks, [str(n) for n in ticks])
     against_nfe.minorticks_off()
     against_nfe.set_xlabel(f"network evaluations per sample (squares: {HEUN[1] // 2} Heun steps)")
-    against_nfe.set(ylabel="distance to real data", title="at the end")
-    against_time.set(xlabel="seconds of training", title="during training")
-    against_samples.set(xlabel="thousands of samples seen", title="during training")
+    against_nfe.set(ylabel="distance to real data", title="after training")
+    against_time.set(xlabel="training time in seconds", title="during training")
+    against_samples.set(xlabel="training samples in thousands", title="during training")
     for axes in (against_nfe, against_time, against_samples):
         axes.set(yscale="log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -78,7 +78,7 @@ def plots(results: Comparison) -> Figure:
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.grid(axis="y", which="both", color="#eceef2", linewidth=0.6)
     if many:
-        against_nfe.set_title("at the end (dotted: the second sampler)")
+        against_nfe.set_title("after training (dotted: the second sampler)")
         against_samples.set_title(f"during training (dashed: {how(*HEUN)})")
         figure.legend(
             handles=[
@@ -97,7 +97,7 @@ def plots(results: Comparison) -> Figure:
 
 
 def looks(results: Comparison) -> dict[str, Look]:
-    """An objective with its defaults has its own color; other variants take the next."""
+    """Styles by name. Objectives with default settings have fixed colors."""
     found: dict[str, Look] = {}
     own, others = dict(COLORS), cycle(product(MARKERS, PALETTE))
     for name, one in results.objectives.items():
@@ -109,13 +109,13 @@ def looks(results: Comparison) -> dict[str, Look]:
 
 
 def plot_evaluations(axes: Axes, objective: ObjectiveResults, look: Look) -> None:
-    """Distances at the end, one line per sampler."""
+    """Plots distances after training, one line per sampler."""
     first, *_ = samplers = objective.few_step_samplers
     color, marker, label = look
     for style, sampler in zip(("-", ":"), samplers, strict=False):
         rows = [row for row in objective.runs[0].rows if row.sampler == sampler]
         counts = sorted({1, *(row.nfe for row in rows if row.nfe is not None)})
-        # In one step all samplers are the same, and only the first is evaluated.
+        # With one step all samplers are the same, so only the first one is evaluated.
         found = (objective.distances(sampler, n) or objective.distances(first, n) for n in counts)
         means = [mean(distances) for distances in found]
         text = f"{label}, {as_text(sampler)}"
@@ -127,9 +127,9 @@ def plot_evaluations(axes: Axes, objective: ObjectiveResults, look: Look) -> Non
 def plot_curves(
     both: Sequence[Axes], objective: ObjectiveResults, look: Look, batch_size: int, bands: bool
 ) -> None:
-    """Distances during training, against time and against samples.
+    """Plots distances during training, over time and over samples.
 
-    Lines are means over seeds, bands from least to most.
+    Lines are means over seeds. Bands show minimum to maximum.
     """
     color, marker, label = look
     for i, curve in enumerate(objective.runs[0].curves):
@@ -153,14 +153,14 @@ def plot_curves(
 
 
 def common(curves: Iterable[list[Point]]) -> list[list[Point]]:
-    """Of each curve, the points whose steps are in all of them."""
+    """Keeps the points of each curve whose steps occur in all curves."""
     by_step = [{point.step: point for point in curve} for curve in curves]
     steps = sorted(set.intersection(*(set(curve) for curve in by_step)))
     return [[curve[step] for step in steps] for curve in by_step]
 
 
 def sheets(pictures: dict[str, Image.Image]) -> Figure:
-    """Grids of samples side by side, each under its title."""
+    """Arranges sample grids side by side, each with its title."""
     many = 3 if len(pictures) <= 9 else COLUMNS
     columns = many if len(pictures) > 4 else len(pictures)
     rows = -(-len(pictures) // columns)

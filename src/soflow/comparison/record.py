@@ -1,4 +1,4 @@
-"""The results of a comparison: results.json, and what each of its runs keeps, as typed records."""
+"""Typed records of a comparison: results.json, and the files in each of its run folders."""
 
 from typing import Literal
 
@@ -13,15 +13,15 @@ Budget = Literal["steps", "time"]
 
 
 class Point(Record):
-    """The distance of a few samples at one step of a training."""
+    """The distance of a few samples at one training step."""
 
     step: Count
-    seconds: float = Field(allow_inf_nan=False)  # of training until then
+    seconds: float = Field(allow_inf_nan=False)  # training time so far
     distance: float = Field(allow_inf_nan=False)
 
 
 class Curve(Record):
-    """Distances on the way of `num` samples drawn by one sampler."""
+    """Distances of `num` samples from one sampler during training."""
 
     sampler: Sampler
     nfe: Count
@@ -30,36 +30,36 @@ class Curve(Record):
 
     @property
     def samples(self) -> tuple[Sampler, int, int]:
-        """What tells curves apart."""
+        """What identifies a curve."""
         return self.sampler, self.nfe, self.num
 
     def with_point(self, point: Point) -> "Curve":
-        """The curve with one more point; a point of the same step is replaced."""
+        """The curve with one more point, which replaces a point at the same step."""
         points = {one.step: one for one in (*self.points, point)}
         return self.model_copy(update={"points": [points[step] for step in sorted(points)]})
 
 
 class Curves(Record):
-    """curve.json of a run."""
+    """The content of curve.json in a run folder."""
 
     curves: list[Curve] = Field([])
 
     def with_point(self, sampler: Sampler, nfe: int, num: int, point: Point) -> "Curves":
-        """The curves with one more point in that of these samples, which comes last."""
+        """The curves with one more point. The curve with the new point becomes the last one."""
         curves = {curve.samples: curve for curve in self.curves}
         curve = curves.pop((sampler, nfe, num), Curve(sampler=sampler, nfe=nfe, num=num))
         return Curves(curves=[*curves.values(), curve.with_point(point)])
 
 
 class RunEvaluation(Evaluation):
-    """compared.json of a run: its evaluation, and the seconds that its training took."""
+    """The content of compared.json in a run folder: the evaluation and the training time."""
 
     real: RealRow
     seconds: float = Field(allow_inf_nan=False)
 
 
 class RunResults(Record):
-    """One run in results.json."""
+    """The results of one run in results.json."""
 
     folder: str
     seed: Count
@@ -70,21 +70,21 @@ class RunResults(Record):
 
 
 class ObjectiveResults(Record):
-    """All runs of one objective or variant, and what its steps cost."""
+    """The runs of one objective or variant, and the cost of its training steps."""
 
-    settings: dict[str, JsonValue] = Field({})  # what it changes of the recipe
+    settings: dict[str, JsonValue] = Field({})  # settings that differ from the recipe
     steps: Count
     cost: CostFigures
     runs: list[RunResults] = Field(min_length=1)
 
     @property
     def few_step_samplers(self) -> list[str]:
-        """The samplers that were evaluated, without Heun's."""
+        """The evaluated samplers, without Heun."""
         samplers = (row.sampler for row in self.runs[0].rows if row.sampler != "heun")
         return list(dict.fromkeys(samplers))
 
     def rows(self, sampler: str, nfe: int) -> list[Row]:
-        """The rows of a sampler, one per seed; empty if the objective has no such sampler."""
+        """The rows of a sampler, one per seed. Empty if this sampler was not evaluated."""
         asked = (sampler, nfe)
         return [row for run in self.runs for row in run.rows if (row.sampler, row.nfe) == asked]
 
@@ -99,12 +99,12 @@ class ObjectiveResults(Record):
 
 
 class Comparison(Record):
-    """results.json: everything that the figures must be quoted with, and the figures."""
+    """The content of results.json: the figures, with everything they must be quoted with."""
 
     recipe: str
     overrides: list[str] = Field([])
     budget: Budget
-    base: str  # what distances and costs are relative to
+    base: str  # name of the variant that ratios refer to
     seeds: list[Count]
     batch_size: Count
     metric: str
@@ -114,23 +114,23 @@ class Comparison(Record):
     warnings: list[str] = Field([])
     versions: dict[str, str] = Field({})
     machine: Machine
-    objectives: dict[str, ObjectiveResults] = Field(min_length=1)  # or variants, by name
+    objectives: dict[str, ObjectiveResults] = Field(min_length=1)  # objectives or variants by name
 
     @property
     def variants(self) -> bool:
-        """Whether more than objectives with their defaults are compared."""
+        """Whether something other than objectives with default settings is compared."""
         return any(
             one.settings not in ({}, {"objective.name": name})
             for name, one in self.objectives.items()
         )
 
     def batch_size_of(self, name: str) -> int:
-        """The samples per step of a variant."""
+        """The batch size of a variant."""
         own = self.objectives[name].settings.get("train.batch_size")
         return own if isinstance(own, int) else self.batch_size
 
     def ratios(self, name: str) -> list[float]:
-        """One-step distances over the base's of the same seed."""
+        """One-step distances divided by those of the base with the same seed."""
         base = self.objectives[self.base]
         theirs = dict(zip((run.seed for run in base.runs), base.one_step, strict=True))
         one = self.objectives[name]

@@ -1,4 +1,4 @@
-"""A comparison as tables and text, for Markdown, the terminal and the page."""
+"""Tables and text of a comparison, for Markdown, the terminal and the HTML report."""
 
 import json
 from statistics import mean, stdev
@@ -7,11 +7,11 @@ from soflow.comparison.record import Comparison
 from soflow.objectives import OBJECTIVES
 from soflow.sampling import HEUN_STEPS, Sampler
 
-#: The yardstick: Heun steps of the model's own velocity.
+#: Sampler and NFE of the reference solution: Heun steps of the model's own ODE.
 HEUN: tuple[Sampler, int] = ("heun", 2 * HEUN_STEPS)
 
 
-#: Objectives whose names are written otherwise than in settings.
+#: Names of objectives in text, if they differ from the name in settings.
 NAMES = {
     "soflow": "SoFlow",
     "jump_flow": "JumpFlow",
@@ -22,19 +22,19 @@ NAMES = {
 
 
 def name_of(name: str) -> str:
-    """The name of an objective in prose; that of a variant as it is."""
+    """The name of an objective in text. Names of variants are unchanged."""
     return NAMES.get(name, name.replace("_", " ") if name in OBJECTIVES else name)
 
 
 def how(sampler: Sampler, nfe: int) -> str:
-    """How samples were drawn."""
+    """Describes a sampler, such as 'one step'."""
     if sampler == "heun":
         return f"{nfe // 2} Heun steps"
     return "one step" if nfe == 1 else f"{nfe} steps"
 
 
 def over_seeds(values: list[float], digits: int = 3) -> str:
-    """Mean and standard deviation, '1.29 ± 0.16'; a single value alone; '' without values."""
+    """Formats mean and standard deviation, such as '1.29 ± 0.16'. Returns '' without values."""
     if not values:
         return ""
     spread = f" ± {stdev(values):.2g}" if len(values) > 1 else ""
@@ -42,18 +42,18 @@ def over_seeds(values: list[float], digits: int = 3) -> str:
 
 
 def what(results: Comparison) -> str:
-    """What is compared, as the header of a column."""
+    """The heading of the first column."""
     return "variant" if results.variants else "objective"
 
 
 def few_steps(results: Comparison) -> list[int]:
-    """The numbers of network evaluations that samplers of few steps were evaluated with."""
+    """The NFE values of the few-step samplers."""
     every = [row for one in results.objectives.values() for row in one.runs[0].rows]
     return sorted({row.nfe for row in every if row.sampler != "heun" and row.nfe is not None})
 
 
 def quality_header(results: Comparison) -> list[str]:
-    """The header of `quality_row`."""
+    """The header for `quality_row`."""
     first, *more = (f"NFE {n}" for n in few_steps(results))
     ratio = f"ratio to {name_of(results.base)}"
     heun = f"{HEUN_STEPS} Heun steps"
@@ -61,7 +61,7 @@ def quality_header(results: Comparison) -> list[str]:
 
 
 def quality_row(results: Comparison, name: str, sampler: str) -> list[str]:
-    """Distances of one sampler of a variant; what all its samplers share is in its first row."""
+    """Distances of one sampler of a variant. Only its first sampler has ratio and Heun steps."""
     one = results.objectives[name]
     is_first = sampler == one.few_step_samplers[0]
     first, *more = (one.distances(sampler, n) for n in few_steps(results))
@@ -79,7 +79,7 @@ def quality_row(results: Comparison, name: str, sampler: str) -> list[str]:
 
 
 def quality_rows(results: Comparison) -> list[list[str]]:
-    """Distances as a table, header first: one row per variant and sampler."""
+    """The table of distances: a header, then one row per variant and sampler."""
     rows = [
         quality_row(results, name, sampler)
         for name, one in results.objectives.items()
@@ -89,8 +89,8 @@ def quality_rows(results: Comparison) -> list[list[str]]:
 
 
 def overview_rows(results: Comparison) -> list[list[str]]:
-    """One row per variant, header first: distances of its first sampler, and time of a step."""
-    rows = [[*quality_header(results), "time of a step"]]
+    """The overview table: a header, then one row per variant with its first sampler and cost."""
+    rows = [[*quality_header(results), "step time ratio"]]
     for name, one in results.objectives.items():
         time = f"{one.cost.step_ratio[1]:.2f}"
         rows.append([*quality_row(results, name, one.few_step_samplers[0]), time])
@@ -98,30 +98,28 @@ def overview_rows(results: Comparison) -> list[list[str]]:
 
 
 def filled_columns(rows: list[list[str]]) -> list[list[str]]:
-    """The table without columns that are empty below the header."""
+    """Removes columns that are empty below the header."""
     header, *body = rows
     shown = [i for i in range(len(header)) if any(row[i] for row in body)]
     return [[row[i] for i in shown] for row in rows]
 
 
 def settings_rows(results: Comparison) -> list[list[str]]:
-    """What each variant changes of the recipe, header first."""
+    """The table of settings: a header, then one row per variant with its changes to the recipe."""
     rows = [["variant", "settings"]]
     for name, one in results.objectives.items():
         texts = [
             f"{key}={value if isinstance(value, str) else json.dumps(value)}"
             for key, value in one.settings.items()
         ]
-        rows.append([name_of(name), ", ".join(texts) or "those of the recipe"])
+        rows.append([name_of(name), ", ".join(texts) or "as in the recipe"])
     return rows
 
 
 def cost_rows(results: Comparison) -> list[list[str]]:
-    """Costs as a table, header first: one row per variant."""
-    header = (
-        f"{what(results)}|steps|training|ms/step|time of a step|MiB|memory|MFLOP/sample|ms/sample"
-    )
-    rows = [header.split("|")]
+    """The table of costs: a header, then one row per variant."""
+    header = "steps|training|ms/step|step time ratio|MiB|memory ratio|MFLOP/sample|ms/sample"
+    rows = [[what(results), *header.split("|")]]
     for name, objective in results.objectives.items():
         cost = objective.cost
         least, middle, most = cost.step_ratio
@@ -142,19 +140,19 @@ def cost_rows(results: Comparison) -> list[list[str]]:
 
 
 def about(results: Comparison) -> str:
-    """What is equal between the variants."""
+    """Sentences on what the variants share."""
     seeds, overrides = results.seeds, " ".join(results.overrides)
     return (
         f"Recipe {results.recipe}{' with ' + overrides if overrides else ''}: "
         f"{', '.join(equal_parts(results))}. "
         f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''} ({', '.join(map(str, seeds))}); "
-        "± is the standard deviation over them. A ratio of distances is the mean over the seeds of "
-        "the ratio at the same seed."
+        "± is the standard deviation over seeds. Ratios of distances are computed for each seed "
+        "and then averaged."
     )
 
 
 def equal_parts(results: Comparison) -> list[str]:
-    """What no variant changes."""
+    """The parts that all variants share."""
     every = results.objectives.values()
     changed = {key for one in every for key in one.settings}
 
@@ -162,7 +160,7 @@ def equal_parts(results: Comparison) -> list[str]:
         return not any(key.startswith(keys) for key in changed)
 
     parts = []
-    # Some objectives give the network inputs of their own.
+    # Some objectives add inputs to the network, so the settings alone do not decide.
     if same("network.") and len({one.cost.parameters for one in every}) == 1:
         parts.append("the same network" + (" and initial weights" if same("init_") else ""))
     if same("train.batch_size"):
@@ -171,48 +169,48 @@ def equal_parts(results: Comparison) -> list[str]:
         parts.append("the same optimizer")
     if results.budget == "time":
         base = name_of(results.base)
-        parts.append(f"as many steps as {base}'s training time has room for")
+        parts.append(f"the training time of {base}")
     elif same("train.steps"):
-        parts.append("the same steps")
+        parts.append("the same number of steps")
     return parts or ["the same data"]
 
 
 def about_distances(results: Comparison) -> str:
-    """What the distances are of."""
+    """Sentences on the distances."""
     real, reference = results.real, results.reference
     recognized = "" if real.recognized is None else f", recognized {real.recognized:.3f}"
-    warnings = "".join(f" Not reliable: {warning}." for warning in results.warnings)
+    warnings = "".join(f" Unreliable: {warning}." for warning in results.warnings)
     return (
         f"{results.metric} of {results.num:,} samples to {reference.count:,} real ones "
-        f"({reference.dataset}, {reference.split} split); smaller is better. "
+        f"({reference.dataset}, {reference.split} split). Lower is better. "
         f"{real.count:,} held-out real samples: {real.distance:.3g}{recognized}.{warnings}"
     )
 
 
 def about_costs(results: Comparison) -> str:
-    """Where costs were measured, and how."""
+    """Sentences on how and where costs were measured."""
     machine = results.machine
     rounds = next(iter(results.objectives.values())).cost.rounds
     versions = ", ".join(f"{name} {number}" for name, number in results.versions.items())
     return (
         f"Machine: {machine.device}, {machine.processor}, {machine.cores} cores, "
-        f"{machine.threads} threads; {versions}. Costs are medians of {rounds} rounds, "
-        f"ratios to {name_of(results.base)}'s (least to most); MiB is the process's peak, "
-        "ms/sample one-step sampling in batches."
+        f"{machine.threads} threads; {versions}. Costs are medians over {rounds} rounds. Ratios "
+        f"are relative to {name_of(results.base)}, with minimum to maximum in parentheses. MiB is "
+        "the peak memory, ms/sample the time of one-step sampling in batches."
     )
 
 
 def markdown(results: Comparison) -> str:
-    """The tables, each below the text that explains it."""
+    """Markdown with all tables, each below its explanation."""
     parts = [about(results), about_distances(results)]
     if results.variants:
-        parts += [table(overview_rows(results)), table(settings_rows(results)), "Every sampler:"]
+        parts += [table(overview_rows(results)), table(settings_rows(results)), "All samplers:"]
     parts += [table(quality_rows(results)), about_costs(results), table(cost_rows(results))]
     return "\n\n".join(parts) + "\n"
 
 
 def table(rows: list[list[str]]) -> str:
-    """A table in Markdown."""
+    """Formats a table in Markdown."""
     cells = [[cell.replace("|", r"\|") for cell in row] for row in rows]
     header, *body = ["| " + " | ".join(row) + " |" for row in cells]
     return "\n".join([header, "|" + "---|" * len(rows[0]), *body])

@@ -1,4 +1,4 @@
-"""The configuration: its keys (schema.py), and how it is read (reading.py, variants.py)."""
+"""The configuration: its keys (schema.py) and the code that reads it (reading.py, variants.py)."""
 
 from soflow.config.reading import dump, read_recipe, recipe_names
 from soflow.config.schema import Config

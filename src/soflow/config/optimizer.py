@@ -9,7 +9,7 @@ from soflow.config.sections import Section, key
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
-#: Decay of the two moments.
+#: Default decay rates of the first and second moments.
 BETAS = (0.9, 0.99)
 
 
@@ -18,25 +18,34 @@ class OptimizerConfig(Section):
 
     name: str = key(
         "adamw",
-        "adamw, radam, muon (of hidden matrices; adamw of the rest), or a class of torch.optim, "
-        "such as SGD",
+        "optimizer: adamw, radam, muon (for hidden matrices, with adamw for the other parameters), "
+        "or a class of torch.optim, such as SGD",
     )
     options: dict[str, Any] = key(
-        {}, "more settings of the optimizer's class, such as {momentum: 0.9}"
+        {}, "further arguments of the optimizer class, such as {momentum: 0.9}"
     )
     lr: PositiveFloat = key(1e-4, "learning rate after the warm-up")
     lr_schedule: Literal["constant", "cosine", "linear"] = key(
-        "constant", "of the learning rate after the warm-up: constant, or falling to lr_end"
+        "constant",
+        "learning-rate schedule after the warm-up: constant, or a cosine or linear decay to lr_end",
     )
-    lr_end: Share = key(0.0, "learning rate at the last step, as a fraction of lr")
+    lr_end: Share = key(
+        0.0, "learning rate at the last step of a cosine or linear schedule, as a fraction of lr"
+    )
     betas: tuple[Decay, Decay] | None = key(
-        None, "decay of the two moments, [0.9, 0.99] if null; null if the optimizer has none"
+        None,
+        "decay rates of the first and second moments; null: [0.9, 0.99] if the optimizer has betas",
     )
     weight_decay: float = key(
-        0.0, "decoupled for adamw, radam and muon, as the class has it for others", ge=0
+        0.0,
+        "weight decay; decoupled for adamw, radam and muon, as implemented by torch for other "
+        "optimizers",
+        ge=0,
     )
-    warmup: int = key(0, "steps over which the learning rate rises from 0", ge=0)
-    clip: float = key(0.0, "largest gradient norm; 0 does not clip", ge=0)
+    warmup: int = key(0, "warm-up steps, in which the learning rate rises linearly to lr", ge=0)
+    clip: float = key(
+        0.0, "maximum gradient norm; larger gradients are scaled down to it; 0: no clipping", ge=0
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -1,4 +1,4 @@
-"""The optimizers of torch.optim by name, and the settings that each of them has."""
+"""The optimizers of torch.optim by name, and the settings of each optimizer."""
 
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -11,28 +11,28 @@ from soflow.errors import InputError
 
 Optimizers = type[torch.optim.Optimizer]
 
-#: Every class of torch.optim, by its name in lower case.
+#: The optimizer classes of torch.optim by lower-case name.
 CLASSES: dict[str, Optimizers] = {
     name.lower(): one
     for name, one in vars(torch.optim).items()
     if isclass(one) and issubclass(one, torch.optim.Optimizer) and one is not torch.optim.Optimizer
 }
-#: Names that are written in lower case, since they are more than the class.
+#: Optimizers with their own implementation in soflow. Their names are lower case.
 OURS = ("adamw", "radam", "muon")
-#: Classes that this training loop cannot drive.
+#: Classes that the training loop does not support, with the reason.
 REFUSED = {
     "lbfgs": "evaluates the loss several times per step",
     "sparseadam": "needs sparse gradients",
 }
-#: Constructor parameters that have a key of their own in the section `optimizer`.
+#: Constructor parameters that are separate keys of the section `optimizer`.
 OWN_KEYS = ("lr", "betas", "weight_decay")
 
 
 def canonical(name: str) -> str:
-    """The name of an optimizer as a configuration keeps it, such as adamw, muon or SGD.
+    """The canonical name of an optimizer, such as adamw, muon or SGD.
 
     Raises:
-        ValueError: If there is no such optimizer, or training cannot use it.
+        ValueError: If the optimizer is unknown or not supported.
     """
     lower = name.lower()
     if lower in OURS:
@@ -42,12 +42,13 @@ def canonical(name: str) -> str:
     if lower in REFUSED and lower in CLASSES:
         why = REFUSED[lower]
         raise ValueError(
-            f"optimizer.name={name} cannot be used: it {why}; known are {', '.join(choices)}"
+            f"optimizer.name={name} is not supported, since it {why}: choose one of "
+            f"{', '.join(choices)}"
         )
     if lower not in names:
         near = get_close_matches(lower, [choice.lower() for choice in choices], 1)
         found = [choice for choice in choices if choice.lower() in near]
-        advice = f"did you mean {found[0]}?" if found else f"known are {', '.join(choices)}"
+        advice = f"did you mean {found[0]}?" if found else f"choose one of {', '.join(choices)}"
         raise ValueError(f"optimizer.name={name:.60} is unknown: {advice}")
     return names[lower]
 
@@ -56,26 +57,26 @@ def torch_class(name: str) -> Optimizers:
     """The class of an optimizer.
 
     Raises:
-        InputError: If this torch has none of this name.
+        InputError: If the installed version of torch does not have this optimizer.
     """
     found = CLASSES.get(name.lower())
     if found is None:
         needed = "torch 2.9 or newer" if name == "muon" else "a newer torch"
         raise InputError(
-            f"optimizer.name={name} needs {needed}, this is {torch.__version__}: update torch, or "
-            "set optimizer.name=adamw"
+            f"optimizer.name={name} needs {needed}, but torch {torch.__version__} is installed: "
+            "update torch, or set optimizer.name=adamw"
         )
     return found
 
 
 def parameters_of(name: str) -> tuple[str, ...]:
-    """The constructor parameters of an optimizer; none if this torch lacks it."""
+    """The constructor parameters of an optimizer; () if the installed torch does not have it."""
     found = CLASSES.get(name.lower())
     return tuple(signature(found).parameters)[1:] if found else ()
 
 
 def has_betas(name: str) -> bool:
-    """Whether an optimizer takes betas; muon does for the parameters that AdamW updates."""
+    """Whether an optimizer takes betas. Muon takes them for the parameters that AdamW updates."""
     return name.lower() == "muon" or "betas" in parameters_of(name)
 
 
@@ -83,16 +84,16 @@ def require_settings_apply(name: str, given: Mapping[str, Any], options: Mapping
     """Raises ValueError for the first setting that the optimizer would ignore.
 
     Args:
-        name: Its canonical name.
-        given: Keys of the section `optimizer` that differ from their defaults, with their values.
-        options: Settings of the class.
+        name: The canonical name of the optimizer.
+        given: The keys of the section `optimizer` with values other than their defaults.
+        options: Further arguments of the optimizer class.
     """
     known, chosen = parameters_of(name), f"optimizer.name={name}"
     if "betas" in given and not has_betas(name):
         raise ValueError(f"optimizer.betas does not apply to {chosen}: leave it out")
     if "weight_decay" in given and known and "weight_decay" not in known:
         raise ValueError(f"optimizer.weight_decay does not apply to {chosen}: set it to 0")
-    if name == "Rprop":  # lr is only where its own step sizes begin
+    if name == "Rprop":  # lr is only the initial step size; Rprop adapts it
         for key, value in (("warmup", 0), ("lr_schedule", "constant")):
             if key in given:
                 raise ValueError(
@@ -106,15 +107,18 @@ def require_settings_apply(name: str, given: Mapping[str, Any], options: Mapping
     available = [parameter for parameter in known if parameter not in OWN_KEYS]
     for option in options:
         if option in OWN_KEYS:
-            raise ValueError(f"optimizer.options.{option} has its own key: set optimizer.{option}")
+            raise ValueError(
+                f"optimizer.options.{option} is a separate key: set optimizer.{option} instead"
+            )
         if known and option not in available:
             near = get_close_matches(option, available, 1)
-            advice = f"did you mean {near[0]}?" if near else f"known are {', '.join(available)}"
-            raise ValueError(f"optimizer.options.{option:.60} is unknown to {chosen}: {advice}")
+            known_options = f"choose one of {', '.join(available)}"
+            advice = f"did you mean {near[0]}?" if near else known_options
+            raise ValueError(f"optimizer.options.{option:.60} is unknown for {chosen}: {advice}")
         if known and is_switch(name, option) and not isinstance(options[option], bool | None):
             raise ValueError(f"optimizer.options.{option} of {chosen} must be true or false")
 
 
 def is_switch(name: str, option: str) -> bool:
-    """Whether an option is on or off; torch would take any text as on."""
+    """Whether an option is a bool. torch would take any non-empty text as true."""
     return "bool" in str(signature(CLASSES[name.lower()]).parameters[option].annotation)

@@ -1,4 +1,4 @@
-"""What settings say of a network or an objective that was given in Python."""
+"""The configuration sections of a network or an objective that was passed from Python."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -8,15 +8,15 @@ from torch import Tensor
 from soflow.guidance import DrawnGuidance
 from soflow.system.registry import Setting
 
-#: Their name in the configuration.
+#: The value of `network.name` or `objective.name` for these components.
 OWN = "python"
 
 
 @dataclass(frozen=True)
 class OwnNetwork:
-    """Stands for a network of one's own, which the run's files cannot build."""
+    """Placeholder for a user-defined network, which cannot be built from the run's files."""
 
-    kind: Annotated[str, Setting("its class")] = ""
+    kind: Annotated[str, Setting("class name of the network")] = ""
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor, **inputs: Tensor) -> Tensor:
         raise NotImplementedError
@@ -24,13 +24,23 @@ class OwnNetwork:
 
 @dataclass(frozen=True)
 class OwnObjective:
-    """Stands for an objective of one's own: what sampling needs to know of it."""
+    """Placeholder for a user-defined objective, with the properties that sampling needs."""
 
-    kind: Annotated[str, Setting("its class")] = ""
-    settings: Annotated[dict[str, Any], Setting("its fields")] = field(default_factory=dict)
-    samplers: Annotated[tuple[str, ...], Setting("that suit it, its own first")] = ("ode",)
-    whole_network: Annotated[bool, Setting("whether it does more than call the network")] = True
-    forward_derivative: Annotated[bool, Setting("whether it takes its derivative")] = False
-    trains_null: Annotated[bool, Setting("whether it trains the null label")] = True
-    guidance_scale: Annotated[float, Setting("of classifier-free guidance")] = 1.0
-    guidance: Annotated[DrawnGuidance | None, Setting("whose scales are drawn, if any")] = None
+    kind: Annotated[str, Setting("class name of the objective")] = ""
+    settings: Annotated[dict[str, Any], Setting("fields of the objective")] = field(
+        default_factory=dict
+    )
+    samplers: Annotated[tuple[str, ...], Setting("supported samplers, the default first")] = (
+        "ode",
+    )
+    whole_network: Annotated[
+        bool, Setting("whether the objective does more with the network than call it")
+    ] = True
+    forward_derivative: Annotated[
+        bool, Setting("whether the objective takes Jacobian-vector products of the network")
+    ] = False
+    trains_null: Annotated[bool, Setting("whether the objective trains the null label")] = True
+    guidance_scale: Annotated[float, Setting("scale of classifier-free guidance in training")] = 1.0
+    guidance: Annotated[
+        DrawnGuidance | None, Setting("guidance with drawn scales; null: fixed scale")
+    ] = None

@@ -1,4 +1,4 @@
-"""Parses YAML within limits: no file can take up the memory, or name a Python object."""
+"""Parses YAML safely: limits on size protect the memory, and files cannot create Python objects."""
 
 from itertools import chain
 from math import inf
@@ -9,16 +9,19 @@ import yaml
 
 from soflow.errors import InputError, first_line
 
-#: Limits of YAML: bytes, values (an alias counts as what it stands for), and digits of a number.
-#: A configuration has 3,000 bytes and 150 values.
+#: Maximum bytes and values of a YAML text (aliases count in full), and digits of a number.
+#: A typical configuration has 3,000 bytes and 150 values.
 MOST_BYTES, MOST_VALUES, MOST_DIGITS = 100_000, 10_000, 100
 
 
 def read_text(file: Path) -> str:
-    """The text of a YAML file. Raises InputError if it is too large or no text."""
+    """Reads the text of a YAML file. Raises InputError if it is too large or not UTF-8 text."""
     try:
         if file.stat().st_size > MOST_BYTES:
-            raise InputError(f"{file} has more than {MOST_BYTES:,} bytes: it is no configuration")
+            raise InputError(
+                f"{file} has more than {MOST_BYTES:,} bytes, too many for a configuration: choose "
+                "another file"
+            )
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{file} cannot be read as UTF-8 text: {first_line(error)}") from None
@@ -27,32 +30,32 @@ def read_text(file: Path) -> str:
 
 
 def parse_yaml(text: str, what: str) -> Any:
-    """The plain values of a YAML text; messages call it `what`.
+    """Parses a YAML text into plain values. Error messages refer to it as `what`.
 
     Raises:
-        InputError: If it is not YAML, or larger than any configuration.
+        InputError: If the text is not valid YAML or is too large.
     """
     try:
         loader = yaml.SafeLoader(text[: MOST_BYTES + 1])
         node = loader.get_single_node()
         if len(text) > MOST_BYTES or count(node, {}) > MOST_VALUES:
             raise InputError(
-                f"{what} holds more than any configuration: "
-                f"{MOST_VALUES:,} values or {MOST_BYTES:,} letters"
+                f"{what} is too large for a configuration: at most {MOST_VALUES:,} values and "
+                f"{MOST_BYTES:,} characters are allowed"
             )
         return None if node is None else loader.construct_document(node)
     except InputError:
         raise
     except yaml.YAMLError as error:
         raise InputError(f"{what} is not valid YAML: {' '.join(str(error).split())}") from None
-    except Exception as error:  # PyYAML's own, for impossible dates, numbers and nesting
+    except Exception as error:  # PyYAML raises many types for invalid dates, numbers and nesting
         raise InputError(f"{what} is not valid YAML ({type(error).__name__})") from None
 
 
 def require_unique_keys(text: str, what: str) -> None:
-    """Raises InputError if a mapping in a YAML text has a key twice: PyYAML keeps the last alone.
+    """Raises InputError if a mapping in a YAML text has a duplicate key. PyYAML allows duplicates.
 
-    The text has been parsed before, so it is valid and of a limited size.
+    The text must be valid YAML that has passed `parse_yaml`.
     """
     nodes = [yaml.compose(text, yaml.SafeLoader)]
     while nodes:
@@ -67,15 +70,15 @@ def require_unique_keys(text: str, what: str) -> None:
 
 
 def count(node: yaml.Node | None, known: dict[yaml.Node | None, float]) -> float:
-    """The number of values in a node, aliases followed; infinite if it contains itself.
+    """The number of values in a node, with aliases resolved; infinite if it contains itself.
 
-    Raises ValueError for a number that is too long.
+    Raises ValueError for a number with too many digits.
     """
     if node not in known:
-        known[node] = inf  # what is met again before it is counted contains itself
+        known[node] = inf  # a node that is reached again during its own count contains itself
         number = isinstance(node, yaml.ScalarNode) and node.tag.endswith((":int", ":float"))
         if number and len(node.value) > MOST_DIGITS:  # type: ignore[union-attr]
-            raise ValueError("a number of too many digits")
+            raise ValueError("a number has too many digits")
         parts = node.value if isinstance(node, yaml.SequenceNode) else ()
         parts = chain.from_iterable(node.value) if isinstance(node, yaml.MappingNode) else parts
         known[node] = 1 + sum(count(part, known) for part in parts)

@@ -1,6 +1,6 @@
 """Reads recipes, YAML files and `key=value` overrides into a Config.
 
-Every mistake becomes one InputError of one line.
+Every mistake raises an InputError with a message of one line.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,25 +23,25 @@ from soflow.errors import MESSAGE_LENGTH, InputError, in_short, shortened
 from soflow.objectives import OBJECTIVES
 
 RECIPES = files("soflow") / "recipes"
-#: Settings of guidance that another objective takes over.
+#: Guidance settings that are kept when the objective changes.
 COMMON = ("scale", "label_dropout")
 COMMON_KEYS = tuple(f"objective.guidance.{key}=" for key in COMMON)
-#: Keys that have another name since an earlier version.
+#: Keys that were renamed, with their new names.
 RENAMED = {
     "path": "noising",
     "objective.lambda_": "objective.flow_matching_share",
     "objective.velocity_share": "objective.flow_matching_share",
     "objective.step_share": "objective.flow_matching_share = 1 - step_share",
 }
-#: Keys that are newer than some runs, with the value that such a run was trained with.
+#: Keys that older runs lack, with the values that these runs were trained with.
 BEFORE: Mapping[str, Any] = {"ema.rampup": 0.0}
 NO_NAMES: Mapping[str, str] = {}
-#: What YAML holds, before it is validated: sections within sections, and values of any kind.
+#: Nested sections as read from YAML, before validation.
 Values = dict[str, Any]
 
 
 def recipe_names() -> list[str]:
-    """The recipes that ship with the package."""
+    """The names of the recipes included in the package."""
     names = (entry.name for entry in RECIPES.iterdir())
     return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
 
@@ -50,15 +50,15 @@ def read_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Reads a configuration.
 
     Args:
-        recipe: The name of a shipped recipe, a YAML file, or a run folder.
-        overrides: `key=value` texts with dotted keys, such as `train.steps=2000`.
+        recipe: The name of an included recipe, the path of a YAML file, or a run folder.
+        overrides: `key=value` strings with dotted keys, such as `train.steps=2000`.
 
     Returns:
         The configuration.
 
     Raises:
-        InputError: For an unknown recipe or key, naming the nearest one, and for a value outside
-            its range.
+        InputError: If the recipe or a key is unknown (the message suggests the nearest name), or a
+            value is invalid.
 
     Example:
         >>> import soflow
@@ -70,9 +70,9 @@ def read_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
-    """The configuration with `key=value` texts put into it."""
+    """The configuration with `key=value` overrides applied."""
     if isinstance(overrides, str):
-        raise InputError(f"overrides are a list, such as ['{overrides}'], not one text")
+        raise InputError(f"overrides must be a list, such as ['{overrides}'], not a string")
     if not overrides:
         return config
     values = config.model_dump(mode="json")
@@ -81,7 +81,7 @@ def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
 
 
 def keys_of(overrides: Sequence[str]) -> tuple[str, ...]:
-    """The keys that `key=value` texts give."""
+    """The keys of `key=value` overrides."""
     return tuple(text.partition("=")[0].strip() for text in overrides)
 
 
@@ -91,32 +91,33 @@ def has_guidance(name: object) -> bool:
 
 
 def override(values: Values, overrides: Sequence[str]) -> None:
-    """Puts `key=value` texts into plain values."""
+    """Applies `key=value` overrides to plain values."""
     change(values, parsed(overrides))
 
 
 def parsed(overrides: Sequence[str]) -> list[tuple[str, Any]]:
-    """The keys and values of `key=value` texts."""
+    """The keys and parsed values of `key=value` overrides."""
     settings = []
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals:
-            raise InputError(f"'{text}' is not of the form key=value, e.g. train.steps=2000")
+            raise InputError(f"'{text}' is not a setting: write key=value, e.g. train.steps=2000")
         key = key.strip()
-        what = f"the value of {shortened(key)}, '{shortened(value)}',"
+        what = f"the value '{shortened(value)}' of {shortened(key)}"
         settings.append((key, value if key in TEXT_KEYS else parse_yaml(value, what)))
     return settings
 
 
 def change(values: Values, settings: Sequence[tuple[str, Any]]) -> None:
-    """Puts dotted settings into plain values, names of network, objective and optimizer first.
+    """Applies dotted settings to plain values.
 
-    They decide which other keys there are.
+    The names of the network, objective and optimizer come first, since they determine which other
+    keys exist.
     """
     names = ("network.name", "objective.name", "optimizer.name")
     for key, value in sorted(settings, key=lambda setting: setting[0] not in names):
         if key == "network.name" and value != values["network"]["name"]:
-            values["network"] = {}  # another kind of network has keys of its own
+            values["network"] = {}  # each network has its own keys
         if key == "objective.name" and value != values["objective"]["name"]:
             values["objective"] = common(values["objective"], value)
         if key == "optimizer.name" and str(value).lower() != values["optimizer"]["name"].lower():
@@ -125,20 +126,20 @@ def change(values: Values, settings: Sequence[tuple[str, Any]]) -> None:
 
 
 def common(objective: Values, name: object) -> Values:
-    """What another objective takes over: how strongly to guide."""
+    """The settings that are kept when the objective changes: guidance scale and label dropout."""
     if not has_guidance(name) or "guidance" not in objective:
         return {}
     return {"guidance": {x: y for x, y in objective["guidance"].items() if x in COMMON}}
 
 
 def same_for(optimizer: Values, name: str) -> Values:
-    """What another optimizer takes over: all but options, and betas if it has them."""
+    """The settings that are kept when the optimizer changes: all but options and unusable betas."""
     left = ("options",) if has_betas(name) else ("options", "betas")
     return {key: value for key, value in optimizer.items() if key not in left}
 
 
 def read_yaml(recipe: str) -> Values:
-    """The plain values of a recipe by name or of a file by path."""
+    """The plain values of a recipe name, a YAML file or a run folder."""
     path = Path(recipe).expanduser()
     if (path / "config.yaml").is_file():  # a run folder
         path = path / "config.yaml"
@@ -146,22 +147,22 @@ def read_yaml(recipe: str) -> Values:
     if recipe in known:
         text = (RECIPES / f"{recipe}.yaml").read_text(encoding="utf-8")
     elif path.suffix not in (".yaml", ".yml"):
-        raise InputError(f"there is no recipe and no run folder '{recipe}'{nearest(recipe, known)}")
+        raise InputError(f"no recipe or run folder is named '{recipe}'{nearest(recipe, known)}")
     elif not path.is_file():
-        raise InputError(f"there is no file {recipe}")
+        raise InputError(f"{recipe} does not exist: check the path")
     else:
         text = read_text(path)
     values = parse_yaml(text, recipe)
     if not isinstance(values, dict):
         kind = type(values).__name__
-        raise InputError(f"{recipe} must hold sections such as data and network, not {kind}")
-    if values.pop("version", None) is not None:  # a run's own config.yaml is a recipe too
+        raise InputError(f"{recipe} must contain sections such as data and network, not {kind}")
+    if values.pop("version", None) is not None:  # the config.yaml of a run
         complete(values)
     return values
 
 
 def complete(values: Values) -> None:
-    """Adds to the plain values of a run the keys that are newer than the run."""
+    """Adds keys that older runs lack to the plain values of a run."""
     for key, value in BEFORE.items():
         section, name = key.split(".")
         place = values.setdefault(section, {})
@@ -170,7 +171,7 @@ def complete(values: Values) -> None:
 
 
 def put(values: Values, key: str, value: Any) -> None:
-    """Sets a dotted key, making the sections on the way."""
+    """Sets a dotted key and creates missing sections."""
     *sections, last = key.split(".")
     place = values
     for section in sections:
@@ -182,7 +183,7 @@ def put(values: Values, key: str, value: Any) -> None:
 
 
 def validate(values: Values) -> Config:
-    """The configuration from plain values. Raises InputError for the first mistake."""
+    """Builds the configuration from plain values. Raises InputError for the first mistake."""
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -190,7 +191,7 @@ def validate(values: Values) -> Config:
 
 
 def explain(error: ValidationError, values: Values, within: tuple[str, ...] = ()) -> str:
-    """The first mistake, in one line."""
+    """Describes the first mistake in one line."""
     first = error.errors()[0]
     place = (*within, *map(str, first["loc"]))
     key = ".".join(place)
@@ -198,20 +199,21 @@ def explain(error: ValidationError, values: Values, within: tuple[str, ...] = ()
         return unknown_key(key, values)
     if first["type"] == "value_error":
         inner = first["ctx"]["error"]
-        if isinstance(inner, ValidationError):  # of a section that a registry describes
+        if isinstance(inner, ValidationError):  # from the section of a registered class
             return explain(inner, values, place)
-        text = str(inner)[:MESSAGE_LENGTH]  # our own checks, already a sentence
+        text = str(inner)[:MESSAGE_LENGTH]  # from our own checks: a complete message
         return f"{key}.name: {text}" if text.startswith("unknown ") else text
     if first["type"] == "missing":
-        return f"{key} is missing"
+        return f"{key} is missing: set it"
     message = first["msg"].replace("Input should be", "it must be")
     return f"{shortened(key)} is {in_short(first['input'])}: {message}"
 
 
 def unknown_key(key: str, values: Values) -> str:
-    """The message for a key that the configuration lacks: its new name, or the nearest key.
+    """The message for an unknown key: its new name if it was renamed, or the nearest keys.
 
-    For a key of `network` or `objective`, it says what the chosen one has, nearest first.
+    For a key of `network` or `objective`, the message lists the keys of the chosen class, nearest
+    first.
     """
     for old, new in RENAMED.items():
         if key == old or key.startswith(f"{old}."):
@@ -232,13 +234,13 @@ def unknown_key(key: str, values: Values) -> str:
     unlike = f", unlike {' and '.join(others)}" if others else ""
     missing = f"{section}.name={names[section]} has no {shortened(setting)}{unlike}"
     question = f"; did you mean {' or '.join(elsewhere[:3])}?" if elsewhere else ""
-    return f"unknown key {in_short(key)}: {missing}; it has {', '.join(own)}{question}"
+    return f"unknown key {in_short(key)}: {missing}; its keys are {', '.join(own)}{question}"
 
 
 def fields(
     model: type[BaseModel] = Config, prefix: str = "", names: Mapping[str, str] = NO_NAMES
 ) -> Iterator[tuple[str, FieldInfo]]:
-    """Every dotted key with its field: of the networks and objectives in `names`, or of all."""
+    """All dotted keys with their fields, for the network and objective in `names` or for all."""
     for name, field in model.model_fields.items():
         chosen = chosen_from(field.metadata)
         kinds: list[Any] = [field.annotation]
@@ -253,12 +255,12 @@ def fields(
                 yield prefix + name, field
 
 
-#: Keys whose values are texts, such as paths: given on the command line, they are not YAML.
+#: Keys with text values, such as paths. Overrides of these keys are not parsed as YAML.
 TEXT_KEYS = {name for name, field in fields() if field.annotation is str}
 
 
 def lookup(config: Config, key: str) -> Any:
-    """The value of a dotted key; None if this kind of network or objective has no such key."""
+    """The value of a dotted key; None if the chosen network or objective does not have it."""
     value: Any = config
     for name in key.split("."):
         value = getattr(value, name, None)
@@ -266,18 +268,20 @@ def lookup(config: Config, key: str) -> Any:
 
 
 def known_keys(names: Mapping[str, str] = NO_NAMES) -> list[str]:
-    """Every dotted key, as `fields` has them."""
+    """All dotted keys, sorted: see `fields`."""
     return sorted({key for key, _ in fields(names=names)})
 
 
 def nearest(word: str, known: list[str]) -> str:
-    """': did you mean ...?', or all known words if none is near."""
+    """': did you mean ...?' with the nearest names, or all known names if none is near."""
     close = get_close_matches(word, known, n=3, cutoff=0.5)
-    if not close:  # a right last word in a wrong section, or the other way round
+    if not close:  # the right key in the wrong section
         close = [key for key in known if key.split(".")[-1] == word.split(".")[-1]][:3]
-    return f": did you mean {' or '.join(close)}?" if close else f": known are {', '.join(known)}"
+    if close:
+        return f": did you mean {' or '.join(close)}?"
+    return f": choose one of {', '.join(known)}"
 
 
 def dump(config: Config) -> str:
-    """The configuration as YAML, complete."""
+    """The complete configuration as YAML."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

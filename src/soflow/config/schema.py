@@ -1,6 +1,6 @@
-"""The typed configuration: every key, its default, its range and its meaning.
+"""The typed configuration: every key with its default, range and meaning.
 
-`soflow recipes NAME` prints the descriptions below. Reading files and overrides: config/reading.py.
+`soflow recipes NAME` prints the descriptions. config/reading.py reads files and overrides.
 """
 
 import os
@@ -17,51 +17,72 @@ from soflow.networks.registry import fits, takes, what_fits
 from soflow.objectives import OBJECTIVES
 from soflow.sampling import HEUN_STEPS, Sampler
 
-#: The values that become -1 and 1.
+#: The data values that are scaled to -1 and 1.
 Range = tuple[float, float]
-#: How data.range is written.
+#: The type of `data.range`.
 AskedRange = Literal["auto", "standardize"] | Range
 
 
 class DataConfig(Section):
     source: str = key(
         "digits",
-        "auto (by data.path), folder, huggingface, arrays, table, latents, digits, moons, "
-        "checkerboard, eight_gaussians, or a source of your own",
+        "data source: auto (chosen by data.path), folder, huggingface, arrays, table, latents, "
+        "digits, moons, checkerboard, eight_gaussians, or a registered source",
     )
     path: str = key(
-        "", "a folder or .zip of images, .npz, .npy, .csv, parquet, a Hub name, latents"
+        "",
+        "path of the data: an image folder or .zip, a .npz, .npy, .csv or parquet file, a latents "
+        "folder, or the name of a dataset on the Hugging Face Hub",
     )
-    subset: str = key("", "the configuration of a Hugging Face data set that has several")
-    revision: str = key("", "a branch, tag or commit of a data set on the Hub")
-    split: str = key("train", "which split to train on", min_length=1)
-    image_column: str = key("", "column or array of images, if several may be")
-    label_column: str = key("", "column or array of classes, if several may be")
-    cond_column: str = key("cond", "array, or key of items, that holds conditions; empty: none")
-    columns: tuple[str, ...] = key((), "columns of a table to use; none named: all numeric ones")
+    subset: str = key("", "configuration of a Hugging Face dataset that has several of them")
+    revision: str = key("", "branch, tag or commit of a dataset on the Hugging Face Hub")
+    split: str = key("train", "split to train on", min_length=1)
+    image_column: str = key(
+        "", "column or array of the images; only needed if the dataset has several candidates"
+    )
+    label_column: str = key(
+        "", "column or array of the class labels; only needed if there are several candidates"
+    )
+    cond_column: str = key(
+        "cond", "array, or key of the dataset's items, with conditions; empty: no conditions"
+    )
+    columns: tuple[str, ...] = key(
+        (), "columns of a table to train on; empty list: all numeric columns"
+    )
     shape: tuple[Annotated[int, Field(ge=-1)], ...] = key(
         (1, 8, 8),
-        "one sample's shape: [C, H, W] for images and latents, [C, L] for signals, [D] for "
-        "vectors; -1: as the data have it",
+        "shape of one sample: [C, H, W] for images and latents, [C, L] for signals, [D] for "
+        "vectors; -1: take the size from the data",
         min_length=1,
     )
     cond_shape: tuple[PositiveInt, ...] = key(
-        (), "shape of what samples are conditioned on besides classes; set by the data"
+        (), "shape of one condition; filled in from the data; empty list: no conditions"
     )
-    size: PositiveInt | None = key(None, "short for the shape [C, size, size]; crops images")
+    size: PositiveInt | None = key(
+        None, "shorthand for data.shape=[C, size, size]: images are resized and center-cropped"
+    )
     range: AskedRange = key(
         "auto",
-        "[low, high]: the values that become -1 and 1; standardize: mean 0, variance 1; auto: the "
-        "usual range of images, standardized vectors and signals",
+        "data values [low, high] that are scaled to [-1, 1]; standardize: scale to mean 0 and "
+        "variance 1; auto: the usual range for images, standardize for vectors and signals",
     )
-    num_classes: int = key(10, "classes to train with; 0 ignores labels; -1: all there are", ge=-1)
-    balance: bool = key(False, "draw every class equally often")
-    flip: bool = key(False, "mirror each image with probability 1/2 at every visit")
+    num_classes: int = key(
+        10, "number of classes; 0: ignore labels; -1: all classes of the dataset", ge=-1
+    )
+    balance: bool = key(False, "sample all classes equally often")
+    flip: bool = key(False, "flip images horizontally with probability 1/2 in each epoch")
     random_crop: int = key(
-        0, "decode images this many pixels larger and crop a random place at every visit", ge=0
+        0,
+        "load images this many pixels larger and crop them at a random position in each epoch; "
+        "0: off",
+        ge=0,
     )
-    augment: Share = key(0.0, "probability of each change of EDM's augmentation pipe; 0: off")
-    max_unreadable: Share = key(0.01, "fraction of images or rows that may be unreadable")
+    augment: Share = key(
+        0.0, "probability of each transformation in EDM's augmentation pipe; 0: no augmentation"
+    )
+    max_unreadable: Share = key(
+        0.01, "maximum fraction of unreadable images or rows; more of them stop the run"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -76,94 +97,130 @@ class DataConfig(Section):
     @field_validator("path")
     @classmethod
     def home_is_expanded(cls, path: str) -> str:
-        """Replaces ~ by the home folder."""
+        """Replaces ~ with the home folder."""
         return os.path.expanduser(path)
 
     @model_validator(mode="after")
     def values_make_sense(self) -> "DataConfig":
         """Rejects sizes of 0 and empty ranges."""
         if 0 in self.shape:
-            raise ValueError(f"data.shape is {list(self.shape)}: sizes are 1 or more, -1 is open")
+            raise ValueError(
+                f"data.shape is {list(self.shape)}: all sizes must be at least 1 (-1 means: take "
+                "it from the data)"
+            )
         if not isinstance(self.range, str) and self.range[0] >= self.range[1]:
-            raise ValueError(f"data.range is {list(self.range)}: the first value must be smaller")
+            raise ValueError(
+                f"data.range is {list(self.range)}: the first value must be less than the second"
+            )
         return self
 
 
 class NoisingConfig(Section):
-    name: Literal["linear", "trig"] = key("linear", "linear or trig")
-    parameterization: Literal["euler", "trig"] = key("euler", "of the solution map: euler or trig")
+    name: Literal["linear", "trig"] = key(
+        "linear",
+        "noising process x_t = alpha data + beta noise: linear (alpha = 1 - t, beta = t) or trig "
+        "(cosine and sine of pi t / 2)",
+    )
+    parameterization: Literal["euler", "trig"] = key(
+        "euler",
+        "parameterization of the solution map f = a x + b F: euler (a = 1, b = s - t) or trig "
+        "(cosine and sine of pi (s - t) / 2)",
+    )
 
 
 class EmaConfig(Section):
-    decay: Decay = key(0.9999, "of the average of the weights, per step")
-    every: PositiveInt = key(1, "steps between two updates, each by decay^every")
-    float64: bool = key(False, "keep the average in float64")
+    decay: Decay = key(0.9999, "EMA decay per step")
+    every: PositiveInt = key(1, "steps between two EMA updates; one update decays by decay^every")
+    float64: bool = key(False, "store the EMA weights in float64")
     rampup: float = key(
         0.05,
-        "start-up: the half-life of the average is at most this share of the steps so far; 0: off",
+        "maximum half-life of the EMA as a fraction of the steps so far, so that it adapts faster "
+        "at the start; 0: no limit",
         ge=0,
     )
 
 
 class TrainConfig(Section):
-    steps: PositiveInt = key(400_000, "number of steps K; r(k, K) depends on it")
-    batch_size: PositiveInt = key(256, "samples per step, over all processes")
-    accumulate: PositiveInt = key(1, "microbatches of a step's batch, in turn, to save memory")
-    checkpoint_activations: bool = key(
-        False, "compute blocks again in the backward pass: less memory for a third more time"
+    steps: PositiveInt = key(
+        400_000,
+        "number of training steps K; schedules such as r and the learning rate depend on it",
     )
-    seed: int = key(0, "of weights, data order and draws", ge=0, lt=2**63)
-    log_every: PositiveInt = key(100, "steps between two lines of metrics.jsonl")
+    batch_size: PositiveInt = key(256, "samples per optimizer step, over all processes")
+    accumulate: PositiveInt = key(
+        1, "gradient accumulation steps per optimizer step; more steps need less memory"
+    )
+    checkpoint_activations: bool = key(
+        False,
+        "activation checkpointing: recompute blocks in the backward pass, which saves memory and "
+        "takes about a third more time",
+    )
+    seed: int = key(
+        0, "seed of the initial weights, the data order and all random draws", ge=0, lt=2**63
+    )
+    log_every: PositiveInt = key(100, "steps between two log entries in metrics.jsonl")
     sample_every: int = key(5000, "steps between two sample grids; 0: only at the end", ge=0)
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = key(
-        (), "also log to these: tensorboard, wandb, mlflow"
+        (), "experiment trackers to log to: tensorboard, wandb, mlflow"
     )
     on_nonfinite: Literal["stop", "skip"] = key(
-        "stop", "if a loss or gradient is not finite: stop, or skip the update"
+        "stop", "action on a non-finite loss or gradient: stop the run, or skip the update"
     )
-    max_skipped: int = key(100, "updates that a run may skip; one more stops it", ge=0)
+    max_skipped: int = key(
+        100, "maximum number of skipped updates per run; one more stops the run", ge=0
+    )
 
 
 class CheckpointConfig(Section):
-    every: PositiveInt = key(5000, "steps between two checkpoints; the last step has one")
-    keep_last: PositiveInt = key(2, "how many to keep")
-    keep_every: int = key(0, "also keep those of every so many steps; 0: none", ge=0)
+    every: PositiveInt = key(5000, "steps between two checkpoints; the last step always writes one")
+    keep_last: PositiveInt = key(2, "number of most recent checkpoints to keep")
+    keep_every: int = key(
+        0, "also keep the checkpoints at multiples of this number of steps; 0: none", ge=0
+    )
     on_failure: Literal["stop", "continue"] = key(
-        "stop", "if one cannot be written, as on a full disk: stop, or continue without it"
+        "stop",
+        "action if a checkpoint cannot be written, for example on a full disk: stop the run, or "
+        "continue without the checkpoint",
     )
 
 
 class EvaluateConfig(Section):
     nfe: tuple[PositiveInt, ...] = key(
-        (1, 2, 4), "network evaluations per sample, one row of the table each", min_length=1
+        (1, 2, 4),
+        "numbers of network evaluations per sample (NFE); one row of the results each",
+        min_length=1,
     )
-    num: int = key(2000, "samples to draw for each row", ge=2)
+    num: int = key(2000, "number of samples drawn for each row of the results", ge=2)
     features: str = key(
         "digits",
-        "inception (FID's), digits or classifier (trained on the data), coordinates, "
-        "or a TorchScript file",
+        "feature extractor for distances such as FID: inception (standard FID), digits or "
+        "classifier (both trained on the data), coordinates, or a TorchScript file",
     )
     every: int = key(
-        0, "steps between two small evaluations while training, which keep the best; 0: none", ge=0
+        0,
+        "steps between two small evaluations during training, which select the best checkpoint; "
+        "0: none",
+        ge=0,
     )
-    num_while_training: int = key(1000, "samples of each small evaluation", ge=2)
+    num_while_training: int = key(
+        1000, "number of samples drawn in each small evaluation during training", ge=2
+    )
 
 
 class Config(Section):
-    """The settings of one experiment.
+    """The settings of a training run.
 
     `soflow recipes NAME` prints every key with its meaning.
 
     Attributes:
-        data: Where data come from, their shape and classes.
-        network: The network, by name, and its settings.
+        data: The data source, and the shape and classes of the data.
+        network: The name of the network and its settings.
         noising: The noising process and the parameterization.
-        objective: The objective, by name, and its settings.
+        objective: The name of the objective and its settings.
         optimizer: The optimizer, the learning rate and its schedule.
-        ema: The average of the weights.
-        train: The steps, the batch, and what is logged.
-        checkpoint: When checkpoints are written, and which are kept.
-        evaluate: What evaluations measure.
+        ema: The exponential moving average (EMA) of the weights.
+        train: Steps, batch size and logging.
+        checkpoint: When checkpoints are written and which ones are kept.
+        evaluate: Evaluations at the end of and during training.
 
     Example:
         >>> import soflow
@@ -172,10 +229,14 @@ class Config(Section):
         (True, 'dit', (1, 8, 8))
     """
 
-    description: str = key("", "what this recipe is for")
-    init_from: str = key("", "initial weights: a file of a DiT or SiT, or a run of this network")
+    description: str = key("", "short description of the recipe")
+    init_from: str = key(
+        "", "initial weights: a weights file of a DiT or SiT, or a run with the same network"
+    )
     init_time: Literal["same", "reversed"] = key(
-        "same", "of that file: reversed if t = 0 is noise and t = 1 is data, as in SiT"
+        "same",
+        "direction of time in init_from: same (data at t = 0), or reversed (noise at t = 0, as in "
+        "SiT)",
     )
     data: DataConfig = DataConfig()
     network: Annotated[Any, ChosenFrom(NETWORKS, "dit", OwnNetwork)] = Field({"name": "dit"})
@@ -190,62 +251,63 @@ class Config(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     precision: Literal["auto", "fp32", "tf32", "bf16", "bf16-tf32"] = key(
         "auto",
-        "of the passes: fp32 (exact), tf32 on a GPU, bf16 with the consistency pair in fp32, "
-        "bf16-tf32 with it in tf32; auto: bf16-tf32 on a GPU, bf16 on a CPU that is faster in it",
+        "precision of training: fp32, tf32 (on a GPU), bf16 (mixed precision, with the two passes "
+        "of the consistency loss in fp32), or bf16-tf32 (with these passes in tf32); auto: "
+        "bf16-tf32 on a GPU, bf16 on a CPU where it is faster, otherwise fp32",
     )
     compile: bool | Literal["auto"] = key(
         "auto",
-        "compile the network's blocks: faster after a slow first step; auto: on a GPU, in long "
-        "runs",
+        "compile the blocks of the network, which makes the first step slower and all others "
+        "faster; auto: on for long runs on a GPU",
     )
     parallel: Literal["ddp", "fsdp"] = key(
         "ddp",
-        "of several processes: ddp, each holds the network; fsdp, each holds a shard, "
-        "for networks that do not fit",
+        "data-parallel training with several processes: ddp (each process holds all weights) or "
+        "fsdp (each process holds a shard, for networks that do not fit in memory)",
     )
 
     @field_validator("init_from")
     @classmethod
     def home_is_expanded(cls, path: str) -> str:
-        """Replaces ~ by the home folder."""
+        """Replaces ~ with the home folder."""
         return os.path.expanduser(path)
 
     @property
     def guidance_scale(self) -> float:
-        """The scale omega of guidance; 1 if nothing is guided."""
+        """The guidance scale omega; 1 without guidance."""
         guidance = getattr(self.objective, "guidance", None)
         return self.of_objective("guidance_scale", 1.0) if guidance is None else guidance.scale
 
     @property
     def drawn_guidance(self) -> DrawnGuidance | None:
-        """The guidance whose scales are drawn, which makes them an input of the network."""
+        """The guidance, if its scales are drawn and are an input of the network; otherwise None."""
         guidance = getattr(self.objective, "guidance", None)
         if isinstance(guidance, ComponentSection):
             guidance = guidance.build()
         return guidance if draws_scales(guidance) else None
 
     def of_objective(self, name: str, default: Any = None) -> Any:
-        """What the objective says of itself: a class attribute, or a setting of that name."""
+        """A setting or a class attribute of the objective."""
         of_class = getattr(self.objective.component, name, default)
         return getattr(self.objective, name, of_class)
 
     @property
     def samplers(self) -> tuple[Sampler, ...]:
-        """The samplers that suit what the objective learns, its own first."""
+        """The samplers that work with the objective. The first one is the default."""
         return cast(tuple[Sampler, ...], self.of_objective("samplers"))
 
     @property
     def default_sampler(self) -> tuple[Sampler, int]:
-        """A sampler and its number of network evaluations.
+        """The default sampler and its number of network evaluations.
 
-        One jump; or the Heun steps of a yardstick if the objective learns no jumps.
+        One jump, or `HEUN_STEPS` Heun steps if the objective learns no jumps.
         """
         first = self.samplers[0]
         return ("heun", 2 * HEUN_STEPS) if first in ("euler", "heun") else (first, 1)
 
     @model_validator(mode="after")
     def parts_fit_together(self) -> "Config":
-        """Rejects combinations that could only fail later, in the middle of a step."""
+        """Rejects combinations that would fail only later, during a step."""
         network = self.network.component
         data, chosen = self.data, f"network.name={self.network.name}"
         images = len(data.shape) == 3
@@ -253,31 +315,36 @@ class Config(Section):
             shape = f"data.shape={list(data.shape)}"
             raise ValueError(f"{chosen} does not fit {shape}: use {what_fits()}")
         if not getattr(network, "takes_labels", True) and data.num_classes:
-            raise ValueError(f"{chosen} takes no labels: set data.num_classes=0")
+            raise ValueError(f"{chosen} does not take labels: set data.num_classes=0")
         if data.cond_shape and not takes(network, "cond"):
             raise ValueError(
-                f"{chosen} takes no conditions, which the data have: choose another network, or "
-                "set data.cond_column= to train without them"
+                f"{chosen} does not take conditions, which the data have: choose another network, "
+                "or set data.cond_column= (empty) to train without conditions"
             )
         if data.augment and not images:
             raise ValueError(
-                f"data.augment changes images [C, H, W], not {list(data.shape)}: set 0"
+                f"data.augment needs images [C, H, W], but data.shape is {list(data.shape)}: set "
+                "data.augment=0"
             )
         if data.augment and not takes(network, "augment"):
-            raise ValueError(f"data.augment does not work with {chosen}: set network.name=unet")
+            raise ValueError(
+                f"data.augment does not work with {chosen}: set network.name=unet or data.augment=0"
+            )
         if data.cond_shape and data.random_crop:
             raise ValueError(
-                "data.random_crop crops samples apart from their conditions: set it to 0, or "
-                "data.cond_column= to train without conditions"
+                "data.random_crop does not crop the conditions of samples: set it to 0, or set "
+                "data.cond_column= (empty) to train without conditions"
             )
         if data.random_crop and not images:
-            raise ValueError("data.random_crop crops images: set it to 0")
+            raise ValueError("data.random_crop needs images [C, H, W]: set it to 0")
         if data.balance and not data.num_classes:
-            raise ValueError("data.balance needs classes: set data.num_classes, or balance=false")
+            raise ValueError(
+                "data.balance needs classes: set data.num_classes, or data.balance=false"
+            )
         if data.flip and (not images or data.source == "latents" or data.augment):
             raise ValueError(
-                "data.flip mirrors images: signals and vectors have no mirror image, soflow encode "
-                "--flip mirrors latents, and data.augment mirrors already: set data.flip=false"
+                "data.flip needs images without data.augment: set data.flip=false (data.augment "
+                "already flips images; for latents, use soflow encode --flip)"
             )
         if self.train.checkpoint_activations and self.of_objective("forward_derivative"):
             raise ValueError(
@@ -285,26 +352,29 @@ class Config(Section):
                 f"objective.name={self.objective.name}: set it to false"
             )
         if self.init_time == "reversed" and not self.init_from:
-            raise ValueError("init_time=reversed says how to read init_from: set that, too")
+            raise ValueError("init_time=reversed has no effect without init_from: set init_from")
         needed = self.of_objective("parameterization", self.noising.parameterization)
         if self.noising.parameterization != needed:
             chosen = f"objective.name={self.objective.name}"
-            raise ValueError(f"{chosen} needs noising.parameterization={needed}: set that, too")
+            raise ValueError(f"{chosen} needs noising.parameterization={needed}: set it")
         if self.guidance_scale > 1 and not data.num_classes:
             raise ValueError(
-                "objective.guidance.scale above 1 needs labels: "
-                "set data.num_classes, or the scale to 1"
+                "objective.guidance.scale above 1 needs labels: set data.num_classes, or "
+                "objective.guidance.scale=1"
             )
         if self.drawn_guidance and not data.num_classes:
             raise ValueError(
-                "objective.guidance.max_scale needs labels: set data.num_classes, or max_scale=null"
+                "objective.guidance.max_scale needs labels: set data.num_classes, or "
+                "objective.guidance.max_scale=null"
             )
         if self.drawn_guidance and not takes(network, "guidance"):
             raise ValueError(
-                f"{chosen} takes no guidance scale: choose another network, or set "
-                "objective.guidance.max_scale=null to train with one scale"
+                f"{chosen} does not take a guidance scale: choose another network, or set "
+                "objective.guidance.max_scale=null to train with one fixed scale"
             )
         batch, count = self.train.batch_size, self.train.accumulate
         if batch % count:
-            raise ValueError(f"train.batch_size={batch} is no multiple of train.accumulate={count}")
+            raise ValueError(
+                f"train.batch_size={batch} is not divisible by train.accumulate={count}: change one"
+            )
         return self

@@ -1,7 +1,7 @@
-"""Sections of the configuration that are built from what a registry holds.
+"""Configuration sections that are built from registered classes.
 
-The keys of `objective` and `network` are the settings of the class that `name` selects: its
-constructor parameters, with the ranges and sentences of their annotations (system/registry.py).
+The keys of `objective` and `network` are the constructor parameters of the class that `name`
+selects. Their annotations contain their ranges and descriptions (system/registry.py).
 """
 
 from collections.abc import Callable
@@ -16,12 +16,12 @@ from pydantic_core import core_schema
 from soflow.config.own import OWN
 from soflow.system.registry import Registry, Setting
 
-#: Constructor parameters that the library fills in. All others are settings.
+#: Constructor parameters that the library passes. All others are settings.
 SUPPLIED = ("shape", "num_classes", "augment_labels", "cond_shape", "takes_guidance", "compile")
 
 
 class Section(BaseModel):
-    """A part of the configuration: unknown keys are errors, values never change."""
+    """A section of the configuration. Unknown keys are errors, and values are immutable."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
@@ -29,17 +29,17 @@ class Section(BaseModel):
 
 
 def key(default: Any, about: str, **limits: Any) -> Any:
-    """A key of a section: its default, what it means, and its range as pydantic's Field has it."""
+    """Declares a key with its default, its description and its limits for pydantic's `Field`."""
     return Field(default, description=about, **limits)
 
 
 class ComponentSection(Section):
-    """The settings of a registered class, and the class itself."""
+    """A registered class with its settings."""
 
     component: ClassVar[Callable[..., Any]]
 
     def build(self, **supplied: Any) -> Any:
-        """The object with these settings, and those of `supplied` that its constructor takes."""
+        """Builds the object from its settings and from the `supplied` arguments it takes."""
         parameters = signature(self.component).parameters
         settings = {
             name: value.build() if isinstance(value, ComponentSection) else value
@@ -54,18 +54,18 @@ class ComponentSection(Section):
 def section_of(
     component: Callable[..., Any], name: str = "", like: Any = None
 ) -> type[ComponentSection]:
-    """The section with the settings of a class.
+    """Creates the section with the settings of a class.
 
     Args:
         component: The class.
-        name: Its name in a registry.
-        like: An object of the class, whose values are the defaults in place of the class's own.
+        name: The name of the class in its registry.
+        like: An object of the class whose values replace the defaults of the class.
     """
     constructor = component.__init__ if isinstance(component, type) else component  # type: ignore[misc]
     hints = get_type_hints(constructor, include_extras=True)
     keys: dict[str, Any] = {}
     if name:
-        keys["name"] = (Literal[name], Field(name, description="which one"))
+        keys["name"] = (Literal[name], Field(name, description="name of the registered class"))
     for parameter in signature(component).parameters.values():
         if parameter.name not in SUPPLIED and parameter.kind is not Parameter.VAR_KEYWORD:
             hint, default = hints.get(parameter.name, Any), default_of(component, parameter)
@@ -77,7 +77,7 @@ def section_of(
 
 
 def default_of(component: Callable[..., Any], parameter: Parameter) -> Any:
-    """The default of a constructor parameter, ... for none."""
+    """The default of a constructor parameter; `...` if it has none."""
     for field in fields(component) if is_dataclass(component) else ():
         if field.name == parameter.name and field.default_factory is not MISSING:
             return field.default_factory()
@@ -85,7 +85,7 @@ def default_of(component: Callable[..., Any], parameter: Parameter) -> Any:
 
 
 def field_of(hint: Any, default: Any) -> tuple[Any, Any]:
-    """A setting as pydantic declares it: its type and its field."""
+    """The type and the pydantic field of a setting."""
     setting = next((x for x in get_args(hint)[1:] if isinstance(x, Setting)), Setting(""))
     kind = get_args(hint)[0] if get_origin(hint) is Annotated else hint
     limits = {name: getattr(setting, name) for name in ("ge", "gt", "le", "lt")}
@@ -93,33 +93,33 @@ def field_of(hint: Any, default: Any) -> tuple[Any, Any]:
     if is_dataclass(kind):
         kind = section_of(kind, like=None if default is ... else default)  # type: ignore[arg-type]
         default = default if default is ... else kind()
-    elif get_origin(kind) is tuple and limits:  # each element has the range
+    elif get_origin(kind) is tuple and limits:  # the limits apply to each element
         kind, limits = tuple[Annotated[get_args(kind)[0], Field(**limits)], ...], {}  # type: ignore[misc]
     return kind, Field(default, description=setting.about or None, **limits)
 
 
 @dataclass(frozen=True)
 class ChosenFrom:
-    """Marks a section whose key `name` selects a class of the registry."""
+    """Marks a section whose key `name` selects a class from a registry."""
 
     registry: Registry[Any]
     default: str
-    own: Callable[..., Any]  # stands for what was given in Python
+    own: Callable[..., Any]  # placeholder for a component passed from Python
 
     def name(self, value: Any) -> Any:
-        """The name that plain values of the section select."""
+        """The class name in the plain values of the section."""
         return value.get("name", self.default) if isinstance(value, dict) else self.default
 
     def section(self, name: Any) -> type[ComponentSection]:
         """The section of a registered class.
 
         Raises:
-            InputError: If there is none of this name.
+            InputError: If no class is registered by this name.
         """
         return section_of(self.own if name == OWN else self.registry[name], name)
 
     def validate(self, value: Any) -> ComponentSection:
-        """The section from plain values."""
+        """Builds the section from plain values."""
         if isinstance(value, ComponentSection):
             return value
         if not isinstance(value, dict):
@@ -137,5 +137,5 @@ class ChosenFrom:
 
 
 def chosen_from(metadata: list[Any]) -> ChosenFrom | None:
-    """The registry that a field of the configuration chooses from, if it does."""
+    """The `ChosenFrom` mark in the metadata of a field, if any."""
     return next((mark for mark in metadata if isinstance(mark, ChosenFrom)), None)

@@ -1,4 +1,4 @@
-"""Reads what is compared: a recipe's variants, which are named sets of settings."""
+"""Reads the variants of a comparison: named sets of settings that change a recipe."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from soflow.objectives import OBJECTIVES
 
 #: Variants by name, with nested or dotted keys: a mapping, or a YAML file.
 Variants = str | Path | Mapping[str, Any]
-#: Settings that a variant cannot have: all are measured alike, and the comparison sets the others.
+#: Settings that variants cannot change: they are the same for all, or the comparison sets them.
 MEASURES_ALIKE = ("data.", "evaluate.")
 SET_BY_COMPARISON = ("train.seed", "train.sample_every")
 LONGEST_NAME = 60
@@ -24,7 +24,7 @@ LONGEST_NAME = 60
 
 @dataclass(frozen=True)
 class Variant:
-    """A configuration, and the settings of its own: what it changes of the recipe, dotted."""
+    """A configuration, and the settings (by dotted key) in which it differs from the recipe."""
 
     config: Config
     settings: dict[str, Any]
@@ -37,25 +37,25 @@ def read_compared(
     only: Sequence[str] = (),
     overrides: Sequence[str] = (),
 ) -> dict[str, Variant]:
-    """Reads the variants, or makes one for each objective if `variants` is None.
+    """Reads the variants, or makes one per objective if `variants` is None.
 
     Args:
         recipe: The name of a recipe, a YAML file or a run folder.
-        objectives: Names of objectives. Used without `variants`.
-        variants: Settings by name, or a YAML file of them.
-        only: Names of the variants to read; all if empty.
-        overrides: `key=value` changes the recipe, `name:key=value` one variant.
+        objectives: Names of objectives. Used only without `variants`.
+        variants: Settings by variant name, or a YAML file with them.
+        only: Names of the variants to read. If empty, all are read.
+        overrides: `key=value` changes all variants, `name:key=value` changes one.
 
     Raises:
-        InputError: As `read_recipe`, and for names that are unknown, unusable or not unique.
+        InputError: If `read_recipe` raises it, or a name is unknown, invalid or not unique.
     """
     if variants is None:
         if only:
-            raise InputError("only selects variants: give variants, or name the objectives")
+            raise InputError("only selects variants: pass variants, or list the objectives")
         return objective_variants(recipe, objectives, overrides)
     named = dict(named_settings(variants))
     if unknown := [name for name in only if name not in named]:
-        raise InputError(f"there is no variant '{unknown[0]}': there are {', '.join(named)}")
+        raise InputError(f"unknown variant '{unknown[0]}': choose from {', '.join(named)}")
     chosen = {name: named[name] for name in named if not only or name in only}
     return make_variants(recipe, chosen, overrides)
 
@@ -63,13 +63,14 @@ def read_compared(
 def read_objectives(
     recipe: str, names: Sequence[str], overrides: Sequence[str] = ()
 ) -> dict[str, Config]:
-    """Reads a recipe once per objective. All sections but `objective` are the same.
+    """Reads a recipe once per objective. Only the section `objective` differs.
 
-    An override `OBJECTIVE:key=value` is for that objective alone. The other objectives take over
-    how strongly the recipe's own guides; all else has their own defaults.
+    An override `OBJECTIVE:key=value` applies to that objective only. All objectives use the
+    guidance scale and label dropout of the recipe. Other settings of an objective have their
+    defaults, unless it is the recipe's own objective.
 
     Raises:
-        InputError: As `read_recipe`, and for an objective that is named twice or not at all.
+        InputError: If `read_recipe` raises it, or an objective is listed twice or not listed.
     """
     variants = objective_variants(recipe, names, overrides)
     return {name: variant.config for name, variant in variants.items()}
@@ -81,14 +82,14 @@ def objective_variants(
     """One variant per objective."""
     names = [name.strip() for name in names]
     if len(set(names)) < len(names):
-        raise InputError(f"the objectives are {', '.join(names)}: name each once")
+        raise InputError(f"the objectives are {', '.join(names)}: list each one only once")
     _, own = assigned(overrides, names)
     for name, texts in own.items():
         for text in texts:
             if not text.startswith("objective."):
                 raise InputError(
-                    f"'{name}:{text}' is not a setting of an objective: write {text} for all of "
-                    "them, or compare variants"
+                    f"'{name}:{text}' is not a setting of an objective: write {text} for all "
+                    "objectives, or compare variants"
                 )
     return make_variants(recipe, {name: {"objective.name": name} for name in names}, overrides)
 
@@ -96,7 +97,7 @@ def objective_variants(
 def make_variants(
     recipe: str, named: Mapping[str, Mapping[str, Any]], overrides: Sequence[str]
 ) -> dict[str, Variant]:
-    """The variants with these settings of their own, in dotted keys."""
+    """Makes the variants from their settings, which have dotted keys."""
     recipe_values = read_recipe(recipe).model_dump(mode="json")
     shared, own = assigned(overrides, list(named))
     made: dict[str, Variant] = {}
@@ -119,7 +120,7 @@ def make_variants(
 def assigned(
     overrides: Sequence[str], names: Sequence[str]
 ) -> tuple[list[str], dict[str, list[str]]]:
-    """The `key=value` texts for all variants, and those for one, without their `name:`."""
+    """Splits overrides into those for all variants and those for one (without `name:`)."""
     shared: list[str] = []
     own: dict[str, list[str]] = {name: [] for name in names}
     for text in overrides:
@@ -127,11 +128,11 @@ def assigned(
         if colon and owner in own:
             own[owner].append(rest)
         elif colon and "=" not in owner:
-            known = f"these are compared: {', '.join(names)}"
-            raise InputError(f"'{text}' is for {owner or 'no objective'}, but {known}")
+            known = f"choose from {', '.join(names)}"
+            raise InputError(f"'{text}' names {owner or 'nothing'}, which is not compared: {known}")
         elif text.startswith("objective.") and not text.startswith(COMMON_KEYS):
             example = f"write NAME:{text}, such as {names[0]}:{text}"
-            raise InputError(f"'{text}' is a setting of one objective: {example}")
+            raise InputError(f"'{text}' does not say which objective it is for: {example}")
         else:
             shared.append(text)
     return shared, own
@@ -141,27 +142,27 @@ def require_own(name: str, key: str) -> None:
     """Raises InputError for a setting that all variants must share."""
     if f"{key}.".startswith(MEASURES_ALIKE):
         raise InputError(
-            f"{name} sets {key}: all variants are trained and evaluated on the same data, so "
-            f"give {key} for all, behind the recipe"
+            f"{name} sets {key}, which must be the same for all variants: write {key}=VALUE after "
+            "the recipe instead"
         )
     if key in SET_BY_COMPARISON:
         raise InputError(f"{name} sets {key}, which the comparison sets: leave it out")
 
 
 def named_settings(variants: Variants) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The name and the settings, in dotted keys, of each variant."""
+    """The name and the settings (by dotted key) of each variant."""
     what = "variants"
     content: object = variants
     if isinstance(variants, str | Path):
         what, file = str(variants), Path(variants).expanduser()
         if not file.is_file():
-            raise InputError(f"there is no file {file}: variants are a YAML file of settings")
+            raise InputError(f"{file} does not exist: variants must be a YAML file of settings")
         text = read_text(file)
         content = parse_yaml(text, what)
         require_unique_keys(text, what)
     if not isinstance(content, Mapping) or not content:
         raise InputError(
-            f"{what} must hold variants by name, such as 'weight 4: {{objective: {{p: 0.5}}}}'"
+            f"{what} must contain variants by name, such as 'weight 4: {{objective: {{p: 0.5}}}}'"
         )
     folders: dict[str, str] = {}
     for name, settings in content.items():
@@ -169,32 +170,32 @@ def named_settings(variants: Variants) -> Iterator[tuple[str, dict[str, Any]]]:
         folder = folder_name(name).lower().replace("_", "-")
         if folder in folders:
             raise InputError(
-                f"{what}: '{folders[folder]}' and '{name}' would share a folder: rename one"
+                f"{what}: '{folders[folder]}' and '{name}' would have the same folder: rename one"
             )
         folders[folder] = name
         if not isinstance(settings, Mapping | None):
-            raise InputError(f"{what}: {name} is {in_short(settings)}: it must hold settings")
+            raise InputError(f"{what}: {name} is {in_short(settings)}: it must contain settings")
         pairs = list(dotted(settings or {}, name))
         if repeated := [key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i])]:
-            raise InputError(f"{name} sets {repeated[0]} twice: leave one out")
+            raise InputError(f"{name} sets {repeated[0]} twice: remove one of them")
         yield name, dict(pairs)
 
 
 def require_name(name: object, what: str) -> None:
-    """Raises InputError for a name that no page or folder can have."""
+    """Raises InputError for a name that cannot be used on a page or as a folder."""
     if not isinstance(name, str):
-        raise InputError(f"{what}: the name {in_short(name)} is no text: write it in quotes")
+        raise InputError(f"{what}: the name {in_short(name)} is not text: write it in quotes")
     if not folder_name(name) or not name.isprintable() or name != name.strip():
         raise InputError(f"{what}: a variant cannot be named {in_short(name)}: use letters")
     if len(name) > LONGEST_NAME or "," in name or ":" in name:
         raise InputError(
-            f"{what}: the name '{shortened(name)}' must have at most {LONGEST_NAME} letters, and "
-            "no comma or colon"
+            f"{what}: the name '{shortened(name)}' is not valid: use at most {LONGEST_NAME} "
+            "characters, without commas and colons"
         )
 
 
 def folder_name(name: str) -> str:
-    """The name as a folder: an objective's own, or one of small letters, digits, _, . and -."""
+    """The folder of a variant: an objective name, or lower-case letters, digits, _, . and -."""
     if name in OBJECTIVES:
         return name
     letters = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
@@ -202,15 +203,16 @@ def folder_name(name: str) -> str:
 
 
 def dotted(settings: Mapping[Any, Any], name: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys with plain values, from nested mappings."""
+    """Flattens nested mappings into dotted keys with plain values."""
     for key, value in settings.items():
         full = f"{prefix}{key}"
         if isinstance(value, Mapping):
             if not value:
-                raise InputError(f"{name}: {full} is empty: give its settings, or leave it out")
+                raise InputError(f"{name}: {full} is empty: add settings, or leave it out")
             yield from dotted(value, name, f"{full}.")
         else:
             try:
                 yield full, json.loads(json.dumps(value))
             except (TypeError, ValueError):
-                raise InputError(f"{name}: {full} is {in_short(value)}: no plain value") from None
+                plain = "use a plain value, such as a number or text"
+                raise InputError(f"{name}: {full} is {in_short(value)}: {plain}") from None

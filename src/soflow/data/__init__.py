@@ -1,1 +1,1 @@
-"""Data: sources, the cache of decoded images, latents, augmentation and batches."""
+"""Data sources, the cache of decoded images, latents, augmentation and batches."""

@@ -1,4 +1,4 @@
-"""Which array of a file holds the labels, and the classes that they are."""
+"""Finds the array of labels in a file and converts it to classes."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ from soflow.data.labels import USUAL_NAMES, Classes, are_few, classes_of, is_one
 from soflow.data.npz import Head, heads, load_array
 from soflow.errors import InputError
 
-#: What numpy calls the second array of a .npz, which holds labels by ADM's convention.
+#: numpy's default name of the second array in a .npz. By ADM's convention, it contains labels.
 LABELS = "arr_1"
 
 
@@ -23,17 +23,17 @@ def labels_of(
     config: DataConfig,
     training: Mapping[str, Head],
 ) -> tuple[Classes, tuple[str, ...]]:
-    """The class of each sample, from the array of labels, and a note that names it.
+    """The class of each sample, and a note that names the array of labels.
 
     Raises:
-        InputError: If it is not clear which array holds the labels, or it holds none.
+        InputError: If several arrays may contain the labels, or the labels are not classes.
     """
     if not arrays:
         return Classes(None, (), "data.num_classes is 0"), ()
     key, named = label_array(path, arrays, samples, head.shape[0], config.label_column)
     listed = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in arrays.items())
     if key is None:
-        return Classes(None, (), f"{path} has no array of labels; its arrays are {listed}"), ()
+        return Classes(None, (), f"{path} has no array of labels: its arrays are {listed}"), ()
     where, same = f"{path}, array {key},", of_split(key, training)
     values = load_labels(path, key)
     train_values = values if same in (None, key) else load_labels(path, str(same))
@@ -46,20 +46,20 @@ def labels_of(
 
 
 def load_labels(path: str, key: str) -> np.ndarray:
-    """An array of labels. Raises InputError if it cannot be read."""
+    """Reads an array of labels. Raises InputError if it cannot be read."""
     try:
         return load_array(Path(path), key)
     except InputError:
         if heads(Path(path))[key].dtype.hasobject:
-            what = f"the array of labels '{key}' of {path} holds Python objects"
-            raise InputError(f"{what}: store it as text, .astype(str), or as numbers") from None
+            what = f"the array of labels '{key}' in {path} contains Python objects"
+            raise InputError(f"{what}: save it as text, .astype(str), or as numbers") from None
         raise
 
 
 def label_array(
     path: str, arrays: Mapping[str, Head], samples: str, count: int, named: str
 ) -> tuple[str | None, bool]:
-    """The array of labels, if there is one, and whether its name or a setting says that it is."""
+    """The array of labels, if any, and whether its name or a setting identifies it."""
     fitting = {
         key: array for key, array in arrays.items()
         if key != samples and array.shape[:1] == (count,) and len(array.shape) <= 2
@@ -67,15 +67,17 @@ def label_array(
     if named:
         named = of_split(named, arrays) or named
         if named not in fitting:
-            raise InputError(f"{path} has no array of labels '{named}', set by data.label_column")
+            raise InputError(
+                f"data.label_column is '{named}', but {path} has no such array of {count:,} labels"
+            )
         return named, True
     usual = [key for key in fitting if bare(key) in USUAL_NAMES]
     for key, array in arrays.items():
         if bare(key) in USUAL_NAMES and key not in (*fitting, samples) and array.shape:
             shape = list(array.shape)
             raise InputError(
-                f"{path} has {count:,} samples, but its array of labels '{key}' has "
-                f"shape {shape}: give each a label, or set data.num_classes=0"
+                f"{path} has {count:,} samples, but its array of labels '{key}' has shape {shape}: "
+                "store one label per sample, or set data.num_classes=0"
             )
     whole = [
         key for key, array in fitting.items()
@@ -90,7 +92,7 @@ def label_array(
     found = usual or whole or hot
     if len(found) > 1:
         raise InputError(
-            f"{path} has more than one array of labels, {' and '.join(found)}: "
-            f"set data.label_column={found[0]}, or data.num_classes=0 to train without"
+            f"{path} has several arrays that may be labels, {' and '.join(found)}: set "
+            f"data.label_column={found[0]}, or data.num_classes=0 to train without labels"
         )
     return next(iter(found), None), bool(usual)

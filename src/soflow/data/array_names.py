@@ -1,4 +1,4 @@
-"""Which arrays of a file hold the samples, and how their axes are ordered."""
+"""Finds the array of samples in a file and the order of its axes."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,8 @@ from soflow.data.npz import Head
 from soflow.data.splits import split_of
 from soflow.errors import InputError
 
-#: What samples are, by the length of data.shape; the dimensions of their arrays; their recipe.
+#: The kind of samples, and the possible dimensions of their array, by the length of data.shape.
+#: The names of kinds are also names of recipes.
 KINDS = {1: ("vectors", (1, 2)), 2: ("signals", (2, 3)), 3: ("images", (3, 4))}
 #: Usual names of an array of samples, in lower case.
 SAMPLES = ("images", "image", "x", "data", "samples", "features", "signals", "vectors", "latents",
@@ -18,13 +19,13 @@ SAMPLES = ("images", "image", "x", "data", "samples", "features", "signals", "ve
 
 
 def by_split(arrays: Mapping[str, Head]) -> dict[str, dict[str, Head]]:
-    """The arrays of each split; all of them are the split train if no name contains a split."""
+    """The arrays of each split. If no name contains a split, all arrays belong to train."""
     named: dict[str, dict[str, Head]] = {}
     for key, array in arrays.items():
         found = [split for word in key.split("_") if (split := split_of(word))]
         if found:
             named.setdefault(found[0], {})[key] = array
-    # Of x and x_test, x is trained on.
+    # If there are x and x_test, x belongs to train.
     held_out = {key for split in named.values() for key in split}
     same = {bare(key) for key in held_out}
     rest = {key: x for key, x in arrays.items() if key not in held_out and bare(key) in same}
@@ -34,22 +35,22 @@ def by_split(arrays: Mapping[str, Head]) -> dict[str, dict[str, Head]]:
 
 
 def bare(key: str) -> str:
-    """The name of an array without the name of its split, in lower case."""
+    """The name of an array in lower case, without the name of its split."""
     words = [word for word in key.lower().split("_") if not split_of(word)]
     return "_".join(words)
 
 
 def of_split(key: str, arrays: Mapping[str, Head]) -> str | None:
-    """The array of one split that another split, or the same one, calls `key`."""
+    """The array in `arrays` that corresponds to `key`, the name of an array in any split."""
     same = [one for one in arrays if bare(one) == bare(key)]
     return key if key in arrays else next(iter(same), None)
 
 
 def sample_array(arrays: Mapping[str, Head], config: DataConfig) -> str:
-    """The array that holds the samples: named, or found by its name and shape.
+    """The array of samples: `data.image_column`, or found by name and shape.
 
     Raises:
-        InputError: If no array fits, or several do.
+        InputError: If no array fits, or several arrays fit.
     """
     kind, dimensions = KINDS[len(config.shape)]
     path, named = config.path, config.image_column
@@ -57,7 +58,7 @@ def sample_array(arrays: Mapping[str, Head], config: DataConfig) -> str:
     listed = ", ".join(f"{key} {array.dtype}{list(array.shape)}" for key, array in arrays.items())
     if named and named not in arrays:
         raise InputError(
-            f"{path} has no array '{named}', set by data.image_column; its arrays are {listed}"
+            f"data.image_column is '{named}', but {path} has no such array: its arrays are {listed}"
         )
     numbers = {
         key: array for key, array in arrays.items()
@@ -66,7 +67,9 @@ def sample_array(arrays: Mapping[str, Head], config: DataConfig) -> str:
     fitting = [key for key, array in numbers.items() if len(array.shape) in dimensions]
     if named:
         if named not in fitting:
-            raise InputError(f"the array '{named}' of {path} holds no {kind}; {listed}")
+            raise InputError(
+                f"the array '{named}' in {path} does not contain {kind}: its arrays are {listed}"
+            )
         return named
     cond = cond_array(arrays, config)
     found = [key for key in fitting if bare(key) not in USUAL_NAMES and key != cond]
@@ -80,8 +83,8 @@ def sample_array(arrays: Mapping[str, Head], config: DataConfig) -> str:
     if len(found) > 1:
         several = " and ".join(found)
         raise InputError(
-            f"{path} has several arrays of {kind}, {several}: set data.image_column={found[0]}; "
-            f"its arrays are {listed}"
+            f"{path} has several arrays of {kind}, {several}: set data.image_column={found[0]} "
+            f"(its arrays are {listed})"
         )
     if found:
         return found[0]
@@ -91,19 +94,19 @@ def sample_array(arrays: Mapping[str, Head], config: DataConfig) -> str:
     hint = "".join(
         f"; for {one}, use the recipe {one}" for one in sorted(others - {kind, "images"})
     )
-    raise InputError(f"{path} has no {kind}, its arrays are {listed or 'none'}{hint}")
+    raise InputError(f"{path} has no {kind}: its arrays are {listed or 'none'}{hint}")
 
 
 def cond_array(arrays: Mapping[str, Head], config: DataConfig) -> str | None:
-    """The array that holds conditions, if there is one."""
+    """The array of conditions, if any."""
     return of_split(config.cond_column, arrays) if config.cond_column else None
 
 
 def axes_of(head: Head, wanted: tuple[int, ...], path: str) -> tuple[int, ...]:
-    """The order of an array's axes as samples have them, (N, C, ...).
+    """The order of axes that turns an array into samples (N, C, ...).
 
-    Channels come second or last: as data.shape says, or else the smaller of the two. Where both are
-    the same, bytes have them last and other types second.
+    Channels are the second or the last axis. If data.shape does not decide, the smaller axis is
+    taken. If both have the same size, channels are last for bytes and second for other types.
     """
     shape = head.shape
     if len(shape) < 3 or (len(wanted) == 3 and len(shape) == 3):

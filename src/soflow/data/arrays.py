@@ -4,9 +4,9 @@
     signals    (N, L) or (N, C, L)                        data.shape [C, L]
     vectors    (N,) or (N, D)                             data.shape [D]
 
-Labels are whole numbers (N,), texts (N,) or one-hot rows (N, classes). Arrays are found by their
-names and shapes, or named. Conditions (N, ...) are in an array `cond`. If there are several splits,
-the names of arrays contain theirs, as in train_images or x_test.
+Labels are integers (N,), text (N,) or one-hot rows (N, classes). Arrays are found by name and
+shape, or named in the configuration. The array `cond` contains conditions (N, ...). If a file has
+several splits, the name of each array contains the name of its split, as in train_images or x_test.
 """
 
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ class Arrays(ImageSource):
         )
 
     def load(self, config: DataConfig, split: str) -> Dataset:
-        """Bytes of grey or RGB images are cropped like image files; other arrays must fit."""
+        """Loads a split. Grayscale or RGB images in bytes are cropped; other arrays are not."""
         chosen = Chosen(config, split)
         channels = chosen.channels if len(config.shape) == 3 else 0
         as_files = chosen.head.dtype == np.uint8 and channels in (1, 3)
@@ -55,20 +55,20 @@ class Arrays(ImageSource):
             dataset = super().load(config.model_copy(update={"shape": tuple(filled)}), split)
             if chosen.cond_key and (height, width) != dataset.shape[1:]:
                 raise InputError(
-                    f"{config.path} has conditions and images of {height} x {width}, so "
-                    f"data.shape={list(dataset.shape)} cannot crop them: leave data.size out"
+                    f"{config.path} has images of {height} x {width} with conditions, which cannot "
+                    f"be cropped to data.shape={list(dataset.shape)}: leave out data.size"
                 )
             return chosen.with_conditions(dataset)
         if config.random_crop:
             raise InputError(
-                f"data.random_crop is for images of 1 or 3 channels in bytes, and {config.path} "
-                f"has {chosen.head.dtype}{list(chosen.head.shape)}: set it to 0"
+                f"data.random_crop needs uint8 images with 1 or 3 channels, but {config.path} has "
+                f"{chosen.head.dtype}{list(chosen.head.shape)}: set data.random_crop=0"
             )
         return chosen.dataset()
 
 
 class Chosen:
-    """The array of one split that holds its samples, and their labels."""
+    """The arrays of samples, labels and conditions of one split."""
 
     def __init__(self, config: DataConfig, split: str) -> None:
         self.config, self.path = config, config.path
@@ -92,7 +92,7 @@ class Chosen:
 
     @property
     def channels(self) -> int:
-        """C of images; 0 for other arrays."""
+        """The number of channels."""
         if len(self.head.shape) == 3:
             return 1
         return self.head.shape[self.axes[1]]
@@ -105,7 +105,7 @@ class Chosen:
         return self.head.shape[self.axes[2]], self.head.shape[self.axes[3]]
 
     def with_conditions(self, dataset: Dataset) -> Dataset:
-        """The data set with the conditions of its split, if the file has them."""
+        """The dataset with the conditions of its split, if the file has them."""
         if self.cond_key is None:
             return dataset
         where = f"{self.path}, array {self.cond_key}"
@@ -113,7 +113,7 @@ class Chosen:
         return with_conditions(dataset, given, True, where)
 
     def dataset(self) -> Dataset:
-        """The array as it is, scaled or standardized."""
+        """The array as a dataset, scaled or standardized but not cropped."""
         where = f"{self.path}, array {self.key}"
         own, training = values_of(self.path, self.key), values_of(self.path, self.training_key)
         own, training = (with_channels(array, len(self.config.shape)) for array in (own, training))
@@ -135,7 +135,7 @@ class Chosen:
 
 
 class ArrayImages:
-    """The images of one split of a file of arrays, read when the first one is opened."""
+    """The images of one split of a .npz or .npy file, read when the first one is opened."""
 
     def __init__(
         self, path: str, split: str, image_key: str = "", label_key: str = "", num_classes: int = -1
@@ -148,7 +148,7 @@ class ArrayImages:
         if chosen.head.dtype != np.uint8 or chosen.channels not in (1, 3):
             found = f"{chosen.head.dtype}{list(chosen.head.shape)}"
             raise InputError(
-                f"{path} has no images in bytes, uint8 (N, H, W) or (N, H, W, 3): {found}"
+                f"{path} has no uint8 images (N, H, W) or (N, H, W, 3): its samples are {found}"
             )
         self.path, self.name, self.split = path, Path(path).stem, chosen.split
         self.key, self.count, self.axes = chosen.key, chosen.head.shape[0], chosen.axes
@@ -158,7 +158,7 @@ class ArrayImages:
 
     @cached_property
     def images(self) -> np.ndarray:
-        """As Pillow reads them, (N, H, W) or (N, H, W, 3); memory-mapped from a .npy."""
+        """The images as Pillow takes them, (N, H, W) or (N, H, W, 3); memory-mapped from a .npy."""
         array = values_of(self.path, self.key)
         if array.ndim == 3:
             return array
@@ -176,7 +176,7 @@ class ArrayImages:
 
 
 def read(path: str) -> dict[str, Head]:
-    """The heads of the arrays of a file; the array of a .npy is called images."""
+    """The headers of the arrays in a file. The array of a .npy is called images."""
     if not path:
         raise InputError("data.source=arrays needs data.path: a .npz or .npy file")
     if is_zip(path):
@@ -191,30 +191,30 @@ def values_of(path: str, key: str) -> np.ndarray:
 
 
 def conditions_in(path: Path, name: str) -> np.ndarray:
-    """The conditions in a .npy, or those under this name, or the only array, in a .npz.
+    """The conditions in a file: the array of a .npy, or the named (or only) array of a .npz.
 
     Raises:
-        InputError: If there is no such file or array.
+        InputError: If the file or the array does not exist.
     """
     file = path.expanduser()
     if not file.is_file():
-        raise InputError(f"there is no file of conditions {path}")
+        raise InputError(f"the file of conditions {path} does not exist: check the path")
     arrays = read(str(file))
     key = of_split(name, arrays) or (next(iter(arrays)) if len(arrays) == 1 else None)
     if key is None:
-        raise InputError(f"{path} has no array '{name}'; its arrays are {', '.join(arrays)}")
+        raise InputError(f"{path} has no array '{name}': its arrays are {', '.join(arrays)}")
     return values_of(str(file), key)
 
 
 def mapped(path: str) -> np.ndarray:
-    """The array of a .npy, memory-mapped."""
+    """The array of a .npy file, memory-mapped."""
     try:
-        return np.lib.format.open_memmap(path, mode="r")  # unpickles nothing
+        return np.lib.format.open_memmap(path, mode="r")  # never unpickles
     except UNREADABLE as error:
         what = f"data.path={path} cannot be read as .npz or .npy"
         raise InputError(f"{what}: {first_line(error)}") from None
 
 
 def with_channels(array: np.ndarray, dimensions: int) -> np.ndarray:
-    """An array with an axis of channels: (N, H, W) as (N, 1, H, W), (N,) as (N, 1)."""
+    """Adds a missing channel axis: (N, H, W) -> (N, 1, H, W), (N,) -> (N, 1)."""
     return array[:, None] if array.ndim == dimensions else array

@@ -1,10 +1,10 @@
 """EDM's non-leaking augmentation, for the CIFAR-10 recipe.
 
-Each sample is flipped with probability 1/2 and, each with probability p, scaled, stretched along a
-random axis and shifted. Six labels describe the changes to the network. They are zero for an
-unchanged image, so samples drawn without labels show no augmentation.
+Each image is flipped with probability 1/2. With probability p each, it is also scaled, stretched
+along a random axis and shifted. Six augmentation labels tell the network what was changed. They are
+zero for an unchanged image, so generated samples (labels zero) show no augmentation.
 
-Source: EDM (arXiv 2206.00364); image warping after StyleGAN2-ADA (arXiv 2006.06676).
+Source: EDM (arXiv 2206.00364); image warping as in StyleGAN2-ADA (arXiv 2006.06676).
 """
 
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-SCALE_STD = 0.2  # of log2(scale)
-STRETCH_STD = 0.2  # of log2(stretch)
-STRETCH_ALONG_AXES = 0.5  # the share of stretches along the image's own axes
-SHIFT_STD = 0.125  # of the shift, in widths and heights of the image
+SCALE_STD = 0.2  # standard deviation of log2(scale)
+STRETCH_STD = 0.2  # standard deviation of log2(stretch)
+STRETCH_ALONG_AXES = 0.5  # share of stretches along the axes of the image
+SHIFT_STD = 0.125  # standard deviation of the shift, as a fraction of the image size
 
 #: The 12-tap symlet low-pass filter. It is orthonormal: downsampling undoes upsampling.
 SYM6 = (
@@ -32,17 +32,17 @@ REACH = len(SYM6) // 2  # half the length of the filter
 
 @dataclass(frozen=True)
 class AugmentPipe:
-    """Augments images; p is the probability of each geometric change."""
+    """Augments images. `p` is the probability of each geometric transformation."""
 
     p: float
 
     num_labels = 6
-    least_side = REACH + 1  # of an image, whose edges are mirrored
+    least_side = REACH + 1  # minimum side of an image, since its edges are mirrored
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draws changes (count, 6): flip (0 or 1), scale, stretch w, angle r, shifts in x and y.
+        """Draws transformations (count, 6): flip (0 or 1), scale, stretch w, angle r, shifts x, y.
 
-        Scale, stretch and shift are standard normal if they happen, and zero otherwise.
+        Scale, stretch and shift are standard normal with probability p, and zero otherwise.
         """
         device = generator.device
 
@@ -63,12 +63,12 @@ class AugmentPipe:
         return torch.cat([flip, scale, stretch, angle, shift], dim=1)
 
     def labels(self, draws: Tensor) -> Tensor:
-        """Labels of the changes, (B, 6): flip, scale, (w cos r, w sin r), shifts in x and y."""
+        """Augmentation labels (B, 6): flip, scale, w cos r, w sin r, shifts in x and y."""
         flip, scale, w, r, shift_x, shift_y = draws.unbind(1)
         return torch.stack([flip, scale, w * r.cos(), w * r.sin(), shift_x, shift_y], dim=1)
 
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
-        """Applies changes (B, 6) to images (B, C, H, W)."""
+        """Applies transformations (B, 6) to images (B, C, H, W)."""
         flip, geometry = draws[:, 0], draws[:, 1:]
         images = torch.where(flip[:, None, None, None] > 0, images.flip(3), images)
         changed = torch.cat([geometry[:, :2], geometry[:, 3:]], dim=1).any(dim=1)[
@@ -81,9 +81,10 @@ class AugmentPipe:
 def inverse_map(geometry: Tensor, aspect: float = 1.0) -> Tensor:
     """Affine maps from output to input positions in [-1, 1]^2: (B, 5) -> (B, 2, 3).
 
-    Forward, an image is scaled by 2^(0.2 scale), then stretched by 2^(0.2 w) along the angle r
-    (counterclockwise) and shrunk as much across it, then shifted by 0.125 of its size times the
-    draw. `aspect` is the width of the images over their height.
+    The forward transformation scales an image by 2^(0.2 scale). It then stretches the image by
+    2^(0.2 w) along the angle r (counterclockwise) and shrinks it by the same factor across this
+    direction. It finally shifts the image by 0.125 times its size times the drawn shift. `aspect`
+    is the width of the images divided by their height.
     """
     scale, w, r, shift = geometry[:, 0], geometry[:, 1], geometry[:, 2], geometry[:, 3:5]
     cos, sin = r.cos(), r.sin()
@@ -104,22 +105,23 @@ def filter_taps(dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def warp(images: Tensor, inverse: Tensor) -> Tensor:
-    """Resamples images (B, C, H, W) by affine maps (B, 2, 3).
+    """Resamples images (B, C, H, W) with affine maps (B, 2, 3).
 
-    It works at twice the resolution, and mirrors images beyond their edges.
+    Resampling uses twice the resolution. Images are mirrored at their edges.
     """
     channels, height, width = images.shape[1:]
     taps = filter_taps(images.dtype, images.device)
     kernel = taps.outer(taps).expand(channels, 1, -1, -1)
     lead = REACH - 1  # taps before the position of a pixel
 
-    # Fine sample i = 2 n + k - lead gets tap k of pixel n: 2 n and 2 n + 1 lie around pixel n.
+    # Fine sample i = 2 n + k - lead gets tap k of pixel n. Pixel n is between samples 2 n and
+    # 2 n + 1.
     padded = functional.pad(images, [REACH] * 4, mode="reflect")
     fine = functional.conv_transpose2d(padded, 2 * kernel, stride=2, groups=channels)
     first = 2 * REACH + lead
     fine = fine[:, :, first : first + 2 * height, first : first + 2 * width]
 
-    # Fine samples of the output, from -lead to 2 size + lead: with the margin of downsampling.
+    # Fine samples of the output, from -lead to 2 size + lead. Downsampling needs this margin.
     def places(size: int) -> Tensor:
         samples = torch.arange(-lead, 2 * size + lead, device=images.device, dtype=images.dtype)
         return (samples + 0.5) / size - 1

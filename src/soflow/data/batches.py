@@ -1,7 +1,7 @@
-"""The batch of step k, as a function of (seed, k) and nothing else.
+"""The batch of step k, which depends only on (seed, k).
 
-Every process computes the same global batch and takes its part of it. So a resumed run sees the
-batches of the uninterrupted one, and several processes together see those of one.
+Every process computes the same global batch and takes its own part. A resumed run therefore sees
+the same batches as an uninterrupted run, and several processes see the same batches as one process.
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,7 +21,7 @@ from soflow.system.devices import named_device
 
 
 def seed_of(seed: int, stream: str, step: int) -> int:
-    """A seed for one purpose (`stream`) at one step. Other arguments give unrelated seeds."""
+    """A seed for one purpose (`stream`) at one step. Different arguments give unrelated seeds."""
     entropy = [seed, int.from_bytes(stream.encode(), "little"), step]
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
 
@@ -32,9 +32,10 @@ def seeded_generator(seed: int, stream: str, step: int, device: torch.device) ->
 
 
 def balanced_order(classes: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """An epoch of N samples with equally many of each class, (N,); classes: of each sample, (N,).
+    """The indices (N,) of an epoch that contains all classes equally often.
 
-    From epoch to epoch a class goes through all its samples before one comes again.
+    `classes` (N,) is the class of each sample. A sample repeats only after all other samples of its
+    class have been used, also across epochs.
     """
     numbers = np.unique(classes)
     each = -(-len(classes) // len(numbers))
@@ -51,32 +52,35 @@ def balanced_order(classes: np.ndarray, seed: int, epoch: int) -> np.ndarray:
 
 #: Rows with their conditions, if any.
 Stored: TypeAlias = tuple[Tensor, Tensor | None]
-#: Rows and conditions of at most so many bytes are kept in the memory of the device.
+#: Maximum bytes of rows and conditions that are kept in device memory.
 RESIDENT = 2**31
 
 
 def in_memory(rows: Rows) -> Tensor:
-    """All rows."""
+    """All rows as a tensor in memory."""
     return rows if isinstance(rows, Tensor) else rows[torch.arange(len(rows))]
 
 
 class Batches:
-    """The batches of a training over a data set: `batches[k]` is that of step k.
+    """The training batches of a dataset: `batches[k]` is the batch of step k.
 
-    Samples come in a new random order each epoch, and a batch may extend into the next epoch.
-    Small data are kept on the device. A thread reads the rows of larger data one step ahead.
+    Samples are shuffled in each epoch. A batch may extend into the next epoch. Small datasets are
+    kept on the device. For larger datasets, a thread reads the rows one step ahead.
 
-    A condition that is a map is mirrored and augmented like its image. Data with a margin are
-    cropped at random places.
+    Conditions that are maps are flipped and augmented like their images. Datasets with a margin are
+    cropped at random positions.
 
     Args:
-        dataset: The data.
-        batch_size: The number of samples in a batch, of all processes together.
+        dataset: The dataset.
+        batch_size: The number of samples per batch, over all processes.
         seed: The seed of the order and of `generator`.
-        augment: Augments images, as `soflow.data.augment.AugmentPipe`.
+        augment: Augments images, such as `soflow.data.augment.AugmentPipe`.
         device: The device of the batches.
-        flip: Whether to mirror each image with probability 1/2.
-        balance: Whether to draw every class equally often.
+        flip: Whether to flip each image horizontally with probability 1/2.
+        balance: Whether to sample all classes equally often.
+
+    Raises:
+        InputError: If `dataset` is not a `Dataset`, or `batch_size` or `seed` is invalid.
 
     Example:
         >>> import soflow
@@ -84,7 +88,7 @@ class Batches:
         >>> batch = batches[0]
         >>> batch.data.shape, batch.labels.shape
         (torch.Size([128, 1, 8, 8]), torch.Size([128]))
-        >>> generator = batches.generator("draws", 0)  # for what else is random in step 0
+        >>> generator = batches.generator("draws", 0)  # for other random numbers of step 0
     """
 
     def __init__(
@@ -98,7 +102,7 @@ class Batches:
         balance: bool = False,
     ) -> None:
         if not isinstance(dataset, Dataset):
-            raise InputError(f"data is {in_short(dataset)}: give soflow.load_data(data)")
+            raise InputError(f"data is {in_short(dataset)}: pass soflow.load_data(data)")
         require_whole(1, batch_size=batch_size)
         require_whole(0, seed=seed)
         self.dataset = dataset
@@ -108,7 +112,7 @@ class Batches:
         self.device = named_device(device)
         self.flip = flip
         self.classes = dataset.labels.numpy() if balance and dataset.labels is not None else None
-        self.offset = 0  # samples seen, minus those of as many steps of this batch size
+        self.offset = 0  # samples seen so far, minus steps so far times this batch size
         self.labels = None if dataset.labels is None else dataset.labels.to(self.device)
         self._epoch_order = lru_cache(maxsize=2)(self._make_epoch_order)
         rows: Rows = dataset.rows
@@ -130,18 +134,18 @@ class Batches:
         return np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset))
 
     def indices(self, step: int) -> np.ndarray:
-        """Which samples make up the global batch of `step`, (batch_size,)."""
+        """The indices (batch_size,) of the samples in the global batch of `step`."""
         position = step * self.batch_size + self.offset + np.arange(self.batch_size)
         epoch, place = np.divmod(position, len(self.dataset))
         parts = [self._epoch_order(int(e))[place[epoch == e]] for e in np.unique(epoch)]
         return np.concatenate(parts)
 
     def __getitem__(self, step: int) -> Batch:
-        """The batch of `step`, counted from 0."""
+        """The batch of `step`. The first step is 0."""
         return self.microbatch(step)
 
     def microbatch(self, step: int, index: int = 0, count: int = 1) -> Batch:
-        """Microbatch `index` of `count` of the batch of `step`: every count-th sample of it."""
+        """Microbatch `index` of `count` in the batch of `step`: every count-th sample."""
         mine = slice(index, None, count)
         chosen = self.pinned(self.chosen(step, index, count)).to(self.device, non_blocking=True)
         labels = None if self.labels is None else self.labels[chosen]
@@ -166,18 +170,24 @@ class Batches:
         return Batch(self.augment(data, draws), labels, self.augment.labels(draws), cond)
 
     def chosen(self, step: int, index: int, count: int) -> Tensor:
-        """Which samples make up a microbatch, (n,)."""
+        """The indices (n,) of the samples in a microbatch."""
         return torch.from_numpy(self.indices(step)[index::count])
 
     def visit_noise(self, step: int, mine: slice) -> Tensor | None:
-        """Noise (B, C, h, w) to draw latents from their posteriors; drawn for the whole batch."""
+        """Noise (B, C, h, w) that draws latents from their posteriors; None for other data.
+
+        It is drawn for the whole batch and then split into microbatches.
+        """
         if self.dataset.encoder is None:
             return None
         shape, generator = (self.batch_size, *self.dataset.shape), self.generator("latents", step)
         return torch.randn(shape, generator=generator, device=self.device)[mine]
 
     def corners(self, step: int, mine: slice) -> Tensor | None:
-        """The corners (B, 2) of random crops; drawn for the whole batch."""
+        """The corners (B, 2) of random crops; None without random crops.
+
+        They are drawn for the whole batch and then split into microbatches.
+        """
         if not self.dataset.margin:
             return None
         shape, generator = (self.batch_size, 2), self.generator("crop", step)
@@ -191,7 +201,7 @@ class Batches:
     def read_ahead(self, step: int, index: int, count: int) -> Stored:
         """Rows and conditions (n, ...) of a microbatch, on the device.
 
-        A thread starts to read the next.
+        Also starts to read the microbatch of the next step in a thread.
         """
         future = self.ahead.pop((step, index, count), None)
         stored = self.fetch(step, index, count) if future is None else future.result()
@@ -201,10 +211,10 @@ class Batches:
         return rows, cond
 
     def fetch(self, step: int, index: int, count: int) -> Stored:
-        """Rows and conditions (n, ...) of a microbatch, read from their files."""
+        """Reads the rows and conditions (n, ...) of a microbatch."""
         rows, cond = read_together(self.rows, self.cond, self.chosen(step, index, count))
         return self.pinned(rows), None if cond is None else self.pinned(cond)
 
     def pinned(self, tensor: Tensor) -> Tensor:
-        """A tensor, (n, ...) as before, in memory that a GPU copies from asynchronously."""
+        """A tensor (n, ...) in pinned memory if the device is a GPU, for asynchronous copies."""
         return tensor.pin_memory() if self.device.type == "cuda" else tensor

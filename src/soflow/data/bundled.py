@@ -1,4 +1,4 @@
-"""Bundled data: scikit-learn's 8x8 digits, and seeded points in the plane."""
+"""Bundled data: the 8x8 digits of scikit-learn, and seeded 2D points."""
 
 import math
 from abc import ABC, abstractmethod
@@ -12,15 +12,15 @@ from soflow.data.registry import SOURCES
 from soflow.data.splits import named_split
 
 SPLITS = ("train", "test")
-#: Points in the training split of a toy set; its test split has a quarter as many.
+#: Points in the training split of a 2D dataset. The test split has a quarter of this number.
 TOY_POINTS = 65_536
 
 
 def digits(split: str) -> Dataset:
-    """The 1,797 handwritten 8x8 digits that come with scikit-learn.
+    """The 1,797 handwritten 8x8 digits of scikit-learn.
 
     Args:
-        split: "train", 80 % of each class, or "test", the other 20 %.
+        split: "train" (80 % of each class) or "test" (the other 20 %).
     """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -57,7 +57,7 @@ class Digits(Bundled):
 
 
 class Toy(Bundled):
-    """Seeded points in the plane, without labels."""
+    """Seeded 2D points without labels."""
 
     def make(self, name: str, split: str) -> Dataset:
         count = TOY_POINTS if split == "train" else TOY_POINTS // 4
@@ -71,7 +71,7 @@ class Toy(Bundled):
 
 @SOURCES.register("moons")
 class Moons(Toy):
-    """Two interleaving half circles, centred, with a spread of about 1."""
+    """Two interleaving half circles, centered, with a standard deviation of about 1."""
 
     def draw(self, count: int, random: np.random.Generator) -> np.ndarray:
         from sklearn.datasets import make_moons
@@ -82,7 +82,7 @@ class Moons(Toy):
 
 @SOURCES.register("checkerboard")
 class Checkerboard(Toy):
-    """Uniform on the dark squares of a 4 x 4 board over [-2, 2]^2."""
+    """Points distributed uniformly on the dark squares of a 4 x 4 checkerboard over [-2, 2]^2."""
 
     def draw(self, count: int, random: np.random.Generator) -> np.ndarray:
         row = random.integers(0, 4, count)

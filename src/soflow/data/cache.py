@@ -1,8 +1,8 @@
-"""The cache of decoded images, which the next run reads in seconds.
+"""The cache of decoded images, so that the next run starts in seconds.
 
-It is a store (store.py) in the cache folder, named after the content of the source and the
-settings. One process makes it while others wait. A killed process leaves whole shards, and the
-next one continues from there.
+A cache is a store (store.py) in the cache folder. Its name depends on the content of the source and
+on the settings. One process writes it while the others wait. A killed process leaves complete
+shards, and the next process continues with the first missing one.
 """
 
 import logging
@@ -38,20 +38,20 @@ from soflow.system.text import printable
 
 log = logging.getLogger(__name__)
 
-#: Changes whenever images are decoded differently.
+#: Increase this number when images are decoded differently.
 VERSION = 3
-#: Images opened and decoded in parallel.
+#: Images that are opened and decoded in parallel.
 CHUNK = 256
 
 
 class ImagesPlan(Plan):
-    """The plan of a cache; its folder is named after everything else that matters."""
+    """The plan of a cache. Everything else that rows depend on is part of the folder name."""
 
     kind: Literal["images"] = "images"
     name: str
     size: tuple[int, int]
     channels: int
-    values: str  # the range of what is stored in the files
+    values: str  # the range of the values in the source files
 
 
 def cached(
@@ -64,21 +64,21 @@ def cached(
 ) -> Dataset:
     """Decodes images, or reads them from the cache if they were decoded before.
 
-    Images that cannot be read are left out, counted and named in a file.
+    Unreadable images are left out and listed in a file.
 
     Args:
         images: The images.
-        size: Height H and width W to which they are resized and cropped.
-        channels: C, 1 (grey) or 3 (RGB).
-        asked: The range of values, data.range.
-        may_be_bad: The fraction of images that may be unreadable.
-        progress: Shows how many images are decoded.
+        size: The height H and width W that images are resized and cropped to.
+        channels: The number of channels C: 1 (grayscale) or 3 (RGB).
+        asked: The range of values, `data.range`.
+        may_be_bad: The maximum fraction of unreadable images.
+        progress: Shows the number of decoded images.
 
     Returns:
-        A data set whose rows are bytes (N, H, W, C).
+        A dataset whose rows are bytes (N, H, W, C).
 
     Raises:
-        InputError: If more of the images cannot be read, or values have no usual range.
+        InputError: If too many images are unreadable, or the range of values is not a usual one.
         RunError: If the cache folder cannot be written.
     """
     settings = f"{VERSION} {size} {channels} {asked}"
@@ -93,7 +93,7 @@ def cached(
                 require_few_bad(folder, index.skipped, len(images), may_be_bad)
             except RunError as error:
                 if (folder / "index.json").is_file():
-                    log.info(f"{error}; reading the images again")
+                    log.info(f"{error}; reading the images again now")
                     (folder / "index.json").unlink()
                 scale = find_scale(images, asked)
                 decode_all(images, size, channels, scale, folder, may_be_bad, progress)
@@ -101,8 +101,8 @@ def cached(
         plan = ImagesPlan.read(folder / "plan.json")
     except OSError as error:
         raise RunError(
-            f"the cache folder {cache_folder()} cannot be written: {error.strerror}: "
-            "set XDG_CACHE_HOME to a folder that can"
+            f"the cache folder {cache_folder()} cannot be written ({error.strerror}): set "
+            "XDG_CACHE_HOME to a writable folder"
         ) from None
     for remark in remarks(images, size, index, folder):
         log.info(f"{images.name}: {remark}")
@@ -116,12 +116,12 @@ def cached(
 
 
 def acquired(file: Path) -> AcquireReturnProxy:
-    """A lock that no other process holds. The lock of a killed process is free."""
+    """Acquires a lock, waiting for other processes. The lock of a killed process is released."""
     lock = FileLock(file)
     try:
         return lock.acquire(timeout=1)
     except Timeout:
-        log.info("another process is reading the same images: waiting for it")
+        log.info("waiting for another process that is reading the same images")
         return lock.acquire()
 
 
@@ -147,7 +147,7 @@ def decode_all(
 
         try:
             make_store(folder, plan, make, task=task, may_be_bad=may_be_bad)
-        except OtherWork:  # a damaged plan or one of another version
+        except OtherWork:  # the plan is damaged or has another version
             shutil.rmtree(folder)
             make_store(folder, plan, make, task=task, may_be_bad=may_be_bad)
 
@@ -160,7 +160,7 @@ def decode_rows(
     pool: Executor,
     scale: Scale = USUAL_SCALE,
 ) -> Piece:
-    """Some images as bytes. Images that cannot be decoded are left out and named."""
+    """Decodes a range of images to bytes. Unreadable images are left out and listed."""
     kept: dict[int, np.ndarray] = {}
     skipped: list[str] = []
     done: Counter[str] = Counter()
@@ -168,11 +168,11 @@ def decode_rows(
     def attempt(opener: Opener) -> tuple[np.ndarray, set[str]] | str:
         try:
             return decode(opener, size, channels, scale)
-        except InputError:  # the range of values, which a setting decides
+        except InputError:  # the range of values, which the user can set
             raise
         except UnidentifiedImageError:
             return "not an image"
-        except Exception as error:  # decoders raise anything
+        except Exception as error:  # decoders raise any exception
             return first_line(error)
 
     for first in range(0, len(rows), CHUNK):
@@ -189,11 +189,11 @@ def decode_rows(
 
 
 def remarks(images: Images, size: tuple[int, int], index: Index, folder: Path) -> Iterator[str]:
-    """How the images were read."""
+    """Log lines on how the images were read."""
     count = f"of {len(images):,} images"
     for what, times in sorted(index.done.items()):
         resized = f" to {size[0]}x{size[1]}" if what.endswith(("enlarged", "cropped")) else ""
         yield f"{times:,} {count} {what}{resized}"
     if index.skipped:
         what = f"{index.skipped:,} {count} cannot be read and are left out"
-        yield f"{what}; they are listed in {folder / 'skipped.txt'}"
+        yield f"{what}: they are listed in {folder / 'skipped.txt'}"

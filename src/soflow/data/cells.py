@@ -1,4 +1,4 @@
-"""Cells of tables as numbers, and the first row of a text file: names or numbers."""
+"""Parses the cells of tables: numbers, missing values, thousands separators, column names."""
 
 import re
 from collections.abc import Sequence
@@ -6,21 +6,21 @@ from typing import Any
 
 import numpy as np
 
-#: Texts that mean a missing value, in lower case.
+#: Cells that mean a missing value, in lower case.
 MISSING = ("", "na", "n/a", "n.a.", "#n/a", "<na>", "nan", "null", "none", "?", "-", "--")
 TRUTH = {"true": 1.0, "false": 0.0}
 NUMBER = re.compile(
     r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf(inity)?", re.IGNORECASE | re.ASCII
 )
-#: 1,234,567.8 and 1.234.567,8; both also match numbers without any separator.
+#: Such as 1,234,567.8 and 1.234.567,8. Both also match numbers without separators.
 THOUSANDS = re.compile(r"[+-]?(\d{1,3}(,\d{3})+|\d+)(\.\d*)?", re.ASCII)
 DECIMAL_COMMA = re.compile(r"[+-]?(\d{1,3}(\.\d{3})+|\d*)(,\d+)?(e[+-]?\d+)?", re.I | re.ASCII)
-#: A column of which more cells are numbers is one of numbers, with mistakes.
+#: A column with a larger fraction of numbers is numeric; its other cells are mistakes.
 MOSTLY = 0.9
 
 
 def as_numbers(values: Sequence[Any]) -> np.ndarray | None:
-    """A column as numbers (N,), NaN where a value is missing; None if it holds anything else."""
+    """A column as numbers (N,), with NaN for missing values; None if it has any other cell."""
     try:
         return np.array([number(value) for value in values], dtype=np.float64)
     except (TypeError, ValueError, OverflowError):
@@ -44,16 +44,17 @@ def is_missing(value: Any) -> bool:
 
 
 def mistake(values: Sequence[Any]) -> int | None:
-    """The first cell that is no number in a column that mostly holds numbers, if there is one."""
+    """The row of the first cell that is not a number in a mostly numeric column, if any."""
     given = [row for row, value in enumerate(values) if not is_missing(value)]
     wrong = [row for row in given if as_numbers([values[row]]) is None]
     return wrong[0] if wrong and len(wrong) < (1 - MOSTLY) * len(given) else None
 
 
 def without_commas(values: list[str], separator: str) -> tuple[list[str], str]:
-    """A column with plain numbers in place of 1,5 or 1,234.5, and what its commas meant.
+    """Converts numbers such as 1,5 or 1,234.5 to plain ones, and returns the meaning of commas.
 
-    Where a comma may be either, it is a decimal comma in a file that separates by semicolons.
+    If a comma can be either, it is a decimal comma in files separated by semicolons, and a
+    thousands separator in other files.
     """
     commas = [value.strip() for value in values if "," in value]
     given = [value.strip() for value in values if not is_missing(value)]
@@ -68,7 +69,7 @@ def without_commas(values: list[str], separator: str) -> tuple[list[str], str]:
 
 
 def are_names(row: Sequence[str]) -> bool:
-    """Whether the first row of a file holds names of columns: texts, or numbers that count up."""
+    """Whether the first row of a file contains column names: text, or increasing integers."""
     texts = [cell.strip() for cell in row]
     numbers = [cell for cell in texts if not is_missing(cell) and as_numbers([cell]) is not None]
     if not numbers:
@@ -76,6 +77,6 @@ def are_names(row: Sequence[str]) -> bool:
     if not all(cell.isdecimal() for cell in numbers):
         return False
     values = [int(cell) for cell in numbers]
-    if len(numbers) == len(texts):  # pandas calls columns 0, 1, 2, ...
+    if len(numbers) == len(texts):  # pandas names columns 0, 1, 2, ...
         return len(values) > 1 and values == list(range(len(values)))
-    return values == sorted(set(values))  # years, among texts
+    return values == sorted(set(values))  # such as years next to text

@@ -1,6 +1,6 @@
-"""Conditions other than classes: vectors, or maps beside images and signals.
+"""Conditions other than classes: vectors, or maps with the size of the images or signals.
 
-Floats are taken as they are. Bytes (uint8) are images, which become -1 to 1 as samples do.
+Floats are used without scaling. Bytes (uint8) are images and are scaled to [-1, 1].
 """
 
 from collections.abc import Sequence
@@ -14,33 +14,35 @@ from soflow.data.dataset import Dataset, read_conditions
 from soflow.data.own_items import BYTES, Layout, as_tensor
 from soflow.errors import InputError
 
-#: What conditions may be.
-KINDS = "give floats, or bytes (uint8) of images; classes are labels"
+#: The advice in messages about conditions of a wrong type.
+KINDS = "use floats, or uint8 for images (for classes, use labels)"
 
 
 def stored_conditions(given: Tensor, shape: Sequence[int], numpy: bool, where: str) -> Tensor:
-    """Conditions (N, ...) as a data set stores them: float32, or bytes (N, H, W, C).
+    """Converts conditions to the stored form of a dataset: float32, or bytes (N, H, W, C).
 
     Args:
         given: Conditions (N,), (N, D), (N, H, W), (N, C', ...) or (N, H, W, C').
-        shape: One sample's, which says where the channels of maps are.
-        numpy: Whether they came as arrays, whose channels are last if both ends fit.
-        where: What messages call them.
+        shape: The shape of one sample, which determines the channel axis of maps.
+        numpy: Whether the conditions are a numpy array. If both axes are possible, channels are
+            last in arrays and first in tensors.
+        where: The name of the conditions in messages.
 
     Raises:
-        InputError: If they are neither floats nor bytes of images, or not finite.
+        InputError: If the conditions are neither floats nor uint8 images, or not finite.
     """
     found = f"{where} is {str(given.dtype).removeprefix('torch.')} {list(given.shape)}"
     if given.dtype == torch.uint8:
         if given.ndim not in (3, 4):
-            raise InputError(f"{found}, which are no images: {KINDS}")
+            raise InputError(f"{found}, which does not fit images: {KINDS}")
         return Layout(channels_last(given, shape, numpy), BYTES).store(given)
     if not given.is_floating_point():
         raise InputError(f"{found}: {KINDS}")
     values = given.float()
     finite = values.reshape(len(values), -1).isfinite().all(1)
     if not bool(finite.all()):
-        raise InputError(f"{where} is not finite in row {int(finite.int().argmin())}: remove it")
+        row = int(finite.int().argmin())
+        raise InputError(f"{where} has non-finite values in row {row}: remove this row")
     if given.ndim == 1 or (
         given.ndim == 3 and len(shape) == 3
     ):  # one value, or maps of one channel
@@ -51,7 +53,7 @@ def stored_conditions(given: Tensor, shape: Sequence[int], numpy: bool, where: s
 
 
 def channels_last(maps: Tensor, shape: Sequence[int], numpy: bool) -> bool:
-    """Whether the channels of maps (N, H, W, C') or (N, C', H, W) are last."""
+    """Whether channels are the last axis of maps (N, H, W, C') or (N, C', H, W)."""
     if maps.ndim != 4 or len(shape) != 3:
         return False
     sizes, given = list(shape[1:]), list(maps.shape)
@@ -60,23 +62,28 @@ def channels_last(maps: Tensor, shape: Sequence[int], numpy: bool) -> bool:
 
 
 def require_images(stored: Tensor, where: str) -> None:
-    """Raises InputError for bytes of 0 and 1, such as masks, which would look alike."""
+    """Raises InputError for bytes of 0 and 1, such as masks.
+
+    Scaled to [-1, 1], both values would be almost equal.
+    """
     if stored.dtype == torch.uint8 and int(stored.max()) <= 1:
-        raise InputError(f"{where} holds bytes of 0 and 1: give floats such as -1 and 1")
+        raise InputError(f"{where} has only bytes 0 and 1: use floats, such as -1 and 1")
 
 
 def with_conditions(dataset: Dataset, given: Tensor, numpy: bool, where: str) -> Dataset:
-    """The data set with conditions (N, ...), one per sample."""
+    """The dataset with conditions (N, ...), one per sample."""
     if given.ndim == 0 or len(given) != len(dataset):
         count = len(given) if given.ndim else 0
-        raise InputError(f"{where} holds {count} conditions for {len(dataset)} samples")
+        raise InputError(
+            f"{where} has {count} conditions for {len(dataset)} samples: pass one per sample"
+        )
     stored = stored_conditions(given, dataset.shape, numpy, where)
     require_images(stored, where)
     return replace(dataset, cond=stored)
 
 
 class RowsOfData:
-    """Conditions of some rows of a data set, by their indices (n,). They are read when needed."""
+    """The conditions of some rows of a dataset, read when they are indexed by a tensor (n,)."""
 
     def __init__(self, dataset: Dataset, rows: Tensor) -> None:
         self.dataset, self.rows = dataset, rows
@@ -93,15 +100,17 @@ class RowsOfData:
 def rows_for(
     dataset: Dataset, num: int, num_classes: int, null_trained: bool = True
 ) -> tuple[Tensor | None, RowsOfData]:
-    """What `num` samples are drawn for: labels (num,) and conditions of rows of a data set.
+    """Labels (num,) and conditions for drawing `num` samples, taken from rows of a dataset.
 
-    Sample i has those of row i N / num of N rows, so all data count if they are sorted.
+    Sample i uses row i N / num of N rows. The rows are spread over the whole dataset, since it may
+    be sorted.
 
     Args:
-        dataset: Data with conditions.
+        dataset: A dataset with conditions.
         num: The number of samples.
-        num_classes: Of the model.
-        null_trained: Whether the model draws samples without a label; else such rows are left out.
+        num_classes: The number of classes of the model.
+        null_trained: Whether the model can draw samples without a label. If not, rows without a
+            label are left out.
     """
     rows, labels = torch.arange(len(dataset)), dataset.labels if num_classes else None
     if labels is not None:
@@ -113,19 +122,19 @@ def rows_for(
 
 
 def conditions_of(given: Any, cond_shape: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """Conditions to sample with, (n, *cond_shape), from what training takes as conditions.
+    """Converts conditions, in any form that training takes, for sampling: (n, *cond_shape).
 
     Raises:
-        InputError: If they do not fit the model.
+        InputError: If the conditions do not fit the model.
     """
     if not cond_shape:
-        raise InputError("cond is given, but this run was trained without conditions: leave it out")
+        raise InputError("this run was trained without conditions: leave out cond")
     values = as_tensor(given)
     if values.ndim == 0 or not len(values):
-        raise InputError(f"cond is {list(values.shape)}: give [N, ...], one row per condition")
+        raise InputError(f"cond has shape {list(values.shape)}: pass [N, ...], one row per sample")
     numpy = not isinstance(given, Tensor)
     found = read_conditions(stored_conditions(values, shape, numpy, "cond"))
     if tuple(found.shape[1:]) != tuple(cond_shape):
-        one = f"this run was trained with conditions of {list(cond_shape)}"
-        raise InputError(f"cond is {list(values.shape)}, and {one}: give [N, ...] of that shape")
+        needed = ", ".join(map(str, ["N", *cond_shape]))
+        raise InputError(f"cond has shape {list(values.shape)}: this run needs [{needed}]")
     return found

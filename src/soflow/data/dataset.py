@@ -1,4 +1,4 @@
-"""A data set: N samples as they are stored, and as they are read."""
+"""The dataset: N stored samples, and how they are read."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,25 +14,25 @@ from soflow.errors import InputError, in_short
 from soflow.system.fingerprints import checksum_of, fingerprint_of
 from soflow.system.records import Count, Record
 
-#: Rows of at most LOOKED_THROUGH bytes enter a fingerprint; of more, LOOKED_AT rows do.
+#: A fingerprint uses all rows up to LOOKED_THROUGH bytes, and LOOKED_AT rows of larger datasets.
 LOOKED_THROUGH, LOOKED_AT = 2**26, 256
 
-#: Means of more standard deviations need float64: float32 has 7 digits.
+#: Means that exceed this many standard deviations need float64, since float32 has 7 digits.
 FAR = 1000.0
 
 
 def to_floats(pixels: Tensor) -> Tensor:
-    """Bytes as [-1, 1]. The opposite is evaluation.pictures.to_uint8."""
+    """Scales bytes to [-1, 1]. evaluation.pictures.to_uint8 is the inverse."""
     return pixels.float().contiguous() / 127.5 - 1
 
 
 def read_conditions(stored: Tensor) -> Tensor:
-    """Stored conditions (B, ...) as floats; bytes of images (B, H, W, C) become [-1, 1]."""
+    """Stored conditions (B, ...) as floats. Images in bytes (B, H, W, C) are scaled to [-1, 1]."""
     return to_floats(stored.permute(0, 3, 1, 2)) if stored.dtype == torch.uint8 else stored.float()
 
 
 def cropped(images: Tensor, margin: int, corners: Tensor | None) -> Tensor:
-    """Images (B, H + margin, W + margin, C) cropped to (B, H, W, C) at their corners (B, 2)."""
+    """Crops images (B, H + margin, W + margin, C) to (B, H, W, C) at corners (B, 2) or centered."""
     height, width = (size - margin for size in images.shape[1:3])
     if corners is None:
         top = left = margin // 2
@@ -45,7 +45,7 @@ def cropped(images: Tensor, margin: int, corners: Tensor | None) -> Tensor:
 
 @runtime_checkable
 class Rows(Protocol):
-    """Stored samples, (N, ...): a Tensor, or memory-mapped files (shards.py)."""
+    """Stored samples (N, ...): a tensor, or memory-mapped files (shards.py)."""
 
     @property
     def shape(self) -> Sequence[int]: ...
@@ -56,7 +56,7 @@ class Rows(Protocol):
 
 
 class Subset:
-    """Some of the rows of another collection, by their indices (n,). They are not copied."""
+    """The rows at some indices (n,) of other rows, without a copy."""
 
     def __init__(self, rows: Rows, indices: Tensor) -> None:
         self.rows = rows
@@ -74,7 +74,7 @@ class Subset:
 
 @runtime_checkable
 class ReadTogether(Protocol):
-    """Stored conditions that are read in one visit with their samples: random changes fit."""
+    """Conditions that are read together with their samples, so that random transforms match."""
 
     def with_samples(self, which: Tensor, /) -> tuple[Tensor, Tensor]: ...
 
@@ -96,9 +96,11 @@ Side = Annotated[int, Field(strict=True, ge=0, le=2**14)]
 
 @dataclass(frozen=True)
 class Encoder:
-    """The autoencoder of latents, for images (channels, size, size); `name` is on the Hub or local.
+    """The autoencoder of latents, with images (channels, size, size).
 
     z = (latent - shift) * scale
+
+    `name` is a name on the Hugging Face Hub or a local folder.
     """
 
     name: str
@@ -110,21 +112,20 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Scaling:
-    """Statistics that standardized samples. Drawn samples get the data's own units back.
+    """The statistics that standardize samples, x = (value - mean) / std.
 
-        x = (value - mean) / std
-
-    One value for each feature of vectors (D,), or for each channel of samples (C, ...).
+    There is one mean and one std per feature of vectors (D,), or per channel of samples (C, ...).
     """
 
     mean: tuple[Finite, ...]
     std: tuple[Finite, ...]
-    columns: tuple[str, ...] = ()  # names of the features or channels, if they have any
+    columns: tuple[str, ...] = ()  # names of the features or channels, if any
 
     def restore(self, samples: Tensor) -> Tensor:
-        """Standardized samples (B, C, ...) in the data's own units.
+        """Converts standardized samples (B, C, ...) back to the units of the data.
 
-        They are float32, or float64 on the CPU if float32 is too coarse, as for times in seconds.
+        The result is float32, or float64 on the CPU if float32 is not precise enough, such as for
+        Unix times.
         """
         far = any(abs(m) > FAR * s for m, s in zip(self.mean, self.std, strict=True))
         samples = samples.cpu().double() if far else samples
@@ -134,7 +135,7 @@ class Scaling:
 
 
 class DataRecord(Record):
-    """What a run keeps of its data (data.json): to name classes, decode latents, notice changes."""
+    """A run's record of its dataset (data.json): class names, encoder, scaling and fingerprint."""
 
     advice: ClassVar[str] = "restore it, or train a new run"
 
@@ -144,41 +145,45 @@ class DataRecord(Record):
     class_names: tuple[str, ...] = ()
     encoder: Encoder | None = None
     scaling: Scaling | None = None
-    unlabelled: Count = 0  # samples of labelled data without a label of their own
+    unlabelled: Count = 0  # samples without a label in labelled data
 
 
 def as_labels(values: Sequence[int] | None, class_names: Sequence[str], name: str) -> Tensor | None:
-    """Stored labels (N,), -1 for unlabelled ones. Raises InputError if they cannot be classes."""
+    """Labels as a tensor (N,), with -1 for unlabelled samples; None without labels.
+
+    Raises InputError if a label is out of range.
+    """
     if values is None or not len(values):
         return None
     most = len(class_names) or max(len(values), MOST_CLASSES)
     low, high = min(values), max(values)
     if not UNLABELLED <= low <= high < most:
         found = f"labels from {in_short(low)} to {in_short(high)}"
-        raise InputError(f"{name} has {found}: they must be 0 to {most - 1}")
+        raise InputError(f"{name} has {found}: labels must be in 0 .. {most - 1}")
     return torch.tensor(values, dtype=torch.int64)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """N stored samples; `samples` reads some of them.
+    """N stored samples with their labels and conditions. `samples` reads some of them.
 
     Attributes:
-        name: What messages call the data set.
-        split: The part of the data that it is, such as "train".
-        rows: Samples, float32 (N, ...); or images as bytes, uint8 (N, H, W, C), which become
-            [-1, 1]; or, with an encoder, mean and standard deviation of latents, (N, 2 C, h, w), of
-            which every visit draws one.
-        labels: The class of each sample, (N,), -1 for unlabelled samples; or None.
-        class_names: Names of the classes. Without names, the largest label says how many there are.
+        name: The name of the dataset in messages.
+        split: The name of the split, such as "train".
+        rows: The stored samples: float32 (N, ...); images as uint8 (N, H, W, C), which are read as
+            floats in [-1, 1]; or, with an encoder, the mean and standard deviation of latents
+            (N, 2 C, h, w), from which training draws new samples each time.
+        labels: The class of each sample, (N,), with -1 for unlabelled samples; None without labels.
+        class_names: The names of the classes. Without names, the number of classes is the largest
+            label + 1.
         encoder: The autoencoder of latents; None for other data.
-        unlabelled: Why there are no labels.
-        scaling: What standardized the rows; None for images and for rows in their own units.
-        margin: By how much stored images are larger than samples in both directions: `read` crops
-            the middle, or another place if it is given one.
-        notes: What was found, and what was left out; see `summary`.
-        cond: What samples are conditioned on besides classes, float32 (N, ...), or images as bytes,
-            uint8 (N, H, W, C), which become [-1, 1]; None for nothing.
+        unlabelled: The reason why there are no labels, for messages.
+        scaling: The statistics that standardized the rows; None if they were not standardized.
+        margin: The number of pixels by which stored images exceed samples in height and width.
+            `read` crops the center, or at the given corners.
+        notes: Remarks on how the data were read, which training logs.
+        cond: The stored conditions: float32 (N, ...), or images as uint8 (N, H, W, C), which are
+            read as floats in [-1, 1]; None without conditions.
 
     Example:
         >>> import soflow, torch
@@ -202,7 +207,7 @@ class Dataset:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """One sample's shape: (C, H, W) for images, (C, h, w) for latents, (D,) for vectors."""
+        """The shape of one sample: (C, H, W) of images, (C, h, w) of latents, (D,) of vectors."""
         stored = tuple(int(n) for n in self.rows.shape[1:])
         if self.encoder is not None:
             return (stored[0] // 2, *stored[1:])
@@ -212,7 +217,7 @@ class Dataset:
 
     @property
     def cond_shape(self) -> tuple[int, ...]:
-        """One condition's shape; () without conditions."""
+        """The shape of one condition; () without conditions."""
         if self.cond is None:
             return ()
         sizes = tuple(int(n) for n in self.cond.shape[1:])
@@ -231,13 +236,14 @@ class Dataset:
     def read(
         self, stored: Tensor, noise: Tensor | None = None, corners: Tensor | None = None
     ) -> Tensor:
-        """Stored rows (B, ...) as float32 samples.
+        """Converts stored rows (B, ...) to float32 samples (B, ...).
 
         Args:
-            stored: Rows, (B, ...).
-            noise: (B, C, h, w), draws latents from their posteriors; without it they are the means.
-            corners: (B, 2), the upper left corners of crops, from 0 to `margin`; by default the
-                middle is cropped.
+            stored: Stored rows (B, ...).
+            noise: Standard normal noise (B, C, h, w) that draws latents from their posteriors.
+                Default: the means.
+            corners: The upper left corners of crops (B, 2), from 0 to `margin`. Default: centered
+                crops.
         """
         if self.encoder is not None:
             mean, std = stored.float().chunk(2, dim=1)  # (B, C, h, w) each
@@ -250,25 +256,25 @@ class Dataset:
         return stored
 
     def samples(self, which: slice | Tensor = slice(None)) -> Tensor:
-        """Samples (n, ...) on the CPU: a slice, or those at indices (n,). Of latents, the means."""
+        """Reads samples (n, ...) on the CPU, by a slice or by indices (n,). Latents are means."""
         indices = torch.arange(len(self))[which] if isinstance(which, slice) else which
         return self.read(self.rows[indices])
 
     def conditions(self, which: slice | Tensor = slice(None)) -> Tensor | None:
-        """Conditions (n, ...) on the CPU, like `samples`; None without conditions."""
+        """Reads conditions (n, ...) on the CPU, like `samples`; None without conditions."""
         if self.cond is None:
             return None
         indices = torch.arange(len(self))[which] if isinstance(which, slice) else which
         return read_conditions(self.cond[indices])
 
     def pairs(self, which: slice | Tensor = slice(None)) -> tuple[Tensor, Tensor | None]:
-        """Samples and their conditions, read in one visit."""
+        """Reads samples (n, ...) together with their conditions (n, ...), like `samples`."""
         indices = torch.arange(len(self))[which] if isinstance(which, slice) else which
         rows, cond = read_together(self.rows, self.cond, indices)
         return self.read(rows), None if cond is None else read_conditions(cond)
 
     def describe(self) -> DataRecord:
-        """What a run keeps of its data."""
+        """The record of the dataset that a run keeps."""
         labels = None if self.labels is None else checksum(self.labels)
         content = f"{fingerprint(self.rows)} {labels}"
         if self.cond is not None:
@@ -284,7 +290,7 @@ class Dataset:
         )
 
     def part(self, which: Tensor, split: str) -> "Dataset":
-        """The samples selected by a mask (N,) or indices (n,). Rows are not copied."""
+        """The samples selected by a mask (N,) or indices (n,), without a copy of the rows."""
         indices = torch.arange(len(self))[which]
         labels = None if self.labels is None else self.labels[indices]
         cond = None if self.cond is None else Subset(self.cond, indices)
@@ -293,16 +299,16 @@ class Dataset:
 
 
 def is_unlabelled(dataset: Dataset) -> Tensor:
-    """Which samples of labelled data have no label, (N,): -1, or the null label of training."""
+    """The mask (N,) of samples without a label: -1, or the null label of training."""
     assert dataset.labels is not None
     return (dataset.labels < 0) | (dataset.labels == dataset.num_classes)
 
 
 def fingerprint(rows: Rows) -> str:
-    """A text that identifies rows: recorded checksums of shards, or a checksum of up to 64 MiB.
+    """A text that identifies rows: the recorded checksums of shards, or a checksum of the rows.
 
-    For larger rows without recorded checksums, as in HDF5 files, it depends on 256 rows alone. It
-    then notices other data, but not the change of a few rows.
+    For rows of more than 64 MiB without recorded checksums, such as in HDF5 files, the checksum
+    covers only 256 rows. It detects other data, but may miss changes of single rows.
     """
     recorded = getattr(rows, "checksums", None)
     if recorded is not None:

@@ -1,7 +1,6 @@
-"""`soflow encode`: from images to cached latents to train on.
+"""`soflow encode`: encodes images into cached latents for training.
 
-Each process encodes some of the shards and needs no word from the others. Interrupted work
-continues.
+Each process encodes some of the shards, independently of the others. Interrupted encoding resumes.
 """
 
 import logging
@@ -34,7 +33,7 @@ from soflow.system.text import printable
 
 log = logging.getLogger(__name__)
 
-#: What may be set beyond the arguments of `encode`.
+#: The configuration keys that `encode` takes as overrides.
 SETTINGS = ("data.range", "data.num_classes", "data.max_unreadable", "data.subset", "data.revision")
 
 
@@ -50,22 +49,22 @@ def encode(
     progress: Progress = track,
     overrides: Sequence[str] = (),
 ) -> bool:
-    """Encodes images into a folder of latents: mean and standard deviation, in float16.
+    """Encodes images into a folder of latents: their mean and standard deviation in float16.
 
     Args:
-        source: SOURCE[:SPLIT], the images.
-        vae: An autoencoder of diffusers, a name on the Hub or a folder.
-        size: The side to which images are cropped.
-        flip: Also encode mirror images, as rows of their own.
-        batch_size: Images encoded at once.
-        columns: The columns of images and of classes, if the source leaves them open.
-        device: Where to encode, by default on the GPU if there is one.
-
-        progress: Shows how many images are encoded.
-        overrides: Texts such as `data.range=[0,4095]`; see `SETTINGS`.
+        source: The images, SOURCE[:SPLIT].
+        out: The folder to write.
+        vae: An autoencoder of diffusers: a name on the Hugging Face Hub, or a folder.
+        size: The height and width that images are resized and cropped to, in pixels.
+        flip: Whether to also encode horizontally flipped images, as additional rows.
+        batch_size: The number of images per batch.
+        columns: The columns of images and classes; "" finds them.
+        device: The device to encode on. Default: a GPU if available.
+        progress: Shows the number of encoded images.
+        overrides: `key=value` strings such as `data.range=[0,4095]`, with keys from `SETTINGS`.
 
     Returns:
-        Whether the folder is whole; other processes may still be at work.
+        Whether the folder is complete. If not, other processes are still encoding.
 
     Raises:
         InputError: If the source, the autoencoder or the folder cannot be used.
@@ -105,7 +104,7 @@ def encode(
             return decode_rows(images, rows, (size, size), encoder.channels, pool, scale)
 
         def make(rows: range) -> Piece:
-            done = rows.start // plan.per_shard // number * plan.per_shard  # by this process
+            done = rows.start // plan.per_shard // number * plan.per_shard  # of this process
             pieces = []
             chunks = [rows[first : first + chunk] for first in range(0, len(rows), chunk)]
             for piece in ahead(decode, chunks):
@@ -120,15 +119,15 @@ def encode(
 
 
 def settings(overrides: Sequence[str]) -> DataConfig:
-    """The settings of the data. Raises InputError for those that encoding does not have."""
+    """The settings of the data. Raises InputError for keys that encoding does not have."""
     for key in keys_of(overrides):
         if key not in SETTINGS:
-            raise InputError(f"soflow encode has no {key}: it has {', '.join(SETTINGS)}")
+            raise InputError(f"soflow encode has no key {key}: choose one of {', '.join(SETTINGS)}")
     return with_overrides(Config(), ["data.num_classes=-1", *overrides]).data
 
 
 def ahead(decode: Callable[[range], Piece], chunks: Sequence[range]) -> Iterator[Piece]:
-    """Decodes each chunk; a thread decodes the next one while this one is worked on."""
+    """Decodes each chunk. A thread decodes the next chunk while the caller uses the current one."""
     with ThreadPoolExecutor(1) as thread:
         coming = thread.submit(decode, chunks[0])
         for chunk in chunks[1:]:
@@ -141,7 +140,7 @@ def ahead(decode: Callable[[range], Piece], chunks: Sequence[range]) -> Iterator
 def latents_of(
     autoencoder: Autoencoder, pixels: np.ndarray, shape: tuple[int, ...], flip: bool, batch: int
 ) -> np.ndarray:
-    """Latents of images (n, H, W, C), then of their mirror images: (n or 2 n, 2 c, h, w)."""
+    """Encodes images (n, H, W, C), then flipped images if requested: (n or 2 n, 2 c, h, w)."""
     c, h, w = shape
     parts: list[Tensor] = [torch.empty(0, 2 * c, h, w)]
     for mirrored in (False, True) if flip else (False,):

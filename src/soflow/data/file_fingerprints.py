@@ -1,7 +1,8 @@
-"""Fingerprints of files: other content gives another one, the same content elsewhere the same.
+"""Content fingerprints of files, cached by inode and change time.
 
-Computing them takes reading. They are kept in the cache folder together with the inodes and times
-of change of the files, which no archive and no copy can set. The next run compares only these.
+A fingerprint depends on the content of files, not on where they are. Computing it means reading the
+files, so the cache folder keeps it with the inodes and change times (ctime) of the files. Copying
+or unpacking files cannot set these. The next run only compares them.
 """
 
 import os
@@ -18,19 +19,19 @@ from soflow.system.fingerprints import checksum, checksum_of, fingerprint_of
 from soflow.system.progress import Progress, track
 from soflow.system.records import Record
 
-#: Bytes read at either end of a file. Different images of the same length differ there: PNG ends
-#: in a checksum, and other compressed formats hardly ever agree.
+#: Bytes read at both ends of a file. Different images of the same length differ there: PNG ends
+#: with a checksum, and other compressed images almost never have equal ends.
 ENDS = 4096
-#: Uncompressed images are read as a whole.
+#: Uncompressed images, which are read completely.
 PLAIN = (".bmp",)
-#: Files opened in parallel, which hides the latency of a network, and files per thread and task.
+#: Threads that read files, to hide network latency, and files per task.
 THREADS, CHUNK = 16, 256
-#: Nanoseconds after which a second change of a file is sure to get another time.
+#: Nanoseconds after a change until a further change is certain to get another change time.
 SETTLED = 2 * 10**9
 
 
 class File(NamedTuple):
-    """A file by its path below some folder, with its size, times in nanoseconds and inode."""
+    """A file: its path relative to a folder, size in bytes, times in nanoseconds and inode."""
 
     name: str
     size: int
@@ -40,7 +41,7 @@ class File(NamedTuple):
 
 
 class Known(Record):
-    """A fingerprint computed before, valid as long as the files have the same stamp."""
+    """A cached fingerprint. It is valid while the files have the same stamp."""
 
     stamp: str
     content: str
@@ -51,14 +52,14 @@ def file_of(name: str, stat: os.stat_result) -> File:
 
 
 def last_change(file: File) -> int:
-    """When a file was last changed; on Windows `changed` is when it was made."""
+    """The time of the last change. On Windows, `changed` is the creation time."""
     return file.modified if os.name == "nt" else file.changed
 
 
 def fingerprint_of_folder(root: Path, files: Sequence[File], progress: Progress = track) -> str:
-    """A fingerprint of the images below a folder.
+    """A fingerprint of the image files below a folder.
 
-    It depends on names, sizes, times of modification and the bytes at either end of each file.
+    It depends on the name, size, modification time and first and last bytes of each file.
     """
 
     def lines(part: Sequence[File]) -> list[str]:
@@ -78,12 +79,12 @@ def fingerprint_of_folder(root: Path, files: Sequence[File], progress: Progress 
 
 
 def fingerprint_of_file(path: Path) -> str:
-    """A fingerprint of everything in a file. Raises OSError if it cannot be read."""
+    """A fingerprint of the whole content of a file. Raises OSError if it cannot be read."""
     return remembered(path, [file_of(path.name, path.stat())], lambda: checksum(path))
 
 
 def ends(path: str, size: int) -> int:
-    """CRC-32 of both ends of a file, or of all of it; -1 if it cannot be read."""
+    """CRC-32 of both ends of a file, or of a whole small file; -1 if it cannot be read."""
     try:
         if size <= 2 * ENDS or path.lower().endswith(PLAIN):
             return int(checksum(Path(path)), 16)
@@ -96,7 +97,7 @@ def ends(path: str, size: int) -> int:
 
 
 def remembered(place: Path, files: Sequence[File], find: Callable[[], str]) -> str:
-    """The fingerprint that `find` computes, or the one computed before if no file has changed."""
+    """The cached fingerprint if no file has changed; otherwise the result of `find`."""
     where = os.fspath(place.resolve())
     stamp = fingerprint_of("\n".join([where, *map(repr, files)]))
     kept = cache_folder() / "sources" / f"{fingerprint_of(where)}.json"
@@ -106,7 +107,7 @@ def remembered(place: Path, files: Sequence[File], find: Callable[[], str]) -> s
             return known.content
     content = find()
     if max(map(last_change, files), default=0) < time.time_ns() - SETTLED:
-        with suppress(RunError, OSError):  # without this cache the next run only takes longer
+        with suppress(RunError, OSError):  # without the cache, the next run only takes longer
             kept.parent.mkdir(parents=True, exist_ok=True)
             Known(stamp=stamp, content=content).write(kept)
     return content

@@ -1,4 +1,4 @@
-"""A folder of images, or a zip file of one; its splits and classes are found by layout.py."""
+"""Images in a folder or a zip file. layout.py finds the splits and classes."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from soflow.system.text import printable
 
 @SOURCES.register("folder")
 class Folder(ImageSource):
-    """A folder of images, or a zip file of one."""
+    """A folder or zip file of images."""
 
     def splits(self, config: DataConfig) -> tuple[str, ...]:
         tree = open_tree(config.path)
@@ -30,9 +30,9 @@ class FolderImages:
     """The images of one split of a folder.
 
     Args:
-        path: The folder, or a zip file.
-        split: By any usual name.
-        labelled: Whether classes are wanted; without them, images beside class folders count, too.
+        path: The folder or zip file.
+        split: The split, by any usual name.
+        labelled: Whether to find classes. If not, images outside of class folders are also used.
         label_column: The column of classes in metadata.csv or metadata.jsonl.
     """
 
@@ -41,7 +41,7 @@ class FolderImages:
     ) -> None:
         self.tree = open_tree(path)
         splits, notes = splits_of(self.tree)
-        hint = "subfolders such as train and test make splits"
+        hint = "splits are subfolders such as train and test"
         self.split = named_split(split, tuple(splits), f"{path} ({hint})")
         part = splits[self.split]
         self.name = printable(self.tree.root.resolve().stem)
@@ -59,7 +59,7 @@ class FolderImages:
         self.fingerprint = f"{content} {self.labels}" if self.from_file else content
 
     def find_classes(self, part: Part, train: Part, column: str) -> None:
-        """Finds the class of each image: in a file beside the images, or else by their folders."""
+        """Finds the class of each image: from a file of labels, or else from class folders."""
         where = self.tree.where(part.prefix).rstrip("/")
         names: tuple[str, ...] = ()
         if part is not train:
@@ -73,7 +73,9 @@ class FolderImages:
             self.from_file = True
             return
         if column:
-            raise InputError(f"data.label_column={column} is set, but {where} has no metadata.csv")
+            raise InputError(
+                f"data.label_column is '{column}', but {where} has no metadata.csv: leave it out"
+            )
         names_of_all = (file.name for file in self.tree.images)
         with_images = {name[:end] for name in names_of_all for end in slashes(name)}
         empty = sorted(self.tree.folders - with_images)
@@ -82,12 +84,12 @@ class FolderImages:
         if part is not train:
             classes = class_folders(train, (), self.tree.where(train.prefix)).classes
         if not folders.classes or not classes:
-            self.unlabelled = f"{where} has no subfolders, one for each class"
+            self.unlabelled = f"{where} has no class folders (one subfolder per class)"
             return
         self.notes += folders.notes
         if unknown := sorted(set(folders.classes) - set(classes)):
             self.unlabelled = (
-                f"{where} has a class folder '{unknown[0]}' that the split train lacks"
+                f"{where} has a class folder '{unknown[0]}' that is not in the split train"
             )
             return
         self.files = list(folders.names)
@@ -95,11 +97,11 @@ class FolderImages:
         self.class_names = tuple(map(printable, classes))
 
     def count_others(self, splits: dict[str, Part]) -> None:
-        """Notes which files and splits are left out."""
+        """Adds notes on files and splits that are left out."""
         if self.tree.others:
             most = Counter(self.tree.others).most_common(5)
             kinds = ", ".join(f"{count:,} {ending}" for ending, count in most)
-            self.notes.append(f"left out: files that are no images: {kinds}")
+            self.notes.append(f"left out: files that are not images: {kinds}")
         others = [f"{name} ({len(x.names):,})" for name, x in splits.items() if name != self.split]
         if others:
             self.notes.append(f"not trained on: the splits {', '.join(others)}")
@@ -115,17 +117,18 @@ class FolderImages:
 
 
 def splits_of(tree: Tree) -> tuple[dict[str, Part], list[str]]:
-    """The splits of a tree, and notes. Raises InputError if it has no images."""
+    """The splits of a tree, with notes. Raises InputError if there are no images."""
     if not tree.images:
         others = ", ".join(f"{n:,} {ending}" for ending, n in tree.others.most_common(5))
         read = ", ".join(first for first, *_ in FORMATS.values())
         raise InputError(
-            f"{tree.root} has no images" + (f", only {others}" if others else "") + ": files that "
-            f"end in {read} are read"
+            f"{tree.root} has no images"
+            + (f", only {others}" if others else "")
+            + f": supported files are {read}"
         )
     return find_splits([file.name for file in tree.images], str(tree.root))
 
 
 def slashes(name: str) -> list[int]:
-    """The places of the slashes in a name."""
+    """The positions of the slashes in a name."""
     return [place for place, letter in enumerate(name) if letter == "/"]

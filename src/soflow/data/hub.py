@@ -1,6 +1,6 @@
-"""Opens data sets of Hugging Face: by name from the Hub, or local parquet and arrow files.
+"""Opens Hugging Face datasets: by name from the Hub, or from local parquet and arrow files.
 
-Nothing among the data is run, and no file outside their folder is opened.
+No code in a dataset is run, and no file outside its folder is opened.
 """
 
 import os
@@ -23,9 +23,9 @@ from soflow.errors import InputError, first_line
 from soflow.system.packages import optional_package
 from soflow.system.records import Record
 
-#: Builders of `datasets` for local files, by ending.
+#: Builders of the package `datasets` for local files, by file extension.
 BUILDERS = {".parquet": "parquet", ".arrow": "arrow"}
-#: Seconds in which the Hub must answer before anything is asked of it.
+#: Seconds to wait for a connection to the Hub before it counts as unreachable.
 PATIENCE = 1.5
 #: Folders whose files may be opened.
 Roots = tuple[Path, ...]
@@ -38,7 +38,7 @@ class SavedSplits(Record):
 
 
 class SavedFile(Record):
-    """A file that state.json names."""
+    """A file listed in state.json."""
 
     filename: str
 
@@ -50,11 +50,11 @@ class SavedState(Record):
 
 
 def open_splits(path: str, subset: str = "", revision: str = "") -> Any:
-    """All splits as `datasets` holds them, memory-mapped and not decoded.
+    """Opens all splits with the package `datasets`, memory-mapped and not decoded.
 
     Args:
         path: Local files, or a name on the Hub.
-        subset: The configuration of a data set that has several.
+        subset: The configuration of a dataset that has several.
         revision: A branch, tag or commit on the Hub.
 
     Raises:
@@ -71,26 +71,26 @@ def open_splits(path: str, subset: str = "", revision: str = "") -> Any:
     if not place.exists():
         return opened(path, subset, revision, "")
     if revision:
-        raise InputError(f"data.revision is for the Hub, but {path} is local: leave it out")
-    # Files that change on the disk are read again, also within one process.
+        raise InputError(f"data.revision does not apply to local data ({path}): leave it out")
+    # The fingerprint makes sure that changed files are read again within one process.
     return opened(path, subset, "", fingerprint_of(place))
 
 
 @lru_cache(maxsize=8)
 def opened(path: str, subset: str, revision: str, content: str) -> Any:
-    """The splits of local files with a fingerprint, `content`, or of a data set on the Hub."""
+    """The splits of local files with the fingerprint `content`, or of a dataset on the Hub."""
     import datasets
 
     place = Path(path)
-    # Spark also gives folders such endings.
+    # Spark writes folders whose names have such extensions.
     builder = None if place.is_dir() else BUILDERS.get(place.suffix.lower())
     try:
-        # Versions before 4 would run scripts found among the data.
+        # Versions before 4 can run scripts in a dataset.
         datasets.config.HF_DATASETS_TRUST_REMOTE_CODE = False
         if (place / "dataset_dict.json").is_file() or (place / "state.json").is_file():
             if subset:
                 raise InputError(
-                    f"{path} was written by save_to_disk, without subsets: leave out data.subset"
+                    f"{path} was written by save_to_disk and has no subsets: leave out data.subset"
                 )
             require_inside(place)
             saved = datasets.load_from_disk(path)
@@ -98,27 +98,27 @@ def opened(path: str, subset: str, revision: str, content: str) -> Any:
         if not content:
             return datasets.load_dataset(path, subset or None, revision=revision or None)
         about: dict[str, Any] = {"data_files": path} if builder else {"name": subset or None}
-        if subset:  # which the card among the data describes
+        if subset:  # described by the dataset card
             about["cache_dir"] = os.path.join(datasets.config.HF_DATASETS_CACHE, content)
         else:
             about["description"] = content
         made = datasets.load_dataset_builder(builder or path, **about)
         for file in chain.from_iterable((made.config.data_files or {}).values()):
-            inside(roots_of(path), file)  # a card among the data may name any file
+            inside(roots_of(path), file)  # a dataset card may refer to any file
         made.download_and_prepare()
         return made.as_dataset()
     except InputError:
         raise
-    except Exception as error:  # readers, the file system and the network raise anything
+    except Exception as error:  # readers, the file system and the network raise any exception
         if (subsets := subsets_of(path, revision)) and subset not in subsets:
-            wrong = f"has no subset '{subset}', only" if subset else "has the subsets"
+            wrong = f"has no subset '{subset}', only" if subset else "has several subsets,"
             known = f"data.path={path} {wrong} {', '.join(subsets)}"
             raise InputError(f"{known}: set data.subset={subsets[0]}") from None
         raise InputError(f"data.path={path} cannot be read: {first_line(error)}") from None
 
 
 def subsets_of(path: str, revision: str) -> list[str]:
-    """The subsets of a data set; none if it has one of no name, or cannot be read."""
+    """The subsets of a dataset; [] if it has only the default one or cannot be read."""
     import datasets
 
     with suppress(Exception):
@@ -128,24 +128,24 @@ def subsets_of(path: str, revision: str) -> list[str]:
 
 
 def require_hub_name(path: str) -> None:
-    """Raises InputError for what cannot be a name on the Hub, or if the Hub cannot be reached."""
+    """Raises InputError if a path cannot be a name on the Hub, or the Hub cannot be reached."""
     constants = optional_package(
         "huggingface_hub.constants", "data.source=huggingface needs", "data"
     )
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or "\\" in path
     if looks_local or Path(path).suffix.lower() in BUILDERS:
-        raise InputError(f"data.path={path} does not exist")
+        raise InputError(f"data.path={path} does not exist: check the path")
     if constants.HF_HUB_OFFLINE:
         return
     if not answers(constants.ENDPOINT):
         raise InputError(
             f"data.path={path} is not a local path, and {constants.ENDPOINT} cannot be reached: "
-            "name local data, or set HF_HUB_OFFLINE=1 to use what was downloaded before"
+            "use local data, or set HF_HUB_OFFLINE=1 to use data downloaded before"
         )
 
 
 def answers(address: str) -> bool:
-    """Whether a server, or the proxy that leads to it, accepts a connection soon."""
+    """Whether a server, or the proxy for it, accepts a connection within `PATIENCE` seconds."""
     parts = urlsplit(getproxies().get(urlsplit(address).scheme) or address)
     port = parts.port or {"http": 80}.get(parts.scheme, 443)
 
@@ -155,7 +155,7 @@ def answers(address: str) -> bool:
 
     found: list[bool] = []
     with suppress(OSError):
-        # A name server may take longer than any timeout of a connection.
+        # In a thread, since the timeout does not cover the name lookup.
         thread = Thread(target=lambda: found.append(attempt(connect)), daemon=True)
         thread.start()
         thread.join(PATIENCE)
@@ -170,7 +170,7 @@ def attempt(connect: Callable[[], bool]) -> bool:
 
 
 def require_inside(folder: Path) -> None:
-    """Raises ValueError if what save_to_disk wrote names files outside the folder."""
+    """Raises ValueError if files of save_to_disk refer to files outside the folder."""
     saved = SavedSplits.read(folder / "dataset_dict.json")
     for split in ["."] if saved is None else saved.splits:
         state = SavedState.read(inside((folder,), os.path.join(split, "state.json")))
@@ -179,14 +179,14 @@ def require_inside(folder: Path) -> None:
 
 
 def fingerprint_of(place: Path) -> str:
-    """A fingerprint of local files; `datasets` itself only looks at paths and times."""
+    """A content fingerprint of local files. That of `datasets` covers only paths and times."""
     root, found = (place, sorted(place.rglob("*"))) if place.is_dir() else (place.parent, [place])
     files = [file_of(str(one.relative_to(root)), one.stat()) for one in found if one.is_file()]
     return fingerprint_of_folder(root, files)
 
 
 def roots_of(path: str) -> Roots:
-    """The folder of local data, or the folders that data from the Hub are downloaded to."""
+    """The folder of local data, or the download folders for data from the Hub."""
     from datasets import config
     from huggingface_hub.constants import HF_HUB_CACHE
 
@@ -197,9 +197,9 @@ def roots_of(path: str) -> Roots:
 
 
 def inside(roots: Roots, path: str) -> Path:
-    """The file at a path, which may be relative to roots[0]. Raises ValueError if it is outside."""
+    """Resolves a path, relative to roots[0]. Raises ValueError if it lies outside all roots."""
     file = Path(os.path.abspath(roots[0] / path))
     places = (place(root) for root in roots for place in (os.path.abspath, os.path.realpath))
     if not any(file.is_relative_to(place) for place in places):
-        raise ValueError(f"{path} lies outside {roots[0]}: it is not opened")
+        raise ValueError(f"{path} is outside {roots[0]}: it is not opened")
     return file

@@ -1,6 +1,6 @@
-"""Images from Hugging Face datasets: by name from the Hub, or local parquet and arrow files.
+"""Images in Hugging Face datasets: by name from the Hub, or local parquet and arrow files.
 
-The columns of images and of classes are found by their types, or named.
+The columns of images and classes are found by type, or named in the configuration.
 """
 
 import io
@@ -25,7 +25,7 @@ NUMBERS = ("int", "uint", "float", "bool")
 
 @SOURCES.register("huggingface")
 class HuggingFace(ImageSource):
-    """A data set on the Hub, or parquet and arrow files."""
+    """A dataset on the Hub, or local parquet and arrow files."""
 
     def splits(self, config: DataConfig) -> tuple[str, ...]:
         return tuple(open_splits(config.path, config.subset, config.revision))
@@ -61,9 +61,9 @@ class HuggingFaceImages:
         if not num_classes:
             found = Classes(None, (), "data.num_classes is 0")
         elif chosen is None:
-            found = Classes(None, (), f"{self.name} has no column of classes; {columns_of(table)}")
+            found = Classes(None, (), f"{self.name} has no column of classes: {columns_of(table)}")
         else:
-            # Names are those of the split train: classes have the same number in every split.
+            # Class names come from the split train, so that all splits number classes alike.
             training = splits.get("train", table)
             names = names_of(training, chosen)
             where = f"the column '{chosen}' of {self.name}"
@@ -92,21 +92,24 @@ class HuggingFaceImages:
     def openers(self, rows: range) -> Sequence[Opener]:
         try:
             stored = self.images[rows.start : rows.stop][self.column]
-        except Exception as error:  # readers of damaged files raise anything
+        except Exception as error:  # readers of damaged files raise any exception
             raise InputError(f"{self.name} cannot be read: {first_line(error)}") from None
         return [partial(open_stored, one, self.roots) for one in stored]
 
 
 def open_stored(stored: Mapping[str, Any] | None, roots: Roots) -> Image.Image:
-    """An image as `datasets` stores it: bytes, or the path of a file below one of the folders."""
+    """Opens an image stored by `datasets`: bytes, or the path of a file in one of the folders."""
     if stored is None:
-        raise ValueError("there is no image")
+        raise ValueError("the image is missing")
     data = stored["bytes"]
     return open_image(inside(roots, stored["path"]) if data is None else io.BytesIO(data))
 
 
 def image_column_of(table: Any, path: str, named: str) -> str:
-    """The column of images; a named one may hold files as bytes. Raises InputError without one."""
+    """The column of images. A named column may also contain image files as bytes.
+
+    Raises InputError if there is no such column.
+    """
     import datasets
 
     images = [name for name, kind in table.features.items() if isinstance(kind, datasets.Image)]
@@ -114,16 +117,16 @@ def image_column_of(table: Any, path: str, named: str) -> str:
     known = columns_of(table)
     column = choose(path, "column of images", "image_column", named, images, known, files)
     if column is None:
-        hint = f"; if it has images, set data.image_column={files[0]}" if files else ""
-        raise InputError(f"{path} has no column of images; {known}{hint}")
+        hint = f": if {files[0]} contains images, set data.image_column={files[0]}" if files else ""
+        raise InputError(f"{path} has no column of images ({known}){hint}")
     return column
 
 
 def label_column_of(table: Any, path: str, named: str, images: str) -> str | None:
-    """The column of classes, or None: by its type, its name, or texts that repeat.
+    """The column of classes, found by its type, its name or repeated text; None without any.
 
     Raises:
-        InputError: If it is not clear which one it is.
+        InputError: If several columns may be classes.
     """
     from datasets import ClassLabel
 
@@ -144,7 +147,7 @@ def columns_of(table: Any) -> str:
 
 
 def holds_files(kind: Any) -> bool:
-    """Whether a column may hold image files: bytes, or {bytes, path} as `datasets` has it."""
+    """Whether a column may contain image files: bytes, or {bytes, path} as in `datasets`."""
     import datasets
 
     if isinstance(kind, datasets.Value):
@@ -153,7 +156,7 @@ def holds_files(kind: Any) -> bool:
 
 
 def names_of(table: Any, column: str) -> tuple[str, ...]:
-    """The names of the classes in a column; () for numbers without names."""
+    """The class names of a column; () for numbers without names."""
     kind = table.features.get(column)
     if hasattr(kind, "names"):
         return tuple(map(str, kind.names))

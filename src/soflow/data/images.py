@@ -1,8 +1,10 @@
-"""From image files to bytes of one shape: decoded, made grey or RGB, resized and cropped.
+"""Converts image files to bytes of one shape.
 
-Cropping is ADM's (arXiv 2105.05233), behind most published figures on ImageNet: halve by boxes
-while both sides are at least twice the target, resize by bicubic interpolation until the image
-covers the target, crop the middle.
+Images are decoded, converted to grayscale or RGB, resized and cropped.
+
+Cropping follows ADM (arXiv 2105.05233), like most published results on ImageNet: halve the image
+with box filters while both sides are at least twice the target, resize it with bicubic
+interpolation so that it covers the target, and crop the center.
 """
 
 import warnings
@@ -21,8 +23,8 @@ from soflow.config.schema import AskedRange, Range
 from soflow.data.values import DARK, extremes, in_words, to_bytes, usual_range
 from soflow.errors import InputError
 
-#: Formats that are decoded, under any file name, and their usual endings. Some of Pillow's other
-#: formats start programs.
+#: The supported formats and their usual file extensions. Formats are recognized by content. Other
+#: formats are not decoded, since Pillow starts external programs for some of them.
 FORMATS = {
     "PNG": (".png", ".apng"),
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
@@ -36,22 +38,22 @@ FORMATS = {
     "AVIF": (".avif",),
 }
 ENDINGS = tuple(ending for endings in FORMATS.values() for ending in endings)
-#: The most pixels of an image. Pillow warns of larger ones, too.
+#: The maximum number of pixels of an image, the same as in Pillow's warning.
 MOST_PIXELS = 89_478_485
 MODES = {1: "L", 3: "RGB"}
-#: What Pillow calls 16 bits per channel.
+#: Pillow's names of raw modes with 16 bits per channel.
 SIXTEEN = (";16B", ";16L", ";16N")
 TOO_FEW_BITS = (
-    "images in colour have 16 bits per channel, of which the upper 8 are read, but use fewer: "
-    "convert them to 8 bits"
+    "color images with 16 bits per channel use only part of their range, and only the upper 8 bits "
+    "can be read: convert them to 8 bits"
 )
-REDUCED = "reduced from 16 to 8 bits"
-#: Images that are looked at to find the range of their values.
+REDUCED = "were reduced from 16 to 8 bits"
+#: Images that are read to find the range of values.
 LOOKED_AT = 64
-#: The range of bytes; and of one more bit, which tells 8-bit images from deeper ones.
+#: The range of bytes.
 BYTES: Range = (0.0, 255.0)
 
-#: Opens one image. Decoders raise any exception.
+#: Opens one image. It may raise any exception, since decoders do.
 Opener = Callable[[], Image.Image]
 
 
@@ -60,12 +62,13 @@ class Images(Protocol):
     """A collection of images that are not decoded yet.
 
     Attributes:
-        name: What messages call the collection.
-        labels: The class of each image, or None.
-        class_names: The names of the classes, or ().
-        unlabelled: Why there are no classes.
-        fingerprint: A text that changes whenever the collection does.
-        notes: What was found, and what was left out.
+        name: The name of the collection in messages.
+        split: The name of the split.
+        labels: The class of each image; None without classes.
+        class_names: The names of the classes; () without names.
+        unlabelled: The reason why there are no classes.
+        fingerprint: A text that changes whenever the collection changes.
+        notes: Remarks on what was found and what was left out.
     """
 
     name: str
@@ -78,14 +81,14 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
     def openers(self, rows: range) -> Sequence[Opener]: ...
-    def where(self, row: int) -> str: ...  # what messages call this image
+    def where(self, row: int) -> str: ...  # the name of this image in messages
 
 
 @dataclass(frozen=True)
 class Scale:
-    """The ranges of values: of 8-bit images, and of deeper ones (16 bits, floats).
+    """The ranges of values of 8-bit images (`plain`) and of deeper ones (`deep`: 16 bits, floats).
 
-    found: Which of them were found from some images. A deeper value beyond is then an error.
+    `found` has the ranges that were estimated from some images. Values outside of them are errors.
     """
 
     plain: Range = BYTES
@@ -98,28 +101,28 @@ class Scale:
         return " and ".join(map(in_words, self.found or (self.plain,)))
 
 
-#: Bytes, and deeper images that use all of 16 bits.
+#: 8-bit images, and deeper images that use the full range of 16 bits.
 USUAL_SCALE = Scale()
 
 
 def find_scale(images: Images, asked: AskedRange) -> Scale:
-    """The ranges of values of a collection, from images all over it or as data.range asks.
+    """The ranges of values of a collection: `data.range`, or estimated from some of the images.
 
     Raises:
-        InputError: If the values have no usual range.
+        InputError: If the range of values is not a usual one.
     """
     if asked == "standardize":
-        raise InputError("data.range=standardize is for arrays, not for image files: set auto")
+        raise InputError("data.range=standardize does not apply to images: set data.range=auto")
     if not isinstance(asked, str):
-        return Scale(asked if asked[1] <= BYTES[1] else BYTES, asked)  # 8 bits hold no more
+        return Scale(asked if asked[1] <= BYTES[1] else BYTES, asked)  # 8 bits are at most 255
     some = np.linspace(0, len(images) - 1, min(LOOKED_AT, len(images))).round().astype(int)
-    ends: dict[bool, list[Range]] = {False: [], True: []}  # of 8-bit images, and of deeper ones
+    ends: dict[bool, list[Range]] = {False: [], True: []}  # ranges of 8-bit and of deeper images
     whole, sixteen = True, False
     for number, row in enumerate(dict.fromkeys([*some.tolist(), *range(len(images))])):
         if number >= LOOKED_AT and any(high > 0 for _, high in ends[False] + ends[True]):
-            break  # else all are empty so far
+            break  # continue if all images so far are black
         bright = any(high >= DARK * BYTES[1] for _, high in ends[False])
-        with suppress(Exception), warnings.catch_warnings():  # decoding reports what is damaged
+        with suppress(Exception), warnings.catch_warnings():  # decoding reports damaged images
             warnings.simplefilter("ignore")
             image = images.openers(range(row, row + 1))[0]()
             if (deep := is_deep(image)) or not bright:
@@ -139,18 +142,18 @@ def find_scale(images: Images, asked: AskedRange) -> Scale:
 
 
 def joined(ends: Sequence[Range]) -> Range:
-    """The smallest and the largest of several ends."""
+    """The union of several ranges."""
     return min(low for low, _ in ends), max(high for _, high in ends)
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Whether an image is grey with more than 8 bits."""
+    """Whether an image is a grayscale image with more than 8 bits."""
     return image.mode.startswith("I") or image.mode == "F"
 
 
 @cache
 def formats() -> tuple[str, ...]:
-    """The formats that this Pillow reads."""
+    """The supported formats that the installed Pillow can read."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
@@ -158,15 +161,15 @@ def formats() -> tuple[str, ...]:
 def choose(
     path: str, what: str, setting: str, named: str, found: list[str], known: str, more: list[str]
 ) -> str | None:
-    """The column or array that data.SETTING names, or the only one found; None without any.
+    """The column or array named by data.SETTING, or the only one found; None without any.
 
-    Raises InputError if the named one is neither found nor one of `more`, or several are found.
+    Raises InputError if the named one is neither in `found` nor in `more`, or several are found.
     """
     if named and named not in [*found, *more]:
-        raise InputError(f"{path} has no {what} '{named}', set by data.{setting}; {known}")
+        raise InputError(f"data.{setting} is '{named}', but {path} has no such {what}: {known}")
     if not named and len(found) > 1:
         several = f"more than one {what}, {' and '.join(found)}"
-        raise InputError(f"{path} has {several}: set data.{setting}={found[0]}; {known}")
+        raise InputError(f"{path} has {several}: set data.{setting}={found[0]} ({known})")
     return named or next(iter(found), None)
 
 
@@ -179,7 +182,9 @@ def open_image(source: Path | BytesIO) -> Image.Image:
 
 def require_size(width: int, height: int) -> None:
     if width * height > MOST_PIXELS:
-        raise ValueError(f"it has {width:,}x{height:,} pixels, more than {MOST_PIXELS:,}")
+        raise ValueError(
+            f"it has {width:,}x{height:,} pixels, more than the limit of {MOST_PIXELS:,}"
+        )
 
 
 def decode(
@@ -189,15 +194,15 @@ def decode(
 
     Args:
         opener: Opens the image.
-        size: Height and width of the result.
-        channels: 1 (grey) or 3 (RGB).
+        size: The height and width of the result.
+        channels: The number of channels: 1 (grayscale) or 3 (RGB).
         scale: The ranges of values.
 
     Returns:
-        Bytes (*size, channels), and what was done to the image beyond decoding, in words.
+        Bytes (*size, channels), and descriptions of the changes made to the image.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, about metadata and sizes
+        warnings.simplefilter("ignore")  # of Pillow, about metadata and sizes
         image = opener()
         done = set()
         if has_sixteen_bits(image):
@@ -205,26 +210,26 @@ def decode(
             require_whole_range(image, scale)
         image.load()
         if getattr(image, "n_frames", 1) > 1:
-            done.add("of an animation, the first frame was taken")
+            done.add("are animations, of which the first frame is used")
         image = ImageOps.exif_transpose(image)
         image = in_mode(image, MODES[channels], done, scale)
     height, width = size
     if image.size != (width, height):
         small = image.width < width or image.height < height
-        done.add("enlarged" if small else "made smaller or cropped")
+        done.add("were enlarged" if small else "were scaled down or cropped")
     return np.asarray(crop(image, height, width)).reshape(height, width, channels), done
 
 
 def channels_of(image: Image.Image) -> int:
-    """1 for a grey image, 3 for one in colour."""
+    """The number of channels: 1 for a grayscale image, 3 for a color image."""
     return 1 if image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I") else 3
 
 
 def in_mode(
     image: Image.Image, mode: str, done: set[str], scale: Scale = USUAL_SCALE
 ) -> Image.Image:
-    """The image as "L" or "RGB"; adds to `done` what had to be done."""
-    if is_deep(image):  # Pillow's conversion would cut off at 255
+    """Converts an image to mode "L" or "RGB". Adds descriptions of the changes to `done`."""
+    if is_deep(image):  # Pillow's conversion would clip values at 255
         done.add(REDUCED)
         image = Image.fromarray(eight_bits(np.asarray(image), scale))
     elif scale.plain != BYTES:
@@ -232,38 +237,38 @@ def in_mode(
         require_within(np.asarray(image), scale.plain, scale)
         image = Image.fromarray(to_bytes(np.asarray(image), *scale.plain))
     if image.has_transparency_data:
-        done.add("transparent, put on white")
+        done.add("are transparent and were put on a white background")
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     elif image.mode not in ("1", "L", "P", "RGB"):
-        done.add(f"{image.mode} to {mode}")
+        done.add(f"were converted from {image.mode} to {mode}")
     return image.convert(mode)
 
 
 def eight_bits(values: np.ndarray, scale: Scale) -> np.ndarray:
-    """Deep values as bytes. Raises InputError beyond a range that was found from other images."""
+    """Converts deep values to bytes. Raises InputError for values outside an estimated range."""
     low, high = scale.deep
     if not np.isfinite(values).all():
-        raise ValueError("it holds values that are not finite")
+        raise ValueError("it has non-finite values")
     require_within(values, scale.deep, scale)
     return to_bytes(values, low, high)
 
 
 def require_within(values: np.ndarray, found: Range, scale: Scale) -> None:
-    """Raises InputError for values beyond a range that was found from other images."""
+    """Raises InputError for values outside a range that was estimated from other images."""
     low, high = found
     least, most = extremes([values])
     if scale.found and not low <= least <= most <= high:
         raise InputError(
-            f"an image has values from {least:g} to {most:g}, but {LOOKED_AT} others suggest "
+            f"an image has values from {least:g} to {most:g}, but {LOOKED_AT} other images suggest "
             f"{in_words(found)}: set data.range=[{min(low, least):g},{max(high, most):g}]"
         )
 
 
 def require_whole_range(image: Image.Image, scale: Scale) -> None:
-    """Raises InputError for a 16-bit colour image that does not use all 16 bits.
+    """Raises InputError for a 16-bit color image that does not use the full range.
 
-    Pillow reads the upper 8 bits, in which 12-bit content has 16 levels left.
+    Pillow reads only the upper 8 bits of color images. 12-bit content would keep only 16 levels.
     """
     whole = scale.found or scale.deep in (BYTES, USUAL_SCALE.deep)
     if not is_deep(image) and (scale.plain != BYTES or not whole):
@@ -271,12 +276,15 @@ def require_whole_range(image: Image.Image, scale: Scale) -> None:
 
 
 def has_sixteen_bits(image: Image.Image) -> bool:
-    """Whether the file has 16 bits per channel. Known before the image is loaded."""
+    """Whether the file has 16 bits per channel. Works before the image is loaded."""
     return any(name in str(tile) for tile in getattr(image, "tile", ()) for name in SIXTEEN)
 
 
 def crop(image: Image.Image, height: int, width: int) -> Image.Image:
-    """The middle of an image, resized to cover it. Raises ValueError if it is too long and thin."""
+    """Resizes an image to cover the target and crops the center.
+
+    Raises ValueError if the aspect ratio is so extreme that the resized image is too large.
+    """
     while image.width >= 2 * width and image.height >= 2 * height:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = max(width / image.width, height / image.height)

@@ -1,7 +1,7 @@
-"""Labels of images in files beside them.
+"""Labels of images in files next to the images.
 
-metadata.csv, metadata.jsonl    Hugging Face's imagefolder: a column file_name, and others
-dataset.json                    StyleGAN: {"labels": [["00000/img00000000.png", 6], ...]}
+metadata.csv, metadata.jsonl    format of Hugging Face's imagefolder: a column file_name, and others
+dataset.json                    format of StyleGAN: {"labels": [["00000/img00000000.png", 6], ...]}
 """
 
 import csv
@@ -19,9 +19,9 @@ from soflow.data.splits import split_of
 from soflow.data.tree import Tree, normalized
 from soflow.errors import InputError, first_line
 
-#: The most bytes of a file of labels.
+#: The maximum number of bytes of a file of labels.
 MOST_BYTES = 2**28
-#: Columns of images: metadata.csv may have several, such as for pairs.
+#: Names of the column of file names. The second is used in datasets with several images per row.
 FILE_NAMES = ("file_name", "image_file_name")
 Columns = dict[str, list[Any]]
 
@@ -29,19 +29,19 @@ Columns = dict[str, list[Any]]
 def labels_beside(
     tree: Tree, names: Sequence[str], named: str, classes: Sequence[str]
 ) -> tuple[Classes | None, list[str]]:
-    """The class of each image by the file of labels nearest to them.
+    """The class of each image, from the nearest file of labels in or above the images' folder.
 
     Args:
-        tree: Where the images are.
-        names: The images of one split, sorted.
-        named: The column of classes, or "" if it is to be found.
-        classes: The names of the classes, if they are known from the split train.
+        tree: The files.
+        names: The names of the images of one split, sorted.
+        named: The column of classes; "" finds it.
+        classes: The class names of the split train; () if they are not known yet.
 
     Returns:
-        The classes, or None if no file holds any; and notes on which files and columns are used.
+        The classes (None if no file has any), and notes on the files and columns used.
 
     Raises:
-        InputError: If the file cannot be read, or it is not clear which column holds the classes.
+        InputError: If a file cannot be read, or several columns may be classes.
     """
     inside = posixpath.commonpath([posixpath.dirname(names[0]), posixpath.dirname(names[-1])]) + "/"
     above = [x for x in tree.label_files if inside.startswith(folder_of(x))]
@@ -49,17 +49,22 @@ def labels_beside(
     for file in sorted(above, key=lambda x: (-len(folder_of(x)), x)):
         where, columns = tree.where(file), read(tree, file)
         if columns is None:
-            notes.append(f"not used: {where}, which is not StyleGAN's")
+            notes.append(f"not used: {where}, which does not have the format of StyleGAN")
             continue
         if not columns:
             return Classes(None, (), f"{where} has no labels"), notes
         files = columns.pop(next(iter(columns)))
         if named and named not in columns:
             known = ", ".join(columns) or "none"
-            raise InputError(f"{where} has no column '{named}', set by data.label_column: {known}")
+            raise InputError(
+                f"data.label_column is '{named}', but {where} has no such column: its columns are "
+                f"{known}"
+            )
         splits = [name for name in columns if name != named and holds_splits(columns[name])]
         if splits:
-            notes.append(f"not used: the column '{splits[0]}' of {where}; folders make splits")
+            notes.append(
+                f"not used: the column '{splits[0]}' of {where}, since splits must be subfolders"
+            )
         chosen = choose(named, {x: columns[x] for x in columns if x not in splits}, where)
         if chosen is None:
             notes.append(f"not used: {where}, which has no column of classes")
@@ -70,8 +75,8 @@ def labels_beside(
         missing = sum(normalized(name) not in of_file for name in names)
         if missing == len(names) and not classes:
             raise InputError(
-                f"{where} names none of the images, such as {names[0]}: file_name must be their "
-                f"path from the folder of this file; or set data.num_classes=0"
+                f"{where} does not list any of the images, such as {names[0]}: file_name must be "
+                "their path relative to this file, or set data.num_classes=0"
             )
         found = classes_of(values, classes, f"{column} of {where}")
         if found.labels is None and not classes:
@@ -81,13 +86,13 @@ def labels_beside(
         absent = len(of_file.keys() - {normalized(image.name) for image in tree.images})
         note = f"labels: {column} of {where}"
         note += f"; {missing:,} images are not listed there and have no label" if missing else ""
-        note += f"; {absent:,} files that it lists are not there" if absent else ""
+        note += f"; {absent:,} files that it lists do not exist" if absent else ""
         return found, [*notes, note]
     return None, notes
 
 
 def unused(tree: Tree, names: Sequence[str], above: Sequence[str]) -> list[str]:
-    """A note on files of labels that do not count, if they are not those of another split."""
+    """A note on files of labels that are not used and do not belong to another split."""
     mine = set(names)
     others = [image.name for image in tree.images if image.name not in mine]
     below = [
@@ -100,7 +105,7 @@ def unused(tree: Tree, names: Sequence[str], above: Sequence[str]) -> list[str]:
 
 
 def choose(named: str, columns: Columns, where: str) -> tuple[str, list[Any]] | None:
-    """What messages call the column of classes, and its values; None without any."""
+    """A description of the column of classes for messages, and its values; None without any."""
     if named:
         return f"the column '{named}'", columns[named]
     numbers = {name: [as_number(value) for value in values] for name, values in columns.items()}
@@ -115,7 +120,7 @@ def choose(named: str, columns: Columns, where: str) -> tuple[str, list[Any]] | 
 
 
 def as_number(value: Any) -> Any:
-    """A number that is written as text, as in a .csv; other values are unchanged."""
+    """Converts a number in text form, as in a .csv. Other values are unchanged."""
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
@@ -123,7 +128,7 @@ def as_number(value: Any) -> Any:
 
 
 def holds_splits(values: Sequence[Any]) -> bool:
-    """Whether a column says which images are for training: train, test, ..."""
+    """Whether a column contains names of splits: train, test, ..."""
     found = [value for value in values if value not in (None, "")]
     splits = {split_of(value) if isinstance(value, str) else None for value in found}
     return len(splits) > 1 and None not in splits
@@ -136,7 +141,7 @@ def by_file(files: Sequence[Any], labels: Sequence[Any], folder: str, where: str
         file = normalized(posixpath.normpath(folder + str(name).strip().replace("\\", "/")))
         if found.setdefault(file, label) != label:
             both = f"{found[file]} and {label}"
-            raise InputError(f"{where} lists {name} more than once, with labels {both}: keep one")
+            raise InputError(f"{where} lists {name} with different labels, {both}: keep one")
     return found
 
 
@@ -146,37 +151,39 @@ def folder_of(file: str) -> str:
 
 
 def read(tree: Tree, file: str) -> Columns | None:
-    """The columns of a file of labels, that of file names first.
+    """The columns of a file of labels, starting with the column of file names.
 
-    None if it has another format, no columns if it says that there are no labels. Raises
-    InputError if it cannot be read.
+    Returns None if the file has another format, and {} if it declares that there are no labels.
+    Raises InputError if it cannot be read.
     """
     where = tree.where(file)
     try:
         content = tree.read(file)
         if len(content) > MOST_BYTES:
-            raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
+            raise ValueError(f"it is larger than {MOST_BYTES:,} bytes")
         text = content.decode("utf-8-sig")
         reader = {"csv": rows_of_csv, "jsonl": rows_of_lines, "json": rows_of_stylegan}
         rows = reader[file.rsplit(".", 1)[-1].lower()](text)
     except UnicodeDecodeError:
-        raise InputError(f"{where} is not in UTF-8: save it as UTF-8") from None
+        raise InputError(f"{where} is not UTF-8 text: save it as UTF-8") from None
     except (*UNREADABLE, RecursionError, csv.Error) as error:
         raise InputError(f"{where} cannot be read: {first_line(error)}") from None
     if rows is None:
         return None
     names = list(dict.fromkeys(key for row in rows for key in row))
-    if not rows and file.lower().endswith(".json"):  # StyleGAN's file for images without labels
+    if not rows and file.lower().endswith(".json"):  # written by StyleGAN for images without labels
         return {}
     named = next((name for name in FILE_NAMES if name in names), None)
     if named is None:
         known = ", ".join(names) or "none"
-        raise InputError(f"{where} has no column file_name, only {known}: rename it to file_name")
+        raise InputError(
+            f"{where} has no column file_name, only {known}: rename the column of file names"
+        )
     return {name: [row.get(name) for row in rows] for name in [named, *names]}
 
 
 def rows_of_csv(text: str) -> list[dict[str, Any]]:
-    """Rows, separated as the first line is: by commas, semicolons or tabs."""
+    """The rows of a text separated by commas, semicolons or tabs, as its first line shows."""
     separator = max(",;\t", key=text.partition("\n")[0].count)
     found = csv.DictReader(io.StringIO(text, newline=None), strict=True, delimiter=separator)
     return [{key.strip(): x for key, x in row.items() if key is not None} for row in found]

@@ -1,4 +1,4 @@
-"""From stored labels to classes: numbers, texts, one-hot rows, and what is not labelled."""
+"""Converts stored labels to classes: numbers, text, one-hot rows, and missing labels."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,20 +15,21 @@ USUAL_NAMES = (
     "label", "labels", "class", "classes", "class_name", "class_label", "category", "categories",
     "target", "targets", "species", "fine_label", "y",
 )  # fmt: skip
-#: Dates, times, shares and amounts, but not whole numbers.
+#: Matches dates, times, percentages and amounts, but not integers.
 MEASURE = re.compile(r"\W*\d+(?!\d|$)")
-#: The label of a sample without one.
+#: The label of an unlabelled sample.
 UNLABELLED = -1
-#: Labels from here on are times or identities, not classes, unless there are as many samples.
-#: Excerpts of sets with many classes have smaller ones (ImageNet-21k has 21,841).
+#: Labels of at least this number are times or IDs, not classes, unless there are more samples.
+#: Subsets of datasets with many classes have smaller labels (ImageNet-21k has 21,841 classes).
 MOST_CLASSES = 2**16
 
 
 @dataclass(frozen=True)
 class Classes:
-    """The class of each sample, -1 for unlabelled ones; None, and why, if there are no classes.
+    """The class of each sample, with -1 for unlabelled samples.
 
-    `stored` holds the stored label of each class, if classes were numbered anew.
+    Without classes, `labels` is None and `reason` says why. If classes were renumbered, `stored`
+    has the stored label of each class.
     """
 
     labels: list[int] | None
@@ -38,15 +39,15 @@ class Classes:
 
 
 def classes_of(values: Sequence[Any], names: Sequence[str], where: str) -> Classes:
-    """The classes that stored values mean.
+    """Converts stored values to classes.
 
-    Whole numbers from 0, also as floats or text, are classes as they are; -1, None, NaN and "" are
-    unlabelled. Other texts are names, in alphabetical order.
+    Integers from 0, also as floats or text, are used as class indices. -1, None, NaN and "" mean
+    unlabelled. Other text is a class name. Classes are then numbered in alphabetical order.
 
     Args:
-        values: One value per sample: a number, a text, None, or a one-hot row.
-        names: The names of the classes, if they are known; of texts, those of the split train.
-        where: What messages call the column.
+        values: One value per sample: a number, text, None, or a one-hot row.
+        names: The class names, if known. For text, these are the names of the split train.
+        where: The name of the column in messages.
     """
     values = [plain(value) for value in one_hot(values)]
     given = [value for value in values if value is not None]
@@ -58,53 +59,57 @@ def classes_of(values: Sequence[Any], names: Sequence[str], where: str) -> Class
         low, high = min(numbers), max(numbers)  # type: ignore[type-var]
         if not UNLABELLED <= low <= high < most:  # type: ignore[operator]
             strange = in_short(high if high >= most else low)  # type: ignore[operator]
-            why = f"has a label {strange}: classes are 0 to {most - 1}, and -1 for unlabelled"
+            why = f"has a label {strange}, but labels must be 0 to {most - 1}, or -1 for unlabelled"
             return Classes(None, (), f"{where} {why}")
         if high == UNLABELLED:
-            return Classes(None, (), f"{where} has no label but -1")
+            return Classes(None, (), f"{where} has only labels -1, which means unlabelled")
         labels = [UNLABELLED if x is None else whole(x) for x in values]
         return Classes(cast(list[int], labels), tuple(names))
     if not all(isinstance(value, str) for value in given):
-        return Classes(None, (), f"{where} holds neither whole numbers nor names throughout")
+        return Classes(None, (), f"{where} has values that are not all integers and not all text")
     known = tuple(names) or tuple(sorted(set(given)))
     if unknown := sorted(set(given) - set(known)):
-        return Classes(None, (), f"{where} has a class '{unknown[0]}' that the split train lacks")
+        return Classes(
+            None, (), f"{where} has a class '{unknown[0]}' that is not in the split train"
+        )
     number_of = {name: number for number, name in enumerate(known)}
     return Classes([UNLABELLED if x is None else number_of[x] for x in values], known)
 
 
 def without_gaps(found: Classes, used: Sequence[int], stated: int, where: str) -> Classes:
-    """Numbered classes without those that no sample has: the labels 1, 2 and 3 are three classes.
+    """Renumbers classes so that each one has samples: the labels 1, 2 and 3 are three classes.
 
-    A class without samples would be drawn as noise.
+    A class without training samples would generate noise.
 
     Args:
         found: The classes of one split.
-        used: The stored labels of the split that is trained on.
-        stated: data.num_classes. Classes keep their numbers if it covers all labels.
-        where: What messages call the column.
+        used: The stored labels of the training split.
+        stated: `data.num_classes`. If it exceeds all labels, classes are not renumbered.
+        where: The name of the column in messages.
     """
     numbers = sorted(set(used) - {UNLABELLED})
     whole = numbers == list(range(len(numbers)))
     if found.labels is None or found.names or whole or stated > numbers[-1]:
         return found
     if numbers == [1] and UNLABELLED in used:
-        why = "has only the labels -1, which means unlabelled, and 1: make them 0 and 1"
+        why = "has only the labels -1, which means unlabelled, and 1: store 0 and 1 instead"
         return Classes(None, (), f"{where} {why}")
     if unknown := sorted(set(found.labels) - {UNLABELLED, *numbers}):
-        return Classes(None, (), f"{where} has a class {unknown[0]} that the training split lacks")
+        return Classes(
+            None, (), f"{where} has a class {unknown[0]} that is not in the training split"
+        )
     number_of = {label: number for number, label in enumerate(numbers)}
     labels = [number_of.get(label, UNLABELLED) for label in found.labels]
     return Classes(labels, tuple(map(str, numbers)), stored=tuple(numbers))
 
 
 def is_text_of(given: Sequence[Any], names: Sequence[str]) -> bool:
-    """Whether values are texts that are all names, such as the names "3" and "7"."""
+    """Whether all values are class names in text form, such as the names "3" and "7"."""
     return bool(names) and all(isinstance(value, str) and value in names for value in given)
 
 
 def plain(value: Any) -> Any:
-    """A value without numpy's types; None for what means unlabelled."""
+    """Converts numpy types to Python types; None for a missing label."""
     value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
@@ -115,7 +120,7 @@ def plain(value: Any) -> Any:
 
 
 def whole(value: Any) -> int | None:
-    """The whole number that a value is, also as 3.0, "3" or "3.0"; None for other values."""
+    """Converts 3, 3.0, "3" or "3.0" to an int; None for other values."""
     if isinstance(value, str):
         digits = value.strip().removesuffix(".0")
         return int(digits) if digits.removeprefix("-").isdecimal() and len(digits) < 19 else None
@@ -125,7 +130,7 @@ def whole(value: Any) -> int | None:
 
 
 def one_hot(values: Sequence[Any]) -> Sequence[Any]:
-    """The place of the 1 in each one-hot row (N, C); other values are unchanged."""
+    """The position of the 1 in each one-hot row (N, C). Other values are unchanged."""
     given = [value for value in values if value is not None]
     if not given or not isinstance(given[0], list | tuple | np.ndarray):
         return values
@@ -141,7 +146,7 @@ def one_hot(values: Sequence[Any]) -> Sequence[Any]:
 
 
 def is_one_hot(array: np.ndarray) -> bool:
-    """Whether an array (N, C) has one 1 in each row, and zeros."""
+    """Whether each row of an array (N, C) contains a single 1 and zeros."""
     if array.ndim != 2 or array.shape[1] < 2 or array.dtype.kind not in "biuf":
         return False
     ones = array == 1
@@ -149,30 +154,30 @@ def is_one_hot(array: np.ndarray) -> bool:
 
 
 def are_few(numbers: np.ndarray) -> bool:
-    """Whether numbers take so few values that they are classes, not counts or identities."""
+    """Whether numbers have so few different values that they are classes, not counts or IDs."""
     return len(np.unique(numbers)) <= max(2, len(numbers) ** 0.5)
 
 
 def choose_labels(columns: Mapping[str, Sequence[Any]], where: str) -> str | None:
-    """The column that holds classes, by its name or else by what it holds; None without any.
+    """The column of classes, found by its name or else by its values; None without any.
 
-    A column of another name holds classes if its values repeat: half as many different ones as
-    rows, or fewer. They must be text; numbers, dates and measures may be anything.
+    A column with another name counts as classes if it contains text with at most half as many
+    different values as rows. Columns of numbers, dates and amounts do not count.
 
     Raises:
-        InputError: If several columns may hold classes.
+        InputError: If several columns may be classes.
     """
     named = [name for name in columns if name.lower() in USUAL_NAMES]
     found = named or [name for name, values in columns.items() if repeats(values)]
     if len(found) > 1:
         both = " and ".join(found)
-        todo = f"set data.label_column={found[0]}, or data.num_classes=0 to train without"
+        todo = f"set data.label_column={found[0]}, or data.num_classes=0 to train without classes"
         raise InputError(f"{where} has several columns that may be classes, {both}: {todo}")
     return next(iter(found), None)
 
 
 def repeats(values: Sequence[Any]) -> bool:
-    """Whether a column holds texts, and at most half as many different ones as rows."""
+    """Whether a column contains text with at most half as many different values as rows."""
     texts = [value for value in values if value is not None]
     if not texts or not all(isinstance(value, str) for value in texts):
         return False

@@ -1,9 +1,9 @@
-"""Cached latents: what `soflow encode` wrote, or the HDF5 file of the reference implementation.
+"""Cached latents: a folder written by `soflow encode`, or an HDF5 file of the reference code.
 
-Rows hold mean and standard deviation of the posterior of an autoencoder, (N, 2 C, h, w). Every
-visit draws z = (mean + std * normal - shift) * scale.
+Rows are the mean and standard deviation of an autoencoder's posterior, (N, 2 C, h, w). Training
+draws z = (mean + std * normal - shift) * scale each time it reads a row.
 
-Source: latent diffusion (arXiv 2112.10752); SoFlow trains on such latents.
+Source: latent diffusion (arXiv 2112.10752), as used by SoFlow.
 """
 
 import logging
@@ -27,17 +27,18 @@ from soflow.system.packages import optional_package
 log = logging.getLogger(__name__)
 
 HDF5 = (".h5", ".hdf5")
-#: The autoencoder behind the latents of an HDF5 file, as in the paper.
+#: The autoencoder of the latents in an HDF5 file, as in the paper.
 SD_VAE = "stabilityai/sd-vae-ft-mse"
 SD_SCALE, SD_FACTOR = 0.18215, 8
-#: Rows that are checked, and the range of standard deviations that needs no remark.
+#: The number of rows that are checked, and the range of standard deviations without a warning.
 LOOKED_AT, USUAL = 256, (0.3, 3.0)
 
 
 class LatentsPlan(Plan):
-    """What latents are made from: `source` is the fingerprint of the images.
+    """The plan of a folder of latents.
 
-    unlabelled: why there are no classes. flip: whether mirror images are encoded, too.
+    `source` is the fingerprint of the images. `unlabelled` is the reason why there are no classes.
+    `flip` says whether flipped images are also encoded.
     """
 
     kind: Literal["latents"] = "latents"
@@ -52,7 +53,7 @@ class LatentsPlan(Plan):
 
 @SOURCES.register("latents")
 class Latents:
-    """The latents that soflow encode made, or an HDF5 file. They are one split, train."""
+    """Latents of `soflow encode`, or an HDF5 file. They have one split, train."""
 
     def splits(self, config: DataConfig) -> tuple[str, ...]:
         return ("train",)
@@ -65,58 +66,65 @@ def load_latents(path: str, split: str = "train") -> Dataset:
     """Loads latents.
 
     Args:
-        path: A folder that soflow encode made, or an HDF5 file.
-        split: Must be "train".
+        path: A folder written by `soflow encode`, or an HDF5 file.
+        split: The split, which must be "train".
 
     Raises:
-        InputError: If there are no latents.
-        RunError: If they are damaged.
+        InputError: If the path does not contain latents.
+        RunError: If the latents are damaged.
     """
     if not path:
-        raise InputError("data.source=latents needs data.path: a folder of soflow encode, or HDF5")
-    named_split(split, ("train",), f"{path} (encode other images into a folder of their own)")
+        raise InputError(
+            "data.source=latents needs data.path: a folder written by soflow encode, or HDF5"
+        )
+    named_split(split, ("train",), f"{path} (encode other splits into separate folders)")
     load = load_hdf5 if Path(path).suffix.lower() in HDF5 else load_encoded
     dataset = load(Path(path))
     which = torch.linspace(0, len(dataset) - 1, min(LOOKED_AT, len(dataset))).long()
     rows = dataset.rows[which]  # (n, 2 C, h, w)
     if not rows.isfinite().all():
-        raise InputError(f"{path} has latents that are not finite numbers: encode the images again")
+        raise InputError(f"{path} has non-finite latents: encode the images again")
     if (rows.chunk(2, dim=1)[1] < 0).any():
-        layout = "(N, 2 C, h, w) are C means and C standard deviations"
-        raise InputError(f"{path} has standard deviations below 0: {layout}")
+        layout = "rows (2 C, h, w) must be C means followed by C standard deviations"
+        raise InputError(f"{path} has negative standard deviations: {layout}")
     std = float(dataset.samples(which).std())
     if not USUAL[0] < std < USUAL[1]:
         assert dataset.encoder is not None
         log.info(
-            f"{path}: latents have a standard deviation of {std:.2g} at the scale "
-            f"{dataset.encoder.scale}; networks expect about 1: check the scale of the autoencoder"
+            f"{path}: with the scale {dataset.encoder.scale}, latents have a standard deviation of "
+            f"{std:.2g}, but networks expect about 1: check the scale of the autoencoder"
         )
     return dataset
 
 
 def load_encoded(folder: Path) -> Dataset:
-    """What soflow encode wrote."""
+    """Loads a folder written by `soflow encode`."""
     plan_file = folder / "plan.json"
     if plan_file.is_file() and not (folder / "index.json").is_file():
-        raise InputError(f"data.path={folder} is incomplete: run the same soflow encode again")
+        raise InputError(
+            f"data.path={folder} is incomplete: run the same soflow encode command again"
+        )
     begun = AnyPlan.read(plan_file)
     plan = LatentsPlan.read(plan_file) if begun is not None and begun.kind == "latents" else None
     if plan is None:
         held = "no plan.json" if begun is None else f"{in_short(begun.kind)}, not latents"
-        raise InputError(f"data.path={folder} holds {held}: make latents with soflow encode")
+        raise InputError(f"data.path={folder} has {held}: make latents with soflow encode")
     rows, index = open_store(folder)
     if len(rows.shape) != 4 or rows.shape[1] % 2 or not rows.dtype.is_floating_point:
-        raise RunError(f"{folder} is damaged: its rows {list(rows.shape)} are no latents")
+        raise RunError(
+            f"{folder} is damaged: its rows {list(rows.shape)} are not latents, encode the images "
+            "again"
+        )
     labels = as_labels(index.labels, plan.class_names, str(folder))
     names = plan.class_names if labels is not None else ()
     return Dataset(plan.name, "train", rows, labels, names, plan.encoder, plan.unlabelled)
 
 
 def load_hdf5(file: Path) -> Dataset:
-    """The reference implementation's file, see `hdf5_dataset`."""
+    """Loads an HDF5 file of the reference code: see `hdf5_dataset`."""
     h5py = optional_package("h5py", "HDF5 latents need", "latents")
     if not file.is_file():
-        raise InputError(f"data.path={file} does not exist")
+        raise InputError(f"data.path={file} does not exist: check the path")
     try:
         return hdf5_dataset(h5py.File(file, "r"), file)
     except InputError:
@@ -126,36 +134,40 @@ def load_hdf5(file: Path) -> Dataset:
 
 
 def hdf5_dataset(opened: Any, file: Path) -> Dataset:
-    """The data set in `latents` (N, 8, h, w), `labels` (N,), `amount` N and `latent_size` h.
+    """The dataset in an opened HDF5 file.
 
-    Raises InputError if the file holds something else, or one of UNREADABLE.
+    The file has `latents` (N, 2 C, h, w), and optionally `labels` (N,), `amount` (N) and
+    `latent_size` (h). Raises InputError if it has other content, or one of UNREADABLE.
     """
     latents = own(opened, "latents")
     if latents is None or latents.ndim != 4 or latents.shape[1] % 2:
         held = ", ".join(opened) or "nothing"
-        raise InputError(f"{file} has no latents (N, 2 C, h, w), means and deviations, but {held}")
+        raise InputError(
+            f"{file} has no array 'latents' (N, 2 C, h, w) of means and standard deviations, but "
+            f"{held}"
+        )
     shape = list(latents.shape)
     if latents.dtype.kind != "f" or min(shape) < 1:
         what = f"latents {latents.dtype}{shape}"
-        raise InputError(f"{file} has {what}: they must be floats, and no size may be 0")
+        raise InputError(f"{file} has {what}: latents must be floats, with all sizes at least 1")
     for name, found in (("amount", shape[0]), ("latent_size", shape[-1])):
         stated = number(opened, name)
         if stated not in (None, found):
             what = f"{name}={stated}, but its latents are {shape}"
-            raise InputError(f"{file} says {what}: it is incomplete")
+            raise InputError(f"{file} is incomplete: it states {what}")
     require_in_proportion(latents.nbytes, file.stat().st_size)
     labels = labels_of(opened, len(latents), file) if "labels" in opened else None
     encoder = Encoder(name=SD_VAE, scale=SD_SCALE, size=SD_FACTOR * shape[-1])
     rows: Rows = Hdf5Rows(latents)
     offset = latents.id.get_offset()
     if offset is not None and latents.dtype.isnative:  # contiguous values can be memory-mapped
-        # torch wants writable memory, hence copy on write ("c").
+        # torch expects writable memory, hence copy-on-write ("c").
         rows = torch.from_numpy(np.memmap(file, latents.dtype, "c", offset, latents.shape))
     return Dataset(file.stem, "train", rows, labels, (), encoder, f"{file} has no labels")
 
 
 def labels_of(opened: Any, count: int, file: Path) -> Tensor | None:
-    """The class of each of `count` latents, (N,)."""
+    """The classes (N,) of the latents, N = `count`."""
     labels = own(opened, "labels")
     if labels is None or labels.dtype.kind not in "iu":
         raise InputError(f"{file} has labels that are not integers: save them as integers (N,)")
@@ -165,7 +177,7 @@ def labels_of(opened: Any, count: int, file: Path) -> Tensor | None:
 
 
 def own(opened: Any, name: str) -> Any:
-    """The data set of this name, or None. Raises ValueError if its values are in another file."""
+    """The HDF5 dataset of this name, or None. Raises ValueError if it is stored in another file."""
     import h5py
 
     link = opened.get(name, getlink=True)
@@ -174,12 +186,12 @@ def own(opened: Any, name: str) -> Any:
     found = opened[name] if isinstance(link, h5py.HardLink) else None
     held = found if isinstance(found, h5py.Dataset) else None
     if found is None or (held is not None and (held.external or held.is_virtual)):
-        raise ValueError(f"its {name} are stored elsewhere: copy them into the file")
+        raise ValueError(f"its {name} are stored in another file: copy them into this one")
     return held
 
 
 def number(opened: Any, name: str) -> int | None:
-    """An integer kept as an attribute or as a data set of one element; None without it."""
+    """An integer stored as an attribute or as an HDF5 dataset with one element; None without it."""
     value = opened.attrs[name] if name in opened.attrs else own(opened, name)
     try:
         return None if value is None or np.size(value) != 1 else int(np.asarray(value).ravel()[0])
@@ -188,7 +200,7 @@ def number(opened: Any, name: str) -> int | None:
 
 
 class Hdf5Rows:
-    """Rows of a data set that is compressed, chunked or in another byte order."""
+    """Rows of an HDF5 dataset that is compressed, chunked or in another byte order."""
 
     def __init__(self, latents: Any) -> None:
         self.latents = latents
@@ -200,7 +212,7 @@ class Hdf5Rows:
         return self.shape[0]
 
     def __getitem__(self, which: Tensor) -> Tensor:
-        """The rows at these indices (n,), each read once, in the order of the file."""
+        """The rows at these indices (n,). Each is read only once, in the order of the file."""
         indices, places = np.unique(which.numpy(), return_inverse=True)
         try:
             rows = self.latents[indices][places]

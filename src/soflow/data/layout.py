@@ -1,9 +1,9 @@
-"""The splits and classes of a folder of images, from the names of its files alone.
+"""Finds the splits and classes of a folder of images from the names of its files.
 
 *.png                         no classes
 cat/*.png  dog/*.png          classes cat and dog
-Training/...  Testing/...     splits, each as above, by any usual name
-photos/photos/cat/*.png       single folders are passed through
+Training/...  Testing/...     splits by any usual name, each with one of the layouts above
+photos/photos/cat/*.png       single folders around class folders are skipped
 """
 
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ from soflow.data.splits import split_of, splits_among
 from soflow.data.tree import normalized
 from soflow.errors import InputError
 
-#: Images beside class folders or splits are left out if they are at most this fraction.
+#: Images outside of class folders or splits are left out if they are at most this fraction.
 FEW = 0.1
-#: Folders that belong together, pictures and what describes them: they are not classes.
+#: Names of folders with images. Next to a folder in DESCRIPTIONS, they are not classes.
 PICTURES = {"images", "image", "imgs", "img", "jpegimages", "leftimg8bit"}
-#: Folders beside a folder `train` that make it a split.
+#: Names of folders that are never classes. If all others have these names, `train` is a split.
 NO_CLASSES = {"extra", "unlabeled", "unlabelled", "pred", "predict", "query", "gallery"}
 #: The order in which splits are listed.
 ORDER = ("train", "test", "validation")
@@ -29,30 +29,27 @@ DESCRIPTIONS = {
 
 @dataclass
 class Part:
-    """One split: the names of its images, and the folder they are below ("" or "train/").
-
-    notes: What was left out.
-    """
+    """One split: the names of its images, their common folder ("" or "train/"), and notes."""
 
     prefix: str
     names: list[str] = field(default_factory=list)
     notes: tuple[str, ...] = ()
 
     def top(self, name: str) -> str:
-        """The class folder of an image; "" for an image beside the class folders."""
+        """The class folder of an image; "" for an image outside of class folders."""
         first, slash, _ = name.removeprefix(self.prefix).partition("/")
         return normalized(first) if slash else ""
 
 
 def find_splits(names: Sequence[str], root: str) -> tuple[dict[str, Part], list[str]]:
-    """The splits of image files by name, and notes on what belongs to none.
+    """The splits of image files by name, and notes on images that belong to no split.
 
     Args:
         names: The names of all image files, sorted.
-        root: What messages call the folder.
+        root: The name of the folder in messages.
 
     Raises:
-        InputError: If it is not clear which folders are splits.
+        InputError: If it is ambiguous which folders are splits.
     """
     whole = inward(Part("", list(names)), through_splits=False)
     folders = by_folder(whole)
@@ -64,7 +61,7 @@ def find_splits(names: Sequence[str], root: str) -> tuple[dict[str, Part], list[
         return {"train": whole}, []
     notes, splits = list(whole.notes), splits_by_name(inner, here)
     if outer and "train" not in splits and not has_folders(whole, outer, folders):
-        # Class folders beside held-out splits: cat, dog and val.
+        # Class folders next to held-out splits, such as cat, dog and val.
         held_out = {name for folder in inner for name in folders[folder]}
         rest = Part(whole.prefix, [name for name in whole.names if name not in held_out])
         parts = {"train": inward(rest)}
@@ -77,16 +74,16 @@ def find_splits(names: Sequence[str], root: str) -> tuple[dict[str, Part], list[
             parts[split] = inward(part_of(whole, splits[split], folders))
     if direct:
         if not few(direct, whole):
-            found = f"{len(direct):,} images beside its splits, {' and '.join(inner)}"
-            raise InputError(f"{here} has {found}: move them into one of the folders")
-        notes.append(f"{counted(direct)} beside the splits, such as {direct[0]}")
+            found = f"{len(direct):,} images outside of its splits {' and '.join(inner)}"
+            raise InputError(f"{here} has {found}: move them into one of the splits")
+        notes.append(f"{counted(direct)} outside of the splits, such as {direct[0]}")
     return parts, notes
 
 
 def inward(part: Part, through_splits: bool = True) -> Part:
-    """The part without single folders around its class folders, such as photos/photos/cat.
+    """Skips single folders around the class folders of a part, as in photos/photos/cat.
 
-    A single folder that holds images directly is a class, unless its name says something else.
+    A single folder that contains images directly is a class, unless its name shows that it is not.
     """
     while True:
         folders = by_folder(part)
@@ -101,20 +98,22 @@ def inward(part: Part, through_splits: bool = True) -> Part:
         if flat and not no_class and (len(flat) == len(deeper.names) or not few(flat, deeper)):
             return part
         if direct:
-            deeper.notes += (f"{counted(direct)} beside the folder {only}, such as {direct[0]}",)
+            deeper.notes += (
+                f"{counted(direct)} outside of the folder {only}, such as {direct[0]}",
+            )
         part = deeper
 
 
 def few(names: Sequence[str], part: Part) -> bool:
-    """Whether images beside folders are so few that they can be left out."""
+    """Whether images outside of folders are so few that they can be left out."""
     return len(names) <= max(1, FEW * len(part.names))
 
 
 def is_class(whole: Part, inner: dict[str, str], outer: Sequence[str], here: str) -> bool:
-    """Whether the only folder with a name such as train is a class among others.
+    """Whether the only folder with a name such as `train` is a class.
 
-    `train` among `car` and `plane`, which all hold images directly, is a class. Raises InputError
-    beside a single other folder, where it may be either.
+    `train` next to `car` and `plane` is a class if all of them contain images directly. Next to a
+    single other folder, it may be a class or a split, and this raises InputError.
     """
     folders = by_folder(whole)
     others = [name for name in outer if name.casefold() not in NO_CLASSES]
@@ -123,8 +122,8 @@ def is_class(whole: Part, inner: dict[str, str], outer: Sequence[str], here: str
     if len(outer) == 1 and not has_folders(whole, outer, folders):
         (train,) = inner
         raise InputError(
-            f"{here} has the folders {outer[0]} and {train}: set data.path={here}/{train} to train "
-            f"on {train} alone, or rename {train} if it is a class"
+            f"{here} has the folders {outer[0]} and {train}, which may be a split or a class: set "
+            f"data.path={here}/{train} to train only on it, or rename it if it is a class"
         )
     return True
 
@@ -134,7 +133,7 @@ def counted(names: Sequence[str]) -> str:
 
 
 def by_folder(part: Part) -> dict[str, list[str]]:
-    """The images in each folder of a part, by the folder's name as it is spelled; "": in none."""
+    """The images in each folder of a part, by the folder's exact name ("" for none)."""
     folders: dict[str, list[str]] = {}
     for name in part.names:
         first, slash, _ = name.removeprefix(part.prefix).partition("/")
@@ -143,7 +142,7 @@ def by_folder(part: Part) -> dict[str, list[str]]:
 
 
 def has_folders(whole: Part, chosen: Sequence[str], folders: dict[str, list[str]]) -> bool:
-    """Whether images lie in folders inside one of the chosen folders."""
+    """Whether one of the chosen folders has images in subfolders."""
     return any(
         "/" in name.removeprefix(f"{whole.prefix}{folder}/")
         for folder in chosen
@@ -157,25 +156,25 @@ def part_of(whole: Part, folder: str, folders: dict[str, list[str]]) -> Part:
 
 
 def splits_by_name(inner: dict[str, str], here: str) -> dict[str, str]:
-    """The folder of each split. Of two tests, the second keeps its own name."""
+    """The folder of each split. A second folder for the same split keeps its own name."""
     splits: dict[str, str] = {}
     for name in sorted(inner, key=lambda name: name != inner[name]):  # exact names first
         split = inner[name]
         if split == "train" and "train" in splits:
             both = " and ".join(one for one in inner if inner[one] == "train")
-            raise InputError(f"{here} has two training splits, {both}: put them into one folder")
+            raise InputError(f"{here} has two training splits, {both}: merge them into one folder")
         splits[name if split in splits else split] = name
     return splits
 
 
 @dataclass(frozen=True)
 class ClassFolders:
-    """The classes of a split by its folders.
+    """The classes of a split from its folders.
 
     Attributes:
-        names: The class of each image that is kept, by file name.
+        names: The class of each image by file name. Images without a class are left out.
         classes: The names of all classes.
-        notes: What was left out.
+        notes: Remarks on what was left out.
     """
 
     names: dict[str, str]
@@ -189,13 +188,13 @@ def class_folders(part: Part, empty: Sequence[str], where: str) -> ClassFolders:
     Args:
         part: A split.
         empty: The names of all folders without images.
-        where: What messages call the part.
+        where: The name of the part in messages.
 
     Returns:
-        Without class folders, no classes.
+        The classes; without class folders, there are none.
 
     Raises:
-        InputError: If it is not clear whether folders are classes.
+        InputError: If too many images are outside of class folders.
     """
     tops = {name: part.top(name) for name in part.names}
     classes = sorted(set(tops.values()) - {""})
@@ -204,12 +203,12 @@ def class_folders(part: Part, empty: Sequence[str], where: str) -> ClassFolders:
     stray = [name for name, top in tops.items() if not top]
     if not few(stray, part):
         raise InputError(
-            f"{where} has {len(stray):,} images beside its class folders, such as "
-            f"{stray[0]}: set data.num_classes=0 to train on all without classes, or move them"
+            f"{where} has {len(stray):,} images outside of its class folders, such as "
+            f"{stray[0]}: move them, or set data.num_classes=0 to train on all without classes"
         )
     notes = []
     if stray:
-        notes.append(f"{counted(stray)} beside the class folders, such as {stray[0]}")
+        notes.append(f"{counted(stray)} outside of the class folders, such as {stray[0]}")
     inside = (name.removeprefix(part.prefix) for name in empty if name.startswith(part.prefix))
     hollow = [name for name in inside if "/" not in name]
     if hollow:
@@ -219,12 +218,12 @@ def class_folders(part: Part, empty: Sequence[str], where: str) -> ClassFolders:
 
 
 def require_pictures(part: Part, where: str) -> None:
-    """Raises InputError if folders hold pictures and what describes them, such as masks."""
+    """Raises InputError if folders contain images and their annotations, such as masks."""
     folders = list(by_folder(part))
     lowered = {name.casefold() for name in folders}
     if lowered & PICTURES and lowered & DESCRIPTIONS:
         pair = " and ".join(folders[:3])
         raise InputError(
-            f"{where} has folders {pair}, which do not look like classes: set data.path to the "
+            f"{where} has the folders {pair}, which do not look like classes: set data.path to the "
             "folder of images"
         )

@@ -1,4 +1,4 @@
-"""Data for a training loop of one's own, read as `soflow.train` reads them."""
+"""Loads data for your own training loop in the same way as `soflow.train`."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,22 +16,22 @@ from soflow.errors import InputError
 
 
 def load_data(data: Any, **settings: Any) -> Dataset:
-    """Loads data by name, or takes your own, as `soflow.train` does.
+    """Loads data by name, or converts your own data, in the same way as `soflow.train`.
 
     Args:
-        data: SOURCE[:SPLIT], such as "digits:test", a path or a name on the Hub; or data of your
-            own: a tensor or an array (N, ...), samples and labels as (x, y), a data set of torch or
-            a `datasets.Dataset`.
-        settings: Keys of the section `data` of a configuration, such as `range=(0, 255)`. Image
-            files need `shape=(C, H, W)`, which they are cropped to. `num_classes=0` leaves out
+        data: SOURCE[:SPLIT], such as "digits:test", a path, or a name on the Hugging Face Hub. Or
+            your own data: a tensor or an array (N, ...), samples and labels as a tuple (x, y), a
+            torch dataset, or a `datasets.Dataset`.
+        settings: Keys of the configuration section `data`, such as `range=(0, 255)`. Image files
+            need `shape=(C, H, W)`: they are resized and cropped to it. `num_classes=0` ignores
             labels.
 
     Returns:
-        The data set: `data.samples()` are tensors (N, ...), `data.labels` (N,) or None. Samples
-        without a label have the label `num_classes`.
+        The dataset. `data.samples()` is a tensor (N, ...), and `data.labels` is a tensor (N,) or
+        None. Unlabelled samples have the label `num_classes`.
 
     Raises:
-        InputError: If there are no such data, or they cannot be used.
+        InputError: If the data do not exist or cannot be used.
 
     Example:
         >>> import soflow, torch
@@ -47,7 +47,7 @@ def load_data(data: Any, **settings: Any) -> Dataset:
         data = str(data)
         config, split = sources.find(data, config)
         if config.source in sources.IMAGES and "shape" not in settings and "size" not in settings:
-            raise InputError(f"{data} holds images: give the shape to crop to, shape=(3, H, W)")
+            raise InputError(f"{data} contains images: pass the shape to crop to, shape=(3, H, W)")
         dataset = sources.load(config, split or config.split)
     else:
         dataset = own_dataset(data, config)
@@ -57,7 +57,7 @@ def load_data(data: Any, **settings: Any) -> Dataset:
 
 
 def data_config(settings: dict[str, Any]) -> DataConfig:
-    """The section `data` with these keys. Raises InputError for the first mistake."""
+    """The configuration section `data` with these keys. Raises InputError for the first mistake."""
     try:
         return DataConfig.model_validate(settings)
     except ValidationError as error:

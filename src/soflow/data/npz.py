@@ -1,7 +1,7 @@
-"""Arrays in .npz files: their heads are read first, their values when they are needed.
+"""Reads arrays in .npz files: the headers first, the values on demand.
 
-Files may come from anybody. Nothing is unpickled, nothing is unpacked onto the disk, and no memory
-is allocated for values that do not exist.
+Files may be untrusted. Nothing is unpickled, nothing is unpacked to disk, and no memory is
+allocated for values that a file does not contain.
 """
 
 import struct
@@ -16,18 +16,18 @@ import numpy as np
 
 from soflow.errors import InputError, first_line
 
-#: What zipfile, its decompressors, numpy and h5py raise for files that they cannot read.
+#: Exceptions that zipfile, its decompressors, numpy and h5py raise for unreadable files.
 UNREADABLE = (
     ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError,
     SyntaxError, TypeError, ValueError,
     struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
-#: Arrays of more than LARGE bytes may be at most MOST_EXPANDED times as large as in their file.
+#: Arrays of more than LARGE bytes may expand by at most a factor of MOST_EXPANDED.
 LARGE, MOST_EXPANDED = 2**30, 100
 
 
 class Head(NamedTuple):
-    """An array that is not read yet. `content` identifies its values, if known."""
+    """The header of an array. `content` identifies the values, if known."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -36,7 +36,7 @@ class Head(NamedTuple):
 
 
 def heads(path: Path) -> dict[str, Head]:
-    """The heads of all arrays of a .npz. Raises InputError if it is damaged."""
+    """The headers of all arrays in a .npz file. Raises InputError if it is damaged."""
     try:
         found = {}
         with zipfile.ZipFile(path) as archive:
@@ -52,7 +52,7 @@ def heads(path: Path) -> dict[str, Head]:
 
 
 def is_zip(path: str | Path) -> bool:
-    """Whether a file is a zip file, whole or damaged."""
+    """Whether a file is a zip file, intact or damaged."""
     try:
         return zipfile.is_zipfile(path)
     except zipfile.BadZipFile:
@@ -60,23 +60,23 @@ def is_zip(path: str | Path) -> bool:
 
 
 def read_head(stream: Any, size: int) -> Head:
-    """Reads the head of an array from a stream of `size` bytes.
+    """Reads the header of an array from a stream of `size` bytes.
 
-    Raises one of UNREADABLE, also if the head states another number of bytes than follow.
+    Raises one of UNREADABLE. This includes a header that does not match the number of bytes.
     """
     old = np.lib.format.read_magic(stream) == (1, 0)
     read = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
     shape, columns_first, dtype = read(stream)
     there, stated = size - stream.tell(), prod(shape) * dtype.itemsize
     if stated != there and not dtype.hasobject:
-        raise ValueError(f"an array is said to have {stated:,} bytes, but has {there:,}")
+        raise ValueError(f"the header of an array states {stated:,} bytes, but it has {there:,}")
     return Head(shape, dtype, columns_first)
 
 
 def open_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Any:
-    """A stream of one array. Raises ValueError for strange compression, or if it expands much."""
+    """Opens one array. Raises ValueError for unknown compression, or if it expands too much."""
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ValueError(f"{member.filename} is compressed in another way than numpy's")
+        raise ValueError(f"{member.filename} has a compression that numpy does not use")
     assert archive.filename is not None
     stored = min(member.compress_size, Path(archive.filename).stat().st_size)
     require_in_proportion(member.file_size, stored)
@@ -84,13 +84,15 @@ def open_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Any:
 
 
 def require_in_proportion(size: int, stored: int) -> None:
-    """Raises ValueError if a large array of `size` bytes takes too few bytes in its file."""
+    """Raises ValueError if a large array of `size` bytes expands too much from `stored` bytes."""
     if size > LARGE and size > MOST_EXPANDED * stored:
-        raise ValueError(f"{stored:,} bytes expand to {size:,}, more than {MOST_EXPANDED} times")
+        raise ValueError(
+            f"{stored:,} bytes expand to {size:,}, by more than a factor of {MOST_EXPANDED}"
+        )
 
 
 def load_array(path: Path, name: str) -> np.ndarray:
-    """Reads one array without unpickling anything. Raises InputError if it is damaged."""
+    """Reads one array without unpickling. Raises InputError if it is damaged."""
     try:
         with zipfile.ZipFile(path) as archive:
             member = archive.getinfo(f"{name}.npy")

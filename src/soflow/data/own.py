@@ -1,9 +1,9 @@
-"""Data given in Python: tensors, arrays, data sets of torch and of Hugging Face.
+"""Data passed from Python: tensors, arrays, torch datasets and Hugging Face datasets.
 
     soflow.train("images", "runs/mine", data=data)
 
-Small data are read once. Of large data sets, and of those whose items change from visit to visit,
-as by random transforms, each batch reads its own items.
+Small datasets are read once. For large datasets, and for datasets with random transforms, each
+batch reads its own items.
 """
 
 import logging
@@ -43,31 +43,30 @@ from soflow.system.progress import Progress, track
 
 log = logging.getLogger(__name__)
 
-#: What config.yaml and messages call such data.
+#: The value of `data.source` and the name in messages for such data.
 NAME = "python"
-#: What to do without it.
+#: The error for a run whose data were not passed again.
 MISSING = (
-    "the data of this run live in Python (data.source=python): give them again, as in "
+    "the data of this run were passed from Python (data.source=python): pass them again, as in "
     "soflow.train(..., data=...) or soflow.evaluate(..., data=...); on the command line, evaluate "
-    "against a file, --reference FILE"
+    "against a file with --reference FILE"
 )
-#: Items that show what a data set holds, and how many of them are read twice to see whether they
-#: change.
+#: Items that are read to inspect a dataset, and items that are read twice to detect random changes.
 LOOKED_AT, READ_TWICE = 256, 16
 
-#: What has a length or columns, but no samples by index, and what to do.
+#: Types that are not datasets with samples by index, with advice.
 FRAMES = {
-    "DataFrame": "give its values, data=frame[[...]].to_numpy(), or save it and set data.path",
-    "IterableDataset": "give a data set with __len__ and __getitem__",
-    "DatasetDict": "give one of its splits, data['train']",
+    "DataFrame": "pass its values, data=frame[[...]].to_numpy(), or save it and set data.path",
+    "IterableDataset": "pass a dataset with __len__ and __getitem__",
+    "DatasetDict": "pass one of its splits, data['train']",
 }
 
-_given: ContextVar[Dataset | None] = ContextVar("data given in Python", default=None)
+_given: ContextVar[Dataset | None] = ContextVar("data passed from Python", default=None)
 
 
 @SOURCES.register(NAME)
 class Given:
-    """The data that the current call was given."""
+    """The data passed to the current call."""
 
     def splits(self, config: DataConfig) -> tuple[str, ...]:
         return (config.split,)
@@ -80,23 +79,23 @@ class Given:
 
 
 def require_unnamed(keys: Sequence[str]) -> None:
-    """Raises InputError if settings name other data beside those that are given."""
+    """Raises InputError if settings select other data than the data passed from Python."""
     for key in keys:
         if key in ("data.path", "data.source", "data.split"):
-            raise InputError(f"{key} names data, and data= is given: leave one of them out")
+            raise InputError(f"{key} and data= cannot be used together: leave one of them out")
 
 
 @contextmanager
 def given(data: Any, config: Config) -> Iterator[Config]:
-    """Makes data available as data.source=python.
+    """Makes data available as `data.source=python`.
 
     Args:
-        data: See `own_dataset`.
-        config: What is to be trained on them.
+        data: The data: see `own_dataset`.
+        config: The configuration of the training run.
 
     Yields:
         The configuration with the source and the shape of the data. Labels are used unless
-        data.num_classes is 0.
+        `data.num_classes` is 0.
     """
     dataset = own_dataset(data, config.data)
     changes: dict[str, Any] = {"source": NAME, "path": "", "shape": dataset.shape}
@@ -110,23 +109,26 @@ def given(data: Any, config: Config) -> Iterator[Config]:
 
 
 def own_dataset(data: Any, config: DataConfig, progress: Progress = track) -> Dataset:
-    """A data set from what people have.
+    """Converts data passed from Python to a dataset.
 
     Args:
-        data: A tensor or an array (N, ...); samples and labels as a tuple of two; a dictionary of
-            arrays `image` or `data`, `label` and `cond`; a data set with `__len__` and
-            `__getitem__` whose items are samples, (sample, label), or such dictionaries; or a
-            Hugging Face `datasets.Dataset`. Samples are floats, or bytes (uint8) of images.
-        config: Says how to read them: the range of values, names of columns, whether labels count.
-        progress: Shows how many items are read.
+        data: A tensor or an array (N, ...); a tuple (samples, labels); a dictionary of arrays
+            `image` or `data`, `label` and `cond`; a dataset with `__len__` and `__getitem__` whose
+            items are samples, tuples (sample, label) or such dictionaries; or a Hugging Face
+            `datasets.Dataset`. Samples are floats, or uint8 for images.
+        config: The settings: range of values, names of columns, whether to use labels.
+        progress: Shows the number of items read.
 
     Raises:
-        InputError: If they cannot be used.
+        InputError: If the data cannot be used.
     """
     if isinstance(data, Dataset):
         return data
     if config.random_crop:
-        raise InputError("data.random_crop is for data in files: crop in Python, and leave it out")
+        raise InputError(
+            "data.random_crop does not apply to data passed from Python: crop them yourself, and "
+            "leave it out"
+        )
     if type(data).__name__ in FRAMES:
         raise InputError(f"data is {type(data).__name__}: {FRAMES[type(data).__name__]}")
     if isinstance(data, Mapping):
@@ -141,10 +143,12 @@ def own_dataset(data: Any, config: DataConfig, progress: Progress = track) -> Da
 
 
 def dataset_of_mapping(data: Mapping[str, Any], config: DataConfig) -> Dataset:
-    """The data set of arrays by name: samples, labels and conditions."""
+    """The dataset of a dictionary of arrays: samples, labels and conditions."""
     samples, labels, cond = parts_of(data, config)
     if not isinstance(samples, Tensor | np.ndarray):
-        raise InputError(f"data hold {in_short(samples)}: give a dictionary of arrays or tensors")
+        raise InputError(
+            f"data contains {in_short(samples)}: pass a dictionary of arrays or tensors"
+        )
     dataset = dataset_of_arrays(samples, labels, config)
     if cond is None:
         return dataset
@@ -152,28 +156,28 @@ def dataset_of_mapping(data: Mapping[str, Any], config: DataConfig) -> Dataset:
 
 
 def dataset_of_arrays(samples: Tensor | np.ndarray, labels: Any, config: DataConfig) -> Dataset:
-    """The data set of a tensor or an array (N, ...), and of labels (N,) or None."""
+    """The dataset of a tensor or an array (N, ...) with labels (N,) or None."""
     if samples.ndim == 0 or not len(samples):
-        raise InputError("data hold no samples")
+        raise InputError("data has no samples: pass a tensor or an array (N, ...)")
     if labels is not None and (not hasattr(labels, "__len__") or len(labels) != len(samples)):
         found = f"{len(labels)} labels" if hasattr(labels, "__len__") else in_short(labels)
-        raise InputError(f"data hold {len(samples)} samples and {found}: give one for each")
+        raise InputError(f"data has {len(samples)} samples and {found}: pass one label per sample")
     given, listed = as_tensor(samples), None if labels is None else list(labels)
     layout = layout_of(given, config, isinstance(samples, np.ndarray))
     return dataset_of(layout.store(given), layout, listed, (), config)
 
 
 def dataset_of_items(data: Any, config: DataConfig, progress: Progress) -> Dataset:
-    """A data set of items by index."""
+    """The dataset of items by index."""
     by_index = hasattr(data, "__len__") and hasattr(data, "__getitem__")
     if isinstance(data, str | bytes) or not by_index:
         raise InputError(
-            f"data is {type(data).__name__}: give a tensor, an array, (samples, labels), a "
-            "dictionary of them, or a data set with __len__ and __getitem__; for a path, set "
+            f"data is {type(data).__name__}: pass a tensor, an array, (samples, labels), a "
+            "dictionary of arrays, or a dataset with __len__ and __getitem__; for a path, set "
             "data.path"
         )
     if not len(data):
-        raise InputError("data hold no samples")
+        raise InputError("data has no samples: its length is 0")
     items, count = Items(data, config), len(data)
     places = np.linspace(0, count - 1, min(count, LOOKED_AT)).round().astype(int).tolist()
     looked, labels_seen, cond = items.some(places)
@@ -192,7 +196,7 @@ def dataset_of_items(data: Any, config: DataConfig, progress: Progress) -> Datas
         return dataset if cond is None else with_conditions(dataset, cond, items.cond_numpy, "cond")
     if changing:
         log.info(
-            "data: items change from visit to visit, so a resumed run repeats their order alone"
+            "data: items have random transforms, so a resumed run repeats only the order of samples"
         )
     layout = layout_of(looked, config, items.numpy, changing)
     rows = ItemRows(items, layout, layout.store(looked), changing)
@@ -217,7 +221,7 @@ def dataset_of(
     names: Sequence[str],
     config: DataConfig,
 ) -> Dataset:
-    """The data set of stored samples and given labels."""
+    """The dataset of stored samples and labels."""
     found = Classes(None, (), "there are no labels")
     if config.num_classes == 0:
         found = Classes(None, (), "data.num_classes is 0")
@@ -242,13 +246,13 @@ def dataset_of(
 
 
 def numbered(values: list[Any], names: Sequence[str], where: str, config: DataConfig) -> Classes:
-    """The classes of given labels."""
+    """Converts labels to classes."""
     found = classes_of(values, names, where)
     return without_gaps(found, found.labels or (), config.num_classes, where)
 
 
 def is_table_of_images(data: Any) -> bool:
-    """Whether data are a `datasets.Dataset` with images that no transform changes."""
+    """Whether data is a `datasets.Dataset` with images and without transforms."""
     if not type(data).__module__.startswith("datasets.") or not hasattr(data, "features"):
         return False
     images = any(type(kind).__name__ == "Image" for kind in data.features.values())
@@ -264,7 +268,7 @@ class TableImages:
         found, label = Classes(None, (), "data.num_classes is 0"), None
         if config.num_classes:
             label = label_column_of(table, NAME, config.label_column, self.column)
-            found = Classes(None, (), "data have no column of classes")
+            found = Classes(None, (), "data has no column of classes")
         if label is not None:
             names, where = names_of(table, label), f"the column '{label}'"
             found = numbered(list(table[label]), names, where, config)
@@ -290,7 +294,7 @@ class TableImages:
 
 
 def images_of_table(table: Any, config: DataConfig) -> Dataset:
-    """The images of a table, resized and cropped to data.shape."""
+    """The dataset of images in a `datasets.Dataset`, resized and cropped to data.shape."""
     channels, height, width = image_shape(config.shape)
     images = TableImages(table, config)
     return cached(images, (height, width), channels, config.range, config.max_unreadable)

@@ -1,4 +1,4 @@
-"""Samples given in Python, as a data set stores them: from tensors, arrays, and items by index."""
+"""Converts samples passed from Python (tensors, arrays, items by index) to their stored form."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,28 +16,28 @@ from soflow.data.values import in_words, usual_range
 from soflow.errors import InputError, in_short
 from soflow.system.progress import Progress, silent
 
-#: Usual names of the sample in an item that is a dictionary, in lower case.
+#: Usual keys of the sample in a dictionary, in lower case.
 SAMPLE_NAMES = ("image", "images", "img", "pixel_values", "x", "data", "sample", "input", "inputs",
                 "samples")  # fmt: skip
 #: The range of samples that need no scaling.
 AS_THEY_ARE: Range = (-1.0, 1.0)
-#: What stores conditions (n, ...).
+#: Converts conditions (n, ...) to their stored form.
 Store: TypeAlias = Callable[[Tensor], Tensor]
-#: The range of bytes that are stored as bytes.
+#: The range of images in bytes, which are stored as bytes.
 BYTES: Range = (0.0, 255.0)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How given samples become stored ones: images of bytes (N, H, W, C), or floats (N, C, ...)."""
+    """The conversion of samples to their stored form: bytes (N, H, W, C) or floats (N, C, ...)."""
 
     channels_last: bool
-    values: Range  # those that become -1 and 1
+    values: Range  # the values that are scaled to -1 and 1
     note: str = ""
     scaling: Scaling | None = None  # of vectors and signals
 
     def store(self, given: Tensor) -> Tensor:
-        """Samples (N, ...) as a data set stores them."""
+        """Converts samples (N, ...) to their stored form."""
         if given.dtype == torch.uint8 and self.values == BYTES:
             images = given if given.ndim == 4 else given[:, None]
             return images if self.channels_last else images.permute(0, 2, 3, 1).contiguous()
@@ -58,28 +58,32 @@ class Layout:
 
 
 def layout_of(given: Tensor, config: DataConfig, numpy: bool, changing: bool = False) -> Layout:
-    """How samples (N, ...) are stored. Vectors and signals are standardized unless they change.
+    """Chooses the conversion of samples (N, ...).
+
+    Vectors and signals are standardized, unless they change randomly.
 
     Args:
-        given: Samples.
-        config: Says which range of values becomes -1 to 1.
-        numpy: Whether they came as arrays.
-        changing: Whether samples vary from visit to visit, and so do their statistics.
+        given: The samples.
+        config: The settings, with the range of values that is scaled to [-1, 1].
+        numpy: Whether the samples are numpy arrays.
+        changing: Whether samples change randomly each time they are read. Their statistics then
+            also change.
 
     Raises:
-        InputError: If they are no samples.
+        InputError: If the type, the shape or the values cannot be used as samples.
     """
-    found = f"data are {str(given.dtype).removeprefix('torch.')} {list(given.shape)}"
+    found = f"data is {str(given.dtype).removeprefix('torch.')} {list(given.shape)}"
     whole = given.dtype == torch.uint8
     if whole and given.ndim not in (3, 4):
-        raise InputError(f"{found}, which are no images: give vectors and signals as floats")
+        raise InputError(f"{found}, which does not fit images: pass vectors and signals as floats")
     if not whole and not given.is_floating_point():
-        raise InputError(f"{found}: give floats, or bytes (uint8) for images")
+        raise InputError(f"{found}: pass floats, or uint8 for images")
     if given.ndim > 4:
-        raise InputError(f"{found}: samples have three dimensions at most")
+        raise InputError(f"{found}: samples may have at most three dimensions")
     finite = given.reshape(len(given), -1).isfinite().all(1)
     if not bool(finite.all()):
-        raise InputError(f"data are not finite in row {int(finite.int().argmin())}: remove it")
+        row = int(finite.int().argmin())
+        raise InputError(f"data has non-finite values in row {row}: remove this row")
     last = given.ndim == 4 and channels_last(given, numpy)
     low, high = float(given.min()), float(given.max())
     picture = whole or (given.ndim == 4 and given.shape[3 if last else 1] in (1, 3))
@@ -91,18 +95,19 @@ def layout_of(given: Tensor, config: DataConfig, numpy: bool, changing: bool = F
     said = f"values {in_words((low, high))}"
     if config.range == "standardize" and (given.ndim == 4 or changing):
         raise InputError(
-            f"{found}: data.range=standardize is for vectors and signals; leave it out"
+            f"{found}: data.range=standardize needs vectors or signals without random transforms: "
+            "leave it out"
         )
     if given.ndim < 4 and not whole and not changing:
         scaling, how = scaling_of(given, config)
         return Layout(last, AS_THEY_ARE, f"{said} are {how}", scaling)
     if values == AS_THEY_ARE:
-        return Layout(last, values, f"{said} are taken as they are")
+        return Layout(last, values, f"{said} are used without scaling")
     return Layout(last, values, f"{said}: {in_words(values)} is scaled to -1 to 1")
 
 
 def scaling_of(given: Tensor, config: DataConfig) -> tuple[Scaling, str]:
-    """What standardizes vectors (N, D) and signals (N, C, L), or scales a range, in words, too."""
+    """The scaling of vectors (N, D) and signals (N, C, L), and its description for messages."""
     values = given.double()[:, None] if given.ndim == 1 else given.double()
     axes, channels = tuple(range(values.ndim)), values.shape[1]
     if isinstance(config.range, str):
@@ -116,34 +121,35 @@ def scaling_of(given: Tensor, config: DataConfig) -> tuple[Scaling, str]:
 
 
 def channels_last(images: Tensor, numpy: bool) -> bool:
-    """Whether images (N, H, W, C) or (N, C, H, W) have their channels last: the smaller end.
+    """Whether channels are the last axis of images (N, H, W, C) or (N, C, H, W).
 
-    If both ends are as long, they are last in arrays and first in tensors.
+    The smaller axis is taken. If both have the same size, channels are last in arrays and first in
+    tensors.
     """
     first, last = images.shape[1], images.shape[3]
     return last < first or (last == first and numpy)
 
 
 def as_tensor(sample: Any) -> Tensor:
-    """A sample or samples as a tensor on the CPU. Raises InputError if they are no numbers."""
+    """Converts samples to a tensor on the CPU. Raises InputError if they are not numbers."""
     try:
         values = sample if isinstance(sample, Tensor) else torch.from_numpy(native(sample))
     except (TypeError, ValueError):
-        raise InputError(f"data hold {in_short(sample)}: give arrays or tensors") from None
+        raise InputError(f"data contains {in_short(sample)}: pass arrays or tensors") from None
     if values.is_meta or values.layout != torch.strided:
-        kind = "on the device meta" if values.is_meta else str(values.layout)
-        raise InputError(f"data are a tensor {kind}: give one with values, not sparse")
+        kind = "on the device meta" if values.is_meta else f"of layout {values.layout}"
+        raise InputError(f"data is a tensor {kind}: pass a dense tensor with values")
     return values.detach().cpu()
 
 
 def native(sample: Any) -> np.ndarray:
-    """A copy of an array in this machine's order of bytes."""
+    """A copy of an array in native byte order."""
     values = np.array(sample)
     return values.astype(values.dtype.newbyteorder("="))
 
 
 class Items:
-    """The items of a data set, by their numbers: samples as they are given, and labels."""
+    """The items of a dataset by index: samples before conversion, labels and conditions."""
 
     def __init__(self, data: Any, config: DataConfig) -> None:
         self.data, self.config = data, config
@@ -160,21 +166,21 @@ class Items:
         sample, label, cond = parts_of(self.data[row], self.config)
         values = as_tensor(sample)
         if values.shape != self.shape:
-            found = f"item {row} of data is {list(values.shape)}, item 0 is {list(self.shape)}"
-            raise InputError(f"{found}: crop or resize them to one shape")
+            found = f"item {row} of data has shape {list(values.shape)}, item 0 {list(self.shape)}"
+            raise InputError(f"{found}: crop or resize all items to one shape")
         given = None if cond is None else as_tensor(cond)
         if (shape := None if given is None else given.shape) != self.cond_shape:
             one, first = (x if x is None else list(x) for x in (shape, self.cond_shape))
             raise InputError(
-                f"the condition of item {row} of data is {one}, that of item 0 is {first}: give "
-                "all items conditions of one shape"
+                f"the condition of item {row} of data has shape {one}, that of item 0 {first}: "
+                "give all conditions one shape"
             )
         return Parts(values, label, given)
 
     def some(
         self, rows: Sequence[int], progress: Progress = silent
     ) -> tuple[Tensor, list[Any], Tensor | None]:
-        """Samples (n, ...), their labels, and their conditions (n, ...) if they have any."""
+        """Reads samples (n, ...), their labels, and their conditions (n, ...) if any."""
         found = []
         with progress("reading data", len(rows)) as task:
             for done, row in enumerate(rows, 1):
@@ -185,9 +191,10 @@ class Items:
         return torch.stack(samples), list(labels), cond
 
     def labels(self, seen: Mapping[int, Any], progress: Progress) -> list[Any] | None:
-        """The labels of all items; None if the items that were seen have none.
+        """The labels of all items; None if the items in `seen` have no labels.
 
-        The data set's own list is used, as torchvision's have it, if it agrees with what was seen.
+        If the dataset has a list `targets`, as in torchvision, and it agrees with the labels in
+        `seen`, the list is used and the other items are not read.
         """
         if all(label is None for label in seen.values()):
             return None
@@ -204,10 +211,10 @@ class Items:
 
 
 class ItemRows:
-    """Stored samples (N, ...), read when they are needed.
+    """Stored samples (N, ...), read on demand.
 
-    changing: Whether items differ from visit to visit. Then they identify nothing, and no copy is
-        kept.
+    `changing` says whether items change randomly each time they are read. They are then neither
+    kept in memory nor part of a fingerprint.
     """
 
     def __init__(self, items: Items, layout: Layout, like: Tensor, changing: bool) -> None:
@@ -223,7 +230,7 @@ class ItemRows:
 
 
 class ItemConditions:
-    """Stored conditions (N, ...) of items, read in one visit with their samples."""
+    """Stored conditions (N, ...) of items, read together with their samples."""
 
     def __init__(self, rows: ItemRows, store: Store, like: Tensor) -> None:
         self.rows, self.store = rows, store
@@ -237,14 +244,14 @@ class ItemConditions:
         return self.with_samples(which)[1]
 
     def with_samples(self, which: Tensor) -> tuple[Tensor, Tensor]:
-        """Stored samples and conditions at these indices (n,)."""
+        """Stored samples (n, ...) and conditions (n, ...) at these indices (n,)."""
         samples, _, cond = self.rows.items.some(which.tolist())
         assert cond is not None
         return self.rows.layout.store(samples), self.store(cond)
 
 
 class Parts(NamedTuple):
-    """The parts of an item, or of all of them; None for those that are not there."""
+    """The sample, label and condition of one item or of all; None for missing parts."""
 
     sample: Any
     label: Any = None
@@ -252,7 +259,7 @@ class Parts(NamedTuple):
 
 
 def parts_of(item: Any, config: DataConfig) -> Parts:
-    """The sample, the label and the condition of an item, or of a dictionary of arrays."""
+    """Splits an item, or a dictionary of arrays, into sample, label and condition."""
     if isinstance(item, Mapping):
         keys = {str(key).lower(): key for key in item}
         sample = config.image_column or next((keys[x] for x in SAMPLE_NAMES if x in keys), None)
@@ -260,7 +267,7 @@ def parts_of(item: Any, config: DataConfig) -> Parts:
         if sample not in item or (config.label_column and label not in item):
             known = f"its keys are {', '.join(map(str, item))}"
             raise InputError(
-                f"an item of data has no sample under a usual name; {known}: set "
+                f"an item of data has no key for the sample or the label ({known}): set "
                 "data.image_column and data.label_column"
             )
         cond = keys.get(config.cond_column.lower()) if config.cond_column else None
@@ -269,7 +276,7 @@ def parts_of(item: Any, config: DataConfig) -> Parts:
         return Parts(item)
     if len(item) > 2:
         raise InputError(
-            f"an item of data has {len(item)} parts: give (sample, label), or a dictionary with "
+            f"an item of data has {len(item)} parts: return (sample, label), or a dictionary with "
             "the keys image, label and cond"
         )
     return Parts(item[0], item[1] if len(item) == 2 else None)

@@ -1,13 +1,13 @@
-"""The registry of data sources: a new source is one file and one registration.
+"""The registry of data sources.
 
-A function is enough:
+The simplest source is a function:
 
     @SOURCES.register("my_source")
     def my_source(config: DataConfig, split: str) -> Dataset:
         return Dataset("my_source", split, rows, labels)
 
-A class also declares its splits, so that evaluation finds held-out data (see `Source`). Image
-files are decoded, cropped and cached for a subclass of `ImageSource`.
+A class (see `Source`) also declares its splits, so that evaluation finds held-out data. A subclass
+of `ImageSource` only opens image files, which are then decoded, cropped and cached.
 """
 
 from abc import ABC, abstractmethod
@@ -24,10 +24,10 @@ from soflow.system.registry import Registry
 
 SOURCES: Registry[Callable[..., Any]] = Registry(
     "data source",
-    doc="""Data sources by the names that configurations give them.
+    doc="""The registry of data sources by name, as used in `data.source`.
 
-    A source is a function (config, split) -> `Dataset`, where config is the section `data` of a
-    configuration; or a class without arguments that also lists its splits, such as
+    A source is a function (config, split) -> `Dataset`, where `config` is the section `data` of a
+    configuration. Or it is a class without constructor arguments that also lists its splits: see
     `soflow.data.registry.Source`.
 
     Example:
@@ -45,10 +45,10 @@ SOURCES: Registry[Callable[..., Any]] = Registry(
 
 @runtime_checkable
 class Source(Protocol):
-    """A data source that knows its splits."""
+    """The interface of a data source that lists its splits."""
 
     def splits(self, config: DataConfig) -> tuple[str, ...]:
-        """The names of the splits that exist."""
+        """The names of the available splits."""
 
     def load(self, config: DataConfig, split: str) -> Dataset:
         """Loads one split.
@@ -59,7 +59,7 @@ class Source(Protocol):
 
 
 class ImageSource(ABC):
-    """A source of image files, which are decoded once and kept in the cache folder."""
+    """A source of image files. They are decoded once and kept in the cache folder."""
 
     @abstractmethod
     def splits(self, config: DataConfig) -> tuple[str, ...]: ...
@@ -77,14 +77,14 @@ class ImageSource(ABC):
 
 
 def image_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """C, H and W of images that are decoded from files; -1 channels are three.
+    """The shape (C, H, W) of images that are decoded from files. -1 channels become 3.
 
     Raises:
-        InputError: If they cannot be decoded to this shape.
+        InputError: If images cannot be decoded to this shape.
     """
     if len(shape) != 3 or shape[0] not in (-1, *MODES) or -1 in shape[1:]:
-        kinds = "[1, H, W] (grey) or [3, H, W] (RGB); or set data.size=H"
-        raise InputError(f"data.shape is {list(shape)}: images are {kinds}")
+        kinds = "set it to [1, H, W] (grayscale) or [3, H, W] (RGB), or set data.size=H"
+        raise InputError(f"data.shape is {list(shape)}, which does not fit images: {kinds}")
     return (3 if shape[0] == -1 else shape[0]), shape[1], shape[2]
 
 
@@ -92,12 +92,12 @@ def source_of(name: str) -> Source | None:
     """The source registered under this name; None if a plain function is registered.
 
     Raises:
-        InputError: If there is no such source.
+        InputError: If no source has this name.
     """
     if name not in SOURCES:
-        hint = "encode ImageNet to latents first (soflow encode); " if "imagenet" in name else ""
-        hint += "import a module of your own that registers it first (--import MODULE)"
+        hint = "encode ImageNet to latents first (soflow encode), or " if "imagenet" in name else ""
+        hint += "import the module that registers your own source (--import MODULE)"
         known = ", ".join(SOURCES)
-        raise InputError(f"data.source is '{name}': it must be one of {known}; {hint}")
+        raise InputError(f"data.source is '{name}': choose one of {known}; {hint}")
     entry = SOURCES[name]
     return entry() if isinstance(entry, type) else None

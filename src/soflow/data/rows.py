@@ -1,4 +1,4 @@
-"""Rows of an array as samples: read when they are needed, standardized or scaled on the way."""
+"""Rows of an array as samples: read on demand, and standardized or scaled while reading."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,20 +13,20 @@ from soflow.data.values import in_words, usual_range
 from soflow.errors import InputError
 from soflow.system.progress import Progress, track
 
-#: Bytes that are looked at in one piece.
+#: Bytes that are read at once.
 PIECE = 2**26
-#: Larger values, and smaller standard deviations, do not fit into samples in float32.
+#: The limits of values and standard deviations that float32 samples can represent.
 LARGEST, SMALLEST = 1e37, 1e-37
 
 
 class ArrayRows:
-    """Samples (N, C, ...) in float32: (value - mean) / std of an array, which may be on the disk.
+    """Samples (value - mean) / std (N, C, ...) in float32 of an array, which may be on disk.
 
     Args:
-        array: (N, ...) of any type of numbers.
-        axes: The order of its axes as samples have them: (0, 3, 1, 2) for channels that come last.
-        mean: One for each channel, (C,).
-        std: One for each channel, (C,).
+        array: Numbers of any type, (N, ...).
+        axes: The order of axes that gives (N, C, ...), such as (0, 3, 1, 2) if channels are last.
+        mean: The mean per channel, (C,).
+        std: The standard deviation per channel, (C,).
         content: A text that identifies the values.
     """
 
@@ -57,9 +57,9 @@ class ArrayRows:
 
 @dataclass(frozen=True)
 class Measured:
-    """Statistics of an array (N, C, ...): per channel, (C,), and the extremes of all.
+    """Statistics of an array (N, C, ...): mean and std per channel, (C,), and the overall range.
 
-    The std of constant channels is 1.
+    The std of a constant channel is 1.
     """
 
     mean: np.ndarray
@@ -77,10 +77,10 @@ def pieces(array: np.ndarray, axes: tuple[int, ...]) -> Iterator[np.ndarray]:
 def measure(
     array: np.ndarray, axes: tuple[int, ...], where: str, progress: Progress = track
 ) -> Measured:
-    """Reads an array once for its statistics.
+    """Reads an array once and computes its statistics.
 
     Raises:
-        InputError: If a value is not finite, by its row.
+        InputError: If a value is not finite or exceeds single precision.
     """
     count, total, squares, lows, highs = 0, 0.0, 0.0, list[np.ndarray](), list[np.ndarray]()
     with progress(f"measuring {where}", len(array)) as task:
@@ -89,7 +89,7 @@ def measure(
             bad = ~np.isfinite(values.reshape(len(values), -1)).all(1)
             if bad.any():
                 row = count + int(bad.argmax())
-                raise InputError(f"{where} is not finite in row {row}: remove such rows")
+                raise InputError(f"{where} has non-finite values in row {row}: remove such rows")
             across = (0, *range(2, values.ndim))
             weight = len(values) / (count + len(values))
             with np.errstate(over="ignore", invalid="ignore"):
@@ -103,16 +103,16 @@ def measure(
             task.update(count)
     low, high, std = np.min(lows, 0), np.max(highs, 0), np.sqrt(squares)
     ends = (float(low.min()), float(high.max()))
-    constant = low == high  # rounding gives them a small std
+    constant = low == high  # their computed std may be small but not 0, due to rounding
     if max(map(abs, ends)) > LARGEST or not bool(((std >= SMALLEST) | constant).all()):
-        raise InputError(f"{where} has values beyond single precision: give them in other units")
+        raise InputError(f"{where} has values beyond single precision: convert them to other units")
     return Measured(np.where(constant, low, total), np.where(constant, 1.0, std), ends)
 
 
 def rescaled(
     array: np.ndarray, axes: tuple[int, ...], mean: np.ndarray, std: np.ndarray, content: str
 ) -> tuple[ArrayRows, Scaling]:
-    """Samples (value - mean) / std, and what restores their own units."""
+    """Samples (value - mean) / std, and the scaling that restores the original units."""
     scaling = Scaling(tuple(mean.tolist()), tuple(std.tolist()))
     return ArrayRows(array, axes, mean, std, content), scaling
 
@@ -127,7 +127,7 @@ def standardized(
 def ranged(
     array: np.ndarray, axes: tuple[int, ...], values: Range, content: str
 ) -> tuple[ArrayRows, Scaling]:
-    """Samples whose range of values has become -1 to 1."""
+    """Samples whose range of values is scaled to [-1, 1]."""
     channels = array.shape[axes[1]]
     middle, half = (values[0] + values[1]) / 2, (values[1] - values[0]) / 2
     mean, std = np.full(channels, middle), np.full(channels, half)
@@ -142,23 +142,24 @@ def scaled_rows(
     content: str,
     where: str,
 ) -> tuple[ArrayRows, Scaling, str]:
-    """An array as samples.
+    """Scales or standardizes an array for use as samples.
 
-    Images (N, C, H, W) get their usual range by default, vectors and signals are standardized.
+    By default, images (N, C, H, W) are scaled from their usual range, and vectors and signals are
+    standardized.
 
     Args:
         array: The samples of one split.
-        axes: The order of the axes of samples.
-        asked: data.range.
-        training: The samples of the split that is trained on, whose statistics count.
+        axes: The order of axes that gives (N, C, ...).
+        asked: The range of values, `data.range`.
+        training: The samples of the training split, whose statistics are used.
         content: A text that identifies the values.
-        where: What messages call the array.
+        where: The name of the array in messages.
 
     Returns:
-        The rows, what restores their own units, and a note on what was done.
+        The rows, the scaling that restores the original units, and a note for messages.
 
     Raises:
-        InputError: If values are not finite, or images have no usual range.
+        InputError: If values are not finite, or the range of images is not a usual one.
     """
     if not isinstance(asked, str):
         note = f"values {in_words(asked)} are scaled to -1 to 1"
@@ -169,7 +170,7 @@ def scaled_rows(
         note += "channel" if array.ndim > 2 else "column"
         return *standardized(array, axes, found, content), note
     whole = training.dtype.kind in "biu"
-    values = usual_range(*found.ends, whole, where)  # refuses what looks nearly black
+    values = usual_range(*found.ends, whole, where)  # raises for nearly black images
     values = (0.0, 255.0) if training.dtype == np.uint8 else values
     note = f"values {in_words(values)} are scaled to -1 to 1"
     return *ranged(array, axes, values, content), note

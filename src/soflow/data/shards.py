@@ -1,4 +1,4 @@
-"""Stored rows: a folder of memory-mapped shards, made by store.py."""
+"""Reads a store of rows: a folder of memory-mapped shards, written by store.py."""
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -18,9 +18,10 @@ from soflow.system.records import Count, Label, Record
 
 
 class Index(Record):
-    """index.json of a whole store: rows and CRC-32 of each shard, the label of each row.
+    """index.json of a complete store: rows and CRC-32 per shard, and the label of each row.
 
-    skipped: items of the source left out. done: how often items were changed, by what was done.
+    `skipped` is the number of items of the source that were left out. `done` counts the items that
+    were changed, by description of the change.
     """
 
     version: Literal[1] = 1
@@ -33,14 +34,14 @@ class Index(Record):
     @model_validator(mode="after")
     def lengths_agree(self) -> "Index":
         if len(self.rows) != len(self.checksums):
-            raise ValueError("shards without checksum")
+            raise ValueError("the numbers of shards and checksums differ")
         if self.labels is not None and len(self.labels) != sum(self.rows):
-            raise ValueError("rows without label")
+            raise ValueError("the numbers of rows and labels differ")
         return self
 
 
 class Stamp(Record):
-    """A shard as it was when its checksum was compared."""
+    """The checksum, size and modification time of a shard when it was verified."""
 
     checksum: str
     size: int
@@ -48,7 +49,7 @@ class Stamp(Record):
 
 
 class Seen(Record):
-    """Shards, by name, whose checksums need not be compared again until they change."""
+    """The verified shards by name. They are verified again only after a change."""
 
     shards: dict[str, Stamp] = Field(default_factory=dict)
 
@@ -58,7 +59,7 @@ def shard_file(folder: Path, number: int) -> Path:
 
 
 class Shards:
-    """The rows of a store, (N, ...), memory-mapped. No file name is taken from the index."""
+    """The rows of a store (N, ...), memory-mapped. File names are never taken from the index."""
 
     def __init__(self, folder: Path, index: Index) -> None:
         self.parts: list[np.ndarray] = []
@@ -69,8 +70,10 @@ class Shards:
                 first = self.parts[0]
                 same = part.shape == (rows, *first.shape[1:]) and part.dtype == first.dtype
                 if not same or part.dtype.kind not in "fu":
-                    held = f"{part.dtype}{list(part.shape)}, not {rows:,} rows like the others"
-                    raise RunError(f"{file} is damaged: it holds {held}")
+                    held = (
+                        f"{part.dtype}{list(part.shape)} instead of {rows:,} rows like the others"
+                    )
+                    raise RunError(f"{file} is damaged: it has {held}")
         self.ends = np.cumsum([len(part) for part in self.parts])
         self.shape = (int(self.ends[-1]), *self.parts[0].shape[1:])
         self.dtype = torch.from_numpy(np.empty(0, self.parts[0].dtype)).dtype
@@ -92,14 +95,14 @@ class Shards:
 
 
 def open_store(folder: Path) -> tuple[Shards, Index]:
-    """Opens a whole store. Checksums are compared when a file is new or has changed.
+    """Opens a complete store. Verifies the checksums of files that are new or have changed.
 
     Raises:
-        RunError: If the store is not whole, or a file is missing or damaged.
+        RunError: If the store is incomplete, or a file is missing or damaged.
     """
     index = Index.read(folder / "index.json")
     if index is None:
-        raise RunError(f"{folder} is not whole: make it again with the same command")
+        raise RunError(f"{folder} is incomplete: run the same command again")
     verify(folder, index.checksums)
     if not any(index.rows):
         raise RunError(f"{folder} has no rows")
@@ -107,7 +110,7 @@ def open_store(folder: Path) -> tuple[Shards, Index]:
 
 
 def mapped(file: Path) -> np.ndarray:
-    """The rows of a shard. Raises RunError if they cannot be read."""
+    """The memory-mapped rows of a shard. Raises RunError if they cannot be read."""
     try:
         return np.lib.format.open_memmap(file, mode="r")
     except UNREADABLE as error:
@@ -115,7 +118,7 @@ def mapped(file: Path) -> np.ndarray:
 
 
 def verify(folder: Path, checksums: list[str]) -> None:
-    """Raises RunError with the name of the first shard that is missing or damaged."""
+    """Raises RunError for the first shard that is missing or damaged."""
     seen_file = cache_folder() / "seen" / f"{fingerprint_of(str(folder.resolve()))}.json"
     seen = None
     with suppress(RunError, OSError):
@@ -124,7 +127,7 @@ def verify(folder: Path, checksums: list[str]) -> None:
     for number, expected in enumerate(checksums):
         file = shard_file(folder, number)
         if not file.is_file():
-            raise RunError(f"{file} is missing: make it again with the command that made {folder}")
+            raise RunError(f"{file} is missing: run the command that made {folder} again")
         stat = file.stat()
         stamps[file.name] = Stamp(checksum=expected, size=stat.st_size, modified=stat.st_mtime_ns)
     new = [name for name, one in stamps.items() if seen is None or seen.shards.get(name) != one]
@@ -133,8 +136,8 @@ def verify(folder: Path, checksums: list[str]) -> None:
         for name, value in zip(new, found, strict=True):
             if value != stamps[name].checksum:
                 what = f"{folder / name} is damaged (its checksum differs from the recorded one)"
-                raise RunError(f"{what}: the command that made {folder} repairs it")
+                raise RunError(f"{what}: run the command that made {folder} again to repair it")
     if new:
-        with suppress(RunError, OSError):  # without this cache the next start only takes longer
+        with suppress(RunError, OSError):  # without the cache, the next start only takes longer
             seen_file.parent.mkdir(parents=True, exist_ok=True)
             Seen(shards=stamps).write(seen_file)

@@ -1,4 +1,4 @@
-"""Data by name: every registered source behind one function, `load`."""
+"""Loads data by name from any registered source."""
 
 import os
 from pathlib import Path
@@ -20,12 +20,12 @@ __all__ = [
 ]  # fmt: skip
 
 ARRAYS = (".npz", ".npy")
-#: Endings of files that hold data.
+#: Extensions of data files.
 TABLES = (".csv", ".tsv")
 FILES = (*ARRAYS, *BUILDERS, *HDF5, *TABLES, ".zip")
-#: Files of a folder that are looked at to find its kind.
+#: The maximum number of files that are inspected to find the source for a folder.
 MOST_FILES = 20_000
-#: Sources that read `data.path`, and what they find there.
+#: Sources that read `data.path`, with a description of the data they read.
 LOOKS_LIKE = {
     "folder": "a folder or zip file of images",
     "huggingface": "parquet or arrow",
@@ -38,10 +38,10 @@ IMAGES = ("folder", "huggingface", "arrays")
 
 
 def load(config: DataConfig, split: str = "train") -> Dataset:
-    """Loads the data that a configuration names, with their classes.
+    """Loads the data of a configuration with all of their classes.
 
     Args:
-        config: The section `data`; its classes are neither checked nor dropped here.
+        config: The section `data`. `num_classes` is not applied here.
         split: The split to load.
 
     Raises:
@@ -55,48 +55,49 @@ def load(config: DataConfig, split: str = "train") -> Dataset:
 
 
 def splits(config: DataConfig) -> tuple[str, ...]:
-    """The splits that a source has. A source that is a function has the split train alone."""
+    """The splits of a source. A source that is a function only has the split train."""
     config = resolved(config)
     source = source_of(config.source)
     return ("train",) if source is None else source.splits(config)
 
 
 def open_images(config: DataConfig, split: str) -> Images:
-    """The images that a configuration names, not decoded yet.
+    """Opens the images of a configuration without decoding them.
 
     Raises:
-        InputError: If the source holds no image files, or cannot be read.
+        InputError: If the source does not contain image files, or cannot be read.
     """
     config = resolved(config)
     source = source_of(config.source)
     if not isinstance(source, ImageSource):
-        wrong = f"data.source is '{config.source}', which holds no image files"
-        raise InputError(f"{wrong}: {', '.join(IMAGES)} do")
+        wrong = f"data.source is '{config.source}', which does not contain image files"
+        raise InputError(f"{wrong}: choose one of {', '.join(IMAGES)}")
     return source.open(config, split)
 
 
 def require_path_is_read(config: DataConfig) -> None:
-    """Raises InputError if a path is given to a source that has data of its own."""
+    """Raises InputError if a path is set for a source of bundled data."""
     if config.source == "auto":
         return
     if config.path and isinstance(source_of(config.source), bundled.Bundled):
         raise InputError(
-            f"data.path={config.path} is given, but data.source={config.source} has data of its "
-            "own: set data.source=auto to read the path, such as with the recipe images, or leave "
-            "the path out"
+            f"data.path={config.path} has no effect, since data.source={config.source} is bundled "
+            "with soflow: set data.source=auto to read the path (or use the recipe images), or "
+            "leave out the path"
         )
 
 
 def resolved(config: DataConfig) -> DataConfig:
-    """The configuration with the source that reads its path, if it leaves that open (auto).
+    """The configuration with `data.source=auto` replaced by the source that reads `data.path`.
 
     Raises:
-        InputError: If there is no path, or another source reads the files there.
+        InputError: If `data.path` is not set, or the files there need another source.
     """
     if config.source == "auto":
         if not config.path:
             raise InputError(
-                "data.path is not set: name your data, a folder of images, arrays or a table"
+                "data.path is not set: set it to your data, such as a folder of images, a file of "
+                "arrays or a table"
             )
         return config.model_copy(update={"source": kind_of(config.path)})
     known = config.source in (*IMAGES, "table") and config.path and Path(config.path).exists()
@@ -108,12 +109,12 @@ def resolved(config: DataConfig) -> DataConfig:
         parquet = Path(config.path).suffix == ".parquet" or Path(config.path).is_dir()
         if not (parquet and {kind, config.source} <= {"table", "huggingface"}):
             found = f"data.path={config.path} is {LOOKS_LIKE[kind]}"
-            raise InputError(f"{found}: use data.source={kind}")
+            raise InputError(f"{found}: set data.source={kind}")
     return config
 
 
 def kind_of(path: str) -> str:
-    """Which source reads a path. A path that does not exist is taken for a name on the Hub."""
+    """The source that reads a path. A path that does not exist counts as a name on the Hub."""
     place = Path(path)
     ending = "" if place.is_dir() else place.suffix.lower()
     if ending in ARRAYS:
@@ -123,7 +124,7 @@ def kind_of(path: str) -> str:
     if ending in TABLES or (ending == ".parquet" and place.is_file() and not has_images(place)):
         return "table"
     if ending == ".zip" or (ending in ENDINGS and place.is_file()):
-        return "folder"  # which says that one image is no folder
+        return "folder"  # raises an error for a single image
     if ending in BUILDERS or not place.is_dir():
         return "huggingface"
     if (place / "plan.json").is_file():
@@ -133,8 +134,8 @@ def kind_of(path: str) -> str:
     images, data, tables = look_into(place)
     if images and data:
         raise MixedFolder(
-            f"data.path={path} has images and {data.suffix} files, such as {data}: name a folder "
-            "of one kind, or set data.source=folder or data.source=huggingface"
+            f"data.path={path} has images and {data.suffix} files, such as {data}: use a folder "
+            "with one of them, or set data.source=folder or data.source=huggingface"
         )
     if data:
         table = data.suffix.lower() == ".parquet" and not has_images(data)
@@ -143,13 +144,13 @@ def kind_of(path: str) -> str:
 
 
 class MixedFolder(InputError):
-    """A folder with files of several kinds; data.source says which of them are meant."""
+    """A folder has files of several kinds, and `data.source` must select one."""
 
 
 def look_into(place: Path) -> tuple[bool, Path | None, bool]:
     """Whether a folder has images, its first parquet or arrow file, and whether it has tables.
 
-    Files of labels do not count. In large folders, those after the first MOST_FILES do not either.
+    Files of labels are ignored. In large folders, the search stops after MOST_FILES files.
     """
     images, data, tables, count = False, None, False, 0
     seen = set()
@@ -174,12 +175,12 @@ def look_into(place: Path) -> tuple[bool, Path | None, bool]:
 
 
 def has_images(file: Path) -> bool:
-    """Whether a .parquet file has a column of image files: bytes, alone or beside a path."""
+    """Whether a .parquet file has a column of image files: bytes, or {bytes, path}."""
     try:
         from pyarrow import parquet, types
 
         schema = parquet.read_schema(file)
-    except Exception:  # not installed, or damaged: `datasets` says what is wrong
+    except Exception:  # not installed, or a damaged file: `datasets` reports the error
         return True
     binary = (types.is_binary, types.is_large_binary)
     inner = [
@@ -191,15 +192,15 @@ def has_images(file: Path) -> bool:
 
 
 def find(text: str, like: DataConfig) -> tuple[DataConfig, str]:
-    """Reads SOURCE[:SPLIT] of a command line.
+    """Parses SOURCE[:SPLIT], as used on the command line.
 
     Args:
         text: A bundled or registered source, a path (folder, .npz, .npy, parquet, latents) or a
             name on the Hub, with an optional split.
-        like: Gives the shape and the names of columns.
+        like: The configuration to change, which has the shape and the names of columns.
 
     Returns:
-        The configuration, and the split or "".
+        The configuration with the source and the path, and the split or "".
 
     Raises:
         InputError: If a path does not exist.
@@ -212,5 +213,5 @@ def find(text: str, like: DataConfig) -> tuple[DataConfig, str]:
     path = str(Path(source).expanduser()) if source.startswith("~") else source
     local = source.startswith((".", "/", "~")) or source.count("/") > 1
     if (local or Path(source).suffix.lower() in FILES) and not Path(path).exists():
-        raise InputError(f"there is no {source}")
+        raise InputError(f"{source} does not exist: check the path")
     return like.model_copy(update={"source": kind_of(path), "path": path}), split

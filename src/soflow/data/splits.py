@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from soflow.errors import InputError
 
-#: Every usual name of a split, in lower case and without separators, and what it is called here.
+#: Usual names of splits, in lower case and without separators, with their standard names.
 USUAL = {
     **dict.fromkeys(("train", "training", "trn"), "train"),
     **dict.fromkeys(("test", "testing", "tst", "holdout", "heldout"), "test"),
@@ -14,24 +14,24 @@ USUAL = {
         "validation",
     ),
 }
-#: Words that stand beside the name of a split, as in train_images, test-set or val2017.
+#: Words that may accompany the name of a split, as in train_images or test-set.
 BESIDE = ("images", "image", "imgs", "img", "set", "data", "split", "samples", "arr")
-#: The order in which held-out data are looked for.
+#: The held-out splits, in order of preference.
 HELD_OUT = ("test", "validation")
 
 
 def words_of(name: str) -> list[str]:
-    """The words of a name, in lower case, without those that stand beside the name of a split."""
+    """The words of a name in lower case, without digits and the words in BESIDE."""
     return [word for word in re.split(r"[\W\d_]+", name.casefold()) if word not in ("", *BESIDE)]
 
 
 def split_of(name: str) -> str | None:
-    """train, test or validation for any usual name of a split; None for other names."""
+    """The standard name of a split (train, test or validation); None if `name` is not a split."""
     return USUAL.get("".join(words_of(name)))
 
 
 def splits_among(names: Sequence[str]) -> dict[str, str]:
-    """Which names of folders mean splits, and which: train and val, or pets_train and pets_test."""
+    """The folder names that are splits, such as train and val, or pets_train and pets_test."""
     found = {name: split for name in names if (split := split_of(name))}
     if found:
         return found
@@ -47,10 +47,10 @@ def splits_among(names: Sequence[str]) -> dict[str, str]:
 
 
 def named_split(asked: str, splits: Sequence[str], where: str) -> str:
-    """The split that `asked` means, by its own or any usual name.
+    """The split in `splits` that `asked` refers to, by its own or any usual name.
 
     Raises:
-        InputError: If there is no such split.
+        InputError: If no split matches.
     """
     if asked in splits:
         return asked

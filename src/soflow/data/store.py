@@ -1,15 +1,15 @@
-"""Makes a store of rows, shard by shard. shards.py reads it.
+"""Writes a store of rows, shard by shard. shards.py reads it.
 
-    plan.json                what is being made; rows of different plans are never mixed
+    plan.json                the settings of the store; rows of different plans are never mixed
     shard-00000.npy          rows (n, ...)
-    shard-00000.json         their number, checksum and labels, and the items left out
-    index.json               written when all shards are there
-    skipped.txt              the items left out and why, one per line
+    shard-00000.json         number of rows, checksum, labels, and the items left out
+    index.json               written when all shards are complete
+    skipped.txt              the items left out and the reasons, one per line
 
-Every file is written under another name and renamed. Shards are independent, so several
-processes can each make some of them: the one that finds all shards whole writes the index. A
-shard of another process that is missing or damaged is left to that process. Interrupted work
-continues with the first missing shard.
+Every file is written under a temporary name and then renamed. Shards are independent, so several
+processes can each write some of them. The process that finds all shards complete writes the index.
+A process never writes the shards of another process. Interrupted work resumes with the first
+missing shard.
 """
 
 import io
@@ -37,23 +37,23 @@ from soflow.system.fingerprints import checksum
 from soflow.system.progress import Task
 from soflow.system.records import Count, Label, Record
 
-#: The most bytes of a shard, and the fewest shards of a store, so that processes can share it.
+#: The maximum bytes of a shard, and the minimum number of shards, so that processes can share them.
 SHARD_BYTES, LEAST_SHARDS = 2**26, 16
-#: The fraction of a source's items that may be unreadable, by default.
+#: The default maximum fraction of unreadable items.
 MAY_BE_BAD = 0.01
 
 
 class OtherWork(InputError):
-    """The folder of a store holds something other than what is to be made there."""
+    """The folder of a store has other content than the store to be written."""
 
 
 class Plan(Record):
-    """plan.json: what a store is made from. Subclasses add the settings that its rows depend on."""
+    """plan.json: the settings of a store. Subclasses add the settings that its rows depend on."""
 
     version: Literal[1] = 1
-    kind: str  # what the rows are
+    kind: str  # the kind of rows
     count: Count  # items of the source
-    per_shard: Count  # of which a shard holds so many
+    per_shard: Count  # items per shard
 
     def ranges(self) -> list[range]:
         """The items of each shard."""
@@ -71,9 +71,10 @@ class AnyPlan(Record):
 
 @dataclass
 class Piece:
-    """What a range of a source's items becomes: rows (n, ...) with their labels.
+    """The rows (n, ...) and labels made from a range of items.
 
-    skipped: one reason per item left out. done: how often items were changed, by what was done.
+    `skipped` has one reason per item left out. `done` counts the items that were changed, by
+    description of the change.
     """
 
     rows: np.ndarray
@@ -83,7 +84,7 @@ class Piece:
 
 
 class ShardRecord(Record):
-    """shard-NNNNN.json: a shard that is whole. See `Piece` and `Index`."""
+    """shard-NNNNN.json: the record of a complete shard. See `Piece` and `Index`."""
 
     rows: Count
     checksum: str
@@ -101,23 +102,23 @@ def make_store(
     task: Task | None = None,
     may_be_bad: float = MAY_BE_BAD,
 ) -> bool:
-    """Makes the shards that fall to this process.
+    """Writes the shards of this process.
 
     Args:
         folder: The folder of the store.
-        plan: What is made.
-        make: Turns a range of items into rows.
+        plan: The settings of the store.
+        make: Converts a range of items into rows.
         process: The index of this process.
         processes: The number of processes.
-        task: Is updated with the number of items done by this process.
-        may_be_bad: The fraction of items that may be unreadable.
+        task: Updated with the number of items done by this process.
+        may_be_bad: The maximum fraction of unreadable items.
 
     Returns:
-        Whether the store is whole; other processes may still be at work.
+        Whether the store is complete. If not, other processes are still writing.
 
     Raises:
-        OtherWork: If the folder holds something else.
-        InputError: If more of the items cannot be read.
+        OtherWork: If the folder has other content.
+        InputError: If too many items are unreadable.
         RunError: If the source cannot be read or the folder cannot be written.
     """
     ranges = plan.ranges()
@@ -132,7 +133,7 @@ def make_store(
         for number in range(process, len(ranges), processes):
             shard = good_shard(folder, number)
             if shard is None:
-                # No process may take the store for whole until this shard is made again.
+                # Until this shard is written again, no process may consider the store complete.
                 record_file(folder, number).unlink(missing_ok=True)
                 shard = write_shard(folder, number, made(make, ranges[number]))
             mine[number] = shard
@@ -142,22 +143,22 @@ def make_store(
         return finish(folder, plan, mine, may_be_bad)
     except OSError as error:
         if not folder.is_dir():
-            return False  # another process found it whole and has moved it
+            return False  # another process found the store complete and moved it
         raise cannot_write(folder, error) from None
 
 
 def made(make: Callable[[range], Piece], items: range) -> Piece:
-    """What `make` makes of some items. Raises RunError if the source cannot be read."""
+    """Calls `make`. Raises RunError if the source cannot be read."""
     try:
         return make(items)
     except OSError as error:
         why = error.strerror or first_line(error)
         what = f"cannot read {error.filename or 'the source'}: {why}"
-        raise RunError(f"{what}; make it readable and run the same command again") from None
+        raise RunError(f"{what}: make it readable, and run the same command again") from None
 
 
 def items_of_a_shard(count: int, item_bytes: int) -> int:
-    """How many of `count` items go into a shard: no large files, and enough of them to share."""
+    """The number of items per shard, so that shards are small and processes can share them."""
     return max(1, min(SHARD_BYTES // item_bytes, -(-count // LEAST_SHARDS)))
 
 
@@ -173,11 +174,11 @@ def combined(
 
 
 def keep_to_plan(folder: Path, plan: Plan) -> None:
-    """Writes the plan. Raises OtherWork if the folder was begun with another one."""
+    """Writes the plan. Raises OtherWork if the folder was started with another plan."""
     file = folder / "plan.json"
     if not file.is_file():
         strange = any(not is_partial(entry) for entry in folder.iterdir())
-        if strange and not file.is_file():  # another process may just have written it
+        if strange and not file.is_file():  # another process may have just written the plan
             raise OtherWork(f"{folder} is not empty: choose a new folder with --out")
         plan.write(file)
     try:
@@ -186,16 +187,16 @@ def keep_to_plan(folder: Path, plan: Plan) -> None:
         raise OtherWork(f"{file} is damaged: delete {folder} and run the command again") from None
     before = {} if begun is None else begun.model_dump()
     for key, old, new in differences(before, plan.model_dump(mode="json")):
-        what = f"with {key}={old}, this is {new}"
+        what = f"with {key}={old}, not {new}"
         if key == "source":  # a fingerprint
             what = "with other images or another data.range"
-        raise OtherWork(f"{folder} was begun {what}: choose another folder with --out")
+        raise OtherWork(f"{folder} was started {what}: choose another folder with --out")
 
 
 def differences(
     before: Mapping[str, object], now: Mapping[str, object]
 ) -> Iterator[tuple[str, object, object]]:
-    """Each key with its old and new value if they differ; inner mappings are compared by key."""
+    """Yields keys whose values differ, with both values. Inner mappings are compared by key."""
     for key, new in now.items():
         old = before.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
@@ -209,7 +210,7 @@ def record_file(folder: Path, number: int) -> Path:
 
 
 def good_shard(folder: Path, number: int) -> ShardRecord | None:
-    """The record of a shard, if there is one and the rows have its checksum."""
+    """The record of a shard if it exists and its checksum is correct; otherwise None."""
     try:
         shard = ShardRecord.read(record_file(folder, number))
         good = shard is not None and checksum(shard_file(folder, number)) == shard.checksum
@@ -219,9 +220,9 @@ def good_shard(folder: Path, number: int) -> ShardRecord | None:
 
 
 def write_shard(folder: Path, number: int, piece: Piece) -> ShardRecord:
-    """Writes the rows, then the record that makes them count."""
+    """Writes the rows, then the record that marks the shard as complete."""
     content = io.BytesIO()
-    np.save(content, piece.rows)  # numpy itself does not notice a full disk
+    np.save(content, piece.rows)  # in memory first, since np.save does not detect a full disk
     checksum = replace_file(shard_file(folder, number), content.getbuffer())
     counts = {"labels": piece.labels, "skipped": piece.skipped, "done": piece.done}
     shard = ShardRecord(rows=len(piece.rows), checksum=checksum, **counts)
@@ -230,22 +231,22 @@ def write_shard(folder: Path, number: int, piece: Piece) -> ShardRecord:
 
 
 def require_few_bad(folder: Path, bad: int, count: int, may_be_bad: float, such: str = "") -> None:
-    """Raises InputError if too many items cannot be read, `such` as one; skipped.txt lists them."""
+    """Raises InputError if too many items are unreadable. `such` is an example for the message."""
     if bad > may_be_bad * count:
-        what = f"{bad:,} of {count:,} images cannot be read, more than {may_be_bad:.3g} of them"
-        what += f", such as {such}" if such else ""
+        what = f"{bad:,} of {count:,} images cannot be read, more than data.max_unreadable="
+        what += f"{may_be_bad:.3g} allows" + (f", such as {such}" if such else "")
         raise InputError(
-            f"{what}: repair or remove those listed in {folder / 'skipped.txt'}, or set "
+            f"{what}: repair or remove the images listed in {folder / 'skipped.txt'}, or set "
             f"data.max_unreadable={min(1, round(bad / count + 0.01, 2))} to leave them out"
         )
 
 
 def finish(folder: Path, plan: Plan, mine: Mapping[int, ShardRecord], may_be_bad: float) -> bool:
-    """Writes the index if every shard is whole, and says whether it is.
+    """Writes the index if all shards are complete. Returns whether they are.
 
-    Every process ends with this, so the last one finds all shards. If two do, they write the
-    same index. mine: the shards that this process has made or checked. The shards stay if too many
-    items are bad, so that a larger limit needs no second reading.
+    Every process calls this at the end, so the last process finds all shards. If two processes do,
+    they write the same index. `mine` has the shards that this process wrote or checked. If too many
+    items are unreadable, the shards are kept: a larger limit then needs no second reading.
     """
     numbers = range(len(plan.ranges()))
     others = [number for number in numbers if number not in mine]

@@ -1,8 +1,8 @@
-"""Tables: .csv, .tsv and .parquet files of numeric columns, or a folder of one file per split.
+"""Tables: .csv, .tsv and .parquet files with numeric columns, or a folder with one file per split.
 
-Every numeric column is a feature, unless data.columns names them. A column of classes is found by
-its name, or named by data.label_column. Columns are standardized by the statistics of the split
-that is trained on; samples get the columns' own units back.
+All numeric columns are features, unless data.columns selects some. The column of classes is found
+by name, or set by data.label_column. Columns are standardized with the statistics of the training
+split. Generated samples are converted back to the units of the columns.
 """
 
 import csv
@@ -34,7 +34,7 @@ from soflow.system.packages import optional_package
 from soflow.system.text import printable
 
 ENDINGS = (".csv", ".tsv", ".parquet")
-#: Columns of such names that hold a whole number of its own for each row are left out.
+#: Columns with these names are left out if they have a different integer in each row.
 IDENTITIES = re.compile(
     r"(?i:|id|.*[_ -]id|index|idx|row|unnamed: 0|__index_level_0__)|.*[a-z]I[dD]"
 )
@@ -43,7 +43,7 @@ Columns = dict[str, list[Any]]
 
 @SOURCES.register("table")
 class Tables:
-    """A table of numbers."""
+    """A table with numeric columns."""
 
     def splits(self, config: DataConfig) -> tuple[str, ...]:
         return tuple(files_of(config.path))
@@ -72,7 +72,7 @@ class Tables:
 
 @dataclass(frozen=True)
 class Table:
-    """The features of a table, (N, D), their names, and the class of each row."""
+    """The features of a table (N, D), their names, and the class of each row."""
 
     values: np.ndarray
     names: tuple[str, ...]
@@ -85,7 +85,7 @@ def files_of(path: str) -> dict[str, Path]:
     """The file of each split.
 
     Raises:
-        InputError: If there is no table.
+        InputError: If the path does not contain tables.
     """
     place = Path(path)
     if not path:
@@ -98,7 +98,7 @@ def files_of(path: str) -> dict[str, Path]:
         return {"train": found[0]}
     if len(named) < len(found) or not found:
         what = "has files that are not named after splits" if found else "has no tables"
-        wanted = "name one .csv, .tsv or .parquet file, or a folder with train.csv and test.csv"
+        wanted = "set it to a .csv, .tsv or .parquet file, or a folder with train.csv and test.csv"
         raise InputError(
             f"data.path={path} {what if place.exists() else 'does not exist'}: {wanted}"
         )
@@ -110,21 +110,22 @@ def read_table(file: Path, config: DataConfig, like: Table | None = None) -> Tab
 
     Args:
         file: The file.
-        config: Says which columns are used.
-        like: The table of the split that is trained on, which has the same columns and classes.
+        config: The settings, which select the columns.
+        like: The table of the training split, whose columns and classes are used.
 
     Raises:
-        InputError: If the file cannot be read, a column is missing, or too many rows lack values.
+        InputError: If the file cannot be read, a column is missing, or too many rows have missing
+            values.
     """
     parquet = file.suffix.lower() == ".parquet"
     columns, found = (read_parquet(file), list[str]()) if parquet else read_text(file)
     count = len(next(iter(columns.values()), []))
     if not count:
-        raise InputError(f"{file} has no rows")
+        raise InputError(f"{file} has no rows: choose another file")
     known = f"its columns are {', '.join(map(printable, columns))}"
     for name in (*config.columns, *filter(None, [config.label_column])):
         if name not in columns:
-            raise InputError(f"{file} has no column '{name}'; {known}")
+            raise InputError(f"{file} has no column '{name}': {known}")
     column, notes = None, found
     if config.num_classes:
         others = {name: x for name, x in columns.items() if name not in config.columns}
@@ -152,12 +153,12 @@ def read_table(file: Path, config: DataConfig, like: Table | None = None) -> Tab
         worst = max(features, key=lambda name: int((~np.isfinite(features[name])).sum()))
         share = min(1, round(missing / count + 0.01, 2))
         raise InputError(
-            f"{missing:,} of {count:,} rows of {file} lack a number, mostly in "
-            f"'{printable(worst)}': set data.max_unreadable={share} to leave them out, or "
-            "data.columns to the columns to use"
+            f"{missing:,} of {count:,} rows in {file} have missing numbers, mostly in column "
+            f"'{printable(worst)}': set data.max_unreadable={share} to leave out these rows, or "
+            "select columns with data.columns"
         )
     if missing:
-        notes.append(f"{missing:,} of {count:,} rows lack a number and are left out")
+        notes.append(f"{missing:,} of {count:,} rows have missing numbers and are left out")
         values = values[whole]
         if classes.labels is not None:
             kept = [label for label, good in zip(classes.labels, whole, strict=True) if good]
@@ -166,7 +167,7 @@ def read_table(file: Path, config: DataConfig, like: Table | None = None) -> Tab
 
 
 def choose(columns: Mapping[str, Sequence[Any]], file: Path) -> str | None:
-    """The column of classes, if there is one. Numbers of a usual name must be few and whole."""
+    """The column of classes, if any. A numeric column must have a usual name and few integers."""
 
     def may_be(name: str, numbers: np.ndarray | None) -> bool:
         if numbers is None:
@@ -182,37 +183,42 @@ def choose(columns: Mapping[str, Sequence[Any]], file: Path) -> str | None:
 def features_of(
     columns: Columns, asked: Sequence[str], labels: str | None, file: Path
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The numeric columns (N,) to use, by name, and the names of the others.
+    """The numeric columns (N,) to use, by name, and the names of the other columns.
 
     Raises:
-        InputError: If a requested column is not numeric, or no column is.
+        InputError: If a selected column is missing or not numeric, or no column is numeric.
     """
     features, others = {}, []
     for name in asked or columns:
         if name == labels:
             continue
         if name not in columns:
-            raise InputError(f"{file} has no column '{printable(name)}', unlike the training split")
+            raise InputError(
+                f"{file} has no column '{printable(name)}', but the training split has it: add it"
+            )
         numbers = as_numbers(columns[name])
         if numbers is None and asked:
-            raise InputError(f"the column '{printable(name)}' of {file} holds more than numbers")
+            raise InputError(
+                f"the column '{printable(name)}' in {file} is not numeric: leave it out of "
+                "data.columns"
+            )
         if numbers is None and (row := mistake(columns[name])) is not None:
             found = f"'{printable(str(columns[name][row]))}' in row {row + 1}"
             raise InputError(
-                f"the column '{printable(name)}' of {file} holds numbers, but {found}: correct it, "
-                "or set data.columns to the columns to use"
+                f"the column '{printable(name)}' in {file} contains numbers, but {found}: correct "
+                "it, or select columns with data.columns"
             )
         if numbers is None or (not asked and (is_identity(name, numbers) or is_empty(numbers))):
             others.append(name)
         else:
             features[name] = numbers
     if not features:
-        raise InputError(f"{file} has no column of numbers: its columns are {', '.join(columns)}")
+        raise InputError(f"{file} has no numeric columns: its columns are {', '.join(columns)}")
     return features, others
 
 
 def is_identity(name: str, numbers: np.ndarray) -> bool:
-    """Whether a column tells rows apart: by its name, and a whole number of its own for each."""
+    """Whether a column is an ID: by its name, and by a different integer in each row."""
     whole = bool((numbers == numbers.round()).all())
     named = IDENTITIES.fullmatch(name.strip()) is not None
     return named and whole and len(np.unique(numbers)) == len(numbers)
@@ -223,7 +229,7 @@ def is_empty(numbers: np.ndarray) -> bool:
 
 
 def read_text(file: Path) -> tuple[Columns, list[str]]:
-    """The columns of a .csv or .tsv file, and notes on how they are read. Raises InputError."""
+    """Reads the columns of a .csv or .tsv file, with notes for messages. Raises InputError."""
     try:
         with open(file, encoding="utf-8-sig", newline="") as stream:
             head = stream.read(2**16)
@@ -233,20 +239,20 @@ def read_text(file: Path) -> tuple[Columns, list[str]]:
             reader = csv.reader(stream, delimiter=separator, skipinitialspace=True, strict=True)
             rows = list(reader)
     except UnicodeDecodeError:
-        raise InputError(f"{file} cannot be read: it is not UTF-8, save it as such") from None
+        raise InputError(f"{file} is not UTF-8 text: save it as UTF-8") from None
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"{file} cannot be read: {first_line(error)}") from None
     rows = [row for row in rows if row]
     if not rows:
-        raise InputError(f"{file} is empty")
+        raise InputError(f"{file} is empty: choose another file")
     names, body = [name.strip() for name in rows[0]], rows[1:]
     notes = []
     if not are_names(names):
         names, body = [f"column {number}" for number in range(len(names))], rows
-        notes.append("the first row holds values: the columns are called column 0, column 1, ...")
+        notes.append("there are no column names: the columns are named column 0, column 1, ...")
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"{file} has two columns '{printable(twice)}': rename one")
+        raise InputError(f"{file} has two columns named '{printable(twice)}': rename one")
     wrong = next((i for i, row in enumerate(body) if len(row) != len(names)), None)
     if wrong is not None:
         what = f"row {wrong + 1} has {len(body[wrong])} values, not {len(names)}"
@@ -261,10 +267,10 @@ def read_text(file: Path) -> tuple[Columns, list[str]]:
 
 
 def read_parquet(file: Path) -> Columns:
-    """The columns of a .parquet file. Raises InputError."""
+    """Reads the columns of a .parquet file. Raises InputError."""
     parquet = optional_package("pyarrow.parquet", "a .parquet file needs", "data")
     try:
         table = parquet.read_table(file)
-    except Exception as error:  # readers of damaged files raise anything
+    except Exception as error:  # readers of damaged files raise any exception
         raise InputError(f"{file} cannot be read: {first_line(error)}") from None
     return {name: table.column(name).to_pylist() for name in table.column_names}

@@ -1,4 +1,4 @@
-"""The data that a configuration trains on, checked against the shape and classes that it states."""
+"""Loads the training data of a configuration and checks their shape and classes."""
 
 from dataclasses import replace
 
@@ -11,43 +11,43 @@ from soflow.data import sources
 from soflow.data.dataset import Dataset
 from soflow.errors import InputError
 
-#: The types of stored rows: samples as they are, and images.
+#: The dtypes of stored rows: float samples, and images in bytes.
 STORED = (torch.float32, torch.uint8)
-#: Classes that a summary counts.
+#: The number of classes that a summary lists.
 FEW = 6
 
 
 def make_dataset(config: DataConfig) -> Dataset:
-    """The data to train on, with the classes that the configuration states.
+    """Loads the data to train on.
 
-    Unlabelled samples of labelled data have the null label, the number of classes.
+    In labelled data, unlabelled samples get the null label, which is the number of classes.
 
     Raises:
-        InputError: If the data have another shape or other classes than the configuration states.
+        InputError: If the shape or the classes of the data differ from the configuration.
     """
     dataset = sources.load(config, config.split)
     name = config.path or config.source
     stored = isinstance(dataset, Dataset) and (dataset.encoder or dataset.rows.dtype in STORED)
     if not stored:
-        kinds = "float32 tensor (N, ...), or a uint8 tensor (N, H, W, C)"
+        kinds = "float32 tensor (N, ...) or a uint8 tensor (N, H, W, C)"
         raise InputError(f"the data source '{config.source}' must return a Dataset with a {kinds}")
     require_shape(dataset, config.shape, name)
     dataset = require_conditions(dataset, config, name)
     if config.num_classes == 0:
         return replace(dataset, labels=None, class_names=())
-    # Without names, the largest classes may just not be among the data.
+    # Without names, the data may happen to have no samples of the last classes.
     named = bool(dataset.class_names) or dataset.labels is None
     found, stated = dataset.num_classes, config.num_classes
     fits = found == stated if named else found <= stated
     if stated > 0 and not fits:
         why = f" ({dataset.unlabelled})" if dataset.unlabelled and dataset.labels is None else ""
         wrong = f"data.num_classes is {stated}, but {name} has {found} classes{why}"
-        raise InputError(f"{wrong}; 0 trains without labels")
+        raise InputError(f"{wrong}: change it, or set it to 0 to train without labels")
     return with_null_labels(dataset, max(found, stated))
 
 
 def require_shape(dataset: Dataset, stated: tuple[int, ...], name: str) -> None:
-    """Raises InputError if samples are not of the shape stated; -1 fits any size."""
+    """Raises InputError if samples do not have the configured shape. -1 fits any size."""
     found = dataset.shape
     fits = len(found) == len(stated) and all(
         b in (-1, a) for a, b in zip(found, stated, strict=True)
@@ -58,10 +58,10 @@ def require_shape(dataset: Dataset, stated: tuple[int, ...], name: str) -> None:
 
 
 def require_conditions(dataset: Dataset, config: DataConfig, name: str) -> Dataset:
-    """The data set with conditions only if they are wanted.
+    """The dataset, without its conditions if they are not used.
 
     Raises:
-        InputError: If conditions are named or stated, and the data have none or others.
+        InputError: If the conditions of the data do not match the configuration.
     """
     asked, found, stated = config.cond_column, dataset.cond_shape, config.cond_shape
     if not asked:
@@ -72,15 +72,17 @@ def require_conditions(dataset: Dataset, config: DataConfig, name: str) -> Datas
         has = f"conditions of {list(found)}" if found else "no conditions"
         raise InputError(f"data.cond_shape is {list(stated)}, but {name} has {has}: leave it out")
     if found and dataset.encoder is not None:
-        raise InputError(f"{name} holds latents, which take no conditions: set data.cond_column=")
+        raise InputError(
+            f"{name} has latents, which do not support conditions: set data.cond_column= (empty)"
+        )
     if dataset.cond is not None and len(dataset.cond) != len(dataset):
         count = f"{len(dataset.cond)} conditions for {len(dataset)} samples"
-        raise InputError(f"{name} has {count}: give one for each")
+        raise InputError(f"{name} has {count}: there must be one per sample")
     return dataset
 
 
 def with_null_labels(dataset: Dataset, num_classes: int) -> Dataset:
-    """The data set with the null label in place of -1, and a name for each class."""
+    """The dataset with -1 replaced by the null label, and a name for each class."""
     labels = dataset.labels
     if labels is None or int(labels.min()) >= 0:
         return dataset
@@ -89,7 +91,7 @@ def with_null_labels(dataset: Dataset, num_classes: int) -> Dataset:
 
 
 def completed(config: Config, dataset: Dataset) -> Config:
-    """The configuration with what it leaves to the data: source, shape and number of classes."""
+    """The configuration with source, shape and number of classes filled in from the data."""
     data = sources.resolved(config.data).model_dump()
     data["shape"], data["cond_shape"] = dataset.shape, dataset.cond_shape
     if data["num_classes"] < 0:
@@ -102,16 +104,16 @@ def completed(config: Config, dataset: Dataset) -> Config:
 
 
 def summary(config: DataConfig, dataset: Dataset) -> list[str]:
-    """What a training run reads, one line per fact: source, shape, values, classes, left out."""
+    """Log lines on the training data: source, shape, values, classes, and what is left out."""
     place = config.path or config.source
     lines = [f"{place}, split {dataset.split}: {len(dataset):,} samples of {list(dataset.shape)}"]
     if dataset.cond is not None:
-        lines.append(f"conditions: {list(dataset.cond_shape)} for each sample")
+        lines.append(f"conditions: {list(dataset.cond_shape)} per sample")
     return [*lines, *dataset.notes, classes_in_words(dataset)]
 
 
 def classes_in_words(dataset: Dataset) -> str:
-    """The classes with their counts, the first few."""
+    """Lists the first few classes with their numbers of samples."""
     if dataset.labels is None:
         return "no classes" + (f": {dataset.unlabelled}" if dataset.unlabelled else "")
     number = dataset.num_classes

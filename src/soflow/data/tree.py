@@ -1,7 +1,7 @@
-"""The image files below a folder or in a zip file, listed once.
+"""Lists the image files below a folder or in a zip file.
 
-Names are relative and have "/" on every system. Folders that file systems and NAS systems keep for
-themselves are not data.
+Names are relative, with "/" on every system. Hidden folders, and folders that file systems and NAS
+systems create for themselves, are ignored.
 """
 
 import io
@@ -20,28 +20,28 @@ from soflow.data.npz import UNREADABLE, require_in_proportion
 from soflow.errors import InputError, first_line
 from soflow.system.fingerprints import fingerprint_of
 
-#: Folders of file systems, NAS systems and archives, in lower case; names with a dot are hidden.
+#: Folders created by file systems, NAS systems and archive programs, in lower case.
 SYSTEM_FOLDERS = (
     "@eadir", "@recycle", "@recently-snapshot", "@sharebin", "@tmp", "#recycle", "#snapshot",
     "~snapshot", "$recycle.bin", "recycler", "recycled", "system volume information", "lost+found",
     "found.000", "network trash folder", "temporary items", "__macosx", "__pycache__",
 )  # fmt: skip
-#: Files that may hold the labels of images, by name.
+#: Names of files that may contain the labels of images.
 LABEL_FILES = ("metadata.csv", "metadata.jsonl", "dataset.json")
-#: The most bytes of a file in a zip file.
+#: The maximum bytes of a file in a zip file.
 MOST_BYTES = 2**30
 
 
 @runtime_checkable
 class Tree(Protocol):
-    """Files by name.
+    """The files in a folder or a zip file.
 
     Attributes:
-        root: The folder, or the zip file.
-        images: Image files, sorted by name.
-        folders: The names of all folders, also of those without images.
-        label_files: The names of files that may hold labels.
-        others: How many files of each other ending there are.
+        root: The folder or the zip file.
+        images: The image files, sorted by name.
+        folders: The names of all folders, including folders without images.
+        label_files: The names of files that may contain labels.
+        others: The number of other files by extension.
     """
 
     root: Path
@@ -57,30 +57,30 @@ class Tree(Protocol):
 
 
 def open_tree(path: str) -> Tree:
-    """The files of a folder or a zip file. Raises InputError if there is no such thing."""
+    """Lists a folder or a zip file. Raises InputError if the path is neither of them."""
     root = Path(path)
     if not path:
-        raise InputError("data.source=folder needs data.path: a folder of images, or a .zip of one")
+        raise InputError("data.source=folder needs data.path: a folder or a .zip file of images")
     if root.is_dir():
         return FolderTree(root)
     if root.is_file() and root.suffix.lower() == ".zip":
         return ZipTree(root)
-    what = "is neither a folder nor a .zip" if root.exists() else "does not exist"
-    raise InputError(f"data.path={path} {what}: name a folder of images")
+    what = "is neither a folder nor a .zip file" if root.exists() else "does not exist"
+    raise InputError(f"data.path={path} {what}: set it to a folder of images")
 
 
 def is_system(name: str) -> bool:
-    """Whether a folder or file is hidden, or belongs to the system; such as .git or @eaDir."""
+    """Whether a folder or file is hidden or belongs to the system, such as .git or @eaDir."""
     return name.startswith(".") or name.casefold() in SYSTEM_FOLDERS
 
 
 def normalized(name: str) -> str:
-    """A name in Unicode's composed form; a Mac writes the decomposed form on some disks."""
+    """A name in composed Unicode form (NFC). Some macOS file systems use the decomposed form."""
     return unicodedata.normalize("NFC", name)
 
 
 class Listing:
-    """What the walk of a tree finds."""
+    """The files found so far."""
 
     def __init__(self) -> None:
         self.images: list[File] = []
@@ -89,7 +89,7 @@ class Listing:
         self.others: Counter[str] = Counter()
 
     def is_image(self, name: str) -> bool:
-        """Whether a file is an image, by its ending; other files are counted."""
+        """Whether a file is an image, by its extension. Counts other files."""
         last = name.rsplit("/", 1)[-1].lower()
         if last in LABEL_FILES:
             self.label_files.append(name)
@@ -103,8 +103,9 @@ class Listing:
 class FolderTree(Listing):
     """The files below a folder.
 
-    Links to folders are followed once each, after all real folders, so that files reached both
-    ways are found where they are. Pipes are no images; a broken link is an unreadable image.
+    Each link to a folder is followed once, after all real folders, so that a file that can be
+    reached both ways is listed in its real folder. Pipes are ignored. A broken link counts as an
+    unreadable image.
     """
 
     def __init__(self, root: Path) -> None:
@@ -127,7 +128,7 @@ class FolderTree(Listing):
         except OSError as error:
             todo = f"make it readable, or move it out of {self.root}"
             raise InputError(
-                f"the folder {folder} cannot be read: {error.strerror}: {todo}"
+                f"the folder {folder} cannot be read ({error.strerror}): {todo}"
             ) from None
         inside = os.path.relpath(folder, self.root).replace(os.sep, "/")
         for entry in entries:
@@ -162,7 +163,7 @@ class FolderTree(Listing):
 
 
 class ZipTree(Listing):
-    """The files in a zip file. Nothing is unpacked onto the disk."""
+    """The files in a zip file. Nothing is unpacked to disk."""
 
     def __init__(self, root: Path) -> None:
         super().__init__()
@@ -187,7 +188,7 @@ class ZipTree(Listing):
 
     def add_member(self, name: str, member: zipfile.ZipInfo) -> None:
         if member.flag_bits & 1:
-            raise InputError(f"{self.root} is encrypted: unpack it, and name the folder")
+            raise InputError(f"{self.root} is encrypted: unpack it and use the folder")
         self.members[name] = member
         if self.is_image(name):
             self.images.append(File(name, member.file_size, 0, 0, 0))
@@ -196,10 +197,10 @@ class ZipTree(Listing):
         return f"{self.root}/{name}"
 
     def read(self, name: str) -> bytes:
-        """The content of a file. Raises one of UNREADABLE, also for what expands too much."""
+        """The content of a file. Raises one of UNREADABLE, also if the file expands too much."""
         member = self.members[name]
         if member.file_size > MOST_BYTES:
-            raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
+            raise ValueError(f"it is larger than {MOST_BYTES:,} bytes")
         require_in_proportion(member.file_size, member.compress_size)
         return self.archive.read(member)
 
@@ -207,6 +208,6 @@ class ZipTree(Listing):
         return lambda: open_image(io.BytesIO(self.read(name)))
 
     def fingerprint(self, files: Sequence[File]) -> str:
-        """By names, sizes and checksums, as the zip file records them."""
+        """A fingerprint of the names, sizes and checksums recorded in the zip file."""
         lines = (f"{one.name} {one.size} {self.members[one.name].CRC}" for one in files)
         return fingerprint_of("\n".join(lines))

@@ -1,4 +1,4 @@
-"""Small classifiers of labelled images, whose last hidden layers give features."""
+"""Small image classifiers trained on labelled data. Their last hidden layer gives the features."""
 
 import hashlib
 import logging
@@ -24,15 +24,15 @@ from soflow.system.progress import track
 
 log = logging.getLogger(__name__)
 
-#: Changes whenever the classifier or its training does, so that figures are never mixed.
+#: Increase this whenever the classifier or its training changes. Old cache files are then ignored.
 VERSION = 1
 STEPS, BATCH = 800, 128
-#: Images that are processed at once.
+#: Images per forward pass.
 CHUNK = 1000
 
 
 class Classifier(nn.Module):
-    """Maps images (B, C, H, W) in [-1, 1] to features (B, d), and these to logits (B, classes)."""
+    """Maps images (B, C, H, W) in [-1, 1] to features (B, d), and features to class logits."""
 
     def __init__(self, body: nn.Sequential, dimensions: int, classes: int) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Classifier(nn.Module):
 
 
 class ImageClassifier(Classifier):
-    """Three convolutions and a hidden layer of 64; for images of 8 pixels or more."""
+    """Three convolutions and a hidden layer of width 64, for images of at least 8 x 8 pixels."""
 
     def __init__(self, shape: tuple[int, ...], classes: int) -> None:
         channels, height, width = shape
@@ -71,14 +71,14 @@ Trained = TypeVar("Trained", bound=Classifier)
 
 
 def load_classifier(dataset: Dataset) -> ImageClassifier:
-    """The classifier of a training split, from the cache or trained now and cached.
+    """Loads the classifier of a training split from the cache, or trains and caches it.
 
     Raises:
-        InputError: If the data have no classes, or are not images of 8 pixels or more.
+        InputError: If the dataset has no labels, or no images of at least 8 x 8 pixels.
     """
     if dataset.labels is None or len(dataset.shape) != 3 or min(dataset.shape[1:]) < 8:
         raise InputError(
-            "the features 'classifier' need labelled images of 8 pixels or more: "
+            "the features 'classifier' need labelled images of at least 8 x 8 pixels: "
             "use evaluate.features=coordinates"
         )
     if int(dataset.labels.min()) < 0:
@@ -88,7 +88,7 @@ def load_classifier(dataset: Dataset) -> ImageClassifier:
     file = cache_file(dataset, cache_folder())
 
     def train() -> ImageClassifier:
-        log.info(f"training a classifier of {dataset.name} for {file}, in a minute or two")
+        log.info(f"training a classifier for {dataset.name}: a minute or two, cached as {file}")
         with track("training the classifier", STEPS) as task:
             return fit(make, dataset, STEPS, max_lr=3e-3, on_step=task.update)
 
@@ -103,7 +103,7 @@ def fit(
     label_smoothing: float = 0.0,
     on_step: Callable[[int], None] = lambda done: None,
 ) -> Trained:
-    """Makes and trains a classifier. It is seeded: the same data give the same weights."""
+    """Creates and trains a classifier. The seed is fixed: the same data give the same weights."""
     batches = Batches(dataset, BATCH, seed=0)
     with random_state_kept():
         torch.manual_seed(0)
@@ -124,7 +124,7 @@ def fit(
 
 
 def cache_file(dataset: Dataset, folder: Path) -> Path:
-    """The file that caches the classifier of these data."""
+    """The cache file of the classifier for this dataset, named by a fingerprint of the data."""
     digest = hashlib.blake2b(digest_size=8)
     for part in torch.arange(len(dataset)).split(CHUNK):
         digest.update(dataset.rows[part].numpy().tobytes())
@@ -134,13 +134,13 @@ def cache_file(dataset: Dataset, folder: Path) -> Path:
 
 
 def cached(classifier: Trained, file: Path, train: Callable[[], Trained]) -> Trained:
-    """The classifier with the weights in a file. Without them it is trained and cached there."""
+    """Loads a classifier's weights from a cache file, or trains it and writes the file."""
     try:
         classifier.load_state_dict(load_file(file))
         return classifier.eval()
     except (OSError, RuntimeError, SafetensorError):  # missing or damaged
         classifier = train()
-    with suppress(OSError):  # without the cache, the next call only takes longer
+    with suppress(OSError):  # if the cache cannot be written, the next call trains again
         file.parent.mkdir(parents=True, exist_ok=True)
         replace_file(file, save(classifier.state_dict()))
     return classifier

@@ -1,7 +1,7 @@
-"""Does the learned map solve the flow it claims to solve? Numbers without a reference.
+"""Checks of the learned solution map against the model's own velocity, without reference data.
 
-Each is a root mean square over dimensions, averaged over samples. If data have standard deviation
-1, then 1 is large.
+Each number is a root mean square over dimensions, averaged over samples. For data with standard
+deviation 1, a value of 1 is large.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,17 +17,22 @@ from soflow.sampling import HEUN_STEPS, checked, filled, integrate_velocity, one
 from soflow.solution import FlowModel
 from soflow.symbols import Labels, Sample, Times, mean_d
 
-#: Steps of the Heun integration that one-step samples are compared with.
+#: Heun steps of the ODE solution that one-step samples are compared with.
 STEPS = 2 * HEUN_STEPS
-#: Times that `jump_errors` jumps from and to.
+#: Default start times t and end times s of `jump_errors`.
 JUMP_STARTS = (1.0, 0.9, 0.75, 0.5, 0.25)
 JUMP_ENDS = (0.75, 0.5, 0.25, 0.1, 0.0)
 
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """solution_residual: |df/ds - v(f, s)|. composition_gap: |f(f(x, t, l), l, s) - f(x, t, s)|.
-    one_step_error: |f(noise, 1, 0) - Heun of v|."""
+    """Errors of the learned solution map.
+
+    Attributes:
+        solution_residual: |df/ds - v(f, s)|.
+        composition_gap: |f(f(x, t, l), l, s) - f(x, t, s)|.
+        one_step_error: |f(noise, 1, 0) - Heun solution of dx/dt = v|.
+    """
 
     solution_residual: float
     composition_gap: float
@@ -42,7 +47,7 @@ def rms(x: Sample) -> float:
 def solution_residual(
     model: FlowModel, x_t: Sample, t: Times, s: Times, labels: Labels | None = None, h: float = 1e-3
 ) -> float:
-    """|| d f/ds (x_t, t, s) - v(f(x_t, t, s), s) ||, by a forward difference of step h in s."""
+    """|| df/ds (x_t, t, s) - v(f(x_t, t, s), s) ||, with a forward difference of step h in s."""
     f = model.solution(x_t, t, s, labels)
     f_next = model.solution(x_t, t, s + h, labels)
     return rms((f_next - f) / h - model.velocity(f, s, labels))
@@ -51,7 +56,7 @@ def solution_residual(
 def composition_gap(
     model: FlowModel, x_t: Sample, t: Times, l: Times, s: Times, labels: Labels | None = None
 ) -> float:
-    """|| f(f(x_t, t, l), l, s) - f(x_t, t, s) ||: two jumps against one."""
+    """|| f(f(x_t, t, l), l, s) - f(x_t, t, s) ||: two jumps compared with one."""
     halfway = model.solution(x_t, t, l, labels)
     return rms(model.solution(halfway, l, s, labels) - model.solution(x_t, t, s, labels))
 
@@ -59,7 +64,7 @@ def composition_gap(
 def one_step_error(
     model: FlowModel, noise: Sample, labels: Labels | None = None, steps: int = STEPS
 ) -> float:
-    """|| f(noise, 1, 0) - Heun of v from the same noise ||: one jump against the own ODE."""
+    """|| f(noise, 1, 0) - x_0 ||, where x_0 is the Heun solution of v from the same noise."""
     heun = integrate_velocity(model, noise, steps, labels, "heun")
     return rms(one_step(model, noise, labels) - heun)
 
@@ -73,19 +78,22 @@ def diagnose(
     batch: int = 500,
     cond: Tensor | None = None,
 ) -> Diagnostics:
-    """All three numbers, at noised samples and times s < l < t, drawn evenly below `point.t`.
+    """Computes all diagnostics at noised samples, with s < l < t uniformly random below `point.t`.
 
     Args:
         model: The model.
         point: Noised samples (B, ...).
-        labels: Of the samples, (B,), or None.
-        generator: Draws s and l.
-        batch: How many points to process at once.
+        labels: Labels of the samples, (B,), or None.
+        generator: Random generator for s and l.
+        batch: Samples per forward pass.
         cond: Conditions of the samples, (B, ...), or None.
+
+    Returns:
+        The diagnostics, averaged over the samples.
     """
     count = len(point.t)
     below = torch.rand(2, count, generator=generator).sort(dim=0).values.to(point.t.device)
-    s, l = 0.98 * point.t * below  # leaves room for the forward difference
+    s, l = 0.98 * point.t * below  # 0.98 leaves room for the forward difference
     sums = []
     for rows in torch.arange(count, device=point.t.device).split(batch):
         chosen = None if labels is None else labels[rows]
@@ -100,10 +108,15 @@ def diagnose(
 
 @dataclass(frozen=True)
 class JumpError:
-    """The error of one jump from t to s against the model's own ODE.
+    """The error of one jump from t to s, compared with the model's own ODE.
 
-    Both are root mean squares over dimensions, averaged over samples: of the difference, and of the
-    way that the ODE goes from t to s.
+    Both values are root mean squares over dimensions, averaged over samples.
+
+    Attributes:
+        t: Start time.
+        s: End time.
+        error: Difference between the jump and the ODE solution at s.
+        displacement: Difference between the ODE solutions at s and at t.
     """
 
     t: float
@@ -113,7 +126,7 @@ class JumpError:
 
     @property
     def relative(self) -> float:
-        """The error over the displacement."""
+        """The error divided by the displacement; NaN if the displacement is 0."""
         return self.error / self.displacement if self.displacement else nan
 
 
@@ -127,30 +140,29 @@ def jump_errors(
     steps: int = STEPS,
     batch: int = 500,
 ) -> list[JumpError]:
-    """|f(x_t, t, s) - x_s| on the model's own trajectories x from noise at t = 1, by t and s.
+    """Computes |f(x_t, t, s) - x_s| on the model's own trajectories x, for several t and s.
 
     Args:
         model: The model.
-        noise: Standard normal, (B, ...).
-        labels: (B,), or None for no condition.
-        starts: The times t to jump from, in (0, 1].
-        ends: The times s to jump to, in [0, 1).
-        steps: Steps of the Heun integration, if it goes from 1 to 0. Between two times there are as
-            many as their distance asks for.
-        batch: How many samples to process at once.
+        noise: Standard normal noise (B, ...), where the trajectories start at t = 1.
+        labels: Labels (B,), or None for no labels.
+        starts: Start times t of the jumps, in (0, 1].
+        ends: End times s of the jumps, in [0, 1).
+        steps: Heun steps from t = 1 to t = 0. A shorter interval takes proportionally fewer.
+        batch: Samples per forward pass.
 
     Returns:
-        One error for every t and every s below it, largest t and s first.
+        One error for each pair s < t, in descending order of t, then of s.
 
     Raises:
-        InputError: For times outside their range or no pair of them, and for noise or labels that
-            do not fit the model.
+        InputError: If a time is outside its range, if no end time is below a start time, or if
+            noise or labels do not fit the model.
     """
     if not all(0 < t <= 1 for t in starts) or not all(0 <= s < 1 for s in ends):
-        raise InputError("jumps go from times in (0, 1] to times in [0, 1): choose others")
+        raise InputError("jump times are out of range: starts must be in (0, 1], ends in [0, 1)")
     pairs = [(t, s) for t in sorted(set(starts))[::-1] for s in sorted(set(ends))[::-1] if s < t]
     if not pairs:
-        raise InputError("jump_errors needs a time to jump to below a time to jump from")
+        raise InputError("no jump: at least one of the ends must be below one of the starts")
     noise, labels = checked(model, noise, labels)
     sums = torch.zeros(len(pairs), 2, dtype=torch.float64)
     for rows in torch.arange(len(noise), device=noise.device).split(batch):
@@ -167,7 +179,7 @@ def jump_errors(
 def trajectory(
     model: FlowModel, noise: Sample, labels: Labels | None, times: Iterable[float], steps: int
 ) -> dict[float, Sample]:
-    """Points of the model's own trajectory from noise at t = 1, by time."""
+    """Points on the model's own ODE trajectory from noise at t = 1, keyed by time."""
     x, now, points = noise, 1.0, {}
     for time in sorted(times, reverse=True):
         if time < now:

@@ -1,4 +1,4 @@
-"""The classifier of the bundled digits: small, trained once in some seconds, seeded."""
+"""The classifier for the bundled digits. It trains once, in seconds, with a fixed seed."""
 
 import logging
 from dataclasses import replace
@@ -14,13 +14,14 @@ from soflow.system.cache import cache_folder
 
 log = logging.getLogger(__name__)
 
-#: Changes whenever the classifier, its training or its file does, so that figures are never mixed.
+#: Change this whenever the classifier, its training or its file format changes. Old cache files are
+#: then ignored.
 DIGITS_VERSION = "digits-classifier-3"
 DIGITS_STEPS = 500
 
 
 class DigitClassifier(Classifier):
-    """A small convolutional classifier of 8x8 digits, with a last hidden layer of 32."""
+    """A small convolutional classifier of 8 x 8 digits. The last hidden layer has width 32."""
 
     def __init__(self) -> None:
         body = nn.Sequential(
@@ -39,7 +40,7 @@ class DigitClassifier(Classifier):
 
 
 def with_shifts(dataset: Dataset) -> Dataset:
-    """Every image nine times: as it is and moved by one pixel in each direction."""
+    """Returns nine copies of each image: the original and all shifts by one pixel."""
     assert dataset.labels is not None
     padded = functional.pad(dataset.samples(), (1, 1, 1, 1), value=-1.0)
     moved = [padded[:, :, y : y + 8, x : x + 8] for y in range(3) for x in range(3)]
@@ -47,16 +48,16 @@ def with_shifts(dataset: Dataset) -> Dataset:
 
 
 def train_digit_classifier() -> DigitClassifier:
-    """Trains the classifier on the training split, in some seconds."""
+    """Trains the classifier on the training split."""
     data = with_shifts(sources.digits("train"))
     return fit(DigitClassifier, data, DIGITS_STEPS, max_lr=4e-3, label_smoothing=0.05)
 
 
 def load_digit_classifier() -> DigitClassifier:
-    """The digit classifier, from the cache or trained now and cached."""
+    """Loads the digit classifier from the cache, or trains and caches it."""
 
     def train() -> DigitClassifier:
-        log.info("training the digit classifier, once, about ten seconds")
+        log.info("training the digit classifier: only once, takes about ten seconds")
         return train_digit_classifier()
 
     return cached(DigitClassifier(), cache_folder() / f"{DIGITS_VERSION}.safetensors", train)

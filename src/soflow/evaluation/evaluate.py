@@ -1,4 +1,4 @@
-"""Evaluates models: a row of figures per weights and sampler, and one of held-out real data."""
+"""Evaluates models: one row of figures per weights and sampler, and one for held-out real data."""
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,35 +25,41 @@ from soflow.sampling import HEUN_STEPS, Sampler, sample
 from soflow.solution import FlowModel
 from soflow.system.progress import Progress, track
 
-#: Points that the diagnostics look at.
+#: Maximum number of points for the diagnostics.
 DIAGNOSTIC_POINTS = 500
-#: Samples drawn at once, at most, to measure the time of drawing.
+#: Maximum batch size when sampling is timed.
 TIMED_BATCH = 500
-#: Network evaluations that are timed, at most.
+#: Maximum number of network evaluations that are timed.
 TIMED_STEPS = 8
 
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """What to evaluate, and against what.
+    """What to evaluate, and which real data to compare with.
 
     Attributes:
-        nfe: Network evaluations of the few-step samplers; by default the recipe's.
-        samplers: By default all that suit the run's objective.
-        num: Samples per row and seed; 0 for the recipe's number.
-        seeds: With several of them, figures are means and spreads are over seeds.
-        guidance: The guidance scale, for a run whose scales were drawn in training; by default its
-            setting objective.guidance.scale.
-        guidance_interval: The start and the end of the times at which it acts; by default (0, 1).
-        labels: How the classes of samples are chosen. By default those of pictures are balanced,
-            those of vectors and signals as frequent as in the reference.
-        batch: Samples drawn at once. It changes no figure.
-        weights: Of the run.
-        features: By name; by default the recipe's.
-        reference: SOURCE[:SPLIT], a file of statistics, or data in Python as `soflow.train` takes
-            them; by default the training data.
-        baseline: Whether to score held-out real data; by default if there are some.
-        vae: The autoencoder that decodes latents; by default the one that made them.
+        nfe: Numbers of function evaluations (NFE) of the few-step samplers. By default, the
+            recipe's `evaluate.nfe`.
+        samplers: Samplers to evaluate. By default, all that suit the run's objective.
+        num: Samples per row and seed. By default (0), the recipe's `evaluate.num`.
+        seeds: Seeds to draw samples with. With several seeds, each figure is the mean over the
+            seeds, and its spread is the standard deviation over the seeds.
+        guidance: Guidance scale, for a run that was trained with random scales. By default, the
+            run's `objective.guidance.scale`.
+        guidance_interval: Start and end of the times at which guidance acts. By default, (0, 1).
+        labels: How labels are chosen, "balanced" or "random". By default, images have balanced
+            labels; vectors and signals have labels as frequent as in the reference.
+        batch: Samples drawn per batch. It does not change the figures.
+        weights: Weights to evaluate: "ema", "raw" or both.
+        features: Name of the features. By default, the recipe's `evaluate.features`.
+        reference: Real data to compare with: SOURCE[:SPLIT], a statistics file, or data in Python
+            as for `soflow.train`. By default, the training data.
+        baseline: Whether to also score held-out real data. By default, True except for a
+            statistics file and for latents without another split.
+        vae: Autoencoder that decodes latents. By default, the one that encoded them.
+
+    Raises:
+        InputError: If a value is invalid.
 
     Example:
         >>> import soflow
@@ -80,9 +86,9 @@ class EvaluationSettings:
         for name in ("nfe", "samplers", "seeds", "weights"):
             given = getattr(self, name)
             if isinstance(given, str) or not isinstance(given, Sequence):
-                raise InputError(f"{name} is {in_short(given)}: give several, such as a tuple")
+                raise InputError(f"{name} is {in_short(given)}: it must be a list or a tuple")
         if self.guidance is not None and numbers(self.guidance, "guidance").ndim:
-            raise InputError("guidance is one scale for all samples of an evaluation")
+            raise InputError("guidance must be one number: all samples use the same scale")
         require_whole(0, num=self.num)
         require_whole(1, batch=self.batch)
         for count in self.nfe:
@@ -102,10 +108,10 @@ class EvaluationSettings:
 def rows_of(
     samplers: Sequence[Sampler], nfe: Sequence[int], weights: Sequence[str] = ("ema",)
 ) -> list[tuple[str, Sampler, int]]:
-    """The weights, sampler and network evaluations of each row.
+    """The weights, the sampler and the NFE of each row.
 
-    All weights get each few-step sampler at each number of evaluations, but in one step all
-    samplers are the same. The first weights also get the model's own ODE, if `heun` is given.
+    Each set of weights gets one row per few-step sampler and NFE. At NFE 1 all samplers are the
+    same, so there is one row. With `heun`, the first weights get a row for the model's own ODE.
     """
     few = [sampler for sampler in samplers if sampler != "heun"]
     rows = [
@@ -128,15 +134,18 @@ def evaluate(
     """Evaluates a model.
 
     Args:
-        models: The model with each of its weights, "ema" or "raw".
-        samplers: Those to evaluate.
-        scoring: What samples are scored against.
+        models: The model with each set of weights, by name: "ema" or "raw".
+        samplers: Samplers to evaluate.
+        scoring: The scorer and the real data.
         settings: How samples are drawn: `nfe`, `num`, `seeds`, `labels`, `guidance`, `batch`.
-        device: Of the models.
-        progress: Shows how much is done.
+        device: Device of the models.
+        progress: Displays the progress.
+
+    Returns:
+        The figures of each row, with everything they must be quoted with.
 
     Raises:
-        InputError: If a setting cannot give a figure.
+        InputError: If figures cannot be computed with these settings.
         RunError: If a sample holds NaN or infinity.
     """
     first, num = next(iter(models.values())), settings.num
@@ -180,7 +189,7 @@ def evaluate(
 def evaluate_sample_set(
     samples: SampleSet, path: str, scoring: Scoring, progress: Progress = track
 ) -> Evaluation:
-    """Evaluates samples in files, which `path` names."""
+    """Evaluates samples that were drawn elsewhere; `path` says where they come from."""
     with progress("evaluating", work(scoring, [samples.count])) as task:
         count = Counter(task)
         found = figures(scoring, samples.parts(), samples.count, samples.labels, count)
@@ -196,7 +205,7 @@ def evaluate_sample_set(
 
 
 def work(scoring: Scoring, counts: list[int]) -> int:
-    """The rows to draw and to compare, for sets of these sizes and for the baseline."""
+    """Total progress, in samples drawn and compared, for sets of these sizes and the baseline."""
     real = [] if scoring.baseline is None else [len(scoring.baseline.data)]
     return sum(2 * count + len(scoring.scorer.reference.points) for count in counts + real)
 
@@ -204,20 +213,20 @@ def work(scoring: Scoring, counts: list[int]) -> int:
 def figures(
     scoring: Scoring, parts: Iterable[Tensor], num: int, labels: Tensor | None, count: Counter
 ) -> Figures:
-    """The figures of `num` samples that come in parts (B, ...)."""
+    """Computes the figures of `num` samples, which arrive in parts (B, ...)."""
     scorer, baseline = scoring.scorer, scoring.baseline
     statistics = scorer.gather(parts, num, count.add)
     found = scorer.figures(statistics, labels, count.add, scoring.equal_count(num))
     if baseline is None or len(baseline.data) >= num:
         return found
-    # Classes of tables are as frequent among some samples, drawn at random, as among all.
+    # A random subset keeps the class frequencies, which matter for tables, vectors and signals.
     by_class = None if scorer.features.columns else labels
     alike = scorer.distance_of_some(statistics, len(baseline.data), by_class)
     return found.model_copy(update={"distance_at_real_count": alike})
 
 
 def real_row(scoring: Scoring, num: int, count: Counter) -> RealRow | None:
-    """The figures of held-out real samples, beside those of `num` samples, if there are some."""
+    """Scores the held-out real data, if any, next to a set of `num` samples."""
     if scoring.baseline is None:
         return None
     data, scorer = scoring.baseline.data, scoring.baseline.scorer
@@ -233,7 +242,7 @@ def real_row(scoring: Scoring, num: int, count: Counter) -> RealRow | None:
 
 
 def over_seeds(found: Sequence[Figures]) -> dict[str, Any]:
-    """The fields of a row. Of several seeds these are means, and spreads are over the seeds."""
+    """The fields of a row. For several seeds, these are means, with spreads over the seeds."""
     values = dict(found[0])
     if len(found) == 1:
         return values
@@ -256,7 +265,7 @@ def over_seeds(found: Sequence[Figures]) -> dict[str, Any]:
 def milliseconds_per_sample(
     model: FlowModel, settings: EvaluationSettings, device: torch.device, sampler: Sampler, nfe: int
 ) -> float:
-    """The time of a batch like those just drawn, without its noise, from TIMED_STEPS or less."""
+    """Times one batch, extrapolated from at most TIMED_STEPS evaluations, without drawing noise."""
     batch, timed = min(settings.num, settings.batch, TIMED_BATCH), min(nfe, TIMED_STEPS)
     shape = (noise_count(sampler, timed), batch, *model.shape)
     generator = seeded_generator(0, "timing", 0, device)
@@ -274,10 +283,10 @@ def milliseconds_per_sample(
 def diagnostics(
     model: FlowModel, dataset: Dataset, settings: EvaluationSettings, device: torch.device
 ) -> dict[str, float]:
-    """Jumps against velocities, at points between held-out data and noise, t even on (0, 1)."""
+    """Diagnostics at points between data and noise, with t uniform on (0, 1)."""
     generator = seeded_generator(settings.seeds[0], "diagnostics", 0, torch.device("cpu"))
     if model.cond_shape and model.cond_shape != dataset.cond_shape:
-        return {}  # the points lack the conditions that the model needs
+        return {}  # the data lack the conditions that the model needs
     dataset = dataset if model.cond_shape else replace(dataset, cond=None)
     data, cond = dataset.pairs(slice(min(settings.num, DIAGNOSTIC_POINTS)))
     labels, null = None, model.num_classes
@@ -286,11 +295,11 @@ def diagnostics(
         known = (labels >= 0) & (labels < null)
         if model.null_trained:
             labels = labels.where(known, null)
-        else:  # points without a label are left out
+        else:  # skips unlabelled data
             data, labels = data[known], labels[known]
             cond = None if cond is None else cond[known]
     if null and not model.null_trained and (labels is None or not len(labels)):
-        return {}  # the model cannot do without the labels that these data lack
+        return {}  # the model needs labels, and the data have none
     labels = None if labels is None else labels.to(device)
     noise = torch.randn(data.shape, generator=generator)
     t = torch.rand(len(data), generator=generator)

@@ -1,9 +1,9 @@
-"""Feature networks: what samples are compared by.
+"""Feature networks for comparing samples.
 
-Images are bytes, as in files, and are processed BATCH at a time, so figures do not depend on how
-samples were drawn. The name of the features is part of a figure's name: only `inception` gives FID.
-Vectors, tables and signals are compared by their coordinates, which are standardized if the data
-are.
+Images are rounded to 8 bits, as in files, and processed BATCH at a time, so figures do not depend
+on how samples were drawn. The name of the features is part of the metric's name: only `inception`
+gives FID. Vectors, tables and signals are compared by their coordinates, which are standardized if
+the training data are standardized.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,15 +24,15 @@ from soflow.evaluation.pictures import is_image, to_uint8
 from soflow.system.fingerprints import checksum, checksum_of
 from soflow.system.memory import out_of_memory_explained
 
-#: Where feature networks from files run, and where distances between points are computed.
+#: Device for feature networks from files and for distances between points.
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-#: Images that a network processes at once.
+#: Images per forward pass of a feature network.
 BATCH = 100
 NAMES = ("inception", "digits", "classifier", "coordinates")
 
 
 class Activations(NamedTuple):
-    """Features (B, d); of a classifier also logits (B, classes); of FID's network also (B, k)."""
+    """Features (B, d), class logits (B, classes) and spatial features (B, k) for sFID."""
 
     features: Tensor
     logits: Tensor | None = None
@@ -44,10 +44,10 @@ class Features:
     """A feature network.
 
     Attributes:
-        name: Its name.
-        network: A function of bytes (B, C, H, W), or of samples that are not images.
-        origin: Distinguishes networks of one name, such as by a checksum.
-        columns: Of coordinates that are no pixels: the names of the features or channels.
+        name: Name of the features.
+        network: Maps images as bytes (B, C, H, W), or other samples (B, ...), to activations.
+        origin: What distinguishes networks with the same name, such as a checksum.
+        columns: Names of the columns or channels, if samples are not images.
     """
 
     name: str
@@ -57,20 +57,20 @@ class Features:
 
     @torch.no_grad()
     def __call__(self, seen: Tensor) -> Activations:
-        """The features of bytes (B, C, H, W) or samples (B, ...), on the CPU.
+        """Computes features of images as bytes (B, C, H, W) or samples (B, ...). Returns on CPU.
 
         Raises:
-            InputError: If the network cannot take them, or returns something of another shape.
+            InputError: If the network fails on the samples, or returns wrong shapes.
             RunError: If features are NaN or infinite.
         """
         try:
-            # One memory layout for all inputs: the last digits of sums depend on it.
+            # The last digits of sums depend on the memory layout, so it is always contiguous.
             with out_of_memory_explained(f"the features '{self.name}' do not fit"):
                 returned = self.network(seen.clone(memory_format=torch.contiguous_format))
         except RunError:
             raise
         except (RuntimeError, ValueError, TypeError, IndexError, torch.jit.Error) as error:
-            last = str(error).strip().splitlines()[-1:]  # TorchScript's own lines come first
+            last = str(error).strip().splitlines()[-1:]  # TorchScript puts its traceback first
             raise InputError(
                 f"the features '{self.name}' cannot take {len(seen)} images "
                 f"of shape {list(seen.shape[1:])}: {''.join(last)}"
@@ -80,17 +80,18 @@ class Features:
         fitting = all(is_matrix(part, len(seen)) for part in given)
         if not fitting or len(parts) > 3 or not given or parts[0] is None:
             raise InputError(
-                f"the features '{self.name}' must return (B, d), or that and logits (B, classes), "
-                f"but give {' and '.join(map(shape_of, parts)) or '()'} of {len(seen)} images"
+                f"the features '{self.name}' must return (B, d), optionally with logits "
+                f"(B, classes), but return {' and '.join(map(shape_of, parts)) or '()'} "
+                f"for {len(seen)} images"
             )
         found = [None if part is None else part.float().cpu() for part in parts]
         if not all(bool(part.isfinite().all()) for part in found if part is not None):
-            raise RunError(f"the features '{self.name}' of some images are not finite numbers")
+            raise RunError(f"the features '{self.name}' of some images are NaN or infinite")
         return Activations(*found)  # type: ignore[arg-type]
 
     @property
     def metric(self) -> str:
-        """The name of the distance by these features."""
+        """The name of the distance between these features."""
         names = {"inception": "FID", "coordinates": "energy distance"}
         return names.get(self.name, f"FD-{self.name}")
 
@@ -104,42 +105,50 @@ def shape_of(part: Any) -> str:
 
 
 def as_seen(samples: Tensor, pixels: bool = True) -> Tensor:
-    """Images as bytes (B, C, H, W), other samples unchanged. Raises RunError for NaN.
+    """Converts images to bytes (B, C, H, W). Returns other samples unchanged.
 
-    Without `pixels` images are no pictures in [-1, 1], but in units of their own.
+    Args:
+        samples: Bytes, or floats (B, ...).
+        pixels: Whether image-shaped samples are images in [-1, 1]. If False, they are physical
+            fields in the data's own units.
+
+    Raises:
+        RunError: If a sample is NaN or infinite.
     """
     if samples.dtype == torch.uint8:
         return samples
     strange = int((~samples.flatten(1).isfinite().all(1)).sum())
     if strange:
-        raise RunError(
-            f"{strange} of {len(samples)} samples hold values that are not finite numbers (NaN)"
-        )
+        raise RunError(f"{strange} of {len(samples)} samples contain NaN or infinite values")
     if not (pixels and is_image(samples.shape[1:])):
         return samples
     return torch.from_numpy(to_uint8(samples)).permute(0, 3, 1, 2)
 
 
 def load_features(name: str, dataset: Dataset | None, shape: tuple[int, ...]) -> Features:
-    """Loads features and tries them on samples of a shape.
+    """Loads a feature network and tries it on samples of the given shape.
 
     Args:
-        name: Of features, or a TorchScript file, FILE or NAME=FILE.
-        dataset: The training split, on which `classifier` is trained.
-        shape: Of a sample.
+        name: Name of the features, or a TorchScript file as FILE or NAME=FILE.
+        dataset: Training split, on which `classifier` is trained.
+        shape: Shape of a sample.
 
     Raises:
-        InputError: If the name is unknown, or the network cannot be loaded or take such samples.
+        InputError: If the name is unknown, or if the network cannot be loaded or fails on samples
+            of this shape.
     """
     features = find_features(name, dataset, shape)
     widths = {dimensions(features, shape, count) for count in (2, 1, BATCH)}
     if len(widths) > 1:
-        raise InputError(f"the features '{name}' vary in their number: {sorted(widths)}")
+        raise InputError(
+            f"the features '{name}' must have a fixed number of dimensions, but return "
+            f"{sorted(widths)}, depending on the number of images"
+        )
     return features
 
 
 def dimensions(features: Features, shape: tuple[int, ...], count: int = 2) -> int:
-    """How many features a sample of this shape has."""
+    """The number of feature dimensions of a sample of this shape."""
     dtype = torch.float32 if features.name == "coordinates" else torch.uint8
     return features(torch.zeros(count, *shape, dtype=dtype)).features.shape[1]
 
@@ -153,18 +162,20 @@ def find_features(name: str, dataset: Dataset | None, shape: tuple[int, ...]) ->
         return Features(name, load_inception(DEVICE), {"network": "InceptionV3 of torch-fidelity"})
     if name == "digits":
         if shape != (1, 8, 8):
-            raise InputError(f"the features 'digits' are for images [1, 8, 8], not {list(shape)}")
+            raise InputError(f"the features 'digits' need images [1, 8, 8], not {list(shape)}")
         return classifier_features(name, load_digit_classifier())
     if name == "classifier":
         if dataset is None:
-            raise InputError("the features 'classifier' need data with classes: name others")
+            raise InputError(
+                "the features 'classifier' need labelled data to train on: choose other features"
+            )
         return classifier_features(f"{dataset.name}-classifier", load_classifier(dataset))
     check_name(name)
     return scripted(*file_of(name))
 
 
 def coordinates(shape: Sequence[int], scaling: Scaling | None) -> Features:
-    """The samples themselves, standardized by the scaling of the real data if they have one."""
+    """Features that are the samples themselves, standardized like the real data."""
 
     def network(samples: Tensor) -> Tensor:
         if scaling is None:
@@ -180,7 +191,7 @@ def coordinates(shape: Sequence[int], scaling: Scaling | None) -> Features:
 
 
 def column_names(shape: Sequence[int], scaling: Scaling | None) -> tuple[str, ...]:
-    """Names of the features of vectors, or of the channels of others; none of pictures."""
+    """Names of the columns of vectors, or of the channels of other samples. Empty for images."""
     if scaling is None and is_image(shape):
         return ()
     named = scaling is not None and len(scaling.columns) == shape[0]
@@ -191,7 +202,7 @@ def column_names(shape: Sequence[int], scaling: Scaling | None) -> tuple[str, ..
 
 
 def file_of(name: str) -> tuple[str, Path]:
-    """The name and the file of FILE or NAME=FILE."""
+    """Splits FILE or NAME=FILE into name and file."""
     called, _, file = name.partition("=")
     if Path(name).expanduser().is_file() or not file:
         called, file = "", name
@@ -199,21 +210,20 @@ def file_of(name: str) -> tuple[str, Path]:
 
 
 def check_name(name: str) -> None:
-    """Raises InputError for unknown features, without loading any."""
+    """Raises InputError if the features are unknown. Loads nothing."""
     if name in NAMES or file_of(name)[1].is_file():
         return
     close = get_close_matches(name, NAMES, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
     if "." in name or "/" in name:
-        hint = f"; there is no file {file_of(name)[1]}"
+        hint = f"; {file_of(name)[1]} does not exist"
     raise InputError(
-        f"unknown features '{name}': choose one of {', '.join(NAMES)}, "
-        f"or name a TorchScript file{hint}"
+        f"unknown features '{name}': choose one of {', '.join(NAMES)}, or a TorchScript file{hint}"
     )
 
 
 def classifier_features(name: str, classifier: Classifier) -> Features:
-    """Features and logits of one of our own classifiers."""
+    """Features and logits of a classifier trained here."""
 
     def network(seen: Tensor) -> Activations:
         features = classifier(to_floats(seen))
@@ -224,13 +234,14 @@ def classifier_features(name: str, classifier: Classifier) -> Features:
 
 
 def scripted(name: str, file: Path) -> Features:
-    """Features of a TorchScript file, which maps bytes to features, or to (features, logits)."""
+    """Features from a TorchScript file, which maps bytes to features or to (features, logits)."""
     if name in NAMES:
-        raise InputError(f"'{name}' is the name of other features: use --features NAME={file}")
+        raise InputError(f"'{name}' is a built-in name: choose another, --features NAME={file}")
     try:
         module = torch.jit.load(str(file), map_location=DEVICE).eval()
     except (RuntimeError, ValueError, OSError) as error:
         raise InputError(
-            f"{file} cannot be read as TorchScript (torch.jit.save writes it): {first_line(error)}"
+            f"{file} cannot be read as TorchScript, as torch.jit.save writes it: "
+            f"{first_line(error)}"
         ) from None
     return Features(name, lambda seen: module(seen.to(DEVICE)), {"checksum": checksum(file)})

@@ -15,7 +15,7 @@ from soflow.evaluation.pictures import png
 
 @cache
 def environment() -> Environment:
-    """The templates of all packages that make pages; base.html is shared."""
+    """The Jinja environment with the templates of all packages. They share base.html."""
     packages = ("evaluation", "comparison")
     folders = [str(files("soflow") / package / "templates") for package in packages]
     return Environment(
@@ -28,18 +28,18 @@ def environment() -> Environment:
 
 
 def render(template: str, **values: Any) -> str:
-    """Fills in a file of a `templates` folder, such as `report.html`, and returns the page."""
+    """Renders a template by its file name, such as `report.html`."""
     return environment().get_template(template).render(values)
 
 
 def image(picture: Figure | Image) -> Markup:
-    """A plot or a picture as a data URI, for the `src` of an `img`."""
+    """Encodes a plot or an image as a data URI for the `src` of an `img` element."""
     content = base64.b64encode(png(picture)).decode()
     return Markup("data:image/png;base64,{}").format(content)
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words: '90 s', '12.5 min', '3.0 h'."""
+    """Formats seconds as '90 s', '12.5 min' or '3.0 h'."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

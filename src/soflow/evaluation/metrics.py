@@ -1,8 +1,9 @@
-"""How similar two sets of samples are, by their features (N, d): pure functions in float64.
+"""Metrics that compare two sets of samples by their features (N, d): pure functions in float64.
 
-The inception score is torchmetrics'. The Frechet distance is our own: a published reference is a
-mean and a covariance, and a matrix root that fails must say so. Torchmetrics lacks the measures of
-neighbourhoods, and its kernel distance is slower. Only the FID network's features give FID.
+The inception score comes from torchmetrics. The Frechet distance is implemented here, because
+published references consist of a mean and a covariance only, and because a failing matrix square
+root must raise an error. Torchmetrics has no precision, recall, density or coverage, and its kernel
+distance is slower. The Frechet distance is FID only with the features `inception`.
 """
 
 import warnings
@@ -17,15 +18,15 @@ from torch import Tensor, nn
 from soflow.errors import RunError, first_line
 from soflow.system.isolation import random_state_kept
 
-#: Rows that are processed at once. Figures do not depend on how samples are batched.
+#: Rows per block of a computation. Figures do not depend on the batch size of samples.
 ROWS = 1000
-#: Subsets of the kernel distance (KID's protocol), and parts of the inception score.
+#: Number and size of the kernel distance's subsets (as in KID), and splits of the inception score.
 KERNEL_SUBSETS, KERNEL_SUBSET = 100, 1000
 SCORE_PARTS = 10
-#: k of precision and recall as in ADM (arXiv 2105.05233), and k of density and coverage as in their
-#: paper (arXiv 2002.09797).
+#: k of precision and recall as in ADM (arXiv 2105.05233). k of density and coverage as in the paper
+#: that defines them (arXiv 2002.09797).
 NEIGHBOURS, DENSITY_NEIGHBOURS = 3, 5
-#: A covariance has no eigenvalue below minus this times its largest one.
+#: A valid covariance may have negative eigenvalues up to this fraction of its largest one.
 TOLERANCE = 1e-6
 
 
@@ -39,7 +40,7 @@ class Moments:
 
     @staticmethod
     def of(features: Tensor) -> "Moments":
-        """Moments of features (N, d), N of 2 or more, ROWS at a time."""
+        """Computes the moments of features (N, d), with N of at least 2, ROWS at a time."""
 
         def of_rows(rows: Tensor) -> Moments:
             x = rows.double()
@@ -49,7 +50,7 @@ class Moments:
         return reduce(Moments.merged, map(of_rows, features.split(ROWS)))
 
     def merged(self, other: "Moments") -> "Moments":
-        """The moments of both sets together, without cancellation (Chan et al. 1983)."""
+        """The moments of the union of two sets, without cancellation (Chan et al. 1983)."""
         a, b, n = self.count, other.count, self.count + other.count
         apart = other.mean - self.mean
         within = (a - 1) * self.covariance + (b - 1) * other.covariance
@@ -58,7 +59,7 @@ class Moments:
 
     @cached_property
     def root(self) -> Tensor:
-        """The symmetric square root of the covariance, (d, d). Raises RunError if it has none."""
+        """The symmetric square root (d, d) of the covariance. Raises RunError if none exists."""
         values, vectors = eigen(self.covariance)
         return vectors * values.sqrt() @ vectors.T
 
@@ -66,22 +67,28 @@ class Moments:
 def eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues and eigenvectors of a covariance (d, d). Raises RunError if it is invalid."""
     if not bool(matrix.isfinite().all()):
-        raise RunError("the matrix square root does not exist: the covariance is not finite")
+        raise RunError("the covariance has NaN or infinite values: it has no matrix square root")
     try:
         values, vectors = torch.linalg.eigh(matrix)
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         raise RunError(f"the matrix square root did not converge: {first_line(error)}") from None
     least, most = float(values.min()), float(values.max())
     if least < -TOLERANCE * max(most, 1e-12):
-        raise RunError(f"no covariance: an eigenvalue is {least:.3g}, the largest {most:.3g}")
+        raise RunError(
+            f"the matrix is not a covariance: its smallest eigenvalue is {least:.3g}, "
+            f"its largest {most:.3g}"
+        )
     return values.clamp(min=0), vectors
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """The Frechet distance of two Gaussians, squared (as in FID).
+    """The squared Frechet distance between two Gaussians, as in FID.
 
-    |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)), where tr (A B)^(1/2) is the sum of the roots of
-    the eigenvalues of A^(1/2) B A^(1/2), which is symmetric. Raises RunError if there is no root.
+    It is |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)). Here tr (A B)^(1/2) is the sum of the
+    square roots of the eigenvalues of the symmetric matrix B^(1/2) A B^(1/2).
+
+    Raises:
+        RunError: If a covariance has no square root.
     """
     product = b.root @ a.covariance @ b.root
     cross = eigen((product + product.T) / 2)[0].sqrt().sum()
@@ -90,10 +97,12 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
 
 def spread_of_frechet(features: Tensor, reference: Moments, splits: int = 5) -> float:
-    """The standard deviation of the Frechet distance of features (N, d), from their halves.
+    """Estimates the standard deviation of the Frechet distance of features (N, d).
 
-    Two halves of N/2 come from one distribution, so their distances differ by sqrt(2) deviations of
-    N/2, which are sqrt(2) deviations of N: sd = rms(difference) / 2, over `splits` random halvings.
+    The features are split randomly into two halves, and the distance of each half is computed. The
+    difference of two independent distances has sqrt(2) times the standard deviation of one. A
+    distance from N/2 features has sqrt(2) times the standard deviation of one from N. So the
+    estimate is rms(difference) / 2, over `splits` random splits.
     """
     generator = torch.Generator().manual_seed(0)
     squares = []
@@ -106,7 +115,7 @@ def spread_of_frechet(features: Tensor, reference: Moments, splits: int = 5) -> 
 
 @contextmanager
 def seeded() -> Iterator[None]:
-    """Seeds torch's global generator, which torchmetrics draws from, and hides its warnings."""
+    """Seeds the global generator that torchmetrics uses, and hides the warnings of torchmetrics."""
     with random_state_kept(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
@@ -114,21 +123,21 @@ def seeded() -> Iterator[None]:
 
 
 class KernelDistance:
-    """KID (arXiv 1801.01401): the squared maximum mean discrepancy to a reference, unbiased.
+    """KID (arXiv 1801.01401): an unbiased estimate of the squared MMD to a reference.
 
-    The kernel is (x.y / d + 1)^3. Figures equal those of torchmetrics to rounding, and take less
-    time: subsets overlap, and each pair is computed once.
+    The kernel is (x.y / d + 1)^3. Results equal those of torchmetrics up to rounding. The
+    computation is faster: subsets overlap, and each pair is computed only once.
 
     Args:
-        reference: The features of the reference, (M, d).
+        reference: Features of the reference, (M, d).
     """
 
     def __init__(self, reference: Tensor) -> None:
         self.reference = reference.double()
-        self.within: dict[int, Tensor] = {}  # the reference's own terms, by the number of samples
+        self.within: dict[int, Tensor] = {}  # terms of the reference alone, by number of samples
 
     def __call__(self, features: Tensor) -> tuple[float, float]:
-        """The distance of features (N, d): mean and standard deviation over random subsets."""
+        """Mean and standard deviation of the distance of features (N, d), over random subsets."""
         x, y = features.double(), self.reference
         m = min(KERNEL_SUBSET, len(x), len(y))
         with seeded():
@@ -145,22 +154,22 @@ class KernelDistance:
 
 
 def kernel(x: Tensor, y: Tensor) -> Tensor:
-    """(x.y / d + 1)^3 of x (n, d) and y (m, d): (n, m)."""
+    """The kernel matrix (x.y / d + 1)^3, (n, m), of x (n, d) and y (m, d)."""
     return (x @ y.T).mul_(1.0 / x.shape[1]).add_(1.0).pow_(3)
 
 
 def kernel_sums(x: Tensor, y: Tensor, of_x: Tensor, of_y: Tensor) -> Tensor:
-    """The sum over i, j of kernel(x_i, y_j), for each subset of x and of y: (S,).
+    """The sums over i, j of kernel(x_i, y_j), (S,), for S pairs of subsets of x and y.
 
     Args:
         x: Points (n, d).
         y: Points (m, d).
-        of_x: The indices of each subset of x, (S, k).
-        of_y: The indices of each subset of y, (S, k).
+        of_x: Indices of each subset of x, (S, k).
+        of_y: Indices of each subset of y, (S, k).
     """
-    if 3 * len(x) * len(y) > of_x.numel() * of_y.shape[1]:  # all pairs are more work than subsets
+    if 3 * len(x) * len(y) > of_x.numel() * of_y.shape[1]:  # separate subsets are less work
         return torch.stack([kernel(x[i], y[j]).sum() for i, j in zip(of_x, of_y, strict=True)])
-    # All pairs once: the sum over a subset is a product with 0s and 1s.
+    # Compute all pairs once. The sum over a subset is then a product with a 0/1 matrix.
     in_x, in_y = (
         torch.zeros(len(of), len(points), dtype=points.dtype).scatter_(1, of, 1.0)
         for of, points in ((of_x, x), (of_y, y))
@@ -173,15 +182,19 @@ def kernel_sums(x: Tensor, y: Tensor, of_x: Tensor, of_y: Tensor) -> Tensor:
 
 
 def kernel_within(x: Tensor, of_x: Tensor) -> Tensor:
-    """The same within each subset of x, without pairs of a point with itself: (S,)."""
+    """The sums (S,) of `kernel_sums` within each subset of x, without pairs of equal indices."""
     alone = ((x**2).sum(1) / x.shape[1] + 1.0) ** 3
     return kernel_sums(x, x, of_x, of_x) - alone[of_x].sum(1)
 
 
 def inception_score(logits: Tensor) -> tuple[float, float]:
-    """exp E KL(p(class | x) || p(class)) of logits (N, classes) (arXiv 1606.03498).
+    """The inception score (arXiv 1606.03498), exp E KL(p(class | x) || p(class)).
 
-    Returns mean and standard deviation over SCORE_PARTS.
+    Args:
+        logits: Class logits of the samples, (N, classes).
+
+    Returns:
+        Mean and standard deviation over at most SCORE_PARTS splits.
     """
     from torchmetrics.image.inception import InceptionScore
 
@@ -193,7 +206,7 @@ def inception_score(logits: Tensor) -> tuple[float, float]:
 
 
 def radii(points: Tensor, on_rows: Callable[[int], None] = lambda n: None) -> tuple[Tensor, Tensor]:
-    """Distances (n,) of points (n, d) to the NEIGHBOURS-th and DENSITY_NEIGHBOURS-th nearest."""
+    """Distances (n,) to the NEIGHBOURS-th and the DENSITY_NEIGHBOURS-th nearest neighbor."""
     found, points = [], points.double()
     most = min(DENSITY_NEIGHBOURS + 1, len(points))  # the nearest is the point itself
     for rows in points.split(ROWS):
@@ -205,16 +218,22 @@ def radii(points: Tensor, on_rows: Callable[[int], None] = lambda n: None) -> tu
 
 @dataclass(frozen=True)
 class Neighbourhood:
-    """How samples lie among real ones (arXiv 1904.06991, 2002.09797).
+    """Precision, recall (arXiv 1904.06991), density and coverage (arXiv 2002.09797).
 
-    The reach of a sample is the distance to its third nearest neighbour, or to its fifth for
-    density and coverage.
+    The radius of a point is the distance to its k-th nearest neighbor in its own set. k is
+    NEIGHBOURS for precision and recall, and DENSITY_NEIGHBOURS for density and coverage.
+
+    Attributes:
+        precision: Fraction of samples within the radius of a real sample.
+        recall: Fraction of real samples within the radius of a sample.
+        density: Mean number of real samples whose radius contains a sample, divided by k.
+        coverage: Fraction of real samples with a sample within their radius.
     """
 
-    precision: float  # the fraction of samples within reach of a real one
-    recall: float  # the fraction of real ones within reach of a sample
-    density: float  # the number of real ones within whose reach a sample is, relative to 5
-    coverage: float  # the fraction of real ones with a sample in reach
+    precision: float
+    recall: float
+    density: float
+    coverage: float
 
 
 def neighbourhood(
@@ -223,13 +242,13 @@ def neighbourhood(
     reference_radii: tuple[Tensor, Tensor] | None = None,
     on_rows: Callable[[int], None] = lambda n: None,
 ) -> Neighbourhood:
-    """Precision, recall, density and coverage.
+    """Computes precision, recall, density and coverage.
 
     Args:
-        features: (N, d).
-        reference: (M, d).
-        reference_radii: The `radii` of the reference, (M,) each, if they are known.
-        on_rows: Called with the number of rows just finished, N + M in all.
+        features: Features of the samples, (N, d).
+        reference: Features of the real samples, (M, d).
+        reference_radii: `radii` of the reference, (M,) each. Computed by default.
+        on_rows: Called with the number of rows just finished, N + M in total.
     """
     features, reference = features.double(), reference.double()
     blocks = (one.split(ROWS) for one in (reference, *(reference_radii or radii(reference))))
@@ -253,10 +272,10 @@ def neighbourhood(
 
 
 def energy_distance(a: Tensor, b: Tensor) -> float:
-    """2 E|x - y| - E|x - x'| - E|y - y'|, x from a (N, d) and y from b (M, d).
+    """The energy distance 2 E|x - y| - E|x - x'| - E|y - y'| between points a (N, d) and b (M, d).
 
-    It is zero only for equal distributions. Pairs of a point with itself are left out, so two sets
-    from one distribution give zero on average.
+    For distributions, it is zero only if they are equal. The estimate is unbiased: pairs of a point
+    with itself are excluded, so two sets from the same distribution give zero on average.
     """
     a, b = a.double(), b.double()
     within_a = torch.cdist(a, a).sum() / (len(a) * (len(a) - 1))
@@ -265,6 +284,6 @@ def energy_distance(a: Tensor, b: Tensor) -> float:
 
 
 def recognized(logits: Tensor, labels: Tensor) -> float:
-    """The fraction of labelled samples whose likeliest class, by logits (N, classes), is theirs."""
+    """The accuracy of logits (N, classes) on samples with labels (N,). Labels of -1 are ignored."""
     labelled = labels >= 0
     return float((logits.argmax(1) == labels)[labelled].double().mean())

@@ -1,4 +1,4 @@
-"""Samples with conditions of data, beside those conditions and the real samples."""
+"""Pictures of conditional samples next to their conditions and real samples."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from soflow.sampling import Sampler
 from soflow.solution import FlowModel
 from soflow.symbols import Sample
 
-#: Rows of a picture, and how many samples each holds.
+#: Rows of a picture, and samples per row.
 ROWS, PAIRS = 10, 4
 
 
@@ -25,7 +25,11 @@ def draw_pairs(
     drawing: tuple[Sampler, int],
     device: torch.device,
 ) -> tuple[Sample, Tensor, Tensor]:
-    """Samples (num, ...) with conditions of the data, those conditions, and their real samples."""
+    """Draws samples (num, ...) for conditions from the dataset.
+
+    Returns:
+        Samples, conditions and the real samples with these conditions, each (num, ...).
+    """
     labels, cond = rows_for(dataset, num, model.num_classes, model.null_trained)
     real, given = dataset.pairs(cond.rows)
     assert given is not None, "the data have no conditions"
@@ -34,13 +38,13 @@ def draw_pairs(
 
 
 def paired(samples: Tensor, cond: Tensor, real: Tensor, names: Sequence[str] = ()) -> Image.Image:
-    """Samples as a picture, images beside their conditions and the real images of these.
+    """Makes a picture of samples. Images are shown next to conditions and real images.
 
     Args:
-        samples: (B, ...).
-        cond: Their conditions (B, ...), shown if they are images of the same size.
+        samples: Samples (B, ...).
+        cond: Conditions of the samples (B, ...), shown if they are images of the same size.
         real: Real samples with these conditions, (B, ...).
-        names: Of features or channels; see `picture`.
+        names: Names of columns or channels, as in `picture`.
     """
     if not is_image(samples.shape[1:]) or names:
         behind = None if samples.shape[1:] == (2,) else real

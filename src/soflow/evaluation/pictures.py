@@ -1,4 +1,4 @@
-"""Samples as pictures: images as a grid, vectors and signals as plots."""
+"""Pictures of samples: a grid of images, or plots of vectors and signals."""
 
 import io
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def to_uint8(images: Sample) -> np.ndarray:
-    """Images in [-1, 1], (B, C, H, W), as bytes (B, H, W, C): clamp(127.5 x + 128, 0, 255)."""
+    """Converts images (B, C, H, W) in [-1, 1] to bytes (B, H, W, C): clip(127.5 x + 128)."""
     pixels = (images.detach().float() * 127.5 + 128).clamp(0, 255)
     return pixels.byte().permute(0, 2, 3, 1).cpu().numpy()
 
@@ -29,12 +29,12 @@ def is_image(shape: Sequence[int]) -> bool:
 
 
 def to_pil(image: np.ndarray) -> Image.Image:
-    """One image (H, W, C) of bytes."""
+    """Converts one image (H, W, C) of bytes."""
     return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
 
 
 def grid(images: Sample, columns: int) -> Image.Image:
-    """Images side by side, `columns` per row; small ones are enlarged to at least 32 pixels."""
+    """Arranges images in a grid. Small images are enlarged to at least 32 pixels."""
     pixels, gap, white = to_uint8(images), 2, 255
     scale, rows = max(1, 32 // min(pixels.shape[1:3])), -(-len(pixels) // columns)
     pixels = pixels.repeat(scale, axis=1).repeat(scale, axis=2)
@@ -47,7 +47,7 @@ def grid(images: Sample, columns: int) -> Image.Image:
 
 
 def png(picture: "Image.Image | Figure", dpi: int = 160) -> bytes:
-    """A picture, or a plot at `dpi`, as the content of a PNG file."""
+    """Encodes an image, or a plot with this resolution, as PNG."""
     stream = io.BytesIO()
     if isinstance(picture, Image.Image):
         picture.save(stream, format="png")
@@ -57,9 +57,9 @@ def png(picture: "Image.Image | Figure", dpi: int = 160) -> bytes:
 
 
 def shown_channels(samples: Tensor, like: Tensor) -> Tensor:
-    """The first three channels, or one, of (B, C, H, W) as [-1, 1].
+    """Scales the first three channels of samples (B, C, H, W), or the first one, to [-1, 1].
 
-    Each covers the values between the 1st and the 99th percentile of that channel of `like`.
+    The range of each channel is its 1st to 99th percentile in `like` (N, C, H, W).
     """
     count = shown_count(samples.shape[1])
     values = like[:, :count].transpose(0, 1).flatten(1).double().numpy()  # (count, B H W)
@@ -70,11 +70,12 @@ def shown_channels(samples: Tensor, like: Tensor) -> Tensor:
 
 
 def about(shape: Sequence[int], names: Sequence[str]) -> str:
-    """How `picture` shows images in units of their own, in a sentence; nothing of others."""
+    """A sentence on how `picture` shows fields in the data's own units. Empty for other samples."""
     if len(shape) != 3 or (is_image(shape) and not names):
         return ""
-    which = ", ".join(names[: shown_count(shape[0])])
-    return f"Shown: {which} of {shape[0]}, each from its 1st to its 99th percentile."
+    shown = names[: shown_count(shape[0])]
+    which = f"{', '.join(shown)} ({len(shown)} of {shape[0]})"
+    return f"Channels: {which}, each scaled to its 1st to 99th percentile."
 
 
 def shown_count(channels: int) -> int:
@@ -84,22 +85,26 @@ def shown_count(channels: int) -> int:
 def picture(
     samples: Tensor, columns: int = 10, names: Sequence[str] = (), real: Tensor | None = None
 ) -> Image.Image:
-    """Samples as a picture that suits their shape. A notebook shows it, and it has `save`.
+    """Makes a picture of samples. The kind of picture depends on their shape.
 
-    Images are a grid; those with names of channels are in units of their own, see `about`. Vectors
-    are a histogram, a scatter plot or a pair plot, signals are curves.
+    Images are shown as a grid. Vectors are shown as a histogram, a scatter plot or a pair plot.
+    Signals are shown as curves.
 
     Args:
-        samples: (B, D), (B, C, L) or (B, C, H, W); images of one or three channels in -1 to 1.
-        columns: How many images or signals are in a row.
-        names: Of features or channels; see features.column_names.
-        real: Real data like the samples: behind vectors, and for the ranges of the others.
+        samples: Vectors (B, D), signals (B, C, L), or images (B, C, H, W). Images with one or three
+            channels have values in [-1, 1].
+        columns: Number of images or signals per row.
+        names: Names of the columns or channels. An image with channel names is a field in the
+            data's own units: each channel is scaled to its 1st to 99th percentile.
+        real: Real data with the shape of the samples. Vectors are drawn on top of them. For signals
+            and fields they set the value ranges.
 
     Returns:
-        The picture.
+        A PIL image. Notebooks display it, and its method `save` writes it to a file.
 
     Raises:
-        InputError: If there are no samples or no columns, or samples have another number of axes.
+        InputError: If there are no samples, if their shape is not one of the above, or if `columns`
+            is below 1.
 
     Example:
         >>> import soflow
@@ -111,9 +116,9 @@ def picture(
         samples = torch.from_numpy(np.asarray(samples))
     if not 2 <= samples.ndim <= 4 or not samples.numel():
         shapes = "[B, D], [B, C, L] or [B, C, H, W]"
-        raise InputError(f"samples have shape {list(samples.shape)}: a picture takes {shapes}")
+        raise InputError(f"samples have shape {list(samples.shape)}: a picture needs {shapes}")
     if columns < 1:
-        raise InputError(f"columns={columns}: a picture has at least one")
+        raise InputError(f"columns={columns}: it must be at least 1")
     columns = min(columns, len(samples))
     if is_image(samples.shape[1:]) and not names:
         return grid(samples, columns)
@@ -134,16 +139,17 @@ def to_picture(figure: "Figure") -> Image.Image:
 def save_picture(
     samples: Tensor, file: str | Path, columns: int = 10, names: Sequence[str] = ()
 ) -> None:
-    """Saves samples as one picture, as `picture` shows them.
+    """Saves a picture of samples, as `picture` makes it.
 
     Args:
-        samples: (B, D), (B, C, L) or (B, C, H, W); images of one or three channels in -1 to 1.
-        file: The file. Its ending says the format, such as .png.
-        columns: How many images or signals are in a row.
-        names: Of features or channels.
+        samples: Vectors (B, D), signals (B, C, L), or images (B, C, H, W). Images with one or three
+            channels have values in [-1, 1].
+        file: File to write. Its extension sets the format, such as `.png`.
+        columns: Number of images or signals per row.
+        names: Names of the columns or channels, as for `picture`.
 
     Raises:
-        InputError: As `picture`.
+        InputError: If `picture` cannot show the samples.
 
     Example:
         >>> import soflow, torch

@@ -15,7 +15,7 @@ COLORS = {"renoise": BLUE, "ode": ORANGE, "euler": "#8250c4"}
 
 
 def plain(figure: Figure, *, columns: int = 1) -> list[Axes]:
-    """Axes side by side without clutter."""
+    """Adds axes side by side, without top and right spines, with a light grid."""
     axes = [figure.add_subplot(1, columns, i + 1) for i in range(columns)]
     for one in axes:
         one.spines[["top", "right"]].set_visible(False)
@@ -25,12 +25,12 @@ def plain(figure: Figure, *, columns: int = 1) -> list[Axes]:
 
 
 def as_text(name: str) -> str:
-    """A name that matplotlib takes for no formula."""
+    """Escapes a name so that matplotlib does not read it as a formula."""
     return name.replace("$", r"\$")
 
 
 def training(metrics: Curve) -> list[Figure]:
-    """The losses, and each distance that was measured while training."""
+    """Plots of the losses and of each distance measured during training."""
     if not metrics:
         return []
     names = dict.fromkeys(name for line in metrics for name in line if is_distance(name))
@@ -38,12 +38,12 @@ def training(metrics: Curve) -> list[Figure]:
 
 
 def is_distance(name: str) -> bool:
-    """Whether a logged value comes from an evaluation."""
+    """Whether a logged value is a distance from an evaluation."""
     return name in ("FID", "energy distance") or name.startswith("FD-")
 
 
 def losses(metrics: Curve) -> Figure:
-    """Mean squared errors of the loss's terms, and the total loss, against the step."""
+    """Plots the mean squared errors of the loss terms, and the total loss, over training steps."""
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     errors, total = plain(figure, columns=2)
     steps = [line["step"] for line in metrics]
@@ -55,12 +55,12 @@ def losses(metrics: Curve) -> Figure:
     errors.set(xlabel="step", ylabel="mean squared error", yscale="log")
     errors.legend(frameon=False)
     total.plot(steps, values["loss"], color=GREY)
-    total.set(xlabel="step", ylabel="total loss (with the surrogate)")
+    total.set(xlabel="step", ylabel="total loss (including surrogate)")
     return figure
 
 
 def distance_in_training(metrics: Curve, name: str) -> Figure:
-    """The distance of the averaged weights' samples as training went on."""
+    """Plots a distance of samples from the EMA weights over training steps."""
     figure = Figure(figsize=(6.5, 2.8), layout="constrained")
     (axes,) = plain(figure)
     points = [(line["step"], line[name]) for line in metrics if name in line]
@@ -71,12 +71,12 @@ def distance_in_training(metrics: Curve, name: str) -> Figure:
 
 
 def heun_steps(row: Row) -> int:
-    """Heun takes two network evaluations per step."""
+    """The number of Heun steps of a row. Each takes two network evaluations."""
     return (row.nfe or 0) // 2
 
 
 def distance_against_nfe(evaluation: Evaluation) -> Figure:
-    """Distance against network evaluations; the model's own ODE and real data are horizontal."""
+    """Plots distance over NFE, with horizontal lines for the model's own ODE and real data."""
     figure = Figure(figsize=(6.5, 3.4), layout="constrained")
     (axes,) = plain(figure)
     weights, real = evaluation.rows[0].weights, evaluation.real

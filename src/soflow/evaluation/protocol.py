@@ -1,4 +1,4 @@
-"""What figures must be quoted with: features, reference, settings, versions and warnings."""
+"""The evaluation protocol, to be quoted with figures: features, reference, settings, versions."""
 
 import platform
 from importlib.metadata import version
@@ -20,12 +20,12 @@ from soflow.evaluation.scorer import Scorer, Scoring
 from soflow.evaluation.statistics import ENERGY_POINTS
 from soflow.evaluation.wasserstein import DIRECTIONS, PAIRS
 
-#: How sliced Wasserstein distances are computed.
-SLICED = f"{DIRECTIONS} directions or a few more, means over up to {PAIRS} pairs of subsets"
+#: Description of the sliced Wasserstein distance.
+SLICED = f"at least {DIRECTIONS} directions, mean over at most {PAIRS} pairs of subsets"
 
 
 def protocol(scoring: Scoring, count: int) -> dict[str, Any]:
-    """The fields of an evaluation of `count` samples that figures must be quoted with."""
+    """The protocol fields of an evaluation of `count` samples."""
     scorer, reference = scoring.scorer, scoring.scorer.reference
     return {
         "metric": scorer.features.metric,
@@ -34,13 +34,13 @@ def protocol(scoring: Scoring, count: int) -> dict[str, Any]:
         "reference": scorer.about.model_copy(update={"points": len(reference.points)}),
         "wasserstein_points": scoring.equal_count(count) if scorer.features.columns else 0,
         "settings": {
-            "samples": "rounded to 8 bits" if scorer.gaussian else "as they are",
-            **({} if scorer.gaussian else {"points": f"{ENERGY_POINTS} of each set, or all"}),
+            "samples": "rounded to 8 bits" if scorer.gaussian else "not rounded",
+            **({} if scorer.gaussian else {"points": f"at most {ENERGY_POINTS} of each set"}),
             **({"sliced wasserstein": SLICED} if scorer.features.columns else {}),
             "precision and recall": f"k = {NEIGHBOURS}",
             "density and coverage": f"k = {DENSITY_NEIGHBOURS}",
-            "kernel distance": f"{KERNEL_SUBSETS} subsets of {KERNEL_SUBSET} or all",
-            "inception score": f"{SCORE_PARTS} parts or fewer",
+            "kernel distance": f"{KERNEL_SUBSETS} subsets of at most {KERNEL_SUBSET}",
+            "inception score": f"at most {SCORE_PARTS} splits",
         },
         "warnings": warnings_of(scorer, count),
         "versions": {
@@ -60,6 +60,6 @@ def warnings_of(scorer: Scorer, count: int) -> tuple[str, ...]:
         return ()
     fewer, who = min((count, "samples"), (scorer.reference.count or count, "real samples"))
     return (
-        f"{fewer:,} {who} are no more than the {scorer.reference.dimensions:,} dimensions of the "
-        f"features '{scorer.features.name}': figures marked * are not reliable, do not quote them",
+        f"{fewer:,} {who} are too few for the {scorer.reference.dimensions:,} dimensions of the "
+        f"features '{scorer.features.name}': figures marked * are unreliable, do not quote them",
     )

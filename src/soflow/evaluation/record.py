@@ -1,4 +1,4 @@
-"""What an evaluation found: evaluation.json, written and read back by these classes."""
+"""The result of an evaluation. These classes write evaluation.json and read it back."""
 
 from typing import Annotated, Any, ClassVar
 
@@ -11,7 +11,7 @@ from soflow.system.records import Count, Record
 
 
 def as_unicode(text: Any) -> Any:
-    """Text with escapes for what is not Unicode, as in some files' names."""
+    """Escapes characters that are not valid Unicode, which some file names contain."""
     if isinstance(text, str):
         return text.encode("utf-8", "backslashreplace").decode()
     return text
@@ -25,9 +25,9 @@ class Reference(Record):
 
     dataset: Name
     split: Name = ""
-    count: Count  # 0 if a file of statistics does not say
-    points: Count = 0  # kept for what compares points, such as precision and recall
-    file: Name = ""  # of statistics
+    count: Count  # 0 if unknown: some statistics files do not store it
+    points: Count = 0  # points kept for metrics such as precision and recall
+    file: Name = ""  # name of the statistics file
 
     @property
     def name(self) -> str:
@@ -35,14 +35,25 @@ class Reference(Record):
 
 
 class Figures(Record):
-    """How a set of samples compares with a reference. Spreads are standard deviations.
+    """The figures of a set of samples compared with a reference. Spreads are standard deviations.
 
-    distance: Frechet distance (FID if the features are FID's), or energy distance of coordinates.
-    distance_at_real_count: Of as few samples as there are held-out real ones. spatial_distance:
-    sFID. kernel_distance: KID. recognized: The fraction of samples classified as their class.
-    sliced_wasserstein: Sliced Wasserstein-2 distance. marginals: The Wasserstein-1 distance of each
-    column or channel, by name. Both are of vectors, tables and signals, in standard deviations.
-    reliable: Whether a Frechet distance rests on more samples, and real ones, than dimensions.
+    Attributes:
+        distance: Frechet distance (FID with the features `inception`), or energy distance of
+            coordinates.
+        distance_at_real_count: The same distance from as many samples as held-out real ones.
+        spatial_distance: Frechet distance of spatial features, sFID with `inception`.
+        kernel_distance: Kernel distance, KID with `inception`.
+        inception_score: Inception score, for features with logits.
+        precision: Fraction of samples near a real sample.
+        recall: Fraction of real samples near a sample.
+        density: How densely real samples surround the samples.
+        coverage: Fraction of real samples with a sample nearby.
+        recognized: Fraction of samples that are classified as their own class.
+        sliced_wasserstein: Sliced Wasserstein-2 distance of vectors, tables or signals. In standard
+            deviations if the data are standardized.
+        marginals: Wasserstein-1 distance of each column or channel, by name, in the same units.
+        reliable: Whether samples and real samples both outnumber the feature dimensions, as a
+            Frechet distance requires.
     """
 
     distance: float = Field(allow_inf_nan=False)
@@ -64,17 +75,17 @@ class Figures(Record):
 
 
 class Row(Figures):
-    """Samples of one sampler, by one set of weights, in `nfe` network evaluations."""
+    """Figures of samples from one sampler and one set of weights, with `nfe` evaluations."""
 
     weights: str
     sampler: str
-    nfe: Count | None  # None for samples that were drawn elsewhere
-    spread: dict[str, float] | None = None  # standard deviations over seeds, if there are several
+    nfe: Count | None  # None for samples drawn elsewhere
+    spread: dict[str, float] | None = None  # standard deviations over several seeds
     milliseconds_per_sample: float | None = None
 
 
 class RealRow(Figures):
-    """Held-out real data, scored like samples."""
+    """Figures of held-out real data, scored like samples."""
 
     dataset: Name
     split: Name
@@ -84,7 +95,7 @@ class RealRow(Figures):
 
 
 class Machine(Record):
-    """Where something was measured."""
+    """The machine that measured something."""
 
     device: str = ""
     processor: str
@@ -93,23 +104,23 @@ class Machine(Record):
 
 
 class FeaturesUsed(Record):
-    """The feature network, and what is needed to tell it from another of that name."""
+    """The feature network, with what distinguishes it from others of the same name."""
 
     name: Name
     checksum: str | None = None
     network: str | None = None
-    scaling: Scaling | None = None  # that standardizes coordinates
+    scaling: Scaling | None = None  # standardizes coordinates
     dimensions: Count = 0
 
 
 class SampleProtocol(Record):
-    """How samples in a file were drawn, as its author describes it: any keys."""
+    """How samples in a file were drawn, as its author describes it. Any keys are allowed."""
 
     model_config = ConfigDict(extra="allow")
 
 
 class GuidanceUsed(Record):
-    """The guidance that samples were drawn at; `scale` is None if each had its own."""
+    """The guidance that samples were drawn with. `scale` is None if it differs between samples."""
 
     scale: float | None
     start: float
@@ -117,40 +128,42 @@ class GuidanceUsed(Record):
 
     @classmethod
     def of(cls, model: FlowModel, rows: Tensor | None = None) -> "GuidanceUsed | None":
-        """What a model draws at, given (omega, start, end), (3,) or (B, 3), or by itself.
+        """The guidance of a model, or None if its scale was fixed during training.
 
-        None if its scale was fixed in training.
+        Args:
+            model: The model.
+            rows: Chosen (omega, start, end), of shape (3,) or (B, 3). By default, the model's own.
         """
         if model.guidance is None:
             return None
         used = model.chosen_guidance() if rows is None else rows
         first, *others = used.reshape(-1, 3).unique(dim=0).tolist()
-        scale, start, end = (round(value, 6) for value in first)  # float32
+        scale, start, end = (round(value, 6) for value in first)  # the values are float32
         return cls(scale=None if others else scale, start=start, end=end)
 
 
 class Samples(SampleProtocol):
-    """Samples in files, with what their own protocol says."""
+    """Samples in files, with the protocol stored next to them."""
 
     path: Name
     count: Count
 
 
 class Evaluation(Record):
-    """Everything that a figure must be quoted with, and the figures."""
+    """The figures of an evaluation, with everything they must be quoted with."""
 
     advice: ClassVar[str] = "run soflow evaluate again"
 
-    checkpoint: Name = ""  # of a run
-    samples: Samples | None = None  # in place of a run
+    checkpoint: Name = ""  # empty for samples in files
+    samples: Samples | None = None  # None for a run
     metric: Name
     num: Count
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
     labels: str = "none"
-    guidance: GuidanceUsed | None = None  # of a run whose scales were drawn in training
+    guidance: GuidanceUsed | None = None  # None if the scale was fixed during training
     features: FeaturesUsed
     reference: Reference
-    wasserstein_points: Count = 0  # of each set; 0 if there are no Wasserstein distances
+    wasserstein_points: Count = 0  # samples per set; 0 without Wasserstein distances
     settings: dict[str, str] = Field(default_factory=dict)
     warnings: tuple[Name, ...] = ()
     versions: dict[str, str] = Field(default_factory=dict)
@@ -161,18 +174,18 @@ class Evaluation(Record):
 
     @model_validator(mode="after")
     def _runs_have_counts(self) -> "Evaluation":
-        """Only samples in files have no number of network evaluations."""
+        """Only rows of samples in files may lack the NFE."""
         if self.samples is None and any(row.nfe is None for row in self.rows):
             raise ValueError("a row has no nfe")
         return self
 
     def _repr_html_(self) -> str:
-        """The table of figures with its remarks, which a notebook shows."""
+        """The table of figures with its remarks, for notebooks."""
         from soflow.evaluation.tables import as_html
 
         return as_html(self)
 
     def row(self, sampler: str | None, nfe: int | None) -> Row | None:
-        """The first row in `nfe` network evaluations, of one sampler or of any."""
+        """The first row with this NFE and this sampler (None: any sampler), or None."""
         found = (r for r in self.rows if r.nfe == nfe and sampler in (None, r.sampler))
         return next(found, None)

@@ -1,8 +1,8 @@
-"""Statistics of a reference in a file: computed once, used for every evaluation.
+"""Files with reference statistics, computed once and used for many evaluations.
 
-ADM's layout, float64: mu (d,) and sigma (d, d), mu_s and sigma_s of spatial features, and images
-arr_0 (N, H, W, C). Our files have count, points (n, d) for figures that compare points, and
-protocol, JSON that names the features.
+The layout is ADM's, in float64: mu (d,) and sigma (d, d), mu_s and sigma_s of spatial features, and
+images arr_0 (N, H, W, C). Files written here also have count, points (n, d) for metrics such as
+precision and recall, and protocol, a JSON text that names the features.
 """
 
 import io
@@ -28,23 +28,23 @@ from soflow.system.records import Count, Record
 
 
 class ReferenceProtocol(Record):
-    """The text beside the arrays of a reference. ADM's files have none."""
+    """The JSON text stored with the arrays of a reference. ADM's files have none."""
 
     features: FeaturesUsed = FeaturesUsed(name="inception")
     reference: Reference | None = None
-    shape: list[Count] | None = None  # of a sample
+    shape: list[Count] | None = None  # shape of a sample
 
 
 Kind = TypeVar("Kind", bound=Record)
 
 
 def arrays_in(file: Path) -> set[str]:
-    """The names of the arrays in an .npz. Raises InputError for a damaged file."""
+    """The names of the arrays in an .npz file. Raises InputError if it is damaged."""
     try:
         with zipfile.ZipFile(file) as archive:
             return {name.removesuffix(".npy") for name in archive.namelist()}
     except UNREADABLE as error:
-        raise InputError(f"{file} cannot be read as .npz: {first_line(error)}") from None
+        raise InputError(f"{file} cannot be read as an .npz file: {first_line(error)}") from None
 
 
 def holds_statistics(file: Path) -> bool:
@@ -54,7 +54,7 @@ def holds_statistics(file: Path) -> bool:
 def write_reference(
     file: Path, statistics: Statistics, features: Features, about: Reference, shape: Sequence[int]
 ) -> None:
-    """Writes statistics of samples of a shape. Raises RunError if the file cannot be written."""
+    """Writes a statistics file. Raises RunError if it cannot be written."""
     used = describe_features(features)
     protocol = ReferenceProtocol(features=used, reference=about, shape=list(shape))
     arrays: dict[str, np.ndarray] = {
@@ -66,7 +66,7 @@ def write_reference(
     }
     if (spatial := statistics.spatial) is not None:
         arrays |= {"mu_s": spatial.mean.numpy(), "sigma_s": spatial.covariance.numpy()}
-    content = io.BytesIO()  # numpy does not notice if a disk is full
+    content = io.BytesIO()  # numpy does not report a full disk
     np.savez(content, **arrays)  # type: ignore[arg-type]
     write_bytes(file, content.getvalue())
 
@@ -78,18 +78,27 @@ def describe_features(features: Features, dimensions: int = 0) -> FeaturesUsed:
 def read_reference(
     file: Path, features: Features, dimensions: int, shape: Sequence[int]
 ) -> tuple[Statistics, Reference] | None:
-    """Reads statistics made with these features, of which there are `dimensions`.
+    """Reads a statistics file.
+
+    Args:
+        file: The file.
+        features: Features that the statistics must belong to.
+        dimensions: Number of dimensions of the features.
+        shape: Shape of a sample.
 
     Returns:
-        The statistics, and which data they are of; None if they are of other features, but the
-        file has images for which these can be computed.
+        The statistics and a description of their data. None if they belong to other features, but
+        the file has images to compute new statistics from.
 
     Raises:
-        InputError: If the file lacks something, is damaged, or is of other features or images.
+        InputError: If the file is incomplete or damaged, or belongs to other features or images of
+            another shape.
     """
     there = arrays_in(file)
     if missing := {"mu", "sigma"} - there:
-        raise InputError(f"{file} lacks the array {min(missing)}: give mu and sigma, or arr_0")
+        raise InputError(
+            f"{file} lacks the array {min(missing)}: store both mu and sigma, or only arr_0"
+        )
     arrays = read(file, ("mu", "sigma", "mu_s", "sigma_s", "count", "points", "protocol"), there)
     protocol = protocol_of(arrays, file, ReferenceProtocol)
     made_with, asked = protocol.features, describe_features(features)
@@ -97,10 +106,14 @@ def read_reference(
         if "arr_0" in there:
             return None
         raise InputError(
-            f"{file} is a reference of the features {in_words(made_with)}, not {in_words(asked)}"
+            f"{file} was computed with the features {in_words(made_with)}, not {in_words(asked)}: "
+            "choose these features or another reference"
         )
     if protocol.shape is not None and list(shape) != protocol.shape:
-        raise InputError(f"{file} is of images {in_short(protocol.shape)}, not {list(shape)}")
+        raise InputError(
+            f"{file} was computed from samples of shape {in_short(protocol.shape)}, "
+            f"not {list(shape)}"
+        )
     count = count_of(arrays, file)
     whole = moments(arrays["mu"], arrays["sigma"], count, dimensions, file)
     spatial = None
@@ -114,34 +127,34 @@ def read_reference(
 
 
 def scaling_in(file: Path, shape: Sequence[int]) -> Scaling | None:
-    """What standardizes the coordinates in a file. Raises InputError if it does not fit samples."""
+    """The scaling of the coordinates in a file. Raises InputError if it does not fit the shape."""
     protocol = protocol_of(read(file, ("protocol",), arrays_in(file)), file, ReferenceProtocol)
     scaling = protocol.features.scaling
     if scaling is None:
         return None
     fits = len(scaling.mean) == len(scaling.std) == shape[0] and min(scaling.std) > 0
     if not fits:
-        raise InputError(f"{file} is damaged: its scaling is not that of samples {list(shape)}")
+        raise InputError(f"{file} is damaged: its scaling does not fit samples {list(shape)}")
     return scaling
 
 
 def count_of(arrays: dict[str, np.ndarray], file: Path) -> int:
-    """How many samples the moments are of; 0 if the file does not say."""
+    """The number of samples behind the statistics, or 0 if the file does not store it."""
     count = arrays.get("count")
     if count is None:
         return 0
     if count.shape != () or not np.issubdtype(count.dtype, np.integer) or count < 2:
-        raise InputError(f"{file} has count {in_short(count)}: it must be an integer of 2 or more")
+        raise InputError(f"{file} has count {in_short(count)}: it must be an integer, at least 2")
     return int(count)
 
 
 def numbers(values: np.ndarray, shape: tuple[int, ...], name: str, file: Path) -> Tensor:
-    """The values in float64. Raises InputError unless they are finite numbers of that shape."""
+    """Converts to float64. Raises InputError unless all are finite floats of this shape."""
     if values.shape != shape or not np.issubdtype(values.dtype, np.floating):
         found = f"{name} {values.dtype}{list(values.shape)}"
         raise InputError(f"{file} has {found}, but these features need {list(shape)} floats")
     if not np.isfinite(values).all():
-        raise InputError(f"{file} has values in {name} that are not finite numbers")
+        raise InputError(f"{file} has NaN or infinite values in {name}")
     return torch.from_numpy(values.astype(np.float64))
 
 
@@ -150,32 +163,32 @@ def in_words(used: FeaturesUsed) -> str:
 
 
 def moments(mu: np.ndarray, sigma: np.ndarray, count: int, dimensions: int, file: Path) -> Moments:
-    """A mean and a covariance. Raises InputError for arrays that are neither."""
+    """Checks a mean and a covariance. Raises InputError if they are invalid."""
     mean = numbers(mu, (dimensions,), "mu", file)
     covariance = numbers(sigma, (dimensions, dimensions), "sigma", file)
     if not torch.allclose(covariance, covariance.T, atol=1e-6 * float(covariance.abs().max())):
-        raise InputError(f"{file} has a sigma that is not symmetric, so it is no covariance")
+        raise InputError(f"{file} has a sigma that is not symmetric: it is not a covariance")
     found = Moments(mean, covariance, count)
     try:
-        _ = found.root  # fails now, not after all samples are drawn
+        _ = found.root  # so that it fails now, and not after all samples are drawn
     except RunError as error:
         raise InputError(f"{file}: {error}") from None
     return found
 
 
 def read(file: Path, names: tuple[str, ...], there: set[str]) -> dict[str, np.ndarray]:
-    """Arrays of an .npz; nothing that could run code is read."""
+    """Reads arrays of an .npz file safely: pickled objects are rejected."""
     return {name: load_array(file, name) for name in names if name in there}
 
 
 def protocol_of(arrays: dict[str, np.ndarray], file: Path, kind: type[Kind]) -> Kind:
-    """The protocol stored with the arrays, as text; defaults if the file has no protocol."""
+    """Parses the protocol stored with the arrays. Without one, returns the defaults."""
     return parse_protocol(str(arrays.get("protocol", "{}")), file, kind)
 
 
 def parse_protocol(text: str, file: Path, kind: type[Kind]) -> Kind:
-    """Raises InputError for a text that is not JSON, or not of that kind."""
+    """Parses a protocol. Raises InputError if the text is not valid JSON of this kind."""
     try:
         return kind.model_validate_json(text)
     except (ValidationError, UnicodeError):
-        raise InputError(f"{file} is damaged: its protocol is not the JSON it should be") from None
+        raise InputError(f"{file} is damaged: its protocol is not the expected JSON") from None

@@ -1,4 +1,4 @@
-"""What samples are scored against: the reference, from data or a file, and held-out real data."""
+"""Scorers: the reference, from real data or a statistics file, and held-out real data."""
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -52,7 +52,7 @@ from soflow.system.progress import track
 
 log = logging.getLogger(__name__)
 
-#: Latents that are decoded at once.
+#: Latents per decoding batch.
 DECODED = 64
 
 Decode = Callable[[Tensor], Tensor]
@@ -67,17 +67,17 @@ def make_scoring(
     baseline: bool | None = None,
     scaling: Scaling | None = None,
 ) -> Scoring:
-    """What the samples of a run are scored against.
+    """Makes the scorer for the samples of a run, and collects the real data it needs.
 
     Args:
-        config: Of the run.
-        encoder: The autoencoder that the run's latents come from, or None.
-        decode: From the model's samples to images, or to the data's own units.
-        features: By name; `evaluate.features` by default.
-        reference: SOURCE[:SPLIT], a file of statistics, or a data set; the training data by
-            default.
-        baseline: Whether to score held-out real data; by default unless more latents need decoding.
-        scaling: What standardized the training data; coordinates of all sets are scaled alike.
+        config: Configuration of the run.
+        encoder: The autoencoder of the run's latents, or None.
+        decode: Converts the model's samples to images, or to the data's own units.
+        features: Name of the features. By default, the run's `evaluate.features`.
+        reference: SOURCE[:SPLIT], a statistics file or a dataset. By default, the training data.
+        baseline: Whether to score held-out real data. By default, True unless this requires
+            decoding more latents of the same split.
+        scaling: Scaling of the training data. Coordinates of all sets are standardized with it.
 
     Raises:
         InputError: If data or features do not fit the samples.
@@ -88,7 +88,7 @@ def make_scoring(
     shape = config.data.shape if encoder is None else (encoder.channels, encoder.size, encoder.size)
     num, num_classes = config.evaluate.num, config.data.num_classes
     name = features or config.evaluate.features
-    # Any mistake in the name of the features is found before long work begins.
+    # Load the features first, so that a wrong name is reported before any long work.
     network = None if name == "classifier" else load_features(name, None, shape)
 
     def loaded(real: Dataset | None = None) -> Features:
@@ -129,12 +129,13 @@ def make_scoring(
 
 
 def conditions_for(config: Config, reference: Dataset | None = None) -> Dataset | None:
-    """The data whose conditions samples are drawn for: the reference, or the training data.
+    """The dataset that provides conditions for samples: the reference or the training data.
 
-    None for a run without conditions.
+    Returns:
+        The dataset, or None for a run without conditions.
 
     Raises:
-        InputError: If neither has conditions as the run takes them.
+        InputError: If neither dataset has conditions of the run's shape.
     """
     shape = config.data.cond_shape
     if not shape:
@@ -145,24 +146,25 @@ def conditions_for(config: Config, reference: Dataset | None = None) -> Dataset 
         return make_dataset(config.data)
     except (InputError, RunError) as error:
         raise InputError(
-            f"samples of this run need conditions {list(shape)}, and its training data are gone: "
-            f"restore them, give them by data=, or name a reference with conditions ({error})"
+            f"samples of this run need conditions {list(shape)}, but its training data cannot be "
+            f"loaded ({error}): restore them, pass them as data=, or choose a reference with "
+            "conditions"
         ) from None
 
 
 def make_sample_scoring(
     samples: SampleSet, features: str, reference: str | Path | Dataset, baseline: bool = False
 ) -> Scoring:
-    """As `make_scoring`, for samples in files. `classifier` is trained on the reference."""
+    """Like `make_scoring`, for samples in files. The reference also trains `classifier`."""
     if not isinstance(reference, Dataset):
         reference = expanduser(reference)
         require_real(reference, baseline)
     if samples.count < 2:
-        raise InputError(f"{samples.name} holds one sample: a distance needs 2 or more")
+        raise InputError(f"{samples.name} holds only one sample: a distance needs at least 2")
     shape = samples.shape
     network = None if features == "classifier" else load_features(features, None, shape)
     if network is not None:
-        # Samples that cannot be used are found before the reference is read.
+        # Try the features first: unusable samples are reported before the reference is read.
         first_part = next(samples.parts())[:2]
         network(as_seen(first_part, pixels=features != "coordinates"))
     if isinstance(reference, Dataset):
@@ -172,14 +174,14 @@ def make_sample_scoring(
         scorer = scorer_of(reference, network, reference.num_classes)
         return Scoring(scorer, tenth_against_rest(scorer, reference) if baseline else None)
     if holds_statistics(Path(reference)):
-        network = network or load_features(features, None, shape)  # which asks for data
+        network = network or load_features(features, None, shape)  # raises for `classifier`
         return Scoring(scorer_from_file(Path(reference), network, shape))
     data, split = find_data(reference, DataConfig(shape=shape, num_classes=0), samples.columns)
     if data.source == "latents":
-        raise InputError(f"{reference} holds latents: name the images that they are of")
+        raise InputError(f"{reference} holds latents: choose the images they were encoded from")
     first = sources.load(data, split)
     require_shape(first.shape, shape, reference)
-    if network is None or features == "coordinates":  # depend on the data
+    if network is None or features == "coordinates":  # these features depend on the data
         network = load_features(features, first, shape)
     scorer = scorer_of(first, network, first.num_classes)
     held_out = make_baseline(scorer, first, data, split, unchanged, 0) if baseline else None
@@ -187,22 +189,22 @@ def make_sample_scoring(
 
 
 def scorer_of(data: Dataset, features: Features, num_classes: int) -> Scorer:
-    """Raises InputError for a network's features of data in units of their own."""
+    """Makes a scorer. Raises InputError if image features are used on data that are not images."""
     if data.scaling is not None and features.name != "coordinates":
         raise InputError(
-            f"the features '{features.name}' are of pictures, but {data.name} has values in units "
-            "of their own: use coordinates"
+            f"the features '{features.name}' need images in [-1, 1], but {data.name} has values in "
+            "its own units: use coordinates"
         )
     return Scorer(features, statistics_of(data, features), describe_data(data), num_classes)
 
 
 def statistics_of(data: Dataset, features: Features) -> Statistics:
-    """The statistics of a data set."""
+    """Computes the statistics of a dataset."""
     return gather_all(parts_of(data), features, len(data), data.name)
 
 
 def gather_all(parts: Iterable[Tensor], features: Features, count: int, name: str) -> Statistics:
-    """The statistics of `count` samples of a reference, which come in parts (B, ...)."""
+    """Computes the statistics of a reference of `count` samples, which arrive in parts (B, ...)."""
     keep = ENERGY_POINTS if features.name == "coordinates" else POINTS
     with track(f"reading {name}", count) as task:
         return gather(parts, features, count, keep, Counter(task).add)
@@ -215,7 +217,7 @@ def describe_data(data: Dataset) -> Reference:
 def scorer_from_file(
     file: Path, features: Features, shape: tuple[int, ...], num_classes: int = 0
 ) -> Scorer:
-    """A scorer from a file of statistics; what they lack is computed from the images in it."""
+    """Makes a scorer from a statistics file. Computes missing parts from the images in the file."""
     if features.name == "coordinates":
         features = coordinates(shape, scaling_in(file, shape))
     found = read_reference(file, features, dimensions(features, shape), shape)
@@ -231,9 +233,9 @@ def scorer_from_file(
 
 
 def find_data(named: str, like: DataConfig, columns: Sequence[str] = ()) -> tuple[DataConfig, str]:
-    """Real data that fit samples of a shape, `like.shape`, and their split.
+    """Finds real data that fit samples of shape `like.shape`, and their split.
 
-    Of tables, the columns of the samples are read, in their order.
+    For tables, `columns` names the columns to read, in the order of the samples.
     """
     data, split = sources.find(named, like)
     if data.source == "table":
@@ -246,7 +248,7 @@ def find_data(named: str, like: DataConfig, columns: Sequence[str] = ()) -> tupl
 def make_baseline(
     scorer: Scorer, first: Dataset, data: DataConfig, split: str, decode: Decode, num: int
 ) -> Baseline:
-    """Another split and the same scorer; without one, every tenth sample against the others."""
+    """The baseline: another split if one exists, otherwise every tenth sample."""
     other = other_split(data, split)
     if other is not None:
         return Baseline(as_images(sources.load(data, other), decode, num), scorer)
@@ -254,7 +256,7 @@ def make_baseline(
 
 
 def tenth_against_rest(scorer: Scorer, data: Dataset) -> Baseline:
-    """Every tenth sample, and the same scorer by the others."""
+    """The baseline of every tenth sample, scored against all other samples."""
     tenth = torch.arange(len(data)) % 10 == 0
     rest = data.part(~tenth, f"{data.split} without every tenth")
     against = scorer_of(rest, scorer.features, scorer.num_classes)
@@ -262,7 +264,7 @@ def tenth_against_rest(scorer: Scorer, data: Dataset) -> Baseline:
 
 
 def other_split(data: DataConfig, split: str) -> str | None:
-    """A split other than this one, test first."""
+    """A split other than this one, preferably a held-out one. None if there is no other."""
     there = sources.splits(data)
     found = {split_of(other) or other: other for other in there if other != split}
     own = split_of(split)
@@ -270,16 +272,16 @@ def other_split(data: DataConfig, split: str) -> str | None:
 
 
 def training_points(config: Config) -> Dataset | None:
-    """What a run was trained on; None, with a remark, if it is gone."""
+    """The training data of a run. Logs a message and returns None if they cannot be loaded."""
     try:
         return make_dataset(config.data)
     except (InputError, RunError) as error:
-        log.info(f"{error}; diagnostics are left out")
+        log.info(f"{error}; skipping the diagnostics")
         return None
 
 
 def as_images(data: Dataset, decode: Decode, num: int) -> Dataset:
-    """`num` latents from all over the data set as images, decoded when read; others unchanged."""
+    """Decodes `num` evenly spaced latents to images, lazily. Returns other data unchanged."""
     if data.encoder is None:
         return data
     which = torch.linspace(0, len(data) - 1, min(num, len(data)), dtype=torch.float64).long()
@@ -289,7 +291,7 @@ def as_images(data: Dataset, decode: Decode, num: int) -> Dataset:
 
 
 class DecodedRows:
-    """Latents of a data set as images (n, C, H, W), decoded each time they are read."""
+    """Images (n, C, H, W) that are decoded from latents each time they are read."""
 
     dtype = torch.float32
 
@@ -306,22 +308,27 @@ class DecodedRows:
 
 
 def require_real(reference: str, baseline: bool | None) -> None:
-    """Raises InputError for a run as reference, and for a baseline beside statistics."""
+    """Raises InputError if the reference is a run, or statistics that have no baseline."""
     if reference and (Path(reference) / "config.yaml").is_file():
-        raise InputError(f"--reference {reference} is a run folder: name real data")
+        raise InputError(f"--reference {reference} is a run folder: choose real data")
     if baseline and holds_statistics(Path(reference)):
-        raise InputError(f"--baseline needs real data as --reference: {reference} has statistics")
+        raise InputError(
+            f"--baseline needs real data as --reference, but {reference} has only statistics"
+        )
 
 
 def require_shape(real: tuple[int, ...], shape: tuple[int, ...], named: str) -> None:
     if real != shape:
-        raise InputError(f"{named} is of shape {list(real)}, but the samples are of {list(shape)}")
+        raise InputError(
+            f"{named} has samples of shape {list(real)}, but the samples to evaluate have shape "
+            f"{list(shape)}"
+        )
 
 
 def require_fitting(data: DataConfig, split: str, shape: tuple[int, ...], named: str) -> None:
     """Raises InputError if the first image would have to be enlarged or recolored to fit `shape`.
 
-    Larger images of a folder or a data set are cropped as for training; arrays must fit.
+    Larger images of a folder or a dataset are cropped as for training. Arrays must fit exactly.
     """
     if data.source not in sources.IMAGES or len(shape) != 3:
         return
@@ -331,5 +338,5 @@ def require_fitting(data: DataConfig, split: str, shape: tuple[int, ...], named:
     if wrong or found[0] != shape[0]:
         raise InputError(
             f"{named} has images of {in_words(found)}, but the samples are {in_words(shape)}: "
-            "name data of the same kind"
+            "choose data of the same size and channels"
         )

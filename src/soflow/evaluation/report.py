@@ -1,4 +1,4 @@
-"""What templates/report.html shows of one or more runs: samples, figures, plots and costs."""
+"""The content of templates/report.html: samples, figures, plots and costs of one or more runs."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from soflow.solution import FlowModel
 from soflow.symbols import Sample
 
 COLUMNS = 10
-#: Times at which one noise is shown on its way along f(noise, 1, s).
+#: Times s at which f(noise, 1, s) is shown.
 JOURNEY = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0]
 
 
@@ -33,24 +33,24 @@ JOURNEY = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0]
 class Subject:
     """A run to report."""
 
-    name: str  # its folder
+    name: str  # name of the run folder
     model: FlowModel
     dataset: Dataset | None
     metrics: Curve
     evaluation: Evaluation | None
     config: str  # the text of config.yaml
-    seconds: float  # of training
+    seconds: float  # training time
     device: torch.device
     samplers: tuple[Sampler, ...]
-    drawing: tuple[Sampler, int]  # the sampler of pictures and its network evaluations
+    drawing: tuple[Sampler, int]  # sampler and NFE of the pictures
     class_names: tuple[str, ...] = ()
-    columns: tuple[str, ...] = ()  # names of features or channels
-    missing: str = ""  # why there is no dataset
+    columns: tuple[str, ...] = ()  # names of columns or channels
+    missing: str = ""  # why the dataset is missing
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture as a data URI, with a text and, below its columns, the times that they show."""
+    """A picture as a data URI, with a caption and the times below its columns, if any."""
 
     uri: Markup
     text: str = ""
@@ -58,7 +58,7 @@ class Picture:
 
 
 def page(subjects: list[Subject]) -> str:
-    """The whole page, as HTML."""
+    """Renders the report as HTML."""
     return render(
         "report.html",
         title="soflow: " + ", ".join(subject.name for subject in subjects),
@@ -70,8 +70,8 @@ def page(subjects: list[Subject]) -> str:
 
 
 def section(subject: Subject) -> dict[str, Any]:
-    """What the page shows of one run."""
-    jumps = {"renoise", "ode"} <= set(subject.samplers)  # the model maps to every s
+    """The section of one run."""
+    jumps = {"renoise", "ode"} <= set(subject.samplers)  # the model can jump to any s
     jumps = jumps and not subject.model.cond_shape
     return {
         "name": subject.name,
@@ -89,7 +89,7 @@ def section(subject: Subject) -> dict[str, Any]:
 
 
 def tiles(subject: Subject) -> list[tuple[str, str]]:
-    """The few figures to look at first."""
+    """The most important figures, shown at the top."""
     evaluation, found = subject.evaluation, []
     if evaluation is not None:
         one, real = evaluation.row(None, 1), evaluation.real
@@ -104,16 +104,17 @@ def tiles(subject: Subject) -> list[tuple[str, str]]:
             found.append((f"{heun.distance:.3g}", text))
         if real is not None:
             found.append((f"{real.distance:.3g}", "held-out real data"))
-    return [*found, (duration(subject.seconds), "of training")]
+    return [*found, (duration(subject.seconds), "training time")]
 
 
 def samples(subject: Subject) -> list[Picture]:
-    """Samples beside real data, if they are at hand: one column per class, or points.
+    """Pictures of samples, next to real data if available.
 
-    Samples with conditions have those of the data, and there are none without data.
+    Images have one column per class. Conditional samples take their conditions from the dataset, so
+    there are none without one.
     """
     sampler, nfe = subject.drawing
-    how = "in one forward pass" if nfe == 1 else f"by {sampler} in {nfe} network evaluations"
+    how = "in one forward pass" if nfe == 1 else f"with {sampler}, {nfe} network evaluations"
     if subject.model.cond_shape:
         return [] if subject.dataset is None else [pairs(subject, subject.dataset, how)]
     if len(subject.model.shape) == 1:
@@ -126,7 +127,7 @@ def samples(subject: Subject) -> list[Picture]:
     if subject.dataset is not None:
         real = real_by_class(subject.dataset, columns, rows)
         real = subject.model.decode(real.to(subject.device)).cpu()
-    text = f"drawn {how}, unselected"
+    text = f"drawn {how}, uncurated"
     if classes:
         text += f", one column per class{named(subject, columns)}"
     shown = f"{text}. {about(drawn.shape[1:], names)}"
@@ -137,14 +138,15 @@ def samples(subject: Subject) -> list[Picture]:
 
 
 def pairs(subject: Subject, dataset: Dataset, how: str) -> Picture:
-    """Samples with conditions of the data, beside the real ones."""
+    """Conditional samples next to real samples with the same conditions."""
     drawn = draw_pairs(subject.model, dataset, ROWS * PAIRS, subject.drawing, subject.device)
-    text = f"condition, if it is an image, sample, and real image; samples drawn {how}, unselected"
+    order = "condition (if it is an image), sample, real image"
+    text = f"{order}; samples drawn {how}, uncurated"
     return Picture(image(paired(*drawn, subject.columns)), text)
 
 
 def points(subject: Subject, how: str) -> Picture:
-    """Vectors: two columns side by side with real data, one or more with real data behind them."""
+    """Vectors with real data: next to them for two columns, otherwise in the same plot."""
     classes, real = subject.model.num_classes, None
     labels = class_by_class(4000, classes)
     if subject.dataset is not None and subject.dataset.labels is not None:
@@ -164,29 +166,29 @@ def draw(subject: Subject, num: int, labels: Tensor | None) -> Sample:
 
 
 def named(subject: Subject, count: int) -> str:
-    """': cat, dog' for the first classes; nothing if they have no names."""
+    """The names of the first classes as ': cat, dog', or '' if the classes are just numbered."""
     names = subject.class_names[:count]
     numbered = all(name == str(number) for number, name in enumerate(names))
     return "" if numbered else f": {', '.join(names)}"
 
 
 def real_by_class(dataset: Dataset, columns: int, rows: int) -> Tensor:
-    """Up to `rows` rows of real images, one column per class if there are classes."""
+    """At most `rows` rows of real images, with one column per class for labelled data."""
     labels = dataset.labels
     if labels is None:
         return dataset.samples(slice(rows * columns))
     by_class = [(labels == label).nonzero()[:rows, 0] for label in range(columns)]
     complete = min(map(len, by_class))
-    if not complete:  # a class has no samples
+    if not complete:  # a class without samples
         return dataset.samples(slice(rows * columns))
     return dataset.samples(torch.stack([indices[:complete] for indices in by_class], 1).flatten())
 
 
 def quality(evaluation: Evaluation) -> dict[str, Any]:
-    """Distance against network evaluations, the table of all figures, and the diagnostics."""
+    """The plot of distance over NFE, the table of all figures, and the diagnostics."""
     diagnostics = evaluation.diagnostics.items()
     return {
-        "text": f"{title(evaluation)}; smaller is better. {remarks(evaluation)}",
+        "text": f"{title(evaluation)}. Lower is better. {remarks(evaluation)}",
         "plot": image(plots.distance_against_nfe(evaluation)),
         "rows": table(evaluation),
         "diagnostics": [[name.replace("_", " "), f"{value:.4f}"] for name, value in diagnostics],
@@ -194,8 +196,8 @@ def quality(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def journey(subject: Subject) -> Picture:
-    """f(noise, 1, s) as s goes from 1 to 0: of one noise and several classes, or many vectors."""
-    text = "f(noise, 1, s) for s from 1 (noise) to 0 (data): each is one forward pass."
+    """f(noise, 1, s) for s from 1 to 0, for one noise and several classes or for many noises."""
+    text = "f(noise, 1, s) for s from 1 (noise) to 0 (data). Each s takes one forward pass."
     model = subject.model
     count = 300 if len(model.shape) == 1 else min(subject.model.num_classes or 4, 5)
     noise = torch.randn(count, *model.shape, generator=torch.Generator().manual_seed(1))
@@ -205,7 +207,7 @@ def journey(subject: Subject) -> Picture:
     if labels is not None and len(model.shape) > 1:
         noise = noise[:1].expand_as(noise)
         names = named(subject, count)
-        text += f" The rows start from the same noise and differ in the class alone{names}."
+        text += f" All rows start from the same noise, with a different class each{names}."
     noise = noise.to(subject.device)
     with torch.no_grad():
         one = noise.new_ones(count)
@@ -222,7 +224,7 @@ def journey(subject: Subject) -> Picture:
 
 
 def cost(subject: Subject) -> list[list[str]]:
-    """What training and sampling took."""
+    """Table rows with the cost of training and sampling."""
     parameters = sum(p.numel() for p in subject.model.net.parameters())  # type: ignore[attr-defined]
     rows = [["parameters", f"{parameters:,}"], ["training", duration(subject.seconds)]]
     step = int(subject.metrics[-1]["step"]) if subject.metrics else 0
@@ -243,7 +245,7 @@ def cost(subject: Subject) -> list[list[str]]:
 
 
 def comparisons(subjects: list[Subject]) -> dict[str, list[list[str]]]:
-    """The runs side by side, one table per protocol: others cannot be compared."""
+    """One comparison table per protocol: figures are only comparable within one protocol."""
     by_protocol: dict[str, dict[str, Evaluation]] = {}
     for subject in subjects:
         if subject.evaluation is not None:
@@ -253,7 +255,7 @@ def comparisons(subjects: list[Subject]) -> dict[str, list[list[str]]]:
 
 
 def side_by_side(evaluations: dict[str, Evaluation]) -> list[list[str]]:
-    """Distances of each sampler, one column per run."""
+    """Distances, with one row per sampler and one column per run."""
     runs = evaluations.values()
 
     def distances(rows: Iterable[Figures | None]) -> list[str]:
@@ -267,7 +269,7 @@ def side_by_side(evaluations: dict[str, Evaluation]) -> list[list[str]]:
 
 
 def protocol_of(evaluation: Evaluation) -> str:
-    """What figures must share to be compared, in words."""
+    """A heading that names what comparable figures must share."""
     checksum = evaluation.features.checksum
     features = f", features {checksum}" if checksum else ""
     return f"{title(evaluation)}, {evaluation.rows[0].weights} weights{features}"

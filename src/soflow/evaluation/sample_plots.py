@@ -1,7 +1,7 @@
 """Plots of samples that are not images: vectors as points, signals as curves.
 
-Real data, if they are given, are drawn in grey behind vectors. Ranges are those of the real data,
-or else of the samples, without the outermost values.
+Real data, if given, are drawn in grey behind vectors. Axis ranges are those of the real data, or of
+the samples if there are no real data. They ignore the most extreme values.
 """
 
 from collections.abc import Sequence
@@ -18,26 +18,26 @@ from soflow.evaluation.plots import BLUE, GREEN, GREY, ORANGE, as_text, plain
 
 DARK = "#667085"
 CHANNELS = (BLUE, ORANGE, GREEN, "#8250c4", "#b8469b", DARK)
-#: Columns of a pair plot, points of a cloud, and curves' cells, at most.
+#: Maximum number of columns in a pair plot, of points in a cloud, and of cells with curves.
 PAIRED, POINTS, CELLS = 4, 2000, 60
-#: Axes of spans within this factor get one unit.
+#: Axes share one scale if their spans differ by less than this factor.
 ALIKE = 3.0
 
 
 def short(name: str, most: int = 18) -> str:
-    """A name of limited length, as plain text."""
+    """A name shortened to `most` characters, escaped for matplotlib."""
     return as_text(name if len(name) <= most else f"{name[: most - 1]}…")
 
 
 def limits(values: np.ndarray, outside: float = 0.001) -> tuple[float, float]:
-    """A range of finite values with a margin, without the outermost ones."""
+    """An axis range with a margin. It ignores a fraction `outside` of the values at each end."""
     low, high = np.quantile(values, [outside, 1 - outside])
     margin = 0.05 * (high - low) or 0.5
     return float(low - margin), float(high + margin)
 
 
 def bare(axes: Axes) -> None:
-    """Few ticks and no clutter."""
+    """Reduces axes to two spines and few ticks."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=7)
     for axis in (axes.xaxis, axes.yaxis):
@@ -46,7 +46,7 @@ def bare(axes: Axes) -> None:
 
 
 def vectors(samples: Tensor, names: Sequence[str], real: Tensor | None = None) -> Figure:
-    """Vectors (N, D), of D named columns, and real ones (M, D): the first PAIRED columns."""
+    """Plots vectors (N, D) with D named columns, and real ones (M, D) behind them, if given."""
     drawn = samples[:POINTS].detach().cpu().numpy()
     behind = None if real is None else real[:POINTS].cpu().numpy()
     if drawn.shape[1] == 1:
@@ -69,7 +69,7 @@ def vectors(samples: Tensor, names: Sequence[str], real: Tensor | None = None) -
 
 
 def pair_plot(drawn: np.ndarray, behind: np.ndarray | None, names: Sequence[str]) -> Figure:
-    """Each column against each other one, with histograms on the diagonal."""
+    """Plots each pair of the first PAIRED columns, with histograms on the diagonal."""
     count = min(drawn.shape[1], PAIRED)
     figure = Figure(figsize=(2.1 * count, 2.0 * count), layout="constrained")
     if drawn.shape[1] > count:
@@ -95,7 +95,7 @@ def pair_plot(drawn: np.ndarray, behind: np.ndarray | None, names: Sequence[str]
 
 
 def histogram(axes: Axes, drawn: np.ndarray, behind: np.ndarray | None, column: int) -> None:
-    """One column of the samples as a line, of real data as a grey area."""
+    """Plots a histogram of one column: samples as a line, real data as a grey area."""
     bare(axes)
     values = drawn[:, column]
     low, high = limits(values if behind is None else behind[:, column])
@@ -108,18 +108,18 @@ def histogram(axes: Axes, drawn: np.ndarray, behind: np.ndarray | None, column: 
 
 
 def cloud(axes: Axes, drawn: np.ndarray, behind: np.ndarray | None, x: int, y: int) -> None:
-    """Two columns as points."""
+    """Plots two columns as points."""
     bare(axes)
     ranged = drawn if behind is None else behind
     if behind is not None:
-        drawn = drawn[: len(behind)]  # more would hide the real ones
+        drawn = drawn[: len(behind)]  # more samples would hide the real data
         axes.scatter(behind[:, x], behind[:, y], s=5, alpha=0.5, linewidths=0, color=GREY)
     axes.scatter(drawn[:, x], drawn[:, y], s=4, alpha=0.5, linewidths=0, color=BLUE)
     axes.set(xlim=limits(ranged[:, x]), ylim=limits(ranged[:, y]))
 
 
 def equal_units(axes: Axes) -> None:
-    """One unit for both axes, if their spans are alike."""
+    """Gives both axes the same scale if their spans are similar."""
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     spans = (right - left, top - bottom)
     if max(spans) < ALIKE * min(spans):
@@ -134,7 +134,7 @@ def curves(
     real: Tensor | None = None,
     titles: Sequence[str] = (),
 ) -> Figure:
-    """Signals (N, C, L) in cells, one line per channel; `titles` stand above the columns."""
+    """Plots signals (N, C, L) in cells, with one line per channel and titles above the columns."""
     shown = samples[:CELLS, : len(CHANNELS)].detach().cpu().numpy()
     ranged = shown if real is None else real[:CELLS, : len(CHANNELS)].cpu().numpy()
     spans = np.array([limits(channel, 0.01) for channel in ranged.swapaxes(0, 1)])  # (C, 2)
@@ -158,7 +158,7 @@ def curves(
             axes.set_title(short(titles[i]), fontsize=8)
     remarks = []
     if not alike:
-        remarks.append("each channel scaled to its own range")
+        remarks.append("each channel is scaled to its own range")
     if samples.shape[1] > shown.shape[1]:
         remarks.append(f"channels 1 to {shown.shape[1]} of {samples.shape[1]:,}")
     if len(samples) > len(shown):
@@ -173,7 +173,7 @@ def curves(
 
 
 def clouds(points: dict[str, Tensor], names: Sequence[str]) -> Figure:
-    """Clouds of points in the plane, side by side on the same axes."""
+    """Plots clouds of points in the plane side by side, with the same axis ranges."""
     figure = Figure(figsize=(4.2 * len(points), 4.2), layout="constrained")
     every = torch.cat(list(points.values())).numpy()
     for axes, (title, cloud) in zip(
@@ -187,7 +187,7 @@ def clouds(points: dict[str, Tensor], names: Sequence[str]) -> Figure:
 
 
 def journeys(steps: Tensor, times: Sequence[float], names: Sequence[str]) -> Figure:
-    """Paths (count, times, D) from noise (grey) to data (blue): two columns, or one over time."""
+    """Plots paths (count, times, D) from noise to data: the first two columns, or one over time."""
     figure = Figure(figsize=(5.5, 5.5), layout="constrained")
     (axes,) = plain(figure)
     if steps.shape[2] == 1:

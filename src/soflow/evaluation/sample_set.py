@@ -1,4 +1,4 @@
-"""Samples to evaluate: images, an .npz in ADM's layout or a data set, part by part; tensors."""
+"""Samples to evaluate: a folder of images, an .npz file in ADM's layout, a dataset, or tensors."""
 
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -24,10 +24,10 @@ from soflow.evaluation.record import SampleProtocol
 from soflow.evaluation.reference_files import arrays_in, parse_protocol, protocol_of, read
 from soflow.evaluation.statistics import parts_of
 
-#: Images read at once.
+#: Samples read per part.
 ROWS = 500
-#: What can be evaluated.
-KINDS = "a run folder, a folder of images, an .npz with arr_0, or a data set"
+#: What can be evaluated, for messages.
+KINDS = "a run folder, a folder of images, an .npz file with arr_0, or a dataset"
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ class SampleSet:
     """Samples in files or in memory.
 
     Attributes:
-        name: Of the file or the folder.
-        shape: Of one sample.
-        count: How many samples.
-        parts: Reads all of them: bytes (B, C, H, W), or floats (B, ...) if they are no pictures.
-        labels: (N,), or None.
-        protocol: How they were drawn, if the files say so.
-        columns: The names of the columns of a table.
+        name: Name of the file or the folder.
+        shape: Shape of one sample.
+        count: Number of samples N.
+        parts: Reads all samples in parts: bytes (B, C, H, W) for images, otherwise floats (B, ...).
+        labels: Labels (N,), or None.
+        protocol: How the samples were drawn, as stored with the files.
+        columns: Names of the columns of a table.
     """
 
     name: str
@@ -54,10 +54,10 @@ class SampleSet:
 
 
 def open_samples(text: str) -> SampleSet:
-    """Samples by a path, or by the name of a data set, SOURCE[:SPLIT].
+    """Opens samples by a path, or by a dataset name, SOURCE[:SPLIT].
 
     Raises:
-        InputError: If there are none, or images are not all of one size and kind.
+        InputError: If there are no samples, or if images differ in size or number of channels.
     """
     text = expanduser(text)
     path = Path(text)
@@ -68,10 +68,10 @@ def open_samples(text: str) -> SampleSet:
         return sample_arrays(path)
     readable = path.is_dir() or (path.is_file() and path.suffix in sources.FILES)
     if path.exists() and not readable:
-        raise InputError(f"{path} holds no samples: give {KINDS}")
+        raise InputError(f"{path} contains no samples: give {KINDS}")
     known = ":" in text or text in sources.SOURCES or path.parent == Path(".")
     if not path.exists() and not known:
-        raise InputError(f"there is no {path}: give {KINDS}")
+        raise InputError(f"{path} does not exist: give {KINDS}")
     data = data_named(text, 0)
     columns = () if data.scaling is None else data.scaling.columns
     return SampleSet(
@@ -80,10 +80,14 @@ def open_samples(text: str) -> SampleSet:
 
 
 def samples_in_memory(samples: Tensor | np.ndarray, labels: Tensor | None) -> SampleSet:
-    """Samples (N, ...) as floats or, of images (N, C, H, W), as bytes; labels (N,).
+    """Wraps samples in memory.
+
+    Args:
+        samples: Floats (N, ...), or images as bytes (N, C, H, W).
+        labels: Labels (N,), or None.
 
     Raises:
-        InputError: If there are no samples, or not one label per sample.
+        InputError: If the samples have a wrong type or shape, or there is not one label per sample.
     """
     if not isinstance(samples, Tensor | np.ndarray):
         raise InputError(f"samples is {in_short(samples)}: give a tensor or an array (N, ...)")
@@ -91,7 +95,9 @@ def samples_in_memory(samples: Tensor | np.ndarray, labels: Tensor | None) -> Sa
     if rows.ndim < 2 or not (rows.is_floating_point() or rows.dtype == torch.uint8):
         raise InputError(f"samples are {rows.dtype}{list(rows.shape)}: give floats (N, ...)")
     if labels is not None and labels.shape != rows.shape[:1]:
-        raise InputError(f"labels have shape {list(labels.shape)}, not [{len(rows)}]")
+        raise InputError(
+            f"labels have shape {list(labels.shape)}: give one label per sample, [{len(rows)}]"
+        )
     if rows.dtype not in (torch.uint8, torch.float64):
         rows = rows.float()
     shape = tuple(rows.shape[1:])
@@ -99,13 +105,13 @@ def samples_in_memory(samples: Tensor | np.ndarray, labels: Tensor | None) -> Sa
 
 
 def data_named(text: str, size: int) -> Dataset:
-    """The images or points of SOURCE[:SPLIT]; images of side `size`, or 0: that of the first."""
+    """Loads SOURCE[:SPLIT]. Images get side length `size`; 0 takes the size of the first image."""
     data, split = sources.find(text, DataConfig(num_classes=0))
     split = split or data.split
     if data.source == "table":
         data = table_like(data)
     if data.source == "latents":
-        raise InputError(f"{text} holds latents: name the images that they are of")
+        raise InputError(f"{text} holds latents: choose the images they were encoded from")
     if data.source in sources.IMAGES:
         image = first_image(data, split, text)
         side = size or min(image.size)
@@ -114,7 +120,7 @@ def data_named(text: str, size: int) -> Dataset:
 
 
 def table_like(data: DataConfig, columns: Sequence[str] = ()) -> DataConfig:
-    """A table of certain columns, or of all. A column of classes is no coordinate."""
+    """A table with only these columns, or with all. The label column is left out."""
     return data.model_copy(update={"columns": tuple(columns) or data.columns, "num_classes": -1})
 
 
@@ -127,11 +133,11 @@ def first_image(data: DataConfig, split: str, named: str) -> Image:
 
 
 def sample_folder(path: Path) -> SampleSet:
-    """The images below a folder, by name, with protocol.json if it is there. See `open_samples`."""
+    """Opens a folder of images, sorted by name, with its protocol.json if it exists."""
     names = sorted(file.name for file in FolderTree(path).images)
     if not names:
         raise InputError(
-            f"{path} is no run folder (it has no config.yaml) and no folder of images: it has none"
+            f"{path} contains neither a config.yaml, as a run folder does, nor images: give {KINDS}"
         )
     kinds: dict[tuple[int, int, int], str] = {}
     for name in names:
@@ -140,7 +146,7 @@ def sample_folder(path: Path) -> SampleSet:
             (one, first), (two, second) = kinds.items()
             raise InputError(
                 f"{path}: {first} is {in_words(one)}, but {second} is {in_words(two)}: "
-                "samples must be of one size and kind"
+                "all samples must have the same size and channels"
             )
     (shape,) = kinds
 
@@ -158,7 +164,7 @@ def sample_folder(path: Path) -> SampleSet:
 
 
 def kind_of(image: Image) -> tuple[int, int, int]:
-    """Channels, height and width of an image."""
+    """The channels, height and width of an image."""
     return channels_of(image), image.height, image.width
 
 
@@ -167,7 +173,7 @@ def in_words(shape: tuple[int, ...]) -> str:
 
 
 def kind(file: Path) -> tuple[int, int, int]:
-    """The kind of an image, by its header."""
+    """The channels, height and width of an image file, read from its header."""
     try:
         with open_image(file) as image:
             return kind_of(image)
@@ -184,18 +190,20 @@ def decoded(file: Path, channels: int) -> np.ndarray:
 
 
 def sample_arrays(path: Path) -> SampleSet:
-    """The samples arr_0, images (N, H, W, 1 or 3) or floats, and labels arr_1, (N,), of an .npz."""
+    """Opens an .npz file: samples arr_0 as bytes (N, H, W, C) or floats (N, ...), labels arr_1."""
     there = arrays_in(path)
     if "arr_0" not in there:
-        raise InputError(f"{path} has no arr_0, the samples: it has {', '.join(sorted(there))}")
+        raise InputError(
+            f"{path} has no array arr_0 with the samples: it has {', '.join(sorted(there))}"
+        )
     with opened(path, "arr_0") as (_, shape, dtype):
         images = dtype == np.uint8 and len(shape) == 4 and shape[3] in MODES
-        last = len(shape) == 4 and shape[3] in MODES  # images, but not in bytes
+        last = len(shape) == 4 and shape[3] in MODES  # looks like images, but as floats
         others = np.issubdtype(dtype, np.floating) and len(shape) in (2, 3, 4) and not last
     if not (images or others) or min(shape) < 1:
         raise InputError(
-            f"{path}: arr_0 is {dtype}{list(shape)}, not uint8 (N, H, W, 1 or 3) or floats (N, D), "
-            "(N, C, L) or (N, C, H, W)"
+            f"{path}: arr_0 is {dtype}{list(shape)}: it must be uint8 (N, H, W, 1 or 3), or floats "
+            "(N, D), (N, C, L) or (N, C, H, W)"
         )
     beside = read(path, ("arr_1", "protocol"), there)
     classes = beside.get("arr_1")
@@ -203,8 +211,8 @@ def sample_arrays(path: Path) -> SampleSet:
         fitting = classes.shape == shape[:1] and np.issubdtype(classes.dtype, np.integer)
         if not fitting or classes.min() < 0:
             raise InputError(
-                f"{path}: arr_1 is {classes.dtype}{list(classes.shape)}, not [{shape[0]}] "
-                "whole numbers from 0"
+                f"{path}: arr_1 is {classes.dtype}{list(classes.shape)}: it must hold "
+                f"{shape[0]} class labels, integers from 0"
             )
     labels = None if classes is None else torch.from_numpy(classes.astype(np.int64))
 
@@ -220,7 +228,7 @@ def sample_arrays(path: Path) -> SampleSet:
 
 @contextmanager
 def opened(path: Path, name: str) -> Iterator[tuple[IO[bytes], tuple[int, ...], np.dtype]]:
-    """A stream of the bytes of an array in an .npz, with its shape and type."""
+    """Opens an array in an .npz file as a stream of bytes, with its shape and dtype."""
     with ExitStack() as stack:
         try:
             archive = stack.enter_context(zipfile.ZipFile(path))
@@ -230,13 +238,13 @@ def opened(path: Path, name: str) -> Iterator[tuple[IO[bytes], tuple[int, ...], 
         except UNREADABLE as error:
             raise damaged(path, error) from None
         if head.columns_first or head.dtype.hasobject:
-            what = "objects" if head.dtype.hasobject else "an array in Fortran order"
-            raise InputError(f"{path} holds {what}: save plain arrays")
+            what = "Python objects" if head.dtype.hasobject else "an array in Fortran order"
+            raise InputError(f"{path}: {name} holds {what}: save a numeric array in C order")
         yield stream, head.shape, head.dtype
 
 
 def rows_of(path: Path, name: str) -> Iterator[Tensor]:
-    """The rows of an array in an .npz, ROWS at a time. Raises RunError for a damaged file."""
+    """Reads an array in an .npz file, ROWS rows at a time. Raises RunError if it is damaged."""
     with opened(path, name) as (stream, (count, *shape), dtype):
         row = int(np.prod(shape)) * dtype.itemsize
         for first in range(0, count, ROWS):

@@ -1,4 +1,4 @@
-"""The scorer compares samples with a reference, by the features of a network."""
+"""The scorer compares samples with a reference by their features."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -30,7 +30,7 @@ from soflow.solution import FlowModel
 
 @dataclass(frozen=True)
 class Scorer:
-    """Compares samples with a reference, which `about` names."""
+    """Compares samples with a reference, which `about` describes."""
 
     features: Features
     reference: Statistics
@@ -39,39 +39,39 @@ class Scorer:
 
     @property
     def gaussian(self) -> bool:
-        """Whether features are compared as Gaussians. Coordinates, by energy distance, are not."""
+        """Whether the metric is a Frechet distance. Coordinates use the energy distance."""
         return self.features.name != "coordinates"
 
     @cached_property
     def radii(self) -> tuple[Tensor, Tensor]:
-        """Of the reference's points, (M,) each."""
+        """Nearest-neighbor distances of the reference's points, (M,) each."""
         return radii(self.reference.points.to(DEVICE))
 
     @cached_property
     def kernel_distance(self) -> KernelDistance:
-        """To the reference's points."""
+        """The kernel distance to the reference's points."""
         return KernelDistance(self.reference.points)
 
     def gather(self, parts: Iterable[Tensor], count: int, on_rows: OnRows = ignore) -> Statistics:
-        """Computes the statistics of `count` samples, which come in parts (B, ...)."""
+        """Computes the statistics of `count` samples, which arrive in parts (B, ...)."""
         keep = None if self.gaussian else ENERGY_POINTS
         return gather(parts, self.features, count, keep, on_rows)
 
     def distance(self, statistics: Statistics) -> float:
-        """The distance of samples to the reference."""
+        """The distance between samples and the reference."""
         if self.gaussian:
             return frechet_distance(statistics.moments, self.reference.moments)
         return energy_distance(statistics.points, self.reference.points)
 
     def distance_of_some(self, statistics: Statistics, count: int, labels: Tensor | None) -> float:
-        """The distance of `count` samples alone; with labels (N,), of equally many per class."""
+        """The distance of only `count` samples: a random subset, or balanced by labels (N,)."""
         points = statistics.points
         if labels is None:
             return self.distance(Statistics.of(random_subset(points, count)))
         return self.distance(Statistics.of(points[by_turns(labels)[:count]]))
 
     def reliable(self, count: int) -> bool:
-        """Whether a distance of `count` samples rests on more samples than dimensions."""
+        """Whether both `count` and the size of the reference exceed the feature dimensions."""
         least = min(count, self.reference.count or count)
         return not self.gaussian or least > self.reference.dimensions
 
@@ -82,14 +82,14 @@ class Scorer:
         on_rows: OnRows = ignore,
         equal: int | None = None,
     ) -> Figures:
-        """All figures of a set of samples.
+        """Computes all figures of a set of samples.
 
         Args:
-            statistics: Of the samples.
-            labels: The classes that they were drawn for, (N,), if they have any.
-            on_rows: Called with the number of rows of samples and reference just compared.
-            equal: How many of each set to compare where figures depend on it; the smaller set's
-                number by default.
+            statistics: Statistics of the samples.
+            labels: Labels that the samples were drawn for, (N,), or None.
+            on_rows: Called with the number of rows just compared, of samples and reference.
+            equal: Set size for Wasserstein distances, which depend on it. By default, the size of
+                the smaller set.
         """
         own, other = statistics.points, self.reference.points
         logits, spatial = statistics.logits, statistics.spatial
@@ -122,20 +122,20 @@ class Scorer:
 
 
 def as_frequent(labels: Tensor, num: int, num_classes: int) -> Tensor:
-    """Labels (num,) as frequent as in `labels` (N,), of which -1 is left out."""
+    """Labels (num,) with the class frequencies of `labels` (N,). Labels of -1 are ignored."""
     known = labels[(labels >= 0) & (labels < num_classes)].sort().values
     return known[torch.linspace(0, len(known) - 1, num, dtype=torch.float64).round().long()]
 
 
 def random_subset(points: Tensor, count: int) -> Tensor:
-    """`count` of the points (N, d) or all of them: not the first, which may be of one class."""
+    """A random subset of the points (N, d). The first `count` might all belong to one class."""
     if len(points) <= count:
         return points
     return points[torch.randperm(len(points), generator=torch.Generator().manual_seed(0))[:count]]
 
 
 def by_turns(labels: Tensor) -> Tensor:
-    """Indices (N,) of the first sample of each class, then of the second of each, and so on."""
+    """Indices (N,): the first sample of each class, then the second of each class, and so on."""
     by_class = labels.argsort(stable=True)
     sizes = labels[by_class].unique_consecutive(return_counts=True)[1]
     rank = torch.empty_like(labels)
@@ -145,7 +145,7 @@ def by_turns(labels: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Baseline:
-    """Real data in place of samples, and a scorer whose reference does not contain them."""
+    """Held-out real data, scored like samples, and a scorer whose reference excludes them."""
 
     data: Dataset
     scorer: Scorer
@@ -153,18 +153,19 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Scoring:
-    """What samples are scored against."""
+    """A scorer, and the real data that an evaluation needs."""
 
     scorer: Scorer
     baseline: Baseline | None = None
-    points: Dataset | None = None  # data as the model sees them, for the diagnostics
-    labels: Tensor | None = None  # of the reference, (N,), if its classes are the run's
-    conditions: Dataset | None = None  # data whose conditions samples are drawn for
+    points: Dataset | None = None  # model inputs for the diagnostics, such as latents
+    labels: Tensor | None = None  # labels of the reference, (N,), if its classes are the run's
+    conditions: Dataset | None = None  # source of the conditions for samples
 
     def frequent(self, num: int, num_classes: int) -> Tensor | None:
-        """Labels (num,) as frequent as in the reference, of what is not a picture; else None.
+        """Labels (num,) with the class frequencies of the reference, or None for images.
 
-        Rows of a table are compared with all others, so rare classes must be rare among samples.
+        Metrics of tables, vectors and signals compare whole distributions, so a class must be as
+        frequent among the samples as in the reference.
         """
         if self.labels is None or not self.scorer.features.columns:
             return None
@@ -173,7 +174,7 @@ class Scoring:
     def draw_classes(
         self, how: LabelDraw | None, num: int, num_classes: int, seed: int = 0
     ) -> tuple[Tensor | None, str]:
-        """Labels of samples, (num,), and how they are chosen: by default see `frequent`."""
+        """Chooses labels (num,) for samples, and describes how. `frequent` is the default."""
         if not num_classes:
             return None, "none"
         if how is None and (labels := self.frequent(num, num_classes)) is not None:
@@ -184,28 +185,28 @@ class Scoring:
     def draw_inputs(
         self, how: LabelDraw | None, num: int, model: FlowModel, seed: int = 0
     ) -> tuple[Tensor | None, Conditions | None, str]:
-        """Labels (num,) and conditions of samples, and how they are chosen.
+        """Chooses labels (num,) and conditions for samples, and describes how.
 
-        Samples given conditions have those of rows of the data, and their labels.
+        Conditions come from rows of the dataset, together with the labels of these rows.
 
         Raises:
-            InputError: If `how` is given for labels that belong to conditions.
+            InputError: If `how` is given, but the labels are fixed by the conditions.
         """
         if self.conditions is None:
             labels, how_chosen = self.draw_classes(how, num, model.num_classes, seed)
             return labels, None, how_chosen
         if how is not None:
             raise InputError(
-                f"labels={how}: samples of this run are drawn for the conditions of the data, with "
-                "their labels; leave it out"
+                f"labels={how} cannot be used for this run, whose samples take conditions and "
+                "labels from the data: remove it"
             )
         classes = model.num_classes
         labels, cond = rows_for(self.conditions, num, classes, model.null_trained)
         data = f"{self.conditions.name}, {self.conditions.split}"
-        return labels, cond, f"with conditions of the rows of {data}"
+        return labels, cond, f"from the rows of {data}, with their conditions"
 
     def equal_count(self, num: int) -> int:
-        """Of how many samples Wasserstein distances are: as many as the smallest set has."""
+        """The set size for Wasserstein distances: the size of the smallest set."""
         sizes = [num, ENERGY_POINTS, len(self.scorer.reference.points)]
         if self.baseline is not None:
             sizes += [len(self.baseline.data), len(self.baseline.scorer.reference.points)]

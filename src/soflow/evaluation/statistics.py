@@ -1,4 +1,4 @@
-"""Statistics by which sets of samples are compared, gathered without all images in memory."""
+"""Statistics of sets of samples, computed part by part to save memory."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -12,22 +12,22 @@ from soflow.evaluation.features import BATCH, Features, as_seen
 from soflow.evaluation.metrics import ROWS, Moments
 from soflow.system.progress import Task
 
-#: Features kept of a reference, evenly spread, for figures that compare points: as many as ADM's
-#: reference has images.
+#: Maximum number of evenly spaced features to keep of a reference, for metrics that compare points.
+#: ADM's reference has as many images.
 POINTS = 10_000
-#: The same for coordinates: points whose energy distance is computed.
+#: The same for coordinates, whose energy distance is computed from these points.
 ENERGY_POINTS = 4000
 
-#: Is called with the number of rows that were just finished.
+#: A callback that receives the number of rows just finished.
 OnRows = Callable[[int], None]
 
 
 def ignore(rows: int) -> None:
-    """Reports nothing."""
+    """Ignores the progress."""
 
 
 class Counter:
-    """Reports the total of the rows that several steps finish."""
+    """Reports the total number of finished rows to a progress display."""
 
     def __init__(self, task: Task) -> None:
         self.task, self.done = task, 0
@@ -39,17 +39,17 @@ class Counter:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Statistics of samples."""
+    """Statistics of a set of samples."""
 
-    count: int  # 0 if it is not known
+    count: int  # 0 if unknown
     moments: Moments
     spatial: Moments | None
-    points: Tensor  # the features of some or all samples, (n, d)
-    logits: Tensor | None  # of the same samples, (n, classes)
+    points: Tensor  # features of some or all samples, (n, d)
+    logits: Tensor | None  # logits of the same samples, (n, classes)
 
     @staticmethod
     def of(points: Tensor) -> "Statistics":
-        """Of features alone, (n, d)."""
+        """Computes statistics from features (n, d) only."""
         return Statistics(len(points), Moments.of(points), None, points, None)
 
     @property
@@ -64,21 +64,21 @@ def gather(
     keep: int | None = None,
     on_rows: OnRows = ignore,
 ) -> Statistics:
-    """Computes statistics of `count` samples, which do not depend on how they are batched.
+    """Computes statistics of `count` samples. They do not depend on the batch size.
 
     Args:
-        parts: The samples, in parts (B, ...).
+        parts: The samples in parts (B, ...).
         features: The feature network.
-        count: The number of samples.
-        keep: How many points to keep of them; all by default.
+        count: The total number of samples.
+        keep: Maximum number of points to keep. By default, all.
         on_rows: Called with the number of samples just finished.
 
     Raises:
-        InputError: If there are fewer than two samples, or the features cannot take them.
-        RunError: If a sample holds NaN or infinity.
+        InputError: If there are fewer than two samples, or the feature network fails on them.
+        RunError: If a sample is NaN or infinite.
     """
     if count < 2:
-        raise InputError(f"only {count} to compare: a distance needs 2 or more")
+        raise InputError(f"a distance needs at least 2 samples, not {count}")
     kept = torch.linspace(0, count - 1, min(keep or count, count), dtype=torch.float64).long()
     moments: Moments | None = None
     spatial: Moments | None = None
@@ -106,7 +106,7 @@ def gather(
 
 
 def rebatched(parts: Iterable[Tensor], size: int) -> Iterator[Tensor]:
-    """The same rows in parts of `size`, the last one smaller."""
+    """Regroups rows into parts of `size`. The last part may be smaller."""
     rest: Tensor | None = None
     for part in parts:
         rest = part if rest is None else torch.cat([rest, part])
@@ -118,7 +118,7 @@ def rebatched(parts: Iterable[Tensor], size: int) -> Iterator[Tensor]:
 
 
 def merged(moments: Moments | None, values: Tensor | None) -> Moments | None:
-    """The moments with those of more values, if there are any."""
+    """The moments updated with more values, if any."""
     if values is None:
         return moments
     found = Moments.of(values)
@@ -126,7 +126,7 @@ def merged(moments: Moments | None, values: Tensor | None) -> Moments | None:
 
 
 def parts_of(dataset: Dataset) -> Iterator[Tensor]:
-    """The samples of a data set in parts, (B, ...), in the data's own units."""
+    """Reads a dataset in parts (B, ...), in its original units."""
     for part in torch.arange(len(dataset)).split(BATCH):
         samples = dataset.samples(part)
         yield samples if dataset.scaling is None else dataset.scaling.restore(samples)

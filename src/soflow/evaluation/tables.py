@@ -1,4 +1,4 @@
-"""An evaluation as text and as HTML: the table, its title, and the remarks below it."""
+"""Text and HTML of an evaluation: the table, its title, and the remarks below it."""
 
 from collections.abc import Callable, Sequence
 from statistics import mean
@@ -7,14 +7,14 @@ from markupsafe import Markup
 
 from soflow.evaluation.record import Evaluation, Figures, GuidanceUsed, RealRow, Reference, Row
 
-#: A column: the cell of each row.
+#: Makes the cell of a row in one column.
 Column = Callable[[Row | RealRow], str]
-#: Headers of the column of distances, by metric.
+#: Heading of the column of distances, by metric. Other metrics have "FD".
 SHORT = {"FID": "FID", "energy distance": "energy"}
 
 
 def table(evaluation: Evaluation) -> list[list[str]]:
-    """The figures as text, header first, the row of real data last, without empty columns."""
+    """The figures as text: the header first, real data last. Empty columns are left out."""
     rows: list[Row | RealRow] = [*evaluation.rows]
     if evaluation.real is not None:
         rows.append(evaluation.real)
@@ -26,7 +26,7 @@ def table(evaluation: Evaluation) -> list[list[str]]:
 def columns(evaluation: Evaluation) -> dict[str, Column]:
     real, fid = evaluation.real, evaluation.metric == "FID"
     several = len({row.weights for row in evaluation.rows}) > 1
-    few = "" if real is None else f"of {real.count:,}"
+    few = "" if real is None else equal_heading(real)
 
     def drawn(cell: Callable[[Row], str]) -> Column:
         return lambda row: cell(row) if isinstance(row, Row) else ""
@@ -67,12 +67,17 @@ def columns(evaluation: Evaluation) -> dict[str, Column]:
     }
 
 
+def equal_heading(real: RealRow) -> str:
+    """The heading of distances from as many samples as there are held-out real ones."""
+    return f"n={real.count:,}"
+
+
 def real_name(row: RealRow) -> str:
     return f"real, {row.split}" if row.split else "real"
 
 
 def shorten(name: str, most: int = 24) -> str:
-    """A column's name that leaves room for figures."""
+    """Shortens a long column name to leave room for figures."""
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
@@ -85,20 +90,20 @@ def shown(value: float | int | None, form: str) -> str:
 
 
 def distance(row: Figures) -> str:
-    """The distance with its standard deviation, if there is one: 1.26 ± 0.02."""
+    """The distance with its standard deviation, if known, such as 1.26 ± 0.02."""
     spread = "" if row.distance_spread is None else f" ± {row.distance_spread:.2g}"
     return f"{row.distance:.4g}{spread}{mark(row)}"
 
 
 def title(evaluation: Evaluation) -> str:
-    """What the figures describe."""
+    """A title with the metric, the number of samples and the reference."""
     metric, reference = evaluation.metric, evaluation.reference
     count = f"{reference.count:,}" if reference.count else "an unknown number of"
     return f"{metric} of {evaluation.num:,} samples to {count} real ones ({reference.name})"
 
 
 def remarks(evaluation: Evaluation) -> str:
-    """What a reader of the figures must know, in some sentences."""
+    """Sentences that explain the table."""
     real, reference, first = evaluation.real, evaluation.reference, evaluation.rows[0]
     metric = evaluation.metric
     warnings = [*evaluation.warnings, *(real.warnings if real is not None else [])]
@@ -109,16 +114,16 @@ def remarks(evaluation: Evaluation) -> str:
         said.append(about_real(real, reference))
         if first.distance_at_real_count is not None:
             said.append(
-                "A small set has a larger distance: "
-                f"compare it with as few drawn samples, 'of {real.count:,}'."
+                "Distances computed from few samples are biased upwards. Compare the real row "
+                f"with the column '{equal_heading(real)}', which uses equally few samples."
             )
     if metric != "energy distance":
         how = "over seeds" if len(evaluation.seeds) > 1 else "from halves of the samples"
         said.append(f"±: one standard deviation, {how}.")
         if metric != "FID":
-            said.append("FD by these features is no FID and cannot be compared with one.")
+            said.append("FD with these features is not FID and cannot be compared with FID.")
     if reference.points:
-        said.append(f"Neighbors are searched among {reference.points:,} real samples.")
+        said.append(f"Nearest neighbors are searched among {reference.points:,} real samples.")
     if first.marginals is not None:
         said.append(about_columns(evaluation))
     if first.milliseconds_per_sample is not None:
@@ -127,35 +132,35 @@ def remarks(evaluation: Evaluation) -> str:
 
 
 def about_guidance(used: GuidanceUsed) -> str:
-    """How strongly samples were guided."""
-    scale = "each sample's own" if used.scale is None else f"{used.scale:g}"
+    """A sentence on the guidance of the samples."""
+    scale = "different for each sample" if used.scale is None else f"{used.scale:g}"
     where = "" if (used.start, used.end) == (0, 1) else f" for t in {used.start:g} .. {used.end:g}"
     return f"Guidance scale: {scale}{where}."
 
 
 def about_columns(evaluation: Evaluation) -> str:
-    """What the Wasserstein distances mean."""
+    """Sentences on the Wasserstein distances."""
     equal = f"{evaluation.wasserstein_points:,}"
     scaled = evaluation.features.scaling is not None
-    unit = "values scaled as for training" if scaled else "the data's own values"
+    unit = "standardized as for training" if scaled else "in their original units"
     return (
-        f"SW2: sliced Wasserstein-2 distance of {equal} samples and as many real ones. "
-        "marginals: the Wasserstein-1 distance of single columns or channels, their mean and "
-        f"the worst one. All distances are of {unit}."
+        f"SW2: sliced Wasserstein-2 distance between {equal} samples and equally many real ones. "
+        "marginals: mean Wasserstein-1 distance of single columns or channels. worst: the largest "
+        f"of them. All distances are computed from values {unit}."
     )
 
 
 def about_real(real: RealRow, reference: Reference) -> str:
-    """Which real data the table shows."""
+    """A sentence on the real data in the table."""
     kind = "samples of the training split" if real.split == "train" else "held-out samples"
     text = f"real: {real.count:,} {kind} of {real.dataset} ({real.split})"
     other = real.reference
     same = (other.name, other.count) == (reference.name, reference.count)
-    return f"{text}." if same else f"{text}, compared with the other {other.count:,}."
+    return f"{text}." if same else f"{text}, compared with the other {other.count:,} samples."
 
 
 def as_html(evaluation: Evaluation) -> str:
-    """The table with its title and remarks, for notebooks."""
+    """The table with its title and remarks as HTML, for notebooks."""
     head, *rows = table(evaluation)
     lines = [row_of("th", head), *(row_of("td", row) for row in rows)]
     diagnostics = [
@@ -173,6 +178,6 @@ def as_html(evaluation: Evaluation) -> str:
 
 
 def row_of(tag: str, cells: Sequence[str]) -> Markup:
-    """A row of cells, escaped."""
+    """An HTML row of escaped cells."""
     cell = Markup(f"<{tag}>{{}}</{tag}>")
     return Markup("<tr>{}</tr>").format(Markup("").join(cell.format(text) for text in cells))

@@ -1,7 +1,8 @@
-"""Wasserstein distances of vectors, tables and signals: along directions, and column by column.
+"""Wasserstein distances of vectors, tables and signals: sliced, and of single columns.
 
-Of finite sets they are larger than of the distributions, and the more so the smaller the sets. So
-all sets are compared at one `count`, and figures are means over up to PAIRS pairs of subsets.
+Distances between finite sets are biased upwards, and the bias grows as the sets get smaller. So all
+sets are compared with the same `count` of points, and figures are means over up to PAIRS pairs of
+subsets.
 """
 
 from collections.abc import Sequence
@@ -9,14 +10,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-#: Directions of the sliced distance, or a few more: whole orthonormal bases.
+#: Minimum number of directions of the sliced distance. It is rounded up to full orthonormal bases.
 DIRECTIONS = 256
-#: Pairs of subsets, at most.
+#: Maximum number of pairs of subsets.
 PAIRS = 10
 
 
 def pairs(a: Tensor, b: Tensor, count: int) -> list[tuple[Tensor, Tensor]]:
-    """Random subsets (count, d) of a (N, d) and b (M, d), disjoint until a set is used up."""
+    """Pairs of random subsets (count, d) of a (N, d) and b (M, d), disjoint within a larger set."""
     generator = torch.Generator().manual_seed(0)
     in_a, in_b = (
         points.double()[torch.randperm(len(points), generator=generator)].split(count)
@@ -27,9 +28,9 @@ def pairs(a: Tensor, b: Tensor, count: int) -> list[tuple[Tensor, Tensor]]:
 
 
 def directions(d: int) -> Tensor:
-    """Unit vectors in R^d, (DIRECTIONS or more, d): random orthonormal bases, always the same.
+    """Unit vectors (P, d), with P of at least DIRECTIONS, from seeded random orthonormal bases.
 
-    Squared lengths of projections on a basis add up, so few bases are enough.
+    The squared projections on a basis add up to the squared length, so few bases are enough.
     """
     generator = torch.Generator().manual_seed(0)
     bases = -(-DIRECTIONS // d)
@@ -38,10 +39,10 @@ def directions(d: int) -> Tensor:
 
 
 def sliced_wasserstein(a: Tensor, b: Tensor, count: int) -> float:
-    """The sliced Wasserstein-2 distance of points a (N, d) and b (M, d).
+    """The sliced Wasserstein-2 distance between points a (N, d) and b (M, d).
 
-    It is the root mean square, over `directions`, of the W2 distance of the points projected on
-    one. Of two distributions that differ by a shift it is |shift| / sqrt(d).
+    It is the root mean square, over `directions`, of the W2 distance between the projected points.
+    For two distributions that differ by a shift, it is |shift| / sqrt(d).
     """
     onto = directions(a.shape[1]).T  # (d, P)
 
@@ -54,13 +55,13 @@ def sliced_wasserstein(a: Tensor, b: Tensor, count: int) -> float:
 
 
 def marginals(a: Tensor, b: Tensor, count: int, columns: Sequence[str]) -> dict[str, float]:
-    """The Wasserstein-1 distance of the values of each column, by its name.
+    """The Wasserstein-1 distance of each column or channel, by name.
 
     Args:
         a: Points (N, d).
         b: Points (M, d).
-        count: How many of each to compare.
-        columns: Names. Each column has d / len(columns) features in a row, as channels have.
+        count: Number of points of each set to compare.
+        columns: Names of columns or channels. Each has d / len(columns) consecutive features.
     """
 
     def values(points: Tensor) -> Tensor:

@@ -1,1 +1,1 @@
-"""Checkpoints of others: of the paper's reference implementation, of DiT and of SiT."""
+"""Import of other checkpoints: the paper's reference implementation, DiT and SiT."""

@@ -1,15 +1,15 @@
-"""Weights of a network for one with other classes, another image size or other channels.
+"""Adapts pretrained weights to a network with other classes, image size or channels.
 
-What both networks share is taken over. What is new begins as follows:
+Weights that both networks share are copied. New parts are initialized as follows:
 
-    a class               at the mean of the trained classes
-    the null label        at that mean, too, if it was never trained
-    a channel             at zero: the network does not see it, and predicts 0
-    positions of a DiT    computed, as always
-    levels of a UNet      take the weights of the same level, counted from the top
+    a new class             mean of the trained classes
+    an untrained null label mean of the trained classes
+    a new channel           zero: the network ignores it, and predicts 0 for it
+    positions of a DiT      computed for the new size
+    levels of a UNet        weights of the same level, counted from the top
 
-All functions change `weights` in place and return notes. Weights that do not fit are left as they
-are, for `require_fit` to name.
+All functions change `weights` in place and return notes. They leave weights that do not fit
+unchanged; `require_fit` reports them.
 """
 
 import re
@@ -20,15 +20,16 @@ from math import prod, sqrt
 import torch
 from torch import Tensor
 
-#: A table with one row per class and the null label's as the last one (DiT, MLP).
+#: Label embeddings of DiT and MLP: one row per class, with the null label as the last row.
 TABLE = "y_embedder.embedding_table.weight"
-#: A linear map of sqrt(num_classes) onehot(y); no class is a vector of zeros (UNet).
+#: Label embedding of a UNet: a linear map of sqrt(num_classes) onehot(y), or of zeros without a
+#: label.
 MAP, MAP_BIAS = "map_label.weight", "map_label.bias"
-#: The level of a UNet that a parameter belongs to.
+#: The level in the name of a UNet parameter.
 LEVEL = re.compile(r"(?<=^enc\.)\d+x\d+(?=_)|(?<=^dec\.)\d+x\d+(?=_)")
 
-#: A note on a null label.
-UNTRAINED = "its null label was never trained: ours begins at the mean of its classes"
+#: The note on an untrained null label.
+UNTRAINED = "its null label was never trained: it starts at the mean of its classes"
 
 Weights = dict[str, Tensor]
 
@@ -40,14 +41,17 @@ def adapt_classes(
     ours: Sequence[str] = (),
     null_trained: bool = True,
 ) -> list[str]:
-    """Gives the weights the classes of a network.
+    """Adapts the weights to the classes of a network.
 
     Args:
-        weights: The weights.
-        expected: The state of the network.
-        theirs: Names of the classes of the weights; empty if they are not known.
-        ours: Names of the classes of the network.
+        weights: The pretrained weights.
+        expected: The state dict of the network.
+        theirs: Class names of the weights. Empty if unknown.
+        ours: Class names of the network.
         null_trained: Whether the null label of the weights was trained.
+
+    Returns:
+        Notes on the changes.
     """
     if TABLE in expected and TABLE in weights and weights[TABLE].ndim == 2 and len(weights[TABLE]):
         *rows, null = weights[TABLE]
@@ -63,14 +67,14 @@ def adapt_classes(
         return notes
     if MAP in expected and MAP not in weights:
         weights[MAP], weights[MAP_BIAS] = (torch.zeros_like(expected[x]) for x in (MAP, MAP_BIAS))
-        return ["it has no classes: all begin as its samples without a class"]
+        return ["it has no classes: all classes start as its unconditional samples"]
     if MAP in expected and weights[MAP].ndim == 2 and weights[MAP].shape[1]:
-        added = weights[MAP] * sqrt(weights[MAP].shape[1])  # what a class adds to the bias
+        added = weights[MAP] * sqrt(weights[MAP].shape[1])  # the contribution of each class
         count = expected[MAP].shape[1]
         chosen, notes = matched(added.shape[1], count, theirs, ours)
         mean = added.mean(1)
         if not null_trained and MAP_BIAS in weights:
-            # The bias alone is no class: it moves to the mean of the classes.
+            # The bias alone is the embedding without a label. Move it to the mean of the classes.
             weights[MAP_BIAS] = weights[MAP_BIAS] + mean
             added, mean = added - mean[:, None], torch.zeros_like(mean)
             notes.append(UNTRAINED)
@@ -82,24 +86,28 @@ def adapt_classes(
     if MAP in weights and MAP_BIAS in weights and "map_layer0.weight" in weights:
         first = weights["map_layer0.weight"]
         if first.ndim == 2 and first.shape[1:] == weights[MAP_BIAS].shape:
-            # Without a class the map adds its bias to what the next layer takes.
-            none, begins = weights[MAP_BIAS], "as its samples without a class"
+            # Without a label, the map only adds its bias to the input of the next layer.
+            none, begins = weights[MAP_BIAS], "as its unconditional samples"
             if not null_trained and weights[MAP].ndim == 2 and weights[MAP].shape[1]:
                 none = none + weights[MAP].mean(1) * sqrt(weights[MAP].shape[1])
                 begins = "at the mean of its classes: its null label was never trained"
             weights["map_layer0.bias"] = weights["map_layer0.bias"] + first @ none
             del weights[MAP], weights[MAP_BIAS]
-            return [f"its classes are left out: the network begins {begins}"]
+            return [f"its classes are dropped: the network starts {begins}"]
     return []
 
 
 def matched(
     have: int, want: int, theirs: Sequence[str], ours: Sequence[str]
 ) -> tuple[list[int | None], list[str]]:
-    """Which of `have` classes each of `want` classes is, and notes if they are not the same.
+    """Matches the `want` classes of a network to the `have` classes of the weights.
 
-    By name, if the names of both are known; else by number, unless there are more classes than are
-    wanted: then nobody knows which they are.
+    Classes are matched by name if both lists of names are known. Otherwise they are matched by
+    number, but only if the weights do not have more classes than the network.
+
+    Returns:
+        For each class of the network, the number of the class in the weights or None, and notes if
+        the classes differ.
     """
     theirs, ours = (
         [unicodedata.normalize("NFC", name) for name in names] for names in (theirs, ours)
@@ -114,15 +122,15 @@ def matched(
         return chosen, []
     taken = sum(number is not None for number in chosen)
     what = f"it has {have} classes, data.num_classes is {want}"
-    begin = f"begin at the mean of its {have}" if have else "begin as its samples without a class"
+    begin = f"start at the mean of its {have}" if have else "start as its unconditional samples"
     if not taken:
-        return chosen, [f"{what}: all {begin}" if want else f"{what}: they are left out"]
-    others = f", new ones {begin}" if taken < want else ""
-    return chosen, [f"{what}: {taken} taken over {how}{others}"]
+        return chosen, [f"{what}: all {begin}" if want else f"{what}: its classes are dropped"]
+    others = f", new classes {begin}" if taken < want else ""
+    return chosen, [f"{what}: {taken} copied {how}{others}"]
 
 
 def adapt_channels(weights: Weights, expected: Mapping[str, Tensor]) -> list[str]:
-    """Gives the first and the last layer the channels of a network."""
+    """Adapts the first and the last layer to the channels of a network. Returns notes."""
     places = list(channel_axes(expected))
     first = next(iter(places), None)
     if first is None or first[0] not in weights or weights[first[0]].ndim < 2:
@@ -141,20 +149,25 @@ def adapt_channels(weights: Weights, expected: Mapping[str, Tensor]) -> list[str
         shared = min(have, want)
         copied.narrow(axis + 1, 0, shared).copy_(parts.narrow(axis + 1, 0, shared))
         weights[name] = copied.flatten(axis, axis + 1)
-    what = f"it is for {have} channels, data.shape has {want}"
+    what = f"it has {have} channels, data.shape has {want}"
     if want < have:
-        return [f"{what}: its first {want} are taken"]
-    new = f"{want - have} new one{'s' if want > have + 1 else ''}"
-    return [f"{what}: {new} at zero, not seen and predicted as 0"]
+        return [f"{what}: its first {want} are copied"]
+    if want == have + 1:
+        return [f"{what}: the new channel starts at zero, so it is ignored and predicted as 0"]
+    return [
+        f"{what}: the {want - have} new channels start at zero, so they are ignored and predicted "
+        "as 0"
+    ]
 
 
 def channel_axes(expected: Mapping[str, Tensor]) -> Iterator[tuple[str, int, int]]:
-    """The parameters with one entry per channel, the first layer's first.
+    """Finds the parameters with one entry per channel. The first layer comes first.
 
     Yields:
-        Its name, the axis of its channels, and how often they are repeated along that axis.
+        The name of the parameter, its axis of channels, and how often the channels repeat along
+        that axis.
     """
-    if "x_embedder.proj.weight" in expected:  # a DiT: each token holds the channels of its pixels
+    if "x_embedder.proj.weight" in expected:  # a DiT, whose tokens have the channels of each pixel
         yield "x_embedder.proj.weight", 1, 1
         pixels = prod(expected["x_embedder.proj.weight"].shape[2:])
         yield from ((f"final_layer.linear.{name}", 0, pixels) for name in ("weight", "bias"))
@@ -169,11 +182,11 @@ def channel_axes(expected: Mapping[str, Tensor]) -> Iterator[tuple[str, int, int
 
 
 def adapt_positions(weights: Weights, expected: Mapping[str, Tensor], moved: bool) -> list[str]:
-    """Gives a DiT the positions of its own tokens.
+    """Replaces the positions of a DiT if its tokens form another grid. Returns notes.
 
     Args:
-        weights: The weights.
-        expected: The state of the network.
+        weights: The pretrained weights.
+        expected: The state dict of the network.
         moved: Whether the samples are known to have another size.
     """
     ours, theirs = expected["pos_embed"], weights.get("pos_embed")
@@ -183,12 +196,12 @@ def adapt_positions(weights: Weights, expected: Mapping[str, Tensor], moved: boo
     same_width = theirs.ndim == 3 and theirs.shape[2] == ours.shape[2]
     if same_width and (moved or theirs.shape[1] != ours.shape[1]):
         weights["pos_embed"] = ours
-        return ["it is of another image size: positions are computed for data.shape"]
+        return ["it has another image size: positions are computed for data.shape"]
     return []
 
 
 def adapt_levels(weights: Weights, expected: Mapping[str, Tensor]) -> list[str]:
-    """Gives the levels of a UNet, which are named by their sizes, the names of a network's."""
+    """Renames the levels of a UNet, which are named by their sizes. Returns notes."""
     theirs, ours = (levels(state) for state in (weights, expected))
     if theirs == ours or len(theirs) != len(ours):
         return []
@@ -198,10 +211,10 @@ def adapt_levels(weights: Weights, expected: Mapping[str, Tensor]) -> list[str]:
     }
     weights.clear()
     weights.update(renamed)
-    return [f"it is of another image size: level {theirs[0]} is {ours[0]} here, and so on"]
+    return [f"it has another image size: level {theirs[0]} becomes {ours[0]}, and so on"]
 
 
 def levels(state: Mapping[str, Tensor]) -> list[str]:
-    """The levels of a UNet, such as 32x32, largest first."""
+    """The levels of a UNet, such as 32x32, from large to small."""
     found = {match[0] for name in state if (match := LEVEL.search(name))}
     return sorted(found, key=lambda level: prod(map(int, level.split("x"))), reverse=True)

@@ -1,7 +1,8 @@
-"""Weights of a network for one with other conditions, or with guidance as an input.
+"""Adapts pretrained weights to a network with other conditions, or with guidance as an input.
 
-The same conditions are taken over. New ones begin unseen: the channels of maps at zero, and the
-embedding of vectors and of guidance at zero, with a random first layer so that it can learn.
+Weights of equal conditions are copied. The network first ignores new conditions: their input
+channels (for maps) or the last layer of their embedding (for vectors and guidance) start at zero.
+The first layer of the embedding is random, so that it can learn.
 """
 
 from collections.abc import Mapping, MutableMapping
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from soflow.config import Config
 from soflow.interop.adapt import channel_axes
 
-#: Parameters that embed vectors or guidance, what they embed, and the last layer of each.
+#: Prefixes of embedders of vectors and guidance with their description, and their last layer.
 EMBEDDERS = {
     "cond.embedder.": "the vector of its condition",
     "guidance_embedder.mlp.": "its guidance scale",
@@ -21,7 +22,7 @@ LAST = "2."
 
 
 def map_channels(of: Config | nn.Module | None) -> int:
-    """How many input channels are those of a condition, in a run's network or in a network."""
+    """The number of condition channels in the input of a run's network, or of a network."""
     if isinstance(of, nn.Module):
         return int(getattr(getattr(of, "cond", None), "channels", 0))
     shape = () if of is None else of.data.cond_shape
@@ -29,7 +30,7 @@ def map_channels(of: Config | nn.Module | None) -> int:
 
 
 def take_map(state: MutableMapping[str, Tensor], channels: int) -> Tensor | None:
-    """Removes the channels of a map from the first layer, in place, and returns their weights."""
+    """Removes the condition channels from the first layer, in place. Returns their weights."""
     name = next((name for name, *_ in channel_axes(state)), None)
     if name is None or not channels or state[name].shape[1] <= channels:
         return None
@@ -41,15 +42,15 @@ def take_map(state: MutableMapping[str, Tensor], channels: int) -> Tensor | None
 def adapt_conditions(
     weights: dict[str, Tensor], expected: Mapping[str, Tensor], theirs: Tensor | None
 ) -> list[str]:
-    """Gives the weights the conditions of a network, in place.
+    """Adapts the weights to the conditions of a network, in place.
 
     Args:
-        weights: The weights, without those of maps.
-        expected: The state of the network.
-        theirs: The weights of maps.
+        weights: The pretrained weights, without the condition channels of the first layer.
+        expected: The state dict of the network.
+        theirs: The weights of the condition channels, or None.
 
     Returns:
-        Notes on what was changed.
+        Notes on the changes.
     """
     notes = []
     name = next((name for name, *_ in channel_axes(expected)), "")
@@ -59,11 +60,11 @@ def adapt_conditions(
         if missing > 0:
             same = theirs is not None and theirs.shape[1] == missing
             if not same:
-                notes.append("the channels of its condition begin at zero: it is not seen")
+                notes.append("its condition channels start at zero: they are ignored at first")
             added = own.new_zeros(own.shape[0], missing, *own.shape[2:])
             weights[name] = torch.cat([own, theirs if theirs is not None and same else added], 1)
         elif theirs is not None:
-            notes.append("the map that it was conditioned on is left out")
+            notes.append("its condition channels are dropped")
     for prefix, what in EMBEDDERS.items():
         notes += adapt_embedder(weights, expected, prefix, what)
     return notes
@@ -72,7 +73,7 @@ def adapt_conditions(
 def adapt_embedder(
     weights: dict[str, Tensor], expected: Mapping[str, Tensor], prefix: str, what: str
 ) -> list[str]:
-    """Gives the weights one embedder of a network, in place; a new one begins at zero."""
+    """Adapts one embedder to a network, in place. A new embedder starts at zero. Returns notes."""
     wanted = {key: tensor for key, tensor in expected.items() if key.startswith(prefix)}
     had = [key for key in weights if key.startswith(prefix)]
     if {key: weights[key].shape for key in had} == {k: one.shape for k, one in wanted.items()}:
@@ -83,4 +84,4 @@ def adapt_embedder(
         weights[key] = tensor.clone()
         if key.startswith(prefix + LAST):
             weights[key].zero_()
-    return [f"{what} {'begins at zero: it is not seen' if wanted else 'is left out'}"]
+    return [f"{what} {'starts at zero: it is ignored at first' if wanted else 'is dropped'}"]

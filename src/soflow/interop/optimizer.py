@@ -1,4 +1,4 @@
-"""The reference implementation's optimizer state, for our optimizer."""
+"""Translates the optimizer state of the reference implementation."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -13,10 +13,10 @@ from soflow.interop.weights import is_finite_tensor, plain
 from soflow.system.records import Count
 from soflow.training.optimizers import MOMENTS, kept_shapes, make_optimizer
 
-#: Options of a parameter group that change what is learned.
+#: Options of a parameter group that affect training.
 OPTIONS = ("lr", "betas", "eps", "weight_decay")
 
-FRESH = "training would start with fresh moments"
+FRESH = "training starts with fresh optimizer moments"
 
 Number = Annotated[float, BeforeValidator(plain), Field(strict=True)]
 
@@ -34,56 +34,58 @@ class Group(BaseModel):
 
 
 class OptimizerState(BaseModel):
-    """The state dict of a torch optimizer; `state` holds a mapping per number of a parameter."""
+    """The state dict of a torch optimizer. `state` has one mapping per parameter number."""
 
     state: dict[Any, Any]
     param_groups: list[Group] = Field(min_length=1)
 
     @property
     def name(self) -> str:
-        """The name of our optimizer: AdamW has the option amsgrad, RAdam has not."""
+        """The name of the optimizer. AdamW has the option amsgrad, RAdam does not."""
         return "adamw" if "amsgrad" in self.param_groups[0].model_fields_set else "radam"
 
 
 def read_optimizer(state: object) -> OptimizerState:
-    """Raises InputError if this is no state of a torch optimizer."""
+    """Parses a state dict. Raises InputError if it does not belong to a torch optimizer."""
     try:
         return OptimizerState.model_validate(state)
     except ValidationError:
         raise InputError(
-            "'optimizer' is no state of a torch optimizer: it must hold 'state' and 'param_groups'"
+            "'optimizer' is not the state dict of a torch optimizer: it must have 'state' and "
+            "'param_groups'"
         ) from None
 
 
 def our_optimizer_state(
     state: OptimizerState | None, names: list[str], network: nn.Module, config: OptimizerConfig
 ) -> tuple[dict[str, Any], list[str]]:
-    """Translates a state into our order of parameters, with the options of `config`.
+    """Translates an optimizer state to the parameter order of a network.
 
     Args:
-        state: The reference's state; None gives a fresh one.
-        names: The reference's parameters in the order of its state dict, in which its optimizer
-            numbers them, with or without those that are not trained.
-        network: Our network.
-        config: Our settings.
+        state: State of the reference implementation, or None for a fresh state.
+        names: Parameter names of the reference, in the order of its state dict. Its optimizer
+            numbers them in this order, and may skip parameters that are not trained.
+        network: The network to train.
+        config: Options of the optimizer.
 
     Returns:
-        The state, which is fresh if the reference's cannot be continued, and notes on what changes.
+        The optimizer state, which is fresh if training cannot continue with the given one, and
+        notes on the changes.
 
     Raises:
-        InputError: If the state is of another network.
+        InputError: If the state belongs to another network.
     """
     fresh = make_optimizer(config, network).state_dict()
     if state is None:
         return fresh, []
     if len(state.param_groups) > 1:
         groups = len(state.param_groups)
-        return fresh, [f"'optimizer' has {groups} groups of parameters in unknown order: {FRESH}"]
+        return fresh, [f"'optimizer' has {groups} parameter groups in unknown order: {FRESH}"]
     if state.name != config.name:
-        return fresh, [f"'optimizer' is {state.name}, and optimizer.name is {config.name}: {FRESH}"]
+        return fresh, [f"'optimizer' is {state.name}, but optimizer.name is {config.name}: {FRESH}"]
 
     if any(kept.keys() != {"step", *MOMENTS} for kept in kept_shapes(config, network)):
-        return fresh, [f"'optimizer' has other options than optimizer.options: {FRESH}"]
+        return fresh, [f"'optimizer' does not fit optimizer.options: {FRESH}"]
 
     (group,) = state.param_groups
     parameters = dict(network.named_parameters())
@@ -105,10 +107,10 @@ def our_optimizer_state(
 
 
 def order_of(group: Group, names: list[str], parameters: Mapping[str, nn.Parameter]) -> list[str]:
-    """The names of the parameters that the group numbers.
+    """The parameter names in the order of the group's numbers.
 
     Raises:
-        InputError: If their number fits neither all parameters nor those that are trained.
+        InputError: If the group matches neither all parameters nor only the trained ones.
     """
     everything = [name for name in names if name in parameters]
     trained = [name for name in everything if parameters[name].requires_grad]
@@ -116,20 +118,21 @@ def order_of(group: Group, names: list[str], parameters: Mapping[str, nn.Paramet
         if len(order) == len(group.params):
             return order
     raise InputError(
-        f"'optimizer' is of {len(group.params)} parameters, the network trains {len(trained)}"
+        f"'optimizer' has {len(group.params)} parameters, but the network trains {len(trained)}"
     )
 
 
 def moments(entry: Mapping[str, Any], name: str, parameter: Tensor) -> dict[str, Tensor]:
-    """What the optimizer keeps of one parameter. Raises InputError for other shapes."""
+    """Checks and converts the state of one parameter. Raises InputError if it is invalid."""
     for moment in MOMENTS:
         if not is_finite_tensor(entry[moment]) or entry[moment].shape != parameter.shape:
             raise InputError(
-                f"{moment} of {name} in 'optimizer' is not {list(parameter.shape)} finite numbers"
+                f"{moment} of {name} in 'optimizer' must be a finite tensor of shape "
+                f"{list(parameter.shape)}"
             )
     step = plain(entry["step"])
     if not isinstance(step, int | float) or not 0 <= step < 2**53:
-        raise InputError(f"step of {name} in 'optimizer' is not a number of steps")
+        raise InputError(f"step of {name} in 'optimizer' is not a valid number of steps")
     return {
         "step": torch.as_tensor(step, dtype=torch.float32),
         **{moment: entry[moment].float() for moment in MOMENTS},
@@ -137,12 +140,12 @@ def moments(entry: Mapping[str, Any], name: str, parameter: Tensor) -> dict[str,
 
 
 def changed_options(theirs: Group, ours: Mapping[str, Any]) -> list[str]:
-    """A note on each option that training continues with another value of."""
+    """A note on each option whose value changes."""
     notes = [
-        f"'optimizer' had {option} {value}; training continues with {plain(ours[option])}"
+        f"'optimizer' had {option}={value}; training continues with {plain(ours[option])}"
         for option in OPTIONS
         if (value := getattr(theirs, option)) is not None and value != plain(ours[option])
     ]
     if theirs.weight_decay and theirs.decoupled_weight_decay is False:
-        notes.append("'optimizer' added weight decay to the gradient; ours is decoupled")
+        notes.append("'optimizer' added weight decay to the gradient; here it is decoupled")
     return notes

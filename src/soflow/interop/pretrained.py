@@ -1,13 +1,13 @@
-"""Initial weights: those of a DiT or a SiT, which take one time, or of a run.
+"""Initial weights from a run, or from a DiT or SiT, which have a single time input.
 
-A DiT has no embedding of t - s. Here that embedding starts at zero, so that the network equals the
-pretrained one at every s:
+A DiT has no embedding of t - s. This embedding starts at zero, so that the network initially equals
+the pretrained one at every s:
 
     F(x, t, s, y) = DiT(x, t, y)         init_time "same"
-    F(x, t, s, y) = -DiT(x, 1 - t, y)    init_time "reversed": SiT goes from noise to data
+    F(x, t, s, y) = -DiT(x, 1 - t, y)    init_time "reversed": time in SiT runs from noise to data
 
-Classes, image size and channels may differ: interop/adapt.py. So may conditions:
-interop/adapt_conditions.py.
+Classes, image size and channels may differ (see interop/adapt.py), and so may conditions (see
+interop/adapt_conditions.py).
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,20 +34,20 @@ from soflow.networks.in_context_dit import InContextDiT
 from soflow.run.checkpoint import STATE, WEIGHTS
 from soflow.run.folder import find_run
 
-#: Names that training scripts give to weights, averaged ones first.
+#: Keys under which training scripts store weights, EMA weights first.
 PLACES = ("ema_model", "ema", "model", "state_dict")
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """Weights, and what is known of where they come from.
+    """Pretrained weights and their origin.
 
     Attributes:
-        weights: The state of a network.
-        note: Which weights they are.
-        config: The configuration of their run; None for a file.
-        class_names: Names of the classes, if they are known.
-        null_trained: Whether the null label was trained. Scripts of DiT and SiT train it.
+        weights: State dict of a network.
+        note: Describes the origin, for the log.
+        config: Configuration of the run, or None for a file.
+        class_names: Names of the classes, if known.
+        null_trained: Whether the null label was trained. The scripts of DiT and SiT train it.
     """
 
     weights: dict[str, Tensor]
@@ -72,16 +72,16 @@ def load_pretrained(
 
     Args:
         network: The network.
-        source: A file of weights, or a run, whose averaged weights are taken.
+        source: A file with weights, or a run, whose EMA weights are loaded.
         time: "same", or "reversed" for a SiT, whose time runs from noise to data.
-        class_names: Names of the network's classes, by which it takes over those of a run.
-        shape: One sample's, to notice a run on samples of another size.
+        class_names: Class names of the network, to match them with the classes of a run.
+        shape: Shape of one sample, to detect a run with another sample size.
 
     Returns:
-        Notes on what was loaded and what was changed.
+        Notes on what was loaded and changed.
 
     Raises:
-        InputError: If the weights cannot be read or are of another network.
+        InputError: If the weights cannot be read or belong to another network.
     """
     found = find_weights(source)
     require_same_kind(found.config, network, source)
@@ -91,7 +91,9 @@ def load_pretrained(
     two_times = any(name.startswith("s_embedder.") for name in weights)
     is_dit = "x_embedder.proj.weight" in weights and isinstance(network, DiT)
     if time == "reversed" and (two_times or not is_dit):
-        raise InputError(f"init_time=reversed is for a DiT or SiT of one time, unlike {source}")
+        raise InputError(
+            f"init_time=reversed needs a DiT or SiT with a single time input, unlike {source}"
+        )
     if isinstance(network, DiT) and is_dit:
         require_same_size(weights, network, source)
         notes += as_ours(weights, network)
@@ -112,13 +114,13 @@ def load_pretrained(
 
 
 def find_weights(source: Path) -> Pretrained:
-    """The weights in a file or a run. A file of weights in a run is known as well as the run."""
+    """Reads weights from a file or a run. For a weight file inside a run, the run is known."""
     which = next((name for name, file in WEIGHTS.items() if file == source.name), "ema")
     inside = source.name in WEIGHTS.values() and (source.parent / STATE).is_file()
     if source.is_dir() or inside:
         folder, checkpoint = find_run(source.parent if inside else source, which)
         config, data = folder.read_config(), DataRecord.read(folder.data)
-        kind = "averaged weights" if which == "ema" else "raw weights"
+        kind = "EMA weights" if which == "ema" else "raw weights"
         return Pretrained(
             weights=checkpoint.weights(which),
             note=f"starting from the {kind} of {checkpoint.path}",
@@ -129,24 +131,24 @@ def find_weights(source: Path) -> Pretrained:
     content = read_file(source)
     for name in PLACES:
         found = content.get(name) if isinstance(content, Mapping) else None
-        if isinstance(found, Mapping) and found:  # some scripts leave an empty one
+        if isinstance(found, Mapping) and found:  # some scripts store an empty dict
             what = f"'{name}' in {source}"
             return Pretrained(named_tensors(found, what), f"starting from {what}")
     return Pretrained(named_tensors(content, str(source)), f"starting from {source}")
 
 
 def require_same_kind(config: Config | None, network: nn.Module, source: Path) -> None:
-    """Raises InputError, with the setting to change, if a run has another kind of network."""
+    """Raises InputError with the setting to change if a run has another kind of network."""
     if config is None or config.network.name == OWN:
         return
     made = config.network.component
     if isinstance(made, type) and not isinstance(network, made):
         name = config.network.name
-        raise InputError(f"{source} is a run with network.name={name}: set network.name={name}")
+        raise InputError(f"{source} was trained with network.name={name}: set network.name={name}")
 
 
 def require_same_size(weights: Mapping[str, Tensor], network: DiT, source: Path) -> None:
-    """Raises InputError, with the settings to change, if the sizes of two DiTs differ."""
+    """Raises InputError with the settings to change if the sizes of two DiTs differ."""
     ours, theirs = (
         {
             **read_sizes({**state, "pos_embed": network.pos_embed}, str(source)).network,
@@ -156,62 +158,64 @@ def require_same_size(weights: Mapping[str, Tensor], network: DiT, source: Path)
     )
     other = [f"network.{name}={size}" for name, size in theirs.items() if size != ours[name]]
     if other:
-        raise InputError(f"{source} is of a network of another size: set {' '.join(other)}")
+        raise InputError(f"{source} has a network of another size: set {' '.join(other)}")
 
 
 def other_grid(weights: Mapping[str, Tensor], network: DiT) -> bool:
-    """Whether fixed positions are of another grid, which may have as many tokens."""
+    """Whether fixed positions belong to another grid, possibly with equally many tokens."""
     positions = weights.get("pos_embed")
     if positions is None or positions.ndim != 3 or len(network.grid) != 2:
         return False
-    return grid_of(positions) not in (None, network.grid)  # None: learned ones
+    return grid_of(positions) not in (None, network.grid)  # None: learned positions
 
 
 def require_same_attention(config: Config | None, network: nn.Module, source: Path) -> list[str]:
-    """Raises InputError if a run's attention is another one; notes if nobody knows.
+    """Raises InputError if the attention differs from that of a run. For a file, returns notes.
 
-    The shapes of weights tell neither the heads nor whether positions are rotary.
+    The shapes of weights do not show the number of heads, or whether positions are rotary.
     """
     if not isinstance(network, DiT | InContextDiT):
         return []
     rotary = isinstance(network, DiT) and network.rotary
     if config is None:
-        notes = [f"the file does not hold the number of attention heads: {network.heads} are used"]
-        return notes + ["network.rotary=true is taken to be the file's, too"] * rotary
+        notes = [f"the file does not store the number of attention heads: {network.heads} are used"]
+        return notes + ["the file does not store network.rotary: true is used"] * rotary
     if (heads := getattr(config.network, "heads", network.heads)) != network.heads:
         raise InputError(f"{source} has {heads} attention heads: set network.heads={heads}")
     if getattr(config.network, "rotary", rotary) != rotary:
         word = str(not rotary).lower()
-        raise InputError(f"{source} was trained with network.rotary={word}: set it, too")
+        raise InputError(f"{source} was trained with network.rotary={word}: set it here as well")
     if isinstance(network, InContextDiT):
         require_same_tokens(config, network, source)
     return []
 
 
 def require_same_tokens(config: Config, network: InContextDiT, source: Path) -> None:
-    """Raises InputError if a run's conditions have other tokens: one table holds those of all."""
+    """Raises InputError if a run has other condition tokens, because all share one table."""
     for key in ("class_tokens", "condition_tokens"):
         now = network.settings[key]
         if (before := getattr(config.network, key, now)) != now:
-            raise InputError(f"{source} was trained with network.{key}={before}: set it, too")
+            raise InputError(
+                f"{source} was trained with network.{key}={before}: set it here as well"
+            )
     if (config.drawn_guidance is not None) != (network.guidance_embedder is not None):
         how = "with" if config.drawn_guidance else "without"
         raise InputError(
-            f"{source} was trained {how} guidance scales as an input, and in_context_dit has "
-            "tokens for them: set objective.guidance.max_scale as there"
+            f"{source} was trained {how} guidance scales as an input, for which in_context_dit has "
+            "tokens: set objective.guidance.max_scale to the value of that run"
         )
 
 
 def as_ours(weights: dict[str, Tensor], network: DiT) -> list[str]:
-    """Changes the weights of a DiT or SiT to those of a network with two times, in place."""
+    """Converts weights of a DiT or SiT to a network with two times, in place. Returns notes."""
     if not any(name.startswith("s_embedder.") for name in weights):
         for name, tensor in network.s_embedder.state_dict(prefix="s_embedder.").items():
             weights[name] = tensor.clone()
-        # The embedding of t - s starts at zero. Its first layer stays random, so that it can learn.
+        # The embedding of t - s starts at zero. Its first layer is random, so that it can learn.
         for name in ("s_embedder.mlp.2.weight", "s_embedder.mlp.2.bias"):
             weights[name].zero_()
 
-    # learn_sigma: the last layer of a DiT also returns a variance, as more channels of every pixel
+    # With learn_sigma, a DiT also returns a variance, in extra channels of the last layer.
     notes = []
     _, channels, *patch = weights["x_embedder.proj.weight"].shape
     for name in ("final_layer.linear.weight", "final_layer.linear.bias"):
@@ -219,15 +223,15 @@ def as_ours(weights: dict[str, Tensor], network: DiT) -> list[str]:
             parts = weights[name].unflatten(0, (prod(patch), 2 * channels))
             weights[name] = parts[:, :channels].flatten(0, 1)
             if name.endswith("weight"):
-                notes.append("its learned variance is left out")
+                notes.append("its learned variance is dropped")
     return notes
 
 
 def reverse_time(weights: dict[str, Tensor]) -> None:
-    """From G to -G(x, 1 - t), in place.
+    """Converts the weights of G to those of -G(x, 1 - t), in place.
 
-    The embedding of time is linear in cos(w t) and sin(w t) up to the first activation, and so is
-    the embedding of 1 - t:
+    Up to the first activation, the time embedding is linear in cos(w t) and sin(w t). The embedding
+    of 1 - t is linear in the same functions:
 
         cos(w - w t) = cos(w) cos(w t) + sin(w) sin(w t)
         sin(w - w t) = sin(w) cos(w t) - cos(w) sin(w t)

@@ -1,7 +1,7 @@
-"""Turns checkpoints of the paper's reference implementation into run folders.
+"""Converts checkpoints of the paper's reference implementation to run folders.
 
 Such a checkpoint is a dict of 'model', 'ema_model', 'optimizer', 'finished_steps' and
-'finished_epochs'. Its parameters are named `network.NAME`. A flat YAML file lies beside it.
+'finished_epochs'. Its parameters are named `network.NAME`. A flat YAML file has the settings.
 """
 
 import os
@@ -34,16 +34,16 @@ KNOWN = ("model", "ema_model", "optimizer", "finished_steps", "finished_epochs")
 
 @dataclass(frozen=True)
 class Imported:
-    """A run folder made from a checkpoint of the reference implementation.
+    """The result of `import_checkpoint`.
 
     Attributes:
-        folder: The run folder.
-        config: Its configuration.
-        sizes: The sizes of the network, read off the weights.
-        facts: Other settings that the checkpoint reveals, as `key=value`.
-        step: The number of steps done.
-        translation: What the settings of the YAML file became.
-        notes: What a person should know.
+        folder: The new run folder.
+        config: Configuration of the run.
+        sizes: Sizes of the network, read from the weights.
+        facts: Other settings read from the checkpoint, as `key=value`.
+        step: Number of finished training steps.
+        translation: How each setting of the YAML file was translated.
+        notes: Remarks for the user.
     """
 
     folder: RunFolder
@@ -57,7 +57,7 @@ class Imported:
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of a checkpoint, under our names, and notes on what is missing or left out."""
+    """The parts of a checkpoint, and notes on missing and ignored parts."""
 
     weights: dict[str, Tensor]
     average: dict[str, Tensor]
@@ -74,22 +74,24 @@ def import_checkpoint(
     heads: int | None = None,
     overrides: Sequence[str] = (),
 ) -> Imported:
-    """Makes a run folder from a checkpoint of the reference implementation.
+    """Converts a checkpoint of the paper's reference implementation to a run folder.
 
-    The folder appears as a whole or not at all. It keeps the YAML file as reference.yaml.
+    The run folder is written completely or not at all. It contains a copy of the YAML file,
+    reference.yaml.
 
     Args:
-        checkpoint: The checkpoint.
-        settings: The YAML file that it was trained with.
-        out: The run folder to make.
-        heads: Attention heads of a DiT; by default those of the setting model_type.
-        overrides: Settings of the run as `key=value`, such as data.source=digits.
+        checkpoint: Checkpoint file.
+        settings: YAML file that the checkpoint was trained with.
+        out: Run folder to create.
+        heads: Number of attention heads of a DiT. By default, derived from the setting
+            `model_type`.
+        overrides: Settings of the run as `key=value`, such as `data.source=digits`.
 
     Returns:
-        The run folder with its configuration, and what became of each setting.
+        The run folder with its configuration, and how each setting was translated.
 
     Raises:
-        InputError: If a file cannot be used, or the folder exists already.
+        InputError: If a file is invalid, or `out` already exists.
 
     Example:
         >>> import soflow
@@ -130,7 +132,7 @@ def import_checkpoint(
 
 
 def require_new(out: Path) -> None:
-    """Raises InputError unless a run folder can be made here: nothing, or an empty folder."""
+    """Raises InputError unless the path does not exist or is an empty folder."""
     try:
         taken = out.exists() and not (out.is_dir() and not any(out.iterdir()) and out != Path.cwd())
     except OSError as error:
@@ -138,40 +140,41 @@ def require_new(out: Path) -> None:
             f"cannot write {out}: {error.strerror}; choose another run folder with --out"
         ) from None
     if taken:
-        raise InputError(f"{out} exists already: choose another run folder with --out")
+        raise InputError(f"{out} already exists: choose another run folder with --out")
 
 
 def read_parts(checkpoint: Path) -> Parts:
-    """Reads a checkpoint. Raises InputError if it is none, or lacks what is needed."""
+    """Reads a checkpoint. Raises InputError if it is invalid or incomplete."""
     content = read_file(checkpoint)
     parts = content.items() if isinstance(content, Mapping) else ()
     content = {name: part for name, part in parts if part is not None}
     found = [name for name in ("model", "ema_model") if name in content]
     if not found or "finished_steps" not in content:
         raise InputError(
-            f"{checkpoint} is no checkpoint of the reference implementation, a dict of "
-            f"{', '.join(KNOWN)}; soflow train RECIPE init_from=FILE starts from weights alone"
+            f"{checkpoint} is not a checkpoint of the reference implementation (a dict with "
+            f"{', '.join(KNOWN)}): to start from weights only, use soflow train RECIPE "
+            "init_from=FILE"
         )
     weights, average = (
         named_tensors(content[name], f"'{name}' in {checkpoint}") for name in (found[0], found[-1])
     )
     notes = []
     if len(found) == 1:
-        notes.append(f"{checkpoint} holds only '{found[0]}': it is used as raw and as averaged")
+        notes.append(f"{checkpoint} has only '{found[0]}': used as both raw and EMA weights")
     if "optimizer" not in content:
         notes.append(f"{checkpoint} has no 'optimizer': {FRESH}")
     others = [in_short(name) for name in content if name not in KNOWN]
-    notes += [f"{checkpoint} also holds {other}, which is left out" for other in others]
+    notes += [f"{checkpoint} also has {other}, which is ignored" for other in others]
     optimizer = read_optimizer(content["optimizer"]) if "optimizer" in content else None
     step: Any = plain(content["finished_steps"])  # also 3.0 or tensor(3)
     if type(step) not in (int, float) or not 0 <= step < 10**9 or step != int(step):
         what = f"'finished_steps' in {checkpoint} is {in_short(step)}"
-        raise InputError(f"{what}: it must be the number of steps done")
+        raise InputError(f"{what}: it must be the number of finished steps")
     return Parts(weights, average, optimizer, int(step), notes)
 
 
 def facts_in(parts: Parts) -> list[str]:
-    """Settings that the checkpoint itself reveals, as `key=value`."""
+    """Settings that follow from the checkpoint itself, as `key=value`."""
     float64 = any(tensor.dtype == torch.float64 for tensor in parts.average.values())
     facts = [f"ema.float64={str(float64).lower()}"]
     return facts + ([f"optimizer.name={parts.optimizer.name}"] if parts.optimizer else [])
@@ -184,24 +187,27 @@ def contradictions(settings: Mapping[str, Any], sizes: Sizes, heads: int | None)
     found = [str(sizes.network.get(key)) for key in ("depth", "width", "patch")]
     if size and found != [str(SIZES[size][0]), str(SIZES[size][1]), patch]:
         weights = "depth {}, width {}, patch {}".format(*found)
-        taken = f"; its {SIZES[size][2]} heads were taken: give --heads N for another number"
+        taken = f"; its {SIZES[size][2]} attention heads are used: change this with --heads N"
         note = f"model_type is {settings['model_type']}, but the weights have {weights}"
         notes.append(note if heads else note + taken)
     side, data_size = sizes.shape[-1], settings.get("data_size")
-    # in pixels, or in latents, which have an eighth of them
+    # data_size is in pixels. Latents have 1/8 of the side length.
     if isinstance(data_size, int) and data_size not in (side, 8 * side):
         sides = " x ".join(map(str, sizes.shape[1:]))
-        notes.append(f"data_size is {data_size}, the weights are for samples of {sides}")
+        notes.append(f"data_size is {data_size}, but the weights are for samples of {sides}")
     return notes
 
 
 def data_notes(config: Config) -> list[str]:
-    """A note on where training and evaluation will look for data."""
+    """A note on the data that training and evaluation will read."""
     source, path = config.data.source, config.data.path
     if source not in SOURCES:
-        return [f"{source} is no known source: to train or evaluate, import with data.source=NAME"]
+        return [
+            f"{source} is not a known data source: to train or evaluate, import again with "
+            "data.source=NAME"
+        ]
     if source in LOOKS_LIKE:
-        return [f"data are read from {path}: to use others, import with data.path=PLACE"]
+        return [f"data will be read from {path}: to change this, import again with data.path=PATH"]
     return []
 
 
@@ -213,7 +219,7 @@ def write_run(
     optimizer: Mapping[str, Any],
     settings: Path,
 ) -> None:
-    """Writes the run folder beside its place and renames it. Raises InputError if it cannot."""
+    """Writes to a temporary folder, then renames it. Raises InputError if writing fails."""
     precision = torch.float64 if config.ema.float64 else torch.float32
     average = {name: tensor.to(precision) for name, tensor in parts.average.items()}
     partial = RunFolder(out.with_name(f".{out.name}.partial"))

@@ -1,4 +1,4 @@
-"""Translates the flat YAML of the reference implementation and accounts for every setting."""
+"""Translates the flat YAML settings of the reference implementation, and reports on each one."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from soflow.errors import InputError, shortened
 from soflow.interop.sizes import Sizes
 from soflow.networks.dit import SIZES
 
-#: Its keys, and ours with the same meaning.
+#: Keys of the reference implementation, and the keys here with the same meaning.
 KEYS = {
     "noising_type": "noising.name",
     "coefficient_type": "noising.parameterization",
@@ -35,13 +35,13 @@ KEYS = {
     "dataset_type": "data.source",
 }
 
-#: Its keys with three entries: of flow matching, s and t.
+#: Keys with a list of three values: for flow matching, s and t.
 TIMES = {
     name: [f"objective.times.{density}.{part}" for density in ("flow_matching", "s", "t")]
     for name, part in (("time_mean", "mean"), ("time_std", "std"))
 }
 
-#: Its words that differ from ours.
+#: Values that are named differently.
 WORDS = {
     "noising_type": {"Linear": "linear", "Trig": "trig"},
     "coefficient_type": {"Euler": "euler", "Trig": "trig"},
@@ -53,24 +53,24 @@ WORDS = {
     },
 }
 
-#: Settings that are read off the weights instead.
+#: Settings that are read from the weights instead.
 READ_OFF = ("model_type", "data_size")
 KNOWN = {*KEYS, *TIMES, *READ_OFF}
 
-#: (its key, our key) of every setting that can be translated.
+#: (key of the reference, key here) of each setting that can be translated.
 PAIRS = [*KEYS.items(), *((name, key) for name, keys in TIMES.items() for key in keys)]
 
 
 @dataclass(frozen=True)
 class Translation:
-    """Our configuration, and lines for people on what each setting became.
+    """A translated configuration, and a readable line on each setting.
 
     Attributes:
         config: The configuration.
-        recipe: The shipped recipe with which the YAML file was completed.
-        used: What each known setting became.
+        recipe: The shipped recipe that provides the missing settings.
+        used: How each known setting was translated.
         unused: Settings with unknown names.
-        assumed: Our settings that the file lacks, as the recipe has them.
+        assumed: Settings that the file lacks, with their values from the recipe.
     """
 
     config: Config
@@ -81,34 +81,38 @@ class Translation:
 
 
 def read_settings(file: Path) -> dict[str, Any]:
-    """Reads the file. Raises InputError if it is no flat YAML of the reference implementation."""
+    """Reads the YAML file. Raises InputError if it has no settings of the reference."""
     if not file.is_file():
-        raise InputError(f"there is no file {file}")
+        raise InputError(f"{file} does not exist")
     try:
         text = read_text(file)
     except InputError as error:
         raise InputError(
-            f"{error}: --config takes the YAML file, the checkpoint comes before it"
+            f"{error}: pass the YAML file with --config, and the checkpoint as the argument"
         ) from None
     values = parse_yaml(text, str(file))
     if not isinstance(values, dict) or not values.keys() & KNOWN:
         raise InputError(
-            f"{file} is no YAML of the reference implementation: it has none of {', '.join(KEYS)}"
+            f"{file} is not a YAML file of the reference implementation: it has none of the keys "
+            f"{', '.join(KEYS)}"
         )
     return {str(name): value for name, value in values.items()}
 
 
 def translate(settings: Mapping[str, Any], sizes: Sizes, heads: int | None = None) -> Translation:
-    """Translates flat settings into our configuration.
+    """Translates flat settings to a configuration.
 
     Args:
         settings: The flat settings.
-        sizes: The sizes of the network.
-        heads: Attention heads of a DiT; by default those of the setting model_type.
+        sizes: Sizes of the network.
+        heads: Number of attention heads of a DiT. By default, derived from `model_type`.
+
+    Returns:
+        The configuration, and how each setting was translated.
 
     Raises:
-        InputError: If a value is out of range, model_type contradicts the weights, or the number of
-            heads is unknown.
+        InputError: If a value is invalid, if model_type contradicts the weights, or if the number
+            of heads is unknown.
     """
     require_kind(settings, sizes)
     recipe = recipe_for(settings, sizes)
@@ -119,11 +123,11 @@ def translate(settings: Mapping[str, Any], sizes: Sizes, heads: int | None = Non
     values["description"] = "imported from a checkpoint of the reference implementation"
     values["data"] |= {"shape": list(sizes.shape), "num_classes": sizes.num_classes}
     values["network"] |= sizes.network
-    free = ["ema.every"]  # neither settings nor weights determine these
+    free = ["ema.every"]  # keys that neither settings nor weights determine
     if sizes.network["name"] == "dit":
         values["network"]["heads"] = heads_of(settings, sizes) if heads is None else heads
     elif heads is not None:
-        raise InputError("--heads is for a DiT, and the weights are of a UNet: leave it out")
+        raise InputError("--heads is for a DiT, but the weights are of a UNet: remove --heads")
     else:
         free.append("network.dropout")
     if sizes.augment_labels:
@@ -136,7 +140,7 @@ def translate(settings: Mapping[str, Any], sizes: Sizes, heads: int | None = Non
 
     lines = {name: f"{name}: {shortened(str(value))}" for name, value in settings.items()}
     used = [f"{lines[name]} -> {key}={lookup(config, key)}" for name, key, _ in translated]
-    used += [f"{lines[x]} (the sizes are those of the weights)" for x in READ_OFF if x in lines]
+    used += [f"{lines[x]} (sizes are read from the weights)" for x in READ_OFF if x in lines]
     unused = [line for name, line in lines.items() if name not in KNOWN]
     known = {key for _, key, _ in translated}
     missing = sorted((key, name) for name, key in PAIRS if key not in known)
@@ -149,12 +153,12 @@ def translate(settings: Mapping[str, Any], sizes: Sizes, heads: int | None = Non
 
 
 def in_our_words(settings: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
-    """(its key, our key, our value) of every setting that has a value and can be translated."""
+    """Yields (key of the reference, key here, value here) for each translatable setting."""
     for name, value in settings.items():
         if name == "cfg_scale" and (
             value is None or (isinstance(value, int | float) and value <= 1)
         ):
-            yield name, KEYS[name], 1.0  # the reference guides only above 1
+            yield name, KEYS[name], 1.0  # the reference only uses guidance above 1
         elif value is None:
             continue
         elif name in TIMES:
@@ -166,7 +170,7 @@ def in_our_words(settings: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
         elif name in WORDS:
             if not isinstance(value, str) or value not in WORDS[name]:
                 given = shortened(str(value))
-                raise InputError(f"{name} is {given}: known are {', '.join(WORDS[name])}")
+                raise InputError(f"{name} is {given}: it must be one of {', '.join(WORDS[name])}")
             yield name, KEYS[name], WORDS[name][value]
         elif name == "dataset_type":
             yield from ((name, key, ours) for key, ours in source_of(str(value)).items())
@@ -175,7 +179,7 @@ def in_our_words(settings: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
 
 
 def source_of(dataset_type: str) -> dict[str, str]:
-    """Our keys for its data; an unknown source keeps its own name."""
+    """The data settings for a dataset type. An unknown type keeps its name."""
     for name, recipe in (("cifar", "cifar10"), ("imagenet", "imagenet256-b2")):
         if name in dataset_type.lower():
             data = read_recipe(recipe).data
@@ -185,7 +189,7 @@ def source_of(dataset_type: str) -> dict[str, str]:
 
 
 def model_type(settings: Mapping[str, Any]) -> tuple[str, str]:
-    """Size and patch of a DiT, such as ("XL", "2") for DiT-XL-2; ("", "") for any other name."""
+    """Size and patch of a DiT, such as ("XL", "2") for DiT-XL-2. ("", "") for other names."""
     match str(settings.get("model_type")).split("-"):
         case ["DiT", size, patch] if size in SIZES:
             return size, patch
@@ -193,7 +197,7 @@ def model_type(settings: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def require_kind(settings: Mapping[str, Any], sizes: Sizes) -> None:
-    """Raises InputError if model_type and the weights are of different kinds of network."""
+    """Raises InputError if model_type names another kind of network than the weights have."""
     kind = str(settings.get("model_type")).lower()
     if kind.startswith(("dit", "unet")) and not kind.startswith(sizes.network["name"]):
         found = sizes.network["name"]
@@ -203,24 +207,24 @@ def require_kind(settings: Mapping[str, Any], sizes: Sizes) -> None:
 
 
 def heads_of(settings: Mapping[str, Any], sizes: Sizes) -> int:
-    """The attention heads of a DiT, which only model_type reveals."""
+    """The number of attention heads of a DiT, which follows only from model_type."""
     given, (size, _) = shortened(str(settings.get("model_type"))), model_type(settings)
     if not size:
         raise InputError(
-            f"weights do not reveal the number of attention heads, and model_type {given} is not "
+            f"the number of attention heads is unknown, because model_type {given} is not "
             f"DiT-{{{','.join(SIZES)}}}-PATCH: give --heads N"
         )
     heads, width = SIZES[size][2], sizes.network["width"]
     if width % heads:
         raise InputError(
-            f"the {heads} attention heads of model_type {given} do not divide the width of the "
-            f"weights, {width}: give --heads N"
+            f"the width {width} of the weights is not a multiple of the {heads} attention heads of "
+            f"model_type {given}: give --heads N"
         )
     return heads
 
 
 def recipe_for(settings: Mapping[str, Any], sizes: Sizes) -> str:
-    """The shipped recipe that is most like this run."""
+    """The name of the shipped recipe that is most similar to this run."""
     network = sizes.network
     if network["name"] == "unet":
         return "cifar10"

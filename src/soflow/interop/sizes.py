@@ -1,4 +1,4 @@
-"""Reads the sizes of a network off the names and shapes of its weights."""
+"""Determines the sizes of a network from the names and shapes of its weights."""
 
 import re
 from collections.abc import Mapping
@@ -18,11 +18,11 @@ class Sizes:
     """The sizes of a network.
 
     Attributes:
-        network: Keys of the section `network` with their values, without heads and dropout, which
-            weights do not reveal.
-        shape: One sample's shape.
-        num_classes: 0 without labels.
-        augment_labels: 0 without augmentation labels.
+        network: Settings of the section `network`, without heads and dropout, which weights do not
+            show.
+        shape: Shape of one sample.
+        num_classes: Number of classes, 0 without labels.
+        augment_labels: Number of augmentation labels, 0 without them.
     """
 
     network: Mapping[str, Any]
@@ -32,14 +32,17 @@ class Sizes:
 
 
 def read_sizes(weights: Mapping[str, Tensor], what: str) -> Sizes:
-    """The sizes of a DiT or of EDM's UNet.
+    """Determines the sizes of a DiT or of EDM's UNet.
 
     Args:
         weights: A state dict.
-        what: Its name in error messages.
+        what: Name of the weights in error messages.
+
+    Returns:
+        The sizes.
 
     Raises:
-        InputError: If the weights are of another network.
+        InputError: If the weights belong to another network.
     """
     try:
         if "x_embedder.proj.weight" in weights:
@@ -48,8 +51,8 @@ def read_sizes(weights: Mapping[str, Tensor], what: str) -> Sizes:
             return unet_sizes(weights)
     except KeyError as error:
         raise InputError(f"{what} is incomplete: it lacks {error.args[0]}") from None
-    except (ValueError, IndexError, ZeroDivisionError):  # dimensions that are missing or empty
-        raise InputError(f"{what} has tensors of shapes that no DiT and no UNet has") from None
+    except (ValueError, IndexError, ZeroDivisionError):  # missing or empty dimensions
+        raise InputError(f"{what} has tensors with shapes that do not fit a DiT or UNet") from None
     raise InputError(f"{what} is neither a DiT (x_embedder.proj.weight) nor EDM's UNet (enc.*)")
 
 
@@ -57,12 +60,12 @@ def dit_sizes(weights: Mapping[str, Tensor]) -> Sizes:
     width, channels, patch, *more = weights["x_embedder.proj.weight"].shape
     positions = weights["pos_embed"]
     grid = grid_of(positions) if more else (positions.shape[1],)
-    if grid is None:  # learned positions, which fit any grid
+    if grid is None:  # learned positions, which do not show the grid
         side = isqrt(positions.shape[1])
         grid = (side, side)
     rows, _ = weights["y_embedder.embedding_table.weight"].shape
     _, hidden = weights["blocks.0.mlp.fc2.weight"].shape
-    ratio = hidden / width * (1.5 if dit_options(weights)["swiglu"] else 1)  # of a plain MLP
+    ratio = hidden / width * (1.5 if dit_options(weights)["swiglu"] else 1)  # as of a plain MLP
     depth = len(numbers(weights, r"blocks\.(\d+)\."))
     network = {"patch": patch, "width": width, "depth": depth, "mlp_ratio": ratio}
     shape = (channels, *(side * patch for side in grid))
@@ -70,15 +73,15 @@ def dit_sizes(weights: Mapping[str, Tensor]) -> Sizes:
 
 
 def dit_options(weights: Mapping[str, Tensor]) -> dict[str, bool]:
-    """The options of a DiT that its weights show."""
+    """The options of a DiT that its weights reveal."""
     rows, columns = (weights[f"blocks.0.mlp.fc{i}.weight"].shape[i - 1] for i in (1, 2))
     return {"qk_norm": "blocks.0.attn.q_norm.weight" in weights, "swiglu": rows != columns}
 
 
 def grid_of(positions: Tensor) -> tuple[int, int] | None:
-    """The rows and columns of tokens whose fixed positions these are, if they are any.
+    """The rows and columns of the token grid of fixed positions, or None for learned positions.
 
-    Grids with equally many tokens differ in nothing else.
+    Grids with equally many tokens differ only in these positions.
     """
     _, tokens, width = positions.shape
     for rows in sorted(range(1, tokens + 1), key=lambda rows: abs(rows - isqrt(tokens))):
@@ -113,5 +116,5 @@ def unet_sizes(weights: Mapping[str, Tensor]) -> Sizes:
 
 
 def numbers(weights: Mapping[str, Tensor], pattern: str) -> set[int]:
-    """The numbers that the group of `pattern` matches in the names."""
+    """The numbers that the first group of `pattern` matches in the names."""
     return {int(match[1]) for name in weights if (match := re.match(pattern, name))}

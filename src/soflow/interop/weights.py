@@ -1,4 +1,4 @@
-"""Reads weights of others without running any code that their file may hold."""
+"""Reads weight files from other sources safely: code inside a file is never run."""
 
 import argparse
 import pickle
@@ -17,71 +17,74 @@ from soflow.data.npz import is_zip
 from soflow.errors import InputError, first_line
 from soflow.system.archives import is_compressed
 
-#: Prefixes of parameter names: the reference implementation's, data parallelism's, torch.compile's.
+#: Prefixes of parameter names, from the reference implementation, DataParallel and torch.compile.
 WRAPPERS = re.compile(r"^((network|module|_orig_mod)\.)+")
-#: How a pickle begins: with a protocol from 2 to 5.
+#: The first bytes of a pickle with protocol 2 to 5.
 PICKLES = {bytes([0x80, protocol]) for protocol in (2, 3, 4, 5)}
 
 
 def read_file(file: Path) -> Any:
-    """Reads a .safetensors file, or a file of torch.save with tensors, numbers, texts and dicts.
+    """Reads a safetensors file, or a torch.save file with tensors, numbers, strings and dicts.
 
     Raises:
-        InputError: If the file is damaged, or would have to run code to be read.
+        InputError: If the file is damaged, or cannot be read without running code.
     """
     if not file.is_file():
-        raise InputError(f"{file} is missing, or is not a file of weights")
+        raise InputError(f"{file} does not exist or is not a file: give a file with weights")
     if file.suffix == ".safetensors":
         try:
             return load_file(file)
-        except Exception as error:  # SafetensorError, and errors of files and unknown types
+        except Exception as error:  # SafetensorError, OSError or an unknown dtype
             raise InputError(f"{file} cannot be read as safetensors: {first_line(error)}") from None
     try:
         if zipped := is_zip(file):
             require_whole(file)
-        # A Namespace is only its attributes. Checkpoints of DiT and SiT keep their options in one.
+        # Checkpoints of DiT and SiT store their options in a Namespace, which only has attributes.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about old pickle protocols
             return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         code = re.search(r"GLOBAL (\S+)", str(error))
         if not code and not is_pickle(file):
-            raise InputError(f"{file} is no file of torch.save, nor of safetensors") from None
+            raise InputError(
+                f"{file} is neither a torch.save file nor a safetensors file"
+            ) from None
         raise InputError(
-            f"{file} holds more than tensors, numbers and texts{f': {code[1]}' if code else ''}; "
-            "reading it could run code: get or save a file that holds only weights"
+            f"{file} contains more than tensors, numbers and strings"
+            f"{f' ({code[1]})' if code else ''}, and reading it could run code: use a file that "
+            "contains only weights"
         ) from None
     except InputError:
         raise
-    except Exception as error:  # torch raises many kinds of errors for damaged files
+    except Exception as error:  # torch raises many types of errors for damaged files
         kind = type(error).__name__
-        raise InputError(f"{file} is damaged, or is no file of torch.save ({kind})") from None
+        raise InputError(f"{file} is damaged, or is not a torch.save file ({kind})") from None
 
 
 def require_whole(file: Path) -> None:
-    """Raises InputError for a zip file that is compressed, or whose content has changed."""
+    """Raises InputError if a zip file is compressed or does not match its checksums."""
     if is_compressed(file):
-        raise InputError(f"{file} is compressed, as torch.save never does: it was not read")
+        raise InputError(f"{file} is compressed, unlike torch.save files: save it with torch.save")
     with zipfile.ZipFile(file) as archive:
         if archive.testzip() is not None:  # torch.load does not check checksums
             raise InputError(f"{file} is damaged: its content does not match its checksum")
 
 
 def is_pickle(file: Path) -> bool:
-    """Whether the file may be one of torch.save: a zip file or a pickle."""
+    """Whether the file looks like a torch.save file: a zip file or a pickle."""
     with file.open("rb") as stream:
         return is_zip(file) or stream.read(2) in PICKLES
 
 
 def is_dense(value: object) -> TypeGuard[Tensor]:
-    """Whether this is a tensor whose numbers are stored one by one."""
+    """Whether this is a dense tensor with storage."""
     return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
 
 
 def is_finite_tensor(value: object) -> bool:
-    """Whether this is a dense tensor of finite floating-point numbers, all of them stored.
+    """Whether this is a dense tensor of finite floating-point numbers that are all stored.
 
-    A small file can hold a tensor that repeats a few numbers without end.
+    With zero strides, a small file could describe a huge tensor that repeats a few stored numbers.
     """
     if not is_dense(value) or not value.is_floating_point():
         return False
@@ -90,27 +93,30 @@ def is_finite_tensor(value: object) -> bool:
 
 
 def plain(value: object) -> object:
-    """The number in a tensor of one number, a list for a tuple, and all else unchanged."""
+    """Converts a tensor with one element to a number, and a tuple to a list."""
     if is_dense(value) and value.numel() == 1:
         return value.item()
     return list(value) if isinstance(value, tuple) else value
 
 
 def named_tensors(value: object, what: str) -> dict[str, Tensor]:
-    """A state dict under the network's own names, without the prefixes of wrappers.
+    """Checks a state dict and removes the prefixes of wrappers from its names.
 
     Args:
-        value: What a file holds.
-        what: Its name in error messages.
+        value: Content of a file.
+        what: Name of the content in error messages.
+
+    Returns:
+        The tensors by name.
 
     Raises:
-        InputError: If it is no state dict, or holds numbers that are not finite.
+        InputError: If it is not a state dict, or contains NaN or infinite values.
     """
     if not isinstance(value, Mapping) or not all(isinstance(x, Tensor) for x in value.values()):
-        raise InputError(f"{what} holds no weights: it must map parameter names to tensors")
+        raise InputError(f"{what} is not a state dict: it must map parameter names to tensors")
     tensors = {WRAPPERS.sub("", str(name)): tensor for name, tensor in value.items()}
     if len(tensors) < len(value):
-        raise InputError(f"{what} holds a parameter under two names, such as module.NAME and NAME")
+        raise InputError(f"{what} has a parameter under two names, such as module.NAME and NAME")
     for name, tensor in tensors.items():
         if not is_finite_tensor(tensor):
             raise InputError(f"{what}: {name} is not a tensor of finite floating-point numbers")
@@ -118,9 +124,9 @@ def named_tensors(value: object, what: str) -> dict[str, Tensor]:
 
 
 def require_fit(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
-    """Raises InputError with the first few differences in names and shapes."""
+    """Raises InputError with the first differences if names or shapes differ."""
     problems = [f"it lacks {name}" for name in expected if name not in weights]
-    problems += [f"{name} has no place in the network" for name in weights if name not in expected]
+    problems += [f"the network has no {name}" for name in weights if name not in expected]
     problems += [
         f"{name} has shape {list(weights[name].shape)}, not {list(tensor.shape)}"
         for name, tensor in expected.items()

@@ -1,4 +1,4 @@
-"""Networks: F(x, t, s, labels). Importing this package registers all of them."""
+"""Networks F(x, t, s, labels), one module each. Importing this package registers all of them."""
 
 from soflow.networks import dit, in_context_dit, mlp, unet
 from soflow.networks.registry import NETWORKS

@@ -1,8 +1,8 @@
 """The diffusion transformer with two times: F(x_t, t, s, y) from embeddings of t, t - s and y.
 
-A sample is cut into patches, each of which is a token: squares of an image, segments of a signal.
-Parameter names are those of the DiT family (arXiv 2212.09748), so its checkpoints load.
-Source: SoFlow (arXiv 2512.15657), the networks on ImageNet and their sizes.
+A sample is split into patches: squares of an image, or segments of a signal. Each patch is a token.
+Parameter names are those of DiT (arXiv 2212.09748), so checkpoints of DiT and SiT can be loaded.
+Source: the ImageNet networks of SoFlow (arXiv 2512.15657) and their sizes.
 """
 
 from typing import Annotated
@@ -32,12 +32,12 @@ from soflow.networks.transformer import (
 from soflow.symbols import GuidanceRows, Labels, Times
 from soflow.system.registry import Setting
 
-#: The sizes of the paper: depth, width, heads.
+#: The network sizes of the paper: (depth, width, heads).
 SIZES = {"B": (12, 768, 12), "M": (16, 1024, 16), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
 
 
 def modulation(width: int, parts: int) -> nn.Sequential:
-    """From the condition (B, width) to `parts` shifts, scales and gates; zero at first."""
+    """Maps the condition (B, width) to `parts` shifts, scales and gates, initially zero."""
     return nn.Sequential(nn.SiLU(), nn.Linear(width, parts * width))
 
 
@@ -51,9 +51,9 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """A transformer block; the condition modulates its normalizations and residuals."""
+    """A transformer block. The condition modulates its normalizations and residual branches."""
 
-    repeated = True  # one of many alike, compiled and sharded on its own
+    repeated = True  # compiled and sharded block by block
 
     def __init__(
         self, width: int, heads: int, mlp_ratio: float, qk_norm: bool = False, swiglu: bool = False
@@ -73,7 +73,7 @@ class Block(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """(B, tokens, width) -> (B, tokens, values of a patch); zero at the start."""
+    """(B, tokens, width) -> (B, tokens, values per patch), initially zero."""
 
     def __init__(self, width: int, out: int) -> None:
         super().__init__()
@@ -99,10 +99,11 @@ class DiT(nn.Module):
             `num_classes`, or labels=None, means "no class".
         cond_shape: The shape of one condition: a vector (D,) or a map (C, H, W); () without
             conditions.
-        takes_guidance: Whether the network takes a guidance scale and its interval, `guidance`.
+        takes_guidance: Whether the network takes `guidance` (B, 3): a scale and its interval of t.
 
     Raises:
-        ValueError: For another shape, or sizes that do not divide one another.
+        ValueError: If `shape` has another number of dimensions, or the sizes are not divisible as
+            needed.
 
     Example:
         >>> import soflow, torch
@@ -118,17 +119,21 @@ class DiT(nn.Module):
         self,
         shape: tuple[int, ...],
         num_classes: int,
-        patch: Annotated[int, Setting("side of a patch, in pixels or values", gt=0)] = 2,
-        width: Annotated[int, Setting("channels of a token", gt=0)] = 128,
-        depth: Annotated[int, Setting("number of blocks", gt=0)] = 6,
-        heads: Annotated[int, Setting("attention heads", gt=0)] = 4,
+        patch: Annotated[int, Setting("side length of a patch, in pixels or values", gt=0)] = 2,
+        width: Annotated[int, Setting("number of channels of a token", gt=0)] = 128,
+        depth: Annotated[int, Setting("number of transformer blocks", gt=0)] = 6,
+        heads: Annotated[int, Setting("number of attention heads", gt=0)] = 4,
         mlp_ratio: Annotated[
-            float, Setting("width of a block's MLP, in units of width", ge=0.1)
+            float, Setting("hidden width of the MLP in a block, as a multiple of width", ge=0.1)
         ] = 4.0,
         cond_shape: tuple[int, ...] = (),
-        rotary: Annotated[bool, Setting("rotary positions in attention, too")] = False,
-        qk_norm: Annotated[bool, Setting("normalize queries and keys, by RMSNorm")] = False,
-        swiglu: Annotated[bool, Setting("SwiGLU in MLPs, of as many parameters")] = False,
+        rotary: Annotated[
+            bool, Setting("add rotary position embeddings to attention, besides sin-cos positions")
+        ] = False,
+        qk_norm: Annotated[bool, Setting("normalize queries and keys with RMSNorm")] = False,
+        swiglu: Annotated[
+            bool, Setting("use SwiGLU instead of GELU MLPs, with the same number of parameters")
+        ] = False,
         takes_guidance: bool = False,
     ) -> None:
         super().__init__()
@@ -138,11 +143,13 @@ class DiT(nn.Module):
         }  # fmt: skip
         require_fit(self, shape)
         channels, axes = shape[0], len(shape) - 1
-        self.grid = token_grid(shape, patch, "DiT")  # (rows, columns) of tokens, or (length,)
+        self.grid = token_grid(shape, patch, "DiT")  # (rows, columns) or (length,), in tokens
         require_heads("DiT", width, heads, axes, rotary)
         if width % (2 * axes):
-            what = "sines and cosines of positions"
-            raise ValueError(f"DiT: width {width} must be a multiple of {2 * axes}, for {what}")
+            raise ValueError(
+                f"DiT: network.width={width} must be a multiple of {2 * axes} for the position "
+                "embedding: change it"
+            )
         self.patch, self.heads, self.rotary = patch, heads, rotary
         self.cond = ConditionInput(cond_shape, shape, width)
         self.x_embedder = PatchEmbedder(channels + self.cond.channels, width, patch, axes)
@@ -158,9 +165,10 @@ class DiT(nn.Module):
         self.initialize()
 
     def initialize(self) -> None:
-        """Draws initial weights: linears Xavier-uniform, the label table and the MLP of t normal.
+        """Initializes the weights.
 
-        Modulations and the output are zero.
+        Linear layers are Xavier-uniform. The label table and the MLP of t are normal. Modulations
+        and the output layer are zero.
         """
         for module in self.modules():
             if isinstance(module, nn.Linear):

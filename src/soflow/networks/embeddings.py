@@ -1,4 +1,4 @@
-"""Embeddings of times, labels and positions. Times enter unscaled, in [0, 1]."""
+"""Embeddings of times, labels and positions. Times are in [0, 1] and are not rescaled."""
 
 import math
 from collections.abc import Sequence
@@ -26,13 +26,13 @@ def sinusoidal(t: Times, size: int) -> Tensor:
 
 
 def grid_positions(grid: Sequence[int], size: int) -> Tensor:
-    """Fixed sin-cos positions of a grid of tokens, row by row: (1, tokens, size).
+    """Fixed sin-cos position embeddings of a grid of tokens, row by row: (1, tokens, size).
 
     Args:
-        grid: (rows, columns), or (length,) for a line of tokens.
-        size: Channels. The first half encodes the column, the second the row, each as [sin, cos] of
-            `size / 4` frequencies. On a line all of them encode the place, in `size / 2`
-            frequencies.
+        grid: (rows, columns), or (length,) for a sequence of tokens.
+        size: The number of channels. In a grid of rows and columns, the first half encodes the
+            column and the second half the row, each as [sin, cos] of `size / 4` frequencies. In a
+            sequence, all channels encode the position, as [sin, cos] of `size / 2` frequencies.
     """
     count = size // (2 * len(grid))
     exponent = torch.arange(count, dtype=torch.float64) / count
@@ -57,15 +57,15 @@ class TimeEmbedder(nn.Module):
         )
 
     def forward(self, t: Times) -> Tensor:
-        dtype = next(self.mlp.parameters()).dtype  # float32, or what sampling casts to
+        dtype = next(self.mlp.parameters()).dtype  # float32, or lower when sampling
         return self.mlp(sinusoidal(t, self.frequency_size).to(dtype))
 
 
 class GuidanceEmbedder(nn.Module):
-    """An embedding of guidance (omega, start, end), zero at the start: (B, 3) -> (B, width).
+    """An embedding of guidance (omega, start, end), initially zero: (B, 3) -> (B, width).
 
-    omega enters as its logarithm, which drawn scales fill evenly. The values enter as they are: a
-    sinusoidal embedding of so small a range would hardly differ from one scale to another.
+    The input is log(omega), which is uniform for scales drawn with power 1. There is no sinusoidal
+    embedding: over the small range of scales, it would hardly change.
     """
 
     def __init__(self, width: int) -> None:
@@ -74,7 +74,7 @@ class GuidanceEmbedder(nn.Module):
         self.initialize()
 
     def initialize(self) -> None:
-        """Sets the last layer to zero: at first the network does not see the guidance."""
+        """Sets the last layer to zero, so that guidance initially has no effect."""
         first = self.mlp[0]
         assert isinstance(first, nn.Linear)
         first.reset_parameters()
@@ -82,7 +82,7 @@ class GuidanceEmbedder(nn.Module):
         nn.init.zeros_(self.mlp[2].get_parameter("bias"))
 
     def forward(self, guidance: GuidanceRows | None, like: Tensor) -> Tensor:
-        """Embeds each row; None means no guidance, (1, 0, 1), for every row of `like`."""
+        """Embeds each row. None means no guidance, (1, 0, 1), for every row of `like`."""
         if guidance is None:
             zero = torch.zeros(like.shape[0], device=like.device)
             inputs = (zero, zero, zero + 1)
@@ -95,16 +95,17 @@ class GuidanceEmbedder(nn.Module):
 def embedded_guidance(
     embedder: GuidanceEmbedder | None, guidance: GuidanceRows | None, like: Tensor
 ) -> Tensor | None:
-    """The embedding of the guidance, (B, width), or None for a network that takes none.
+    """The embedding of guidance (B, width); None if the network takes no guidance.
 
     Raises:
-        InputError: If guidance is given to a network that takes none.
+        InputError: If guidance is passed to a network that takes none.
     """
     if embedder is not None:
         return embedder(guidance, like)
     if guidance is not None:
         raise InputError(
-            "guidance is given, and this network takes none: make it with takes_guidance=True"
+            "this network does not take guidance: create it with takes_guidance=True, or leave out "
+            "guidance"
         )
     return None
 
@@ -112,13 +113,13 @@ def embedded_guidance(
 def added_guidance(
     embedder: GuidanceEmbedder | None, embedding: Tensor, guidance: GuidanceRows | None
 ) -> Tensor:
-    """The embedding of the times with that of the guidance, if the network takes one."""
+    """The embedding of the times plus that of guidance, if the network takes it."""
     embedded = embedded_guidance(embedder, guidance, like=embedding)
     return embedding if embedded is None else embedding + embedded
 
 
 class LabelEmbedder(nn.Module):
-    """A table of num_classes + 1 rows, the last of them for the null label: (B,) -> (B, width)."""
+    """A label table of num_classes + 1 rows, the last for the null label: (B,) -> (B, width)."""
 
     def __init__(self, num_classes: int, width: int) -> None:
         super().__init__()
@@ -126,7 +127,7 @@ class LabelEmbedder(nn.Module):
         self.embedding_table = nn.Embedding(num_classes + 1, width)
 
     def forward(self, labels: Tensor | None, like: Tensor) -> Tensor:
-        """Rows of the table; `labels=None` means the null label for every row of `like`."""
+        """Embeds the labels. `labels=None` means the null label for every row of `like`."""
         if labels is None:
             null = self.num_classes
             labels = torch.full(like.shape[:1], null, dtype=torch.long, device=like.device)

@@ -1,12 +1,13 @@
-"""A transformer whose conditions are tokens: class, times and guidance stand beside the patches.
+"""A transformer that takes class, times and guidance as tokens in front of the patches.
 
     tokens:  class  |  t  |  t - s  |  guidance  |  vector condition  |  patches of x
 
-Each condition is embedded and added to learned vectors, one per token of it. All tokens pass
-through the same blocks; the output is read off the patches. There is no adaLN, which is a third of
-a DiT's parameters, so at equal width 1.5 times a DiT's depth has its parameters.
-Source: improved MeanFlow (arXiv 2512.02012), whose further parts are these, too: RMSNorm, SwiGLU,
-rotary positions, normalized queries and keys.
+The embedding of a condition is added to learned vectors, one per token of this condition. All
+tokens pass through the same blocks. The output is computed from the patch tokens. adaLN, a third of
+the parameters of a DiT, is not needed, so a network of the same width with 1.5 times the depth of a
+DiT has the same number of parameters.
+Source: improved MeanFlow (arXiv 2512.02012), including RMSNorm, SwiGLU, rotary positions, and
+normalized queries and keys.
 """
 
 from typing import Annotated
@@ -37,9 +38,9 @@ from soflow.system.registry import Setting
 
 
 class Block(nn.Module):
-    """A transformer block; the identity at the start."""
+    """A transformer block, initially the identity."""
 
-    repeated = True  # one of many alike, compiled and sharded on its own
+    repeated = True  # compiled and sharded block by block
 
     def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
         super().__init__()
@@ -54,7 +55,7 @@ class Block(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """(B, tokens, width) -> (B, tokens, values of a patch); zero at the start."""
+    """(B, tokens, width) -> (B, tokens, values per patch), initially zero."""
 
     def __init__(self, width: int, out: int) -> None:
         super().__init__()
@@ -67,10 +68,10 @@ class FinalLayer(nn.Module):
 
 @NETWORKS.register("in_context_dit")
 class InContextDiT(nn.Module):
-    """A transformer F(x, t, s, labels) that takes its conditions as tokens.
+    """A diffusion transformer F(x, t, s, labels) that takes its conditions as tokens.
 
     x and the result are images or latents (B, C, H, W), or signals (B, C, L); t and s are (B,).
-    Blocks have RMSNorm, SwiGLU, rotary positions, and normalized queries and keys.
+    Blocks use RMSNorm, SwiGLU, rotary positions, and normalized queries and keys.
 
     Args:
         shape: The shape of one sample, (C, H, W) or (C, L). H and W, or L, must be multiples of
@@ -79,10 +80,11 @@ class InContextDiT(nn.Module):
             `num_classes`, or labels=None, means "no class".
         cond_shape: The shape of one condition: a vector (D,), which becomes tokens, or a map
             (C, H, W), which becomes input channels; () without conditions.
-        takes_guidance: Whether the network takes a guidance scale and its interval, `guidance`.
+        takes_guidance: Whether the network takes `guidance` (B, 3): a scale and its interval of t.
 
     Raises:
-        ValueError: For another shape, or sizes that do not divide one another.
+        ValueError: If `shape` has another number of dimensions, or the sizes are not divisible as
+            needed.
 
     Example:
         >>> import soflow, torch
@@ -98,18 +100,30 @@ class InContextDiT(nn.Module):
         self,
         shape: tuple[int, ...],
         num_classes: int,
-        patch: Annotated[int, Setting("side of a patch, in pixels or values", gt=0)] = 2,
-        width: Annotated[int, Setting("channels of a token", gt=0)] = 128,
+        patch: Annotated[int, Setting("side length of a patch, in pixels or values", gt=0)] = 2,
+        width: Annotated[int, Setting("number of channels of a token", gt=0)] = 128,
         depth: Annotated[
-            int, Setting("number of blocks; 1.5 times that of a dit is its size", gt=0)
+            int,
+            Setting(
+                "number of transformer blocks; a dit of the same size has 2/3 of this depth",
+                gt=0,
+            ),
         ] = 9,
-        heads: Annotated[int, Setting("attention heads", gt=0)] = 4,
+        heads: Annotated[int, Setting("number of attention heads", gt=0)] = 4,
         mlp_ratio: Annotated[
-            float, Setting("width of a plain MLP as large as a block's SwiGLU, in width", ge=0.1)
+            float,
+            Setting(
+                "hidden width, as a multiple of width, of a plain MLP with the same number of "
+                "parameters as the SwiGLU in a block",
+                ge=0.1,
+            ),
         ] = 4.0,
-        class_tokens: Annotated[int, Setting("tokens of the class", gt=0)] = 2,
+        class_tokens: Annotated[int, Setting("number of tokens for the class", gt=0)] = 2,
         condition_tokens: Annotated[
-            int, Setting("tokens of each other condition: t, t - s, guidance, a vector", gt=0)
+            int,
+            Setting(
+                "number of tokens for each other condition: t, t - s, guidance, a vector", gt=0
+            ),
         ] = 1,
         cond_shape: tuple[int, ...] = (),
         takes_guidance: bool = False,
@@ -127,7 +141,7 @@ class InContextDiT(nn.Module):
         self.cond = ConditionInput(cond_shape, shape, width)
         self.x_embedder = PatchEmbedder(channels + self.cond.channels, width, patch, axes)
         self.t_embedder = TimeEmbedder(width)
-        self.s_embedder = TimeEmbedder(width)  # embeds t - s, as a DiT's
+        self.s_embedder = TimeEmbedder(width)  # embeds t - s, as in DiT
         self.y_embedder = LabelEmbedder(num_classes, width)
         self.guidance_embedder = GuidanceEmbedder(width) if takes_guidance else None
         others = 2 + takes_guidance + (len(cond_shape) == 1)
@@ -138,9 +152,10 @@ class InContextDiT(nn.Module):
         self.initialize()
 
     def initialize(self) -> None:
-        """Draws initial weights: linears Xavier-uniform, the label table and the tokens normal.
+        """Initializes the weights.
 
-        The last linears of the residual branches, and the output, are zero.
+        Linear layers are Xavier-uniform. The label table and the tokens are normal. The last linear
+        layers of the residual branches and the output layer are zero.
         """
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -178,7 +193,7 @@ class InContextDiT(nn.Module):
             taken = [one for one in conditions if one is not None]
             pairs = zip(taken, self.counts, strict=True)
             repeated = [one[:, None].expand(-1, count, -1) for one, count in pairs]
-            tokens = self.tokens + torch.cat(repeated, dim=1)  # (B, tokens of conditions, width)
+            tokens = self.tokens + torch.cat(repeated, dim=1)  # (B, condition tokens, width)
         x = torch.cat([tokens, self.x_embedder(self.cond.joined(x, cond))], dim=1)
         before, width = tokens.shape[1:]
         rotation = rotation_of(self.grid, width // self.heads, before, x.device)

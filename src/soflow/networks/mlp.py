@@ -1,4 +1,4 @@
-"""A small residual network for vectors: F(x, t, s, y) for data of low dimension."""
+"""A small residual network F(x, t, s, y) for vectors of low dimension."""
 
 from typing import Annotated
 
@@ -19,9 +19,9 @@ from soflow.system.registry import Setting
 
 
 class ResidualBlock(nn.Module):
-    """x + linear(silu(linear(x) + condition)), the second linear zero at the start."""
+    """x + linear(silu(linear(silu(x)) + linear(condition))), initially the identity."""
 
-    repeated = True  # one of many alike, compiled and sharded on its own
+    repeated = True  # compiled and sharded block by block
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -40,18 +40,18 @@ class ResidualBlock(nn.Module):
 class MLP(nn.Module):
     """A residual network F(x, t, s, labels) for vectors.
 
-    x and the result are (B, D); t and s are (B,). `width` must be at least D: otherwise F would
-    have rank `width`, and samples would keep noise in the other directions.
+    x and the result are (B, D); t and s are (B,). `width` must be at least D. A narrower network
+    has an output of rank `width`, and noise remains in the other directions of samples.
 
     Args:
         shape: The shape of one sample, (D,).
         num_classes: The number of classes; 0 for a network without labels. The label
             `num_classes`, or labels=None, means "no class".
         cond_shape: The shape of one condition, (E,); () without conditions.
-        takes_guidance: Whether the network takes a guidance scale and its interval, `guidance`.
+        takes_guidance: Whether the network takes `guidance` (B, 3): a scale and its interval of t.
 
     Raises:
-        ValueError: For another shape, or a width below D.
+        ValueError: If `shape` is not (D,), or `width` is less than D.
 
     Example:
         >>> import soflow, torch
@@ -68,7 +68,7 @@ class MLP(nn.Module):
         shape: tuple[int, ...],
         num_classes: int = 0,
         width: Annotated[
-            int, Setting("width of the residual stream; at least the D of data.shape", gt=0)
+            int, Setting("width of the hidden layers; at least the dimension of the data", gt=0)
         ] = 128,
         depth: Annotated[int, Setting("number of residual blocks", gt=0)] = 4,
         cond_shape: tuple[int, ...] = (),
@@ -78,8 +78,11 @@ class MLP(nn.Module):
         self.settings = {"width": width, "depth": depth}
         require_fit(self, shape)
         (dimensions,) = shape
-        if width < dimensions:  # the noise of all values cannot pass through fewer channels
-            raise ValueError(f"MLP: width {width} must be at least the {dimensions} values of data")
+        if width < dimensions:
+            raise ValueError(
+                f"MLP: width is {width}, but samples have {dimensions} values: use a width "
+                f"(network.width) of at least {dimensions}"
+            )
         self.cond = ConditionInput(cond_shape, shape, width)
         self.x_embedder = nn.Linear(dimensions, width)
         self.t_embedder = TimeEmbedder(width)

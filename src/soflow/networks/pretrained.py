@@ -1,12 +1,12 @@
-"""The velocity of the linear path from what a pretrained network predicts.
+"""Converts the prediction of a pretrained network to the velocity of the linear path.
 
-Here x_t = (1 - t) x_0 + t x_1 with data at t = 0 and v = E[x_1 - x_0 | x_t]. A diffusion that keeps
-the variance has z_k = a_k x_0 + sigma_k x_1 with a_k^2 + sigma_k^2 = 1. Both are the same point, up
-to its scale, if their ratios of signal and noise are equal:
+The linear path is x_t = (1 - t) x_0 + t x_1, with data at t = 0 and v = E[x_1 - x_0 | x_t]. A
+variance-preserving diffusion has z_k = a_k x_0 + sigma_k x_1 with a_k^2 + sigma_k^2 = 1. x_t and
+z_k are the same point up to a scale if their signal-to-noise ratios are equal:
 
     x_t = n(t) z_k,   n(t) = sqrt((1 - t)^2 + t^2),   a_k = (1 - t) / n,   sigma_k = t / n
 
-From a prediction to x_0 and x_1, and to the velocity, which needs either of them:
+A prediction gives x_0 or x_1, and either of them gives the velocity:
 
     epsilon        x_0 = (z - sigma epsilon) / a
     sample         x_1 = (z - a x_0) / sigma
@@ -30,50 +30,53 @@ from soflow.symbols import Labels, Sample, Times, across
 
 Prediction = Literal["velocity", "epsilon", "sample", "v_prediction"]
 
-#: How networks call their class labels.
+#: Argument names that networks use for class labels.
 LABEL_ARGUMENTS = ("class_labels", "labels", "y")
-#: What a third argument may be that is not labels.
+#: Names of a third argument that does not take labels.
 NO_LABELS = ("cond", "augment", "return_dict")
 
 
 class VelocityOf(nn.Module):
-    """The velocity v(x, t, labels) of the linear path, from a network with other conventions.
+    """The velocity v(x, t, labels) of the linear path, from a pretrained network.
 
-    A flow network is `VelocityOf(net, time_scale=1000)` or, with data at time 1,
-    `VelocityOf(net, reversed_time=True)`. A diffusion network is
-    `VelocityOf(net, "epsilon", alphas_cumprod=scheduler.alphas_cumprod)`. Its input is rescaled,
-    and it sees the timestep, a fractional number, of the same ratio of signal to noise.
+    Use `VelocityOf(net, time_scale=1000)` for a flow network that takes times up to 1000, and
+    `VelocityOf(net, reversed_time=True)` for a flow network with data at time 1. Use
+    `VelocityOf(net, "epsilon", alphas_cumprod=scheduler.alphas_cumprod)` for a diffusion network:
+    its input is rescaled, and it gets the (fractional) timestep with the same signal-to-noise
+    ratio.
 
-    The network keeps its weights and is not changed. If it drops labels at random in training, this
-    is off: objectives drop them.
+    The result shares the weights of the network, which is not changed. Random label dropout inside
+    the network is turned off, since objectives drop labels.
 
-    Epsilon says nothing about the data at t = 1, nor a predicted sample about the noise at t = 0.
-    Times closer to that end than `margin` are therefore replaced by `margin` in the conversion, as
-    are those beyond the first and last timestep of a diffusion. Errors of the network are amplified
-    by up to 1 / margin.
+    A predicted epsilon does not determine the data at t = 1, and a predicted sample does not
+    determine the noise at t = 0. The conversion therefore limits t to at least `margin` from this
+    end, and to the range of timesteps of a diffusion. It amplifies errors of the network by up to
+    1 / margin.
 
-    The network may return a tensor, a tuple that begins with it, or an object with `.sample`. Of
-    twice as many channels as x has, the first half is the prediction (the rest is the variance of a
-    DiT).
+    The network may return a tensor, a tuple that starts with it, or an object with `.sample`. If
+    the tensor has twice as many channels as x, its first half is the prediction. The second half is
+    the variance that a DiT predicts.
 
     Args:
-        net: The network, called as net(x, timestep) or, with labels, by the keyword
+        net: The network, called as net(x, timestep). Labels are passed by the keyword
             `class_labels`, `labels` or `y`, or as the third argument.
-        prediction: What it predicts: "velocity" (of the linear path), "epsilon" (the noise),
-            "sample" (the data) or "v_prediction" (a epsilon - sigma x_0, of a diffusion).
-        alphas_cumprod: a_k^2 of every timestep k = 0 .. K - 1 of a diffusion, decreasing. None for
-            a network of the linear path.
-        time_scale: What the network calls time 1, without `alphas_cumprod`.
-        reversed_time: Whether the network's time is 0 at the noise, without `alphas_cumprod`. Its
-            velocity then has the other sign.
-        margin: The least time from the end at which the prediction says nothing.
-        null_label: The label that means "no class", used for labels=None. By default that of a
-            label embedding with one row more than it has classes, as of DiT. A network without a
-            null label is called without labels, if it can be: then draw with labels, and train
-            without guidance.
+        prediction: The quantity that the network predicts: "velocity" (of the linear path),
+            "epsilon" (the noise), "sample" (the data) or "v_prediction" (a epsilon - sigma x_0 of a
+            diffusion).
+        alphas_cumprod: a_k^2 of the timesteps k = 0 .. K - 1 of a diffusion, (K,), decreasing. None
+            for a network of the linear path.
+        time_scale: The network's value for time 1. Only without `alphas_cumprod`.
+        reversed_time: Whether the network has noise at time 0 and data at time 1. Its velocity then
+            has the opposite sign. Only without `alphas_cumprod`.
+        margin: The minimum distance of t from the end that the prediction does not determine,
+            between 0 and 0.5.
+        null_label: The label that means "no class", used for labels=None. Default: the last row of
+            a label embedding with one more row than classes, as in DiT. If there is no such row,
+            labels=None calls the network without labels, which some networks do not support: draw
+            samples with labels and train without guidance.
 
     Raises:
-        InputError: If the settings do not fit one another.
+        InputError: If the arguments contradict each other.
 
     Example:
         >>> import soflow, torch
@@ -101,13 +104,19 @@ class VelocityOf(nn.Module):
             raise InputError(f"unknown prediction '{prediction}': choose one of {known}")
         diffusion = alphas_cumprod is not None
         if diffusion and prediction == "velocity":
-            raise InputError("a network with alphas_cumprod is a diffusion: it has no velocity")
+            raise InputError(
+                "prediction='velocity' does not fit alphas_cumprod, which is for diffusions: leave "
+                "out alphas_cumprod, or choose another prediction"
+            )
         if not diffusion and prediction == "v_prediction":
-            raise InputError("v_prediction is of a diffusion: give its alphas_cumprod")
+            raise InputError("prediction='v_prediction' is for diffusions: pass alphas_cumprod")
         if diffusion and (time_scale != 1.0 or reversed_time):
-            raise InputError("time_scale and reversed_time are for networks of the linear path")
+            raise InputError(
+                "time_scale and reversed_time do not apply to a diffusion (alphas_cumprod): leave "
+                "them out"
+            )
         if not 0 < margin < 0.5:
-            raise InputError(f"margin must lie between 0 and 0.5, not {margin}")
+            raise InputError(f"margin must be between 0 and 0.5, not {margin}")
         self.net = without_label_dropout(net)
         self.prediction = prediction
         self.time_scale, self.reversed_time = time_scale, reversed_time
@@ -121,7 +130,7 @@ class VelocityOf(nn.Module):
             times = times_of(alphas_cumprod)
             self.least = max(self.least, float(times[0]))
             self.most = min(self.most, float(times[-1]))
-            # As integers, so that half precision leaves them as they are.
+            # Stored as integers, so that casting to half precision does not round them.
             self.register_buffer("timestep_bits", times.view(torch.int32), persistent=False)
 
     timestep_bits: Tensor | None
@@ -131,7 +140,7 @@ class VelocityOf(nn.Module):
         if self.prediction == "velocity":
             v = self.predict(x, t, labels, inputs)
             return -v if self.reversed_time else v
-        # z, with its variance kept, is at t and at the clamped time the same.
+        # z, the variance-preserving form of x, is the same at t and at the clamped time.
         full = t.float()
         near = full.clamp(self.least, self.most)
         norm, norm_near = torch.hypot(1 - full, full), torch.hypot(1 - near, near)
@@ -146,20 +155,20 @@ class VelocityOf(nn.Module):
             data, noise = predicted, (z - a * predicted) / sigma
         else:
             data, noise = a * z - sigma * predicted, sigma * z + a * predicted
-        # v = (x - x_0) / t = (x_1 - x) / (1 - t): the one whose divisor is large
+        # v = (x - x_0) / t = (x_1 - x) / (1 - t): use the form with the larger divisor
         late = across(t, x) >= 0.5
         return torch.where(late, x - data, noise - x) / across(torch.maximum(t, 1 - t), x)
 
     def predict(self, x: Sample, t: Times, labels: Labels | None, inputs: dict[str, Any]) -> Sample:
-        """What the network returns at time t, by its own conventions."""
+        """The prediction of the network at time t, in its own convention: (B, ...)."""
         if labels is None and self.null_label is not None:
             labels = torch.full(x.shape[:1], self.null_label, dtype=torch.long, device=x.device)
         if labels is None and self.needs_labels:
             raise InputError(
-                f"{type(self.net).__name__} needs labels: give them, or set null_label"
+                f"{type(self.net).__name__} needs labels: pass them, or set null_label"
             )
         if labels is not None and self.label_argument is None:
-            raise InputError(f"{type(self.net).__name__} takes no labels: give none")
+            raise InputError(f"{type(self.net).__name__} does not take labels: leave them out")
         positional = [x, self.timestep(t)]
         if labels is not None and self.label_argument == "":
             positional.append(labels)
@@ -170,7 +179,7 @@ class VelocityOf(nn.Module):
         return prediction_in(self.net(*positional, **inputs), x, type(self.net).__name__)
 
     def timestep(self, t: Times) -> Tensor:
-        """Time t as the network counts it: (B,) -> (B,)."""
+        """Converts time t to the timestep of the network: (B,) -> (B,)."""
         if self.timestep_bits is None:
             return self.time_scale * (1 - t if self.reversed_time else t)
         times = self.timestep_bits.view(torch.float32)
@@ -181,21 +190,21 @@ class VelocityOf(nn.Module):
 
 
 def times_of(alphas_cumprod: Tensor | Sequence[float]) -> Tensor:
-    """The time t_k of the linear path with the signal-to-noise ratio of each timestep k: (K,)."""
+    """The times (K,) of the linear path with the signal-to-noise ratios of the timesteps."""
     squares = torch.as_tensor(alphas_cumprod).detach().cpu().double()
     falling = squares.ndim == 1 and len(squares) > 1 and bool((squares.diff() < 0).all())
     if not falling or not 0 <= squares[-1] <= squares[0] <= 1:
-        raise InputError("alphas_cumprod must decrease, from 1 or less to 0 or more: (K,)")
+        raise InputError("alphas_cumprod must have shape (K,) and decrease within [0, 1]")
     a, sigma = squares.sqrt(), (1 - squares).sqrt()
     return (sigma / (a + sigma)).float()
 
 
 def call_of(net: nn.Module) -> tuple[str | None, bool, bool]:
-    """How a network is called.
+    """The calling convention of a network.
 
     Returns:
-        The argument for labels ("" for the third, None for none), whether it must be given, and
-        whether the network has an option `return_dict`.
+        The name of the argument for labels ("" if it is the third argument, None if there is none),
+        whether it is required, and whether the network has an argument `return_dict`.
     """
     parameters = inspect.signature(net.forward).parameters
     plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -210,7 +219,7 @@ def call_of(net: nn.Module) -> tuple[str | None, bool, bool]:
 
 
 def without_label_dropout(net: nn.Module) -> nn.Module:
-    """A view of a network that does not drop labels by itself in training, as DiT's do."""
+    """A view of a network without its own label dropout, such as that of DiT."""
     replaced: dict[str, nn.Module] = {}
     for name, module in net.named_modules(remove_duplicate=False):
         if getattr(module, "dropout_prob", 0) and hasattr(module, "token_drop"):
@@ -220,7 +229,7 @@ def without_label_dropout(net: nn.Module) -> nn.Module:
 
 
 def null_label_of(net: nn.Module) -> int | None:
-    """The null label of a label embedding as DiT's, if the network has one."""
+    """The null label of a label embedding like that of DiT, if the network has one."""
     for module in net.modules():
         table = getattr(module, "embedding_table", None)
         classes = getattr(module, "num_classes", None)
@@ -230,12 +239,15 @@ def null_label_of(net: nn.Module) -> int | None:
 
 
 def prediction_in(output: Any, like: Sample, name: str) -> Tensor:
-    """The prediction in what a network returns, shaped like x."""
+    """Extracts the prediction, shaped like x, from the output of a network."""
     found = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
     if not isinstance(found, Tensor):
-        raise InputError(f"{name} returns {type(output).__name__}, not a tensor")
+        raise InputError(f"{name} must return a tensor, not {type(output).__name__}")
     if found.ndim == like.ndim and found.shape[1] == 2 * like.shape[1]:
         found = found[:, : like.shape[1]]
     if found.shape != like.shape:
-        raise InputError(f"{name} returns {list(found.shape)} for samples {list(like.shape)}")
+        raise InputError(
+            f"{name} returns shape {list(found.shape)} for samples of shape {list(like.shape)}: "
+            "both must be equal"
+        )
     return found

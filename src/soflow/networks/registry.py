@@ -1,22 +1,23 @@
-"""The registry of networks, and what a network may say of itself.
+"""The registry of networks, and the interface of a registered network.
 
-A network is an `nn.Module` whose constructor takes `shape` (one sample's), `num_classes` (0: no
-labels) and, if it wants them, `augment_labels` (how many augmentation labels a sample has),
-`cond_shape` (one condition's shape, () for none) and `takes_guidance` (whether guidance scales are
-an input). All other constructor parameters are settings.
+A network is an `nn.Module`. Its constructor takes `shape` (of one sample) and `num_classes` (0: no
+labels). It may also take `augment_labels` (the number of augmentation labels per sample),
+`cond_shape` (the shape of one condition, () for none) and `takes_guidance` (whether guidance scales
+are an input). All other constructor parameters are settings.
 Class attributes, all optional:
 
-    dimensions             how many dimensions a sample must have: 1 for vectors [D], 2 for signals
-                           [C, L], 3 for images [C, H, W]; several as a tuple (default: any)
-    takes_labels: bool     whether it takes class labels (default True)
+    dimensions             number of dimensions of a sample: 1 for vectors [D], 2 for signals
+                           [C, L], 3 for images [C, H, W]; or a tuple of several (default: any)
+    takes_labels: bool     whether the network takes class labels (default True)
 
-An attribute `settings`, a dict with the values of these settings, lets `soflow.save_model` save it.
+`soflow.save_model` needs an attribute `settings`: a dict with the values of all settings.
 
-A network with augmentation labels has a parameter `augment` of `forward`, one with conditions a
-parameter `cond`, one with guidance scales a parameter `guidance`, (B, 3). All are given by keyword,
-and only if there is something to give.
+`forward` has a parameter `augment` if the network takes augmentation labels, `cond` if it takes
+conditions, and `guidance` (B, 3) if it takes guidance scales. They are passed by keyword, and only
+if the batch has them.
 
-A module marked `repeated = True` is one of many alike: it is compiled and sharded on its own.
+A submodule with the attribute `repeated = True` is one of several identical blocks. Each block is
+compiled and sharded separately.
 """
 
 from collections.abc import Sequence
@@ -29,11 +30,11 @@ from soflow.system.registry import Registry
 
 NETWORKS: Registry[type[nn.Module]] = Registry(
     "network",
-    doc="""Networks by the names that configurations give them.
+    doc="""The registry of networks by name, as used in `network.name`.
 
-    A registered network can be trained by name, in recipes and on the command line. Its constructor
-    takes `shape` and `num_classes`; its other parameters are settings. The module
-    soflow.networks.registry says what else a network may have.
+    A registered network can be used in recipes and on the command line. Its constructor takes
+    `shape` and `num_classes`; its other parameters are settings. The module
+    soflow.networks.registry describes the full interface.
 
     Example:
         >>> import soflow
@@ -46,12 +47,12 @@ NETWORKS: Registry[type[nn.Module]] = Registry(
     """,
 )
 
-#: What samples are called by their number of dimensions.
+#: Kinds of samples by number of dimensions.
 KINDS = {1: "vectors [D]", 2: "signals [C, L]", 3: "images [C, H, W]"}
 
 
 def fits(network: object, shape: Sequence[int]) -> bool:
-    """Whether a network, or its class, takes samples with as many dimensions."""
+    """Whether a network or its class takes samples with this number of dimensions."""
     dimensions = getattr(network, "dimensions", len(shape))
     return len(shape) in (dimensions if isinstance(dimensions, tuple) else (dimensions,))
 
@@ -63,13 +64,13 @@ def takes(network: type[Any], name: str) -> bool:
 
 
 def what_fits() -> str:
-    """The networks for each kind of samples, in words."""
+    """Lists the networks for each kind of sample, for messages."""
     found = {kind: [x for x in NETWORKS if fits(NETWORKS[x], [1] * n)] for n, kind in KINDS.items()}
     return ", ".join(f"{' or '.join(names)} for {kind}" for kind, names in found.items() if names)
 
 
 def require_fit(network: nn.Module, shape: Sequence[int]) -> None:
-    """Raises ValueError, with the networks that fit, for samples of other dimensions."""
+    """Raises ValueError, naming suitable networks, if a network does not take such samples."""
     if not fits(network, shape):
         name = type(network).__name__
         raise ValueError(f"{name} does not fit data.shape={list(shape)}: use {what_fits()}")

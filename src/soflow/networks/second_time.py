@@ -1,9 +1,9 @@
-"""A second time for a network that knows one: F(x, t, s, y) from a network net(x, t, y).
+"""Adds a second time to a network: F(x, t, s, y) from a network net(x, t, y).
 
-    e = E(t) + h(t - s)          E: the network's embedding of time;  h = 0 at the start
+    e = E(t) + h(t - s)          E: the network's embedding of time;  h: initially 0
 
-so that F(x, t, s, y) = net(x, t, y) for every s before training. h is a sinusoidal embedding and an
-MLP whose last layer is zero. A pretrained flow is thereby a start for a one-step model.
+h is a sinusoidal embedding followed by an MLP whose last layer is zero. Before training,
+F(x, t, s, y) = net(x, t, y) for every s. A pretrained flow can thus initialize a one-step model.
 """
 
 import copy
@@ -19,30 +19,30 @@ from soflow.networks.pretrained import VelocityOf
 from soflow.networks.views import with_submodules
 from soflow.symbols import Labels, Sample, Times
 
-#: Classes that embed a time: those of diffusers, and of DiT and SiT.
+#: Class names of time embeddings in diffusers, DiT and SiT.
 TIME_EMBEDDINGS = ("TimestepEmbedding", "TimestepEmbedder")
 
 
 class WithSecondTime(nn.Module):
-    """A network `net(x, t)` or `net(x, t, labels)` with a second time: F(x, t, s, labels).
+    """Adds a second time to a network `net(x, t)` or `net(x, t, labels)`: F(x, t, s, labels).
 
-    At the start F(x, t, s, labels) equals net(x, t, labels) for every s. The second time enters
-    where the first does: an embedding of t - s, zero at the start, is added to what the network's
-    own embedding of time returns. In a network of diffusers, or one that follows DiT, this
-    submodule is found by its class. In any other network, name it.
+    Before training, F(x, t, s, labels) equals net(x, t, labels) for every s. An embedding of t - s,
+    initially zero, is added to the output of the network's own time embedding. For networks of
+    diffusers and networks like DiT, the time embedding is found by its class name. For other
+    networks, pass its name.
 
-    The given network is not changed, but shares its weights with this one. To keep it as it is
-    during training, wrap `copy.deepcopy(net)`.
+    The result shares the weights of the network. To keep the original weights during training, wrap
+    `copy.deepcopy(net)`.
 
     Args:
-        net: The network, with times from 0 at the data to 1 at the noise and with the velocity as
-            its output. If it has other conventions, give it as a `VelocityOf`.
-        time_embedding: The name, or names, of the submodules that embed time, as in
+        net: The network. It takes times from 0 (data) to 1 (noise) and returns the velocity. If it
+            has other conventions, wrap it in `VelocityOf` first.
+        time_embedding: The name or names of the submodules that embed time, as in
             `net.named_modules()`. Each must return (B, width).
-        width: The width of the time embedding. By default that of its last linear layer.
+        width: The width of the time embedding. Default: the output width of its last linear layer.
 
     Raises:
-        InputError: If no submodule embeds time, or it has another width.
+        InputError: If no time embedding is found, or time embeddings have different widths.
 
     Example:
         >>> import soflow, torch
@@ -75,7 +75,9 @@ class WithSecondTime(nn.Module):
             found = named_submodules(velocity.net, names)
         widths = {name: width or width_of(module, name) for name, module in found.items()}
         if len(set(widths.values())) > 1:
-            raise InputError(f"time embeddings must have one width, not {widths}: name others")
+            raise InputError(
+                f"time_embedding: all must have the same width, not {widths}: name other submodules"
+            )
         added = {f"net.{name}": AddedTime(module, name) for name, module in found.items()}
         self.places = tuple(added)
         self.takes_labels = velocity.takes_labels
@@ -97,12 +99,12 @@ class WithSecondTime(nn.Module):
     ) -> Sample:
         """F(x, t, s, labels): (B, ...), (B,), (B,), (B,) or None -> (B, ...).
 
-        Further inputs, such as a condition `cond`, reach the network by their keywords.
+        Further inputs, such as a condition `cond`, are passed to the network by keyword.
         """
         with torch.autocast(x.device.type, enabled=False):
             shift = self.second_time(t - s)
         places = {name: self.added_time(name) for name in self.places}
-        if torch.compiler.is_compiling():  # the shift is a value of the graph
+        if torch.compiler.is_compiling():  # the shift becomes a value of the graph
             for place in places.values():
                 place.shift = shift
             try:
@@ -110,8 +112,8 @@ class WithSecondTime(nn.Module):
             finally:
                 for place in places.values():
                     place.shift = None
-        # A view of the network that belongs to this call alone: calls in several threads, and
-        # blocks that are computed again in the backward pass, each find their own shift.
+        # Each call uses its own view of the network. Calls in several threads, and blocks that the
+        # backward pass recomputes, then find the right shift.
         own = {name: place.shifted(shift) for name, place in places.items()}
         out = with_submodules(self.velocity, own)(x, t, labels, **inputs)
         for place in own.values():
@@ -119,14 +121,14 @@ class WithSecondTime(nn.Module):
         return out
 
     def added_time(self, name: str) -> "AddedTime":
-        """The submodule of this name, an embedding to which the second time is added."""
+        """The time embedding of this name, to which the second time is added."""
         place = self.velocity.get_submodule(name)
         assert isinstance(place, AddedTime)
         return place
 
 
 class AddedTime(nn.Module):
-    """An embedding of time, (B, width), to which `shift`, (B, width), is added."""
+    """A time embedding (B, width) to which `shift` (B, width) is added."""
 
     def __init__(self, embedding: nn.Module, name: str) -> None:
         super().__init__()
@@ -136,7 +138,7 @@ class AddedTime(nn.Module):
         self.reached = False
 
     def shifted(self, shift: Tensor) -> "AddedTime":
-        """A view with this shift, which shares the weights."""
+        """A view with this shift. It shares the weights."""
         view = copy.copy(self)
         view.shift, view.reached = shift, False
         return view
@@ -145,19 +147,21 @@ class AddedTime(nn.Module):
         if not self.reached:
             raise InputError(
                 f"time_embedding: the network does not call '{self.name}', so the second time has "
-                "no effect; name another submodule, and compile the wrapper, not the network"
+                "no effect: name another submodule, and compile WithSecondTime, not the network"
             )
 
     def forward(self, *inputs: Any, **options: Any) -> Tensor:
         embedded = self.embedding(*inputs, **options)
         shift = self.shift
         if shift is None:
-            raise InputError(f"'{self.name}' is called outside of WithSecondTime: call the wrapper")
+            raise InputError(
+                f"'{self.name}' is called outside of WithSecondTime: call the WithSecondTime module"
+            )
         if not isinstance(embedded, Tensor) or embedded.shape != shift.shape:
             got = list(embedded.shape) if isinstance(embedded, Tensor) else type(embedded).__name__
             raise InputError(
-                f"time_embedding: '{self.name}' must return {list(shift.shape)}, not {got}; "
-                "name another submodule, or give its width"
+                f"time_embedding: '{self.name}' must return shape {list(shift.shape)}, not {got}: "
+                "name another submodule, or pass its width"
             )
         if not torch.compiler.is_compiling():
             self.reached = True
@@ -165,7 +169,7 @@ class AddedTime(nn.Module):
 
 
 def find_time_embeddings(net: nn.Module) -> dict[str, nn.Module]:
-    """The submodules whose class embeds a time, and whose name says that it is this time."""
+    """The submodules whose class and name are those of a time embedding."""
     found = {
         name: module
         for name, module in net.named_modules(remove_duplicate=False)
@@ -174,29 +178,30 @@ def find_time_embeddings(net: nn.Module) -> dict[str, nn.Module]:
     }
     if not found:
         raise InputError(
-            f"{type(net).__name__} has no submodule that is known to embed time: "
-            "name it, time_embedding=NAME"
+            f"{type(net).__name__} has no known time embedding: pass the name of the submodule, "
+            "time_embedding=NAME"
         )
     return found
 
 
 def named_submodules(net: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
-    """The submodules by their names."""
+    """The submodules with these names."""
     known = dict(net.named_modules(remove_duplicate=False))
     for name in names:
         if not name or name not in known:
             children = ", ".join(name for name, _ in net.named_children())
             raise InputError(
-                f"time_embedding: {type(net).__name__} has no submodule '{name}'; it has {children}"
+                f"time_embedding: {type(net).__name__} has no submodule '{name}': its submodules "
+                f"are {children}"
             )
     if not names:
-        raise InputError("time_embedding: give the name of at least one submodule")
+        raise InputError("time_embedding is empty: name at least one submodule")
     return {name: known[name] for name in names}
 
 
 def width_of(module: nn.Module, name: str) -> int:
-    """How many values the last linear layer in a submodule returns."""
+    """The number of outputs of the last linear layer in a submodule."""
     linears = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
     if not linears:
-        raise InputError(f"time_embedding: '{name}' has no linear layer; give its width, width=N")
+        raise InputError(f"time_embedding: '{name}' has no linear layer: pass its width, width=N")
     return linears[-1].out_features

@@ -1,4 +1,4 @@
-"""Parts of transformers: patches as tokens, attention, MLPs, normalization, rotary positions."""
+"""Components of transformers: patch embedding, attention, MLPs, RMSNorm, rotary positions."""
 
 from collections.abc import Sequence
 from itertools import chain
@@ -23,22 +23,22 @@ class PatchEmbedder(nn.Module):
 
 
 def token_grid(shape: Sequence[int], patch: int, network: str) -> tuple[int, ...]:
-    """(rows, columns) of the tokens of an image, (length,) of those of a signal.
+    """The grid of tokens: (rows, columns) for an image, (length,) for a signal.
 
     Raises:
-        ValueError: If a size is no multiple of the patch.
+        ValueError: If a size is not a multiple of the patch size.
     """
     for size in shape[1:]:
         if size % patch:
             given = f"size {size} of data.shape={list(shape)}"
             raise ValueError(
-                f"{network}: {given} must be a multiple of patch {patch} (network.patch)"
+                f"{network}: {given} must be a multiple of network.patch={patch}: change one"
             )
     return tuple(size // patch for size in shape[1:])
 
 
 def unpatchify(x: Tensor, grid: Sequence[int], patch: int) -> Tensor:
-    """(B, tokens, values of a patch) -> (B, C, H, W) or (B, C, L)."""
+    """(B, tokens, values per patch) -> (B, C, H, W) or (B, C, L)."""
     axes = len(grid)
     x = x.unflatten(1, tuple(grid)).unflatten(-1, (*[patch] * axes, -1))
     # (B, *grid, *patch, C) -> (B, C, rows, patch, columns, patch)
@@ -48,9 +48,9 @@ def unpatchify(x: Tensor, grid: Sequence[int], patch: int) -> Tensor:
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) over the last dimension, times a weight that begins at 1.
+    """x / sqrt(mean(x^2) + eps) over the last dimension, times a learned weight (initially 1).
 
-    Computed in float32 or more, and returned in the type of x.
+    The computation is in float32 or higher precision. The result has the dtype of x.
     """
 
     eps = 1e-6
@@ -68,8 +68,8 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention: (B, tokens, width) -> same.
 
-    With qk_norm, queries and keys are normalized in each head. `rotation` turns them by the place
-    of their token.
+    `qk_norm` normalizes queries and keys in each head. `rotation` applies a rotary position
+    embedding to them.
     """
 
     def __init__(self, width: int, heads: int, qk_norm: bool = False) -> None:
@@ -83,8 +83,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rotation: Tensor | None = None) -> Tensor:
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # (B, tokens, 3, heads, d)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, tokens, d)
-        # Under autocast on a GPU, the forward-mode derivative of torch's plain attention cannot be
-        # differentiated backwards. q, k and v have their type already.
+        # Under autocast on a GPU, the forward-mode derivative of torch's plain attention has no
+        # backward pass. q, k and v already have the autocast dtype.
         with torch.autocast(x.device.type, enabled=False):
             q, k = self.q_norm(q), self.k_norm(k)
             if rotation is not None:
@@ -96,16 +96,17 @@ class Attention(nn.Module):
 def rotation_of(
     grid: Sequence[int], size: int, before: int = 0, device: torch.device | None = None
 ) -> Tensor:
-    """The rotary embedding of a grid of tokens: cosines and sines, (2, tokens, size / 2).
+    """The rotary position embedding of a grid of tokens: cosines and sines, (2, tokens, size / 2).
 
-    The channels of a head are pairs, an equal number for each axis of the grid. Pair i of an axis
-    turns by the token's place on it times 10000^(-i / pairs). Source: arXiv 2104.09864.
+    The channels of a head form pairs, with the same number of pairs for each axis of the grid. Pair
+    i of an axis is rotated by the token's position on this axis times 10000^(-i / pairs).
+    Source: arXiv 2104.09864.
 
     Args:
-        grid: (rows, columns), or (length,) for a line of tokens.
-        size: Channels of a head, a multiple of 2 times the number of axes.
-        before: How many tokens come before those of the grid; they are not turned.
-        device: The device.
+        grid: (rows, columns), or (length,) for a sequence of tokens.
+        size: The number of channels of a head, a multiple of 2 times the number of axes.
+        before: The number of tokens before the grid. They are not rotated.
+        device: The device of the result.
     """
     w = frequencies(size // len(grid), device)
     places = torch.meshgrid(*(torch.arange(n, device=device) for n in grid), indexing="ij")
@@ -115,25 +116,28 @@ def rotation_of(
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Turns the pairs (i, i + d / 2) of channels of x (B, heads, tokens, d), in float32 or more."""
+    """Rotates the channel pairs (i, i + d / 2) of x (B, heads, tokens, d) in float32."""
     cos, sin = rotation
     one, two = x.chunk(2, dim=-1)
     return torch.cat([one * cos - two * sin, one * sin + two * cos], dim=-1).to(x.dtype)
 
 
 def require_heads(network: str, width: int, heads: int, axes: int, rotary: bool) -> None:
-    """Raises ValueError if the heads do not divide the width, or pairs of channels a head."""
+    """Raises ValueError if width, heads and rotary positions do not fit together."""
     if width % heads:
-        raise ValueError(f"{network}: width {width} must be a multiple of {heads}, for heads")
+        raise ValueError(
+            f"{network}: network.width={width} must be a multiple of network.heads={heads}: "
+            "change one"
+        )
     if rotary and width // heads % (2 * axes):
         raise ValueError(
-            f"{network}: rotary positions need heads of a multiple of {2 * axes} channels, "
-            f"not {width // heads}: change network.width or network.heads"
+            f"{network}: heads have {width // heads} channels, but rotary positions need a "
+            f"multiple of {2 * axes}: change network.width or network.heads"
         )
 
 
 class Mlp(nn.Module):
-    """Two linear layers with a tanh-GELU between."""
+    """Two linear layers with a tanh-approximated GELU between them."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -147,8 +151,8 @@ class Mlp(nn.Module):
 class SwiGLU(nn.Module):
     """fc2(silu(a) b), where fc1 returns a and b. Source: arXiv 2002.05202.
 
-    It has the parameters of an `Mlp` with `hidden` values between its layers, and so two thirds of
-    them, rounded to a multiple of 8.
+    The hidden width is 2/3 of `hidden`, rounded to a multiple of 8. The number of parameters is
+    then that of an `Mlp` with hidden width `hidden`.
     """
 
     def __init__(self, width: int, hidden: int) -> None:

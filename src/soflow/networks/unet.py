@@ -1,7 +1,7 @@
 """EDM's DDPM++ UNet with two times: F(x_t, t, s, y) from embeddings of t, t - s, y, augmentation.
 
-Layout, names and initialization follow EDM (arXiv 2206.00364), so checkpoints in its layout load.
-Source: SoFlow (arXiv 2512.15657), the network on CIFAR-10.
+Layout, parameter names and initialization follow EDM (arXiv 2206.00364), so checkpoints with this
+layout can be loaded. Source: the CIFAR-10 network of SoFlow (arXiv 2512.15657).
 """
 
 from math import sqrt
@@ -17,14 +17,14 @@ from soflow.networks.registry import NETWORKS, require_fit
 from soflow.symbols import GuidanceRows, Labels, Times
 from soflow.system.registry import Setting
 
-#: The smooth filter of up- and downsampling, along each axis.
+#: The resampling filter along each axis.
 TAPS = (1, 3, 3, 1)
 
 
 def frequencies(t: Times, size: int) -> Tensor:
-    """[sin(w_i t), cos(w_i t)] of n / 2 frequencies, n = size: (B,) -> (B, size).
+    """[sin(w_i t), cos(w_i t)]: (B,) -> (B, size).
 
-    w_i = 10000^(-i / (n/2 - 1)), i = 0 .. n/2 - 1.
+    The frequencies are w_i = 10000^(-i / (n - 1)), i = 0 .. n - 1, with n = size / 2.
     """
     half = size // 2
     exponent = torch.arange(half, device=t.device, dtype=torch.float32) / (half - 1)
@@ -33,9 +33,9 @@ def frequencies(t: Times, size: int) -> Tensor:
 
 
 class GroupNorm(nn.GroupNorm):
-    """torch's, but written out when compiled or in bfloat16.
+    """Like `nn.GroupNorm`, but with a forward-mode derivative when compiled or in bfloat16.
 
-    There the fused kernel has no forward-mode derivative.
+    The fused kernel of torch has none in these cases.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -44,23 +44,23 @@ class GroupNorm(nn.GroupNorm):
         groups = x.float().unflatten(1, (self.num_groups, -1)).flatten(2)
         variance, mean = torch.var_mean(groups, dim=2, correction=0, keepdim=True)
         normal = ((groups - mean) * torch.rsqrt(variance + self.eps)).view_as(x)
-        normal = normal.to(self.weight.dtype)  # float32, or what sampling casts to
+        normal = normal.to(self.weight.dtype)  # float32, or lower when sampling
         return normal * self.weight[:, None, None] + self.bias[:, None, None]
 
 
 def group_norm(channels: int) -> GroupNorm:
-    """min(32, C / 4) groups. Raises ValueError for a width that they do not divide."""
+    """A GroupNorm with min(32, C / 4) groups. Raises ValueError if C is not divisible by them."""
     groups = max(1, min(32, channels // 4))
     if channels % groups:
         raise ValueError(
-            f"UNet: a width of {channels} channels cannot be split into {groups} groups; "
-            "use multiples of 32"
+            f"UNet: {channels} channels cannot be split into {groups} groups: use a multiple of 32 "
+            "(network.model_channels, network.channel_mult)"
         )
     return GroupNorm(groups, channels, eps=1e-6)
 
 
 class Conv(nn.Conv2d):
-    """A convolution that keeps the size, after smooth resampling ("up", "down" or None)."""
+    """Optional smooth resampling ("up" or "down"), then a convolution that keeps the size."""
 
     resample_filter: Tensor
 
@@ -84,9 +84,9 @@ class Conv(nn.Conv2d):
 
 
 class UNetBlock(nn.Module):
-    """A residual block that sees the embedding, after resampling and before attention, if any."""
+    """A residual block with the embedding as input, optional resampling and optional attention."""
 
-    repeated = True  # one of many alike, compiled and sharded on its own
+    repeated = True  # compiled and sharded block by block
 
     def __init__(
         self,
@@ -122,9 +122,9 @@ class UNetBlock(nn.Module):
         return x
 
     def attend(self, qkv: Tensor) -> Tensor:
-        """One-head attention over all pixels, with its softmax in float32.
+        """Single-head attention over all pixels, in float32.
 
-        Channel 3 i + j of `qkv` is part j of channel i.
+        Channel 3 i + j of `qkv` is channel i of the queries (j = 0), keys (1) or values (2).
         """
         size = qkv.shape[2:]
         parts = qkv.flatten(2).unflatten(1, (-1, 3)).float()  # (B, C, 3, pixels)
@@ -137,8 +137,7 @@ class UNetBlock(nn.Module):
 class LabelMap(nn.Linear):
     """A linear map of sqrt(num_classes) onehot(label), as in EDM: (B,) -> (B, out).
 
-    The null label is a vector of zeros, as where EDM drops a label. So it has no weights of its own
-    and shares the bias.
+    As in EDM, the null label is a vector of zeros. Its output is the bias.
     """
 
     def forward(self, input: Labels) -> Tensor:
@@ -157,10 +156,11 @@ class UNet(nn.Module):
             `num_classes`, or labels=None, means "no class".
         cond_shape: The shape of one condition: a vector (D,) or a map (C, H, W); () without
             conditions.
-        takes_guidance: Whether the network takes a guidance scale and its interval, `guidance`.
+        takes_guidance: Whether the network takes `guidance` (B, 3): a scale and its interval of t.
 
     Raises:
-        ValueError: For another shape, or sizes that cannot be halved often enough.
+        ValueError: If `shape` is not (C, H, W), H or W is not divisible as needed, or a number of
+            channels cannot be split into groups.
 
     Example:
         >>> import soflow, torch
@@ -174,20 +174,36 @@ class UNet(nn.Module):
     def __init__(
         self,
         shape: tuple[int, ...],
-        model_channels: Annotated[int, Setting("base width", gt=0)] = 128,
+        model_channels: Annotated[int, Setting("base number of channels", gt=0)] = 128,
         channel_mult: Annotated[
-            tuple[int, ...], Setting("width of each level, in units of model_channels", gt=0)
+            tuple[int, ...],
+            Setting("channels of each resolution level, as multiples of model_channels", gt=0),
         ] = (2, 2, 2),
-        blocks: Annotated[int, Setting("residual blocks per level", gt=0)] = 4,
+        blocks: Annotated[int, Setting("number of residual blocks per resolution level", gt=0)] = 4,
         attention: Annotated[
-            tuple[int, ...], Setting("levels with attention, by their shorter side", gt=0)
+            tuple[int, ...],
+            Setting(
+                "resolution levels with attention, given by their shorter side in pixels", gt=0
+            ),
         ] = (16,),
-        dropout: Annotated[float, Setting("dropout inside residual blocks", ge=0, lt=1)] = 0.3,
+        dropout: Annotated[
+            float, Setting("dropout probability inside residual blocks", ge=0, lt=1)
+        ] = 0.3,
         channel_mult_noise: Annotated[
-            int, Setting("frequencies of t and of t - s, in units of model_channels", gt=0)
+            int,
+            Setting(
+                "channels of the sinusoidal embeddings of t and t - s, as a multiple of "
+                "model_channels",
+                gt=0,
+            ),
         ] = 2,
         channel_mult_emb: Annotated[
-            int, Setting("width of the embedding, in units of model_channels", gt=0)
+            int,
+            Setting(
+                "channels of the joint embedding of times and conditions, as a multiple of "
+                "model_channels",
+                gt=0,
+            ),
         ] = 4,
         augment_labels: int = 0,
         num_classes: int = 0,
@@ -207,8 +223,8 @@ class UNet(nn.Module):
             if side % 2**halvings:
                 given = f"size {side} of data.shape={list(shape)}"
                 raise ValueError(
-                    f"UNet: {given} must be a multiple of {2**halvings}, to be halved {halvings} "
-                    "times (network.channel_mult)"
+                    f"UNet: {given} must be a multiple of {2**halvings}, since it is halved "
+                    f"{halvings} times: change it or network.channel_mult"
                 )
         self.frequency_size = model_channels * channel_mult_noise
         embedding = model_channels * channel_mult_emb
@@ -229,7 +245,7 @@ class UNet(nn.Module):
         ) -> UNetBlock:
             return UNetBlock(inputs, out, embedding, dropout, resample, attend)
 
-        # Encoder, from the top: every module's output is kept for the decoder.
+        # Encoder, from the highest resolution. The decoder uses the output of every module.
         levels = []
         for i, mult in enumerate(channel_mult):
             size = [side >> i for side in sides]
@@ -248,7 +264,8 @@ class UNet(nn.Module):
                 width = out
                 skips.append(width)
 
-        # Decoder, from the bottom: each numbered block also takes the last unused encoder output.
+        # Decoder, from the lowest resolution. Each numbered block takes the last unused encoder
+        # output.
         self.dec = nn.ModuleDict()
         for i, (level, out, attend) in reversed(list(enumerate(levels))):
             if i == len(levels) - 1:
@@ -265,7 +282,7 @@ class UNet(nn.Module):
         self.initialize()
 
     def initialize(self) -> None:
-        """Xavier-uniform weights and zero biases; residual branches and the output start small."""
+        """Initializes weights: Xavier-uniform, scaled down for residual branches and the output."""
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)
@@ -288,7 +305,7 @@ class UNet(nn.Module):
         cond: Tensor | None,
         guidance: GuidanceRows | None,
     ) -> Tensor:
-        """The embedding of times and labels that every block gets: (B, embedding)."""
+        """The embedding (B, embedding) of times, labels and conditions, an input of every block."""
         embedding = torch.cat(
             [frequencies(time, self.frequency_size) for time in (t, t - s)], dim=1
         ).to(self.map_layer0.weight.dtype)

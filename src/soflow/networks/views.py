@@ -1,4 +1,4 @@
-"""Views of a module: other submodules in some places, everything else shared."""
+"""Views of a module that replace some submodules and share everything else."""
 
 import copy
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from torch import nn
 
 
 def with_submodules(root: nn.Module, replaced: Mapping[str, nn.Module]) -> Any:
-    """A view of a module with some submodules replaced. It shares all else; `root` is unchanged."""
+    """A view of a module with some submodules replaced. `root` is not changed."""
     views = {"": view_of(root)}
     for name, module in replaced.items():
         *above, last = name.split(".")
@@ -24,7 +24,7 @@ def with_submodules(root: nn.Module, replaced: Mapping[str, nn.Module]) -> Any:
 
 
 def view_of(module: nn.Module) -> nn.Module:
-    """A shallow copy, whose submodules can be replaced without changing those of the original."""
+    """A shallow copy whose submodules can be replaced without changing the original."""
     view = copy.copy(module)
     view._modules = dict(module._modules)
     return view

@@ -1,4 +1,4 @@
-"""Objectives: what the network is trained for. Importing this package registers all of them."""
+"""Training objectives, one module each. Importing this package registers all of them."""
 
 from soflow.objectives import (
     alpha_flow,

@@ -1,10 +1,11 @@
-"""alpha-Flow: from flow matching to MeanFlow, over steps that shrink with alpha.
+"""alpha-Flow: a gradual transition from flow matching to MeanFlow.
 
     F(x_t, t, s) -> sg( alpha v + (1 - alpha) F(x_l, l, s) ),
     l = t + alpha (s - t),   x_l = x_t + v (l - t)
 
-alpha falls from 1, where the target is v, to 0, where it is MeanFlow's and needs the derivative.
-SoFlow's consistency target, divided by s - t, is the same with alpha = r > 0.
+alpha falls from 1 to 0 during training. At alpha = 1, the target is v. At alpha = 0, it is the
+target of MeanFlow, which needs a Jacobian-vector product. SoFlow's consistency target, divided by
+s - t, has the same form with alpha = r > 0.
 
 Source: alpha-Flow (arXiv 2510.20771).
 """
@@ -30,7 +31,9 @@ from soflow.times import LogitNormal
 @OBJECTIVES.register("alpha_flow")
 @dataclass(frozen=True)
 class AlphaFlow:
-    """Matches the (guided) flow with a share of the batch; the rest learns mean velocities.
+    """The alpha-Flow objective: a transition from flow matching to MeanFlow.
+
+    A share of the batch matches the (guided) flow. The rest learns mean velocities.
 
     Example:
         >>> import soflow, torch
@@ -44,29 +47,42 @@ class AlphaFlow:
     """
 
     samplers: ClassVar[tuple[str, ...]] = ("renoise", "ode", "heun")
-    whole_network: ClassVar[bool] = True  # in the end it differentiates the network
+    whole_network: ClassVar[bool] = True  # it differentiates the network once alpha = 0
     forward_derivative: ClassVar[bool] = True
     parameterization: ClassVar[str] = "euler"
 
-    flow_matching_share: Annotated[float, Setting("share of the batch with s = t", ge=0, le=1)] = (
-        0.25
-    )
-    begin: Annotated[float, Setting("k/K where alpha begins to fall from 1", ge=0, le=1)] = 0.0
-    end: Annotated[float, Setting("k/K where it has fallen to 0", gt=0, le=1)] = 1.0
-    steepness: Annotated[float, Setting("of the sigmoid between them", gt=0)] = 25.0
+    flow_matching_share: Annotated[
+        float,
+        Setting("share of the batch with s = t (flow matching); the rest trains jumps", ge=0, le=1),
+    ] = 0.25
+    begin: Annotated[
+        float, Setting("fraction of training after which alpha starts to fall from 1", ge=0, le=1)
+    ] = 0.0
+    end: Annotated[
+        float, Setting("fraction of training after which alpha has reached 0", gt=0, le=1)
+    ] = 1.0
+    steepness: Annotated[float, Setting("steepness of the sigmoid schedule of alpha", gt=0)] = 25.0
     clamp: Annotated[
-        float, Setting("alpha this near to 0 or 1 is 0 or 1; 0: never a derivative", ge=0, lt=0.5)
+        float,
+        Setting(
+            "alpha within this distance of 0 or 1 is set to 0 or 1; 0: alpha stays above 0, so no "
+            "Jacobian-vector product is needed",
+            ge=0,
+            lt=0.5,
+        ),
     ] = 0.005
-    eps: Annotated[float, Setting("floor of the adaptive weight", gt=0)] = 0.01
-    times: Annotated[LogitNormal, Setting("of two draws: t is the larger, s the smaller")] = (
-        LogitNormal(-0.4, 1.0)
-    )
+    eps: Annotated[
+        float, Setting("constant added to the squared error in the adaptive weight", gt=0)
+    ] = 0.01
+    times: Annotated[
+        LogitNormal, Setting("density of two independent times: the larger is t, the smaller is s")
+    ] = LogitNormal(-0.4, 1.0)
     guidance: Annotated[MeanFlowGuidance, Setting("classifier-free guidance inside training")] = (
         MeanFlowGuidance()
     )
 
     def alpha(self, progress: float) -> float:
-        """1 to 0 by a sigmoid, alpha(k/K)."""
+        """alpha at `progress` = k / K: a sigmoid that falls from 1 to 0."""
         u = (progress - (self.begin + self.end) / 2) / (self.end - self.begin)
         alpha = 1 / (1 + exp(self.steepness * u))
         if alpha < self.clamp:
@@ -74,11 +90,11 @@ class AlphaFlow:
         return 1.0 if alpha > 1 - self.clamp else alpha
 
     def scheduled(self, progress: float) -> dict[str, float]:
-        """What follows a schedule at `progress` = k / K."""
+        """The scheduled values at `progress` = k / K, by symbol."""
         return {"alpha": self.alpha(progress)}
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> Draws:
-        """Draws noise, times and label drops of a batch of `shape`."""
+        """Draws the noise, times and dropped labels for a batch of shape `shape`."""
         share, guidance = self.flow_matching_share, self.guidance
         return draw_ordered_jumps(shape, share, self.times, guidance, generator)
 
@@ -107,7 +123,7 @@ class AlphaFlow:
     def prediction(
         self, model: FlowModel, jumps: Inputs, v: Sample, alpha: float
     ) -> tuple[Tensor, Tensor]:
-        """F(x_t, t, s), and its target without gradient."""
+        """F(x_t, t, s), and its target without gradient, each (B, ...)."""
         x_t, t, s = jumps.x, jumps.t, jumps.s
         if alpha == 0:
             F_t, dF_dt = with_derivative(model.net, jumps, v)

@@ -1,8 +1,8 @@
-"""What every objective has in common: it draws times, and it trains F towards something.
+"""The interface of objectives and the classes they share.
 
-Randomness stands outside the mathematics: `draw` makes all random numbers of a step, and calling
-the objective is then a deterministic function of the model, the batch, the draws and the progress
-of training.
+An objective keeps randomness out of the mathematics. `draw` makes all random numbers of a step.
+Calling the objective is then a deterministic function of the model, the batch, the draws and the
+progress of training.
 """
 
 from collections.abc import Sequence
@@ -22,19 +22,18 @@ from soflow.system.registry import Registry
 class Draws:
     """The random numbers of one training step, one row per sample.
 
-    The first `n_flow_matching` samples look at the velocity, s = t; the rest jump from t to s < t.
-    The last `n_composed` of these are composed of two jumps, from t to l and from l to s.
+    The first `n_flow_matching` samples train the velocity, s = t. The other samples jump from t to
+    s < t. The last `n_composed` of them jump twice, from t to l and from l to s.
 
     Attributes:
-        noise: Standard normal, (B, ...).
+        noise: Standard normal noise (B, ...).
         t: The times of the noised samples, (B,).
-        s: The times that jumps end at, (B,).
-        dropped: Which samples are trained without their label, (B,) bool.
+        s: The end times of the jumps, (B,).
+        dropped: Mask of the samples trained without their label, (B,) bool.
         n_flow_matching: The number of samples with s = t.
         n_composed: The number of composed jumps.
         l: The middle times of composed jumps, (B,); None without composed jumps.
-        guidance: Guidance scales, and the intervals of t in which they act, (B, 3), if they are
-            drawn: see `DrawnGuidance`.
+        guidance: Guidance (omega, start, end) per sample, (B, 3), if drawn: see `DrawnGuidance`.
 
     Example:
         >>> import soflow, torch
@@ -55,7 +54,7 @@ class Draws:
     guidance: Tensor | None = None
 
     def rows(self, which: slice) -> "Draws":
-        """The draws of the samples that a slice selects."""
+        """The draws of the samples selected by a slice."""
         noise, t, s, dropped = (x[which] for x in (self.noise, self.t, self.s, self.dropped))
         selected = range(len(self.t))[which]
         n_fm = sum(i < self.n_flow_matching for i in selected)
@@ -65,13 +64,13 @@ class Draws:
 
 
 class Term(NamedTuple):
-    """One term of the loss, with one value for each of its n samples.
+    """One term of the loss, with one value per sample.
 
     Attributes:
-        loss: The loss of each sample, (n,).
-        squared: The mean squared error of each sample, (n,), without gradient.
-        weight: The adaptive weight of each sample, (n,), without gradient.
-        times: The times of each sample by their symbols t, s and l, each (n,).
+        loss: The loss per sample, (n,).
+        squared: The mean squared error per sample, (n,), without gradient.
+        weight: The adaptive weight per sample, (n,), without gradient.
+        times: The times per sample by symbol (t, s or l), each (n,).
 
     Example:
         >>> import soflow, torch
@@ -90,12 +89,13 @@ class Term(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """The loss of a batch, which an objective returns.
+    """The loss of a batch, returned by an objective.
 
     Attributes:
-        total: What training minimizes, ().
-        parts: Values of samples by name, each (n,), without gradient. Their means are logged.
-        terms: The terms by name, in the order of the batch's samples.
+        total: The value that training minimizes, ().
+        parts: Further values per sample by name, each (n,), without gradient. Training logs their
+            means.
+        terms: The terms by name, in the order of the samples in the batch.
 
     Example:
         >>> import soflow, torch
@@ -114,41 +114,42 @@ class Losses(NamedTuple):
 
 @runtime_checkable
 class Objective(Protocol):
-    """What is trained. Objectives do not inherit from one another; each reads like its paper.
+    """The interface of training objectives. Objectives do not inherit from one another.
 
-    The fields of an objective are its settings. It may also take a field `compile`: the function
-    that compiles its own derivatives, if it has any. Class attributes:
-        samplers: The samplers that suit what it learns, its own first.
-        whole_network: Whether it does more with the network than call it, such as differentiate
-            it. Data-parallel training then keeps all parameters gathered during a step.
-        parameterization: Optional; the only parameterization that it works with.
-        forward_derivative: Optional; True if it takes Jacobian-vector products of the network.
-        trains_null: Optional, of an objective without a field `guidance`; False if it never trains
-            the null label, which samplers then refuse.
+    The fields of an objective are its settings. An optional field `compile` takes a function that
+    compiles the derivatives the objective takes. Class attributes:
+        samplers: The samplers that work with the trained model. The first one is the default.
+        whole_network: Whether the objective does more with the network than call it, such as
+            differentiate it. Data-parallel training then keeps all parameters gathered during a
+            step.
+        parameterization: Optional. The only parameterization that the objective works with.
+        forward_derivative: Optional. True if it takes Jacobian-vector products of the network.
+        trains_null: Optional, for objectives without a field `guidance`. False if the objective
+            never trains the null label. Samplers then require labels.
 
-    An objective may have a method `scheduled(progress) -> dict[str, float]`: what follows a
-    schedule, by its symbol, at `progress` = k / K. It changes when a run is trained further.
+    An optional method `scheduled(progress) -> dict[str, float]` returns the scheduled values at
+    `progress` = k / K, by symbol. They change when a run is extended.
     """
 
     samplers: ClassVar[tuple[str, ...]]
     whole_network: ClassVar[bool]
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> Draws:
-        """Draws noise, times and label drops of a batch of `shape`, on the generator's device."""
+        """Draws the noise, times and dropped labels for a batch, on the generator's device."""
         ...
 
     def __call__(self, model: FlowModel, batch: Batch, draws: Draws, progress: float) -> Losses:
-        """The loss at `progress` = k / K of training."""
+        """The loss of a batch at `progress` = k / K."""
         ...
 
 
 OBJECTIVES: Registry[type[Objective]] = Registry(
     "objective",
     ("samplers", "whole_network"),
-    """Objectives by the names that configurations give them.
+    """The registry of objectives by name, as used in `objective.name`.
 
-    A registered objective can be trained by name, in recipes and on the command line. Its fields
-    are its settings.
+    A registered objective can be used in recipes and on the command line. Its fields are its
+    settings.
 
     Example:
         >>> import dataclasses, soflow
@@ -166,11 +167,11 @@ def losses(**terms: Term) -> Losses:
     """Combines terms into the loss of a batch.
 
     Args:
-        terms: The terms by name, with one loss per sample, (n,) each.
+        terms: The terms by name, each with one loss per sample, (n,).
 
     Returns:
-        The losses. `total` is the mean over all samples, and `parts` hold the squared errors and
-        the weights of each term.
+        The losses. `total` is the mean over all samples of all terms. `parts` holds the squared
+        errors and the weights of each term.
 
     Raises:
         InputError: If there are no terms.
@@ -191,8 +192,8 @@ def losses(**terms: Term) -> Losses:
 
 
 def adaptive_weight(squared: PerSample, p: float, eps: float) -> PerSample:
-    """w = 1 / (squared + eps)^p, without gradient.
+    """w = 1 / (squared + eps)^p, (B,), without gradient.
 
-    From the plain square (p = 0) to nearly its logarithm (p = 1).
+    The weighted loss ranges from the squared error (p = 0) to nearly its logarithm (p = 1).
     """
     return (squared.detach() + eps) ** -p

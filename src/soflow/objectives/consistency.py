@@ -1,6 +1,6 @@
 """Consistency training: all points of a trajectory map to one sample, f(x_t, t, 0) -> f(x_l, l, 0).
 
-It is SoFlow's consistency loss at s = 0, alone: x_l is made with the same data and noise, and no
+The loss is SoFlow's consistency loss with s = 0. x_t and x_l use the same data and noise. No
 velocity is learned.
 
 Source: improved consistency training (arXiv 2310.14189), ECT (arXiv 2406.14548).
@@ -27,7 +27,7 @@ from soflow.times import FLOOR, LogitNormal, MiddleTime
 class Consistency:
     """Consistency training: f(x_t, t, 0, y) is trained towards f(x_l, l, 0, y).
 
-    It learns no velocity, so it has no guidance.
+    No velocity is learned, so guidance is not available.
 
     Example:
         >>> import soflow, torch
@@ -40,28 +40,33 @@ class Consistency:
         ['consistency']
     """
 
-    samplers: ClassVar[tuple[str, ...]] = ("renoise",)  # jumps to data alone, no velocity
+    samplers: ClassVar[tuple[str, ...]] = ("renoise",)  # learns only jumps to data
     whole_network: ClassVar[bool] = False
     trains_null: ClassVar[bool] = False
 
-    p: Annotated[float, Setting("power of the adaptive weight; 0 is the plain square", ge=0)] = 1.0
-    eps: Annotated[float, Setting("floor of the adaptive weight", gt=0)] = 0.01
+    p: Annotated[
+        float,
+        Setting("power of the adaptive weight 1 / (squared error + eps)^p; 0: no weighting", ge=0),
+    ] = 1.0
+    eps: Annotated[
+        float, Setting("constant added to the squared error in the adaptive weight", gt=0)
+    ] = 0.01
     times: Annotated[LogitNormal, Setting("density of t")] = LogitNormal(0.2, 0.8)
-    middle: Annotated[MiddleTime, Setting("the middle time l = (1 - r) t")] = MiddleTime()
+    middle: Annotated[MiddleTime, Setting("middle time l = (1 - r) t")] = MiddleTime()
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> Draws:
-        """Draws noise, times and label drops of a batch of `shape`."""
+        """Draws the noise and times for a batch of shape `shape`."""
         noise = torch.randn(*shape, generator=generator, device=generator.device)
         t = self.times.draw(shape[0], generator).clamp(min=FLOOR)
         dropped = draw_dropped(shape[0], None, generator)
         return Draws(noise, t, torch.zeros_like(t), dropped, n_flow_matching=0)
 
     def scheduled(self, progress: float) -> dict[str, float]:
-        """The ratio r of the middle time at `progress`."""
+        """The ratio r of the middle time at `progress` = k / K."""
         return {"r": self.middle.r(progress)}
 
     def __call__(self, model: FlowModel, batch: Batch, draws: Draws, progress: float) -> Losses:
-        """The loss at `progress` = k / K of training."""
+        """The loss of a batch at `progress` = k / K."""
         l = self.middle(draws.t, draws.s, progress)
         x_t, x_l = (model.noising.add_noise(batch.data, draws.noise, time) for time in (draws.t, l))
         jumps = Inputs.of(batch, x_t, draws.t, draws.s, batch.labels)

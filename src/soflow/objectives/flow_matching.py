@@ -1,7 +1,7 @@
-"""Flow matching: the velocity field alone, sampled by integration (`euler` and `heun`).
+"""Flow matching: learns the velocity field, which the samplers `euler` and `heun` integrate.
 
-Source: Flow Matching (arXiv 2210.02747), Rectified Flow (arXiv 2209.03003); weight and guidance as
-in SoFlow.
+Source: Flow Matching (arXiv 2210.02747), Rectified Flow (arXiv 2209.03003). The adaptive weight and
+guidance follow SoFlow.
 """
 
 from collections.abc import Sequence
@@ -36,30 +36,35 @@ class FlowMatching:
         ['flow_matching']
     """
 
-    samplers: ClassVar[tuple[str, ...]] = ("euler", "heun")  # a velocity, no jumps
+    samplers: ClassVar[tuple[str, ...]] = ("euler", "heun")  # learns no jumps
     whole_network: ClassVar[bool] = False
 
-    p: Annotated[float, Setting("power of the adaptive weight; 0 is the plain square", ge=0)] = 0.0
-    eps: Annotated[float, Setting("floor of the adaptive weight", gt=0)] = 0.01
+    p: Annotated[
+        float,
+        Setting("power of the adaptive weight 1 / (squared error + eps)^p; 0: no weighting", ge=0),
+    ] = 0.0
+    eps: Annotated[
+        float, Setting("constant added to the squared error in the adaptive weight", gt=0)
+    ] = 0.01
     times: Annotated[LogitNormal, Setting("density of t")] = LogitNormal(-0.2, 1.0)
     guidance: Annotated[Guidance, Setting("classifier-free guidance inside training")] = Guidance()
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> Draws:
-        """Draws noise, times and label drops of a batch of `shape`."""
+        """Draws the noise, times and dropped labels for a batch of shape `shape`."""
         noise = torch.randn(*shape, generator=generator, device=generator.device)
         t = self.times.draw(shape[0], generator)
         dropped = draw_dropped(shape[0], self.guidance, generator)
         return Draws(noise, t, t, dropped, n_flow_matching=shape[0])
 
     def __call__(self, model: FlowModel, batch: Batch, draws: Draws, progress: float) -> Losses:
-        """The loss at `progress` = k / K of training."""
+        """The loss of a batch at `progress` = k / K."""
         point = model.noising.sample(batch.data, draws.noise, draws.t)
         x_t, t = point.x_t, point.t
         labels = shown_labels(model, batch, draws, self.guidance)
         F = Inputs.of(batch, x_t, t, t, labels).through(model.net)
         v = model.parameterization.velocity(F)
         target = point.v_t
-        if self.guidance.active:  # the prediction that is mixed in is this very pass
+        if self.guidance.active:  # v of this pass is also the network's own velocity in the target
             v_null, _ = guiding_velocities(model, x_t, t, batch, self.guidance, slice(0))
             target = self.guidance.target(point.v_t, v_null, v.detach(), t, draws.dropped)
         term = velocity_loss(model.parameterization, v, target, t, self.p, self.eps)

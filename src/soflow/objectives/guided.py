@@ -1,7 +1,4 @@
-"""Guidance inside training, for every objective: dropped labels and guiding velocities.
-
-Also the draws that several objectives share.
-"""
+"""Guidance inside training for all objectives: dropped labels, guiding velocities, shared draws."""
 
 from collections.abc import Sequence
 from math import floor
@@ -19,7 +16,7 @@ from soflow.times import LogitNormal, draw_ordered
 
 
 def draw_dropped(count: int, guidance: Guidance | None, generator: torch.Generator) -> Mask:
-    """Which samples are trained without their label: (count,); none without guidance."""
+    """Draws the mask (count,) of samples trained without their label; all False if not guided."""
     share = guidance.label_dropout if guidance and guidance.active else 0.0
     return torch.rand(count, generator=generator, device=generator.device) < share
 
@@ -31,7 +28,7 @@ def draw_ordered_jumps(
     guidance: Guidance,
     generator: torch.Generator,
 ) -> Draws:
-    """The draws of MeanFlow and its relatives: ordered times, and s = t for the first samples."""
+    """The draws of MeanFlow, iMF and alpha-Flow: s <= t, with s = t for the first samples."""
     count = shape[0]
     noise = torch.randn(*shape, generator=generator, device=generator.device)
     t, s = draw_ordered(count, times, generator)
@@ -41,16 +38,16 @@ def draw_ordered_jumps(
 
 
 def shown_labels(model: FlowModel, batch: Batch, draws: Draws, guidance: Guidance) -> Labels | None:
-    """The labels that the network is shown: dropped ones become the null label."""
+    """The labels passed to the network (B,): dropped labels become the null label."""
     if batch.labels is None or not guidance.active:
         return batch.labels
     return torch.where(draws.dropped, model.num_classes, batch.labels)
 
 
 def shown_guidance(model: FlowModel, labels: Labels | None, draws: Draws) -> GuidanceRows | None:
-    """The guidance that the network is shown beside these labels, if it is drawn, (B, 3).
+    """The guidance passed to the network with these labels, (B, 3); None if it is not drawn.
 
-    Samples without a class have none, (1, 0, 1): their velocity is the one that guides others.
+    Samples without a class get (1, 0, 1), no guidance. Their velocity guides the other samples.
     """
     if draws.guidance is None:
         return None
@@ -68,13 +65,14 @@ def guiding_velocities(
 ) -> tuple[Tensor, Tensor]:
     """v(x_t, t, null) of all samples and v(x_t, t, y) of the samples `labelled`, in one pass.
 
-    y is the label before dropping. At m = 1 the second has no weight, and the first replaces it.
-    The second is guided by `drawn`, the first is not.
+    y is the label before dropping. v(x_t, t, y) uses the guidance `drawn`, v(x_t, t, null) uses
+    none. At mix m = 1, v(x_t, t, y) has no weight and v(x_t, t, null) is returned instead.
     """
     assert batch.labels is not None, "guidance needs labels"
     if draws_scales(guidance) and drawn is None:
         raise InputError(
-            "guidance.max_scale needs an objective that draws scales: use JumpFlow, or leave it out"
+            "guidance.max_scale is set, but this objective draws no scales: use JumpFlow, or leave "
+            "out max_scale"
         )
     null_labels = torch.full_like(batch.labels, model.num_classes)
     none = None if drawn is None else of_labelled(drawn, None, model.num_classes)

@@ -1,12 +1,13 @@
-"""Improved MeanFlow: the mean velocity from t to s, by a regression on the velocity itself.
+"""Improved MeanFlow: the mean velocity from t to s, learned by regression on the velocity.
 
     F(x_t, t, s) + (t - s) sg(dF/dt) -> v,
-    dF/dt the Jacobian-vector product of F along (F(x_t, t, t), 1, 0) in (x, t, s)
+    dF/dt = Jacobian-vector product of F along (F(x_t, t, t), 1, 0) in (x, t, s)
 
-MeanFlow takes the derivative along the conditional velocity v, which the network cannot know. Here
-its direction is the network's own velocity, so that the prediction depends on x_t alone.
+MeanFlow takes the derivative along the conditional velocity v, which the network cannot know.
+Improved MeanFlow takes it along the network's own velocity, so that the prediction depends only on
+x_t.
 
-Source: Improved Mean Flows (arXiv 2512.02012), its loss. Times and weight are MeanFlow's.
+Source: loss of Improved Mean Flows (arXiv 2512.02012). Times and weight are those of MeanFlow.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,10 +32,10 @@ from soflow.times import LogitNormal
 @OBJECTIVES.register("imf")
 @dataclass(frozen=True)
 class ImprovedMeanFlow:
-    """Trains F(x_t, t, s, y) + (t - s) sg(dF/dt) towards the (guided) velocity.
+    """Improved MeanFlow: trains F(x_t, t, s, y) + (t - s) sg(dF/dt) towards the (guided) velocity.
 
     Args:
-        compile: Compiles the function that takes the derivative. `soflow.train` gives it.
+        compile: Compiles the function that takes the derivative. Set by `soflow.train`.
 
     Example:
         >>> import soflow, torch
@@ -52,27 +53,36 @@ class ImprovedMeanFlow:
     forward_derivative: ClassVar[bool] = True
     parameterization: ClassVar[str] = "euler"
 
-    flow_matching_share: Annotated[float, Setting("share of the batch with s = t", ge=0, le=1)] = (
-        0.75
-    )
-    p: Annotated[float, Setting("power of the adaptive weight; 0 is the plain square", ge=0)] = 1.0
-    eps: Annotated[float, Setting("floor of the adaptive weight", gt=0)] = 0.01
-    times: Annotated[LogitNormal, Setting("of two draws: t is the larger, s the smaller")] = (
-        LogitNormal(-0.4, 1.0)
-    )
+    flow_matching_share: Annotated[
+        float,
+        Setting("share of the batch with s = t (flow matching); the rest trains jumps", ge=0, le=1),
+    ] = 0.75
+    p: Annotated[
+        float,
+        Setting("power of the adaptive weight 1 / (squared error + eps)^p; 0: no weighting", ge=0),
+    ] = 1.0
+    eps: Annotated[
+        float, Setting("constant added to the squared error in the adaptive weight", gt=0)
+    ] = 0.01
+    times: Annotated[
+        LogitNormal, Setting("density of two independent times: the larger is t, the smaller is s")
+    ] = LogitNormal(-0.4, 1.0)
     guidance: Annotated[MeanFlowGuidance, Setting("classifier-free guidance inside training")] = (
         MeanFlowGuidance()
     )
 
-    compile: Callable[[Any], Any] = lambda function: function  # supplied, not a setting
+    compile: Callable[[Any], Any] = lambda function: function  # not a setting
 
     @cached_property
     def with_derivative(self) -> Callable[..., tuple[Tensor, Tensor]]:
-        """Compiled as a whole, since blocks compiled one by one are differentiable only so."""
+        """The network and its derivative as one function, compiled as a whole.
+
+        Blocks that are compiled one by one have no forward-mode derivative.
+        """
         return self.compile(passes.with_derivative)
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> Draws:
-        """Draws noise, times and label drops of a batch of `shape`."""
+        """Draws the noise, times and dropped labels for a batch of shape `shape`."""
         share, guidance = self.flow_matching_share, self.guidance
         return draw_ordered_jumps(shape, share, self.times, guidance, generator)
 
@@ -87,7 +97,7 @@ class ImprovedMeanFlow:
             v = guidance.target(v, v_null, v_label, t, draws.dropped)
         labels = shown_labels(model, batch, draws, guidance)
 
-        # The direction of the derivative is the velocity that the network has learned.
+        # The derivative is taken along the network's own velocity.
         own = Inputs.of(batch, x_t, t, t, labels).rows(jumps)
         (direction,) = without_gradient(model.net, own)
         inputs = Inputs.of(batch, x_t, t, s, labels)

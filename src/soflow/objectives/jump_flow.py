@@ -1,26 +1,30 @@
-"""JumpFlow: SoFlow's losses, with weight on the jumps that few-step sampling takes.
+"""JumpFlow: SoFlow's losses with more weight on the jumps of few-step sampling.
 
     L = (n_fm / B) L_FM + (n_scm / B) w L_SCM + (n_c / B) w_c L_C
 
-L_FM and L_SCM are SoFlow's (objectives/soflow.py). What is new are settings, each by itself:
+L_FM and L_SCM are SoFlow's losses (objectives/soflow.py). Each difference from SoFlow has its own
+settings:
 
-* The consistency term has a weight w. In short trainings the long jumps lag behind the velocity.
-* A share of the jumps goes from noise to data, t = 1 and s = 0, where one-step sampling evaluates
-  the network. Logit-normal times hardly ever come near.
-* L_C trains a jump towards two jumps in succession. Its targets are free of the noise in the data:
+* The consistency term has a weight w. In short training runs, long jumps lag behind the velocity.
+* A share of the jumps goes from noise to data, t = 1 and s = 0. One-step sampling evaluates the
+  network at these times, and logit-normal times rarely come close to them.
+* L_C trains a jump towards two successive jumps. Its targets contain no noise from the data:
 
       f(x_t, t, s) -> sg f(f(x_t, t, l), l, s),    s <= l <= t
 
-  With a velocity for the second jump and l near s, it is the condition d_s f = v(f, s) as a
-  difference in s.
-* The step from x_t to x_l in L_SCM may go along the network's own velocity.
-* The adaptive weight w = 1 / (squared + eps)^p may use the batch's mean error in place of each
-  sample's. Per sample it pulls towards the most typical samples, and so away from the mean.
-* The floor eps of the adaptive weight is low. Guidance mixed with the network's own prediction
-  makes errors small, most of all near noise. A floor above them gives those samples little weight.
+  If the second jump is a step along the velocity and l is close to s, L_C is a finite-difference
+  form of the condition d_s f = v(f, s).
+* The step from x_t to x_l in L_SCM can follow the network's own velocity.
+* The adaptive weight 1 / (squared + eps)^p can use the mean error of the batch instead of the error
+  of each sample. The weight per sample favors typical samples and biases the result away from the
+  mean.
+* The floor eps of the adaptive weight is low. Mixing guidance with the network's own prediction
+  makes errors small, mostly near noise. A floor above these errors gives these samples little
+  weight.
 * Guidance does not fade near noise.
 
-With w = 1, no direct and no composed jumps, and the paper's eps and guidance, this is SoFlow.
+JumpFlow equals SoFlow with w = 1, no direct jumps, no composed jumps, and the paper's eps and
+guidance.
 """
 
 from collections.abc import Sequence
@@ -51,7 +55,10 @@ from soflow.times import FLOOR, MiddleTime
 @OBJECTIVES.register("jump_flow")
 @dataclass(frozen=True)
 class JumpFlow:
-    """SoFlow with weight on long jumps, direct jumps from noise to data, and composed jumps.
+    """JumpFlow: SoFlow with more weight on the jumps of few-step sampling.
+
+    The consistency loss has a weight, some jumps go directly from noise to data, and some jumps can
+    be composed of two.
 
     Example:
         >>> import soflow, torch
@@ -67,59 +74,95 @@ class JumpFlow:
     samplers: ClassVar[tuple[str, ...]] = ("ode", "renoise", "heun")
     whole_network: ClassVar[bool] = False
 
-    consistency_weight: Annotated[float, Setting("w, of the consistency term", gt=0)] = 4.0
+    consistency_weight: Annotated[float, Setting("weight w of the consistency term", gt=0)] = 4.0
     weight_at_start: Annotated[
-        float | None, Setting("w at the first step, from where it changes linearly", ge=0)
+        float | None,
+        Setting(
+            "consistency weight at the first step, from which it changes linearly to "
+            "consistency_weight; null: constant weight",
+            ge=0,
+        ),
     ] = None
     length_power: Annotated[
-        float, Setting("n; w is multiplied by (t - s)^n, for more weight on long jumps", ge=0)
+        float,
+        Setting("n: the consistency weight is multiplied by (t - s)^n to favor long jumps", ge=0),
     ] = 0.0
     direct_share: Annotated[
         float, Setting("share of the jumps that go from t = 1 to s = 0", ge=0, le=1)
     ] = 0.2
     composed_share: Annotated[
-        float, Setting("share of the jumps that are composed of two", ge=0, le=1)
+        float, Setting("share of the jumps trained towards two successive jumps", ge=0, le=1)
     ] = 0.0
-    composed_weight: Annotated[float, Setting("w_c, of composed jumps", gt=0)] = 1.0
+    composed_weight: Annotated[float, Setting("weight w_c of composed jumps", gt=0)] = 1.0
     second: Annotated[
         Literal["jump", "velocity"],
-        Setting("of composed jumps: any second jump, or a short one along the velocity"),
+        Setting(
+            "second part of a composed jump: jump (any jump), or velocity (a short step along the "
+            "velocity)"
+        ),
     ] = "jump"
     own_step: Annotated[
-        bool, Setting("whether x_l lies along the network's own velocity, not the data's")
+        bool,
+        Setting(
+            "whether the step from x_t to x_l in the consistency loss follows the network's own "
+            "velocity instead of the conditional velocity"
+        ),
     ] = False
     flow_matching_share: Annotated[
-        float, Setting("share of the batch that matches the flow; the rest jumps", ge=0, le=1)
+        float, Setting("share of the batch for flow matching; the rest trains jumps", ge=0, le=1)
     ] = 0.75
     uniform_share: Annotated[
-        float, Setting("share of flow matching at times uniform on [0, 1]", ge=0, le=1)
+        float, Setting("share of flow-matching times uniform on [0, 1]", ge=0, le=1)
     ] = 0.0
-    p: Annotated[float, Setting("power of the adaptive weight; 0 is the plain square", ge=0)] = 1.0
+    p: Annotated[
+        float,
+        Setting("power of the adaptive weight 1 / (squared error + eps)^p; 0: no weighting", ge=0),
+    ] = 1.0
     velocity_per_sample: Annotated[
         float,
-        Setting("share of p by each sample's error; the rest by the microbatch's mean", ge=0, le=1),
+        Setting(
+            "share of the power p in flow matching that uses the error of each sample; the rest "
+            "uses the mean error of the microbatch",
+            ge=0,
+            le=1,
+        ),
     ] = 1.0
-    jump_per_sample: Annotated[float, Setting("the same of jumps", ge=0, le=1)] = 1.0
-    eps: Annotated[float, Setting("floor of the adaptive weight", gt=0)] = 1e-4
+    jump_per_sample: Annotated[
+        float,
+        Setting(
+            "share of the power p in jumps that uses the error of each sample; the rest uses the "
+            "mean error of the microbatch",
+            ge=0,
+            le=1,
+        ),
+    ] = 1.0
+    eps: Annotated[
+        float, Setting("constant added to the squared error in the adaptive weight", gt=0)
+    ] = 1e-4
     times: Annotated[SoFlowTimes, Setting("densities of the times")] = SoFlowTimes()
-    middle: Annotated[MiddleTime, Setting("the middle time l = t + (s - t) r")] = MiddleTime()
+    middle: Annotated[MiddleTime, Setting("middle time l = t + (s - t) r")] = MiddleTime()
     guidance: Annotated[DrawnGuidance, Setting("classifier-free guidance inside training")] = (
         DrawnGuidance()
     )
     mix_at_end: Annotated[
         float | None,
-        Setting("guidance.mix at the last step, to which it changes linearly", ge=0, le=1),
+        Setting(
+            "guidance.mix at the last step, to which it changes linearly from guidance.mix; "
+            "null: constant mix",
+            ge=0,
+            le=1,
+        ),
     ] = None
 
     def __post_init__(self) -> None:
         if self.mix_at_end is not None and not self.guidance.active:
             raise InputError(
                 "objective.mix_at_end has no effect without guidance: set objective.guidance.scale "
-                "or max_scale above 1, or leave it out"
+                "or objective.guidance.max_scale above 1, or leave out mix_at_end"
             )
 
     def soflow(self, progress: float) -> SoFlow:
-        """SoFlow with these settings, as they are at `progress` = k / K."""
+        """SoFlow with the settings of this objective at `progress` = k / K."""
         guidance = self.guidance
         if self.mix_at_end is not None:
             mix = guidance.mix + (self.mix_at_end - guidance.mix) * progress
@@ -134,14 +177,14 @@ class JumpFlow:
         return start + (end - start) * progress
 
     def scheduled(self, progress: float) -> dict[str, float]:
-        """What follows a schedule at `progress` = k / K."""
+        """The scheduled values at `progress` = k / K, by symbol."""
         values = {"r": self.middle.r(progress), "w": self.weight(progress)}
         if self.mix_at_end is not None:
             values["m"] = self.soflow(progress).guidance.mix
         return values
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> Draws:
-        """Draws noise, times, label drops and guidance of a batch of `shape`."""
+        """Draws the noise, times, dropped labels and guidance for a batch of shape `shape`."""
         draws = self.soflow(0.0).draw(shape, generator)
         count, n_fm, t, s = shape[0], draws.n_flow_matching, draws.t, draws.s
         uniform = slice(floor(self.uniform_share * n_fm))
@@ -184,7 +227,7 @@ class JumpFlow:
     def composed(
         self, model: FlowModel, batch: Batch, draws: Draws, guidance: Guidance, progress: float
     ) -> Term:
-        """f(x_t, t, s, y) is trained towards sg f(f(x_t, t, l, y), l, s, y)."""
+        """Trains f(x_t, t, s, y) towards sg f(f(x_t, t, l, y), l, s, y)."""
         param, t, s = model.parameterization, draws.t, draws.s
         x_t = model.noising.sample(batch.data, draws.noise, t).x_t
         labels = shown_labels(model, batch, draws, guidance)
@@ -195,7 +238,7 @@ class JumpFlow:
         if by_velocity:
             l = torch.minimum(s + (self.middle.r(progress) * (t - s)).clamp(min=FLOOR), t)
 
-        # In float32 and under one dropout mask, since the difference is divided by a short time
+        # In float32 and with the same dropout mask: the difference is divided by a short time.
         with float32(x_t.device):
             replay_dropout = same_dropout(x_t.device)
             (F_tl,) = without_gradient(model.net, jumps._replace(s=l))
@@ -215,14 +258,14 @@ class JumpFlow:
 
 
 def by_batch(term: Term, power: float, eps: float) -> Term:
-    """Takes `power` of the adaptive weight from the mean error, not from each sample's."""
+    """Computes `power` of the adaptive weight from the mean error instead of sample errors."""
     scale = ((term.squared + eps) / (term.squared.mean() + eps)) ** power
     return term._replace(loss=scale * term.loss, weight=scale * term.weight)
 
 
 def too_few(share: float, count: int) -> InputError:
-    """The error for a batch without composed jumps, whose term every process needs."""
+    """The error for a batch without composed jumps. Every process needs this term."""
     return InputError(
         f"objective.composed_share={share:g} leaves no composed jump in a batch of {count} samples "
-        "per process and accumulation step: raise it, or train.batch_size"
+        "per process and accumulation step: increase composed_share or train.batch_size"
     )

@@ -1,7 +1,7 @@
-"""MeanFlow: F is the mean velocity from t to s, learned from its derivative along the trajectory.
+"""MeanFlow: learns the mean velocity F from t to s with its derivative along the trajectory.
 
     F(x_t, t, s) -> sg( v - (t - s) dF/dt ),
-    dF/dt the Jacobian-vector product of F along (v, 1, 0) in (x, t, s)
+    dF/dt = Jacobian-vector product of F along (v, 1, 0) in (x, t, s)
 
 Source: Mean Flows for One-step Generative Modeling (arXiv 2505.13447).
 """
@@ -27,9 +27,9 @@ from soflow.times import LogitNormal
 
 @dataclass(frozen=True)
 class MeanFlowGuidance(Guidance):
-    """Guidance of MeanFlow, which does not fade.
+    """The guidance of MeanFlow. It does not fade.
 
-    In MeanFlow's paper, `mix` is 1 - kappa, and `mix` times `scale` is omega.
+    In the MeanFlow paper, `mix` is 1 - kappa, and `mix` times `scale` is omega.
 
     Example:
         >>> import soflow
@@ -39,18 +39,24 @@ class MeanFlowGuidance(Guidance):
     """
 
     mix: Annotated[
-        float, Setting("weight of the guided velocity against the network's, 1 - kappa", ge=0, le=1)
+        float,
+        Setting(
+            "weight m = 1 - kappa of the guided velocity in the target; the network's own velocity "
+            "gets 1 - m",
+            ge=0,
+            le=1,
+        ),
     ] = 1.0
-    decay_time: Annotated[float, Setting("guidance never fades", ge=1, le=1)] = 1.0
+    decay_time: Annotated[float, Setting("always 1: guidance does not fade", ge=1, le=1)] = 1.0
 
 
 @OBJECTIVES.register("mean_flow")
 @dataclass(frozen=True)
 class MeanFlow:
-    """Trains F(x_t, t, s, y) towards the mean of the (guided) velocity from t to s.
+    """MeanFlow: trains F(x_t, t, s, y) towards the mean of the (guided) velocity from t to s.
 
     Args:
-        compile: Compiles the function that takes the derivative. `soflow.train` gives it.
+        compile: Compiles the function that takes the derivative. Set by `soflow.train`.
 
     Example:
         >>> import soflow, torch
@@ -68,23 +74,32 @@ class MeanFlow:
     forward_derivative: ClassVar[bool] = True
     parameterization: ClassVar[str] = "euler"
 
-    flow_matching_share: Annotated[float, Setting("share of the batch with s = t", ge=0, le=1)] = (
-        0.75
-    )
+    flow_matching_share: Annotated[
+        float,
+        Setting("share of the batch with s = t (flow matching); the rest trains jumps", ge=0, le=1),
+    ] = 0.75
     derivative: Annotated[
         Literal["all", "jumps"],
-        Setting("of all samples, as published, or where s < t, which gives the same at less cost"),
+        Setting(
+            "samples to take the derivative for: all, as published, or jumps only (s < t), which "
+            "gives the same loss at lower cost"
+        ),
     ] = "all"
-    p: Annotated[float, Setting("power of the adaptive weight; 0 is the plain square", ge=0)] = 1.0
-    eps: Annotated[float, Setting("floor of the adaptive weight", gt=0)] = 0.01
-    times: Annotated[LogitNormal, Setting("of two draws: t is the larger, s the smaller")] = (
-        LogitNormal(-0.4, 1.0)
-    )
+    p: Annotated[
+        float,
+        Setting("power of the adaptive weight 1 / (squared error + eps)^p; 0: no weighting", ge=0),
+    ] = 1.0
+    eps: Annotated[
+        float, Setting("constant added to the squared error in the adaptive weight", gt=0)
+    ] = 0.01
+    times: Annotated[
+        LogitNormal, Setting("density of two independent times: the larger is t, the smaller is s")
+    ] = LogitNormal(-0.4, 1.0)
     guidance: Annotated[MeanFlowGuidance, Setting("classifier-free guidance inside training")] = (
         MeanFlowGuidance()
     )
 
-    compile: Callable[[Any], Any] = lambda function: function  # supplied, not a setting
+    compile: Callable[[Any], Any] = lambda function: function  # not a setting
 
     @cached_property
     def with_derivative(self) -> Callable[..., tuple[Tensor, Tensor]]:
@@ -95,12 +110,12 @@ class MeanFlow:
         return self.compile(passes.with_derivative)
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> Draws:
-        """Draws noise, times and label drops of a batch of `shape`."""
+        """Draws the noise, times and dropped labels for a batch of shape `shape`."""
         share, guidance = self.flow_matching_share, self.guidance
         return draw_ordered_jumps(shape, share, self.times, guidance, generator)
 
     def __call__(self, model: FlowModel, batch: Batch, draws: Draws, progress: float) -> Losses:
-        """The loss at `progress` = k / K of training."""
+        """The loss of a batch at `progress` = k / K."""
         require_mean_velocity(model)
         point = model.noising.sample(batch.data, draws.noise, draws.t)
         x_t, t, s, v = point.x_t, draws.t, draws.s, point.v_t

@@ -1,4 +1,4 @@
-"""How the network is called: passes packed together, their precision, and their dropout masks."""
+"""Forward passes of the objectives: combined passes, their precision and their dropout masks."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,9 +13,9 @@ from soflow.symbols import Batch, Net
 
 
 def casts_keep_gradient() -> bool:
-    """Whether gradients reach a weight through a cast that was made under no_grad.
+    """Whether gradients reach a weight through an autocast copy made under no_grad.
 
-    In torch 2.6 they do not, and a pass with gradient must not reuse such a cast.
+    In torch 2.6 they do not, so a pass with gradients must not reuse such a copy.
     """
     weight, x = torch.ones(1, 1, requires_grad=True), torch.ones(1, 1)
     with torch.enable_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -28,7 +28,7 @@ CASTS_KEEP_GRADIENT = casts_keep_gradient()
 
 
 class Inputs(NamedTuple):
-    """The network's arguments, one row per sample."""
+    """The arguments of the network, one row per sample."""
 
     x: Tensor  # (B, ...)
     t: Tensor  # (B,)
@@ -48,12 +48,12 @@ class Inputs(NamedTuple):
         labels: Tensor | None,
         guidance: Tensor | None = None,
     ) -> "Inputs":
-        """The arguments for samples of a batch, at other points and with the labels shown."""
+        """The arguments for a batch at the points x and times t, s, with the given labels."""
         return cls(x, t, s, labels, batch.augment, batch.cond, guidance)
 
     @property
     def more(self) -> dict[str, Tensor]:
-        """What is given by keyword."""
+        """The keyword arguments of the network."""
         more = {"augment": self.augment, "cond": self.cond, "guidance": self.guidance}
         return {name: value for name, value in more.items() if value is not None}
 
@@ -66,22 +66,22 @@ class Inputs(NamedTuple):
 
 
 def together(net: Net, *groups: Inputs) -> list[Tensor]:
-    """F of each group of rows, computed in one pass over all of them; groups may be empty."""
+    """F of each group of rows, computed in one pass. Groups may be empty."""
     counts = [len(group.x) for group in groups]
     if not any(counts):
         return [group.x for group in groups]
     columns = (
         None if parts[0] is None else torch.cat(parts) for parts in zip(*groups, strict=True)
     )
-    rows = Inputs(*columns)  # type: ignore[arg-type]  # only the optional ones are ever None
+    rows = Inputs(*columns)  # type: ignore[arg-type]  # only optional columns can be None
     return list(rows.through(net).split(counts))
 
 
 @torch.no_grad()
 def without_gradient(net: Net, *groups: Inputs) -> list[Tensor]:
-    """Like `together`, for values that no gradient flows back through.
+    """Like `together`, without gradients.
 
-    Under bfloat16 autocast, weights are cast once for this pass and those that follow it.
+    Under bfloat16 autocast, weights are cast once for this pass and the passes that follow.
     """
     outputs = together(net, *groups)
     if not CASTS_KEEP_GRADIENT or is_sharded(net):
@@ -90,17 +90,18 @@ def without_gradient(net: Net, *groups: Inputs) -> list[Tensor]:
 
 
 def is_sharded(net: Net) -> bool:
-    """Whether weights are gathered anew for each pass, by fully_shard."""
+    """Whether fully_shard gathers the weights again for each pass."""
     return isinstance(net, nn.Module) and any(hasattr(p, "device_mesh") for p in net.parameters())
 
 
 def consistency_passes(
     net: Net, velocities: Inputs, jumps: Inputs, nearer: Inputs
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """F of velocities and of jumps from x_t, with gradient; F of jumps from x_l, without.
+    """F of velocities and of jumps from x_t, with gradients; F of jumps from x_l, without.
 
-    The jumps are computed in float32 and under one dropout mask, since their difference is divided
-    by t - l. The velocities share their pass if that changes neither.
+    The two jumps are computed in float32 and with the same dropout mask, since their difference is
+    divided by t - l. The velocities share the pass of the jumps from x_t if this changes neither
+    their precision nor the dropout masks.
     """
     device = jumps.x.device
     shared = may_share_a_pass(net, device)
@@ -117,12 +118,12 @@ def consistency_passes(
 
 
 def with_derivative(net: Net, inputs: Inputs, v: Tensor) -> tuple[Tensor, Tensor]:
-    """F, and without gradient dF/dt along the trajectory: the direction (v, 1, 0) in (x, t, s)."""
+    """F, and dF/dt without gradient: its derivative along (v, 1, 0) in (x, t, s)."""
     x, t, s, labels, *_ = inputs
     if len(x) == 0:
         return x, x
 
-    # Compiled code cannot be differentiated at views, such as a microbatch is.
+    # Compiled code cannot be differentiated at views, and a microbatch is a view.
     at, more = (x.clone(), t.clone(), s.clone()), inputs.more
     along = (v, torch.ones_like(t), torch.zeros_like(s))
     # The fused attention kernels have no forward-mode derivative.
@@ -134,10 +135,10 @@ def with_derivative(net: Net, inputs: Inputs, v: Tensor) -> tuple[Tensor, Tensor
 
 
 def may_share_a_pass(net: Net, device: torch.device) -> bool:
-    """Whether velocities and the pair of a difference quotient may share one pass.
+    """Whether velocities may share one pass with the jumps of a difference quotient.
 
-    Not under autocast, which gives them different precisions, nor with active dropout, whose masks
-    depend on what else is in the pass.
+    Under autocast they may not, since they have different precisions. With active dropout they may
+    not, since dropout masks depend on the other samples in the pass.
     """
     if torch.is_autocast_enabled(device.type) or not isinstance(net, nn.Module):
         return False
@@ -151,8 +152,9 @@ def may_share_a_pass(net: Net, device: torch.device) -> bool:
 def float32(device: torch.device) -> Iterator[None]:
     """Computes in float32 even under bfloat16 autocast.
 
-    Difference quotients multiply rounding errors by hundreds. Where matrix products may not use
-    TF32, convolutions may not either; for them it is torch's default.
+    Difference quotients multiply rounding errors by a factor of hundreds. By default, torch uses
+    TF32 for convolutions but not for matrix products. Here convolutions use TF32 only if matrix
+    products do.
     """
     tf32 = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = tf32 and torch.get_float32_matmul_precision() != "highest"
@@ -164,7 +166,7 @@ def float32(device: torch.device) -> Iterator[None]:
 
 
 def same_dropout(device: torch.device) -> Callable[[], None]:
-    """Notes the state of the dropout masks; calling the result restores it."""
+    """Saves the random state of dropout. Calling the result restores this state."""
     if device.type == "cuda":
         state = torch.cuda.get_rng_state(device)
         return lambda: torch.cuda.set_rng_state(state, device)

@@ -1,10 +1,10 @@
-"""Shortcut models: flow matching, and steps that equal two steps of half the length.
+"""Shortcut models: flow matching, and steps trained to equal two steps of half their length.
 
     F(x_t, t, t - 2d) -> sg of the mean of F(x_t, t, t - d) and F(x', t - d, t - 2d),
     x' = x_t - d F(x_t, t, t - d)
 
-Source: One Step Diffusion via Shortcut Models (arXiv 2410.12557). The targets come from the
-averaged network, so its start-up (`ema.rampup`) changes them.
+Source: One Step Diffusion via Shortcut Models (arXiv 2410.12557). The targets use the EMA weights,
+so `ema.rampup` changes them.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from soflow.symbols import Batch, Net, Sample, across, mean_d
 from soflow.system.registry import Setting
 from soflow.times import LogitNormal
 
-#: Lengths 2d of the steps: 1, 1/2, ... 2^-HALVINGS. Steps start at multiples of their length.
+#: Steps have length 2d = 1, 1/2, ... 2^-HALVINGS. They start at multiples of their length.
 HALVINGS = 6
 
 
@@ -33,7 +33,7 @@ HALVINGS = 6
 class Shortcut:
     """Shortcut models: some samples match the (guided) flow, others learn steps from half steps.
 
-    The targets of steps come from `model.average`, or from `model.net` without it.
+    The targets of steps come from `model.average`, or from `model.net` if `average` is None.
 
     Example:
         >>> import dataclasses, soflow, torch
@@ -48,22 +48,29 @@ class Shortcut:
         ['flow_matching', 'shortcut']
     """
 
-    samplers: ClassVar[tuple[str, ...]] = ("ode", "heun")  # its jumps have lengths 1, 1/2, 1/4, ...
-    whole_network: ClassVar[bool] = True  # it also calls the network with averaged weights
+    samplers: ClassVar[tuple[str, ...]] = ("ode", "heun")  # learns jumps of length 1, 1/2, 1/4, ...
+    whole_network: ClassVar[bool] = True  # it also calls the network with EMA weights
     parameterization: ClassVar[str] = "euler"
 
     flow_matching_share: Annotated[
         float,
-        Setting("share of the batch that matches the flow; the rest learns steps from half steps",
+        Setting("share of the batch for flow matching; the rest learns steps from half steps",
                 ge=0, le=1),
     ] = 0.75  # fmt: skip
-    p: Annotated[float, Setting("power of the adaptive weight; 0 is the plain square", ge=0)] = 0.0
-    eps: Annotated[float, Setting("floor of the adaptive weight", gt=0)] = 0.01
-    times: Annotated[LogitNormal, Setting("density of t of flow matching")] = LogitNormal(-0.2, 1.0)
+    p: Annotated[
+        float,
+        Setting("power of the adaptive weight 1 / (squared error + eps)^p; 0: no weighting", ge=0),
+    ] = 0.0
+    eps: Annotated[
+        float, Setting("constant added to the squared error in the adaptive weight", gt=0)
+    ] = 0.01
+    times: Annotated[LogitNormal, Setting("density of t for flow matching")] = LogitNormal(
+        -0.2, 1.0
+    )
     guidance: Annotated[Guidance, Setting("classifier-free guidance inside training")] = Guidance()
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> Draws:
-        """Draws noise, times and label drops of a batch of `shape`."""
+        """Draws the noise, times and dropped labels for a batch of shape `shape`."""
         count, device = shape[0], generator.device
         noise = torch.randn(*shape, generator=generator, device=device)
         n_steps = floor((1 - self.flow_matching_share) * count)
@@ -77,7 +84,7 @@ class Shortcut:
         return Draws(noise, t, s, draw_dropped(count, self.guidance, generator), n_fm)
 
     def __call__(self, model: FlowModel, batch: Batch, draws: Draws, progress: float) -> Losses:
-        """The loss at `progress` = k / K of training."""
+        """The loss of a batch at `progress` = k / K."""
         require_mean_velocity(model)
         fm, steps = slice(draws.n_flow_matching), slice(draws.n_flow_matching, None)
         point = model.noising.sample(batch.data, draws.noise, draws.t)
@@ -101,7 +108,7 @@ class Shortcut:
 
 
 def two_half_steps(average: Net, jumps: Inputs) -> Sample:
-    """The mean velocity over two steps of half the length each, by the averaged network."""
+    """The mean velocity (B, ...) of two steps of half the length, with the EMA weights."""
     d = (jumps.t - jumps.s) / 2
     (first,) = without_gradient(average, jumps._replace(s=jumps.t - d))
     x = jumps.x - across(d, jumps.x) * first

@@ -1,10 +1,10 @@
-"""SoFlow: flow matching and solution consistency, with no Jacobian-vector product.
+"""SoFlow: flow matching and solution consistency, without Jacobian-vector products.
 
     L_FM  = mean of sg(w) mean_d( (v(x_t, t, y) - target)^2 )        objectives/flow_matching.py
     L_SCM = mean of sign(b(t, s)) mean_d( F(x_t, t, s, y) sg(q w) )  below
 
-Source: SoFlow (arXiv 2512.15657), its two losses and guidance. Where its code differs from its
-text: docs/paper_map.md.
+Source: the two losses and the guidance of SoFlow (arXiv 2512.15657). docs/paper_map.md lists where
+the published code differs from the text.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ from soflow.times import LogitNormal, MiddleTime, draw_jumps
 
 @dataclass(frozen=True)
 class SoFlowTimes:
-    """The densities of SoFlow's times, each logit-normal.
+    """The logit-normal densities of SoFlow's times.
 
     Example:
         >>> import soflow
@@ -41,18 +41,21 @@ class SoFlowTimes:
         LogitNormal(mean=-1.0, std=0.8)
     """
 
-    flow_matching: Annotated[LogitNormal, Setting("t of flow matching")] = LogitNormal(-0.2, 1.0)
-    t: Annotated[LogitNormal, Setting("where a jump starts")] = LogitNormal(0.2, 0.8)
-    s: Annotated[LogitNormal, Setting("where a jump ends")] = LogitNormal(-1.0, 0.8)
+    flow_matching: Annotated[LogitNormal, Setting("density of t for flow matching")] = LogitNormal(
+        -0.2, 1.0
+    )
+    t: Annotated[LogitNormal, Setting("density of the start t of a jump")] = LogitNormal(0.2, 0.8)
+    s: Annotated[LogitNormal, Setting("density of the end s of a jump")] = LogitNormal(-1.0, 0.8)
 
 
 @OBJECTIVES.register("soflow")
 @dataclass(frozen=True)
 class SoFlow:
-    """Flow matching and solution consistency: L = (n_fm / B) L_FM + (n_scm / B) L_SCM.
+    """SoFlow: flow matching and solution consistency, L = (n_fm / B) L_FM + (n_scm / B) L_SCM.
 
-    The first n_fm = floor(lambda B) samples of a batch match the flow, the rest are made
-    consistent. Each L is a mean over its own samples, so L is the mean of one loss per sample.
+    The first n_fm = floor(lambda B) samples of a batch match the flow. The other n_scm samples
+    train consistency. L_FM and L_SCM are means over their own samples, so L is the mean loss per
+    sample.
 
     Example:
         >>> import soflow, torch
@@ -70,17 +73,22 @@ class SoFlow:
 
     flow_matching_share: Annotated[
         float,
-        Setting("lambda, share of the batch that matches the flow; the rest is made consistent",
+        Setting("lambda, share of the batch for flow matching; the rest trains consistency",
                 ge=0, le=1),
     ] = 0.75  # fmt: skip
-    p: Annotated[float, Setting("power of the adaptive weight; 0 is the plain square", ge=0)] = 1.0
-    eps: Annotated[float, Setting("floor of the adaptive weight", gt=0)] = 0.01
+    p: Annotated[
+        float,
+        Setting("power of the adaptive weight 1 / (squared error + eps)^p; 0: no weighting", ge=0),
+    ] = 1.0
+    eps: Annotated[
+        float, Setting("constant added to the squared error in the adaptive weight", gt=0)
+    ] = 0.01
     times: Annotated[SoFlowTimes, Setting("densities of the times")] = SoFlowTimes()
-    middle: Annotated[MiddleTime, Setting("the middle time l = t + (s - t) r")] = MiddleTime()
+    middle: Annotated[MiddleTime, Setting("middle time l = t + (s - t) r")] = MiddleTime()
     guidance: Annotated[Guidance, Setting("classifier-free guidance inside training")] = Guidance()
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> Draws:
-        """Draws noise, times and label drops of a batch of `shape`."""
+        """Draws the noise, times and dropped labels for a batch of shape `shape`."""
         count = shape[0]
         noise = torch.randn(*shape, generator=generator, device=generator.device)
         n_fm = floor(self.flow_matching_share * count)
@@ -91,11 +99,11 @@ class SoFlow:
         return Draws(noise, t, s, dropped, n_flow_matching=n_fm)
 
     def scheduled(self, progress: float) -> dict[str, float]:
-        """The ratio r of the middle time at `progress`."""
+        """The ratio r of the middle time at `progress` = k / K."""
         return {"r": self.middle.r(progress)}
 
     def __call__(self, model: FlowModel, batch: Batch, draws: Draws, progress: float) -> Losses:
-        """The loss at `progress` = k / K of training."""
+        """The loss of a batch at `progress` = k / K."""
         scm = slice(draws.n_flow_matching, None)
         l = self.middle(draws.t[scm], draws.s[scm], progress)
         return losses(**self.terms(model, batch, draws, l))
@@ -103,9 +111,15 @@ class SoFlow:
     def terms(
         self, model: FlowModel, batch: Batch, draws: Draws, l: Times, own_step: bool = False
     ) -> dict[str, Term]:
-        """Both terms, either of which may have no samples.
+        """Both terms of the loss. A term may have no samples.
 
-        l: middle times of the jumps, (n_scm,). own_step: not the paper's; see jump_flow.py.
+        Args:
+            model: The model.
+            batch: The batch.
+            draws: The random numbers of the step.
+            l: The middle times of the jumps, (n_scm,).
+            own_step: Whether the step to x_l follows the network's velocity. This option is part of
+                JumpFlow, not of the paper.
         """
         fm, scm = slice(draws.n_flow_matching), slice(draws.n_flow_matching, None)
         point = model.noising.sample(batch.data, draws.noise, draws.t)
@@ -132,7 +146,7 @@ class SoFlow:
         F_fm, F_t, F_l = consistency_passes(model.net, velocities, jumps, nearer)
 
         v = model.parameterization.velocity(F_fm)
-        if guidance.active:  # the prediction that is mixed in is the one that learns
+        if guidance.active:  # v of this pass is also the network's own velocity in the target
             target_fm = guidance.target(
                 v_t[fm], v_null[fm], v.detach(), t[fm], dropped[fm], velocities.guidance
             )
@@ -153,10 +167,11 @@ def consistency_loss(
     p: float,
     eps: float,
 ) -> Term:
-    """f(x_t, t, s, y) is trained towards sg f(x_l, l, s, y), at times s <= l < t.
+    """Trains f(x_t, t, s, y) towards sg f(x_l, l, s, y), with s <= l < t.
 
-    F_t = F(x_t, t, s, y), F_l = F(x_l, l, s, y). The span of q is t - l. The loss is a surrogate:
-    its gradient is sign(b) w q / D, its value means nothing. Read `squared` instead.
+    F_t = F(x_t, t, s, y) and F_l = F(x_l, l, s, y). The span of q is t - l. The loss is a
+    surrogate: its gradient with respect to F_t is sign(b) w q / D, and its value has no meaning.
+    `squared` is the error to report.
     """
     f_l = parameterization.solution(x_l, l, jumps.s, F_l)
     return jump_loss(parameterization, jumps, F_t, f_l, jumps.t - l, l, p, eps)
@@ -172,7 +187,7 @@ def jump_loss(
     p: float,
     eps: float,
 ) -> Term:
-    """f(x_t, t, s, y) is trained towards a target without gradient, over a span of time (B,)."""
+    """Trains f(x_t, t, s, y) towards a target without gradient, over a span of time (B,)."""
     x_t, t, s, *_ = jumps
     f_t = parameterization.solution(x_t, t, s, F_t.detach())
     # q = (f(x_t, t, s) - target) / span,   w = 1 / (mean_d(q^2) + eps)^p

@@ -1,1 +1,1 @@
-"""A run on disk: its folder, its checkpoints, its lock."""
+"""A run on disk: the run folder, checkpoints, logs and the lock."""

@@ -1,13 +1,13 @@
-"""Checkpoints: everything that a run needs to be resumed.
+"""Checkpoints: the complete state of a run, for resuming.
 
     checkpoints/step-00002000/
-        model.safetensors       the network's weights
-        ema.safetensors         their average
-        optimizer.pt            the optimizer's state, loadable with weights_only=True
-        state.json              step, seconds, running means of the log; checksums of all this
+        model.safetensors       weights of the network
+        ema.safetensors         EMA weights
+        optimizer.pt            state of the optimizer, loadable with weights_only=True
+        state.json              step, seconds, running means of the log; checksums of all files
 
-The folder is written beside its place, flushed to the disk, read back and renamed: a checkpoint is
-complete or absent. No checkpoint is removed before a newer one is complete.
+A checkpoint is written under a temporary name, flushed to disk, read back and renamed. It is
+therefore complete or absent. No checkpoint is removed before a newer one is complete.
 """
 
 import json
@@ -33,20 +33,20 @@ from soflow.system.atomic import flush_folder, new_file, replace_file
 from soflow.system.fingerprints import checksum
 from soflow.system.records import Count, Record
 
-#: Version of run folders.
+#: Version of the run folder format.
 VERSION = 3
 WEIGHTS = {"raw": "model.safetensors", "ema": "ema.safetensors"}
 OPTIMIZER = "optimizer.pt"
 STATE = "state.json"
-#: The files of a checkpoint beside state.json: all of them are needed to resume.
+#: The files of a checkpoint in addition to state.json. Resuming needs all of them.
 ALL = (*WEIGHTS.values(), OPTIMIZER)
-#: A number of samples that still has room for those of another step.
+#: A number of samples. The limit leaves room for adding the samples of more steps.
 Samples = Annotated[int, Field(strict=True, ge=0, lt=2**53)]
 
 
 @dataclass
 class RunningMean:
-    """The mean of `count` values."""
+    """The mean of `count` values with the sum `total`."""
 
     total: float = 0.0
     count: float = 0.0
@@ -62,17 +62,20 @@ class RunningMean:
 
 @dataclass
 class TrainState:
-    """The state of a run beside its tensors.
+    """The state of a run, without its tensors.
 
-    step: Steps done.
-    seconds: Time spent in them.
-    means: Running means of the logged values since the last line of the log.
-    best, best_of, best_step: The best figure of the evaluations during training, what it is, and
-        the step that it is of (0 if there is none).
-    skipped: Updates that were skipped because numbers were not finite.
-    due: Whether what follows this step, such as its log line or evaluation, is still to be done.
-    samples: Samples that the steps were trained on: the position in the data. 0 after some steps
-        is that of a checkpoint that does not count them.
+    Attributes:
+        step: The number of completed steps.
+        seconds: The time spent in these steps.
+        means: Running means of the logged values since the last line of the log.
+        best: The best figure of the evaluations during training; None if there is none.
+        best_of: The name of this figure, with its number of samples, such as "FID of 1000".
+        best_step: The step of this figure; 0 if there is none.
+        skipped: The number of updates skipped because a value was not finite.
+        due: Whether the periodic work after this step, such as its log line or evaluation, is
+            still due.
+        samples: The number of samples seen, which is the position in the data. It is 0 in
+            checkpoints that do not record it.
     """
 
     step: Count = 0
@@ -87,7 +90,7 @@ class TrainState:
 
 
 class CheckpointRecord(Record):
-    """state.json, which also holds the checksum of these fields."""
+    """The content of state.json. The file also contains a checksum of these fields."""
 
     version: int
     state: TrainState
@@ -95,17 +98,20 @@ class CheckpointRecord(Record):
 
     @classmethod
     def load(cls, file: Path) -> "CheckpointRecord":
-        """Raises Damaged for a file that soflow did not write, RunError for another version."""
+        """Reads the file. Raises Damaged if it is damaged, RunError if the version differs."""
         try:
             values = json.loads(file.read_bytes())
             intact = values.pop("checksum") == checksum_of(values)
         except (ValueError, RecursionError, AttributeError, LookupError, TypeError):
             intact = False
         if not intact:
-            raise Damaged(f"{file} is damaged (its checksum is not the one recorded)")
+            raise Damaged(f"{file} is damaged (its checksum differs from the recorded checksum)")
         if values.get("version") != VERSION:
             found = values.get("version")
-            raise RunError(f"{file.parent} has version {found}, this soflow reads {VERSION}")
+            raise RunError(
+                f"{file.parent} has version {found}, but this soflow reads version {VERSION}: use "
+                "the soflow that wrote it, or train again"
+            )
         try:
             return cls.model_validate_json(json.dumps(values), strict=True)
         except ValidationError:
@@ -119,17 +125,17 @@ class CheckpointRecord(Record):
 
 
 def checksum_of(values: object) -> str:
-    """The checksum of JSON values, independent of how they are spaced and ordered."""
+    """The checksum of JSON values, independent of spaces and the order of keys."""
     return f"{zlib.crc32(json.dumps(values, sort_keys=True).encode()):08x}"
 
 
 class Damaged(RunError):
-    """A file is not what was written."""
+    """A file differs from what was written."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One checkpoint folder. Reading a damaged file raises RunError."""
+    """A checkpoint folder. Reading a damaged file raises RunError."""
 
     path: Path
 
@@ -138,14 +144,14 @@ class Checkpoint:
         return int(self.path.name.removeprefix("step-"))
 
     def problem(self, needed: Sequence[str] = ALL) -> str | None:
-        """The first file that is missing or not what was written, and why; None if all are good.
+        """Describes the first missing or damaged file; None if the checkpoint is good.
 
         Args:
-            needed: The files that must be there, beside state.json. Others may be missing, as in a
-                run that is shared for sampling; those that are there must be good.
+            needed: The required files, in addition to state.json. Other files may be missing, as
+                in a run that is shared for sampling. All existing files must be good.
 
         Raises:
-            RunError: If a file may be good, but cannot be read now or by this version.
+            RunError: If a file cannot be read now, or was written by another version.
         """
         try:
             checksums = self.record().checksums
@@ -153,14 +159,15 @@ class Checkpoint:
                 if name not in needed and not (self.path / name).exists():
                     continue
                 if checksum(self.path / name) != checksums.get(name):
-                    return f"{self.path / name} is damaged (its checksum is not the one recorded)"
+                    why = "its checksum differs from the recorded checksum"
+                    return f"{self.path / name} is damaged ({why})"
         except Damaged as error:
             return str(error)
         except (FileNotFoundError, NotADirectoryError) as error:
             return f"{error.filename} is missing"
         except OSError as error:
             what = f"{error.filename or self.path} cannot be read ({error.strerror})"
-            advice = f"repair that, or remove {self.path} to resume from an earlier checkpoint"
+            advice = f"make it readable, or remove {self.path} to use an earlier checkpoint"
             raise RunError(f"{what}: {advice}") from None
         return None
 
@@ -168,7 +175,7 @@ class Checkpoint:
         """The content of state.json."""
         record = CheckpointRecord.load(self.path / STATE)
         if record.state.step != self.step:
-            raise Damaged(f"{self.path / STATE} is damaged (it is of step {record.state.step})")
+            raise Damaged(f"{self.path / STATE} is damaged (it records step {record.state.step})")
         return record
 
     def checksum_of(self, which: str) -> str:
@@ -176,14 +183,14 @@ class Checkpoint:
         return self.record().checksums[WEIGHTS[which]]
 
     def files_of(self, which: str) -> list[Path]:
-        """The files that hold the weights "raw" or "ema", and what describes them, last."""
+        """The files needed to load the weights "raw" or "ema". The last file is state.json."""
         return [self.path / WEIGHTS[which], self.path / STATE]
 
     def train_state(self) -> TrainState:
         return self.record().state
 
     def weights(self, which: str) -> dict[str, Tensor]:
-        """The state of the network: "raw" or "ema"."""
+        """The weights of the network, "raw" or "ema", by name."""
         file = self.path / WEIGHTS[which]
         try:
             return load_file(file)
@@ -191,13 +198,13 @@ class Checkpoint:
             raise RunError(f"{file} is not a safetensors file: {first_line(error)}") from None
 
     def optimizer_state(self) -> dict[str, Any]:
-        """The state of the optimizer. The file cannot run code, nor unpack beyond its size."""
+        """The state of the optimizer. Loading runs no code and unpacks no compressed data."""
         file = self.path / OPTIMIZER
         try:
             if is_compressed(file):
-                raise ValueError("it is compressed, which torch.save never does")
+                raise ValueError("it is compressed, but torch.save never compresses")
             state = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many types for foreign bytes
+        except Exception as error:  # torch raises many types of errors for damaged files
             raise RunError(f"{file} is not an optimizer state: {first_line(error)}") from None
         if not isinstance(state, dict) or not state.keys() >= {"state", "param_groups"}:
             raise RunError(f"{file} is not an optimizer state")
@@ -212,7 +219,7 @@ def checkpoints(folder: Path) -> list[Checkpoint]:
 
 
 def newest_good(folder: Path, needed: Sequence[str] = ALL) -> tuple[Checkpoint | None, list[str]]:
-    """The newest good checkpoint that has the files `needed`, and what is wrong with newer ones."""
+    """The newest good checkpoint with the files `needed`, and the problems of newer ones."""
     problems: list[str] = []
     for checkpoint in reversed(checkpoints(folder)):
         problem = checkpoint.problem(needed)
@@ -223,12 +230,12 @@ def newest_good(folder: Path, needed: Sequence[str] = ALL) -> tuple[Checkpoint |
 
 
 def require_good(checkpoint: Checkpoint, needed: Sequence[str] = ALL) -> Checkpoint:
-    """The checkpoint itself; RunError naming its damaged file and the last good checkpoint."""
+    """Returns the checkpoint. If it is damaged, raises RunError with the last good checkpoint."""
     problem = checkpoint.problem(needed)
     if problem is None:
         return checkpoint
     good, _ = newest_good(checkpoint.path.parent, needed)
-    advice = "no other checkpoint is good: restore that file, or use other weights if it has them"
+    advice = "no other checkpoint is good: restore the file, or use other weights (ema or raw)"
     raise RunError(f"{problem}; {f'the last good checkpoint is {good.path}' if good else advice}")
 
 
@@ -239,16 +246,16 @@ def save_checkpoint(
     ema: Mapping[str, Tensor],
     optimizer: Mapping[str, Any],
 ) -> Checkpoint:
-    """Writes `folder`/step-NNNNNNNN. Tensors of a GPU are copied one at a time.
+    """Writes `folder`/step-NNNNNNNN. Copies GPU tensors one at a time.
 
     Raises:
-        OSError: If it cannot be written; other checkpoints are then unchanged.
+        OSError: If the checkpoint cannot be written. Other checkpoints are then unchanged.
     """
     final = Checkpoint(folder / f"step-{state.step:08d}")
     partial = folder / f".{final.path.name}.partial"
     folder.mkdir(parents=True, exist_ok=True)
     if final.path.exists() and final.problem() is None:
-        # Saved before what follows its step was done: only the state is new.
+        # It was saved before the periodic work of its step was complete. Only the state is new.
         write_record(final.path, state, final.record().checksums)
         return final
     with suppress(OSError):
@@ -261,10 +268,10 @@ def save_checkpoint(
                 write_tensors(stream, tensors)
             checksums[name] = stream.checksum
         with new_file(partial / OPTIMIZER) as stream:
-            torch.save(optimizer, stream)  # type: ignore[arg-type]  # it only writes
+            torch.save(optimizer, stream)  # type: ignore[arg-type]  # torch.save only writes
         checksums[OPTIMIZER] = stream.checksum
         write_record(partial, state, checksums)
-        if final.path.exists():  # damaged, so the run was resumed from an earlier one
+        if final.path.exists():  # it is damaged: the run was resumed from an earlier checkpoint
             remove(final.path)
         os.replace(partial, final.path)
         flush_folder(folder)
@@ -279,10 +286,11 @@ def write_record(place: Path, state: TrainState, checksums: dict[str, str]) -> N
 
 
 def remove_old(folder: Path, state: TrainState, keep_last: int, keep_every: int = 0) -> None:
-    """Removes checkpoints that the good one of `state.step` makes superfluous.
+    """Removes old checkpoints. The checkpoint of `state.step` must be good.
 
-    Kept are the last `keep_last`, those of every `keep_every` steps (0: none) and the best one.
-    Those of later steps, which are damaged, are removed.
+    Keeps the last `keep_last` checkpoints, every checkpoint whose step is a multiple of
+    `keep_every` (0: none), and the best one. Removes checkpoints of later steps, because they are
+    damaged.
     """
     steps = [checkpoint.step for checkpoint in checkpoints(folder) if checkpoint.step <= state.step]
     kept = {*steps[-keep_last:], state.best_step}
@@ -294,21 +302,21 @@ def remove_old(folder: Path, state: TrainState, keep_last: int, keep_every: int 
 
 
 def remove(path: Path) -> None:
-    """Removes a checkpoint at once: a half-removed one would look damaged."""
+    """Removes a checkpoint. Renames it first, because a half-removed one would look damaged."""
     aside = path.with_name(f".{path.name}.removed")
     os.replace(path, aside)
     delete(aside)
 
 
 def sweep(folder: Path) -> None:
-    """Removes what was left half-written or half-removed. No other process may work there."""
+    """Removes half-written and half-removed checkpoints. No other process may use the folder."""
     for path in folder.glob(".step-*"):
         if path.suffix in (".partial", ".removed"):
             delete(path)
 
 
 def delete(path: Path) -> None:
-    """Removes a folder with its content, or a link."""
+    """Deletes a folder with its content, or a link."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -1,8 +1,8 @@
-"""The run folder: where everything is.
+"""The run folder: the files of a run.
 
 config.yaml  data.json  metrics.jsonl  history.jsonl
 checkpoints/step-NNNNNNNN/  samples/step-NNNNNNNN.png  evaluation.json  report.html
-trackers.json, and what trackers write
+trackers.json, and the files of trackers
 """
 
 import logging
@@ -17,7 +17,7 @@ from soflow.system.atomic import require_writable, write_text
 
 log = logging.getLogger(__name__)
 
-#: Unfinished files that only a trainer leaves; others may belong to a process at work.
+#: Unfinished files that only a trainer leaves. Other unfinished files may be in use.
 LEFT_BY_TRAINERS = (
     ".config.yaml.*.partial",
     ".data.json.*.partial",
@@ -30,7 +30,7 @@ LEFT_BY_TRAINERS = (
 
 
 class RunFolder:
-    """The paths of a run."""
+    """The paths of a run's files."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -51,15 +51,15 @@ class RunFolder:
         return f"RunFolder({self.path})"
 
     def _repr_png_(self) -> bytes | None:
-        """The newest sample grid, which a notebook shows."""
+        """The newest sample grid, for display in a notebook."""
         newest = max(self.samples.glob("step-????????.png"), default=None)
         return newest.read_bytes() if newest else None
 
     def create(self) -> None:
-        """Makes the folder, and removes unfinished files of a trainer that was killed.
+        """Creates the folder, and removes unfinished files of a killed trainer.
 
         Raises:
-            InputError: If it cannot be written.
+            InputError: If the folder is not writable.
         """
         for folder in (self.path, self.samples, self.checkpoints):
             require_writable(folder)
@@ -68,26 +68,28 @@ class RunFolder:
                 partial.unlink()
 
     def sample_grid(self, step: int) -> Path:
-        """The picture of samples drawn after a step."""
+        """The file of the sample grid of a step."""
         return self.samples / f"step-{step:08d}.png"
 
     def write_config(self, config: Config) -> None:
-        head = f"# The whole configuration of this run.\nversion: {VERSION}\n"
+        head = f"# The complete configuration of this run.\nversion: {VERSION}\n"
         write_text(self.config, head + dump(config))
 
     def read_config(self) -> Config:
         """The configuration of the run.
 
         Raises:
-            InputError: If the folder is not a run, or a run of another version.
+            InputError: If the folder is not a run folder, or has another version.
         """
         if self.path.is_file():
             raise InputError(
-                f"{self.path} is a file, not a run folder; soflow import turns checkpoints into one"
+                f"{self.path} is a file, not a run folder: soflow import turns checkpoints of the "
+                "reference implementation into run folders"
             )
         if not self.config.is_file():
             raise InputError(
-                f"{self.path} is not a run folder: it has no config.yaml; soflow train makes one"
+                f"{self.path} is not a run folder, because it has no config.yaml: give a folder "
+                "created by soflow train"
             )
         try:
             values = parse_yaml(read_text(self.config), str(self.config))
@@ -95,11 +97,11 @@ class RunFolder:
             complete(values)
         except (InputError, AttributeError, KeyError, TypeError):
             raise InputError(
-                f"{self.config} is damaged: it is not the YAML that soflow train wrote"
+                f"{self.config} is damaged or incomplete: restore the file that soflow train wrote"
             ) from None
         if version != VERSION:
             raise InputError(
-                f"{self.path} is a run folder of version {version}, and this soflow reads version "
+                f"{self.path} is a run folder of version {version}, but this soflow reads version "
                 f"{VERSION}: use the soflow that wrote it, or train again"
             )
         try:
@@ -108,14 +110,14 @@ class RunFolder:
             raise InputError(f"{self.config}: {error}") from None
 
     def read_metrics(self) -> list[dict[str, float]]:
-        """The lines of metrics.jsonl: "step" and figures by name; damaged lines are skipped."""
+        """The lines of metrics.jsonl: "step" and figures by name. Skips damaged lines."""
         return read_metrics(self.metrics)
 
 
 def evaluation_file(folder: RunFolder, checkpoint: str) -> Path:
-    """Where the evaluation of a checkpoint goes: evaluation.json, if the checkpoint is the newest.
+    """The file for the evaluation of a checkpoint.
 
-    That of another checkpoint gets a file named after it.
+    It is evaluation.json for the newest checkpoint, and evaluation-step-NNNNNNNN.json for others.
     """
     newest, _ = newest_good(folder.checkpoints, needed=())
     if newest is None or newest.path.name == checkpoint:
@@ -124,23 +126,23 @@ def evaluation_file(folder: RunFolder, checkpoint: str) -> Path:
 
 
 def find_run(path: Path, weights: str = "ema") -> tuple[RunFolder, Checkpoint]:
-    """The run and a good checkpoint of it: its newest, or the one that `path` names.
+    """Finds a run and a good checkpoint: the checkpoint at `path`, or the newest.
 
     Args:
-        path: A run folder, one checkpoint inside it, or RUN/checkpoints/best for the best one by
-            the evaluations during training.
-        weights: Those that the checkpoint must have, "ema" or "raw". Its other files may be
+        path: A run folder, a checkpoint in it, or RUN/checkpoints/best for the best checkpoint
+            according to the evaluations during training.
+        weights: The weights that the checkpoint must contain, "ema" or "raw". Other files may be
             missing.
 
     Raises:
-        InputError: If there is no such run or checkpoint.
-        RunError: If the named checkpoint, or every one, is damaged.
+        InputError: If the run or the checkpoint does not exist.
+        RunError: If the given checkpoint, or every checkpoint, is damaged.
     """
     path = path.expanduser()
     real = path.resolve()
     one = real.name.startswith("step-") and real.parent.name == "checkpoints"
     if one and not path.is_dir():
-        raise InputError(f"there is no checkpoint {path}")
+        raise InputError(f"the checkpoint {path} does not exist")
     if one and path.parent.name != "checkpoints":
         path = real
     best = path.name == "best" and path.parent.name == "checkpoints"
@@ -153,13 +155,13 @@ def find_run(path: Path, weights: str = "ema") -> tuple[RunFolder, Checkpoint]:
     if checkpoint is None:
         if problems:
             what = f"{problems[0]}; no checkpoint in {run.checkpoints} has good {weights} weights"
-            raise RunError(f"{what}: restore that file, use other weights, or train again")
+            raise RunError(f"{what}: restore the file, use other weights, or train again")
         raise InputError(f"{run.path} has no checkpoint yet: train it with soflow train")
     if best:
         step = checkpoint.train_state().best_step
         if not step:
             why = "evaluate.every was 0, or no evaluation gave a finite figure"
-            raise InputError(f"{run.path} has no best checkpoint: {why}")
+            raise InputError(f"{run.path} has no best checkpoint, because {why}")
         return run, require_good(Checkpoint(run.checkpoints / f"step-{step:08d}"), needed)
     for problem in problems:
         log.warning(f"{problem}; using {checkpoint.path}")

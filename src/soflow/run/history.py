@@ -1,4 +1,4 @@
-"""history.jsonl: the settings that were changed while a run went on, one line per change."""
+"""history.jsonl: the settings that were changed during a run, one line per change."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,14 +10,14 @@ from soflow.errors import RunError
 from soflow.system.atomic import write_text
 from soflow.system.records import Count, Record
 
-#: A setting as JSON has it.
+#: The value of a setting in JSON.
 Value = bool | int | float | str | tuple[float, ...]
 
 
 class Change(Record):
-    """One setting that was changed: after `step` steps, at the time `when` (UTC)."""
+    """One changed setting. It changed after `step` steps, at the time `when` (UTC)."""
 
-    advice: ClassVar[str] = "restore it, or remove it to go on without it"
+    advice: ClassVar[str] = "restore it, or remove it to resume without it"
 
     step: Count
     when: str
@@ -26,7 +26,7 @@ class Change(Record):
     new: Value
 
     def same_as(self, other: "Change") -> bool:
-        """Whether both are one change, that was written twice."""
+        """Whether both records describe the same change."""
         return self.model_copy(update={"when": other.when}) == other
 
 
@@ -44,10 +44,10 @@ def read_history(file: Path) -> list[Change]:
 
 
 def write_history(file: Path, changes: Sequence[Change], step: int) -> None:
-    """Adds the changes of a run that goes on from `step`, and writes the file as a whole.
+    """Adds the changes of a run that resumes at `step`, and rewrites the file.
 
-    A change that a killed process wrote already is kept once. Earlier changes of later steps now
-    take effect at `step`: the run goes back to a checkpoint before them.
+    A change that a killed process has already written is kept once. If the run resumes at a
+    checkpoint before earlier changes, these now take effect at `step`.
     """
     before = read_history(file)
     kept = [one.model_copy(update={"step": min(one.step, step)}) for one in before]
@@ -58,5 +58,5 @@ def write_history(file: Path, changes: Sequence[Change], step: int) -> None:
 
 
 def first_value(history: Sequence[Change], key: str, now: Any) -> Any:
-    """The value that a setting had at the beginning of a run; `now` if it never changed."""
+    """The value of a setting at the start of a run; `now` if it never changed."""
     return next((change.old for change in history if change.key == key), now)

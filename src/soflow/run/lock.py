@@ -1,6 +1,6 @@
-"""One trainer per run folder, and per process.
+"""Locks: one trainer per run folder and per process.
 
-The system releases the lock of a folder when its process ends.
+The operating system releases the lock of a folder when its process ends.
 """
 
 import os
@@ -16,22 +16,22 @@ from filelock import FileLock, Timeout
 from soflow.errors import RunError
 from soflow.system.atomic import require_writable, write_text
 
-#: Torch's random numbers and Accelerate's state are those of a process: one training at a time.
+#: torch's random state and Accelerate's state are global, so a process trains one run at a time.
 _training = threading.Lock()
 
 
 @contextmanager
 def only_trainer_of(folder: Path) -> Iterator[None]:
-    """Makes the folder if needed, and holds its lock. A folder made only for the lock is removed.
+    """Holds the lock of the folder. Creates the folder if needed, and removes it if it stays empty.
 
     Raises:
-        RunError: If another process has the lock; it is named. If this process is training already.
-        InputError: If the folder cannot be written.
+        RunError: If another process holds the lock, or this process is already training.
+        InputError: If the folder is not writable.
     """
     if not _training.acquire(blocking=False):
         raise RunError(
-            f"cannot train {folder}: this process is training already; wait for it, or use another "
-            "process"
+            f"cannot train {folder}, because this process is already training: wait for it to "
+            "finish, or use another process"
         )
     try:
         with lock_of(folder):
@@ -51,21 +51,21 @@ def lock_of(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise RunError(
-            f"{folder} is being trained by {name_in(owner)}: wait for it, stop it, or choose "
-            "another folder with --out"
+            f"{folder} is being trained by {name_in(owner)}: wait for it to finish, stop it, or "
+            "choose another folder with --out"
         ) from None
-    # filelock before version 4 raises NotImplementedError on disks without locks.
+    # filelock before version 4 raises NotImplementedError on file systems without locks.
     except (NotImplementedError, OSError) as error:
         raise RunError(
             f"cannot lock {folder} ({error}): choose a folder on another file system with --out"
         ) from None
     name = f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M}"
     try:
-        with suppress(RunError):  # on a full disk, the next one is refused without a name
+        with suppress(RunError):  # on a full disk, messages name no owner
             write_text(owner, name)
         yield
     finally:
-        with suppress(OSError):  # another process removed or used it
+        with suppress(OSError):  # another process may have removed or used the folder
             if name_in(owner) == name:
                 owner.unlink()
             if list(folder.iterdir()) == [place]:

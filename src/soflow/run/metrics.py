@@ -20,7 +20,7 @@ class MetricsLine(Record):
 
 
 def read_metrics(file: Path) -> list[dict[str, float]]:
-    """Lines as "step" and figures by name; damaged ones, such as a cut last one, are skipped."""
+    """Lines as "step" and figures by name. Skips damaged lines, such as an incomplete last line."""
     return [line.model_dump() for line in read_lines(file)]
 
 
@@ -35,13 +35,13 @@ def read_lines(file: Path) -> list[MetricsLine]:
 
 
 def forget_metrics_after(file: Path, step: int) -> None:
-    """Removes the lines that a resumed run writes again."""
+    """Removes the lines after `step`, because a resumed run writes them again."""
     kept = [line for line in read_lines(file) if line.step <= step]
     write_text(file, "".join(f"{line.model_dump_json()}\n" for line in kept))
 
 
 def add_metrics(file: Path, lines: list[MetricsLine]) -> None:
-    """Appends lines, all or none. Raises OSError if they cannot be written."""
+    """Appends all lines or none. Raises OSError if they cannot be written."""
     text = "".join(f"{line.model_dump_json()}\n" for line in lines).encode()
     with file.open("ab", buffering=0) as stream:
         before = stream.seek(0, os.SEEK_END)
@@ -54,6 +54,6 @@ def add_metrics(file: Path, lines: list[MetricsLine]) -> None:
 
 
 def flush_metrics(file: Path) -> None:
-    """Flushes the file to the disk, as a checkpoint after it will be."""
+    """Flushes the file to disk, before a checkpoint is written."""
     with file.open("ab") as stream:
         os.fsync(stream.fileno())

@@ -1,4 +1,4 @@
-"""What must be the same when a run is resumed, and which settings may be changed on purpose."""
+"""Rules for resuming a run: which settings and data must stay the same, and which may change."""
 
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -11,14 +11,14 @@ from soflow.data.dataset import DataRecord
 from soflow.errors import InputError, shortened
 from soflow.run.folder import RunFolder
 
-#: Keys that may differ: they affect rounding at most, and the masks of dropout.
+#: Keys that may differ. They affect only rounding and dropout masks.
 FREE_KEYS = (
     "description", "data.max_unreadable", "data.path", "checkpoint.", "compile", "evaluate.",
     "parallel", "train.accumulate", "train.checkpoint_activations", "train.log_every",
     "train.max_skipped", "train.on_nonfinite", "train.sample_every", "train.trackers",
 )  # fmt: skip
-#: Keys that may be changed where they are given explicitly: weights, average and the optimizer's
-#: state stay valid.
+#: Keys that may change if they are given explicitly. Weights, EMA weights and the state of the
+#: optimizer stay valid.
 CHANGEABLE_KEYS = (
     "data.balance", "data.flip", "ema.", "optimizer.betas", "optimizer.clip", "optimizer.lr",
     "optimizer.lr_end", "optimizer.lr_schedule", "optimizer.warmup", "optimizer.weight_decay",
@@ -27,7 +27,7 @@ CHANGEABLE_KEYS = (
 
 
 class Difference(NamedTuple):
-    """A setting that differs from the one that the run has."""
+    """A setting that differs from the setting of the run."""
 
     key: str
     old: Any
@@ -35,17 +35,17 @@ class Difference(NamedTuple):
 
 
 def differences(begun: Config, asked: Config) -> Iterator[Difference]:
-    """The settings that differ and matter."""
+    """The settings that differ, without those that may differ."""
     own = fields(names={"network": OWN, "objective": OWN})
     for key in dict.fromkeys(key for key, _ in chain(fields(), own)):
         old, new = lookup(begun, key), lookup(asked, key)
-        imported = old == "auto"  # a run that was imported has chosen nothing yet
+        imported = old == "auto"  # an imported run has not chosen a value yet
         if old != new and not imported and not key.startswith(FREE_KEYS):
             yield Difference(key, old, new)
 
 
 def require_same_settings(begun: Config, asked: Config, folder: RunFolder) -> None:
-    """Raises InputError naming the first setting that differs from the run's."""
+    """Raises InputError for the first setting that differs from the run."""
     for difference in differences(begun, asked):
         raise other_settings(difference, folder)
 
@@ -53,10 +53,10 @@ def require_same_settings(begun: Config, asked: Config, folder: RunFolder) -> No
 def changed_settings(
     begun: Config, asked: Config, given: Sequence[str], folder: RunFolder
 ) -> list[Difference]:
-    """The settings to change, which are all among the keys `given`.
+    """The settings to change. All of them are among the keys `given`.
 
     Raises:
-        InputError: Naming the first setting that differs and cannot be changed, or was not given.
+        InputError: For the first setting that differs and cannot be changed, or was not given.
     """
     found = list(differences(begun, asked))
     for difference in found:
@@ -65,8 +65,8 @@ def changed_settings(
             raise other_settings(difference, folder)
         if not is_given(key, given):
             raise InputError(
-                f"{folder.path} has {key}={plain(old)}, not {plain(new)}: resume it with soflow "
-                f"train {folder.path}, or change it by giving {key}={plain(new)} explicitly"
+                f"{folder.path} has {key}={plain(old)}, not {plain(new)}: to keep the setting, "
+                f"resume with soflow train {folder.path}; to change it, give {key}={plain(new)}"
             )
     return found
 
@@ -74,27 +74,27 @@ def changed_settings(
 def other_settings(difference: Difference, folder: RunFolder) -> InputError:
     key, old, new = difference
     return InputError(
-        f"{folder.path} was begun with {key}={plain(old)}, not {plain(new)}: resume it with the "
-        "same settings, or begin a new run in another folder with --out"
+        f"{folder.path} was started with {key}={plain(old)}, not {plain(new)}: resume it with the "
+        "same settings, or start a new run in another folder with --out"
     )
 
 
 def plain(value: Any) -> Any:
-    """A setting as it is written on the command line."""
+    """A setting in the form used on the command line."""
     if isinstance(value, bool):
         return str(value).lower()
     return list(value) if isinstance(value, tuple) else value
 
 
 def is_given(key: str, given: Sequence[str]) -> bool:
-    """Whether a key, or a section that it is in, is among those given."""
+    """Whether a key, or a section that contains it, is among the given keys."""
     return any(key == one or key.startswith(f"{one}.") for one in given)
 
 
 def keep_older(asked: Config, begun: Config | None, given: Sequence[str] = ()) -> Config:
-    """The configuration with keys as a run has them that was begun before they existed.
+    """The configuration with old defaults for keys that did not exist when the run started.
 
-    Keys that are given explicitly stay as they are.
+    Keys that are given explicitly do not change.
     """
     for key, before in BEFORE.items():
         section, name = key.split(".")
@@ -105,12 +105,12 @@ def keep_older(asked: Config, begun: Config | None, given: Sequence[str] = ()) -
 
 
 def require_same_data(begun: DataRecord, now: DataRecord, folder: RunFolder) -> None:
-    """Raises InputError if the data changed: their order and what latents mean would, too."""
+    """Raises InputError if the data has changed, because its order or the latents would differ."""
     for key in ("count", "class_names", "encoder", "fingerprint"):
         old, new = (shortened(str(getattr(record, key)), 200) for record in (begun, now))
         if getattr(begun, key) != getattr(now, key):
             change = f"{key.replace('_', ' ')} {old}, now {new}"
             raise InputError(
-                f"{folder.path} was begun on other data ({change}): restore the data, or begin a "
-                f"new run with --out and init_from={folder.path}"
+                f"{folder.path} was started with other data ({change}): restore the data, or start "
+                f"a new run with --out and init_from={folder.path}"
             )

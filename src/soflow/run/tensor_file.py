@@ -1,8 +1,8 @@
-"""safetensors files, written with one tensor in memory at a time.
+"""Writes safetensors files with one tensor in memory at a time.
 
-safetensors itself makes the bytes of all tensors before it writes the first, and writes to files
-alone, without a checksum of what it meant to write. Format: 8 bytes with the length of a JSON
-header, the header, then the tensors (https://github.com/huggingface/safetensors).
+The safetensors library serializes all tensors before it writes the first one. It can write only to
+files, and computes no checksum. Format: 8 bytes with the length of a JSON header, the header, then
+the tensors (https://github.com/huggingface/safetensors).
 """
 
 import json
@@ -14,7 +14,7 @@ from torch import Tensor
 from soflow.errors import RunError
 from soflow.system.atomic import Summed
 
-#: The format's names of types.
+#: The names of dtypes in the format.
 TYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
@@ -27,13 +27,13 @@ def write_tensors(stream: Summed, tensors: Mapping[str, Tensor]) -> None:
     """Writes tensors, which may be on any device.
 
     Raises:
-        OSError: If they cannot be written.
-        RunError: For a type of numbers that the format lacks.
+        OSError: If the tensors cannot be written.
+        RunError: If the format does not support a dtype.
     """
     for name, tensor in tensors.items():
         if tensor.dtype not in TYPES:
-            raise RunError(f"{name} is {tensor.dtype}, which safetensors cannot hold")
-    # Larger numbers first, so that each begins at a multiple of its size.
+            raise RunError(f"{name} has the dtype {tensor.dtype}: safetensors does not support it")
+    # Larger dtypes come first, so that each tensor is aligned to its element size.
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header: dict[str, object] = {}
     end = 0

@@ -1,4 +1,4 @@
-"""Checks of zip files that need no unpacking."""
+"""Checks of zip files without unpacking them."""
 
 import zipfile
 from pathlib import Path

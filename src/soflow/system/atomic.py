@@ -1,4 +1,4 @@
-"""Files that are always whole: written under another name, flushed to disk and renamed."""
+"""Atomic file writes: a file is written under a temporary name, flushed to disk and renamed."""
 
 import errno
 import os
@@ -13,14 +13,14 @@ from typing import BinaryIO
 from soflow.errors import InputError, RunError
 from soflow.system.fingerprints import checksum
 
-#: Errors of file systems that flush no folders, such as some on a network.
+#: Errors of file systems that cannot flush folders, such as some network file systems.
 NOT_FLUSHED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
-#: Seconds after which a half-written file belongs to no running process.
+#: Age in seconds at which a half-written file is assumed to be left by a killed process.
 OLD = 86_400
 
 
 def require_writable(folder: Path) -> None:
-    """Makes the folder. Raises InputError if it cannot be written."""
+    """Creates the folder if needed. Raises InputError if it is not writable."""
     reason = "no permission"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -33,7 +33,7 @@ def require_writable(folder: Path) -> None:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Writes a text; what UTF-8 cannot encode, as in some file names, becomes escapes.
+    """Writes a text file. Characters that UTF-8 cannot encode become escapes.
 
     Raises:
         RunError: If the file cannot be written.
@@ -42,7 +42,7 @@ def write_text(file: Path, text: str) -> None:
 
 
 def write_bytes(file: Path, content: bytes) -> None:
-    """Raises RunError if the file cannot be written."""
+    """Writes a file atomically. Raises RunError if it cannot be written."""
     try:
         replace_file(file, content)
     except OSError as error:
@@ -50,10 +50,10 @@ def write_bytes(file: Path, content: bytes) -> None:
 
 
 def replace_file(file: Path, content: bytes | memoryview) -> str:
-    """Writes a file whole and returns its checksum.
+    """Writes a file atomically and returns its checksum.
 
     Raises:
-        OSError: If it cannot be written. The file is then unchanged.
+        OSError: If the file cannot be written. It is then unchanged.
     """
     with replaced(file) as partial, new_file(partial) as stream:
         stream.write(content)
@@ -62,9 +62,9 @@ def replace_file(file: Path, content: bytes | memoryview) -> str:
 
 @contextmanager
 def replaced(file: Path) -> Iterator[Path]:
-    """The name to write a file under; it replaces `file` at the end of the block.
+    """Yields a temporary name to write to. It replaces `file` at the end of the block.
 
-    After an exception `file` is unchanged, and nothing is left behind.
+    After an exception, `file` is unchanged and the temporary file is removed.
     """
     partial = beside(file)
     try:
@@ -77,7 +77,7 @@ def replaced(file: Path) -> Iterator[Path]:
 
 
 class Summed:
-    """A stream to write to that also computes the checksum."""
+    """An output stream that computes a checksum."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self.stream = stream
@@ -102,28 +102,28 @@ class Summed:
 
 @contextmanager
 def new_file(file: Path) -> Iterator[Summed]:
-    """A new file to write to, which is on disk when the block ends.
+    """Opens a new file for writing. The file is flushed to disk when the block ends.
 
     Raises:
-        OSError: If it cannot be written, or does not read back as it was written.
+        OSError: If the file cannot be written, or its content differs when it is read back.
     """
     with open(file, "xb") as stream:
         summed = Summed(stream)
         try:
             yield summed
-        except RuntimeError:  # torch's writer hides the error of the stream
+        except RuntimeError:  # torch's writer replaces the error of the stream
             if summed.failure is None:
                 raise
             raise summed.failure from None
         stream.flush()
         os.fsync(stream.fileno())
     if checksum(file) != summed.checksum:
-        raise OSError(errno.EIO, "the file does not read back as it was written")
+        raise OSError(errno.EIO, "the content of the file differs from what was written")
 
 
 def flush_folder(folder: Path) -> None:
-    """Flushes what was renamed or removed in a folder to disk, on systems that can do so."""
-    if os.name == "nt":  # folders cannot be opened there
+    """Flushes renames and removals in a folder to disk, on systems that support it."""
+    if os.name == "nt":  # Windows cannot open folders
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -136,7 +136,7 @@ def flush_folder(folder: Path) -> None:
 
 
 def beside(file: Path) -> Path:
-    """The name under which a file is written before it is renamed, different at every call."""
+    """A temporary name in the same folder, different at every call."""
     return file.with_name(f".{file.name}.{secrets.token_hex(4)}.partial")
 
 
@@ -145,7 +145,7 @@ def is_partial(file: Path) -> bool:
 
 
 def remove_old_partials(folder: Path) -> None:
-    """Removes half-written files of killed processes, a day after the last change."""
+    """Removes half-written files that have not changed for a day."""
     for file in folder.iterdir():
         with suppress(OSError):  # another process may have renamed or removed it
             if is_partial(file) and time.time() - file.stat().st_mtime > OLD:
@@ -155,5 +155,5 @@ def remove_old_partials(folder: Path) -> None:
 def cannot_write(place: Path, error: OSError) -> RunError:
     return RunError(
         f"cannot write {place}: {error.strerror or error}; "
-        "make room, then run the same command again"
+        "free disk space, then run the same command again"
     )

@@ -5,5 +5,5 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """$XDG_CACHE_HOME/soflow, by default ~/.cache/soflow. Its content can be made again."""
+    """$XDG_CACHE_HOME/soflow, by default ~/.cache/soflow. It can be deleted at any time."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "soflow"

@@ -1,4 +1,4 @@
-"""Checksums of files, and fingerprints that identify data by their content."""
+"""Checksums of files, and fingerprints that identify data by its content."""
 
 import hashlib
 import zlib
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def checksum_of(parts: Iterable[bytes | memoryview]) -> str:
-    """CRC-32 of the parts, one after the other, in hexadecimal: finds damage, proves no origin."""
+    """CRC-32 of the concatenated parts, in hexadecimal. Detects damage, not manipulation."""
     total = 0
     for part in parts:
         total = zlib.crc32(part, total)
@@ -22,5 +22,5 @@ def checksum(file: Path) -> str:
 
 
 def fingerprint_of(text: str) -> str:
-    """16 hexadecimal digits that stand for a text."""
+    """A hash of a text, as 16 hexadecimal digits."""
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()

@@ -1,7 +1,7 @@
-"""Calls of the library from a program that has global settings of its own.
+"""Isolates public functions from the global settings of the calling program.
 
-A public function computes with torch's defaults, and leaves the caller's settings as they are. It
-shows notes and bars only while it runs.
+A public function computes with torch's default settings, and restores the caller's settings. It
+shows notes and progress bars only while it runs.
 """
 
 import functools
@@ -25,9 +25,9 @@ CPU = torch.device("cpu")
 
 
 def isolated(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorates a public function, so that it is independent of the caller's global settings.
+    """Decorator that makes a public function independent of the caller's global settings.
 
-    With `progress=silent` it shows warnings alone, also from the functions that it calls.
+    With `progress=silent`, the function and all functions it calls show only warnings.
     """
     parameters = inspect.signature(function).parameters
     place = list(parameters).index("progress") if "progress" in parameters else None
@@ -41,7 +41,7 @@ def isolated(function: Callable[P, R]) -> Callable[P, R]:
             if not callable(progress):
                 raise InputError(
                     f"progress is {in_short(progress)}: give soflow.track, soflow.silent, or a "
-                    "function like these"
+                    "function with the same signature"
                 )
         shown = notes(progress is track) if progress in (track, silent) else nullcontext()
         with torch_defaults(), shown, quiet() if progress is silent else nullcontext():
@@ -52,9 +52,10 @@ def isolated(function: Callable[P, R]) -> Callable[P, R]:
 
 @contextmanager
 def torch_defaults() -> Iterator[None]:
-    """Torch's default dtype and device, with gradients, without autocast and inference mode."""
+    """torch's default dtype and device, with gradients, without autocast and inference mode."""
     dtype = torch.get_default_dtype()
-    elsewhere = torch.get_default_device() != CPU  # a device context slows down every operation
+    # A device context slows down every operation, so it is entered only if it is needed.
+    elsewhere = torch.get_default_device() != CPU
     with ExitStack() as entered:
         entered.enter_context(torch.inference_mode(False))
         entered.enter_context(torch.enable_grad())
@@ -71,7 +72,7 @@ def torch_defaults() -> Iterator[None]:
 
 @contextmanager
 def random_state_kept() -> Iterator[None]:
-    """Restores the random states of torch on all devices, of numpy and of Python."""
+    """Restores the random states of torch on all devices, of NumPy and of Python."""
     gpu, apple = torch.cuda.is_initialized(), torch.backends.mps.is_available()
     seed, state = torch.initial_seed(), torch.get_rng_state()
     states = torch.cuda.get_rng_state_all() if gpu else []
@@ -83,7 +84,7 @@ def random_state_kept() -> Iterator[None]:
         torch.set_rng_state(state)
         if gpu:
             torch.cuda.set_rng_state_all(states)
-        else:  # GPUs that are first used in between begin with the caller's seed
+        else:  # GPUs first used inside the block get the caller's seed
             torch.cuda.manual_seed_all(seed)
         if on_apple is not None:
             torch.mps.set_rng_state(on_apple)

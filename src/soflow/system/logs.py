@@ -1,8 +1,8 @@
-"""Notes for people, through Python's `logging`: module loggers below "soflow".
+"""Notes for users, through Python's `logging`, with one logger per module below "soflow".
 
-`log = logging.getLogger(__name__)`, then `log.info` for remarks and `log.warning` for what needs
-attention. The command line shows both, and so do public functions while they run, unless they are
-given a `progress` of the caller's own.
+Modules define `log = logging.getLogger(__name__)`. They call `log.info` for remarks and
+`log.warning` for problems. The command line shows both. Public functions also show both while they
+run, unless the caller gives a custom `progress` function.
 """
 
 import logging
@@ -16,10 +16,10 @@ from soflow.system.text import printable
 
 
 class OneLine(logging.Handler):
-    """Prints each note as one line on stderr, above a progress bar if there is one.
+    """Prints each note as one line on stderr, above any progress bar.
 
-    A note that repeats the one before it is not printed again. In a notebook, where stderr looks
-    like an error, remarks go to stdout.
+    A note that repeats the previous note is not printed again. In a notebook, remarks go to stdout,
+    because output on stderr looks like an error.
     """
 
     last = ""
@@ -27,17 +27,17 @@ class OneLine(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         note = printable(record.getMessage())
         if note != self.last:
-            # Both are looked up each time: a progress bar replaces them.
+            # The streams are looked up each time, because a progress bar replaces them.
             remark = record.levelno < logging.WARNING and in_notebook()
             print(note, file=sys.stdout if remark else sys.stderr, flush=True)
         self.last = note
 
 
 def show_notes() -> None:
-    """Shows notes on stderr. Processes other than the first show none.
+    """Shows notes on stderr, in the first process only.
 
-    Repeated calls install one handler. Handlers of the root logger that exist already get every
-    note, too.
+    Repeated calls install one handler. Existing handlers of the root logger also receive every
+    note.
     """
     logger = logging.getLogger("soflow")
     if not any(isinstance(handler, OneLine) for handler in logger.handlers):
@@ -48,7 +48,7 @@ def show_notes() -> None:
 
 @contextmanager
 def notes(shown: bool) -> Iterator[None]:
-    """Shows all notes, or warnings alone. Afterwards the logger is as before."""
+    """Shows all notes, or only warnings. Restores the logger afterwards."""
     logger = logging.getLogger("soflow")
     handlers, propagate, level = list(logger.handlers), logger.propagate, logger.level
     if shown:

@@ -1,6 +1,6 @@
-"""Bars in a notebook: those of rich as HTML, in one output that changes in place.
+"""Progress bars in a notebook: rich's bars as HTML, updated in place.
 
-The live display of rich needs ipywidgets in a notebook. This one needs IPython alone.
+The live display of rich needs ipywidgets in a notebook. This one needs only IPython.
 """
 
 import contextvars
@@ -14,22 +14,22 @@ from rich.console import Console
 from rich.progress import Progress, ProgressColumn, TaskID
 from rich.text import Text
 
-#: Seconds until bars appear, so that short work shows none, and between two changes.
+#: Seconds until bars appear, so that short tasks show none, and seconds between two updates.
 PATIENCE, PAUSE = 0.5, 0.2
-#: Characters per line.
+#: Width of a line in characters.
 WIDTH = 110
 FORMAT = '<pre style="margin: 0; line-height: normal; overflow-x: auto">{code}</pre>'
 
 
 class NotebookBars(Progress):
-    """Bars in the output of the cell that is executed; at the end one line of text remains."""
+    """Progress bars in the output of the current cell. At the end, one line of text remains."""
 
     def __init__(self, columns: Iterable[ProgressColumn]) -> None:
         super().__init__(*columns)
         self.id, self.shown, self.summary = uuid4().hex, "", ""
         self.ended = threading.Event()
-        # A thread shows them, so that they change during long steps, too. Its output belongs to the
-        # cell by the context.
+        # A thread updates the bars, also during long steps. The context assigns its output to the
+        # current cell.
         context = contextvars.copy_context()
         self.thread = threading.Thread(target=context.run, args=(self._show_to_end,), daemon=True)
 
@@ -43,7 +43,7 @@ class NotebookBars(Progress):
             self._show(Text(self.summary))
 
     def remove_task(self, task_id: TaskID) -> None:
-        """Removes a bar. What the last one shows is the line that remains."""
+        """Removes a bar. The text of the last bar remains as a line."""
         if len(self.tasks) == 1:
             task = self.tasks[0]
             time = str(timedelta(seconds=round(task.elapsed or 0)))
@@ -59,7 +59,7 @@ class NotebookBars(Progress):
                 self._show(self.get_renderable())
 
     def _show(self, content: object) -> None:
-        """Shows rich's content, if it is not what is shown already."""
+        """Displays rich content if it has changed."""
         from IPython.display import display
 
         console = Console(

@@ -1,4 +1,4 @@
-"""Packages that only some features need."""
+"""Optional packages, which only some features need."""
 
 from importlib import import_module, metadata
 from typing import Any
@@ -7,10 +7,15 @@ from soflow.errors import InputError
 
 
 def optional_package(name: str, needs: str, extra: str) -> Any:
-    """Imports a package.
+    """Imports an optional package.
+
+    Args:
+        name: The package.
+        needs: The start of the error message, such as "evaluation needs".
+        extra: The extra of soflow that installs the package.
 
     Raises:
-        InputError: If it is not installed.
+        InputError: If the package is not installed.
     """
     try:
         return import_module(name)
@@ -19,13 +24,13 @@ def optional_package(name: str, needs: str, extra: str) -> Any:
 
 
 def install(extra: str) -> str:
-    """The command that installs what a feature needs, and keeps the torch that is installed.
+    """The command that installs an extra and keeps the installed version of torch.
 
-    torchvision asks for one exact torch. Without the version, pip takes the newest torchvision and
-    replaces torch, perhaps by a build that the GPU's driver is too old for.
+    torchvision requires one exact version of torch. Without the pinned version, pip installs the
+    newest torchvision and replaces torch, possibly with a build that is too new for the GPU driver.
     """
     try:
         kept = f' "torch=={metadata.version("torch")}"'
-    except metadata.PackageNotFoundError:  # a torch that no package manager knows
+    except metadata.PackageNotFoundError:  # torch was not installed as a package
         kept = ""
-    return f'pip install "soflow[{extra}]"{kept}'  # quotes that the shells of all systems read
+    return f'pip install "soflow[{extra}]"{kept}'  # double quotes work in all shells

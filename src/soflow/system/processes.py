@@ -1,10 +1,10 @@
-"""Which of several processes this is, as torchrun, accelerate launch and Slurm launchers say."""
+"""Rank and number of processes, as set by torchrun, accelerate launch and Slurm launchers."""
 
 import os
 
 
 def index() -> int:
-    """0 for the first or only process."""
+    """The rank of this process; 0 for the first or only process."""
     return int(os.environ.get("RANK", "0"))
 
 

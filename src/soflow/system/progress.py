@@ -1,12 +1,12 @@
-"""Progress of everything that may take longer than two seconds, on stderr.
+"""Progress of all work that can take longer than two seconds, on stderr.
 
-One interface serves training, evaluation, comparison and data work:
+Training, evaluation, comparison and data preparation use one interface:
 
     with track("evaluating", total=2000) as task:
         task.update(500)
 
-On a terminal and in a notebook it is a bar, elsewhere a line now and then. Only the first of
-several processes shows anything.
+A terminal and a notebook show a bar. Elsewhere, a line appears every 20 seconds. With several
+processes, only the first shows progress.
 """
 
 import sys
@@ -24,30 +24,32 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
-#: Seconds between two lines, and between two changes of a bar.
+#: Seconds between two lines, and between two updates of a bar.
 PAUSE, BAR_PAUSE = 20.0, 0.1
 
 
 class Task:
-    """Work of countable parts. This one shows nothing."""
+    """Work that consists of a number of parts. This base class shows nothing."""
 
     def update(self, done: int, text: str = "") -> None:
-        """Reports how many parts are done, and a short text such as the loss and the speed."""
+        """Reports the number of completed parts, and a short text such as the loss."""
 
     def log(self, text: str) -> None:
-        """Reports a milestone, which becomes a line of its own unless there is a bar."""
+        """Reports a milestone. It is printed as a line, unless a bar is shown."""
 
 
 @runtime_checkable
 class Progress(Protocol):
-    """Shows work of `total` parts, of which `done` were done before."""
+    """Shows the progress of work with `total` parts, of which `done` were completed before."""
 
     def __call__(self, title: str, total: int, done: int = 0) -> AbstractContextManager[Task]: ...
 
 
 @contextmanager
 def silent(title: str, total: int, done: int = 0) -> Iterator[Task]:
-    """Shows no progress. As the `progress` of a public function, it hides notes, but no warnings.
+    """Shows no progress. As the `progress` of a public function, it also hides notes.
+
+    Warnings are still shown.
 
     Args:
         title: Ignored.
@@ -55,7 +57,7 @@ def silent(title: str, total: int, done: int = 0) -> Iterator[Task]:
         done: Ignored.
 
     Yields:
-        A task, whose `update(done, text)` does nothing.
+        A task. Its method `update(done, text)` does nothing.
 
     Example:
         >>> import soflow
@@ -66,18 +68,19 @@ def silent(title: str, total: int, done: int = 0) -> Iterator[Task]:
 
 @contextmanager
 def track(title: str, total: int, done: int = 0) -> Iterator[Task]:
-    """Shows a bar on a terminal and in a notebook, lines elsewhere.
+    """Shows a progress bar in a terminal or a notebook, and lines elsewhere.
 
-    It is the default `progress` of all public functions. A function of your own with the same
-    arguments can take its place.
+    This is the default `progress` of all public functions. A custom function with the same
+    signature can replace it.
 
     Args:
-        title: What is going on.
+        title: The name of the work, such as "sampling".
         total: The number of parts of the work.
-        done: How many of them were done before.
+        done: The number of parts that were completed before.
 
     Yields:
-        A task, whose `update(done, text)` reports how many parts are done, and a short text.
+        A task. Its method `update(done, text)` reports the number of completed parts and a short
+        text.
 
     Example:
         >>> import soflow
@@ -100,7 +103,7 @@ def track(title: str, total: int, done: int = 0) -> Iterator[Task]:
 
 @contextmanager
 def stage(text: str) -> Iterator[None]:
-    """Shows on a terminal and in a notebook that work of unknown length is going on."""
+    """Shows a bar for work of unknown length, in a terminal or a notebook."""
     if is_hidden() or not shows_bars():
         yield
     else:
@@ -127,7 +130,7 @@ def is_hidden() -> bool:
 
 
 def in_notebook() -> bool:
-    """Whether this is Jupyter or another notebook with an IPython kernel."""
+    """Whether the program runs in Jupyter or another notebook with an IPython kernel."""
     ipython = sys.modules.get("IPython")
     return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
 
@@ -137,14 +140,14 @@ def shows_bars() -> bool:
 
 
 class Timed(Task):
-    """Work whose speed is measured, and shown if there is no other text."""
+    """Work with a measured speed. The speed is shown if no other text is given."""
 
     def __init__(self, title: str, total: int, done: int) -> None:
         self.title, self.total, self.begun = printable(title), total, done
         self.started = self.shown = time.monotonic()
 
     def describe(self, done: int, text: str) -> str:
-        """How much is done, and a text beside it."""
+        """The number of completed parts, with a text."""
         seconds = time.monotonic() - self.started
         if not text and done > self.begun and seconds > 1:
             speed = (done - self.begun) / seconds
@@ -153,7 +156,7 @@ class Timed(Task):
 
 
 class Lines(Timed):
-    """A line with the time left, at most every 20 seconds, and each milestone."""
+    """Prints a line with the remaining time, at most every 20 seconds, and each milestone."""
 
     def update(self, done: int, text: str = "") -> None:
         now = time.monotonic()
@@ -167,7 +170,7 @@ class Lines(Timed):
 
 
 class Bar(Timed):
-    """A bar among others."""
+    """One of the bars that are shown."""
 
     def __init__(self, bars: "Bars", id: "TaskID", title: str, total: int, done: int) -> None:
         super().__init__(title, total, done)
@@ -186,13 +189,13 @@ class Bar(Timed):
         self.bars.update(self.id, completed=done, text=self.describe(done, text))
 
 
-#: The bars that are shown. Work inside other work adds a bar below.
+#: The bars that are shown. Nested work adds a bar below.
 _bars: ContextVar[Optional["Bars"]] = ContextVar("bars", default=None)
 
 
 @contextmanager
 def bars() -> Iterator["Bars"]:
-    """The bars. On a terminal, lines printed to stderr meanwhile appear above them."""
+    """The display of all bars. In a terminal, lines printed to stderr appear above it."""
     shown = _bars.get()
     if shown is not None:
         yield shown
@@ -224,7 +227,7 @@ def bars() -> Iterator["Bars"]:
 def bar(
     title: str, total: int | None, done: int = 0, text: str = ""
 ) -> Iterator[tuple["Bars", "TaskID"]]:
-    """One more bar, removed at the end; without a total its length is unknown."""
+    """Adds a bar and removes it at the end. Without a total, the length is unknown."""
     with bars() as shown:
         id = shown.add_task(printable(title), total=total, completed=done, text=text)
         try:

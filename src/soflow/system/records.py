@@ -1,4 +1,4 @@
-"""Typed records: what is written to disk as JSON is read back by the same class."""
+"""Typed records: JSON files that are written and read by the same class."""
 
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -11,24 +11,24 @@ from soflow.system.atomic import write_text
 
 #: A count or a step.
 Count = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
-#: A class, or -1 for a sample without a label.
+#: The number of a class, or -1 for a sample without a label.
 Label = Annotated[int, Field(strict=True, ge=-1, lt=2**63)]
 
 
 class Record(BaseModel):
-    """A file of JSON. Values are checked when it is read; NaN and infinity are numbers.
+    """A JSON file. Reading it validates the values; NaN and infinity are valid numbers.
 
-    Keys that the class does not know are ignored, so that a record may grow.
+    Unknown keys are ignored, so that later versions can add keys.
     """
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
 
-    #: What to do about a damaged file.
+    #: Advice in the error about a damaged file.
     advice: ClassVar[str] = "delete it and run the same command again"
 
     @classmethod
     def read(cls, file: Path) -> Self | None:
-        """Reads the file; None if there is none.
+        """Reads the file; None if it does not exist.
 
         Raises:
             RunError: If the file is damaged.
@@ -43,9 +43,9 @@ class Record(BaseModel):
             ) from None
 
     def write(self, file: Path) -> None:
-        """Writes the file as a whole.
+        """Writes the file atomically.
 
         Raises:
-            RunError: If it cannot be written.
+            RunError: If the file cannot be written.
         """
         write_text(file, self.model_dump_json(indent=1) + "\n")

@@ -1,13 +1,14 @@
-"""Registries of objectives, networks and data sources, and the settings that each of them declares.
+"""Registries of objectives, networks and data sources, and declarations of their settings.
 
-A setting is a constructor parameter. Its range and one sentence stand in its annotation:
+A setting is a constructor parameter. Its annotation contains its meaning and its range:
 
     @OBJECTIVES.register("my_objective")
     @dataclass(frozen=True)
     class MyObjective:
         p: Annotated[float, Setting("power of the adaptive weight", ge=0)] = 1.0
 
-The configuration is built from these parameters (config/sections.py), so nothing is declared twice.
+The configuration is built from these parameters (config/sections.py), so each setting is declared
+once.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,11 +25,11 @@ class Setting:
     """The meaning and the range of a setting, in the annotation of a constructor parameter.
 
     Attributes:
-        about: What it means, as `soflow recipes NAME` shows it.
-        ge: The setting must be at least this.
-        gt: The setting must be greater than this.
-        le: The setting must be at most this.
-        lt: The setting must be less than this.
+        about: The meaning, for `soflow recipes NAME` and the documentation.
+        ge: Lower bound: the setting must be at least this number.
+        gt: Lower bound: the setting must be greater than this number.
+        le: Upper bound: the setting must be at most this number.
+        lt: Upper bound: the setting must be less than this number.
 
     Example:
         >>> import soflow
@@ -55,33 +56,41 @@ class Setting:
 
 
 class Registry(Generic[T]):
-    """Classes or functions by the name that a configuration gives them."""
+    """Classes or functions by their names in a configuration."""
 
     def __init__(self, kind: str, attributes: Sequence[str] = (), doc: str | None = None) -> None:
         self.kind = kind
-        self.attributes = attributes  # of a class, that every entry must have
+        self.attributes = attributes  # class attributes that every entry must have
         self.__doc__ = doc or type(self).__doc__
         self.entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """A decorator that registers a class or function under `name`.
+        """Decorator that registers a class or function under a name.
+
+        Args:
+            name: The name in a configuration.
+
+        Returns:
+            The decorator.
 
         Raises:
-            InputError: If another class or function already has this name, or if an attribute that
-                the registry asks for is missing.
+            InputError: If another class or function already has this name, or if the class lacks a
+                required attribute.
         """
 
         def add(entry: T) -> T:
             for attribute in self.attributes:
                 if not hasattr(entry, attribute):
-                    raise InputError(f"{self.kind} '{name}' has no class attribute '{attribute}'")
+                    raise InputError(
+                        f"{self.kind} '{name}' has no class attribute '{attribute}': add it"
+                    )
             known = self.entries.setdefault(name, entry)
             if (known.__module__, known.__qualname__) != (entry.__module__, entry.__qualname__):
                 raise InputError(
-                    f"{self.kind} '{name}' of {entry.__module__} has a name that "
-                    f"{known.__module__} has registered already: choose another"
+                    f"{self.kind} '{name}' of {entry.__module__} has the same name as one of "
+                    f"{known.__module__}: choose another name"
                 )
-            self.entries[name] = entry  # a module that is reloaded, as notebooks do
+            self.entries[name] = entry  # replaces the entry if a module is reloaded
             return entry
 
         return add
@@ -89,8 +98,8 @@ class Registry(Generic[T]):
     def __getitem__(self, name: object) -> T:
         if name not in self:
             raise InputError(
-                f"unknown {self.kind} {in_short(name)}: known are {', '.join(self)}; "
-                "import a module of your own that registers it first (--import MODULE)"
+                f"unknown {self.kind} {in_short(name)}: choose one of {', '.join(self)}, or import "
+                "the module that registers it (--import MODULE)"
             )
         return self.entries[str(name)]
 
@@ -101,6 +110,6 @@ class Registry(Generic[T]):
         return iter(self.entries)
 
     def modules(self) -> list[str]:
-        """Modules outside this package that have registered something."""
+        """The modules outside soflow that have registered an entry."""
         found = {entry.__module__ for entry in self.entries.values()}
         return sorted(name for name in found if not name.startswith("soflow."))

@@ -2,7 +2,7 @@
 
 
 def printable(text: str) -> str:
-    """The text in one line: line ends, control characters and broken Unicode become escapes."""
+    """The text as one line. Line breaks, control characters and invalid Unicode become escapes."""
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()
         for letter in text

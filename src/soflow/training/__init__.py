@@ -1,8 +1,8 @@
-"""Training: any objective, on any network, with one trainer and one checkpoint."""
+"""Training: one trainer and one checkpoint format for all objectives and networks."""
 
 import warnings
 
 with warnings.catch_warnings():
-    # It is about the bars of tqdm, which are not used here.
+    # tqdm warns about its notebook bars. soflow does not use them.
     warnings.filterwarnings("ignore", "IProgress not found")
     import accelerate as accelerate

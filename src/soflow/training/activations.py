@@ -1,7 +1,7 @@
-"""Activation checkpointing: less memory for about a third more time.
+"""Activation checkpointing: reduces memory, and makes a step about a third slower.
 
-The backward pass computes the inside of each repeated block again, so that of a forward pass only
-the inputs of blocks are kept. Dropout masks are repeated. Source: arXiv 1604.06174.
+The forward pass keeps only the inputs of repeated blocks. The backward pass computes the
+activations inside each block again, with the same dropout masks. Source: arXiv 1604.06174.
 """
 
 from functools import partial
@@ -13,7 +13,7 @@ from soflow.errors import InputError
 
 
 def checkpoint_blocks(network: nn.Module) -> None:
-    """Makes every repeated block of a network keep its inputs alone; compile blocks before.
+    """Enables activation checkpointing for every repeated block. Compile blocks before.
 
     Raises:
         InputError: If the network marks no module as repeated.
@@ -21,11 +21,11 @@ def checkpoint_blocks(network: nn.Module) -> None:
     blocks = repeated_blocks(network)
     if not blocks:
         raise InputError(
-            f"train.checkpoint_activations=true: {type(network).__name__} marks no module as "
-            "repeated; set it to false"
+            f"train.checkpoint_activations is true, but {type(network).__name__} marks no module "
+            "as repeated: set it to false"
         )
     for block in blocks:
-        # A module is called through this attribute if it is set, as Module.compile does.
+        # Module.__call__ uses this attribute if it is set. Module.compile sets it.
         inner = block._compiled_call_impl or block._call_impl
         block._compiled_call_impl = partial(checkpoint, inner, use_reentrant=False)
 

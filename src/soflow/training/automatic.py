@@ -1,4 +1,4 @@
-"""precision=auto and compile=auto: the settings that suit the machine that trains."""
+"""Resolves precision=auto and compile=auto for the machine that trains."""
 
 import os
 import time
@@ -16,33 +16,33 @@ from soflow.config import Config
 from soflow.config.own import OWN
 from soflow.training.activations import repeated_blocks
 
-#: bfloat16 is used on a CPU whose products are so many times faster in it.
+#: A CPU trains in bfloat16 if matrix products are faster by at least this factor.
 WORTHWHILE = 1.3
-#: Steps after which a compiled network has saved the minutes of its compilation on a GPU: at
-#: DiT-B/2 it saves 15 of 91 ms per step (docs/gpu.md).
+#: Compilation takes minutes on a GPU. It pays off after about this number of steps: with DiT-B/2,
+#: it saves 15 of 91 ms per step (docs/gpu.md).
 COMPILE_STEPS = 5000
-#: The product that is timed: its rows, the width of its layer at most, and for how long.
+#: The timed matrix product: number of rows, largest width of the layer, seconds of measurement.
 ROWS, LARGEST, SECONDS = 512, 768, 0.2
 
 
 def resolve(
     config: Config, device: torch.device, begun: Config | None = None
 ) -> tuple[Config, str]:
-    """The configuration with a definite `precision` and `compile`.
+    """Replaces "auto" for `precision` and `compile` by a choice for this machine.
 
     Args:
-        config: What is to be trained.
-        device: Where.
-        begun: The configuration that a run was begun with, whose choices are kept.
+        config: The configuration to train.
+        device: The device to train on.
+        begun: The configuration of the resumed run. Its choices are kept.
 
     Returns:
-        The configuration, and a sentence that says what was chosen; empty if nothing was.
+        The configuration, and a note about the choice. The note is empty if nothing was chosen.
     """
     automatic = [name for name in ("precision", "compile") if getattr(config, name) == "auto"]
     if begun is not None:
         kept = {name: getattr(begun, name) for name in automatic}
         config = config.model_copy(update=kept)
-        automatic = [name for name in automatic if kept[name] == "auto"]  # of an imported run
+        automatic = [name for name in automatic if kept[name] == "auto"]  # in an imported run
     chosen: dict[str, object] = {}
     notes = []
     if "precision" in automatic:
@@ -56,25 +56,25 @@ def resolve(
 
 
 def choose_precision(config: Config, device: torch.device) -> tuple[str, str]:
-    """The precision of the passes, and why."""
+    """The precision of forward and backward passes, and the reason for the choice."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         if torch.cuda.get_device_capability(device) >= (8, 0):
-            return "bf16-tf32", f"{name} computes bfloat16"
-        return "fp32", f"{name} computes no bfloat16"
+            return "bf16-tf32", f"{name} supports bfloat16"
+        return "fp32", f"{name} does not support bfloat16"
     if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
-        return "fp32", "this processor computes no bfloat16"
+        return "fp32", "this processor does not support bfloat16"
     ratio = bfloat16_speed(min(LARGEST, getattr(config.network, "width", LARGEST)))
-    reason = f"bfloat16 products have {ratio:.2g} times the speed of float32 here"
+    reason = f"bfloat16 products run at {ratio:.2g} times the speed of float32 here"
     return ("bf16" if ratio >= WORTHWHILE else "fp32"), reason
 
 
 def choose_compile(config: Config, device: torch.device) -> bool:
-    """Whether compiling the network's blocks is possible, and pays."""
+    """Whether compiling the network's blocks is possible and saves time."""
     if device.type != "cuda" or config.train.steps < COMPILE_STEPS or not can_compile():
         return False
     if config.of_objective("forward_derivative"):
-        # Blocks compiled one by one have no such derivative: the objective must compile its own.
+        # Compiled blocks have no forward-mode derivative: the objective must compile the pass.
         return "compile" in signature(config.objective.component).parameters
     if config.network.name == OWN:
         return False
@@ -83,7 +83,7 @@ def choose_compile(config: Config, device: torch.device) -> bool:
 
 
 def can_compile() -> bool:
-    """Whether Triton is there, and the C compiler that it needs."""
+    """Whether Triton and a C compiler, which Triton needs, are installed."""
     return has_triton() and any(map(which, (os.environ.get("CC", "cc"), "gcc", "clang")))
 
 
@@ -91,7 +91,8 @@ def can_compile() -> bool:
 def bfloat16_speed(width: int) -> float:
     """The speed of a linear layer (width -> 4 width) in bfloat16, relative to float32, on a CPU.
 
-    The fastest of many repetitions, in turn, since other processes may disturb some of them.
+    Alternates between both and takes the fastest repetition of each, because other processes may
+    slow down some of them.
     """
     x, weight = torch.randn(ROWS, width), torch.randn(4 * width, width)
     low = weight.bfloat16()

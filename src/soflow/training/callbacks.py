@@ -1,4 +1,4 @@
-"""Callbacks: code of one's own that a run calls as it goes."""
+"""Callbacks: custom code that runs during training."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,17 +14,19 @@ from soflow.solution import FlowModel
 
 @dataclass
 class Training:
-    """A run in progress, as callbacks see it.
+    """The state of a run in progress, for callbacks.
 
     Attributes:
-        config: Its settings.
-        folder: Its folder.
-        model: The network that is trained. `model.average` is F with averaged weights.
-        state: Its counts: `state.step` steps are done, `state.samples` samples seen, and so on.
-        read_loss: Reads the loss of the last step, as `loss` does.
-        learning_rate: Set a number to override the schedule from the next step on, None to follow
-            it again. It is not saved with the run.
-        stopped: Why a callback stopped training; None while it goes on.
+        config: The settings of the run.
+        folder: The run folder.
+        model: The model that is trained. `model.average` evaluates the network F with EMA weights:
+            (x, t, s, labels) -> (B, ...), for x (B, ...) and t, s and labels (B,).
+        state: The counters of the run, such as `state.step`, the number of completed steps, and
+            `state.samples`, the number of samples seen.
+        read_loss: Returns the loss of the last step. The property `loss` calls it.
+        learning_rate: Set a number to override the learning-rate schedule from the next step on;
+            set None to follow the schedule again. The value is not saved with the run.
+        stopped: The reason why a callback stopped training; None otherwise.
 
     Example:
         >>> import soflow
@@ -49,7 +51,7 @@ class Training:
 
     @property
     def fixed_lr(self) -> float | None:
-        """The learning rate that is set. Raises InputError if it is no number from 0."""
+        """The learning rate set by a callback. Raises InputError if it is negative or invalid."""
         if self.learning_rate is None:
             return None
         try:
@@ -58,29 +60,38 @@ class Training:
             rate = nan
         if not 0 <= rate < inf:
             given = in_short(self.learning_rate)
-            raise InputError(f"training.learning_rate is {given}: set a number from 0, or None")
+            raise InputError(
+                f"training.learning_rate is {given}: set a number of at least 0, or None"
+            )
         return rate
 
     @property
     def step(self) -> int:
-        """How many steps are done."""
+        """The number of completed steps."""
         return self.state.step
 
     @property
     def loss(self) -> float:
-        """The loss of the last step. On a GPU, reading it waits for the step to end."""
+        """The loss of the last step. On a GPU, reading it waits until the step is complete."""
         return self.read_loss()
 
     def stop(self, why: str = "a callback asked for it") -> None:
-        """Ends training after this step, with a checkpoint. Training again goes on from there."""
+        """Ends training after this step and writes a checkpoint.
+
+        To resume, call `soflow.train` again.
+
+        Args:
+            why: The reason, for the log.
+        """
         self.stopped = why
 
 
 class Callback:
-    """What a run calls as it goes. Override what you need; each does nothing by default.
+    """Base class for callbacks. Override the methods you need; by default, they do nothing.
 
-    With several processes all of them call it, except for `on_sample`, which the first one calls
-    alone. What it does to the run must be the same in each. Errors that it raises end the run.
+    With several processes, every process calls each method. Only `on_sample` is called by the first
+    process alone. Changes to the run must be the same in all processes. An exception in a callback
+    ends the run.
 
     Example:
         >>> import soflow
@@ -95,30 +106,58 @@ class Callback:
     """
 
     def on_start(self, training: Training) -> None:
-        """Before the first step, of a resumed run as well."""
+        """Called before the first step, and before the first step after a resume.
+
+        Args:
+            training: The state of the run.
+        """
 
     def on_step(self, training: Training) -> None:
-        """After every step of the optimizer."""
+        """Called after every optimizer step.
+
+        Args:
+            training: The state of the run.
+        """
 
     def on_evaluation(self, training: Training, figures: dict[str, float]) -> None:
-        """After an evaluation during training (evaluate.every), with its figures by name."""
+        """Called after an evaluation during training (evaluate.every).
+
+        Args:
+            training: The state of the run.
+            figures: The results of the evaluation by name, such as {"FID": 12.3}.
+        """
 
     def on_sample(self, training: Training, model: FlowModel, picture: Path) -> None:
-        """After a sample grid, with the averaged weights that drew it and its file."""
+        """Called after a sample grid is drawn (train.sample_every), in the first process only.
+
+        Args:
+            training: The state of the run.
+            model: The model with EMA weights that drew the samples.
+            picture: The PNG file of the sample grid.
+        """
 
     def on_checkpoint(self, training: Training, checkpoint: Path) -> None:
-        """After a checkpoint, with its folder."""
+        """Called after a checkpoint is written.
+
+        Args:
+            training: The state of the run.
+            checkpoint: The folder of the checkpoint.
+        """
 
     def on_end(self, training: Training) -> None:
-        """After the last step, or where a callback stopped training."""
+        """Called after the last step, or after a callback stopped training.
+
+        Args:
+            training: The state of the run.
+        """
 
 
 def require_callbacks(callbacks: Sequence[object]) -> None:
-    """Raises InputError unless each is an instance of a class derived from Callback."""
+    """Raises InputError unless every callback is an instance of a subclass of Callback."""
     for one in callbacks:
         if not isinstance(one, Callback):
             raise InputError(
-                f"callbacks holds {in_short(one)}: give objects of classes derived from "
+                f"callbacks contains {in_short(one)}: give instances of subclasses of "
                 "soflow.Callback"
             )
 

@@ -1,8 +1,8 @@
-"""Compiled training: the repeated blocks of a network are compiled in place.
+"""Compiled training: compiles the repeated blocks of a network in place.
 
-A network marks the classes of its blocks with `repeated = True`. Names of parameters stay the same,
-and equal blocks share compiled code. Shapes are static (dynamic=False): a training step has a few
-passes whose numbers of rows never change, so all of them are compiled in the first step. Nothing
+A network marks the classes of its blocks with `repeated = True`. The names of parameters stay the
+same, and equal blocks share compiled code. Shapes are static (dynamic=False): a training step has
+a few passes, each with a fixed number of rows, so the first step compiles all of them. Nothing
 falls back to uncompiled code (fullgraph=True).
 """
 
@@ -20,48 +20,50 @@ from soflow.training.activations import repeated_blocks
 P = ParamSpec("P")
 R = TypeVar("R")
 
-#: torch.compile's backend.
+#: The backend of torch.compile.
 BACKEND = "inductor"
-#: Graphs kept per function; torch's 8 are too few for a UNet's 20 kinds of blocks and its passes.
+#: Graphs kept per function. The default of 8 is too few for the 20 kinds of blocks of a UNet.
 GRAPHS = 1024
 
 
 def settings() -> dict[str, Any]:
-    """Arguments of torch.compile. Also sets the options that belong to the whole process."""
+    """Arguments of torch.compile. Also sets the options that apply to the whole process."""
     dynamo = torch._dynamo.config
-    # The names that every version of torch knows.
+    # These names exist in every supported version of torch.
     dynamo.cache_size_limit = max(dynamo.cache_size_limit, GRAPHS)
     dynamo.accumulated_cache_size_limit = max(dynamo.accumulated_cache_size_limit, GRAPHS)
-    # It would cut graphs at the buckets of gradients, but a block is no larger than a bucket.
+    # This option splits graphs at gradient buckets. It is not needed: a block fits in one bucket.
     dynamo.optimize_ddp = False
-    # Dropout draws as in uncompiled code, the same with gradient and without: SoFlow's pair of
-    # passes shares its masks.
+    # Dropout must draw the same masks as uncompiled code, with and without gradients, because the
+    # two passes of SoFlow's consistency pair share their masks.
     options = {"fallback_random": True} if BACKEND == "inductor" else None
     return {"fullgraph": True, "dynamic": False, "backend": BACKEND, "options": options}
 
 
 def compile_blocks(network: nn.Module) -> None:
-    """Compiles the network's blocks, each at its first call. Raises InputError if it has none."""
+    """Compiles the network's blocks, each at its first call. Raises InputError without blocks."""
     blocks = repeated_blocks(network)
     if not blocks:
         raise InputError(
-            f"compile=true: {type(network).__name__} marks no module as repeated; use compile=false"
+            f"compile is true, but {type(network).__name__} marks no module as repeated: set "
+            "compile=false"
         )
     for block in blocks:
         block.compile(**settings())
 
 
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
-    """The function and all that it calls as one graph, compiled at its first call.
+    """Compiles a function, with all functions it calls, as one graph at its first call.
 
-    For MeanFlow's derivative: blocks compiled one by one have no forward-mode derivative.
+    MeanFlow needs this for its derivative: separately compiled blocks have no forward-mode
+    derivative.
     """
     return torch.compile(function, **settings())
 
 
 @contextmanager
 def compile_errors_explained() -> Iterator[None]:
-    """Raises InputError in place of torch's error if there is no compiler of C++ or GPU code."""
+    """Raises InputError instead of torch's error if this machine has no C++ or GPU compiler."""
     try:
         yield
     except RuntimeError as error:
@@ -72,6 +74,6 @@ def compile_errors_explained() -> Iterator[None]:
             raise
         reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
         raise InputError(
-            f"compile=true: this machine cannot compile the network ({reason}); "
-            "install a C++ compiler such as g++, or use compile=false"
+            f"compile is true, but this machine cannot compile the network ({reason}): install a "
+            "C++ compiler such as g++, or set compile=false"
         ) from error

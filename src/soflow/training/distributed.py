@@ -1,8 +1,8 @@
-"""Several processes: how they start and end, and networks that are sharded over them.
+"""Distributed training: launch checks, errors when a rank is lost, and sharded networks.
 
-A shard is a DTensor; every function here also takes ordinary tensors and leaves them as they are.
-Networks are sharded by torch's fully_shard rather than by Accelerate's FSDP2, which does nothing on
-CPUs and rounds the weights themselves to bfloat16, while the consistency pair needs float32.
+A shard is a DTensor. Every function also accepts ordinary tensors, and does not change them.
+Networks are sharded with torch's fully_shard. Accelerate's FSDP2 does nothing on CPUs and rounds
+the weights to bfloat16, but the consistency pair needs weights in float32.
 """
 
 import os
@@ -30,15 +30,15 @@ T = TypeVar("T")
 
 
 def require_plain_launch() -> None:
-    """Raises InputError if `accelerate launch` is set to wrap the network itself.
+    """Raises InputError if `accelerate launch` is configured to wrap the network.
 
-    Checkpoints do not support that.
+    Checkpoints do not support such wrappers.
     """
     for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
             raise InputError(
-                f"accelerate launch is set to use {name}: launch without it (--multi_gpu); "
-                "parallel=fsdp shards a network over processes"
+                f"accelerate launch is configured to use {name}: launch with --multi_gpu instead; "
+                "to shard the network, set parallel=fsdp"
             )
 
 
@@ -46,9 +46,9 @@ def make_accelerator(config: Config, folder: RunFolder) -> Accelerator:
     """The Accelerator of a run.
 
     Raises:
-        InputError: If the batch cannot be split equally.
+        InputError: If the batch cannot be split into equal microbatches.
     """
-    # Accelerate keeps the precision of a process's first run; this may be another run.
+    # Accelerate keeps the precision of the first run in a process. This may be a later run.
     AcceleratorState._reset_state()
     train = config.train
     accelerator = Accelerator(
@@ -61,13 +61,14 @@ def make_accelerator(config: Config, folder: RunFolder) -> Accelerator:
     if train.batch_size % (accelerator.num_processes * train.accumulate):
         raise InputError(
             f"train.batch_size={train.batch_size} cannot be split equally over "
-            f"{accelerator.num_processes} processes with train.accumulate={train.accumulate}"
+            f"{accelerator.num_processes} processes with train.accumulate={train.accumulate}: give "
+            f"a multiple of {accelerator.num_processes * train.accumulate}"
         )
     return accelerator
 
 
 def same_everywhere(value: T) -> T:
-    """The first process's value. Every process must call it."""
+    """The value of the first process. Every process must call this function."""
     if processes.count() == 1:
         return value
     PartialState(cpu=not torch.cuda.is_available())  # the process group
@@ -77,35 +78,40 @@ def same_everywhere(value: T) -> T:
 
 @contextmanager
 def lost_processes_explained() -> Iterator[None]:
-    """Raises RunError in place of torch's errors after another process has ended."""
+    """Raises RunError instead of torch's errors if another process has ended."""
     try:
         yield
     except RuntimeError as error:
-        # gloo's errors have no class of their own.
+        # Errors of gloo do not have their own class.
         if isinstance(error, DistError) or "gloo" in str(error):
             raise RunError(
-                "another process of this run has ended or does not answer; its own message, if "
-                "any, has the cause; the same command resumes from the last checkpoint"
+                "another process of this run has ended or does not respond: see its message for "
+                "the cause; to resume from the last checkpoint, run the same command again"
             ) from error
         raise
 
 
 def shard_network(module: nn.Module, device: torch.device, blocks: bool = True) -> None:
-    """Replaces each parameter, the same on all processes, by this process's shard on `device`.
+    """Replaces each parameter by this process's shard on `device`.
 
-    Repeated blocks are gathered only while they compute, the rest for the whole forward and
-    backward pass. Under autocast, bfloat16 copies of weights stay gathered until the backward pass.
+    The parameters must be equal in all processes. Repeated blocks are gathered only while they
+    compute. Other parameters are gathered for the whole forward and backward pass. Under autocast,
+    bfloat16 copies of weights stay gathered until the backward pass.
 
     Args:
-        blocks: False gathers everything for the whole step, for objectives that do more with a
-            network than call it.
+        module: The network, or a module that contains it.
+        device: The device of this process.
+        blocks: Whether to gather repeated blocks one at a time. False gathers all parameters for
+            the whole step, for objectives that access the network other than by calling it.
 
     Raises:
-        InputError: If this torch cannot shard on CPUs.
+        InputError: If this version of torch cannot shard on CPUs.
     """
     if device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
         version = torch.__version__
-        raise InputError(f"parallel=fsdp on CPUs needs torch above {version}: use parallel=ddp")
+        raise InputError(
+            f"parallel=fsdp on CPUs needs a torch newer than {version}: set parallel=ddp"
+        )
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     repeated = [child for child in module.modules() if getattr(child, "repeated", False)]
     for block in repeated if blocks else []:
@@ -114,42 +120,43 @@ def shard_network(module: nn.Module, device: torch.device, blocks: bool = True) 
 
 
 def local_shard(tensor: Tensor) -> Tensor:
-    """This process's shard of a tensor, sharing its memory."""
+    """The local shard of a tensor, with shared memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """The tensor gathered from all shards. Every process must call it."""
+    """Gathers the full tensor from all shards. Every process must call this function."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """A full tensor, the same on all processes, sharded like `like`. Every process must call it."""
+    """Shards a full tensor, equal in all processes, like `like`. Every process must call it."""
     if not isinstance(like, DTensor):
         return tensor
     return distribute_tensor(tensor, like.device_mesh, like.placements)
 
 
 def gather_number(accelerator: Accelerator, number: int) -> list[int]:
-    """The number that each process has. Every process must call it."""
+    """The numbers of all processes. Every process must call this function."""
     if accelerator.num_processes == 1:
         return [number]
     return accelerator.gather(torch.tensor([number], device=accelerator.device)).tolist()
 
 
 def full_state(state: Mapping[Any, Any], keep: bool) -> Mapping[Any, Any]:
-    """A state_dict of full tensors: the state itself, unless it is sharded.
+    """A state_dict with full tensors. Returns the state itself if it is not sharded.
 
-    Every process must call it.
+    Every process must call this function.
     """
     values = [*state.values(), *(v for m in state.get("state", {}).values() for v in m.values())]
     return gather_state(state, keep) if any(isinstance(v, DTensor) for v in values) else state
 
 
 def gather_state(state: Mapping[Any, Any], keep: bool) -> dict[Any, Any]:
-    """A state_dict of full tensors on the CPU; empty if `keep` is False.
+    """A state_dict with full tensors on the CPU; empty if `keep` is False.
 
-    Every process must call it. Tensors are gathered one at a time, so that no device holds all.
+    Every process must call this function. It gathers one tensor at a time, so that no device holds
+    all of them.
     """
     kept: dict[Any, Any] = {}
     for key, value in state.items():
@@ -164,7 +171,7 @@ def gather_state(state: Mapping[Any, Any], keep: bool) -> dict[Any, Any]:
 
 
 def load_network(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Loads full weights."""
+    """Loads full weights into a network, which may be sharded."""
     like = {**weights, **network.state_dict()}
     shards = {name: shard_like(value, like[name]) for name, value in weights.items()}
     network.load_state_dict(shards)
@@ -173,12 +180,12 @@ def load_network(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
 def load_optimizer(
     optimizer: torch.optim.Optimizer, state: Mapping[str, Any], shapes: Sequence[Shapes]
 ) -> None:
-    """Loads the tensors of a full state; options stay as the configuration sets them.
+    """Loads the tensors of a full state. The options keep their configured values.
 
     Args:
         optimizer: The optimizer.
-        state: What `full_state` made of its state.
-        shapes: What it keeps of each of its parameters.
+        state: The state from `full_state`.
+        shapes: The shapes of the tensors that the optimizer keeps for each parameter.
 
     Raises:
         ValueError: If the state belongs to other parameters or another optimizer.
@@ -187,7 +194,7 @@ def load_optimizer(
 
     def sharded(parameter: Tensor, value: Tensor, expected: tuple[int, ...]) -> Tensor:
         if value.shape != expected:
-            found = f"{list(value.shape)} in place of {list(expected)}"
+            found = f"a tensor {list(value.shape)} instead of {list(expected)}"
             raise ValueError(f"the optimizer state has {found} for a parameter")
         return shard_like(value, parameter) if value.shape == parameter.shape else value
 
@@ -195,7 +202,7 @@ def load_optimizer(
     for index, kept in state["state"].items():
         if index not in range(len(parameters)) or kept.keys() != shapes[index].keys():
             found = ", ".join(map(str, kept))
-            raise ValueError(f"the optimizer state has {found} of parameter {index}")
+            raise ValueError(f"the optimizer state has {found} for parameter {index}")
         shards[index] = {
             name: sharded(parameters[index], value, shapes[index][name])
             for name, value in kept.items()

@@ -1,4 +1,4 @@
-"""Looks at the averaged weights during training: evaluations and sample grids."""
+"""Evaluations and sample grids during training, with EMA weights."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -17,29 +17,29 @@ from soflow.system.memory import out_of_memory_explained
 
 log = logging.getLogger(__name__)
 
-#: What to do if there is no memory for samples.
-ROOM = "leave room beside training by a larger train.accumulate or a smaller train.batch_size"
-#: Draws a sample grid, with the state, the averaged weights and the device. Returns the model with
-#: these weights, and the picture's file.
+#: Advice if sampling runs out of memory.
+ROOM = "to leave memory for sampling, set a larger train.accumulate or a smaller train.batch_size"
+#: Draws a sample grid. Takes the state, the EMA weights and the device. Returns the model with
+#: these weights and the file of the picture.
 Draw = Callable[[TrainState, dict[str, Tensor], torch.device], tuple[FlowModel, Path]]
-#: Called when an evaluation is due, with the averaged weights and the device. Returns figures by
-#: name; the lower the first one, the better.
+#: Evaluates the model. Takes the EMA weights and the device. Returns figures by name; lower values
+#: of the first figure are better.
 Measure = Callable[[dict[str, Tensor], torch.device], dict[str, float]]
 
 
 @contextmanager
 def may_fail(what: str, step: int) -> Iterator[None]:
-    """Training goes on without an evaluation or a sample grid that fails."""
+    """Turns the failure of an evaluation or a sample grid into a warning. Training continues."""
     try:
         with out_of_memory_explained(ROOM):
             yield
     except (InputError, RunError, OSError) as error:
-        log.warning(f"step {step} has no {what}: {error}")
+        log.warning(f"step {step}: no {what}: {error}")
 
 
 @dataclass
 class Looks:
-    """What was seen: figures of an evaluation, and a sample grid with the model that drew it."""
+    """The figures of an evaluation, and a sample grid with the model that drew it."""
 
     figures: dict[str, float] = field(default_factory=dict)
     drawn: tuple[FlowModel, Path] | None = None
@@ -53,17 +53,17 @@ def look(
     device: torch.device,
     looks: Looks,
 ) -> None:
-    """Evaluates and draws what is due. It may be cut short and done again."""
+    """Evaluates the model and draws samples. A signal may interrupt it; it is then repeated."""
     if measure is not None:
-        with may_fail("figure", state.step):
+        with may_fail("evaluation", state.step):
             looks.figures.update(measure(weights, device))
     if draw is not None:
-        with may_fail("picture", state.step):
+        with may_fail("sample grid", state.step):
             looks.drawn = draw(state, weights, device)
 
 
 def keep_best(state: TrainState, figures: Mapping[str, float], num: int) -> None:
-    """Notes in the state whether the first finite figure, of `num` samples, is the best so far."""
+    """Updates the best figure in the state with the first finite figure, from `num` samples."""
     name = next((name for name, figure in figures.items() if isfinite(figure)), None)
     if name is None:
         return
@@ -71,4 +71,4 @@ def keep_best(state: TrainState, figures: Mapping[str, float], num: int) -> None
     better = state.best is None or what != state.best_of or figure < state.best
     if better:
         state.best, state.best_of, state.best_step = figure, what, state.step
-    log.info(f"step {state.step}: {name} {figure:.4g}{', the best so far' * better}")
+    log.info(f"step {state.step}: {name} {figure:.4g}{', best so far' * better}")

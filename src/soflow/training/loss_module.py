@@ -1,4 +1,4 @@
-"""A network and its objective as one module, whose forward is a whole loss."""
+"""A network and its objective as one module. Its forward pass computes the loss."""
 
 from dataclasses import replace
 
@@ -16,14 +16,17 @@ from soflow.training.distributed import shard_network
 
 
 class LossModule(nn.Module):
-    """A network and its objective as one module, whose forward is a whole loss.
+    """A network and its objective as one module. Its forward pass computes the loss.
 
-    Data-parallel wrappers thereby see one forward and one backward pass per step.
+    Data-parallel wrappers then see one forward and one backward pass per step.
 
     Args:
         model: The model. Its network must be an `nn.Module`.
-        objective: What it is trained by.
-        average: The network with averaged weights, such as `ema.net`, for objectives that use it.
+        objective: The objective to train with.
+        average: The network with EMA weights, such as `ema.net`, for objectives that use it.
+
+    Raises:
+        InputError: If the network is not a module, or the objective is not an objective.
 
     Example:
         >>> import soflow, torch
@@ -37,27 +40,40 @@ class LossModule(nn.Module):
     def __init__(self, model: FlowModel, objective: Objective, average: Net | None = None) -> None:
         super().__init__()
         if not isinstance(model, FlowModel) or not isinstance(model.net, nn.Module):
-            raise InputError(f"model is {in_short(model)}: give a FlowModel of a module")
+            raise InputError(
+                f"model is {in_short(model)}: give a FlowModel whose net is an nn.Module"
+            )
         if isinstance(objective, type) or not isinstance(objective, Objective):
-            raise InputError(f"objective is {in_short(objective)}: give one, such as SoFlow()")
+            raise InputError(
+                f"objective is {in_short(objective)}: give an objective, such as soflow.SoFlow()"
+            )
         self.network = model.net
         self.objective = objective
         self.model = replace(model, average=average)
 
     def forward(self, batch: Batch, draws: Draws, progress: float) -> Losses:
-        """The loss of a batch at `progress` = k / K of training."""
+        """Computes the loss of a batch.
+
+        Args:
+            batch: Samples (B, ...) with their labels (B,) and conditions.
+            draws: Noise (B, ...), times (B,) and label drops (B,), from `objective.draw`.
+            progress: The fraction k / K of training that is done, from 0 to 1.
+
+        Returns:
+            The loss: `total`, a scalar () with a gradient, and its parts.
+        """
         return self.objective(self.model, batch, draws, progress)
 
 
 def prepared(loss: LossModule, config: Config, accelerator: Accelerator) -> nn.Module:
-    """The loss on its device, compiled if wanted, and wrapped for several processes."""
+    """The loss module on its device, compiled if configured, and wrapped for several processes."""
     if config.compile:
         compile_blocks(loss.network)
     if config.train.checkpoint_activations:
         checkpoint_blocks(loss.network)
     if config.parallel == "ddp" or accelerator.num_processes == 1:
         return accelerator.prepare(loss)
-    # evaluation_mode: autocast, but no DDP
+    # evaluation_mode applies autocast, but not DDP.
     module = accelerator.prepare_model(loss, device_placement=False, evaluation_mode=True)
     blocks = not config.of_objective("whole_network")
     shard_network(loss, accelerator.device, blocks)

@@ -1,22 +1,22 @@
-"""What to do if a training step needs more memory than there is."""
+"""Advice when training runs out of memory."""
 
 from torch import nn
 
 from soflow.config import Config
 from soflow.training.activations import repeated_blocks
 
-#: What to do if there is no memory for what a run needs before its first step.
+#: Advice if memory runs out before the first step.
 TOO_LARGE = (
-    "the network with its average does not fit: choose a smaller network, or parallel=fsdp on "
-    "several devices (no train.batch_size or precision helps here)"
+    "the network and its EMA weights do not fit: choose a smaller network, or set parallel=fsdp on "
+    "several devices; a smaller train.batch_size or another precision does not help"
 )
 
 
 def memory_advice(config: Config, network: nn.Module) -> str:
-    """The settings that lower the memory of a step, with the values that they have now."""
+    """The settings that reduce the memory of a step, with their current values."""
     train, precision = config.train, config.precision
     jacobian = config.of_objective("forward_derivative")
-    ways = [f"a larger train.accumulate (now {train.accumulate}), which changes rounding alone"]
+    ways = [f"a larger train.accumulate (now {train.accumulate}), which changes only rounding"]
     if repeated_blocks(network) and not jacobian and not train.checkpoint_activations:
         ways.append("train.checkpoint_activations=true")
     ways.append("precision=bf16" if not precision.startswith("bf16") else "another precision")

@@ -1,4 +1,4 @@
-"""What training logs: running means, and the line of each logging step."""
+"""The training log: running means, and one line per logging step."""
 
 from collections.abc import Mapping
 
@@ -15,7 +15,7 @@ def add_means(state: TrainState, means: Mapping[str, RunningMean]) -> None:
 def take_line(
     state: TrainState, figures: Mapping[str, float], lr: float, batch_size: int
 ) -> MetricsLine:
-    """The line of a logging step: means since the line before, which start anew, and `figures`."""
+    """The line of a logging step: means since the last line, and `figures`. Resets the means."""
     means = {name: mean.value for name, mean in state.means.items() if mean.count}
     state.means = {}
     seconds_per_step = means.pop("seconds")
@@ -33,12 +33,12 @@ def take_line(
 
 
 def figures_of(line: MetricsLine) -> dict[str, float]:
-    """All values of a line but the step."""
+    """All values of a line, without the step."""
     return line.model_dump(exclude={"step"})
 
 
 def summary(line: MetricsLine, steps: int) -> str:
-    """A line for people: the losses, the speed and the time left."""
+    """A readable line: the losses, the speed and the remaining time."""
     figures = figures_of(line)
     losses = [
         f"{name} {value:.4f}" for name, value in figures.items() if name.endswith(("loss", "mse"))
@@ -49,7 +49,7 @@ def summary(line: MetricsLine, steps: int) -> str:
 
 
 def progress_text(state: TrainState, batch_size: int) -> str:
-    """Loss and speed since the last line, for a progress bar."""
+    """Mean loss and speed since the last line, for the progress bar."""
     speed = batch_size / state.means["seconds"].value
     loss = f"loss {state.means['loss'].value:.4f}  " if "loss" in state.means else ""
     return f"{loss}{speed:,.0f} samples/s"

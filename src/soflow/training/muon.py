@@ -1,4 +1,4 @@
-"""Muon for the weight matrices of hidden layers, beside AdamW for all other parameters."""
+"""Muon for the weight matrices of hidden layers, with AdamW for all other parameters."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,8 +12,8 @@ from soflow.training.activations import repeated_blocks
 def hidden_matrices(network: nn.Module) -> list[nn.Parameter]:
     """The trained weight matrices of hidden linear layers.
 
-    Those in the blocks that a network marks as repeated. If it marks none: all but the first and
-    the last one, in the order in which the network registers them.
+    These are the matrices in repeated blocks. In a network without repeated blocks, they are all
+    matrices except the first and the last, in order of registration.
     """
     blocks = repeated_blocks(network)
     modules = [module for block in blocks or [network] for module in block.modules()]
@@ -27,7 +27,7 @@ def hidden_matrices(network: nn.Module) -> list[nn.Parameter]:
 
 
 def matrix_of(module: nn.Module) -> nn.Parameter | None:
-    """The matrix that a module multiplies by; embeddings are tables of vectors."""
+    """The weight matrix of a linear or attention layer; None for other modules and embeddings."""
     matrix = None
     if isinstance(module, nn.Linear):
         matrix = module.weight
@@ -37,9 +37,9 @@ def matrix_of(module: nn.Module) -> nn.Parameter | None:
 
 
 class Together(torch.optim.Optimizer):
-    """Several optimizers as one; each updates parameters of its own.
+    """Several optimizers as one. Each updates its own parameters.
 
-    They share one state, and the parameter groups are those of all.
+    All share one state dictionary. The parameter groups are concatenated.
     """
 
     def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
@@ -49,7 +49,7 @@ class Together(torch.optim.Optimizer):
         self.share()
 
     def share(self) -> None:
-        """Gives each optimizer the common state and its own groups."""
+        """Gives each optimizer the shared state and its own groups."""
         groups = iter(self.param_groups)
         for part, size in zip(self.parts, self.sizes, strict=True):
             part.state = self.state

@@ -1,4 +1,4 @@
-"""What is not finite in a step, named by loss term, row of the batch and parameter."""
+"""Locates non-finite values in a step, by loss term, row of the batch and parameter."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,28 +7,28 @@ import torch
 
 from soflow.objectives.base import Term
 
-#: Rows and parameters that a message names.
+#: Number of rows or parameters that a message lists.
 NAMED = 8
 
 
 @dataclass(frozen=True, order=True)
 class BadRow:
-    """A row of the global batch with a loss or an error that is not finite."""
+    """A row of the global batch with a non-finite loss or error."""
 
     row: int
-    number: int  # of the sample in the data
+    number: int  # index of the sample in the dataset
     what: str  # such as "consistency loss is nan"
     times: str  # such as "t=0.7, l=0.6, s=0.2"
 
 
 @dataclass(frozen=True)
 class NonFinite:
-    """What is not finite in a step; the same in every process."""
+    """The non-finite values of a step, equal in all processes."""
 
     step: int
     rows: list[BadRow]
-    parameters: list[str]  # whose gradients are not finite
-    means: list[str]  # of the log
+    parameters: list[str]  # with non-finite gradients
+    means: list[str]  # non-finite means of the log
 
     def __str__(self) -> str:
         if self.rows:
@@ -38,16 +38,16 @@ class NonFinite:
             s, at = ("s", "the first at ") if several else ("", "")
             return (
                 f"the {first.what} at step {self.step}, in row{s} {rows} of the batch "
-                f"(number{s} {numbers} of the data; {at}{first.times})"
+                f"(sample{s} {numbers} of the dataset; {at}{first.times})"
             )
         what, names = ("gradient", self.parameters) if self.parameters else ("mean", self.means)
         return f"the {what} of {enumeration(names)} is not finite at step {self.step}"
 
 
 def bad_rows(terms: dict[str, Term], size: int) -> Iterator[tuple[int, str, str]]:
-    """The rows of a microbatch that are not finite: row, what it is, and its times.
+    """The non-finite rows of a microbatch: the row, the value, and its times.
 
-    Terms share the `size` rows, one after the other; a term may also concern all of them.
+    Each term covers a range of the `size` rows, in order. A term can also cover all rows.
     """
     first = 0
     for name, term in terms.items():

@@ -1,4 +1,4 @@
-"""Optimizers, what they keep of each parameter, and the learning rate as a function of the step."""
+"""Optimizers, the shapes of their state, and the learning-rate schedule."""
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -18,21 +18,21 @@ from soflow.training.muon import Together, hidden_matrices
 
 log = logging.getLogger(__name__)
 
-#: What AdamW and RAdam keep of a parameter beside its number of updates, `step`.
+#: State of AdamW and RAdam per parameter, in addition to the number of updates, `step`.
 MOMENTS = ("exp_avg", "exp_avg_sq")
 #: Settings that differ from torch's defaults.
 SETTINGS: dict[str, dict[str, Any]] = {
     "adamw": {"fused": True},
     "radam": {"decoupled_weight_decay": True, "foreach": True},
-    # Updates as large as AdamW's, so that one learning rate and weight decay suit both.
+    # Scales updates to the size of AdamW's, so that both use the same learning rate and decay.
     "muon": {"adjust_lr_fn": "match_rms_adamw"},
 }
 
-#: Optimizers that cannot update shards: two need whole matrices, the last an operation that torch
-#: does not have for shards.
+#: Optimizers that cannot update shards. Muon and Adafactor need whole matrices. Rprop needs an
+#: operation that torch does not implement for shards.
 WHOLE = ("muon", "Adafactor", "Rprop")
 
-#: Shapes of the tensors that an optimizer keeps of a parameter, by name.
+#: Shapes of the tensors that an optimizer keeps for a parameter, by name.
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -40,7 +40,8 @@ def make_optimizer(config: OptimizerConfig, network: nn.Module) -> Optimizer:
     """The optimizer of a network's trained parameters.
 
     Raises:
-        InputError: If this torch lacks it, it rejects its options, or it has nothing to update.
+        InputError: If this version of torch does not have the optimizer, if the optimizer rejects
+            its options, or if it has no parameters to update.
     """
     made = [make(parameters) for make, parameters in parts_of(config, network)]
     return made[0] if len(made) == 1 else Together(made)
@@ -49,15 +50,15 @@ def make_optimizer(config: OptimizerConfig, network: nn.Module) -> Optimizer:
 def parts_of(
     config: OptimizerConfig, network: nn.Module
 ) -> list[tuple[Callable[[list[nn.Parameter]], Optimizer], list[nn.Parameter]]]:
-    """The optimizers to make, each with its parameters: one, or Muon and AdamW."""
+    """The optimizers to create, each with its parameters: one, or Muon and AdamW."""
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if config.name != "muon":
         return [(partial(make_part, config), trained)]
     matrices = hidden_matrices(network)
     if not matrices:
         raise InputError(
-            f"optimizer.name=muon updates weight matrices of hidden layers, and "
-            f"{type(network).__name__} has none: use adamw"
+            f"optimizer.name=muon updates weight matrices of hidden layers, but "
+            f"{type(network).__name__} has none: set optimizer.name=adamw"
         )
     hidden = set(matrices)
     others = [parameter for parameter in trained if parameter not in hidden]
@@ -66,7 +67,7 @@ def parts_of(
 
 
 def make_part(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> Optimizer:
-    """An optimizer of torch.optim with the settings that its class has."""
+    """An optimizer of torch.optim, with the configured settings that its class accepts."""
     own = {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay}
     known = parameters_of(config.name)
     settings = {name: value for name, value in own.items() if name in known}
@@ -81,16 +82,17 @@ def make_part(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> Op
 def rejected(config: OptimizerConfig, error: Exception) -> InputError:
     """The error for settings that torch does not accept."""
     return InputError(
-        f"optimizer.name={config.name} does not accept its settings, with optimizer.options="
+        f"optimizer.name={config.name} rejects its settings, with optimizer.options="
         f"{config.options}: {first_line(error)}"
     )
 
 
 def kept_shapes(config: OptimizerConfig, network: nn.Module) -> list[Shapes]:
-    """What the optimizer keeps of each parameter, in the order of its state.
+    """The shapes of the optimizer's state for each parameter, in the order of its state.
 
-    Optimizers keep tensors of the parameter's shape, single numbers, or, as Adafactor, a row or a
-    column of it. So a step on a small tensor tells the shapes for all of as many dimensions.
+    For each parameter, an optimizer keeps tensors of the same shape, single numbers, or (Adafactor)
+    a row or a column. A step on a small tensor therefore gives the shapes for all parameters with
+    the same number of dimensions.
     """
     shapes: list[Shapes] = []
     for make, parameters in parts_of(config, network):
@@ -121,21 +123,21 @@ def kept_after_step(
 
 
 def require_optimizer(config: Config) -> None:
-    """Raises InputError if the optimizer cannot train with these settings, before it has to."""
+    """Raises InputError before training if the optimizer rejects the settings."""
     optimizer = config.optimizer
     layers: Sequence[nn.Module] = [nn.Linear(2, 2, device="cpu") for _ in range(3)]
     kept_shapes(optimizer, nn.Sequential(*layers))
     if config.parallel == "fsdp" and optimizer.name in WHOLE:
         raise InputError(
             f"parallel=fsdp does not work with optimizer.name={optimizer.name}, which cannot "
-            "update shards: set parallel=ddp, or optimizer.name=adamw"
+            "update shards: set parallel=ddp or optimizer.name=adamw"
         )
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
-    """The learning rate of `step`, counted from 0, of `steps`. It has no state to save.
+    """The learning rate at `step`, counted from 0, in a run of `steps` steps.
 
-    It rises linearly over the first `warmup` steps. Then it is constant, or falls to lr_end:
+    It rises linearly during the first `warmup` steps. Then it is constant, or decays:
 
         lr (lr_end + (1 - lr_end) g(u)),  g = 1 - u (linear) or (1 + cos(pi u)) / 2 (cosine),
         with u from 0 at the end of the warm-up to 1 at the last step

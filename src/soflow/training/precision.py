@@ -1,4 +1,4 @@
-"""Precision of float32 products on a GPU: full, or with mantissas of 10 bits (TF32)."""
+"""Precision of float32 matrix products on a GPU: full precision, or TF32 (10-bit mantissas)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ import torch
 
 @contextmanager
 def float32_products(tf32: bool, device: torch.device) -> Iterator[None]:
-    """Float32 matrix products and convolutions on a GPU use TF32, or not; others never do."""
+    """Switches TF32 on or off for float32 matrix products and convolutions on a GPU."""
     if device.type != "cuda":
         yield
         return

@@ -1,22 +1,22 @@
-"""Which events follow a step."""
+"""The periodic work that is due after a step."""
 
 from dataclasses import dataclass
 
 from soflow.config import Config
 
-#: Steps whose numbers may stay on the device, in one process and in several.
+#: Number of steps whose results may stay on the device, with one process and with several.
 READ_EVERY, READ_EVERY_IF_SEVERAL = 100, 10
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The events after step `step`, counted from 1; all of them are due after the last one."""
+    """Decides what is due after a step, counted from 1. After the last step, everything is due."""
 
     config: Config
-    has_measure: bool  # whether there are evaluations during training
+    has_measure: bool  # whether the run is evaluated during training
 
     def is_due(self, step: int, every: int) -> bool:
-        """Whether this is the last step, or one of every `every`; 0: the last alone."""
+        """Whether this is the last step, or a multiple of `every`; 0: only the last step."""
         return step == self.config.train.steps or (every > 0 and step % every == 0)
 
     def draws(self, step: int) -> bool:
@@ -32,9 +32,9 @@ class Schedule:
         return self.measures(step) or self.is_due(step, self.config.checkpoint.every)
 
     def reads(self, step: int, several: bool) -> bool:
-        """Whether the numbers of the steps until this one are read from the device.
+        """Whether the results of the steps up to this one are read from the device.
 
-        Several processes then also ask one another whether a signal came.
+        With several processes, the processes then also check whether one received a signal.
         """
         return self.anything(step) or step % (READ_EVERY_IF_SEVERAL if several else READ_EVERY) == 0
 

@@ -1,4 +1,4 @@
-"""Stopping a run by a signal: the step in progress is finished and saved first."""
+"""Stops a run after a signal. The current step is completed and saved first."""
 
 import signal
 import threading
@@ -9,23 +9,24 @@ from types import FrameType
 
 
 class Stopped(BaseException):
-    """A signal stopped the run, with a checkpoint written.
+    """A signal stopped the run, after a checkpoint was written.
 
-    It is raised as what Python has for the signal, so that a program ends as it would without
-    soflow. A sweep that continues after every `Exception` ends, too.
+    The subclasses also derive from Python's own exception for the signal, so that a program ends
+    as it would without soflow. This is not an `Exception`: a sweep that catches every `Exception`
+    also ends.
     """
 
     signum: int
 
 
 class Interrupted(Stopped, KeyboardInterrupt):
-    """Ctrl-C: a `KeyboardInterrupt`, with a checkpoint written."""
+    """Ctrl-C: a `KeyboardInterrupt`, after a checkpoint was written."""
 
     signum = signal.SIGINT
 
 
 class Terminated(Stopped, SystemExit):
-    """SIGTERM: a `SystemExit` with status 143, with a checkpoint written."""
+    """SIGTERM: a `SystemExit` with status 143, after a checkpoint was written."""
 
     signum = signal.SIGTERM
 
@@ -38,25 +39,25 @@ class Terminated(Stopped, SystemExit):
 
 
 def stopped_by(signum: int, where: str) -> Stopped:
-    """What to raise after a signal. where: the run folder, for the message."""
+    """The exception to raise after a signal. `where` is the run folder, for the message."""
     kind = Interrupted if signum == signal.SIGINT else Terminated
     name = signal.Signals(signum).name
-    return kind(f"{name}: a checkpoint is written in {where}; the same call resumes from it")
+    return kind(f"{name}: checkpoint written in {where}; to resume, make the same call again")
 
 
 class CutShort(BaseException):
-    """A signal came during work that may be cut short."""
+    """A signal arrived during interruptible work."""
 
 
 @dataclass
 class StopRequest:
-    """Which signal came, if any."""
+    """The signal that arrived, if any."""
 
     signum: int | None = None
     may_cut: bool = False
 
     def cut_short(self, work: Callable[[], None]) -> None:
-        """Does `work` until a signal comes. The work must change nothing, and be repeatable."""
+        """Does `work` until a signal arrives. The work must be repeatable, without side effects."""
         with suppress(CutShort):
             try:
                 self.may_cut = True
@@ -68,13 +69,14 @@ class StopRequest:
 
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Turns Ctrl-C or SIGTERM into a request; a second Ctrl-C interrupts at once.
+    """Turns Ctrl-C or SIGTERM into a request to stop. A second Ctrl-C interrupts immediately.
 
-    SIGTERM may come more than once: a cluster sends it to every process, and launchers forward it.
+    SIGTERM can arrive more than once: a cluster sends it to every process, and launchers forward
+    it.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
-        yield request  # signals reach the main thread alone
+        yield request  # only the main thread receives signals
         return
 
     def note(signum: int, frame: FrameType | None) -> None:

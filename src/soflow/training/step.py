@@ -24,50 +24,51 @@ from soflow.training.optimizers import learning_rate
 
 @dataclass(frozen=True)
 class Unread:
-    """The numbers of a step, on the device: reading them waits until it has computed them."""
+    """The results of a step on the device. Reading them waits until the step is complete."""
 
     step: int
-    names: list[str]  # the loss, and its parts
-    numbers: Tensor  # sums of these, how many values they are of, processes with finite gradients
-    terms: list[dict[str, Term]]  # of this process's microbatches
-    parameters: list[str]  # with a gradient
-    gradients: Tensor  # whether each of these is finite, in this process
+    names: list[str]  # "loss" and the names of its parts
+    numbers: Tensor  # a sum and a count per name; then the number of processes, finite gradients
+    terms: list[dict[str, Term]]  # one dictionary per microbatch of this process
+    parameters: list[str]  # parameters with a gradient
+    gradients: Tensor  # for each of these, whether its gradient is finite in this process
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step gave; the same in every process."""
+    """The results of a step, equal in all processes."""
 
     loss: float
-    means: dict[str, RunningMean]  # of the loss and its parts, over all processes
+    means: dict[str, RunningMean]  # the loss and its parts, over all processes
     nonfinite: NonFinite | None
 
 
 @dataclass
 class TrainStep:
-    """One step of a run, as a function of its number."""
+    """Makes one optimizer step of a run. The step depends only on its number and the weights."""
 
     config: Config
     accelerator: Accelerator
-    module: nn.Module  # network and objective, wrapped for several processes
+    module: nn.Module  # the loss module, wrapped for several processes
     network: nn.Module
     objective: Objective
     optimizer: AcceleratedOptimizer
     ema: Ema
     batches: Batches
-    fixed_lr: float | None = None  # in place of the schedule's
+    fixed_lr: float | None = None  # overrides the learning-rate schedule
 
     def __call__(self, step: int) -> Unread:
-        """Does step `step`, counted from 0, on this process's microbatches of the batch.
+        """Makes step `step`, counted from 0, on the microbatches of this process.
 
-        If a number is not finite, the weights stay as they are. Nothing here waits for the device,
-        unless the optimizer cannot skip an update there.
+        If a value is not finite, the weights do not change. The step does not wait for the device,
+        unless the optimizer cannot skip an update on the device.
         """
         config, accelerator = self.config, self.accelerator
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(step)
 
-        # Forward and backward per microbatch; the last backward adds up gradients of all processes.
+        # Forward and backward pass per microbatch. The last backward pass reduces gradients over
+        # all processes.
         stream = f"dropout of process {accelerator.process_index}"
         torch.manual_seed(seed_of(config.train.seed, stream, step))
         microbatches: list[Losses] = []
@@ -100,11 +101,11 @@ class TrainStep:
 
     @property
     def skips_on_device(self) -> bool:
-        """Whether the optimizer takes a number on the device that says "skip this update"."""
+        """Whether the optimizer can skip an update by a flag on the device."""
         return getattr(self.optimizer.optimizer, "_step_supports_amp_scaling", False)
 
     def microbatches(self, step: int) -> Iterator[tuple[Batch, Draws]]:
-        """This process's microbatches, with their draws: every count-th row of the batch."""
+        """The microbatches of this process with their draws. Each takes every count-th row."""
         train = self.config.train
         shape = (train.batch_size, *self.config.data.shape)
         generator = seeded_generator(train.seed, "draws", step, self.accelerator.device)
@@ -116,15 +117,15 @@ class TrainStep:
 
     @property
     def count(self) -> int:
-        """Microbatches of a batch, over all processes."""
+        """The number of microbatches per batch, over all processes."""
         return self.accelerator.num_processes * self.config.train.accumulate
 
     def indices(self) -> range:
-        """Which microbatches are this process's."""
+        """The indices of this process's microbatches."""
         return range(self.accelerator.process_index, self.count, self.accelerator.num_processes)
 
     def reduce(self, step: int, microbatches: list[Losses]) -> Unread:
-        """Sums losses, their parts and their finiteness over microbatches and processes."""
+        """Sums losses, their parts and finiteness flags over microbatches and processes."""
         values = [{"loss": losses.total.detach()[None], **losses.parts} for losses in microbatches]
         names = list(values[0])
         per_name = [[part[name] for part in values] for name in names]
@@ -147,12 +148,12 @@ class TrainStep:
         )
 
     def is_finite(self, unread: Unread) -> Tensor:
-        """Whether all numbers of a step are finite in all processes, on the device."""
+        """Whether all values of a step are finite in all processes; a flag on the device."""
         processes = self.accelerator.num_processes
         return unread.numbers.isfinite().all() & (unread.numbers[-1] == processes)
 
     def read(self, steps: Sequence[Unread]) -> list[StepResult]:
-        """Reads the numbers of steps, waiting for the device once. Every process must call it."""
+        """Reads the results of steps and waits for the device once. Every process must call it."""
         if not steps:
             return []
         return [
@@ -163,7 +164,7 @@ class TrainStep:
         ]
 
     def result(self, unread: Unread, numbers: list[float]) -> StepResult:
-        """What a step gave, from its numbers."""
+        """The result of a step, from its numbers on the CPU."""
         names, (*values, finite_in) = unread.names, numbers
         totals, counts = values[: len(names)], values[len(names) :]
         means = {
@@ -175,7 +176,7 @@ class TrainStep:
         return StepResult(means["loss"].value, means, nonfinite)
 
     def find_nonfinite(self, unread: Unread, means: dict[str, RunningMean]) -> NonFinite:
-        """Names what is not finite in any process. Every process must call it."""
+        """Locates the non-finite values of all processes. Every process must call this method."""
         numbers = self.batches.indices(unread.step)
         rows: list[BadRow] = []
         for index, terms in zip(self.indices(), unread.terms, strict=True):
@@ -193,43 +194,50 @@ class TrainStep:
 
 
 def require_draws(draws: object, shape: tuple[int, ...], objective: Objective) -> None:
-    """Raises InputError if an objective draws something else, or for another batch."""
+    """Raises InputError unless the objective returned draws of the right shapes."""
     name = type(objective).__name__
     if not isinstance(draws, Draws):
-        raise InputError(f"{name}.draw gives {type(draws).__name__}: it must give soflow.Draws")
+        raise InputError(f"{name}.draw returns {type(draws).__name__}: it must return soflow.Draws")
     if draws.noise.shape != shape or any(
         one.shape != shape[:1] for one in (draws.t, draws.s, draws.dropped)
     ):
         needed = f"noise {list(shape)}; t, s and dropped [{shape[0]}]"
-        raise InputError(f"{name}.draw gives draws of other shapes than it must, {needed}")
+        raise InputError(f"{name}.draw returns draws of wrong shapes: they must be {needed}")
     if draws.guidance is not None and draws.guidance.shape != (shape[0], 3):
-        raise InputError(f"{name}.draw gives a guidance that is not of the shape [{shape[0]}, 3]")
+        raise InputError(
+            f"{name}.draw returns guidance of shape {list(draws.guidance.shape)}: it must be "
+            f"[{shape[0]}, 3]"
+        )
 
 
 def require_losses(losses: object, objective: Objective) -> None:
     """Raises InputError unless the objective returned a loss with a gradient and valid parts."""
     name = type(objective).__name__
     if not isinstance(losses, Losses):
-        raise InputError(f"{name} gives {type(losses).__name__}: it must give soflow.Losses")
+        raise InputError(f"{name} returns {type(losses).__name__}: it must return soflow.Losses")
     total = losses.total
     if not isinstance(total, Tensor) or total.ndim or not total.requires_grad:
         raise InputError(
-            f"{name} gives a total that is no scalar with a gradient: it must depend on the network"
+            f"{name} returns a total that is not a scalar with a gradient: it must be a scalar "
+            "tensor that depends on the network"
         )
     for part, value in losses.parts.items():
         if not isinstance(value, Tensor) or value.ndim != 1:
-            raise InputError(f"{name} gives a part '{part}' that is no tensor (n,)")
+            raise InputError(
+                f"{name} returns a part '{part}' that is not a tensor of shape (n,): give one "
+                "value per sample"
+            )
 
 
 def detached(term: Term) -> Term:
-    """The term without the graph that it was computed by."""
+    """The term without its autograd graph."""
     return Term(term.loss.detach(), term.squared.detach(), term.weight.detach(), term.times)
 
 
 def are_finite(tensors: Iterable[Tensor | None]) -> Tensor:
-    """Of each tensor, whether all numbers in this process's shard, and their squares, are finite.
+    """For each tensor, whether the local shard has a finite norm.
 
-    AdamW keeps the squares of gradients.
+    Values whose squares overflow count as non-finite, because AdamW keeps squares of gradients.
     """
     shards = [local_shard(tensor.detach()) for tensor in tensors if tensor is not None]
     return torch.stack(torch._foreach_norm(shards)).isfinite()

@@ -1,6 +1,6 @@
-"""Trackers: TensorBoard, Weights & Biases and MLflow, by Accelerate's classes.
+"""Trackers: TensorBoard, Weights & Biases and MLflow, based on Accelerate's classes.
 
-metrics.jsonl and the folder samples have everything that they get.
+Everything that a tracker receives is also in metrics.jsonl and the folder samples.
 """
 
 import json
@@ -28,32 +28,33 @@ from soflow.training.metrics import figures_of
 
 log = logging.getLogger(__name__)
 
-#: The extra that installs the package of each tracker.
+#: For each tracker, the extra that installs its package.
 EXTRAS = {"tensorboard": "track", "wandb": "wandb", "mlflow": "mlflow"}
-#: Where W&B and MLflow put runs, unless WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME says otherwise.
+#: The project in W&B and the experiment in MLflow. WANDB_PROJECT and MLFLOW_EXPERIMENT_NAME
+#: override it.
 PROJECT = "soflow"
-#: The name of the sample grids.
+#: The name under which sample grids are logged.
 SAMPLES = "samples"
 
 
 def require_trackers(names: tuple[str, ...]) -> None:
-    """Raises InputError with the install line if the package of a tracker is missing."""
+    """Raises InputError with an install command if the package of a tracker is missing."""
     for name in names:
         spec = find_spec(name)
-        if spec is None or spec.origin is None:  # a folder of this name is no package
+        if spec is None or spec.origin is None:  # no origin: only a folder of this name
             advice = install(EXTRAS.get(name, "track"))
-            raise InputError(f"train.trackers names {name}, which is not installed: {advice}")
+            raise InputError(f"train.trackers needs {name}, which is not installed: {advice}")
 
 
 class TrackerIds(Record):
-    """trackers.json: the runs of W&B and MLflow that a resumed run continues."""
+    """trackers.json: the ids of the W&B and MLflow runs, so that a resumed run continues them."""
 
     wandb: str = ""
     mlflow: str = ""
 
 
 class TensorBoard(TensorBoardTracker):  # type: ignore[misc]
-    """Writes into the run folder. A resumed run replaces what is there after its step."""
+    """Writes to the run folder. A resumed run discards later events."""
 
     def __init__(self, folder: RunFolder, step: int, continued: str) -> None:
         super().__init__("", str(folder.path), purge_step=step + 1)
@@ -63,7 +64,7 @@ class TensorBoard(TensorBoardTracker):  # type: ignore[misc]
         return ""
 
     def store_init_configuration(self, values: Mapping[str, Any]) -> None:
-        """Adds hyperparameters to the writer's own file; `add_hparams` would begin another one."""
+        """Adds hyperparameters to the writer's file. `add_hparams` would create another file."""
         from torch.utils.tensorboard.summary import hparams
 
         for summary in hparams(values, {}):
@@ -75,14 +76,14 @@ class TensorBoard(TensorBoardTracker):  # type: ignore[misc]
 
 
 class WandB(WandBTracker):  # type: ignore[misc]
-    """Writes into the folder `wandb` of the run folder, and to the server unless offline."""
+    """Writes to the folder `wandb` in the run folder, and to the server unless offline."""
 
     def __init__(self, folder: RunFolder, step: int, continued: str) -> None:
         name = os.environ.get("WANDB_NAME", folder.path.resolve().name)
         options = {
             "name": name,
             "dir": os.environ.get("WANDB_DIR", str(folder.path)),
-            "reinit": "create_new",  # leaves a run of the caller alone
+            "reinit": "create_new",  # does not end a W&B run of the caller
         }
         if continued:
             options |= {"id": continued, "resume": "allow"}
@@ -100,9 +101,9 @@ class WandB(WandBTracker):  # type: ignore[misc]
 
 
 class MLflow(MLflowTracker):  # type: ignore[misc]
-    """Writes into the folder `mlflow` of the run folder, unless a tracking URI is set.
+    """Writes to a database in the folder `mlflow` of the run folder, unless a tracking URI is set.
 
-    A database, since MLflow 3 does not write plain folders any more.
+    It is a database because MLflow 3 no longer writes plain folders.
     """
 
     def __init__(self, folder: RunFolder, step: int, continued: str) -> None:
@@ -131,12 +132,12 @@ class MLflow(MLflowTracker):  # type: ignore[misc]
         return self.active_run.info.run_id
 
     def store_init_configuration(self, values: Mapping[str, Any]) -> None:
-        """Stores parameters once: MLflow never changes those of a run."""
+        """Stores the parameters of a new run. MLflow cannot change the parameters of a run."""
         if not self.continues:
             super().store_init_configuration(dict(values))
 
     def log_picture(self, file: Path, step: int) -> None:
-        self.log_artifact(str(file), SAMPLES)  # its name has the step
+        self.log_artifact(str(file), SAMPLES)  # the file name contains the step
 
     def finish(self) -> None:
         try:
@@ -145,7 +146,7 @@ class MLflow(MLflowTracker):  # type: ignore[misc]
             self.leave_uri()
 
     def leave_uri(self) -> None:
-        """Leaves the process's tracking URI as it was."""
+        """Restores the tracking URI of the process."""
         import mlflow
 
         if self.sets_uri:
@@ -161,9 +162,9 @@ CLASSES: dict[str, Callable[[RunFolder, int, str], Tracker]] = {
 
 
 class Trackers:
-    """The trackers of a run, in its first process.
+    """The trackers of a run, in the first process.
 
-    If one of them cannot write, training continues without it.
+    If a tracker cannot write, training continues without it.
     """
 
     def __init__(self, accelerator: Accelerator, config: Config, folder: RunFolder) -> None:
@@ -171,7 +172,7 @@ class Trackers:
         self.open: dict[str, Tracker] = {}
 
     def start(self, step: int) -> None:
-        """Opens them after `step`; above 0 they continue what they have."""
+        """Opens the trackers after `step`. After step 0, they continue their earlier runs."""
         names = self.config.train.trackers
         if not names or not self.accelerator.is_main_process:
             return
@@ -182,17 +183,17 @@ class Trackers:
             try:
                 ids.model_copy(update=found).write(self.folder.trackers)
             except RunError as error:
-                log.warning(f"train.trackers begin new runs when this one is resumed: {error}")
+                log.warning(f"train.trackers will start new runs after a resume: {error}")
 
     def read_ids(self) -> TrackerIds:
         try:
             return TrackerIds.read(self.folder.trackers) or TrackerIds()
         except RunError as error:
-            log.warning(f"train.trackers begin new runs: {error}")
+            log.warning(f"train.trackers start new runs: {error}")
             return TrackerIds()
 
     def start_one(self, name: str, step: int, ids: TrackerIds) -> None:
-        """Opens a tracker in the run that it has, or in a new one if that is lost."""
+        """Opens a tracker in its earlier run, or in a new run if the earlier run is lost."""
         continued = getattr(ids, name, "")
         try:
             tracker = CLASSES[name](self.folder, step, continued)
@@ -201,8 +202,8 @@ class Trackers:
             if not continued:
                 raise
             log.warning(
-                f"train.trackers: {name} cannot continue its run {continued} and begins a new "
-                f"one: {first_line(error)}"
+                f"train.trackers: {name} cannot continue its run {continued} and starts a new run: "
+                f"{first_line(error)}"
             )
             tracker = CLASSES[name](self.folder, step, "")
             tracker.start()
@@ -219,7 +220,7 @@ class Trackers:
             self.each(lambda tracker: tracker.log_picture(file, step))
 
     def close(self) -> None:
-        """Closes them, and ends the process group."""
+        """Closes the trackers and ends the process group."""
         self.each(lambda tracker: tracker.finish())
         self.open.clear()
         self.accelerator.end_training()
@@ -229,18 +230,18 @@ class Trackers:
             self.attempt(name, partial(work, tracker))
 
     def attempt(self, name: str, work: Callable[[], None]) -> None:
-        """Calls a tracker. If it raises an error, training continues without this tracker."""
+        """Calls a tracker. If it raises an error, training continues without the tracker."""
         try:
             work()
-        except Exception as error:  # each package has its own errors
-            log.warning(f"continuing without {name} of train.trackers: {first_line(error)}")
+        except Exception as error:  # each package has its own exceptions
+            log.warning(f"train.trackers: continuing without {name}: {first_line(error)}")
             if (tracker := self.open.pop(name, None)) is not None:
                 with suppress(Exception):
                     tracker.finish()
 
 
 def hyperparameters(config: Config) -> Iterator[tuple[str, bool | int | float | str]]:
-    """The configuration by dotted keys; lists and null become texts."""
+    """The configuration as dotted keys and values. Lists and null become strings."""
 
     def flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         for name, value in values.items():

@@ -1,6 +1,6 @@
-"""The trainer: one loop for every objective.
+"""The trainer: one training loop for all objectives.
 
-It knows networks, batches and objectives only by their contracts.
+It uses networks, batches and objectives only through their contracts.
 """
 
 import gc
@@ -52,7 +52,7 @@ log = logging.getLogger(__name__)
 
 
 class Trainer:
-    """Trains a model in a run folder, resuming from the newest good checkpoint there."""
+    """Trains a model in a run folder. Resumes from the newest good checkpoint in the folder."""
 
     def __init__(
         self,
@@ -74,8 +74,8 @@ class Trainer:
         self.network = model.net
         self.memory_advice = memory_advice(config, self.network)
         self.state = TrainState()
-        self.unread: list[Unread] = []  # steps whose numbers are still on the device
-        self.shown = ""  # loss and speed when they were last read
+        self.unread: list[Unread] = []  # steps whose results are still on the device
+        self.shown = ""  # loss and speed for the progress bar
         self.manager = CheckpointManager(folder, config.checkpoint)
         self.accelerator = make_accelerator(config, folder)
         self.device = self.accelerator.device
@@ -95,7 +95,7 @@ class Trainer:
             self.ema, self.batches,
         )  # fmt: skip
         self.resume()
-        self.loss = float("nan")  # of the step that was read last
+        self.loss = float("nan")  # the loss of the last step that was read
         self.training = Training(config, folder, loss.model, self.state, self.read_loss)
 
     def resume(self) -> None:
@@ -103,7 +103,7 @@ class Trainer:
         checkpoint = self.manager.newest_good()
         if len(set(gather_number(self.accelerator, checkpoint.step if checkpoint else -1))) > 1:
             what = "the processes do not see the same checkpoints"
-            raise RunError(f"{what}: {self.folder.path} must be on a disk that all of them share")
+            raise RunError(f"{what}: put {self.folder.path} on a disk that all processes share")
         if checkpoint is None:
             self.manager.require_nothing_lost()
             return
@@ -117,17 +117,18 @@ class Trainer:
         except RunError:
             raise
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
-            what = f"{checkpoint.path} does not fit the run's network"
+            what = f"{checkpoint.path} does not fit the network of the run"
             why = placed_wrong(error) if isinstance(error, RuntimeError) else first_line(error)
             raise RunError(f"{what}: {why}") from None
         self.state = checkpoint.train_state()
         self.manager.remember_best(self.state)
 
     def go_on_in_data(self, batch_size: int) -> None:
-        """Continues behind the samples seen so far, also if the batch size has changed.
+        """Sets the position in the data after the samples seen so far.
 
         Args:
-            batch_size: That of a checkpoint that does not count samples.
+            batch_size: The batch size of the steps so far, for a checkpoint that does not record
+                the number of samples.
         """
         state = self.state
         state.samples = state.samples or state.step * batch_size
@@ -137,8 +138,8 @@ class Trainer:
         """Trains to the last step.
 
         Raises:
-            Stopped: After a signal, with a checkpoint written; see signals.py.
-            RunError: If numbers are not finite, or a checkpoint cannot be written.
+            Stopped: After a signal, once a checkpoint is written; see signals.py.
+            RunError: If a value is not finite, or a checkpoint cannot be written.
         """
         steps, state = self.config.train.steps, self.state
         if state.step >= steps and not state.due:
@@ -159,7 +160,7 @@ class Trainer:
                 if (stop := self.agreed(request)) is None:
                     stop = self.follow_up(request, task)
                 if stop is not None and (state.due or state.step < steps):
-                    # Inside stop_request, so that another signal does not cost this checkpoint.
+                    # Inside stop_request, so that another signal cannot interrupt the checkpoint.
                     self.save(last_chance=True)
                     raise stopped_by(stop, str(self.folder.path))
         if training.stopped is not None:
@@ -169,9 +170,9 @@ class Trainer:
         callbacks.on_end(training)
 
     def timed_step(self) -> None:
-        """Does one step, and counts it in the state.
+        """Makes one step and counts it in the state.
 
-        A GPU goes on computing meanwhile: its numbers are read when something is due.
+        A GPU computes asynchronously. Its results are read only when something is due.
         """
         start, tf32 = time.perf_counter(), "tf32" in self.config.precision
         with (
@@ -195,20 +196,20 @@ class Trainer:
 
     @property
     def computes_at_once(self) -> bool:
-        """Whether a step is computed when its call returns, as on a CPU."""
+        """Whether the device computes synchronously, as a CPU does."""
         return self.device.type == "cpu"
 
     @property
     def reads_now(self) -> bool:
-        """Whether the numbers of the last steps are read after this one."""
+        """Whether the results of the last steps are read now."""
         several = self.accelerator.num_processes > 1
         return self.computes_at_once or self.schedule.reads(self.state.step, several)
 
     def read(self) -> None:
-        """Reads the numbers of the last steps, waiting for the device. Every process must call it.
+        """Reads the results of the last steps and waits for the device. Every process must call it.
 
         Raises:
-            RunError: If one of them is not finite, unless such updates may be skipped.
+            RunError: If a value is not finite, unless such updates are skipped.
         """
         unread, self.unread = self.unread, []
         for result in self.train_step.read(unread):
@@ -224,21 +225,24 @@ class Trainer:
         return self.loss
 
     def skip(self, what: NonFinite) -> None:
-        """Counts a skipped update. Raises RunError if that is not wanted, or too often."""
+        """Counts a skipped update. Raises RunError if updates must not be skipped, or too many."""
         config, state = self.config.train, self.state
         if config.on_nonfinite == "stop":
             raise self.manager.diverged(str(what), "train.on_nonfinite=skip, or ")
         if state.skipped == config.max_skipped:
-            limit = f"as many skipped updates as train.max_skipped={state.skipped}"
-            raise self.manager.diverged(f"{what}, after {limit}")
+            limit = f"the limit train.max_skipped={state.skipped} of skipped updates is reached"
+            raise self.manager.diverged(f"{what}, and {limit}")
         state.skipped += 1
-        log.warning(f"{what}; skipping the update, {state.skipped} of at most {config.max_skipped}")
+        log.warning(
+            f"{what}; skipping the update ({state.skipped} of at most {config.max_skipped})"
+        )
 
     def follow_up(self, request: StopRequest, task: Task) -> int | None:
-        """What follows a step when it is due: evaluation, samples, log line and checkpoint.
+        """Does the work that is due after a step: evaluation, samples, log line, checkpoint.
 
         Returns:
-            The signal that interrupted evaluation or samples; all of it is then still due.
+            The signal that interrupted the evaluation or the samples, if any. All work is then
+            still due.
         """
         config, state = self.config, self.state
         draws, measures = self.schedule.draws(state.step), self.schedule.measures(state.step)
@@ -268,7 +272,7 @@ class Trainer:
         return None
 
     def log(self, figures: Mapping[str, float], task: Task) -> None:
-        """Writes one line of metrics.jsonl, and shows it."""
+        """Writes one line of metrics.jsonl and shows it."""
         lr = self.train_step.learning_rate(self.state.step - 1)
         line = take_line(self.state, figures, lr, self.config.train.batch_size)
         if self.accelerator.is_main_process:
@@ -277,10 +281,10 @@ class Trainer:
         task.log(summary(line, self.config.train.steps))
 
     def save(self, last_chance: bool = True) -> None:
-        """Writes a checkpoint of full tensors. Every process must call it.
+        """Writes a checkpoint of full tensors. Every process must call this method.
 
         Raises:
-            RunError: If a weight is not finite; such weights are never saved.
+            RunError: If a weight is not finite. Such weights are never saved.
         """
         self.read()
         finite = bool(are_finite(self.network.parameters()).all())
@@ -294,20 +298,21 @@ class Trainer:
             self.manager.save(self.state, weights, ema, optimizer, last_chance)
         self.accelerator.wait_for_everyone()
         place = self.folder.checkpoints / f"step-{self.state.step:08d}"
-        if place.is_dir():  # it may have failed, see checkpoint.on_failure
+        if place.is_dir():  # writing may have failed, see checkpoint.on_failure
             self.callbacks.on_checkpoint(self.training, place)
 
     def agreed(self, request: StopRequest) -> int | None:
-        """A signal that reached any process; all of them learn of it after the same step."""
+        """The signal that any process received. All processes see it after the same step."""
         if self.accelerator.num_processes > 1 and not self.reads_now:
             return None
         return max(gather_number(self.accelerator, request.signum or 0)) or None
 
     def close(self) -> None:
-        """Ends trackers and the process group, and frees the memory of a GPU.
+        """Closes trackers and the process group, and frees GPU memory.
 
-        The data-parallel wrapper holds the group, so it goes first: a group that outlives its end
-        aborts the process at exit. Collecting garbage takes half a second, so a CPU alone does not.
+        The data-parallel wrapper refers to the process group, so it is deleted first. Otherwise the
+        process aborts at exit. Garbage collection takes half a second; a single process on a CPU
+        does not need it.
         """
         del self.module, self.optimizer, self.train_step
         if self.accelerator.num_processes > 1 or self.device.type == "cuda":

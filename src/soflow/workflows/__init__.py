@@ -1,1 +1,1 @@
-"""What Python and the command line both do: train, load, sample, evaluate."""
+"""The operations behind both the Python API and the command line: train, load, sample, evaluate."""

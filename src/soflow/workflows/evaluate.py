@@ -1,4 +1,4 @@
-"""Evaluation: of a run, or of samples in files or in memory."""
+"""Evaluation of a run, or of samples in files or in memory."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -35,20 +35,22 @@ def evaluate(
     progress: Progress = track,
     data: Any = None,
 ) -> Evaluation:
-    """Evaluates a run.
+    """Evaluates a run: draws samples and compares them with real data.
 
     Args:
-        run: Its folder, a checkpoint in it, or a loaded run, with the weights it has.
-        settings: What to evaluate, and against what.
-        progress: Shows how much is done.
-        data: What the run was trained on, if that was given in Python.
+        run: A run folder, a checkpoint in it, or a loaded run. A loaded run is evaluated with the
+            weights it was loaded with.
+        settings: The samplers, numbers of samples, features and reference of the evaluation. By
+            default, the settings of the run.
+        progress: Shows the progress.
+        data: The training data, if it was given to `soflow.train` in Python.
 
     Returns:
-        The figures with their protocol. `write_evaluation` writes them into the run's folder.
+        The figures with their protocol. `write_evaluation` writes them to the run folder.
 
     Raises:
-        InputError: If there is no run, or a setting does not suit it.
-        RunError: If the checkpoint is damaged, or a sample holds NaN or infinity.
+        InputError: If the run does not exist, or a setting does not suit it.
+        RunError: If the checkpoint is damaged, or a sample contains NaN or infinity.
 
     Example:
         >>> import soflow
@@ -67,7 +69,7 @@ def evaluate(
     else:
         one, *others = settings.weights
         loaded = {one: load(run, one, vae=settings.vae)}
-        place = loaded[one].checkpoint.path  # all weights are of one checkpoint
+        place = loaded[one].checkpoint.path  # all weights come from the same checkpoint
         loaded |= {name: load(place, name, vae=settings.vae) for name in others}
     first = next(iter(loaded.values()))
     config, decode, defaults = first.config, first.model.decode, first.config.evaluate
@@ -80,7 +82,8 @@ def evaluate(
         reference = load_data(reference)
     if not features and (program := defaults.features) not in NAMES:
         raise InputError(
-            f"the run names a program, evaluate.features={program}: give --features if you trust it"
+            f"the run has evaluate.features={program}, which is a program: give --features to run "
+            "it if you trust it"
         )
     scoring = make_scoring(
         config, first.encoder, decode, features, reference, settings.baseline, first.scaling
@@ -104,25 +107,26 @@ def evaluate_samples(
     progress: Progress = track,
     labels: AnyLabels = None,
 ) -> Evaluation:
-    """Evaluates samples of any origin.
+    """Evaluates samples from any generator.
 
     Args:
-        samples: A folder of images, an .npz in ADM's layout, or a data set, SOURCE[:SPLIT]; or
-            samples in memory (N, ...): images (N, C, H, W) as floats in -1 to 1 or as bytes, other
-            samples in their own units.
-        features: By name, or a TorchScript file.
-        reference: Real data, SOURCE[:SPLIT], or a file of statistics; or data in Python, as
-            `soflow.train` takes them.
-        baseline: Whether to score another split of the real data, too.
-        progress: Shows how much is done.
-        labels: Of samples in memory, the classes that they were drawn for, (N,).
+        samples: A folder of images, an .npz file in the format of ADM (guided-diffusion), or a
+            dataset as SOURCE[:SPLIT]; or samples in memory, (N, ...): images (N, C, H, W) as floats
+            in [-1, 1] or as bytes, other samples in the units of the data.
+        features: The network that computes features: a name, such as "inception", or a TorchScript
+            file.
+        reference: The real data: SOURCE[:SPLIT], a file of statistics, or data in Python as
+            `soflow.train` accepts it.
+        baseline: Whether to also score another split of the real data.
+        progress: Shows the progress.
+        labels: The classes of samples in memory, (N,).
 
     Returns:
         The figures with their protocol.
 
     Raises:
-        InputError: If samples, features and reference do not fit each other.
-        RunError: If a file is damaged, or a sample holds NaN or infinity.
+        InputError: If samples, features and reference do not fit together.
+        RunError: If a file is damaged, or a sample contains NaN or infinity.
 
     Example:
         >>> import soflow, torch
@@ -135,7 +139,7 @@ def evaluate_samples(
     """
     if isinstance(samples, str | Path):
         if labels is not None:
-            raise InputError("labels are of samples in memory: files have labels of their own")
+            raise InputError("labels apply to samples in memory only: files contain their labels")
         given, name = open_samples(str(samples)), Path(samples).name
     else:
         given, name = samples_in_memory(samples, as_labels(labels)), "in memory"
@@ -146,19 +150,19 @@ def evaluate_samples(
 
 
 def chosen_samplers(chosen: tuple[Sampler, ...], config: Config) -> tuple[Sampler, ...]:
-    """The samplers that suit the run's objective, or those of them that are chosen."""
+    """The chosen samplers; by default, all that suit the objective of the run."""
     known = config.samplers
     for name in chosen:
         if name not in known:
             raise InputError(
-                f"the sampler '{name}' does not suit a run by {config.objective.name}: "
+                f"the sampler '{name}' does not suit the objective {config.objective.name}: "
                 f"choose {' or '.join(known)}"
             )
     return tuple(name for name in known if not chosen or name in chosen)
 
 
 def write_evaluation(folder: RunFolder, evaluation: Evaluation) -> Path:
-    """Writes the evaluation into the run's folder and returns the file."""
+    """Writes the evaluation to the run folder and returns the file."""
     file = evaluation_file(folder, evaluation.checkpoint)
     evaluation.write(file)
     return file

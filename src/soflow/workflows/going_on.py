@@ -1,4 +1,4 @@
-"""Going on with a run: the settings that are changed, what that means, and the record of it."""
+"""Resuming a run: which settings change, the effect of each change, and the record of changes."""
 
 import logging
 from collections.abc import Sequence
@@ -17,16 +17,17 @@ log = logging.getLogger(__name__)
 
 
 def settings_of(folder: RunFolder) -> Config | None:
-    """The settings of the run in a folder; None if it has no checkpoint to go on from.
+    """The settings of the run in a folder; None if there is no checkpoint to resume from.
 
     Raises:
-        InputError: If it has checkpoints, but no config.yaml.
+        InputError: If the folder has checkpoints, but no config.yaml.
     """
     if not checkpoints(folder.checkpoints):
         return None
     if not folder.config.is_file():
         raise InputError(
-            f"{folder.path} has checkpoints, no config.yaml: restore it or choose another --out"
+            f"{folder.path} has checkpoints but no config.yaml: restore config.yaml or choose "
+            "another --out"
         )
     return folder.read_config()
 
@@ -37,16 +38,16 @@ def go_on(
     changed: Sequence[Difference],
     write: bool,
 ) -> None:
-    """Places a resumed run in its data, and says and records which settings are changed.
+    """Restores the position in the data, and logs and records the changed settings.
 
     Args:
-        trainer: The trainer, at the step of a checkpoint.
-        begun: The settings that the run had.
-        changed: The settings that are changed now.
+        trainer: The trainer, with the state of a checkpoint.
+        begun: The settings of the run so far.
+        changed: The settings that change now.
         write: Whether this process writes the record.
 
     Raises:
-        InputError: If settings are changed, and no step is left that they would apply to.
+        InputError: If settings change, but no step is left to train.
         RunError: If the record is damaged.
     """
     folder, step, steps = trainer.folder, trainer.state.step, trainer.config.train.steps
@@ -54,8 +55,9 @@ def go_on(
     trainer.go_on_in_data(first_value(history, "train.batch_size", begun.train.batch_size))
     if changed and steps <= step:
         raise InputError(
-            f"{folder.path} has done {step} of {steps} steps, so {changed[0].key}="
-            f"{plain(changed[0].new)} has no effect: give train.steps=N above {step}"
+            f"{folder.path} has already done {step} of {steps} steps, so {changed[0].key}="
+            f"{plain(changed[0].new)} has no effect: to train further, give train.steps=N above "
+            f"{step}"
         )
     if write:
         when = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -70,7 +72,7 @@ def go_on(
 
 
 def schedules_at(objective: Objective, step: int, change: Difference) -> str:
-    """What another number of steps K means for the schedules of an objective, such as r(k, K)."""
+    """How a changed number of steps K moves the schedules of an objective, such as r(k, K)."""
     scheduled = getattr(objective, "scheduled", None)
     if scheduled is None:
         return ""

@@ -1,4 +1,4 @@
-"""The classes of samples, by name or number: "cat,dog", "3,7", ["cat", 7]."""
+"""Parses classes of samples, given by name or number: "cat,dog", "3,7", ["cat", 7]."""
 
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -12,29 +12,29 @@ from torch import Tensor
 
 from soflow.errors import InputError, in_short
 
-#: A text of names or numbers, or a collection of them.
+#: A comma-separated string of names or numbers, or a collection of them.
 Classes: TypeAlias = str | int | Sequence[str | int | None] | np.ndarray | Tensor
 
 
 def labels_in_turn(classes: Classes, num: int, names: Sequence[str]) -> Tensor:
-    """Labels of `num` samples, (num,): the classes that are listed, in turn.
+    """Labels of `num` samples, (num,): repeats the given classes in turn.
 
-    Names match as they are spelled, or else in any case; other words may be numbers. Names may
-    contain commas: in a text the longest name at each place counts.
+    A name matches exactly, or else without regard to case. A word that is not a name can be a
+    number. Names can contain commas: in a string, the longest name that matches is taken.
 
     Args:
-        classes: Names or numbers of classes: a text with commas, or a list, an array or a tensor.
-            In a list, None and -1 mean no class.
+        classes: Names or numbers of classes: a comma-separated string, or a list, an array or a
+            tensor. In a list, None and -1 mean no class.
         num: The number of samples.
         names: The names of all classes.
 
     Raises:
-        InputError: If there are no classes, or a name is unknown or belongs to several classes.
+        InputError: If the run has no classes, or a name is unknown or belongs to several classes.
     """
     if not names:
         given = classes if isinstance(classes, str) else in_short(classes)
         raise InputError(
-            f"the classes {given} were given, but this run was trained without classes"
+            f"the classes {given} were given, but this run was trained without classes: omit them"
         )
     if isinstance(classes, str):
         numbers = class_numbers(classes, names)
@@ -45,17 +45,17 @@ def labels_in_turn(classes: Classes, num: int, names: Sequence[str]) -> Tensor:
 
 
 def listed(classes: Any) -> list[Any]:
-    """The members of a list, an array or a tensor. Raises InputError if it has none."""
+    """The elements of a list, an array or a tensor. Raises InputError if it is empty."""
     if hasattr(classes, "tolist"):
         classes = classes.tolist()
     members = list(classes) if isinstance(classes, list | tuple | range) else [classes]
     if not members:
-        raise InputError("the labels are an empty list: list classes, or leave them out")
+        raise InputError("labels is an empty list: give classes, or omit the labels")
     return members
 
 
 def class_number(one: Any, names: Sequence[str]) -> int:
-    """The number of a class by name or number; that of the null label for None and -1."""
+    """The number of a class, given by name or number. None and -1 give the null label."""
     if one is None:
         return len(names)
     if isinstance(one, str):
@@ -65,21 +65,23 @@ def class_number(one: Any, names: Sequence[str]) -> int:
     try:
         number = index(one)  # an integer of any library
     except TypeError:
-        raise InputError(f"{in_short(one)} is no class: give names or numbers") from None
+        raise InputError(f"{in_short(one)} is not a class: give names or numbers") from None
     if not -1 <= number < len(names):
-        raise InputError(f"there is no class {in_short(number)}: {known(names)}; -1 for no class")
+        raise InputError(f"class {in_short(number)} does not exist: {known(names)}; -1: no class")
     return len(names) if number == -1 else number
 
 
 def one_of(numbers: list[int], name: str) -> int:
-    """The only class that a name in a list stands for."""
+    """Returns the only number. Raises InputError if a name in a list matches several classes."""
     if len(numbers) > 1:
-        raise InputError(f"'{name}' names {len(numbers)} classes: give each as one of the list")
+        raise InputError(
+            f"'{name}' names {len(numbers)} classes: give each as its own element of the list"
+        )
     return numbers[0]
 
 
 def class_numbers(text: str, names: Sequence[str]) -> list[int]:
-    """The numbers of the classes in a list. Unicode's spellings of a letter are the same."""
+    """The numbers of the classes in a comma-separated string, compared in Unicode form NFC."""
     text, names = normalize("NFC", text), [normalize("NFC", name) for name in names]
     spelled, folded = numbers_by_name(names), numbers_by_name([name.casefold() for name in names])
     longest = max(name.count(",") for name in names) + 1
@@ -92,7 +94,7 @@ def class_numbers(text: str, names: Sequence[str]) -> list[int]:
                 found = [int(head)]
             if len(found) > 1:
                 several = " and ".join(f"{names[number]} ({number})" for number in found)
-                raise InputError(f"the class '{head}' may be {several}: give its number")
+                raise InputError(f"the class '{head}' is ambiguous, {several}: give its number")
             if found:
                 break
         else:
@@ -111,12 +113,12 @@ def numbers_by_name(names: Sequence[str]) -> dict[str, list[int]]:
 
 
 def tidy(text: str) -> str:
-    """The text with one space after each comma."""
+    """Normalizes the spaces after commas."""
     return ", ".join(part.strip() for part in text.split(","))
 
 
 def near(text: str, names: Sequence[str]) -> str:
-    """A question that offers the classes with similar names."""
+    """A question that suggests classes with similar names."""
     folded = [name.casefold() for name in names]
     close = get_close_matches(text.casefold(), folded, n=3)
     offered = " or ".join(names[folded.index(one)] for one in close)

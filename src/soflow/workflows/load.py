@@ -1,4 +1,4 @@
-"""Loading a run: its configuration, its weights, and what turns its samples into images."""
+"""Loads a run: its configuration, its weights, and the decoder of its samples."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,21 +36,22 @@ Weights = Literal["ema", "raw"]
 
 @dataclass(frozen=True)
 class Run:
-    """A trained run that samples, evaluates and saves itself.
+    """A trained run. It can draw samples, be evaluated and be saved.
 
-    `soflow.load` makes it.
+    `soflow.load` creates it.
 
     Attributes:
         folder: The run folder.
         config: The settings of the run.
-        checkpoint: The checkpoint that the weights are from.
-        model: The model. Its `decode` turns samples (B, ...) into images or into the data's units.
+        checkpoint: The checkpoint of the weights.
+        model: The model. Its `decode` turns network outputs (B, ...) into images, or into the
+            units of the data.
         device: The device of the model.
-        weights: "ema" for averaged weights, "raw" for those of the last step.
+        weights: "ema" for EMA weights, "raw" for the weights of the last step.
         class_names: The names of the classes.
-        encoder: The autoencoder of a run on latents.
-        scaling: The statistics of a run on standardized data.
-        own_network: The network that was given in Python, which the model has a copy of.
+        encoder: The autoencoder, for runs on latents.
+        scaling: The mean and standard deviation, for runs on standardized data.
+        own_network: The network that was given in Python. The model holds a copy of it.
 
     Example:
         >>> import soflow
@@ -76,17 +77,17 @@ class Run:
         return f"Run({self.checkpoint.path}, {self.weights}, {self.device})"
 
     def _repr_png_(self) -> bytes | None:
-        """The newest sample grid of the run, which a notebook shows."""
+        """The newest sample grid of the run, for display in a notebook."""
         return self.folder._repr_png_()
 
     @property
     def samplers(self) -> tuple[Sampler, ...]:
-        """The samplers that suit the objective, its own first."""
+        """The samplers that suit the objective, the preferred one first."""
         return self.config.samplers
 
     @property
     def default_sampler(self) -> tuple[Sampler, int]:
-        """The sampler and the number of network evaluations that the configuration prefers."""
+        """The default sampler and number of network evaluations (NFE)."""
         return self.config.default_sampler
 
     @isolated
@@ -104,32 +105,36 @@ class Run:
         batch_size: int = 500,
         progress: Progress = track,
     ) -> Tensor:
-        """Draws samples: the same, bit by bit, as `soflow sample`.
+        """Draws samples. They are bit-identical to the samples of `soflow sample`.
 
         Args:
-            num: The number of samples; by default one per condition, or 64.
-            labels: Classes to draw in turn, by name or number: a list, an array, a tensor, or a
-                text such as "cat,dog"; None draws all classes in turn.
-            cond: Conditions to draw in turn, (n, ...), as training takes them: floats, or bytes
-                (uint8) of images. A model that was trained with conditions needs them.
-            guidance: The guidance scale, or one for each sample, (num,), for a run whose scales
-                were drawn in training (objective.guidance.max_scale); by default its setting
-                objective.guidance.scale. Larger is closer to the class, and less diverse.
-            guidance_interval: The start and the end of the times at which it acts, 0 at data and 1
-                at noise; by default (0, 1).
-            sampler: "renoise", "ode", "euler" or "heun"; by default what suits the objective.
-            nfe: Network evaluations per sample; by default as few as suit the sampler.
+            num: The number of samples. By default, one per condition, or 64 without conditions.
+            labels: The classes of the samples, in turn, by name or number: a list, an array, a
+                tensor, or a string such as "cat,dog". By default, all classes in turn.
+            cond: The conditions of the samples, in turn, (n, ...), in the form used for training:
+                floats, or images as bytes (uint8). Required if the run was trained with conditions.
+            guidance: The guidance scale, one number or one per sample, (num,). Requires a run
+                trained with random guidance scales (objective.guidance.max_scale). By default,
+                the run's setting objective.guidance.scale. A larger scale gives samples that match
+                their class better and are less diverse.
+            guidance_interval: The start and the end of the times at which guidance acts; time 0 is
+                data, 1 is noise. By default (0, 1).
+            sampler: "renoise", "ode", "euler" or "heun". By default, the sampler that suits the
+                objective.
+            nfe: The number of network evaluations per sample. By default, the smallest number that
+                suits the sampler.
             seed: The seed of the noise.
-            batch_size: How many samples are drawn at once.
-            progress: Shows how many samples are drawn.
+            batch_size: The number of samples drawn at once.
+            progress: Shows the progress.
 
         Returns:
-            Samples on the CPU: images (num, C, H, W) in -1 to 1; other data (num, ...) in their own
-            units.
+            Samples on the CPU: images (num, C, H, W) in [-1, 1], or other data (num, ...) in the
+            units of the training data.
 
         Raises:
             InputError: If a class or the sampler is unknown, the sampler cannot use `nfe`,
-                conditions are missing or do not fit, or the run was not trained at such a scale.
+                conditions are missing or do not fit, or the run was not trained with such a
+                guidance scale.
         """
         from soflow.workflows.sample import SampleRequest, sample
 
@@ -142,11 +147,11 @@ class Run:
     def evaluate(
         self, *, progress: Progress = track, data: Any = None, **settings: Any
     ) -> "Evaluation":
-        """Evaluates the run with the weights that it has.
+        """Evaluates the run with the loaded weights.
 
         Args:
-            progress: Shows how much is done.
-            data: What the run was trained on, if that was given in Python.
+            progress: Shows the progress.
+            data: The training data, if it was given to `soflow.train` in Python.
             settings: Fields of `EvaluationSettings`, such as `features`, `reference` or `num`.
 
         Returns:
@@ -161,10 +166,10 @@ class Run:
         return evaluate(self, EvaluationSettings(**settings), progress, data)
 
     def save(self, out: str | Path) -> Path:
-        """Saves what sampling needs: the settings, the classes, and the weights that are loaded.
+        """Saves the model for sampling: the settings, the classes and the loaded weights.
 
-        `soflow.load` and all commands take the folder like a run. It cannot be trained further, but
-        another run can begin with its weights (init_from).
+        `soflow.load` and all commands accept the folder as a run. The run cannot be resumed, but
+        another run can start from its weights (init_from).
 
         Args:
             out: A new or empty folder.
@@ -173,7 +178,7 @@ class Run:
             The folder.
 
         Raises:
-            InputError: If the folder is not empty, or cannot be written.
+            InputError: If the folder is not empty or not writable.
         """
         folder = RunFolder(Path(out).expanduser())
         if folder.path.exists() and any(folder.path.iterdir()):
@@ -201,20 +206,21 @@ def load(
     """Loads a run, or a model that `Run.save` wrote.
 
     Args:
-        path: A run folder, RUN/checkpoints/best, or one checkpoint inside a run folder.
-        weights: "ema" for the averaged weights, "raw" for those of the last step, "best" for the
-            averaged ones of the checkpoint that evaluations during training found best.
-        device: Where the model goes, such as "cpu", "cuda:1" or "gpu"; by default a GPU if there
-            is one.
-        vae: For runs on latents, a local copy of the autoencoder that made them, or its name.
-        network: For a run with a network of one's own: that network, or one like it. Its weights
-            are not used. The process that trained the run remembers it.
+        path: A run folder, or a checkpoint in it, such as RUN/checkpoints/best.
+        weights: "ema" for the EMA weights, "raw" for the weights of the last step, or "best" for
+            the EMA weights of the best checkpoint, according to the evaluations during training.
+        device: The device for the model, such as "cpu", "cuda:1" or "gpu". By default, a GPU if
+            one is available.
+        vae: For runs on latents: the autoencoder that encoded the training data, as a folder or a
+            name on the Hugging Face Hub. By default, the name recorded in the run.
+        network: For runs with a custom network: a network of the same architecture. Its weights
+            are not used. Not needed in the process that trained the run.
 
     Returns:
-        The run, which has `sample`, `evaluate` and `save`.
+        The run, with the methods `sample`, `evaluate` and `save`.
 
     Raises:
-        InputError: If there is no run, or it is a run of another version.
+        InputError: If the run does not exist, or was written by an incompatible version.
         RunError: If the checkpoint is damaged.
 
     Example:
@@ -230,7 +236,10 @@ def load(
     folder, checkpoint = find_run(Path(path), weights)
     config, data = folder.read_config(), DataRecord.read(folder.data)
     if network is not None and config.network.name != OWN:
-        raise InputError(f"{folder.path} has network.name={config.network.name}: omit network=")
+        raise InputError(
+            f"network= is for runs with a custom network, but {folder.path} has "
+            f"network.name={config.network.name}: omit network="
+        )
     own = own_network_of(config, folder.path, network)
     place = named_device(device) if device else default_device()
     encoder, scaling = (data.encoder, data.scaling) if data else (None, None)
@@ -242,11 +251,12 @@ def load(
     except RuntimeError as error:  # names or shapes that load_state_dict cannot place
         if own is not None:
             raise InputError(
-                f"{checkpoint.path} does not fit the network that is given, {kind_of(own)}: give "
-                f"one like that of the run ({placed_wrong(error)})"
+                f"{checkpoint.path} does not fit the network {kind_of(own)}: give the network that "
+                f"the run was trained with ({placed_wrong(error)})"
             ) from None
         raise RunError(
-            f"{checkpoint.path} does not fit the network of {folder.config}: was it edited?"
+            f"{checkpoint.path} does not fit the network in {folder.config}: if you have edited "
+            "the file, restore it"
         ) from None
     if own is not None:
         remember(folder.path, own)
@@ -264,11 +274,11 @@ def load_model(
     data: DataRecord | None = None,
     own: nn.Module | None = None,
 ) -> FlowModel:
-    """A model with these weights on `device`, in evaluation mode and without gradients."""
+    """A model with these weights on `device`, in evaluation mode, without gradients."""
     with torch.device("meta"):
         network = make_network(config, own)
     network.load_state_dict(weights, assign=True)
-    with out_of_memory_explained("the network does not fit; choose another device, such as cpu"):
+    with out_of_memory_explained("the network does not fit: choose another device, such as cpu"):
         network = network.to(device, torch.float32).requires_grad_(False).eval()
     return make_model(config, network, decode, data)
 
@@ -276,9 +286,10 @@ def load_model(
 def make_decoder(
     encoder: Encoder | None, scaling: Scaling | None, device: torch.device, vae: str = ""
 ) -> Decode:
-    """What turns samples into what people look at.
+    """The function that decodes samples.
 
-    Latents become images, standardized data get their own units back, all else is unchanged.
+    It decodes latents into images, and undoes the standardization of data. Other samples stay
+    unchanged.
 
     Raises:
         InputError: If `vae` is given for a run that was not trained on latents.
@@ -286,5 +297,8 @@ def make_decoder(
     if encoder is not None:
         return Decoder(encoder, device, vae)
     if vae:
-        raise InputError(f"{vae} decodes latents, but this run was not trained on latents: omit it")
+        raise InputError(
+            f"the autoencoder {vae} decodes latents, but this run was not trained on latents: "
+            "omit it"
+        )
     return unchanged if scaling is None else scaling.restore

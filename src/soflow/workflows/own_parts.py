@@ -1,7 +1,8 @@
-"""Networks and objectives that are given in Python, in place of those that a recipe names.
+"""Networks and objectives that are given in Python instead of named in a recipe.
 
-What a registry knows is recorded by its name and its settings, like any recipe's. All else is
-recorded as "python", and given again to train further; a network also to be loaded.
+A registered class is recorded by its name and settings, as in a recipe. Any other object is
+recorded as "python", and must be given again to resume the run. A network must also be given again
+to load the run.
 """
 
 from collections.abc import Mapping
@@ -27,25 +28,25 @@ from soflow.objectives.base import Objective
 from soflow.sampling import SAMPLERS
 from soflow.system.registry import Registry
 
-#: The networks of runs that this process has trained or loaded, by their folders.
+#: The custom networks of runs that this process has trained or loaded, by run folder.
 _known: dict[Path, nn.Module] = {}
 
 
 def remember(folder: Path, network: nn.Module) -> None:
-    """Keeps a network of one's own at hand for this process's next look at the run."""
+    """Keeps a custom network, so that this process can load the run without giving it again."""
     _known[folder.resolve()] = network
 
 
 def remembered(folder: Path) -> nn.Module | None:
-    """The network of a run, if this process was given it."""
+    """The custom network of a run, if this process has trained or loaded the run."""
     return _known.get(folder.resolve())
 
 
 def own_network_of(config: Config, folder: Path, given: nn.Module | None) -> nn.Module | None:
-    """The network that a run is given or that is remembered; None if its settings say all.
+    """The custom network of a run, given or remembered; None if the settings define the network.
 
     Raises:
-        InputError: If the run needs one.
+        InputError: If the run needs a network and none is given or remembered.
     """
     if config.network.name != OWN:
         return given
@@ -53,25 +54,25 @@ def own_network_of(config: Config, folder: Path, given: nn.Module | None) -> nn.
     if network is None:
         raise InputError(
             f"the network of {folder}, {config.network.kind}, was given in Python: give it again, "
-            "as in soflow.load(run, network=...) or soflow.train(..., network=...)"
+            "with soflow.load(run, network=...) or soflow.train(..., network=...)"
         )
     require_module(network)
     return network
 
 
 def require_module(network: object) -> None:
-    """Raises InputError unless it is a module whose weights have values."""
+    """Raises InputError unless the network is a module with initialized weights."""
     if not isinstance(network, nn.Module):
         raise InputError(f"network is {in_short(network)}: give an nn.Module, net(x, t, s, labels)")
     if any(weight.is_meta for weight in network.parameters()):
-        raise InputError(f"{kind_of(network)} has weights on the device meta: give them values")
+        raise InputError(f"{kind_of(network)} has weights on the device meta: initialize them")
 
 
 def with_network(config: Config, network: nn.Module) -> Config:
-    """The configuration of runs with this network.
+    """The configuration with a custom network.
 
     Raises:
-        InputError: If it is no module.
+        InputError: If the network is not a module.
     """
     require_module(network)
     record = {"name": OWN, "kind": kind_of(network)}
@@ -79,7 +80,7 @@ def with_network(config: Config, network: nn.Module) -> Config:
 
 
 def with_its_name(config: Config, network: nn.Module) -> Config:
-    """The configuration with the network by its name, if a registry and its settings make it."""
+    """The configuration with the network's name, if class and settings rebuild the network."""
     name = next((name for name in NETWORKS if NETWORKS[name] is type(network)), None)
     settings = getattr(network, "settings", None)
     if name is None or not isinstance(settings, dict):
@@ -92,20 +93,21 @@ def with_its_name(config: Config, network: nn.Module) -> Config:
 
 
 def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """The shapes of weights by name."""
+    """The shape of each weight, by name."""
     return {name: tuple(weight.shape) for name, weight in state.items()}
 
 
 def with_objective(config: Config, objective: Objective) -> Config:
-    """The configuration of runs with this objective.
+    """The configuration with a custom objective.
 
     Raises:
-        InputError: If it is no objective.
+        InputError: If the object is not an objective.
     """
     if isinstance(objective, type) or not isinstance(objective, Objective):
         raise InputError(
             f"objective is {in_short(objective)}: give an object such as soflow.SoFlow(), with "
-            "samplers, whole_network, draw(shape, generator) and a call (model, batch, draws, k/K)"
+            "samplers, whole_network, draw(shape, generator) and "
+            "__call__(model, batch, draws, progress)"
         )
     require_samplers(objective)
     guidance = getattr(objective, "guidance", None)
@@ -127,11 +129,11 @@ def require_samplers(objective: Objective) -> None:
     """Raises InputError if an objective names no samplers, or unknown ones."""
     names, kind = objective.samplers, kind_of(objective)
     if not names or isinstance(names, str) or not set(names) <= set(SAMPLERS):
-        raise InputError(f"{kind}.samplers is {names!r}: name some of {', '.join(SAMPLERS)}")
+        raise InputError(f"{kind}.samplers is {names!r}: choose from {', '.join(SAMPLERS)}")
 
 
 def by_name(registry: Registry[Any], part: Any) -> dict[str, Any] | None:
-    """The record of an object that its registered class and settings alone make."""
+    """The name and settings of an object, if its class is registered and they rebuild it."""
     name = next((name for name in registry if registry[name] is type(part)), None)
     if name is None or not is_dataclass(part) or isinstance(part, type):
         return None
@@ -142,12 +144,12 @@ def by_name(registry: Registry[Any], part: Any) -> dict[str, Any] | None:
 
 
 def kind_of(part: object) -> str:
-    """The class of an object, as it is imported."""
+    """The full name of an object's class, with its module."""
     return f"{type(part).__module__}.{type(part).__qualname__}"
 
 
 def plain(value: Any) -> Any:
-    """Settings as a file can hold them: tensors by a checksum, other objects by their type."""
+    """Settings as plain values for a file: tensors as checksums, other objects as type names."""
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Tensor | np.ndarray):
@@ -162,7 +164,10 @@ def plain(value: Any) -> Any:
 
 
 def require_unchanged(section: str, given: tuple[str, ...]) -> None:
-    """Raises InputError if settings are given beside the object that has its own."""
+    """Raises InputError if settings are given in addition to an object."""
     for key in given:
         if key.startswith(f"{section}."):
-            raise InputError(f"{key} is a setting of a recipe's {section}, and {section}= is given")
+            raise InputError(
+                f"{key} changes the {section} of a recipe, but {section}= is given: omit one of "
+                "them"
+            )

@@ -1,4 +1,4 @@
-"""A page about one or more runs."""
+"""Writes an HTML page about one or more runs."""
 
 import logging
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from soflow.workflows.load import Run, load
 
 log = logging.getLogger(__name__)
 
-#: Lines of metrics.jsonl: each value a number.
+#: Lines of metrics.jsonl; each value is a number.
 CURVE = TypeAdapter(Curve)
 
 
@@ -36,15 +36,16 @@ def report(
     """Writes a self-contained HTML page about runs.
 
     Args:
-        runs: Run folders, or one.
-        out: The page; by default report.html in the run's folder, or here for several runs.
-        progress: Shows how many runs are loaded.
+        runs: One run folder, or several.
+        out: The HTML file. By default, report.html in the run folder, or in the current folder for
+            several runs.
+        progress: Shows the progress.
 
     Returns:
-        The file.
+        The path of the page.
 
     Raises:
-        InputError: If there is no such run, or the page cannot be written.
+        InputError: If a run does not exist, or the page cannot be written.
         RunError: If a file of a run is damaged.
 
     Example:
@@ -55,7 +56,7 @@ def report(
     if isinstance(runs, str | PathLike):
         runs = [runs]
     if not runs:
-        raise InputError("there are no runs to report: name one or more")
+        raise InputError("runs is empty: give one or more run folders")
     subjects = []
     with progress("reporting", len(runs)) as task:
         for done, path in enumerate(runs):
@@ -71,7 +72,7 @@ def report(
 
 
 def subject_of(path: Path) -> Subject:
-    """A run, as the page shows it."""
+    """Collects what the page shows about a run."""
     run = load(path)
     dataset, missing = data_of(run)
     return Subject(
@@ -92,11 +93,11 @@ def subject_of(path: Path) -> Subject:
 
 
 def data_of(run: Run) -> tuple[Dataset | None, str]:
-    """The data that a run was trained on; None and the reason, with a remark, if they are gone."""
+    """The training data of a run; None and the reason if it cannot be read."""
     try:
         return make_dataset(run.config.data), ""
     except (InputError, RunError, OSError) as error:
-        log.info(f"{error}; the page of {run.folder.path} shows no real data")
+        log.info(f"{error}; the report of {run.folder.path} shows no real data")
         return None, str(error)
 
 
@@ -104,16 +105,16 @@ def read_curve(folder: RunFolder) -> Curve:
     try:
         return CURVE.validate_python(folder.read_metrics())
     except ValidationError:
-        raise RunError(f"{folder.metrics} is damaged: a value in it is not a number") from None
+        raise RunError(f"{folder.metrics} is damaged: one of its values is not a number") from None
 
 
 def read_evaluation(folder: RunFolder, checkpoint: str) -> Evaluation | None:
-    """The evaluation of a checkpoint; None, with a remark, if it is of another one."""
+    """The evaluation of a checkpoint; None if the file is about another checkpoint."""
     evaluation = Evaluation.read(folder.evaluation)
     if evaluation is not None and evaluation.checkpoint != checkpoint:
         log.info(
-            f"{folder.evaluation} is of {evaluation.checkpoint}, not of {checkpoint}: "
-            f"left out; run soflow evaluate {folder.path} again"
+            f"{folder.evaluation} is about {evaluation.checkpoint}, not {checkpoint}, and is left "
+            f"out: run soflow evaluate {folder.path} again"
         )
         return None
     return evaluation

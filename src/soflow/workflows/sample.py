@@ -1,6 +1,6 @@
-"""Sampling a run, into a tensor or into a file.
+"""Draws samples from a run, into a tensor or a file.
 
-Files are made in pieces, which several processes share and which an interrupted call reuses.
+Files are made in pieces. Several processes share the pieces, and a resumed call reuses them.
 """
 
 import shutil
@@ -36,27 +36,30 @@ from soflow.workflows.labels import Classes, labels_in_turn
 from soflow.workflows.load import Run
 from soflow.workflows.sample_files import SampleProtocol, require_room, require_suitable, write
 
-#: In place of classes: samples without a label.
+#: Given instead of classes: draws samples without a label.
 NONE = "none"
-#: Samples per piece of a file.
+#: Number of samples per piece of a file.
 PIECE = 500
 
 
 @dataclass(frozen=True, eq=False)
 class SampleRequest:
-    """What to draw. Sample i depends on the seed, i, its label and its condition alone.
+    """The settings for drawing samples.
+
+    Sample i depends only on the seed, i, its label, its condition and its guidance.
 
     Attributes:
         num: The number of samples.
-        labels: Their classes, (num,); None for a model without classes, or for no condition.
+        labels: The class of each sample, (num,); None for a model without classes, or to draw
+            without labels.
         sampler: "renoise", "ode", "euler" or "heun".
-        nfe: Network evaluations per sample.
+        nfe: The number of network evaluations per sample.
         seed: The seed of the noise.
-        batch_size: How many samples are drawn at once.
+        batch_size: The number of samples drawn at once.
         labels_from: How the labels were chosen, for the protocol.
-        cond: Their conditions, (num, ...); None for a model without conditions.
-        guidance: The guidance scale and the interval in which it acts, (3,), or a row for each
-            sample, (num, 3); None for what the model prefers.
+        cond: The condition of each sample, (num, ...); None for a model without conditions.
+        guidance: The guidance scale, and the start and the end of its time interval: (3,) for all
+            samples, or (num, 3) with one row per sample; None for the defaults of the model.
 
     Example:
         >>> import soflow
@@ -80,12 +83,15 @@ class SampleRequest:
         check_sampler(self.sampler, self.nfe)
         require_whole(1, num=self.num, batch_size=self.batch_size)
         require_whole(0, seed=self.seed)
-        object.__setattr__(self, "labels", as_labels(self.labels))  # a list or an array, too
+        object.__setattr__(self, "labels", as_labels(self.labels))  # accepts lists and arrays
         if self.labels is not None and self.labels.shape != (self.num,):
-            raise InputError(f"labels have shape {list(self.labels.shape)}, not [{self.num}]")
+            raise InputError(
+                f"labels has shape {list(self.labels.shape)}: it must be [{self.num}], one label "
+                "per sample"
+            )
         if self.guidance is not None and self.guidance.shape not in ((3,), (self.num, 3)):
-            held = f"guidance holds {len(self.guidance)} scales for {self.num} samples"
-            raise InputError(f"{held}: give one number, or one for each")
+            held = f"guidance has {len(self.guidance)} scales for {self.num} samples"
+            raise InputError(f"{held}: give one number, or one per sample")
 
     @classmethod
     @isolated
@@ -103,29 +109,36 @@ class SampleRequest:
         guidance: AnyScale | None = None,
         guidance_interval: AnyInterval | None = None,
     ) -> Self:
-        """A request in words that people use, completed by what suits the run.
+        """Creates a request for a run, with defaults that suit the run.
 
         Args:
-            run: The run to sample.
-            num: The number of samples; by default one per condition, or 64.
-            labels: Classes to draw in turn, by name or number: "cat,dog", "3,7", or a list, an
-                array or a tensor of them, in which None and -1 mean no class; or "none", for
-                samples without a label (unless a class has this name).
-            draw: Without `labels`, "balanced" draws all classes in turn, "random" at random.
-            sampler: By default the one that suits the run's objective.
-            nfe: Network evaluations per sample, by default as few as suit the sampler.
-            seed: The seed of noise and random labels.
-            batch_size: How many samples are drawn at once.
-            cond: Conditions to draw in turn, (n, ...), as training takes them.
-            guidance: The guidance scale, or one for each sample, (num,), for a run whose scales
-                were drawn in training; by default its setting objective.guidance.scale.
-            guidance_interval: The start and the end of the times at which it acts; by default
-                (0, 1).
+            run: The run to sample from.
+            num: The number of samples. By default, one per condition, or 64 without conditions.
+            labels: The classes of the samples, in turn, by name or number: "cat,dog", "3,7", or a
+                list, an array or a tensor, in which None and -1 mean no class. "none" draws samples
+                without a label, unless a class has this name.
+            draw: Without `labels`: "balanced" draws all classes in turn, "random" draws each class
+                at random.
+            sampler: "renoise", "ode", "euler" or "heun". By default, the sampler that suits the
+                objective.
+            nfe: The number of network evaluations per sample. By default, the smallest number that
+                suits the sampler.
+            seed: The seed of the noise and the random labels.
+            batch_size: The number of samples drawn at once.
+            cond: The conditions of the samples, in turn, (n, ...), in the form used for training.
+            guidance: The guidance scale, one number or one per sample, (num,). Requires a run
+                trained with random guidance scales. By default, the run's setting
+                objective.guidance.scale.
+            guidance_interval: The start and the end of the times at which guidance acts; time 0 is
+                data, 1 is noise. By default (0, 1).
+
+        Returns:
+            The request, for `soflow.sample` and `soflow.sample_to_file`.
 
         Raises:
             InputError: If a class or the sampler is unknown, the sampler cannot use `nfe`, the
-                null label was never trained, conditions are missing or do not fit, or the run was
-                not trained at such a scale.
+                null label was not trained, conditions are missing or do not fit, or the run was
+                not trained with such a guidance scale.
         """
         if num is not None:
             require_whole(1, num=num)
@@ -140,7 +153,7 @@ class SampleRequest:
         checked = check_sampler(sampler or default, nfe)
         names = run.class_names
         if labels is not None and draw == "random":
-            raise InputError("labels are drawn in turn: leave out --labels, or --draw random")
+            raise InputError("--labels and --draw random exclude each other: give one of them")
         chosen = draw_classes(draw, num, len(names), seed)
         if isinstance(labels, str) and labels == NONE and NONE not in names:
             run.model.require_null()
@@ -154,16 +167,18 @@ class SampleRequest:
 
 
 def conditions_in_turn(run: Run, cond: Any, num: int | None) -> Tensor | None:
-    """The conditions of `num` samples, (num, ...), by default one of each; None without any.
+    """The conditions of `num` samples, (num, ...); None for a run without conditions.
+
+    The conditions repeat in turn. By default, each gives one sample.
 
     Raises:
-        InputError: If they are missing or do not fit the run.
+        InputError: If conditions are missing or do not fit the run.
     """
     shape = run.model.cond_shape
     if cond is None and shape:
         raise InputError(
-            f"this run draws samples for conditions of shape {list(shape)}: give them by cond=, "
-            "or by --cond FILE"
+            f"this run needs conditions of shape {list(shape)}: give them with cond= in Python, "
+            "or with --cond FILE"
         )
     if cond is None:
         return None
@@ -176,13 +191,13 @@ def sample(run: Run, request: SampleRequest, progress: Progress = track) -> Tens
     """Draws the samples of a request.
 
     Args:
-        run: The run to sample.
-        request: What to draw.
-        progress: Shows how many samples are drawn.
+        run: The run to sample from.
+        request: The number of samples, their classes, the sampler and further settings.
+        progress: Shows the progress.
 
     Returns:
-        Samples (num, ...) on the CPU: images (num, C, H, W) in -1 to 1; vectors (num, D), signals
-        (num, C, L) and others in the data's own units.
+        Samples (num, ...) on the CPU: images (num, C, H, W) in [-1, 1]; vectors (num, D), signals
+        (num, C, L) and other data in the units of the training data.
 
     Example:
         >>> import soflow
@@ -198,7 +213,7 @@ def sample(run: Run, request: SampleRequest, progress: Progress = track) -> Tens
 def draw_rows(
     run: Run, request: SampleRequest, rows: range, on_batch: Callable[[int], None]
 ) -> Tensor:
-    """The samples with these numbers."""
+    """Draws the samples with the numbers in `rows`."""
     labels = None if request.labels is None else request.labels[rows.start : rows.stop]
     cond = None if request.cond is None else request.cond[rows.start : rows.stop]
     scale, interval, batch = None, None, request.batch_size
@@ -219,20 +234,22 @@ def sample_to_file(
 ) -> bool:
     """Draws the samples of a request into a file.
 
-    The file is the same for any number of processes. Arrays and folders hold a `SampleProtocol`.
+    The file does not depend on the number of processes. NPZ files and folders also record how the
+    samples were drawn (the protocol). To resume after an interruption, call the function again.
 
     Args:
-        run: The run to sample.
-        request: What to draw.
-        file: FILE.png for one picture, FILE.npz for arrays in ADM's layout (arr_0 samples, arr_1
-            labels), FILE.csv for a table of vectors, or a folder for one PNG per image.
+        run: The run to sample from.
+        request: The number of samples, their classes, the sampler and further settings.
+        file: FILE.png for one picture; FILE.npz for arrays in the format of ADM (guided-diffusion):
+            arr_0 (num, ...) holds the samples, arr_1 (num,) the labels; FILE.csv for a table of
+            vectors; or a folder for one PNG per image.
         progress: Shows the progress.
 
     Returns:
-        True once the file is there, False while other processes still draw their pieces.
+        True if the file is complete, False if other processes are still drawing samples.
 
     Raises:
-        InputError: If the file cannot be written, or the folder holds other numbered images.
+        InputError: If the file cannot be written, or the folder contains other numbered images.
 
     Example:
         >>> import soflow
@@ -251,7 +268,7 @@ def sample_to_file(
     pieces, whole = (file.absolute().parent / f"{name}.{state}" for state in ("pieces", "whole"))
 
     def make(rows: range) -> Piece:
-        def on_batch(done: int) -> None:  # other processes are about as far
+        def on_batch(done: int) -> None:  # assumes that the other processes are as fast
             task.update(min(num, rows.start + count * done))
 
         samples, labels = draw_rows(run, request, rows, on_batch), request.labels
@@ -266,17 +283,17 @@ def sample_to_file(
         try:
             pieces.rename(whole)
         except FileNotFoundError:
-            return False  # another process saw the last piece at the same time and writes the file
+            return False  # another process has also finished, and writes the file
     elif index > 0:
         return False
-    # Rows are memory-mapped files, which Windows removes only when nothing refers to them.
+    # Rows are memory-mapped files. Windows deletes them only when nothing refers to them.
     write(run, open_store(whole)[0], request.labels, file, protocol_of(run, request))
     shutil.rmtree(whole)
     return True
 
 
 class SamplesPlan(Plan):
-    """What pieces of samples depend on: those of another plan are never mixed in."""
+    """The settings that samples depend on. Pieces of different plans never mix."""
 
     kind: Literal["samples"] = "samples"
     weights: str
@@ -318,7 +335,7 @@ def protocol_of(run: Run, request: SampleRequest) -> SampleProtocol:
 
 
 def decoder_of(run: Run) -> tuple[str, float, float] | None:
-    """The autoencoder that decodes latents: the checksum of its weights, its scale and shift."""
+    """Identifies the autoencoder that decodes latents: checksum of the weights, scale and shift."""
     if not isinstance(run.model.decode, Decoder):
         return None
     autoencoder, _ = run.model.decode.loaded

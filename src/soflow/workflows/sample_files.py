@@ -1,4 +1,4 @@
-"""Files of samples: a picture, arrays in ADM's layout, a table, or a folder of images."""
+"""Writes samples to a picture, arrays in the format of ADM, a table, or a folder of images."""
 
 import csv
 import zipfile
@@ -19,7 +19,7 @@ from soflow.system.atomic import replaced, require_writable
 from soflow.system.records import Record
 from soflow.workflows.load import Run
 
-#: Rows of an array that are written at once.
+#: Number of rows of an array that are written at once.
 ROWS = 1000
 
 
@@ -38,7 +38,7 @@ class SampleProtocol(Record):
 
 
 def require_suitable(run: Run, file: Path) -> None:
-    """Makes the folder of a file. Raises InputError if the file cannot hold samples of the run."""
+    """Creates the folder of a file. Raises InputError if the file type does not suit the run."""
     pictures = run.encoder is not None or not column_names(run.model.shape, run.scaling)
     vectors = len(run.model.shape) == 1
     endings = (".png", ".npz", *([".csv"] if vectors else []), *([""] if pictures else []))
@@ -46,8 +46,8 @@ def require_suitable(run: Run, file: Path) -> None:
         fitting = ", ".join(f"FILE{ending}" if ending else "a folder" for ending in endings)
         what = f"a {file.suffix} file" if file.suffix else "a folder"
         raise InputError(
-            f"{file} is {what}, which does not suit samples {list(run.model.shape)}: "
-            f"--out takes {fitting}"
+            f"{file} is {what}, which cannot hold samples of shape {list(run.model.shape)}: "
+            f"give --out as {fitting}"
         )
     require_writable(file.parent if file.suffix else file)
     if file.suffix and file.is_dir():
@@ -55,23 +55,23 @@ def require_suitable(run: Run, file: Path) -> None:
 
 
 def require_room(folder: Path, num: int) -> None:
-    """Raises InputError if the folder holds images NNNNNN.png that must not mix with new ones."""
+    """Raises InputError if the folder holds images NNNNNN.png that would mix with new images."""
     numbered = sorted(
         file for file in folder.glob("*.png") if len(file.stem) >= 6 and file.stem.isdecimal()
     )
-    why = "which soflow sample did not draw"
+    why = "which soflow sample did not write"
     if numbered and SampleProtocol.read(folder / "protocol.json") is not None:
         numbered = [file for file in numbered if int(file.stem) >= num]
-        why = "from an earlier call, which would stay among the new ones"
+        why = "from an earlier call, which would mix with the new images"
     if numbered:
         image = numbered[0].name
-        raise InputError(f"{folder} holds {image}, {why}: delete it or choose another --out")
+        raise InputError(f"{folder} contains {image}, {why}: delete it or choose another --out")
 
 
 def write(
     run: Run, rows: Shards, labels: Tensor | None, file: Path, protocol: SampleProtocol
 ) -> None:
-    """Writes all samples into their file or folder."""
+    """Writes all samples to a file or folder."""
     names = column_names(run.model.shape, run.scaling)
     if file.suffix == ".png":
         samples = Dataset("samples", "", rows, None).samples()
@@ -83,7 +83,7 @@ def write(
         write_csv(rows, names, classes, label, file)
     elif file.suffix == ".npz":
         null = run.model.num_classes
-        known = None if labels is None else labels.where(labels < null, -1)  # as data have it
+        known = None if labels is None else labels.where(labels < null, -1)  # -1: no class
         write_npz(rows, known, file, protocol)
     else:
         protocol.write(file / "protocol.json")
@@ -94,20 +94,20 @@ def write(
 def write_csv(
     rows: Shards, names: Sequence[str], classes: Sequence[str] | None, label: str, file: Path
 ) -> None:
-    """Writes vectors with a header of their columns and, last, the column of classes."""
+    """Writes vectors as a table with a header. The last column holds the classes."""
     header = [*names, *([] if classes is None else [label])]
     with replaced(file) as partial, partial.open("x", newline="", encoding="utf-8") as stream:
         table = csv.writer(stream, lineterminator="\n")
         table.writerow(header)
         for part in torch.arange(len(rows)).split(ROWS):
-            values = rows[part].numpy().astype(str).tolist()  # as few digits as identify a float
+            values = rows[part].numpy().astype(str).tolist()  # shortest text that is exact
             if classes is not None:
                 values = [[*row, classes[i]] for row, i in zip(values, part.tolist(), strict=True)]
             table.writerows(values)
 
 
 def write_npz(rows: Shards, labels: Tensor | None, file: Path, protocol: SampleProtocol) -> None:
-    """Writes arrays in ADM's layout, with the protocol as JSON, a few rows at a time."""
+    """Writes arrays in the format of ADM, a few rows at a time, with the protocol as JSON."""
     npy = np.lib.format
     with replaced(file) as partial, zipfile.ZipFile(partial, "x") as archive:
         with archive.open("arr_0.npy", "w", force_zip64=True) as stream:

@@ -1,4 +1,4 @@
-"""The sample grids of a run in training."""
+"""Sample grids that are drawn during training."""
 
 from math import ceil
 from pathlib import Path
@@ -18,7 +18,7 @@ from soflow.run.folder import RunFolder
 from soflow.solution import FlowModel
 from soflow.system.atomic import write_bytes
 
-#: Vectors in a picture.
+#: Number of vectors in a picture.
 POINTS = 2000
 
 
@@ -30,11 +30,11 @@ def draw_samples(
     device: torch.device,
     dataset: Dataset | None = None,
 ) -> Path:
-    """Writes a picture of samples: images and signals with one column per class, or points.
+    """Writes a picture of samples: images or signals, one column per class, or points.
 
-    All but images are drawn with the names and, if there are more than two columns, the first
-    samples of the data. Samples with conditions have those of the data; images are drawn beside
-    them and the real images.
+    Vectors and signals are plotted with their column names. Plots with other than two columns also
+    show the first samples of the data. Runs with conditions take the conditions of the data. Their
+    images are shown next to the conditions and the real images.
     """
     file = folder.sample_grid(step)
     if dataset is not None and dataset.cond is not None:
@@ -64,7 +64,7 @@ def draw_samples(
 def picture_of_pairs(
     config: Config, model: FlowModel, device: torch.device, dataset: Dataset
 ) -> Image.Image:
-    """Samples with conditions of the data, as a picture."""
+    """A picture of samples for conditions of the data."""
     shape = config.data.shape
     num = POINTS if len(shape) == 1 else ROWS * PAIRS
     drawn = draw_pairs(model, dataset, num, config.default_sampler, device)

@@ -1,4 +1,4 @@
-"""Saving a model that a training loop of one's own has trained, for all that reads runs."""
+"""Saves a model from a custom training loop as a folder that can be used like a run."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,29 +41,31 @@ def save_model(
     ema: Ema | None = None,
     data: Dataset | None = None,
 ) -> Path:
-    """Saves what a training loop of one's own has trained.
+    """Saves a model from a custom training loop.
 
-    `soflow.load` and the commands sample, evaluate and report take the folder like a run. It cannot
-    be trained further, but another run can begin with its weights (init_from). To load a network
-    that is not registered, or has no attribute `settings`, give it again:
+    `soflow.load` and the commands sample, evaluate and report accept the folder as a run. The run
+    cannot be resumed, but another run can start from its weights (init_from). If the network is not
+    registered, or has no attribute `settings`, loading needs the network again:
     `soflow.load(out, network=net)`.
 
     Args:
         model: The model, with the weights of the last step.
         out: A new or empty folder.
-        objective: What it was trained by: it says which samplers suit the model.
-        steps: How many steps it was trained for.
-        ema: The average of its weights, which `soflow.load` takes by default. Without it, use
-            `soflow.load(out, "raw")`.
-        data: What it was trained on. Its class names and its scaling are saved, not its samples.
+        objective: The objective that the model was trained with. It determines which samplers suit
+            the model.
+        steps: The number of steps that the model was trained for.
+        ema: The EMA weights. `soflow.load` loads them by default. Without them, load the model
+            with `soflow.load(out, "raw")`.
+        data: The training data. Its class names and its scaling are saved, but not its samples.
 
     Returns:
         The folder.
 
     Raises:
-        InputError: If the folder is not empty, or the model has a noising process or a
-            parameterization of its own, or a `decode` and no data.
-        RunError: If a weight is not finite, or the folder cannot be written.
+        InputError: If the folder is not empty, if the noising process or the parameterization is
+            not one of soflow's classes, or if the model has a `decode` function but `data` is
+            missing.
+        RunError: If a weight is NaN or infinite, or the folder cannot be written.
 
     Example:
         >>> import soflow
@@ -74,13 +76,13 @@ def save_model(
         torch.Size([5, 2])
     """
     if not isinstance(model, FlowModel) or not isinstance(model.net, nn.Module):
-        raise InputError(f"model is {in_short(model)}: give a FlowModel of a module")
+        raise InputError(f"model is {in_short(model)}: give a FlowModel whose net is an nn.Module")
     if data is not None and not isinstance(data, Dataset):
         raise InputError(f"data is {type(data).__name__}: give soflow.load_data(data)")
     if ema is not None and not isinstance(ema, Ema):
         raise InputError(f"ema is {type(ema).__name__}: give a soflow.Ema")
     if ema is not None and shapes_of(ema.state_dict()) != shapes_of(model.net.state_dict()):
-        raise InputError("ema averages another network: give that of model.net")
+        raise InputError("ema does not fit the weights of model.net: give the Ema of model.net")
     config = config_of(model, objective, steps, ema, data)
     kinds = {"raw": model.net.state_dict()} | ({} if ema is None else {"ema": ema.state_dict()})
     for weights in kinds.values():
@@ -110,13 +112,11 @@ def save_model(
 def config_of(
     model: FlowModel, objective: Objective, steps: int, ema: Ema | None, data: Dataset | None
 ) -> Config:
-    """The configuration of a model; settings of its training that are not known are defaults."""
+    """The configuration of a model. Unknown settings of its training get their default values."""
     if model.decode is not unchanged and data is None:
-        raise InputError(
-            "model.decode cannot be saved: give the data that it was trained on, data="
-        )
+        raise InputError("model.decode cannot be saved without the training data: also give data=")
     values: dict[str, Any] = {
-        "description": f"trained by a loop of its own, with soflow {__version__}",
+        "description": f"trained in a custom loop, with soflow {__version__}",
         "data": {
             "source": source_named(data),
             "split": "train" if data is None else data.split,
@@ -133,35 +133,40 @@ def config_of(
     if ema is not None:
         values["ema"] = {name: getattr(ema, name) for name in ("decay", "every", "rampup")}
     assert isinstance(model.net, nn.Module)
-    # The network comes before the rest, which must fit it.
+    # The network comes first, because validation checks that the other settings fit it.
     config = with_network(Config(), model.net)
     config = validate({**config.model_dump(), **values})
     config = with_objective(config, objective)
     if model.guidance not in (None, config.drawn_guidance):
-        raise InputError("model.guidance is not that of the objective: give objective.guidance")
+        raise InputError(
+            "model.guidance differs from objective.guidance: create the model with "
+            "guidance=objective.guidance"
+        )
     return with_its_name(config, model.net)
 
 
 def source_named(data: Dataset | None) -> str:
-    """The source of bundled data; that of others is Python."""
+    """The name of bundled data; other data counts as given in Python."""
     if data is None or data.name not in SOURCES:
         return own.NAME
     return data.name if isinstance(source_of(data.name), Bundled) else own.NAME
 
 
 def name_in(known: Mapping[str, Any], thing: object) -> str:
-    """The name of a thing's class. Raises InputError if it has none."""
+    """The registered name of an object's class. Raises InputError if it is not registered."""
     name = next((name for name in known if known[name] is type(thing)), None)
     if name is None:
         raise InputError(
-            f"{type(thing).__name__} is not one of soflow's classes and cannot be rebuilt: save "
-            f"the weights with torch.save (known are {', '.join(known)})"
+            f"{type(thing).__name__} is not one of soflow's classes ({', '.join(known)}), so the "
+            "model cannot be rebuilt: save the weights with torch.save instead"
         )
     return name
 
 
 def require_finite(weights: Mapping[str, Tensor]) -> None:
-    """Raises RunError, with the first name, for weights that are not finite."""
+    """Raises RunError for the first weight that is not finite."""
     for name, weight in weights.items():
         if not bool(weight.isfinite().all()):
-            raise RunError(f"{name} is not finite: the model diverged; nothing was saved")
+            raise RunError(
+                f"{name} contains NaN or infinity, because training diverged: nothing was saved"
+            )

@@ -1,4 +1,4 @@
-"""Training a recipe in a run folder."""
+"""Trains a recipe in a run folder."""
 
 import logging
 from collections.abc import Sequence
@@ -84,42 +84,42 @@ def train(
     objective: Objective | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> RunFolder:
-    """Trains a recipe in a run folder, or resumes the run that is there.
+    """Trains a recipe in a run folder, or resumes the run in the folder.
 
-    A resumed run keeps its settings. Those that may change (run/resume.py) change if they are among
-    `overrides`: train.steps=N trains a finished run further. history.jsonl records each change.
+    A resumed run keeps its settings. Some settings can change, if they are given in `overrides`.
+    For example, train.steps=N trains a finished run further. history.jsonl records each change.
 
     Args:
         recipe: The name of a shipped recipe, a YAML file, a run folder, or a configuration.
         out: The run folder.
         overrides: Changes to the recipe or configuration, such as "train.steps=2000".
-        progress: Shows the steps: `soflow.track`, a bar or lines on stderr; `soflow.silent`,
-            nothing but warnings; or a function of your own like these.
-        data: Data of your own in place of the recipe's: a tensor or an array (N, ...); samples and
-            labels (N,), as (x, y); a dictionary of arrays `image` or `data`, `label` and `cond`; a
-            data set of torch with `__len__`, whose items are samples, (sample, label) or such
-            dictionaries; or a `datasets.Dataset`. Their shape and classes replace the recipe's;
-            data.num_classes=0 ignores labels, data.cond_column= ignores conditions. Floats are
-            taken as they are, so images should lie in -1 to 1; only images in 0 to 1, or 0 to 255
-            as bytes, are scaled, and data.range=[low,high] decides. To resume, give the same data
-            again.
-        network: A network of your own in place of the recipe's: any module with the contract
-            net(x, t, s, labels), see `symbols.Net`. Training starts from a copy of its weights, and
-            leaves it as it is. To resume or to load the run, give it again; the process that
-            trained it remembers it.
-        objective: An objective of your own, or one of soflow's with its settings, in place of the
-            recipe's. To resume, give the same again.
-        callbacks: Called as training goes on, see `Callback`.
+        progress: Shows the progress: `soflow.track` shows a bar or lines on stderr, `soflow.silent`
+            shows only warnings. A custom function with the same signature also works.
+        data: Custom data instead of the recipe's: a tensor or an array (N, ...); a pair (x, y) of
+            samples (N, ...) and labels (N,); a dictionary of arrays `image` or `data`, `label` and
+            `cond`; a torch dataset with `__len__`, whose items are samples, pairs (sample, label)
+            or such dictionaries; or a `datasets.Dataset`. Its shape and classes replace those of
+            the recipe. data.num_classes=0 ignores labels, data.cond_column= ignores conditions.
+            Images should be in [-1, 1]. Float images in [0, 1] and byte images in [0, 255] are
+            scaled to [-1, 1], other floats are not scaled; data.range=[low,high] overrides this.
+            To resume, give the same data again.
+        network: A custom network instead of the recipe's: a module with the signature
+            net(x, t, s, labels), where x is (B, ...), t, s and labels are (B,), and the result has
+            the shape of x. Training starts from a copy of its weights and does not change the
+            network. To resume or load the run in another process, give the network again.
+        objective: An objective instead of the recipe's: a custom one, or one of soflow's with its
+            settings. To resume, give the same objective again.
+        callbacks: Functions that are called during training, see `Callback`.
 
     Returns:
         The run folder, for `soflow.load`.
 
     Raises:
-        InputError: If settings cannot be used, or differ from those the run was begun with.
-        RunError: If another process trains in the folder, if numbers are no longer finite, or if
-            a checkpoint cannot be written.
-        KeyboardInterrupt: After Ctrl-C, with a checkpoint written.
-        SystemExit: After SIGTERM, with a checkpoint written.
+        InputError: If settings are invalid, or differ from the settings the run started with.
+        RunError: If another process trains in the folder, a loss or gradient is not finite, or a
+            checkpoint cannot be written.
+        KeyboardInterrupt: After Ctrl-C, once a checkpoint is written.
+        SystemExit: After SIGTERM, once a checkpoint is written.
 
     Example:
         >>> import soflow
@@ -159,7 +159,7 @@ def train(
         config = with_its_name(config, network)
     if (size := config.train.batch_size) > len(dataset):
         count = f"{len(dataset)} samples"
-        raise InputError(f"train.batch_size={size} is larger than the data ({count}): reduce it")
+        raise InputError(f"train.batch_size={size} is larger than the dataset ({count}): reduce it")
     first = processes.index() == 0
     with only_trainer_of(folder.path) if first else nullcontext(), lost_processes_explained():
         begun = settings_of(folder)
@@ -178,7 +178,7 @@ def train(
                 log.info(note)
             trainer.run()
         except BaseException as error:
-            # After other errors, closing would wait for processes that do not come.
+            # After other errors, closing would wait forever for processes that have failed.
             if isinstance(error, Stopped) or trainer.accelerator.num_processes == 1:
                 trainer.close()
             raise
@@ -188,7 +188,7 @@ def train(
 
 @dataclass(frozen=True)
 class Parts:
-    """What was given in Python."""
+    """Objects that were given in Python."""
 
     network: nn.Module | None = None
     objective: Objective | None = None
@@ -196,22 +196,22 @@ class Parts:
 
 
 def require_own_data(config: Config, folder: RunFolder) -> None:
-    """Raises InputError if a run on data given in Python is to go on without them."""
+    """Raises InputError if a run on data given in Python is resumed without the data."""
     begun = bool(checkpoints(folder.checkpoints)) and folder.config.is_file()
     if begun and config.data.source != own.NAME == folder.read_config().data.source:
         raise InputError(own.MISSING)
 
 
 def training_data(config: Config, folder: RunFolder) -> Dataset:
-    """The data to train on. Of a run that goes on, an error says that they must be the same."""
+    """The training data. For a resumed run, an error says that the data must be the same."""
     try:
         return make_dataset(config.data)
     except InputError as error:
         if not checkpoints(folder.checkpoints) or config.data.source == own.NAME:
             raise
         raise InputError(
-            f"{folder.path} goes on with the data that it was begun on: restore them, give "
-            "data.path=PLACE if they have moved, or begin a new run with --out and "
+            f"{folder.path} must resume with the same data: restore the data, give "
+            "data.path=PLACE if it has moved, or start a new run with --out and "
             f"init_from={folder.path} ({error})"
         ) from None
 
@@ -224,7 +224,7 @@ def make_trainer(
     parts: Parts,
     resumed: bool,
 ) -> Trainer:
-    """The trainer of a run, at the step of the newest checkpoint."""
+    """The trainer of a run, with the state of the newest checkpoint."""
     if resumed and (data := DataRecord.read(folder.data)) is not None:
         require_same_data(data, dataset.describe(), folder)
     own_network = own_network_of(config, folder.path, parts.network)
@@ -263,9 +263,10 @@ def make_trainer(
 def chosen_settings(
     config: Config, begun: Config | None, given: Sequence[str]
 ) -> tuple[Config, str]:
-    """`precision` and `compile` as a resumed run has them or as suits the machine, and a note.
+    """The configuration with a choice of `precision` and `compile`, and a note about the choice.
 
-    If they are given as "auto" explicitly, they are chosen anew.
+    A resumed run keeps its choice. Otherwise, and if "auto" is given explicitly, the choice depends
+    on the machine.
     """
     config = keep_older(config, begun, given)
     if begun is not None:
@@ -277,7 +278,7 @@ def chosen_settings(
 
 
 def write_head(config: Config, folder: RunFolder, dataset: Dataset) -> None:
-    """Writes what describes the run: config.yaml, and data.json unless it is resumed."""
+    """Writes config.yaml, and data.json unless the run is resumed."""
     folder.create()
     folder.write_config(config)
     if not checkpoints(folder.checkpoints) or not folder.data.is_file():
@@ -285,9 +286,9 @@ def write_head(config: Config, folder: RunFolder, dataset: Dataset) -> None:
 
 
 def make_measure(config: Config, dataset: Dataset, own: nn.Module | None) -> Measure:
-    """What evaluates the weights during training: a distance, by the run's default sampler.
+    """A function that evaluates weights during training: the distance of samples from real data.
 
-    Only the first process prepares it.
+    The samples are drawn with the default sampler of the run. Only the first process evaluates.
     """
     if processes.index() > 0:
         return lambda weights, device: {}
@@ -306,12 +307,12 @@ def make_measure(config: Config, dataset: Dataset, own: nn.Module | None) -> Mea
 
 
 def picture_decoder(dataset: Dataset) -> Decode:
-    """The decoder for pictures during training; without its autoencoder they show latents."""
+    """The decoder for pictures during training. Without an autoencoder, pictures show latents."""
     decode = make_decoder(dataset.encoder, dataset.scaling, default_device())
     try:
         if isinstance(decode, Decoder):
-            _ = decode.loaded  # loads it
+            _ = decode.loaded  # reading the property loads the autoencoder
     except InputError as error:
-        log.warning(f"{error}; until then samples/ shows the first three channels of latents")
+        log.warning(f"{error}; until then, samples/ shows the first three channels of the latents")
         return unchanged
     return decode
