@@ -30,6 +30,7 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/actionlint
+	$(BIN)/python tools/check_words.py
 
 # Strict: a warning fails it. The variable turns off an advertisement.
 docs: $(VENV)/.dev
