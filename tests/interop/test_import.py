@@ -279,7 +279,7 @@ def test_half_precision_and_wrapper_prefixes_are_accepted(tmp_path):
 @pytest.mark.parametrize(
     ("optimizer", "word"),
     [
-        (lambda p: torch.optim.AdamW([{"params": p[:3]}, {"params": p[3:]}]), "2 groups"),
+        (lambda p: torch.optim.AdamW([{"params": p[:3]}, {"params": p[3:]}]), "2 parameter groups"),
         (lambda p: torch.optim.AdamW(p, amsgrad=True), "not torch's AdamW or RAdam"),
         (lambda p: torch.optim.SGD(p, momentum=0.9), "not torch's AdamW or RAdam"),
         (lambda p: torch.optim.RAdam(p, weight_decay=0.1), "decoupled"),

@@ -34,7 +34,7 @@ ROUNDS = (
     "Number of cost measurements per objective or variant (default: 3; 1 for training runs of "
     "fewer than 500 steps)."
 )
-HEUN = "Also integrate each model's own velocity with 32 Heun steps, and evaluate that (slow)."
+HEUN = "Also evaluate samples from each model's own velocity, integrated with 32 Heun steps (slow)."
 OUT = "The folder for results (default: runs/compare-RECIPE[-VARIANTS][-time])."
 
 

@@ -47,13 +47,16 @@ REFERENCE = (
 )
 WEIGHTS = "Weights to evaluate: ema, raw, or both (default: ema,raw)."
 DRAW = (
-    "Classes of the samples: balanced, or random (default: balanced; vectors and signals follow "
-    "the class frequencies of the reference)."
+    "Classes of the samples. balanced: all classes equally often; random: drawn at random "
+    "(default: balanced; for vectors and signals, the class frequencies of the reference)."
 )
 SEED = "Seed of the samples (default: 0)."
 SEEDS = "Number of seeds to draw samples with; the table shows means and standard deviations."
 BATCH = "Number of samples drawn at once; does not change the results (default: 500)."
-BASELINE = "Also score held-out real data (default: for runs whose data has another split)."
+BASELINE = (
+    "Also score held-out real data (default: yes for runs, except for latents without another "
+    "split; no for samples)."
+)
 OUT = (
     "File for the results (default: evaluation.json in the run folder, or SAMPLES.evaluation.json)."
 )
@@ -99,7 +102,7 @@ def evaluate(
     at_least(1, seeds=seeds, batch=batch)
     at_least(2, num=num)
     if num is not None and num > MOST_SAMPLES:
-        raise InputError(f"--num is {num}: it must be {MOST_SAMPLES} or less")
+        raise InputError(f"--num is {num}: it must be at most {MOST_SAMPLES}")
     given = [option for option, value in for_runs.items() if value is not None]
     counts = positive_numbers(nfe, "--nfe") if nfe else ()
     known = ("renoise", "ode", "euler", "heun")

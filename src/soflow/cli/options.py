@@ -21,11 +21,11 @@ VAE = (
 )
 GUIDANCE = (
     "Guidance scale of the samples, for runs trained with random guidance scales "
-    "(default: objective.guidance.scale)."
+    "(objective.guidance.max_scale); by default, objective.guidance.scale of the run."
 )
 INTERVAL = (
-    "Times between which guidance acts, for runs trained with random guidance intervals; 0 is "
-    "data, 1 is noise (default: 0,1)."
+    "Times between which guidance acts, for runs trained with random guidance scales "
+    "(objective.guidance.max_scale); 0 is data, 1 is noise (default: 0,1)."
 )
 #: Largest number of samples in one file.
 MOST_SAMPLES = 10_000_000

@@ -8,13 +8,13 @@ from typer import Argument, Option
 from soflow.cli.options import GUIDANCE, INTERVAL, MOST_SAMPLES, VAE, interval_of
 
 NFE = (
-    "Number of network evaluations (NFE) per sample (default: 1; 64 for runs trained by flow "
-    "matching)."
+    "Number of network evaluations (NFE) per sample (default: 1; 2 with --sampler heun; without "
+    "--sampler, 64 for runs trained by flow matching)."
 )
 SAMPLER = "Sampler: renoise, ode, euler or heun (default: the sampler that suits the objective)."
 LABELS = (
     "Classes of the samples, in turn, by number or name, such as 0,1,2 (default: all classes). "
-    "none draws without a label, if the run was trained with label dropout."
+    "Give none to draw without labels, for runs trained with label dropout or unlabelled data."
 )
 DRAW = "balanced: all classes in turn; random: the class of sample i is drawn from (seed, i)."
 BATCH = "Number of samples drawn at once; does not change the samples."
@@ -28,7 +28,7 @@ NUM = "Number of samples (default: one per condition if --cond is given, otherwi
 NumOption = Option("--num", "-n", min=1, max=MOST_SAMPLES, help=NUM)
 COND = (
     "Conditions, for runs that were trained with conditions: FILE.npy, or FILE.npz with an array "
-    "cond; sample i takes row i."
+    "cond; the samples take its rows in turn."
 )
 WEIGHTS = "Weights to sample with: ema (the EMA weights) or raw."
 

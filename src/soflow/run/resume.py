@@ -35,7 +35,7 @@ class Difference(NamedTuple):
 
 
 def differences(begun: Config, asked: Config) -> Iterator[Difference]:
-    """The settings that differ, without those that may differ."""
+    """The settings that differ, except those in FREE_KEYS."""
     own = fields(names={"network": OWN, "objective": OWN})
     for key in dict.fromkeys(key for key, _ in chain(fields(), own)):
         old, new = lookup(begun, key), lookup(asked, key)

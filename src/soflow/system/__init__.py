@@ -1,1 +1,1 @@
-"""Files, processes and progress: what has nothing to do with flows."""
+"""Infrastructure without flow models: atomic files, processes, devices, progress and logs."""

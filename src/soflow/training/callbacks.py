@@ -75,7 +75,7 @@ class Training:
         """The loss of the last step. On a GPU, reading it waits until the step is complete."""
         return self.read_loss()
 
-    def stop(self, why: str = "a callback asked for it") -> None:
+    def stop(self, why: str = "requested by a callback") -> None:
         """Ends training after this step and writes a checkpoint.
 
         To resume, call `soflow.train` again.

@@ -67,7 +67,7 @@ def compile_errors_explained() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        cause = getattr(error, "inner_exception", error)  # of torch._dynamo's BackendCompilerFailed
+        cause = getattr(error, "inner_exception", error)  # set by BackendCompilerFailed
         if is_out_of_memory(cause):
             raise cause from None
         if cause is error and type(error).__module__ != "torch._inductor.exc":

@@ -71,7 +71,7 @@ def same_everywhere(value: T) -> T:
     """The value of the first process. Every process must call this function."""
     if processes.count() == 1:
         return value
-    PartialState(cpu=not torch.cuda.is_available())  # the process group
+    PartialState(cpu=not torch.cuda.is_available())  # creates the process group
     (value,) = broadcast_object_list([value])
     return value
 

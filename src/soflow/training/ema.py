@@ -78,7 +78,7 @@ class Ema:
         """Updates the average with the current weights.
 
         Args:
-            step: The number of the step that has just been made, counted from 0.
+            step: The number of the step that was just completed, counted from 0.
         """
         if (step + 1) % self.every:
             return

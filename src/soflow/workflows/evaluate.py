@@ -82,8 +82,8 @@ def evaluate(
         reference = load_data(reference)
     if not features and (program := defaults.features) not in NAMES:
         raise InputError(
-            f"the run has evaluate.features={program}, which is a program: give --features to run "
-            "it if you trust it"
+            f"the run has evaluate.features={program}, which is a program: if you trust it, also "
+            f"give --features {program}"
         )
     scoring = make_scoring(
         config, first.encoder, decode, features, reference, settings.baseline, first.scaling
@@ -91,7 +91,7 @@ def evaluate(
     nfe, num = settings.nfe or tuple(defaults.nfe), settings.num or defaults.num
     models = {name: one.model for name, one in loaded.items()}
     settings = replace(settings, nfe=nfe, num=num)
-    advice = f"draw fewer samples at once, --batch (now {settings.batch}), or fewer in all, --num"
+    advice = f"reduce the samples drawn at once, --batch (now {settings.batch}), or --num"
     with out_of_memory_explained(advice):
         found = evaluate_models(models, samplers, scoring, settings, first.device, progress)
     return found.model_copy(update={"checkpoint": first.checkpoint.path.name})
@@ -117,7 +117,8 @@ def evaluate_samples(
             file.
         reference: The real data: SOURCE[:SPLIT], a file of statistics, or data in Python as
             `soflow.train` accepts it.
-        baseline: Whether to also score another split of the real data.
+        baseline: Whether to also score held-out real data: another split, or a tenth of the
+            reference compared with the rest.
         progress: Shows the progress.
         labels: The classes of samples in memory, (N,).
 

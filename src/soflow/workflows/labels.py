@@ -105,7 +105,7 @@ def class_numbers(text: str, names: Sequence[str]) -> list[int]:
 
 
 def numbers_by_name(names: Sequence[str]) -> dict[str, list[int]]:
-    """The classes that have each name."""
+    """The numbers of the classes with each name."""
     numbers: dict[str, list[int]] = {}
     for number, name in enumerate(names):
         numbers.setdefault(tidy(name), []).append(number)

@@ -119,10 +119,10 @@ class Run:
                 their class better and are less diverse.
             guidance_interval: The start and the end of the times at which guidance acts; time 0 is
                 data, 1 is noise. By default (0, 1).
-            sampler: "renoise", "ode", "euler" or "heun". By default, the sampler that suits the
-                objective.
-            nfe: The number of network evaluations per sample. By default, the smallest number that
-                suits the sampler.
+            sampler: "renoise", "ode", "euler" or "heun". By default, the first of `samplers`.
+            nfe: The number of network evaluations per sample. By default 1, or 2 for Heun's method.
+                If neither `sampler` nor `nfe` is given, runs trained by flow matching use Heun's
+                method with 64 evaluations.
             seed: The seed of the noise.
             batch_size: The number of samples drawn at once.
             progress: Shows the progress.

@@ -80,7 +80,7 @@ def with_network(config: Config, network: nn.Module) -> Config:
 
 
 def with_its_name(config: Config, network: nn.Module) -> Config:
-    """The configuration with the network's name, if class and settings rebuild the network."""
+    """The configuration with the network's name and settings, if they rebuild the network."""
     name = next((name for name in NETWORKS if NETWORKS[name] is type(network)), None)
     settings = getattr(network, "settings", None)
     if name is None or not isinstance(settings, dict):
@@ -126,14 +126,14 @@ def with_objective(config: Config, objective: Objective) -> Config:
 
 
 def require_samplers(objective: Objective) -> None:
-    """Raises InputError if an objective names no samplers, or unknown ones."""
+    """Raises InputError if an objective names no samplers, or unknown samplers."""
     names, kind = objective.samplers, kind_of(objective)
     if not names or isinstance(names, str) or not set(names) <= set(SAMPLERS):
         raise InputError(f"{kind}.samplers is {names!r}: choose from {', '.join(SAMPLERS)}")
 
 
 def by_name(registry: Registry[Any], part: Any) -> dict[str, Any] | None:
-    """The name and settings of an object, if its class is registered and they rebuild it."""
+    """The registered name and settings of an object; None if they do not rebuild it."""
     name = next((name for name in registry if registry[name] is type(part)), None)
     if name is None or not is_dataclass(part) or isinstance(part, type):
         return None

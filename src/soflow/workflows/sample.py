@@ -119,10 +119,10 @@ class SampleRequest:
                 without a label, unless a class has this name.
             draw: Without `labels`: "balanced" draws all classes in turn, "random" draws each class
                 at random.
-            sampler: "renoise", "ode", "euler" or "heun". By default, the sampler that suits the
-                objective.
-            nfe: The number of network evaluations per sample. By default, the smallest number that
-                suits the sampler.
+            sampler: "renoise", "ode", "euler" or "heun". By default, the first of `run.samplers`.
+            nfe: The number of network evaluations per sample. By default 1, or 2 for Heun's method.
+                If neither `sampler` nor `nfe` is given, runs trained by flow matching use Heun's
+                method with 64 evaluations.
             seed: The seed of the noise and the random labels.
             batch_size: The number of samples drawn at once.
             cond: The conditions of the samples, in turn, (n, ...), in the form used for training.
@@ -220,7 +220,7 @@ def draw_rows(
     if (guidance := request.guidance) is not None:
         own = guidance[rows.start : rows.stop] if guidance.ndim == 2 else guidance
         scale, interval = own[..., 0], guidance.reshape(-1, 3)[0, 1:]  # one interval for all
-    with out_of_memory_explained(f"draw fewer samples at once, --batch (now {batch})"):
+    with out_of_memory_explained(f"reduce the samples drawn at once, --batch (now {batch})"):
         return sample_many(
             run.model, len(rows), labels, request.sampler, request.nfe, request.seed,
             batch, run.device, on_batch, start=rows.start, cond=cond,

@@ -100,8 +100,10 @@ def train(
             `cond`; a torch dataset with `__len__`, whose items are samples, pairs (sample, label)
             or such dictionaries; or a `datasets.Dataset`. Its shape and classes replace those of
             the recipe. data.num_classes=0 ignores labels, data.cond_column= ignores conditions.
-            Images should be in [-1, 1]. Float images in [0, 1] and byte images in [0, 255] are
-            scaled to [-1, 1], other floats are not scaled; data.range=[low,high] overrides this.
+            Images (1 or 3 channels) without negative values are scaled to [-1, 1] from their usual
+            range, such as [0, 1] or [0, 255]. Other images are not scaled and should be in [-1, 1].
+            Vectors and signals are standardized, unless they change at every access, as with random
+            transforms. data.range=[low,high] sets the range that is scaled to [-1, 1].
             To resume, give the same data again.
         network: A custom network instead of the recipe's: a module with the signature
             net(x, t, s, labels), where x is (B, ...), t, s and labels are (B,), and the result has
@@ -109,7 +111,7 @@ def train(
             network. To resume or load the run in another process, give the network again.
         objective: An objective instead of the recipe's: a custom one, or one of soflow's with its
             settings. To resume, give the same objective again.
-        callbacks: Functions that are called during training, see `Callback`.
+        callbacks: `Callback` objects, whose methods are called during training.
 
     Returns:
         The run folder, for `soflow.load`.
