@@ -63,7 +63,7 @@ def add_notebook(file: File, files: Files, config: MkDocsConfig) -> None:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Checks names and links to the repository."""
     base = f"{config.repo_url}/blob/main/".replace("//blob", "/blob")
-    markdown = links.to_repository(markdown, base)
+    markdown = links.to_repository(markdown, base, page.file.src_uri)
     modules = {module.name for module in pkgutil.iter_modules(soflow.__path__)}
     for name in links.unknown_names(
         markdown, {*soflow.__all__, *modules, "__all__", "__version__"}

@@ -60,8 +60,14 @@ def test_a_block_of_code_may_contain_fences():
 
 def test_a_link_out_of_the_folder_leads_to_the_repository():
     text = "[a](../examples/a.py), [b](b.md), ![c](../c.png)"
-    found = links.to_repository(text, BASE)
+    found = links.to_repository(text, BASE, "page.md")
     assert found == f"[a]({BASE}examples/a.py), [b](b.md), ![c]({BASE}c.png)"
+
+
+def test_a_link_from_a_folder_in_docs_stays_there():
+    text = "[a](../../examples/a.py), [b](../b.md)"
+    found = links.to_repository(text, BASE, "tutorials/page.ipynb")
+    assert found == f"[a]({BASE}examples/a.py), [b](../b.md)"
 
 
 def test_a_link_to_a_missing_file_of_the_repository_is_found(tmp_path):

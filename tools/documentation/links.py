@@ -1,18 +1,24 @@
 """Links to files of the repository, and names of the public API in the text."""
 
+import posixpath
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 #: A link out of docs/, such as ../examples/own_data.py, and one to the repository.
-RELATIVE = re.compile(r"(?<=\]\()(?:\.\./)+(?P<path>[^)#\s]+)")
+RELATIVE = re.compile(r"(?<=\]\()\.\./[^)#\s]+")
 #: A public name in a code span, with or without a call: `soflow.train` or `soflow.train(...)`.
 NAME = re.compile(r"`soflow\.(?P<name>[A-Za-z_]\w*)(?P<rest>[^`\n]*)`")
 
 
-def to_repository(markdown: str, base: str) -> str:
-    """Replaces links out of docs/ by links to the repository."""
-    return RELATIVE.sub(lambda link: f"{base}{link['path']}", markdown)
+def to_repository(markdown: str, base: str, page: str) -> str:
+    """Replaces links out of docs/ by links to the repository; `page` is a path in docs/."""
+
+    def replaced(link: re.Match[str]) -> str:
+        path = posixpath.normpath(posixpath.join("docs", posixpath.dirname(page), link[0]))
+        return link[0] if path.startswith("docs/") else f"{base}{path}"
+
+    return RELATIVE.sub(replaced, markdown)
 
 
 def missing_files(markdown: str, base: str, root: Path) -> Iterator[str]:
