@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Not byte-compiled: Python compiles what it imports, once, and much of torch is never imported.
 PIP := $(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-processes test-slow lint format clean
+.PHONY: demo test test-processes test-slow lint docs format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.core
@@ -29,6 +29,12 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/actionlint
+	$(BIN)/python tools/check_words.py
+
+# A warning fails it, but not with --quiet. The variable turns off an advertisement.
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix
@@ -49,4 +55,4 @@ $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
 	@touch $@ $(VENV)/.core
 
 clean:
-	rm -rf $(VENV) runs .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) runs site .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

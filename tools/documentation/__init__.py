@@ -1,0 +1,1 @@
+"""What `make docs` adds to MkDocs: generated pages, notebooks, equations and checks."""
