@@ -18,6 +18,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
+from textwrap import fill
 
 from soflow.comparison.record import Comparison
 from soflow.comparison.tables import markdown, name_of, table, what
@@ -55,25 +56,17 @@ SECTIONS = [
     Section(
         "digits-steps",
         "Digits, equal steps",
-        "digits --objectives soflow,mean_flow,shortcut,consistency,flow_matching --heun "
-        "--out runs/compare-digits",
+        f"digits {PEERS},shortcut,consistency,flow_matching --heun --out runs/compare-digits",
     ),
     Section(
         "digits-time",
         "Digits, equal time",
-        "digits --objectives soflow,mean_flow,shortcut,consistency --budget time --heun "
-        "--out runs/compare-digits-time",
+        f"digits {PEERS} --budget time --heun --out runs/compare-digits-time",
     ),
     Section(
         "fashion-mnist",
-        "Fashion-MNIST, SoFlow and MeanFlow",
-        "fashion_mnist --objectives soflow,mean_flow --seeds 1 --heun --out runs/compare-fashion",
-        data="fashion_mnist",
-    ),
-    Section(
-        "fashion-mnist-peers",
         "Fashion-MNIST, equal steps",
-        f"fashion_mnist {PEERS} --heun --out runs/compare-fashion-peers",
+        f"fashion_mnist {PEERS} checkpoint.keep_every=500 --heun --out runs/compare-fashion",
         data="fashion_mnist",
     ),
     Section(
@@ -158,7 +151,14 @@ def text_of(section: Section) -> str:
         markdown(results),
         f"![samples](results/{section.name}-samples.png)",
     ]
-    return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
+    text = "\n\n".join(part.rstrip("\n") for part in parts)
+    return "\n\n".join(map(wrapped, text.split("\n\n"))) + "\n"
+
+
+def wrapped(paragraph: str) -> str:
+    """Breaks the lines of a paragraph of prose; leaves tables, commands, lists and pictures."""
+    prose = paragraph[:1].isalnum() or paragraph.startswith("**")
+    return fill(paragraph, 100, break_on_hyphens=False) if prose else paragraph
 
 
 def write(page: str) -> None:

@@ -26,7 +26,7 @@ ENDINGS = (".py", ".md", ".yaml", ".yml", ".toml", ".sh", ".html", ".ipynb")
 #: Longest line of prose in Markdown. Tables, code and the targets of links do not count.
 LONGEST = 120
 #: What may stand between two words: spaces, line breaks, comment signs, adjoining strings.
-GAP = r"""(?:[\s#"']|(?<=["'\s])[fr](?=["']))+"""
+GAP = r"""(?:[ \t#"']|\n(?!\s*\n)|(?<=["'\s])[fr](?=["']))+"""
 
 UNITS = (
     "second|minute|hour|step|row|column|line|class|sample|batch|run|round|epoch|machine|node|GPU|"
@@ -87,7 +87,7 @@ RULES = (
     Rule(
         "(?:is|are|was|were) no (?!longer|more|less|such|one|\\w+er than)\\w+",
         "is not a",
-        unless="there(?: still)?\\s*$|how (?:many|large)[^.]*$",
+        unless="there(?: still)?\\s*$|how (?:many|large)[^.]*$|last row\\s*$",
     ),
     Rule(
         "(?:kept|counted|shown|written|drawn|measured|printed|given|missing) (?:is|are) the",
@@ -99,9 +99,9 @@ RULES = (
     Rule(f"(?:{NOUNS}) an? (?:{UNITS})", "per"),
     Rule(f"(?:one|each|every) (?:sample|batch|process|run) an? (?:{UNITS})", "per"),
     # Loose ends of clauses.
-    Rule("so many|so few", "this many; the number"),
+    Rule("so many|so few(?! [^.]*?\\bthat\\b)", "this many; the number"),
     Rule("as many as", "up to; the same number of"),
-    Rule("and so(?! on)", "a sentence of its own"),
+    Rule("and so(?! (?:on|may|do|does|is|are|can)\\b)", "a sentence of its own"),
     Rule("(?<=,) too(?! (?:many|much|few|small|large|long|short|late|early|far))", "also"),
     Rule("of one's own", "your own"),
     # Terms of the field.
@@ -155,7 +155,10 @@ def comments_and_strings(source: str) -> str:
             line = originals[number - 1]
             begin = start if number == first else 0
             stop = end if number == last else len(line)
-            lines[number - 1][begin:stop] = line[begin:stop]
+            kept_text = line[begin:stop]
+            if token.type == tokenize.STRING and re.match("[rb]*f", token.string, re.I):
+                kept_text = re.sub(r"\{[^{}]*\}", lambda code: "\0" * len(code[0]), kept_text)
+            lines[number - 1][begin:stop] = kept_text
     return "".join(map("".join, lines))
 
 
@@ -178,12 +181,15 @@ def long_lines(name: str, text: str) -> Iterator[Finding]:
     """Lines of Markdown prose that are too long."""
     if not name.endswith(".md"):
         return
-    fence = ""
+    fence, equation = "", False
     for number, line in enumerate(text.splitlines(), 1):
         mark = re.match(r"\s*(```+|~~~+)", line)
         if mark and (not fence or mark[1] == fence):
             fence = "" if fence else mark[1]
-        code_or_table = fence or line.startswith("    ") or line.lstrip().startswith("|")
+        equation ^= line.strip() == "$$"
+        code_or_table = (
+            fence or equation or line.startswith("    ") or line.lstrip()[:1] in ("|", ">")
+        )
         length = len(re.sub(r"\]\([^)]*\)|https?://\S+", "", line))
         if not code_or_table and length > LONGEST:
             yield Finding(name, number, f"{length} characters", f"at most {LONGEST}")

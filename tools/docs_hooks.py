@@ -28,7 +28,7 @@ class NotebookFile(File):
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Adds the extension that translates equations."""
-    config.markdown_extensions.append(Equations())  # type: ignore[arg-type]
+    config.markdown_extensions.append(Equations())
     return config
 
 

@@ -118,18 +118,18 @@ def test_images_are_decoded_in_chunks_ahead_of_the_autoencoder(
     photos, vae, latents, tmp_path, monkeypatch
 ):
     """At most two chunks of a shard are in memory: one is decoded while the other is encoded."""
-    order, begun = [], {first: threading.Event() for first in range(0, 48, 8)}
-    begun[40].set()
+    order, started = [], {first: threading.Event() for first in range(0, 48, 8)}
+    started[40].set()
     real_decode, real_encode = encoding.decode_rows, encoding.latents_of
 
     def decode(images, rows, *arguments):
         order.append(f"decode {len(rows)}")
-        begun[rows.start].set()
+        started[rows.start].set()
         return real_decode(images, rows, *arguments)
 
     def encode_chunk(*arguments):
         number = sum(one == "encode" for one in order)
-        assert begun[8 * (number + 1)].wait(10)
+        assert started[8 * (number + 1)].wait(10)
         order.append("encode")
         return real_encode(*arguments)
 

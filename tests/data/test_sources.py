@@ -129,15 +129,15 @@ def test_the_reason_for_missing_labels_is_known(tmp_path):
     empty = FolderImages(str(tmp_path / "empty"), "train")
     assert empty.class_names == ("cat", "dog")
     assert any("cow" in note for note in empty.notes)
-    write_folder(tmp_path / "beside", pixels(4))
-    write_folder(tmp_path / "beside", pixels(1), names=())
-    mixed = FolderImages(str(tmp_path / "beside"), "train")
+    write_folder(tmp_path / "mixed", pixels(4))
+    write_folder(tmp_path / "mixed", pixels(1), names=())
+    mixed = FolderImages(str(tmp_path / "mixed"), "train")
     assert (len(mixed), mixed.labels) == (4, [0, 0, 1, 1])
     assert any("0000.png" in note for note in mixed.notes)
-    assert len(FolderImages(str(tmp_path / "beside"), "train", labelled=False)) == 5
-    write_folder(tmp_path / "beside", pixels(3), names=())
+    assert len(FolderImages(str(tmp_path / "mixed"), "train", labelled=False)) == 5
+    write_folder(tmp_path / "mixed", pixels(3), names=())
     with pytest.raises(InputError, match=r"3 images .*data\.num_classes=0"):
-        FolderImages(str(tmp_path / "beside"), "train")
+        FolderImages(str(tmp_path / "mixed"), "train")
     write_folder(tmp_path / "more" / "train", pixels(2))
     write_folder(tmp_path / "more" / "test", pixels(3), names=("cat", "dog", "owl"))
     assert "'owl'" in FolderImages(str(tmp_path / "more"), "test").unlabelled

@@ -165,7 +165,7 @@ def test_unusable_settings_are_one_line_errors(message, tmp_path):
 
 def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     def full(*arguments, **settings):
-        (tmp_path / ".run.partial" / "begun").touch()
+        (tmp_path / ".run.partial" / "started").touch()
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("soflow.interop.reference.save_checkpoint", full)

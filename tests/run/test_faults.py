@@ -48,7 +48,7 @@ def save(folder, step):
     manager.save(*state_of(step), last_chance=False)
 
 
-def begun(path):
+def started(path):
     """A run with checkpoints at steps 1 (the best) and 2, which is removed at step 3."""
     folder = RunFolder(path)
     folder.create()
@@ -72,7 +72,7 @@ def assert_holds(checkpoint, step):
 @pytest.mark.parametrize("every", [len(KINDS), pytest.param(1, marks=pytest.mark.slow)])
 def test_a_failing_operation_keeps_earlier_checkpoints(every, tmp_path):
     """The fast test makes each operation fail in one way, and log operations in every way."""
-    start = begun(tmp_path / "begun")
+    start = started(tmp_path / "started")
     counted = RunFolder(shutil.copytree(start.path, tmp_path / "counted"))
     done = operations(tmp_path, lambda: save(counted, 3))
     assert {"open", "write", "flush", "fsync", "mkdir", "replace", "rmdir"} <= set(done)
@@ -124,7 +124,7 @@ def test_a_failing_operation_keeps_earlier_checkpoints(every, tmp_path):
 
 def test_a_failing_operation_while_a_checkpoint_is_rewritten_keeps_it(tmp_path):
     """Like the only checkpoint after a signal, when work after its step is still pending."""
-    start = RunFolder(tmp_path / "begun")
+    start = RunFolder(tmp_path / "started")
     start.create()
     manager = CheckpointManager(start, CheckpointConfig(keep_last=1))
     manager.save(replace(state_of(3)[0], due=True), *state_of(3)[1:], last_chance=True)
@@ -280,7 +280,7 @@ def test_a_failed_evaluation_or_sample_grid_does_not_stop_training(
 
 def test_other_files_among_checkpoints_are_ignored(tmp_path, caplog):
     """A link to a checkpoint on another disk, an editor's file, a file named like a checkpoint."""
-    folder = begun(tmp_path / "run")
+    folder = started(tmp_path / "run")
     elsewhere = folder.checkpoints.rename(tmp_path / "elsewhere") / "step-00000002"
     folder.checkpoints.mkdir()
     (folder.checkpoints / "step-00000002").symlink_to(elsewhere)

@@ -92,7 +92,7 @@ def test_a_run_records_the_choice_and_keeps_it(bfloat16, tmp_path, caplog):
 
 def test_an_imported_run_has_no_choice_to_keep(bfloat16):
     bfloat16(1.5)
-    config, note = resolve(read_recipe("digits"), CPU, begun=read_recipe("digits"))
+    config, note = resolve(read_recipe("digits"), CPU, started=read_recipe("digits"))
     assert config.precision == "bf16"
     assert "precision=bf16" in note
 

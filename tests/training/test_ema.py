@@ -106,8 +106,8 @@ def test_samples_of_a_short_run_are_not_noise(tmp_path):
 def test_a_comparison_without_an_ema_warm_up_continues_without_it(tmp_path):
     folder = RunFolder(tmp_path / "soflow-seed-0")
     folder.path.mkdir()
-    begun = {"precision": "fp32", "compile": False}
-    folder.write_config(read_recipe("moons", ["ema.rampup=0"]).model_copy(update=begun))
+    started = {"precision": "fp32", "compile": False}
+    folder.write_config(read_recipe("moons", ["ema.rampup=0"]).model_copy(update=started))
     configs = {
         name: read_recipe("moons", [f"objective.name={name}"])
         for name in ("soflow", "flow_matching")

@@ -154,14 +154,14 @@ def test_two_processes_train_like_one_and_one_process_resumes_their_run(
         .all()
     )
 
-    begun = back_to_step_4(two, tmp_path / "begun")
+    started = back_to_step_4(two, tmp_path / "started")
     with monkeypatch.context() as patch:
         patch.setattr(trainer.Trainer, "run", trainer.Trainer.save)  # prints its settings
-        again = Path(shutil.copytree(begun, tmp_path / "again"))
+        again = Path(shutil.copytree(started, tmp_path / "again"))
         soflow.train("digits", again, settings)
-    assert_same_bits(last(begun), last(again))
-    soflow.train("digits", begun, settings)
-    assert_same_training(one, begun)
+    assert_same_bits(last(started), last(again))
+    soflow.train("digits", started, settings)
+    assert_same_training(one, started)
 
 
 @pytest.mark.processes
@@ -189,7 +189,7 @@ def test_other_optimizers_and_networks_train_in_two_processes_like_in_one(other,
 
 @pytest.mark.slow
 def test_two_sharded_processes_resume_a_run_of_one(one, tmp_path):
-    begun = back_to_step_4(one, tmp_path / "begun")
+    started = back_to_step_4(one, tmp_path / "started")
     save_first = (
         "from soflow.training.trainer import Trainer\n"
         "run = Trainer.run\n"
@@ -197,14 +197,14 @@ def test_two_sharded_processes_resume_a_run_of_one(one, tmp_path):
     )
     settings = [*DIT, "train.accumulate=2", "parallel=fsdp"]
     process = launch(
-        TORCHRUN, program(tmp_path, save_first), "train", "digits", *settings, out=begun
+        TORCHRUN, program(tmp_path, save_first), "train", "digits", *settings, out=started
     )
     assert process.returncode == 0, process.stderr
-    assert f"resuming from {begun}" in process.stderr
-    at_4, at_8 = checkpoints(RunFolder(begun).checkpoints)
+    assert f"resuming from {started}" in process.stderr
+    at_4, at_8 = checkpoints(RunFolder(started).checkpoints)
     assert_same_bits(checkpoints(RunFolder(one).checkpoints)[0], at_4)
     assert (at_4.step, at_8.step) == (4, 8)
-    assert_same_training(one, begun)
+    assert_same_training(one, started)
 
 
 #: Trains many runs per launch to save time. Rank 1 must not write files.
@@ -362,7 +362,7 @@ TrainStep.__call__ = failing
 
 
 @pytest.mark.parametrize(
-    ("parallel", "what", "said", "status"),
+    ("parallel", "what", "message", "status"),
     [
         pytest.param(
             "fsdp",
@@ -389,7 +389,7 @@ TrainStep.__call__ = failing
     ids=["error", "bug", "killed"],
 )
 def test_when_one_process_ends_the_others_end_and_it_is_reported(
-    parallel, what, said, status, one, tmp_path
+    parallel, what, message, status, one, tmp_path
 ):
     file, settings = program(tmp_path, FAILING.format(what=what)), [*DIT, "train.accumulate=2"]
     start = time.monotonic()
@@ -399,7 +399,7 @@ def test_when_one_process_ends_the_others_end_and_it_is_reported(
     assert time.monotonic() - start < 60
     assert process.returncode == 1
     lines = process.stderr.splitlines()
-    assert [line for line in lines if said in line] != []
+    assert [line for line in lines if message in line] != []
     assert sum("soflow: another process of this run has ended" in line for line in lines) == 1
     assert not any(
         "[rank0]" in line for line in lines

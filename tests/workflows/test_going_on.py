@@ -73,13 +73,13 @@ def test_settings_change_from_the_current_step_on(run):
         f"{key}={json.dumps(list(value) if isinstance(value, tuple) else value)}"
         for key, value in changes.items()
     ]
-    begun = run.read_config()
+    started = run.read_config()
     soflow.train(str(run.path), run.path, given)
     config, history = run.read_config(), read_history(run.history)
     assert {change.key: change.new for change in history} == changes
     assert {change.step for change in history} == {4}
     assert config.optimizer.lr == 1e-5
-    assert config.model_copy(update={"description": ""}) != begun
+    assert config.model_copy(update={"description": ""}) != started
     assert [line["lr"] for line in run.read_metrics()][3:] == pytest.approx(
         [1e-3, 1e-5 * 2 / 3, 5e-6]  # the warm-up ends before step 3 of 6
     )

@@ -193,17 +193,17 @@ def chosen_settings(
 ) -> tuple[dict[str, Config], str]:
     """Sets `precision` and `compile` as in existing runs or for this machine. Returns a note."""
 
-    def begun(name: str) -> Config | None:
+    def started(name: str) -> Config | None:
         files = sorted(out.glob(f"{folder_name(name)}-seed-*/config.yaml"))
         return RunFolder(files[0].parent).read_config() if files else None
 
     # A new variant computes like the existing ones that do not set these keys themselves.
     taken_over = {"precision", "compile", *BEFORE}
     usual = [name for name in configs if not taken_over & set(settings[name])]
-    first = next((config for name in usual if (config := begun(name)) is not None), None)
+    first = next((config for name in usual if (config := started(name)) is not None), None)
     chosen = {}
     for name, one in configs.items():
-        like = begun(name) or first
+        like = started(name) or first
         older = keep_older(one, like, [*given, *settings[name]])
         chosen[name] = resolve(older, default_device(), like)
     notes = dict.fromkeys(note for _, note in chosen.values() if note)

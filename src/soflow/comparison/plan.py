@@ -130,15 +130,15 @@ def require_same_as_begun(
     """Raises InputError if an existing run in `out` has other settings."""
     for run in plan(configs, seeds, budget, out):
         if run.folder.config.is_file() and checkpoints(run.folder.checkpoints):
-            begun = run.folder.read_config()
-            require_same_settings(begun, run.config, run.folder)
+            started = run.folder.read_config()
+            require_same_settings(started, run.config, run.folder)
             if changes := read_history(run.folder.history):
                 raise InputError(
                     f"{run.folder.path}: {changes[-1].key} was changed after step "
                     f"{changes[-1].step} of this run: move the run away to train it again, or "
                     "choose another folder with --out"
                 )
-            if begun.evaluate != run.config.evaluate:
+            if started.evaluate != run.config.evaluate:
                 raise InputError(
                     f"{run.folder.path} has different settings in the section evaluate: use the "
                     "same settings, or choose another folder with --out"

@@ -104,10 +104,12 @@ def load_encoded(folder: Path) -> Dataset:
         raise InputError(
             f"data.path={folder} is incomplete: run the same soflow encode command again"
         )
-    begun = AnyPlan.read(plan_file)
-    plan = LatentsPlan.read(plan_file) if begun is not None and begun.kind == "latents" else None
+    started = AnyPlan.read(plan_file)
+    plan = (
+        LatentsPlan.read(plan_file) if started is not None and started.kind == "latents" else None
+    )
     if plan is None:
-        held = "no plan.json" if begun is None else f"{in_short(begun.kind)}, not latents"
+        held = "no plan.json" if started is None else f"{in_short(started.kind)}, not latents"
         raise InputError(f"data.path={folder} has {held}: make latents with soflow encode")
     rows, index = open_store(folder)
     if len(rows.shape) != 4 or rows.shape[1] % 2 or not rows.dtype.is_floating_point:

@@ -15,14 +15,14 @@ USUAL = {
     ),
 }
 #: Words that may accompany the name of a split, as in train_images or test-set.
-BESIDE = ("images", "image", "imgs", "img", "set", "data", "split", "samples", "arr")
+FILLERS = ("images", "image", "imgs", "img", "set", "data", "split", "samples", "arr")
 #: The held-out splits, in order of preference.
 HELD_OUT = ("test", "validation")
 
 
 def words_of(name: str) -> list[str]:
-    """The words of a name in lower case, without digits and the words in BESIDE."""
-    return [word for word in re.split(r"[\W\d_]+", name.casefold()) if word not in ("", *BESIDE)]
+    """The words of a name in lower case, without digits and the words in FILLERS."""
+    return [word for word in re.split(r"[\W\d_]+", name.casefold()) if word not in ("", *FILLERS)]
 
 
 def split_of(name: str) -> str | None:

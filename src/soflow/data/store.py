@@ -182,10 +182,10 @@ def keep_to_plan(folder: Path, plan: Plan) -> None:
             raise OtherWork(f"{folder} is not empty: choose a new folder with --out")
         plan.write(file)
     try:
-        begun = AnyPlan.read(file)
+        started = AnyPlan.read(file)
     except RunError:
         raise OtherWork(f"{file} is damaged: delete {folder} and run the command again") from None
-    before = {} if begun is None else begun.model_dump()
+    before = {} if started is None else started.model_dump()
     for key, old, new in differences(before, plan.model_dump(mode="json")):
         what = f"with {key}={old}, not {new}"
         if key == "source":  # a fingerprint

@@ -30,7 +30,8 @@ def pairs(a: Tensor, b: Tensor, count: int) -> list[tuple[Tensor, Tensor]]:
 def directions(d: int) -> Tensor:
     """Unit vectors (P, d), with P of at least DIRECTIONS, from seeded random orthonormal bases.
 
-    The squared projections on a basis add up to the squared length, so few bases are enough.
+    The squared projections on a basis add up to the squared length. A few bases therefore
+    suffice.
     """
     generator = torch.Generator().manual_seed(0)
     bases = -(-DIRECTIONS // d)

@@ -34,31 +34,31 @@ class Difference(NamedTuple):
     new: Any
 
 
-def differences(begun: Config, asked: Config) -> Iterator[Difference]:
+def differences(started: Config, asked: Config) -> Iterator[Difference]:
     """The settings that differ, except those in FREE_KEYS."""
     own = fields(names={"network": OWN, "objective": OWN})
     for key in dict.fromkeys(key for key, _ in chain(fields(), own)):
-        old, new = lookup(begun, key), lookup(asked, key)
+        old, new = lookup(started, key), lookup(asked, key)
         imported = old == "auto"  # an imported run has not chosen a value yet
         if old != new and not imported and not key.startswith(FREE_KEYS):
             yield Difference(key, old, new)
 
 
-def require_same_settings(begun: Config, asked: Config, folder: RunFolder) -> None:
+def require_same_settings(started: Config, asked: Config, folder: RunFolder) -> None:
     """Raises InputError for the first setting that differs from the run."""
-    for difference in differences(begun, asked):
+    for difference in differences(started, asked):
         raise other_settings(difference, folder)
 
 
 def changed_settings(
-    begun: Config, asked: Config, given: Sequence[str], folder: RunFolder
+    started: Config, asked: Config, given: Sequence[str], folder: RunFolder
 ) -> list[Difference]:
     """The settings to change. All of them are among the keys `given`.
 
     Raises:
         InputError: For the first setting that differs and cannot be changed, or was not given.
     """
-    found = list(differences(begun, asked))
+    found = list(differences(started, asked))
     for difference in found:
         key, old, new = difference
         if not key.startswith(CHANGEABLE_KEYS):
@@ -91,24 +91,24 @@ def is_given(key: str, given: Sequence[str]) -> bool:
     return any(key == one or key.startswith(f"{one}.") for one in given)
 
 
-def keep_older(asked: Config, begun: Config | None, given: Sequence[str] = ()) -> Config:
+def keep_older(asked: Config, started: Config | None, given: Sequence[str] = ()) -> Config:
     """The configuration with old defaults for keys that did not exist when the run started.
 
     Keys that are given explicitly do not change.
     """
     for key, before in BEFORE.items():
         section, name = key.split(".")
-        if begun is not None and lookup(begun, key) == before and not is_given(key, given):
+        if started is not None and lookup(started, key) == before and not is_given(key, given):
             update = getattr(asked, section).model_copy(update={name: before})
             asked = asked.model_copy(update={section: update})
     return asked
 
 
-def require_same_data(begun: DataRecord, now: DataRecord, folder: RunFolder) -> None:
+def require_same_data(started: DataRecord, now: DataRecord, folder: RunFolder) -> None:
     """Raises InputError if the data has changed, because its order or the latents would differ."""
     for key in ("count", "class_names", "encoder", "fingerprint"):
-        old, new = (shortened(str(getattr(record, key)), 200) for record in (begun, now))
-        if getattr(begun, key) != getattr(now, key):
+        old, new = (shortened(str(getattr(record, key)), 200) for record in (started, now))
+        if getattr(started, key) != getattr(now, key):
             change = f"{key.replace('_', ' ')} {old}, now {new}"
             raise InputError(
                 f"{folder.path} was started with other data ({change}): restore the data, or start "

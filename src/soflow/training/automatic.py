@@ -26,21 +26,21 @@ ROWS, LARGEST, SECONDS = 512, 768, 0.2
 
 
 def resolve(
-    config: Config, device: torch.device, begun: Config | None = None
+    config: Config, device: torch.device, started: Config | None = None
 ) -> tuple[Config, str]:
     """Replaces "auto" for `precision` and `compile` by a choice for this machine.
 
     Args:
         config: The configuration to train.
         device: The device to train on.
-        begun: The configuration of the resumed run. Its choices are kept.
+        started: The configuration of the resumed run. Its choices are kept.
 
     Returns:
         The configuration, and a note about the choice. The note is empty if nothing was chosen.
     """
     automatic = [name for name in ("precision", "compile") if getattr(config, name) == "auto"]
-    if begun is not None:
-        kept = {name: getattr(begun, name) for name in automatic}
+    if started is not None:
+        kept = {name: getattr(started, name) for name in automatic}
         config = config.model_copy(update=kept)
         automatic = [name for name in automatic if kept[name] == "auto"]  # in an imported run
     chosen: dict[str, object] = {}

@@ -34,7 +34,7 @@ def settings_of(folder: RunFolder) -> Config | None:
 
 def go_on(
     trainer: Trainer,
-    begun: Config,
+    started: Config,
     changed: Sequence[Difference],
     write: bool,
 ) -> None:
@@ -42,7 +42,7 @@ def go_on(
 
     Args:
         trainer: The trainer, with the state of a checkpoint.
-        begun: The settings of the run so far.
+        started: The settings of the run so far.
         changed: The settings that change now.
         write: Whether this process writes the record.
 
@@ -52,7 +52,7 @@ def go_on(
     """
     folder, step, steps = trainer.folder, trainer.state.step, trainer.config.train.steps
     history = read_history(folder.history)
-    trainer.go_on_in_data(first_value(history, "train.batch_size", begun.train.batch_size))
+    trainer.go_on_in_data(first_value(history, "train.batch_size", started.train.batch_size))
     if changed and steps <= step:
         raise InputError(
             f"{folder.path} has already done {step} of {steps} steps, so {changed[0].key}="

@@ -164,14 +164,14 @@ def train(
         raise InputError(f"train.batch_size={size} is larger than the dataset ({count}): reduce it")
     first = processes.index() == 0
     with only_trainer_of(folder.path) if first else nullcontext(), lost_processes_explained():
-        begun = settings_of(folder)
-        config, note = chosen_settings(config, begun, given)
-        changed = changed_settings(begun, config, given, folder) if begun else []
+        started = settings_of(folder)
+        config, note = chosen_settings(config, started, given)
+        changed = changed_settings(started, config, given, folder) if started else []
         with out_of_memory_explained(TOO_LARGE):
-            trainer = make_trainer(config, folder, dataset, progress, parts, begun is not None)
+            trainer = make_trainer(config, folder, dataset, progress, parts, started is not None)
         try:
-            if begun is not None:
-                go_on(trainer, begun, changed, write=first)
+            if started is not None:
+                go_on(trainer, started, changed, write=first)
             if first:
                 write_head(config, folder, dataset)
             for line in summary(config.data, dataset):
@@ -199,8 +199,8 @@ class Parts:
 
 def require_own_data(config: Config, folder: RunFolder) -> None:
     """Raises InputError if a run on data given in Python is resumed without the data."""
-    begun = bool(checkpoints(folder.checkpoints)) and folder.config.is_file()
-    if begun and config.data.source != own.NAME == folder.read_config().data.source:
+    started = bool(checkpoints(folder.checkpoints)) and folder.config.is_file()
+    if started and config.data.source != own.NAME == folder.read_config().data.source:
         raise InputError(own.MISSING)
 
 
@@ -263,18 +263,18 @@ def make_trainer(
 
 
 def chosen_settings(
-    config: Config, begun: Config | None, given: Sequence[str]
+    config: Config, started: Config | None, given: Sequence[str]
 ) -> tuple[Config, str]:
     """The configuration with a choice of `precision` and `compile`, and a note about the choice.
 
     A resumed run keeps its choice. Otherwise, and if "auto" is given explicitly, the choice depends
     on the machine.
     """
-    config = keep_older(config, begun, given)
-    if begun is not None:
+    config = keep_older(config, started, given)
+    if started is not None:
         anew = {name: "auto" for name in ("precision", "compile") if name in given}
-        begun = begun.model_copy(update=anew)
-    chosen, note = resolve(config, default_device(), begun)
+        started = started.model_copy(update=anew)
+    chosen, note = resolve(config, default_device(), started)
     precision, compile = same_everywhere((chosen.precision, chosen.compile))
     return config.model_copy(update={"precision": precision, "compile": compile}), note
 
