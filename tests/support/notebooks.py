@@ -1,8 +1,9 @@
-"""Executes notebooks, with other numbers in their cell of parameters if asked."""
+"""Executes the tutorials, and says what must not be stored with their outputs."""
 
 import ast
 import copy
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,16 @@ import nbformat
 
 ROOT = Path(__file__).parents[2]
 TUTORIALS = ROOT / "docs" / "tutorials"
+NAMES = ("method", "your_images", "compare", "own_parts")
+
+#: Notes and progress bars, which differ from machine to machine.
+MACHINE_NOTE = re.compile(r"^chosen for this machine: .*\n", re.M)
+PROGRESS = re.compile(r"samples/s|per second|\d+:\d\d:\d\d|^\s*[^\n]*: [\d,]+ of [\d,]+")
 
 
-def read(file: Path) -> nbformat.NotebookNode:
-    return nbformat.read(file, as_version=4)
+def read(name: str) -> nbformat.NotebookNode:
+    """The tutorial of this name, as it is stored."""
+    return nbformat.read(TUTORIALS / f"{name}.ipynb", as_version=4)
 
 
 def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
@@ -35,13 +42,14 @@ def with_parameters(
         for target in statement.targets
         if isinstance(target, ast.Name)
     }
-    assert set(values) <= names, f"no parameters of the notebook: {set(values) - names}"
+    if unknown := set(values) - names:
+        raise KeyError(f"the notebook has no parameters {sorted(unknown)}")
     cell.source += "".join(f"\n{name} = {value!r}" for name, value in values.items())
     return notebook
 
 
 def executed(notebook: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookNode:
-    """A copy with outputs, executed in a kernel of one thread whose working directory is `folder`.
+    """A copy with outputs, executed in a kernel with one thread that works in `folder`.
 
     Raises:
         nbclient.exceptions.CellExecutionError: If a cell fails.
@@ -52,10 +60,47 @@ def executed(notebook: nbformat.NotebookNode, folder: Path) -> nbformat.Notebook
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         "OMP_NUM_THREADS": "1",
-        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
     }
     client = nbclient.NotebookClient(
-        notebook, timeout=900, startup_timeout=300, resources={"metadata": {"path": str(folder)}}
+        notebook,
+        timeout=900,
+        startup_timeout=300,
+        record_timing=False,
+        resources={"metadata": {"path": str(folder)}},
     )
     client.execute(env=environment)
     return notebook
+
+
+def without_machine(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """A copy without progress bars, versions, and notes about the machine."""
+    notebook = copy.deepcopy(notebook)
+    notebook.metadata.language_info = {"name": "python"}
+    for cell in code_cells(notebook):
+        for output in cell.outputs:
+            if output.output_type == "stream":
+                output.text = MACHINE_NOTE.sub("", output.text)
+        cell.outputs = [output for output in cell.outputs if not is_transient(output)]
+    return notebook
+
+
+def is_transient(output: nbformat.NotebookNode) -> bool:
+    """Whether an output is empty, or a progress bar."""
+    if output.output_type == "stream":
+        return not output.text.strip()
+    return output.output_type == "display_data" and bool(
+        "image/png" not in output.data and PROGRESS.search(output.data.get("text/plain", ""))
+    )
+
+
+def texts(notebook: nbformat.NotebookNode) -> list[str]:
+    """All texts in the outputs."""
+    found = []
+    for cell in code_cells(notebook):
+        for output in cell.outputs:
+            if output.output_type == "stream":
+                found.append(output.text)
+            else:
+                data = output.get("data", {})
+                found += [str(text) for kind, text in data.items() if kind.startswith("text/")]
+    return found
