@@ -16,7 +16,7 @@ TUTORIALS = ROOT / "docs" / "tutorials"
 NAMES = ("method", "your_images", "compare", "own_parts")
 
 #: Notes and progress bars, which differ from machine to machine.
-MACHINE_NOTE = re.compile(r"^chosen for this machine: .*\n", re.M)
+MACHINE_NOTE = re.compile(r"^(chosen for this machine: |training a classifier of ).*\n", re.M)
 PROGRESS = re.compile(r"samples/s|per second|\d+:\d\d:\d\d|^\s*[^\n]*: [\d,]+ of [\d,]+")
 
 
