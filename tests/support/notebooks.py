@@ -1,9 +1,16 @@
-"""Executes the tutorials, and says what must not be stored with their outputs."""
+"""Executes the tutorials, and stores their outputs without what differs by machine.
+
+python tests/support/notebooks.py             # all of them, in full
+python tests/support/notebooks.py method      # docs/tutorials/method.ipynb
+"""
 
 import ast
 import copy
 import os
 import re
+import resource
+import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -104,3 +111,19 @@ def texts(notebook: nbformat.NotebookNode) -> list[str]:
                 data = output.get("data", {})
                 found += [str(text) for kind, text in data.items() if kind.startswith("text/")]
     return found
+
+
+def store(name: str) -> None:
+    """Executes one tutorial in full, and stores its outputs."""
+    with tempfile.TemporaryDirectory() as folder:
+        done = executed(read(name), Path(folder))
+    file = TUTORIALS / f"{name}.ipynb"
+    nbformat.write(without_machine(done), file)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)  # of all kernels so far
+    seconds, size = used.ru_utime + used.ru_stime, file.stat().st_size / 1e6
+    print(f"{file.name}: {size:.2f} MB; {seconds:.0f} s of CPU time so far", flush=True)
+
+
+if __name__ == "__main__":
+    for tutorial in sys.argv[1:] or NAMES:
+        store(tutorial)
