@@ -1,6 +1,6 @@
 """The tutorials run, and are stored with the outputs of a full run.
 
-Executing them takes some seconds each, so `make test-slow` does it, with few steps. To store new
+Executing them takes some seconds each, so `make test-processes` does it, with few steps. To store new
 outputs after a change: `python tests/support/notebooks.py`.
 """
 
@@ -27,7 +27,7 @@ def test_every_tutorial_is_tested():
     assert files == set(notebooks.NAMES) == set(SHORT)
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 @ALL
 def test_it_runs(name, tmp_path):
     short = notebooks.with_parameters(notebooks.read(name), SHORT[name])
@@ -36,7 +36,7 @@ def test_it_runs(name, tmp_path):
     assert errors == []
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_a_broken_cell_fails(tmp_path):
     cells = [nbformat.v4.new_code_cell("x = 1"), nbformat.v4.new_code_cell("assert x == 2")]
     with pytest.raises(CellExecutionError, match="AssertionError"):
