@@ -222,10 +222,10 @@ def test_missing_or_changed_data_of_a_run_are_reported(tmp_path):
     run = soflow.train("vectors", tmp_path / "run", [*SETTINGS, f"data.path={file}"])
     moved = file.rename(tmp_path / "moved.npy")
     more, out = "train.steps=6", str(run.path)
-    with pytest.raises(InputError, match=r"run must resume with the same data.*data\.path=PLACE"):
+    with pytest.raises(InputError, match=r"run needs the same data to resume.*data\.path=PLACE"):
         soflow.train(out, out, [more])
     np.save(file, np.zeros((32, 4), dtype=np.float32))
-    with pytest.raises(InputError, match=r"run must resume with the same data.*\[4\]"):
+    with pytest.raises(InputError, match=r"run needs the same data to resume.*\[4\]"):
         soflow.train(out, out, [more])
     soflow.train(out, out, [more, f"data.path={moved}"])
     assert run.read_metrics()[-1]["step"] == 6

@@ -212,8 +212,8 @@ def training_data(config: Config, folder: RunFolder) -> Dataset:
         if not checkpoints(folder.checkpoints) or config.data.source == own.NAME:
             raise
         raise InputError(
-            f"{folder.path} must resume with the same data: restore the data, give "
-            "data.path=PLACE if it has moved, or start a new run with --out and "
+            f"{folder.path} needs the same data to resume: run soflow train {folder.path}, "
+            "give data.path=PLACE if the data have moved, or start a new run with --out and "
             f"init_from={folder.path} ({error})"
         ) from None
 
