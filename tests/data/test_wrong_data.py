@@ -150,7 +150,7 @@ def test_latents_with_another_size(inside, tmp_path):
         tmp_path / "latents",
     )
     assert done.returncode == 0, done.stderr
-    assert "20 latents 4x4x4 of 2 classes" in done.stdout
+    assert "20 latents 4x4x4, 2 classes" in done.stdout
     run = ("--out", tmp_path / "run")
     other = inside("train", "imagenet256-b2", f"data.path={tmp_path / 'latents'}", *run)
     assert_fails(other, 2, "data.shape is [4, 32, 32]", "[4, 4, 4]")

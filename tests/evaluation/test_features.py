@@ -536,7 +536,7 @@ class TestCommands:
         assert inside("reference", files / "real", *asked, "--out", files / "r.npz").returncode == 0
         np.savez(files / "big.npz", arr_0=pictures(12, size=16))
         refused = inside("evaluate", files / "big.npz", "--reference", files / "r.npz", *asked)
-        assert_fails(refused, 2, "images [3, 8, 8]", "[3, 16, 16]")
+        assert_fails(refused, 2, "[3, 8, 8]", "[3, 16, 16]")
         assert_fails(
             inside("evaluate", files / "drawn.npz", "--out", files), 2, "which is a folder"
         )

@@ -260,7 +260,7 @@ def test_trackers_that_cannot_write_are_dropped(name, moons_run, tmp_path, monke
 
 @pytest.mark.parametrize(
     ("work", "lost", "steps"),
-    [("make_measure", "figure", [3, 6, 8]), ("draw_samples", "picture", [4, 8])],
+    [("make_measure", "evaluation", [3, 6, 8]), ("draw_samples", "sample grid", [4, 8])],
 )
 def test_a_failed_evaluation_or_sample_grid_does_not_stop_training(
     work, lost, steps, tmp_path, monkeypatch, caplog
@@ -272,7 +272,7 @@ def test_a_failed_evaluation_or_sample_grid_does_not_stop_training(
     monkeypatch.setattr(training, work, full if work == "draw_samples" else lambda *_: full)
     soflow.train(recipe, tmp_path, settings, progress=silent)
     for step in steps:
-        (note,) = [note for note in caplog.messages if note.startswith(f"step {step} ")]
+        (note,) = [note for note in caplog.messages if note.startswith(f"step {step}: ")]
         assert lost in note
         assert "No space left on device" in note
     assert checkpoints(tmp_path / "checkpoints")[-1].step == 8

@@ -95,7 +95,7 @@ def test_training_continues_without_a_sample_grid(caplog):
         raise FULL[0]
 
     look(None, watch, TrainState(3), {}, torch.device("cpu"), Looks())
-    assert "step 3 has no picture: out of memory" in caplog.text
+    assert "step 3: no sample grid: out of memory" in caplog.text
 
 
 def test_out_of_memory_elsewhere_is_one_line(monkeypatch, capsys):

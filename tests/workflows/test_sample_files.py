@@ -163,7 +163,7 @@ def test_a_request_is_completed_by_the_run(loaded):
     ("options", "named"),
     [
         ({"sampler": "magic"}, "magic.*renoise, ode, euler, heun"),
-        ({"sampler": "heun", "nfe": 3}, "3 is odd"),
+        ({"sampler": "heun", "nfe": 3}, "nfe is 3"),
         ({"nfe": 0}, "0"),
         ({"labels": "cat"}, "cat.* 0 to 9"),
         ({"labels": "1", "draw": "random"}, "labels"),
