@@ -56,7 +56,7 @@ def report(
     if isinstance(runs, str | PathLike):
         runs = [runs]
     if not runs:
-        raise InputError("runs is empty: give one or more run folders")
+        raise InputError("runs is empty: pass one or more run folders")
     subjects = []
     with progress("reporting", len(runs)) as task:
         for done, path in enumerate(runs):
