@@ -1,4 +1,4 @@
-"""One optimizer step, in the order of events."""
+"""One optimizer step."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -224,7 +224,7 @@ def require_losses(losses: object, objective: Objective) -> None:
     for part, value in losses.parts.items():
         if not isinstance(value, Tensor) or value.ndim != 1:
             raise InputError(
-                f"{name} returns a part '{part}' that is not a tensor of shape (n,): give one "
+                f"{name} returns a part '{part}' that is not a tensor of shape (n,): return one "
                 "value per sample"
             )
 
