@@ -131,12 +131,12 @@ def compare(
     if processes.count() > 1:
         raise InputError("a comparison runs in one process: start soflow compare without torchrun")
     if variants is not None and objectives is not None:
-        raise InputError("objectives and variants are both given: give only one of them")
+        raise InputError("objectives and variants cannot be combined: pass only one of them")
     names = OBJECTIVES if objectives is None else objectives
     if isinstance(names, str):
-        raise InputError(f"objectives is '{names}': give a list of names")
+        raise InputError(f"objectives is '{names}': pass a list of names")
     if isinstance(only, str):
-        raise InputError(f"only is '{only}': give a list of names")
+        raise InputError(f"only is '{only}': pass a list of names")
     if min(seeds, len(names), 1 if rounds is None else rounds) < 1:
         raise InputError("objectives, seeds and rounds must each be at least one")
     if budget not in get_args(Budget):
