@@ -114,7 +114,7 @@ def load_pretrained(
 
 
 def find_weights(source: Path) -> Pretrained:
-    """Reads weights from a file or a run. For a weight file inside a run, the run is known."""
+    """Reads weights from a file or a run. A weights file inside a run counts as that run."""
     which = next((name for name, file in WEIGHTS.items() if file == source.name), "ema")
     inside = source.name in WEIGHTS.values() and (source.parent / STATE).is_file()
     if source.is_dir() or inside:
