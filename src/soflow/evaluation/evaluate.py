@@ -93,7 +93,8 @@ class EvaluationSettings:
         if self.times is not None:
             if self.nfe and self.nfe != (len(self.times) - 1,):
                 raise InputError(
-                    f"times has {len(self.times)} times, so nfe is {len(self.times) - 1}: leave out nfe"
+                    f"times has {len(self.times)} times, so nfe is {len(self.times) - 1}: "
+                    "leave out nfe"
                 )
             object.__setattr__(self, "times", times_given(self.times))
             object.__setattr__(self, "nfe", (len(self.times) - 1,))

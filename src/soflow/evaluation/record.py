@@ -95,7 +95,7 @@ class RealRow(Figures):
 
 
 class Machine(Record):
-    """The machine that measured something."""
+    """The machine of a measurement or an evaluation."""
 
     device: str = ""
     processor: str
