@@ -1,6 +1,6 @@
 """Hooks that MkDocs calls while it builds the site: see mkdocs.yml and the package documentation.
 
-The build is strict: every warning fails it.
+The build is strict: any warning makes it fail.
 """
 
 import logging

@@ -287,7 +287,7 @@ def gather(
     machine = evaluation.machine.model_copy(update={"cores": os.cpu_count(), "device": device})
     # The batch size of the recipe: prefer a variant that does not change it.
     usual, *_ = sorted(planned, key=lambda run: "train.batch_size" in settings[run.name])
-    # All runs share one protocol, so that of the last evaluation is used.
+    # All runs share one protocol: take it from the last evaluation.
     protocol = {**dict(evaluation), "machine": machine, "seeds": sorted({r.seed for r in planned})}
     return Comparison(
         **protocol,

@@ -68,7 +68,7 @@ class Images(Protocol):
         class_names: The names of the classes; () without names.
         unlabelled: The reason why there are no classes.
         fingerprint: A text that changes whenever the collection changes.
-        notes: Remarks on what was found and what was left out.
+        notes: Remarks on the images that were found and left out.
     """
 
     name: str

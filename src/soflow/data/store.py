@@ -246,7 +246,7 @@ def finish(folder: Path, plan: Plan, mine: Mapping[int, ShardRecord], may_be_bad
 
     Every process calls this at the end, so the last process finds all shards. If two processes do,
     they write the same index. `mine` has the shards that this process wrote or checked. If too many
-    items are unreadable, the shards are kept: a larger limit then needs no second reading.
+    items are unreadable, the shards are kept: with a larger limit, images are not read again.
     """
     numbers = range(len(plan.ranges()))
     others = [number for number in numbers if number not in mine]

@@ -148,7 +148,7 @@ def about_columns(evaluation: Evaluation) -> str:
     return (
         f"SW2: sliced Wasserstein-2 distance between {equal} samples and equally many real ones. "
         "marginals: mean Wasserstein-1 distance of single columns or channels. worst: the largest "
-        f"of them. All distances are computed from values {unit}."
+        f"one. All distances are computed from values {unit}."
     )
 
 

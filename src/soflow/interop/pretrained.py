@@ -78,7 +78,7 @@ def load_pretrained(
         shape: Shape of one sample, to detect a run with another sample size.
 
     Returns:
-        Notes on what was loaded and changed.
+        Notes on the loaded weights and their changes.
 
     Raises:
         InputError: If the weights cannot be read or belong to another network.

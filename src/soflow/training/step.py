@@ -31,7 +31,7 @@ class Unread:
     numbers: Tensor  # a sum and a count per name; then the number of processes, finite gradients
     terms: list[dict[str, Term]]  # one dictionary per microbatch of this process
     parameters: list[str]  # parameters with a gradient
-    gradients: Tensor  # for each of these, whether its gradient is finite in this process
+    gradients: Tensor  # for each parameter, whether its gradient is finite here
 
 
 @dataclass(frozen=True)
