@@ -113,7 +113,7 @@ def read_evaluation(folder: RunFolder, checkpoint: str) -> Evaluation | None:
     evaluation = Evaluation.read(folder.evaluation)
     if evaluation is not None and evaluation.checkpoint != checkpoint:
         log.info(
-            f"{folder.evaluation} belongs to {evaluation.checkpoint}, not {checkpoint}, and is left "
+            f"{folder.evaluation} is for {evaluation.checkpoint}, not {checkpoint}, and is left "
             f"out: run soflow evaluate {folder.path} again"
         )
         return None
