@@ -54,17 +54,31 @@ CIFAR10 = (
 )
 SECTIONS = [
     Section(
-        "digits-steps",
+        "digits-peers",
         "Digits, equal steps",
-        f"digits {PEERS},shortcut,consistency,flow_matching --heun --out runs/compare-digits",
+        "digits --objectives soflow,jump_flow,mean_flow --seeds 1 --heun --out runs/compare-digits",
+    ),
+    Section(
+        "digits-steps",
+        "Digits at guidance scale 1.5, equal steps",
+        "digits objective.guidance.scale=1.5 --heun --out runs/compare-digits-15 "
+        "--objectives soflow,mean_flow,shortcut,consistency,flow_matching",
     ),
     Section(
         "digits-time",
-        "Digits, equal time",
-        f"digits {PEERS} --budget time --heun --out runs/compare-digits-time",
+        "Digits at guidance scale 1.5, equal time",
+        "digits objective.guidance.scale=1.5 --budget time --heun --out runs/compare-digits-time "
+        "--objectives soflow,mean_flow,shortcut,consistency",
     ),
     Section(
         "fashion-mnist",
+        "Fashion-MNIST at guidance scale 1.5, SoFlow and MeanFlow",
+        "fashion_mnist objective.guidance.scale=1.5 --objectives soflow,mean_flow --seeds 1 --heun "
+        "--out runs/compare-fashion-15",
+        data="fashion_mnist",
+    ),
+    Section(
+        "fashion-mnist-peers",
         "Fashion-MNIST, equal steps",
         f"fashion_mnist {PEERS} checkpoint.keep_every=500 --heun --out runs/compare-fashion",
         data="fashion_mnist",

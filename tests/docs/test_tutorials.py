@@ -1,7 +1,7 @@
 """The tutorials run, and are stored with the outputs of a full run.
 
-Executing them takes some seconds each, so `make test-processes` does it, with few steps. To store
-new outputs after a change: `python tests/support/notebooks.py`.
+Executing them takes some time, so `make test-processes` does it, with few steps. To store new
+outputs after a change: `python tests/support/notebooks.py`.
 """
 
 import re
