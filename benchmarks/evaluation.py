@@ -5,8 +5,8 @@
 Prints a table and writes benchmarks/results/evaluation.json. CIFAR10 is the dataset, on the Hub or
 as a folder of parquet files. FEATURES is a TorchScript file that takes its uint8 images. The test
 split is evaluated three times, each in a fresh process, with a different reference: the whole
-training split, its first 10,000 images, and the test split itself, whose distance must be 0. In the
-end, samples of a small untrained run are drawn and evaluated in batches of 10 and of 500.
+training split, its first 10,000 images, and the test split itself, whose distance must be 0.
+Finally, samples of a small untrained run are drawn and evaluated in batches of 10 and of 500.
 """
 
 import json
@@ -120,7 +120,7 @@ def main() -> None:
         for key in ("distance", "kernel_distance", "inception_score")
     )
     results["batch 10 against 500, largest relative difference"] = worst
-    print(f"1,000 samples in batches of 10 and of 500: figures differ by {worst:.1e}")
+    print(f"1,000 samples in batches of 10 and of 500: metrics differ by {worst:.1e}")
     (Path(__file__).parent / "results" / "evaluation.json").write_text(
         json.dumps(results, indent=1) + "\n"
     )

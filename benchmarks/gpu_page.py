@@ -56,7 +56,7 @@ class QualityResults(Record):
 
 
 def machine() -> str:
-    """The device and versions, which belong to every figure."""
+    """The device and versions, which are part of every result."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     return f"{device}, torch {torch.__version__}, Python {platform.python_version()}"
 
@@ -103,7 +103,7 @@ def table(rows: list[list[str]]) -> str:
 
 
 def about_tests(results: TestResults) -> str:
-    """Counts of outcomes, failed tests, and measured figures."""
+    """Counts of outcomes, failed tests, and measured values."""
     failed = {name: said for name, said in results.outcomes.items() if said[:4] in ("fail", "erro")}
     skipped = sum(said.startswith("skipped") for said in results.outcomes.values())
     passed = len(results.outcomes) - len(failed) - skipped

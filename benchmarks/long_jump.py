@@ -1,4 +1,4 @@
-"""Measures the error of jumps of different lengths against the model's own ODE, over training.
+"""Measures the error of jumps of different lengths during training, relative to the model's ODE.
 
     soflow compare fashion_mnist --objectives soflow,mean_flow --seeds 1 \\
         checkpoint.every=250 checkpoint.keep_every=250 --out runs/jumps

@@ -1,4 +1,4 @@
-"""Runs the published comparisons and writes docs/results.md, docs/ideas.md and their figures.
+"""Runs the published comparisons and writes docs/results.md, docs/ideas.md and their pictures.
 
     python benchmarks/results.py                      runs all comparisons (days on a CPU)
     python benchmarks/results.py --only ideas-digits  runs one comparison
@@ -102,7 +102,7 @@ SECTIONS = [
 
 
 def run(section: Section, extra: list[str]) -> None:
-    """Runs the comparison and stores its figures and pictures."""
+    """Runs the comparison and stores its results and pictures."""
     arguments = shlex.split(section.arguments)
     subprocess.run([sys.executable, "-m", "soflow", "compare", *arguments, *extra], check=True)
     out = Path(arguments[arguments.index("--out") + 1])
@@ -176,7 +176,7 @@ def wrapped(paragraph: str) -> str:
 
 
 def write(page: str) -> None:
-    """Writes a page: the introduction, then all sections that have figures."""
+    """Writes a page: the introduction, then all sections that have results."""
     there = [one for one in SECTIONS if one.page == page and one.figures.is_file()]
     head = (HERE / "results" / f"{page}-head.md").read_text().strip()
     (DOCS / f"{page}.md").write_text("\n".join([head, "", *map(text_of, there)]))

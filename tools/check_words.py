@@ -1,8 +1,8 @@
 """Checks the words of the project, and the length of lines in Markdown. Part of `make lint`.
 
 The documentation, comments and messages are written in plain English, with the standard terms of
-the field. RULES has the words that are not, with what to write instead. In Python, only comments
-and strings are checked, so that code may have any names.
+the field. RULES lists the words to avoid, with replacements. In Python, only comments and strings
+are checked, not identifiers.
 
     python tools/check_words.py [FILE ...]     without files: the whole project
 """
@@ -25,14 +25,14 @@ PLACES = (
 ENDINGS = (".py", ".md", ".yaml", ".yml", ".toml", ".sh", ".html", ".ipynb")
 #: Longest line of prose in Markdown. Tables, code and the targets of links do not count.
 LONGEST = 120
-#: What may stand between two words: spaces, line breaks, comment signs, adjoining strings.
+#: The characters between two words: spaces, line breaks, comment signs, adjoining strings.
 GAP = r"""(?:[ \t#"']|\n(?!\s*\n)|(?<=["'\s])[fr](?=["']))+"""
 
 UNITS = (
     "second|minute|hour|step|row|column|line|class|sample|batch|run|round|epoch|machine|node|GPU|"
     "process|rank"
 )
-#: Nouns that are not verbs as well.
+#: The units that are nouns but not verbs.
 NOUNS = "second|minute|hour|row|column|line|class|epoch|machine|node|GPU"
 COUNTED = (
     "samples|images|tokens|operations|steps|rows|files|columns|lines|processes|bytes|seeds|"
@@ -42,7 +42,7 @@ COUNTED = (
 
 @dataclass(frozen=True)
 class Rule:
-    """Words to avoid, and what to write instead. A space matches any gap, also a line break."""
+    """Words to avoid, and their replacement. A space matches any gap, including a line break."""
 
     words: str
     instead: str
@@ -110,7 +110,7 @@ RULES = (
     Rule("keepers?", "checkpoint manager"),
 )  # fmt: skip
 
-#: (file, words, reason): what is right although a rule matches.
+#: (file, words, reason): exceptions to the rules.
 EXCEPTIONS: tuple[tuple[str, str, str], ...] = (
     ("tools/check_words.py", ".*", "the list itself"),
     ("tests/docs/test_check_words.py", ".*", "its tests"),
@@ -131,7 +131,7 @@ class Finding:
 
 
 def prose_of(name: str, text: str) -> str:
-    """The text of a file that is for people to read, at the same lines."""
+    """The prose of a file, with the same line numbers."""
     if name.endswith(".py"):
         return comments_and_strings(text)
     if name.endswith(".ipynb"):
@@ -141,7 +141,7 @@ def prose_of(name: str, text: str) -> str:
 
 
 def comments_and_strings(source: str) -> str:
-    """Python source with all code replaced by a sign that no rule matches."""
+    """Python source in which a placeholder, which no rule matches, replaces all code."""
     kept = {tokenize.COMMENT, tokenize.STRING}
     for part in ("FSTRING_START", "FSTRING_MIDDLE", "FSTRING_END"):  # from Python 3.12 on
         kept.add(getattr(tokenize, part, tokenize.STRING))
@@ -206,7 +206,7 @@ def files_of(places: Iterable[Path]) -> Iterator[Path]:
 
 
 def main(arguments: list[str]) -> int:
-    """Prints what is found, and returns 1 if there is anything."""
+    """Prints the findings, and returns 1 if there are any."""
     places = [Path(argument).resolve() for argument in arguments] or [ROOT / one for one in PLACES]
     findings: list[Finding] = []
     for file in files_of(places):

@@ -1,6 +1,6 @@
-"""What MkDocs calls while it builds the site: see mkdocs.yml and the package documentation.
+"""Hooks that MkDocs calls while it builds the site: see mkdocs.yml and the package documentation.
 
-Every warning fails the build, which is strict.
+The build is strict: any warning makes it fail.
 """
 
 import logging

@@ -36,7 +36,7 @@ def leave(status: int) -> None:
 
     A regular exit would wait for the other processes, or abort. The launcher reports the process
     that ends first as the cause. Every failing process waits one second before it ends, so the
-    processes that fail because of this one end later.
+    process that failed first also ends first.
     """
     sys.stdout.flush()
     sys.stderr.flush()

@@ -65,7 +65,7 @@ def make_network(config: Config, own: nn.Module | None = None) -> nn.Module:
 
 
 def make_objective(config: Config, compile: Callable[[Any], Any] | None = None) -> Objective:
-    """Builds the objective. `compile` compiles the derivatives it takes, if any.
+    """Builds the objective. `compile` compiles its derivatives, if it takes any.
 
     Raises:
         InputError: If the objective was passed from Python.

@@ -193,7 +193,7 @@ class DrawnGuidance(Guidance):
         if self.max_scale is not None and self.scale > self.max_scale:
             raise InputError(
                 f"objective.guidance.scale={self.scale:g} is above max_scale={self.max_scale:g}: "
-                "sampling uses it by default, so choose a scale that is trained"
+                "it is the default scale of sampling, so choose a scale in the trained range"
             )
 
     @property
@@ -225,7 +225,7 @@ class DrawnGuidance(Guidance):
             interval: The interval (start, end) of t in which guidance acts. Default: (0, 1).
 
         Raises:
-            InputError: If the scale or the interval lies outside the range that is trained.
+            InputError: If the scale or the interval lies outside the trained range.
         """
         omega = numbers(self.scale if scale is None else scale, "guidance")
         if omega.ndim > 1:

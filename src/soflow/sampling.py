@@ -4,8 +4,8 @@ All samplers take noise (B, ...) and labels (B,) and return samples (B, ...). `l
 samples without a label; a model whose null label was never trained raises InputError. One network
 evaluation (NFE) is one call of the network on the batch.
 
-Noise may be a tensor or an array of floats of any precision. It is converted to the precision and
-moved to the device of the network's weights. Labels may be a list, an array or a tensor of
+Noise may be a tensor or an array of floats of any precision. It is converted to the dtype
+and moved to the device of the network's weights. Labels may be a list, an array or a tensor of
 integers; -1 means no class.
 
 Source: SoFlow (arXiv 2512.15657), sampling.
@@ -55,7 +55,7 @@ def jump_times(steps: int, times: Sequence[Any] | None) -> list[float]:
 
 
 def times_given(times: Sequence[Any]) -> tuple[float, ...]:
-    """Checked times of a sampler's jumps, from 1 to 0, for len(times) - 1 steps."""
+    """Checks the times of len(times) - 1 jumps, from 1 to 0, and returns them as floats."""
     return tuple(jump_times(max(1, len(times) - 1), times))
 
 
@@ -65,7 +65,7 @@ def filled(time: float, like: Tensor) -> Tensor:
 
 
 def as_model_takes(model: FlowModel, noise: AnyNoise) -> Tensor:
-    """Converts noise to the precision and moves it to the device of the network's weights.
+    """Converts noise to the dtype and device of the network's weights.
 
     Raises:
         InputError: If the noise does not consist of floats.

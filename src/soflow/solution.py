@@ -1,4 +1,4 @@
-"""From the network F to the solution map f(x_t, t, s) and the velocity field v(x_t, t).
+"""From the network F to the solution function f(x_t, t, s) and the velocity field v(x_t, t).
 
     f(x_t, t, s) = a(t, s) x_t + b(t, s) F(x_t, t, s),   a(t, t) = 1, b(t, t) = 0, so f(x, t, t) = x
     v(x_t, t)    = (d/ds f)(x_t, t, s) at s = t
@@ -22,7 +22,7 @@ from soflow.symbols import Labels, Net, Sample, Times, across
 
 
 class Parameterization(ABC):
-    """The coefficients a(t, s) and b(t, s) of the solution map, and (d/ds b)(t, t)."""
+    """The coefficients a(t, s) and b(t, s) of the solution function, and (d/ds b)(t, t)."""
 
     #: (d/ds b)(t, t), the same for every t. (d/ds a)(t, t) is 0 in both parameterizations.
     d_s_b: float
@@ -104,7 +104,7 @@ class FlowModel:
         cond_shape: The shape of one condition; () without conditions. To sample with conditions,
             use `conditioned`.
         noising: The noising process used in training.
-        parameterization: The coefficients that turn F into the solution map f.
+        parameterization: The coefficients that turn F into the solution function f.
         decode: Decodes samples (B, ...) into images or points, such as the decoder of latents.
         average: The network with EMA weights, during training.
         null_trained: Whether the null label was trained. If so, samples can be drawn without

@@ -1,17 +1,17 @@
 """The symbols of the paper, as they appear everywhere in the code.
 
-| symbol | in code    | meaning                                                   | shape    |
-|--------|------------|-----------------------------------------------------------|----------|
-| x_0    | `data`     | a clean sample                                            | (B, ...) |
-| x_1    | `noise`    | standard normal noise                                     | (B, ...) |
-| t, s   | `t`, `s`   | times in [0, 1], s <= t; data at t = 0, noise at t = 1    | (B,)     |
-| l      | `l`        | a middle time, s < l < t                                  | (B,)     |
-| x_t    | `x_t`      | alpha(t) data + beta(t) noise                             | (B, ...) |
-| v_t    | `v_t`      | alpha'(t) data + beta'(t) noise, the conditional velocity | (B, ...) |
-| F      | `net`      | the network F(x_t, t, s, y)                               | (B, ...) |
-| f      | `solution` | the solution map f(x_t, t, s) = a x_t + b F(x_t, t, s, y) | (B, ...) |
-| y      | `labels`   | class labels; `num_classes` is the null label             | (B,)     |
-| omega  | `guidance` | guidance scale, then the start and end of its t interval  | (B, 3)   |
+| symbol | in code    | meaning                                                        | shape    |
+|--------|------------|----------------------------------------------------------------|----------|
+| x_0    | `data`     | a clean sample                                                 | (B, ...) |
+| x_1    | `noise`    | standard normal noise                                          | (B, ...) |
+| t, s   | `t`, `s`   | times in [0, 1], s <= t; data at t = 0, noise at t = 1         | (B,)     |
+| l      | `l`        | a middle time, s < l < t                                       | (B,)     |
+| x_t    | `x_t`      | alpha(t) data + beta(t) noise                                  | (B, ...) |
+| v_t    | `v_t`      | alpha'(t) data + beta'(t) noise, the conditional velocity      | (B, ...) |
+| F      | `net`      | the network F(x_t, t, s, y)                                    | (B, ...) |
+| f      | `solution` | the solution function f(x_t, t, s) = a x_t + b F(x_t, t, s, y) | (B, ...) |
+| y      | `labels`   | class labels; `num_classes` is the null label                  | (B,)     |
+| omega  | `guidance` | guidance scale, then the start and end of its t interval       | (B, 3)   |
 
 A jump goes from t to s; a and b are functions of (t, s).
 

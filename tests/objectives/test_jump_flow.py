@@ -113,7 +113,7 @@ def test_a_composed_jump_is_trained_towards_two_jumps():
 
 
 def test_second_velocity_is_the_derivative_in_s():
-    # d_s f(x_t, t, s) = v(f(x_t, t, s), s) is the residual of the solution map in s as r -> 0.
+    # d_s f(x_t, t, s) = v(f(x_t, t, s), s) is the residual of the solution function in s as r -> 0.
     middle = soflow.MiddleTime("constant", end=1e-6)
     objective = soflow.JumpFlow(**ALL_COMPOSED, second="velocity", middle=middle, p=0.0)
     model, batch, draws, x_t, term = jumps_of(objective, random_dit(), 8)

@@ -1,4 +1,4 @@
-"""Training from scratch with the public API learns the true solution map.
+"""Training from scratch with the public API learns the true solution function.
 
 Each test takes half a minute. The data are points in the plane. The true map is a closed form, or
 an ODE integrated by scipy.

@@ -1,4 +1,4 @@
-"""The exact solution map in closed form, for data at one point or from a Gaussian.
+"""The exact solution function in closed form, for data at one point or from a Gaussian.
 
 The formulas hold for every noising process: the flow keeps (x - alpha a) / sigma constant, where
 sigma is the standard deviation at time t.

@@ -109,7 +109,7 @@ def test_settings_that_cannot_change_are_named(given, words, run):
 
 def test_a_different_setting_that_was_not_given_is_rejected_with_advice(run):
     soflow.train(str(run.path), run.path, ["train.steps=6"])
-    with pytest.raises(InputError, match=r"train\.steps=6, not 8000.*give train\.steps=8000"):
+    with pytest.raises(InputError, match=r"train\.steps=6, not 8000.*set train\.steps=8000"):
         soflow.train("moons", run.path, [text for text in SETTINGS if "train.steps" not in text])
     config = read_recipe("moons", [*SETTINGS, "train.steps=8"])
     with pytest.raises(InputError, match=r"train\.steps=6, not 8"):

@@ -104,7 +104,7 @@ def test_a_network_of_soflow_is_recorded_by_its_name(data, tmp_path, forgotten):
     assert (model.config.network.name, model.config.network.width) == ("mlp", 16)
     # It started with the weights of the given network.
     torch.testing.assert_close(model.model.net.state_dict(), dict(network.state_dict()))
-    with pytest.raises(InputError, match="omit network="):
+    with pytest.raises(InputError, match="leave out network="):
         soflow.load(folder.path, network=network)
 
 

@@ -1,1 +1,1 @@
-"""What `make docs` adds to MkDocs: generated pages, notebooks, equations and checks."""
+"""The additions of `make docs` to MkDocs: generated pages, notebooks, equations and checks."""

@@ -1,6 +1,6 @@
 """The pages about the Python API: every name of soflow.__all__, grouped as in soflow/__init__.py.
 
-MkDocs hands the directives `::: soflow.NAME` to mkdocstrings, which reads the docstrings.
+MkDocs passes the directives `::: soflow.NAME` to mkdocstrings, which reads the docstrings.
 """
 
 import inspect

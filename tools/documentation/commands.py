@@ -58,7 +58,7 @@ def argument_usage(name: str, hint: Any, declared: Any, required: bool) -> str:
 
 
 def option_usage(name: str, hint: Any, declared: Any, required: bool) -> str:
-    """An option as one types it: `--num, -n INTEGER`, `--heun`, `--baseline, --no-baseline`."""
+    """An option as it is typed: `--num, -n INTEGER`, `--heun`, `--baseline, --no-baseline`."""
     kind = without_none(hint)
     dashed = "--" + name.replace("_", "-")
     # In Annotated, typer takes the first name of an option for its default.

@@ -140,7 +140,7 @@ def chosen_sections(section: str, field: FieldInfo, chosen: ChosenFrom) -> str:
 
 
 def reading_order(chosen: ChosenFrom) -> Callable[[str], int]:
-    """Sorts names as soflow lists their classes; those it does not list come last."""
+    """Sorts names in the order of their classes in soflow.__all__. Other names come last."""
 
     def place(name: str) -> int:
         component = chosen.registry[name].__name__

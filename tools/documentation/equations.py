@@ -16,7 +16,7 @@ from markdown.treeprocessors import Treeprocessor
 log = logging.getLogger("mkdocs.hooks.equations")
 #: Environments that latex2mathml knows by another name.
 RENAMED = {"aligned": "split", "gathered": "split"}
-#: Environments that it translates; it drops others silently.
+#: Environments that latex2mathml translates. It drops others silently.
 KNOWN = {"split", "align", "align*", "cases", "matrix", "pmatrix", "bmatrix", "vmatrix", "array"}
 #: A command or an alignment mark that is left in the result.
 UNKNOWN = re.compile(r">(\\[A-Za-z]+|&|\\end|\\begin)<")

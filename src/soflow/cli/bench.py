@@ -48,7 +48,7 @@ RATE = (
     "With --estimate: operations per second that one GPU reaches, such as 2e14 "
     "(default: a fraction of the peak of an H100)."
 )
-OUT = "File for all figures; its name ends in .json."
+OUT = "File for all measurements; its name ends in .json."
 
 
 def bench(

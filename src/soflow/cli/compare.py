@@ -57,9 +57,9 @@ def compare(
     To resume an interrupted comparison, run the same command again.
     """
     if objectives is not None and variants is not None:
-        raise InputError("--objectives and --variants exclude each other: give one of them")
+        raise InputError("--objectives and --variants cannot be combined: leave out one of them")
     if only is not None and variants is None:
-        raise InputError("--only selects variants from a file: also give --variants FILE")
+        raise InputError("--only selects variants from a file: also set --variants FILE")
     at_least(1, seeds=seeds, rounds=rounds)
     name = Path(recipe).name.removesuffix(".yaml").removesuffix(".yml")
     parts = ["compare", name, *([variants.stem] if variants else []), budget]

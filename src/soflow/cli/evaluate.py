@@ -34,14 +34,14 @@ NFE = (
     "(default: evaluate.nfe of the run)."
 )
 SAMPLERS = (
-    "Samplers, separated by commas: renoise, ode, euler, heun (default: all that suit the "
-    "objective; heun integrates the ODE of the model's velocity)."
+    "Samplers, separated by commas: renoise, ode, euler, heun (default: all that work with "
+    "the objective; heun integrates the ODE of the model's velocity)."
 )
 NUM = "Number of samples per row of the table (default: evaluate.num of the run)."
 FEATURES = (
     "Network that computes features: inception (for FID), digits, classifier, coordinates, or a "
     "TorchScript FILE or NAME=FILE (default: evaluate.features of the run). A TorchScript file is "
-    "a program: give only files that you trust."
+    "a program: use only files that you trust."
 )
 REFERENCE = (
     "Real data to compare with: SOURCE[:SPLIT], or an .npz file of images or of statistics "
@@ -85,7 +85,7 @@ def evaluate(
 ) -> None:
     """Evaluate a run, or samples from any generator.
 
-    Prints a table, and writes the figures with their protocol to a JSON file.
+    Prints a table, and writes the metrics with their protocol to a JSON file.
     """
     from soflow.system import processes
 
@@ -169,7 +169,7 @@ def evaluate_files(
             open_samples(str(path))  # raises InputError: there are no samples
         missing = ["--reference DATA"] * (not reference) + ["--features NAME"] * (not features)
         raise InputError(
-            f"{path} holds samples: to compare them with real data, give {' and '.join(missing)}"
+            f"{path} holds samples: to compare them with real data, set {' and '.join(missing)}"
         )
     named = path.absolute()
     if not path.exists():

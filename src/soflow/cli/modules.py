@@ -48,7 +48,7 @@ def import_modules(names: Sequence[str]) -> None:
     for name in names:
         if name.endswith(".py") or os.sep in name:
             raise InputError(
-                f"{OPTION} {name} is a file: give the module's name, such as my_module for "
+                f"{OPTION} {name} is a file: use the module's name, such as my_module for "
                 "my_module.py in the current folder"
             )
         try:

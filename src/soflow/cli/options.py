@@ -24,7 +24,7 @@ GUIDANCE = (
     "(objective.guidance.max_scale); by default, objective.guidance.scale of the run."
 )
 INTERVAL = (
-    "Times between which guidance acts, for runs trained with random guidance scales "
+    "Interval of times in which guidance acts, for runs trained with random guidance scales "
     "(objective.guidance.max_scale); 0 is data, 1 is noise (default: 0,1)."
 )
 TIMES = (
@@ -83,7 +83,7 @@ def interval_of(text: str | None) -> tuple[float, float] | None:
         start, end = map(float, text.split(","))
     except ValueError:
         raise InputError(
-            f"--guidance-interval is '{text}': give two times, such as 0.1,0.9"
+            f"--guidance-interval is '{text}': use two times, such as 0.1,0.9"
         ) from None
     return start, end
 
@@ -95,7 +95,7 @@ def times_of(text: str | None) -> tuple[float, ...] | None:
     try:
         return tuple(map(float, text.split(",")))
     except ValueError:
-        raise InputError(f"--times is '{text}': give times from 1 to 0, such as 1,0.9,0") from None
+        raise InputError(f"--times is '{text}': use times from 1 to 0, such as 1,0.9,0") from None
 
 
 def one_of(choices: Sequence[str], name: str, option: str) -> Any:
@@ -115,7 +115,7 @@ def require_writable_file(file: Path, suffix: str = "") -> None:
     if not file.name.endswith(suffix):
         raise InputError(f"--out is {file}: the name must end in {suffix}")
     if file.is_dir():
-        raise InputError(f"--out is {file}, which is a folder: give the name of a file")
+        raise InputError(f"--out is {file}, which is a folder: choose the name of a file")
     if not file.parent.is_dir():
         raise InputError(f"--out is {file}, but the folder {file.parent} does not exist: create it")
     if not os.access(file.parent, os.W_OK):

@@ -10,7 +10,7 @@ from soflow.cli.options import at_least, require_writable_file
 DATA = "Real data: a path or a dataset name, optionally with :SPLIT; or an .npz file of images."
 FEATURES = (
     "Network that computes features: inception (for FID), digits, classifier, coordinates, or a "
-    "TorchScript FILE or NAME=FILE. A TorchScript file is a program: give only files that you "
+    "TorchScript FILE or NAME=FILE. A TorchScript file is a program: use only files that you "
     "trust."
 )
 OUT = "File to write, in the format of ADM (guided-diffusion): mu, sigma and more; ends in .npz."

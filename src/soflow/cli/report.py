@@ -12,7 +12,7 @@ def report(
     runs: Annotated[list[Path], Argument(help="Run folders.")],
     out: Annotated[Path | None, Option(help=OUT)] = None,
 ) -> None:
-    """Write a self-contained HTML page with the samples, figures and plots of runs."""
+    """Write a self-contained HTML page with the samples, metrics and plots of runs."""
     from soflow.workflows.report import report
 
     print(f"written: {report(runs, out)}")

@@ -19,10 +19,11 @@ NFE = (
     "Number of network evaluations (NFE) per sample (default: 1; 2 with --sampler heun; without "
     "--sampler, 64 for runs trained by flow matching)."
 )
-SAMPLER = "Sampler: renoise, ode, euler or heun (default: the sampler that suits the objective)."
+SAMPLER = "Sampler: renoise, ode, euler or heun (default: the default sampler of the objective)."
 LABELS = (
     "Classes of the samples, in turn, by number or name, such as 0,1,2 (default: all classes). "
-    "Give none to draw without labels, for runs trained with label dropout or unlabelled data."
+    "The word none draws samples without labels, for runs trained with label dropout or unlabelled "
+    "data."
 )
 DRAW = "balanced: all classes in turn; random: the class of sample i is drawn from (seed, i)."
 BATCH = "Number of samples drawn at once; does not change the samples."

@@ -131,12 +131,12 @@ def compare(
     if processes.count() > 1:
         raise InputError("a comparison runs in one process: start soflow compare without torchrun")
     if variants is not None and objectives is not None:
-        raise InputError("objectives and variants are both given: give only one of them")
+        raise InputError("objectives and variants cannot be combined: pass only one of them")
     names = OBJECTIVES if objectives is None else objectives
     if isinstance(names, str):
-        raise InputError(f"objectives is '{names}': give a list of names")
+        raise InputError(f"objectives is '{names}': pass a list of names")
     if isinstance(only, str):
-        raise InputError(f"only is '{only}': give a list of names")
+        raise InputError(f"only is '{only}': pass a list of names")
     if min(seeds, len(names), 1 if rounds is None else rounds) < 1:
         raise InputError("objectives, seeds and rounds must each be at least one")
     if budget not in get_args(Budget):
@@ -287,7 +287,7 @@ def gather(
     machine = evaluation.machine.model_copy(update={"cores": os.cpu_count(), "device": device})
     # The batch size of the recipe: prefer a variant that does not change it.
     usual, *_ = sorted(planned, key=lambda run: "train.batch_size" in settings[run.name])
-    # All runs share one protocol, so that of the last evaluation is used.
+    # All runs share one protocol: take it from the last evaluation.
     protocol = {**dict(evaluation), "machine": machine, "seeds": sorted({r.seed for r in planned})}
     return Comparison(
         **protocol,

@@ -43,7 +43,7 @@ def without_data(config: Config) -> Config:
     """Fills in sizes that the data would decide: 3 channels and no classes.
 
     Raises:
-        InputError: If another size is left to the data.
+        InputError: If another size depends on the data.
     """
     channels, *sizes = config.data.shape
     if -1 in sizes or (channels == -1 and not sizes):

@@ -103,7 +103,7 @@ def measure(config: Config, plain_attention: bool = False, least_seconds: float 
 
 
 def make_trainer(config: Config, run: RunFolder) -> Trainer:
-    """A trainer on random data, without display and sample pictures."""
+    """A trainer on random data, without progress bar and sample grids."""
     return Trainer(
         model=make_model(config, make_network(config)),
         objective=make_objective(config, compiled if config.compile else None),

@@ -30,7 +30,7 @@ class Curve(Record):
 
     @property
     def samples(self) -> tuple[Sampler, int, int]:
-        """What identifies a curve."""
+        """The sampler, NFE and number of samples, which identify the curve."""
         return self.sampler, self.nfe, self.num
 
     def with_point(self, point: Point) -> "Curve":
@@ -99,7 +99,7 @@ class ObjectiveResults(Record):
 
 
 class Comparison(Record):
-    """The content of results.json: the figures, with everything they must be quoted with."""
+    """The content of results.json: the results of a comparison with their protocol."""
 
     recipe: str
     overrides: list[str] = Field([])
@@ -118,7 +118,7 @@ class Comparison(Record):
 
     @property
     def variants(self) -> bool:
-        """Whether something other than objectives with default settings is compared."""
+        """Whether variants are compared, not just objectives with default settings."""
         return any(
             one.settings not in ({}, {"objective.name": name})
             for name, one in self.objectives.items()

@@ -140,7 +140,7 @@ def cost_rows(results: Comparison) -> list[list[str]]:
 
 
 def about(results: Comparison) -> str:
-    """Sentences on what the variants share."""
+    """Sentences on the settings that all variants share."""
     seeds, overrides = results.seeds, " ".join(results.overrides)
     return (
         f"Recipe {results.recipe}{' with ' + overrides if overrides else ''}: "

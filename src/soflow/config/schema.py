@@ -105,8 +105,8 @@ class DataConfig(Section):
         """Rejects sizes of 0 and empty ranges."""
         if 0 in self.shape:
             raise ValueError(
-                f"data.shape is {list(self.shape)}: all sizes must be at least 1 (-1 means: take "
-                "it from the data)"
+                f"data.shape is {list(self.shape)}: all sizes must be at least 1, or -1 to take "
+                "the size from the data"
             )
         if not isinstance(self.range, str) and self.range[0] >= self.range[1]:
             raise ValueError(
@@ -123,8 +123,8 @@ class NoisingConfig(Section):
     )
     parameterization: Literal["euler", "trig"] = key(
         "euler",
-        "parameterization of the solution map f = a x + b F: euler (a = 1, b = s - t) or trig "
-        "(cosine and sine of pi (s - t) / 2)",
+        "parameterization of the solution function f = a x + b F: euler (a = 1, b = s - t) or "
+        "trig (cosine and sine of pi (s - t) / 2)",
     )
 
 
@@ -186,7 +186,7 @@ class CheckpointConfig(Section):
 class EvaluateConfig(Section):
     nfe: tuple[PositiveInt, ...] = key(
         (1, 2, 4),
-        "numbers of network evaluations per sample (NFE); one row of the results each",
+        "numbers of network evaluations per sample (NFE); each gives one row of the results",
         min_length=1,
     )
     num: int = key(2000, "number of samples drawn for each row of the results", ge=2)

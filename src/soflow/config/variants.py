@@ -129,7 +129,7 @@ def assigned(
             own[owner].append(rest)
         elif colon and "=" not in owner:
             known = f"choose from {', '.join(names)}"
-            raise InputError(f"'{text}' names {owner or 'nothing'}, which is not compared: {known}")
+            raise InputError(f"'{text}': '{owner}' is not one of the compared variants: {known}")
         elif text.startswith("objective.") and not text.startswith(COMMON_KEYS):
             example = f"write NAME:{text}, such as {names[0]}:{text}"
             raise InputError(f"'{text}' does not say which objective it is for: {example}")

@@ -106,7 +106,7 @@ def axes_of(head: Head, wanted: tuple[int, ...], path: str) -> tuple[int, ...]:
     """The order of axes that turns an array into samples (N, C, ...).
 
     Channels are the second or the last axis. If data.shape does not decide, the smaller axis is
-    taken. If both have the same size, channels are last for bytes and second for other types.
+    chosen. If both have the same size, channels are last for bytes and second for other types.
     """
     shape = head.shape
     if len(shape) < 3 or (len(wanted) == 3 and len(shape) == 3):

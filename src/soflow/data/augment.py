@@ -1,8 +1,8 @@
 """EDM's non-leaking augmentation, for the CIFAR-10 recipe.
 
 Each image is flipped with probability 1/2. With probability p each, it is also scaled, stretched
-along a random axis and shifted. Six augmentation labels tell the network what was changed. They are
-zero for an unchanged image, so generated samples (labels zero) show no augmentation.
+along a random axis and shifted. Six augmentation labels describe these changes to the network. They
+are zero for an unchanged image, so generated samples (labels zero) show no augmentation.
 
 Source: EDM (arXiv 2206.00364); image warping as in StyleGAN2-ADA (arXiv 2006.06676).
 """

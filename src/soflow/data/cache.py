@@ -2,7 +2,7 @@
 
 A cache is a store (store.py) in the cache folder. Its name depends on the content of the source and
 on the settings. One process writes it while the others wait. A killed process leaves complete
-shards, and the next process continues with the first missing one.
+shards, and the next process continues with the first missing shard.
 """
 
 import logging

@@ -68,7 +68,7 @@ class Images(Protocol):
         class_names: The names of the classes; () without names.
         unlabelled: The reason why there are no classes.
         fingerprint: A text that changes whenever the collection changes.
-        notes: Remarks on what was found and what was left out.
+        notes: Remarks on the images that were found and left out.
     """
 
     name: str
@@ -161,7 +161,7 @@ def formats() -> tuple[str, ...]:
 def choose(
     path: str, what: str, setting: str, named: str, found: list[str], known: str, more: list[str]
 ) -> str | None:
-    """The column or array named by data.SETTING, or the only one found; None without any.
+    """The column or array named by data.SETTING, or the only candidate; None without candidates.
 
     Raises InputError if the named one is neither in `found` nor in `more`, or several are found.
     """

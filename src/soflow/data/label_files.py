@@ -100,7 +100,9 @@ def unused(tree: Tree, names: Sequence[str], above: Sequence[str]) -> list[str]:
         for file in tree.label_files
         if file not in above and not any(name.startswith(folder_of(file)) for name in others)
     ]
-    which = "not above all images" if len(below) == 1 else f"and {len(below) - 1:,} others"
+    which = (
+        "not in a folder above all images" if len(below) == 1 else f"and {len(below) - 1:,} others"
+    )
     return [f"not used: {tree.where(below[0])}, {which}"] if below else []
 
 

@@ -174,7 +174,7 @@ class ClassFolders:
     Attributes:
         names: The class of each image by file name. Images without a class are left out.
         classes: The names of all classes.
-        notes: Remarks on what was left out.
+        notes: Remarks on the images that were left out.
     """
 
     names: dict[str, str]

@@ -123,7 +123,7 @@ def scaling_of(given: Tensor, config: DataConfig) -> tuple[Scaling, str]:
 def channels_last(images: Tensor, numpy: bool) -> bool:
     """Whether channels are the last axis of images (N, H, W, C) or (N, C, H, W).
 
-    The smaller axis is taken. If both have the same size, channels are last in arrays and first in
+    The smaller axis is chosen. If both have the same size, channels are last in arrays and first in
     tensors.
     """
     first, last = images.shape[1], images.shape[3]

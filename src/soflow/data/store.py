@@ -44,7 +44,7 @@ MAY_BE_BAD = 0.01
 
 
 class OtherWork(InputError):
-    """The folder of a store has other content than the store to be written."""
+    """The folder contains a different store or other files."""
 
 
 class Plan(Record):
@@ -117,7 +117,7 @@ def make_store(
         Whether the store is complete. If not, other processes are still writing.
 
     Raises:
-        OtherWork: If the folder has other content.
+        OtherWork: If the folder contains a different store or other files.
         InputError: If too many items are unreadable.
         RunError: If the source cannot be read or the folder cannot be written.
     """
@@ -246,7 +246,7 @@ def finish(folder: Path, plan: Plan, mine: Mapping[int, ShardRecord], may_be_bad
 
     Every process calls this at the end, so the last process finds all shards. If two processes do,
     they write the same index. `mine` has the shards that this process wrote or checked. If too many
-    items are unreadable, the shards are kept: a larger limit then needs no second reading.
+    items are unreadable, the shards are kept: with a larger limit, images are not read again.
     """
     numbers = range(len(plan.ranges()))
     others = [number for number in numbers if number not in mine]

@@ -104,7 +104,7 @@ def completed(config: Config, dataset: Dataset) -> Config:
 
 
 def summary(config: DataConfig, dataset: Dataset) -> list[str]:
-    """Log lines on the training data: source, shape, values, classes, and what is left out."""
+    """Log lines on the training data: source, shape, values, classes and omitted parts."""
     place = config.path or config.source
     lines = [f"{place}, split {dataset.split}: {len(dataset):,} samples of {list(dataset.shape)}"]
     if dataset.cond is not None:

@@ -96,7 +96,7 @@ class Listing:
         elif last.endswith(ENDINGS):
             return True
         else:
-            self.others[PurePosixPath(last).suffix or "without an ending"] += 1
+            self.others[PurePosixPath(last).suffix or "without an extension"] += 1
         return False
 
 

@@ -1,1 +1,1 @@
-"""Evaluation: features, distances, diagnostics of the learned map, and the report."""
+"""Evaluation: features, distances, diagnostics of the solution function, and the report."""

@@ -1,4 +1,4 @@
-"""Checks of the learned solution map against the model's own velocity, without reference data.
+"""Compares the learned solution function with the model's own velocity, without reference data.
 
 Each number is a root mean square over dimensions, averaged over samples. For data with standard
 deviation 1, a value of 1 is large.
@@ -26,7 +26,7 @@ JUMP_ENDS = (0.75, 0.5, 0.25, 0.1, 0.0)
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """Errors of the learned solution map.
+    """Errors of the learned solution function.
 
     Attributes:
         solution_residual: |df/ds - v(f, s)|.

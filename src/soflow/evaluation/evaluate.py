@@ -1,4 +1,4 @@
-"""Evaluates models: one row of figures per weights and sampler, and one for held-out real data."""
+"""Evaluates models: a row of metrics per sampler and set of weights, and one for held-out data."""
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,23 +35,23 @@ TIMED_STEPS = 8
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """What to evaluate, and which real data to compare with.
+    """The settings of an evaluation: samplers, numbers of samples, features and reference.
 
     Attributes:
-        nfe: Numbers of function evaluations (NFE) of the few-step samplers. By default, the
+        nfe: Numbers of network evaluations (NFE) of the few-step samplers. By default, the
             recipe's `evaluate.nfe`.
         times: Times of `renoise` and `ode`, from 1 (noise) to 0 (data). They replace `nfe`. By
             default, evenly spaced.
-        samplers: Samplers to evaluate. By default, all that suit the run's objective.
+        samplers: Samplers to evaluate. By default, all that work with the run's objective.
         num: Samples per row and seed. By default (0), the recipe's `evaluate.num`.
-        seeds: Seeds to draw samples with. With several seeds, each figure is the mean over the
+        seeds: Seeds to draw samples with. With several seeds, each metric is the mean over the
             seeds, and its spread is the standard deviation over the seeds.
         guidance: Guidance scale, for a run that was trained with random scales. By default, the
             run's `objective.guidance.scale`.
-        guidance_interval: Start and end of the times at which guidance acts. By default, (0, 1).
+        guidance_interval: Interval (start, end) of t in which guidance acts. By default, (0, 1).
         labels: How labels are chosen, "balanced" or "random". By default, images have balanced
             labels; vectors and signals have labels as frequent as in the reference.
-        batch: Samples drawn per batch. It does not change the figures.
+        batch: Samples drawn per batch. It does not change the results.
         weights: Weights to evaluate: "ema", "raw" or both.
         features: Name of the features. By default, the recipe's `evaluate.features`.
         reference: Real data to compare with: SOURCE[:SPLIT], a statistics file, or data in Python
@@ -93,8 +93,8 @@ class EvaluationSettings:
         if self.times is not None:
             if self.nfe and self.nfe != (len(self.times) - 1,):
                 raise InputError(
-                    f"times has {len(self.times)} times, one more than network evaluations: leave "
-                    "out nfe"
+                    f"times has {len(self.times)} times, so nfe is {len(self.times) - 1}: "
+                    "leave out nfe"
                 )
             object.__setattr__(self, "times", times_given(self.times))
             object.__setattr__(self, "nfe", (len(self.times) - 1,))
@@ -153,11 +153,11 @@ def evaluate(
         progress: Displays the progress.
 
     Returns:
-        The figures of each row, with everything they must be quoted with.
+        The metrics of each row, with the evaluation protocol.
 
     Raises:
-        InputError: If figures cannot be computed with these settings.
-        RunError: If a sample holds NaN or infinity.
+        InputError: If metrics cannot be computed with these settings.
+        RunError: If a sample contains NaN or infinity.
     """
     first, num = next(iter(models.values())), settings.num
     chosen_scale = asked_guidance(first, settings.guidance, settings.guidance_interval)
@@ -227,7 +227,7 @@ def work(scoring: Scoring, counts: list[int]) -> int:
 def figures(
     scoring: Scoring, parts: Iterable[Tensor], num: int, labels: Tensor | None, count: Counter
 ) -> Figures:
-    """Computes the figures of `num` samples, which arrive in parts (B, ...)."""
+    """Computes the metrics of `num` samples, read in parts (B, ...)."""
     scorer, baseline = scoring.scorer, scoring.baseline
     statistics = scorer.gather(parts, num, count.add)
     found = scorer.figures(statistics, labels, count.add, scoring.equal_count(num))

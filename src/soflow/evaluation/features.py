@@ -1,6 +1,6 @@
 """Feature networks for comparing samples.
 
-Images are rounded to 8 bits, as in files, and processed BATCH at a time, so figures do not depend
+Images are rounded to 8 bits, as in files, and processed BATCH at a time, so metrics do not depend
 on how samples were drawn. The name of the features is part of the metric's name: only `inception`
 gives FID. Vectors, tables and signals are compared by their coordinates, which are standardized if
 the training data are standardized.
@@ -46,7 +46,7 @@ class Features:
     Attributes:
         name: Name of the features.
         network: Maps images as bytes (B, C, H, W), or other samples (B, ...), to activations.
-        origin: What distinguishes networks with the same name, such as a checksum.
+        origin: Properties that distinguish networks with the same name, such as a checksum.
         columns: Names of the columns or channels, if samples are not images.
     """
 
@@ -126,7 +126,7 @@ def as_seen(samples: Tensor, pixels: bool = True) -> Tensor:
 
 
 def load_features(name: str, dataset: Dataset | None, shape: tuple[int, ...]) -> Features:
-    """Loads a feature network and tries it on samples of the given shape.
+    """Loads a feature network and tests it on samples of the given shape.
 
     Args:
         name: Name of the features, or a TorchScript file as FILE or NAME=FILE.
@@ -175,7 +175,7 @@ def find_features(name: str, dataset: Dataset | None, shape: tuple[int, ...]) ->
 
 
 def coordinates(shape: Sequence[int], scaling: Scaling | None) -> Features:
-    """Features that are the samples themselves, standardized like the real data."""
+    """The samples themselves as features, standardized like the real data."""
 
     def network(samples: Tensor) -> Tensor:
         if scaling is None:

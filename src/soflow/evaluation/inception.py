@@ -1,4 +1,4 @@
-"""The Inception network of torch-fidelity, the one that FID is defined with. It resizes images."""
+"""The Inception network of torch-fidelity, which defines FID. It resizes images."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +30,7 @@ def load_inception(device: torch.device) -> Callable[[Tensor], tuple[Tensor, Ten
         missing = "torchvision" if "torchvision" in str(error) else "torch-fidelity"
         raise InputError(
             f"the features 'inception' need {missing}: {install('eval')}; "
-            "figures with other features are not FID"
+            "distances with other features are not FID"
         ) from None
     except Exception as error:  # a torchvision built for another torch raises any exception
         raise InputError(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from soflow.errors import RunError, first_line
 from soflow.system.isolation import random_state_kept
 
-#: Rows per block of a computation. Figures do not depend on the batch size of samples.
+#: Rows per block of a computation. Metrics do not depend on the batch size of samples.
 ROWS = 1000
 #: Number and size of the kernel distance's subsets (as in KID), and splits of the inception score.
 KERNEL_SUBSETS, KERNEL_SUBSET = 100, 1000

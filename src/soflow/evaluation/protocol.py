@@ -1,4 +1,4 @@
-"""The evaluation protocol, to be quoted with figures: features, reference, settings, versions."""
+"""The evaluation protocol, to be reported with metrics: features, reference, settings, versions."""
 
 import platform
 from importlib.metadata import version
@@ -61,5 +61,5 @@ def warnings_of(scorer: Scorer, count: int) -> tuple[str, ...]:
     fewer, who = min((count, "samples"), (scorer.reference.count or count, "real samples"))
     return (
         f"{fewer:,} {who} are too few for the {scorer.reference.dimensions:,} dimensions of the "
-        f"features '{scorer.features.name}': figures marked * are unreliable, do not quote them",
+        f"features '{scorer.features.name}': metrics marked * are unreliable, do not report them",
     )

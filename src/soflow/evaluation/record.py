@@ -35,12 +35,12 @@ class Reference(Record):
 
 
 class Figures(Record):
-    """The figures of a set of samples compared with a reference. Spreads are standard deviations.
+    """Metrics of a set of samples compared with a reference. Spreads are standard deviations.
 
     Attributes:
         distance: Frechet distance (FID with the features `inception`), or energy distance of
             coordinates.
-        distance_at_real_count: The same distance from as many samples as held-out real ones.
+        distance_at_real_count: The same distance from the number of held-out real samples.
         spatial_distance: Frechet distance of spatial features, sFID with `inception`.
         kernel_distance: Kernel distance, KID with `inception`.
         inception_score: Inception score, for features with logits.
@@ -75,7 +75,7 @@ class Figures(Record):
 
 
 class Row(Figures):
-    """Figures of samples from one sampler and one set of weights, with `nfe` evaluations."""
+    """Metrics of samples from one sampler and one set of weights, with `nfe` evaluations."""
 
     weights: str
     sampler: str
@@ -85,7 +85,7 @@ class Row(Figures):
 
 
 class RealRow(Figures):
-    """Figures of held-out real data, scored like samples."""
+    """Metrics of held-out real data, scored like samples."""
 
     dataset: Name
     split: Name
@@ -95,7 +95,7 @@ class RealRow(Figures):
 
 
 class Machine(Record):
-    """The machine that measured something."""
+    """The machine of a measurement or an evaluation."""
 
     device: str = ""
     processor: str
@@ -104,7 +104,7 @@ class Machine(Record):
 
 
 class FeaturesUsed(Record):
-    """The feature network, with what distinguishes it from others of the same name."""
+    """The feature network. A checksum distinguishes networks with the same name."""
 
     name: Name
     checksum: str | None = None
@@ -150,7 +150,7 @@ class Samples(SampleProtocol):
 
 
 class Evaluation(Record):
-    """The figures of an evaluation, with everything they must be quoted with."""
+    """The metrics of an evaluation with their protocol."""
 
     advice: ClassVar[str] = "run soflow evaluate again"
 
@@ -181,7 +181,7 @@ class Evaluation(Record):
         return self
 
     def _repr_html_(self) -> str:
-        """The table of figures with its remarks, for notebooks."""
+        """The table of metrics with remarks, for notebooks."""
         from soflow.evaluation.tables import as_html
 
         return as_html(self)

@@ -82,7 +82,7 @@ def read_reference(
 
     Args:
         file: The file.
-        features: Features that the statistics must belong to.
+        features: The features that the statistics must have been computed with.
         dimensions: Number of dimensions of the features.
         shape: Shape of a sample.
 

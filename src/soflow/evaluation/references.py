@@ -204,7 +204,7 @@ def statistics_of(data: Dataset, features: Features) -> Statistics:
 
 
 def gather_all(parts: Iterable[Tensor], features: Features, count: int, name: str) -> Statistics:
-    """Computes the statistics of a reference of `count` samples, which arrive in parts (B, ...)."""
+    """Computes the statistics of a reference of `count` samples, read in parts (B, ...)."""
     keep = ENERGY_POINTS if features.name == "coordinates" else POINTS
     with track(f"reading {name}", count) as task:
         return gather(parts, features, count, keep, Counter(task).add)

@@ -1,4 +1,4 @@
-"""The content of templates/report.html: samples, figures, plots and costs of one or more runs."""
+"""The content of templates/report.html: samples, metrics, plots and costs of one or more runs."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -89,7 +89,7 @@ def section(subject: Subject) -> dict[str, Any]:
 
 
 def tiles(subject: Subject) -> list[tuple[str, str]]:
-    """The most important figures, shown at the top."""
+    """The most important metrics, shown at the top."""
     evaluation, found = subject.evaluation, []
     if evaluation is not None:
         one, real = evaluation.row(None, 1), evaluation.real
@@ -111,7 +111,7 @@ def samples(subject: Subject) -> list[Picture]:
     """Pictures of samples, next to real data if available.
 
     Images have one column per class. Conditional samples take their conditions from the dataset, so
-    there are none without one.
+    they need a dataset.
     """
     sampler, nfe = subject.drawing
     how = "in one forward pass" if nfe == 1 else f"with {sampler}, {nfe} network evaluations"
@@ -185,7 +185,7 @@ def real_by_class(dataset: Dataset, columns: int, rows: int) -> Tensor:
 
 
 def quality(evaluation: Evaluation) -> dict[str, Any]:
-    """The plot of distance over NFE, the table of all figures, and the diagnostics."""
+    """The plot of distance over NFE, the table of all metrics, and the diagnostics."""
     diagnostics = evaluation.diagnostics.items()
     return {
         "text": f"{title(evaluation)}. Lower is better. {remarks(evaluation)}",
@@ -245,7 +245,7 @@ def cost(subject: Subject) -> list[list[str]]:
 
 
 def comparisons(subjects: list[Subject]) -> dict[str, list[list[str]]]:
-    """One comparison table per protocol: figures are only comparable within one protocol."""
+    """One comparison table per protocol: metrics are only comparable within one protocol."""
     by_protocol: dict[str, dict[str, Evaluation]] = {}
     for subject in subjects:
         if subject.evaluation is not None:
@@ -269,7 +269,7 @@ def side_by_side(evaluations: dict[str, Evaluation]) -> list[list[str]]:
 
 
 def protocol_of(evaluation: Evaluation) -> str:
-    """A heading that names what comparable figures must share."""
+    """A heading with the settings that comparable metrics share."""
     checksum = evaluation.features.checksum
     features = f", features {checksum}" if checksum else ""
     return f"{title(evaluation)}, {evaluation.rows[0].weights} weights{features}"

@@ -26,7 +26,7 @@ from soflow.evaluation.statistics import parts_of
 
 #: Samples read per part.
 ROWS = 500
-#: What can be evaluated, for messages.
+#: The kinds of samples that can be evaluated, for messages.
 KINDS = "a run folder, a folder of images, an .npz file with arr_0, or a dataset"
 
 
@@ -68,10 +68,10 @@ def open_samples(text: str) -> SampleSet:
         return sample_arrays(path)
     readable = path.is_dir() or (path.is_file() and path.suffix in sources.FILES)
     if path.exists() and not readable:
-        raise InputError(f"{path} contains no samples: give {KINDS}")
+        raise InputError(f"{path} contains no samples: choose {KINDS}")
     known = ":" in text or text in sources.SOURCES or path.parent == Path(".")
     if not path.exists() and not known:
-        raise InputError(f"{path} does not exist: give {KINDS}")
+        raise InputError(f"{path} does not exist: choose {KINDS}")
     data = data_named(text, 0)
     columns = () if data.scaling is None else data.scaling.columns
     return SampleSet(
@@ -90,13 +90,13 @@ def samples_in_memory(samples: Tensor | np.ndarray, labels: Tensor | None) -> Sa
         InputError: If the samples have a wrong type or shape, or there is not one label per sample.
     """
     if not isinstance(samples, Tensor | np.ndarray):
-        raise InputError(f"samples is {in_short(samples)}: give a tensor or an array (N, ...)")
+        raise InputError(f"samples is {in_short(samples)}: pass a tensor or an array (N, ...)")
     rows = torch.as_tensor(samples)
     if rows.ndim < 2 or not (rows.is_floating_point() or rows.dtype == torch.uint8):
-        raise InputError(f"samples are {rows.dtype}{list(rows.shape)}: give floats (N, ...)")
+        raise InputError(f"samples are {rows.dtype}{list(rows.shape)}: pass floats (N, ...)")
     if labels is not None and labels.shape != rows.shape[:1]:
         raise InputError(
-            f"labels have shape {list(labels.shape)}: give one label per sample, [{len(rows)}]"
+            f"labels have shape {list(labels.shape)}: pass one label per sample, [{len(rows)}]"
         )
     if rows.dtype not in (torch.uint8, torch.float64):
         rows = rows.float()
@@ -137,7 +137,7 @@ def sample_folder(path: Path) -> SampleSet:
     names = sorted(file.name for file in FolderTree(path).images)
     if not names:
         raise InputError(
-            f"{path} contains neither a config.yaml, as a run folder does, nor images: give {KINDS}"
+            f"{path} is not a run folder (no config.yaml) and has no images: choose {KINDS}"
         )
     kinds: dict[tuple[int, int, int], str] = {}
     for name in names:

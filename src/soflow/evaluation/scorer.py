@@ -53,7 +53,7 @@ class Scorer:
         return KernelDistance(self.reference.points)
 
     def gather(self, parts: Iterable[Tensor], count: int, on_rows: OnRows = ignore) -> Statistics:
-        """Computes the statistics of `count` samples, which arrive in parts (B, ...)."""
+        """Computes the statistics of `count` samples, read in parts (B, ...)."""
         keep = None if self.gaussian else ENERGY_POINTS
         return gather(parts, self.features, count, keep, on_rows)
 
@@ -82,7 +82,7 @@ class Scorer:
         on_rows: OnRows = ignore,
         equal: int | None = None,
     ) -> Figures:
-        """Computes all figures of a set of samples.
+        """Computes all metrics of a set of samples.
 
         Args:
             statistics: Statistics of the samples.

@@ -14,7 +14,7 @@ SHORT = {"FID": "FID", "energy distance": "energy"}
 
 
 def table(evaluation: Evaluation) -> list[list[str]]:
-    """The figures as text: the header first, real data last. Empty columns are left out."""
+    """The metrics as text: the header first, real data last. Empty columns are left out."""
     rows: list[Row | RealRow] = [*evaluation.rows]
     if evaluation.real is not None:
         rows.append(evaluation.real)
@@ -68,7 +68,7 @@ def columns(evaluation: Evaluation) -> dict[str, Column]:
 
 
 def equal_heading(real: RealRow) -> str:
-    """The heading of distances from as many samples as there are held-out real ones."""
+    """The heading of distances from the number of held-out real samples."""
     return f"n={real.count:,}"
 
 
@@ -77,7 +77,7 @@ def real_name(row: RealRow) -> str:
 
 
 def shorten(name: str, most: int = 24) -> str:
-    """Shortens a long column name to leave room for figures."""
+    """Shortens a long column name to leave room for metrics."""
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
@@ -148,7 +148,7 @@ def about_columns(evaluation: Evaluation) -> str:
     return (
         f"SW2: sliced Wasserstein-2 distance between {equal} samples and equally many real ones. "
         "marginals: mean Wasserstein-1 distance of single columns or channels. worst: the largest "
-        f"of them. All distances are computed from values {unit}."
+        f"one. All distances are computed from values {unit}."
     )
 
 

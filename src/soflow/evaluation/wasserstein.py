@@ -1,8 +1,8 @@
 """Wasserstein distances of vectors, tables and signals: sliced, and of single columns.
 
-Distances between finite sets are biased upwards, and the bias grows as the sets get smaller. So all
-sets are compared with the same `count` of points, and figures are means over up to PAIRS pairs of
-subsets.
+Distances between finite sets are biased upwards, and the bias grows as the sets get smaller.
+Each comparison therefore uses `count` points of each set, and distances are means over up to PAIRS
+pairs of subsets.
 """
 
 from collections.abc import Sequence

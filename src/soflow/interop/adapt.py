@@ -6,7 +6,7 @@ Weights that both networks share are copied. New parts are initialized as follow
     an untrained null label mean of the trained classes
     a new channel           zero: the network ignores it, and predicts 0 for it
     positions of a DiT      computed for the new size
-    levels of a UNet        weights of the same level, counted from the top
+    levels of a UNet        weights of the same level, counted from the highest resolution
 
 All functions change `weights` in place and return notes. They leave weights that do not fit
 unchanged; `require_fit` reports them.
@@ -67,7 +67,7 @@ def adapt_classes(
         return notes
     if MAP in expected and MAP not in weights:
         weights[MAP], weights[MAP_BIAS] = (torch.zeros_like(expected[x]) for x in (MAP, MAP_BIAS))
-        return ["it has no classes: all classes start as its unconditional samples"]
+        return ["it has no classes: all classes start as its unconditional model"]
     if MAP in expected and weights[MAP].ndim == 2 and weights[MAP].shape[1]:
         added = weights[MAP] * sqrt(weights[MAP].shape[1])  # the contribution of each class
         count = expected[MAP].shape[1]
@@ -87,7 +87,7 @@ def adapt_classes(
         first = weights["map_layer0.weight"]
         if first.ndim == 2 and first.shape[1:] == weights[MAP_BIAS].shape:
             # Without a label, the map only adds its bias to the input of the next layer.
-            none, begins = weights[MAP_BIAS], "as its unconditional samples"
+            none, begins = weights[MAP_BIAS], "as its unconditional model"
             if not null_trained and weights[MAP].ndim == 2 and weights[MAP].shape[1]:
                 none = none + weights[MAP].mean(1) * sqrt(weights[MAP].shape[1])
                 begins = "at the mean of its classes: its null label was never trained"
@@ -122,7 +122,7 @@ def matched(
         return chosen, []
     taken = sum(number is not None for number in chosen)
     what = f"it has {have} classes, data.num_classes is {want}"
-    begin = f"start at the mean of its {have}" if have else "start as its unconditional samples"
+    begin = f"start at the mean of its {have}" if have else "start as its unconditional model"
     if not taken:
         return chosen, [f"{what}: all {begin}" if want else f"{what}: its classes are dropped"]
     others = f", new classes {begin}" if taken < want else ""

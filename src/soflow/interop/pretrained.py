@@ -78,7 +78,7 @@ def load_pretrained(
         shape: Shape of one sample, to detect a run with another sample size.
 
     Returns:
-        Notes on what was loaded and changed.
+        Notes on the loaded weights and their changes.
 
     Raises:
         InputError: If the weights cannot be read or belong to another network.
@@ -114,7 +114,7 @@ def load_pretrained(
 
 
 def find_weights(source: Path) -> Pretrained:
-    """Reads weights from a file or a run. For a weight file inside a run, the run is known."""
+    """Reads weights from a file or a run. A weights file inside a run counts as that run."""
     which = next((name for name, file in WEIGHTS.items() if file == source.name), "ema")
     inside = source.name in WEIGHTS.values() and (source.parent / STATE).is_file()
     if source.is_dir() or inside:

@@ -30,7 +30,7 @@ def read_file(file: Path) -> Any:
         InputError: If the file is damaged, or cannot be read without running code.
     """
     if not file.is_file():
-        raise InputError(f"{file} does not exist or is not a file: give a file with weights")
+        raise InputError(f"{file} does not exist or is not a file: choose a file with weights")
     if file.suffix == ".safetensors":
         try:
             return load_file(file)

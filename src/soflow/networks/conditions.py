@@ -9,7 +9,7 @@ from torch import Tensor, nn
 class ConditionInput(nn.Module):
     """The input of a network for a condition `cond` (B, ...), next to its samples (B, C, ...).
 
-    A vector (B, D) is embedded. Its embedding is added to that of the times, or becomes a token.
+    A vector (B, D) is embedded. Its embedding is added to the time embedding, or becomes a token.
     A map (B, C', ...) has the same spatial size as the samples and is concatenated to their
     channels.
 
@@ -25,7 +25,7 @@ class ConditionInput(nn.Module):
     def __init__(self, cond_shape: Sequence[int], shape: Sequence[int], width: int) -> None:
         super().__init__()
         self.shape = tuple(cond_shape)
-        self.channels = 0  # channels of a map, which are concatenated to those of the samples
+        self.channels = 0  # channels of a map, concatenated to the samples
         self.embedder: nn.Module | None = None
         if len(self.shape) == 1:
             (size,) = self.shape
@@ -57,6 +57,6 @@ class ConditionInput(nn.Module):
         return self.embedder(cond.to(dtype))
 
     def added(self, embedding: Tensor, cond: Tensor | None) -> Tensor:
-        """The embedding of the times plus that of a vector, if any: (B, width)."""
+        """The time embedding plus the embedding of a vector, if any: (B, width)."""
         vector = self.embedded(cond, embedding.dtype)
         return embedding if vector is None else embedding + vector

@@ -113,7 +113,7 @@ def embedded_guidance(
 def added_guidance(
     embedder: GuidanceEmbedder | None, embedding: Tensor, guidance: GuidanceRows | None
 ) -> Tensor:
-    """The embedding of the times plus that of guidance, if the network takes it."""
+    """The time embedding plus the guidance embedding, if the network takes guidance."""
     embedded = embedded_guidance(embedder, guidance, like=embedding)
     return embedding if embedded is None else embedding + embedded
 

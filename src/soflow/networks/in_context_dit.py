@@ -3,9 +3,10 @@
     tokens:  class  |  t  |  t - s  |  guidance  |  vector condition  |  patches of x
 
 The embedding of a condition is added to learned vectors, one per token of this condition. All
-tokens pass through the same blocks. The output is computed from the patch tokens. adaLN, a third of
-the parameters of a DiT, is not needed, so a network of the same width with 1.5 times the depth of a
-DiT has the same number of parameters.
+tokens pass through the same blocks. The output is computed from the patch tokens. adaLN,
+which has a third of the parameters of a DiT, is not used. A network of the same width can therefore
+have 1.5 times the depth of a DiT with the same number of parameters.
+
 Source: improved MeanFlow (arXiv 2512.02012), including RMSNorm, SwiGLU, rotary positions, and
 normalized queries and keys.
 """

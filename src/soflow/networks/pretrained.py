@@ -219,7 +219,7 @@ def call_of(net: nn.Module) -> tuple[str | None, bool, bool]:
 
 
 def without_label_dropout(net: nn.Module) -> nn.Module:
-    """A view of a network without its own label dropout, such as that of DiT."""
+    """A view of a network without its own label dropout, which DiT has, for example."""
     replaced: dict[str, nn.Module] = {}
     for name, module in net.named_modules(remove_duplicate=False):
         if getattr(module, "dropout_prob", 0) and hasattr(module, "token_drop"):
@@ -229,7 +229,7 @@ def without_label_dropout(net: nn.Module) -> nn.Module:
 
 
 def null_label_of(net: nn.Module) -> int | None:
-    """The null label of a label embedding like that of DiT, if the network has one."""
+    """The null label of a DiT-like label embedding, if the network has one."""
     for module in net.modules():
         table = getattr(module, "embedding_table", None)
         classes = getattr(module, "num_classes", None)

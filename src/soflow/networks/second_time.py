@@ -169,7 +169,7 @@ class AddedTime(nn.Module):
 
 
 def find_time_embeddings(net: nn.Module) -> dict[str, nn.Module]:
-    """The submodules whose class and name are those of a time embedding."""
+    """The submodules with the class and the name of a time embedding."""
     found = {
         name: module
         for name, module in net.named_modules(remove_duplicate=False)

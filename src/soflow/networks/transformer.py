@@ -151,8 +151,8 @@ class Mlp(nn.Module):
 class SwiGLU(nn.Module):
     """fc2(silu(a) b), where fc1 returns a and b. Source: arXiv 2002.05202.
 
-    The hidden width is 2/3 of `hidden`, rounded to a multiple of 8. The number of parameters is
-    then that of an `Mlp` with hidden width `hidden`.
+    The hidden width is 2/3 of `hidden`, rounded to a multiple of 8. The number of parameters
+    then equals the number in an `Mlp` with hidden width `hidden`.
     """
 
     def __init__(self, width: int, hidden: int) -> None:

@@ -116,8 +116,8 @@ class Losses(NamedTuple):
 class Objective(Protocol):
     """The interface of training objectives. Objectives do not inherit from one another.
 
-    The fields of an objective are its settings. An optional field `compile` takes a function that
-    compiles the derivatives the objective takes. Class attributes:
+    The fields of an objective are its settings. An optional field `compile` is a function that
+    compiles the objective's derivatives. Class attributes:
         samplers: The samplers that work with the trained model. The first one is the default.
         whole_network: Whether the objective does more with the network than call it, such as
             differentiate it. Data-parallel training then keeps all parameters gathered during a
@@ -128,7 +128,7 @@ class Objective(Protocol):
             never trains the null label. Samplers then require labels.
 
     An optional method `scheduled(progress) -> dict[str, float]` returns the scheduled values at
-    `progress` = k / K, by symbol. They change when a run is extended.
+    `progress` = k / K, by symbol. They change if the run is extended.
     """
 
     samplers: ClassVar[tuple[str, ...]]

@@ -7,7 +7,7 @@ MeanFlow takes the derivative along the conditional velocity v, which the networ
 Improved MeanFlow takes it along the network's own velocity, so that the prediction depends only on
 x_t.
 
-Source: loss of Improved Mean Flows (arXiv 2512.02012). Times and weight are those of MeanFlow.
+Source: loss of Improved Mean Flows (arXiv 2512.02012). Times and weight as in MeanFlow.
 """
 
 from collections.abc import Callable, Sequence

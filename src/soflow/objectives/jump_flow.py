@@ -8,7 +8,8 @@ settings:
 * The consistency term has a weight w. In short training runs, long jumps lag behind the velocity.
 * A share of the jumps goes from noise to data, t = 1 and s = 0. One-step sampling evaluates the
   network at these times, and logit-normal times rarely come close to them.
-* L_C trains a jump towards two successive jumps. Its targets contain no noise from the data:
+* L_C trains a jump towards two successive jumps. Its targets come from the network alone, without
+  the noise of the conditional velocity:
 
       f(x_t, t, s) -> sg f(f(x_t, t, l), l, s),    s <= l <= t
 
@@ -258,13 +259,13 @@ class JumpFlow:
 
 
 def by_batch(term: Term, power: float, eps: float) -> Term:
-    """Computes `power` of the adaptive weight from the mean error instead of sample errors."""
+    """Uses the mean error of the batch for a share of the power p of the adaptive weight."""
     scale = ((term.squared + eps) / (term.squared.mean() + eps)) ** power
     return term._replace(loss=scale * term.loss, weight=scale * term.weight)
 
 
 def too_few(share: float, count: int) -> InputError:
-    """The error for a batch without composed jumps. Every process needs this term."""
+    """The error for a batch without composed jumps. Every process needs at least one."""
     return InputError(
         f"objective.composed_share={share:g} leaves no composed jump in a batch of {count} samples "
         "per process and accumulation step: increase composed_share or train.batch_size"

@@ -123,7 +123,7 @@ def with_derivative(net: Net, inputs: Inputs, v: Tensor) -> tuple[Tensor, Tensor
     if len(x) == 0:
         return x, x
 
-    # Compiled code cannot be differentiated at views, and a microbatch is a view.
+    # Compiled code cannot be differentiated with respect to views, and a microbatch is a view.
     at, more = (x.clone(), t.clone(), s.clone()), inputs.more
     along = (v, torch.ones_like(t), torch.zeros_like(s))
     # The fused attention kernels have no forward-mode derivative.

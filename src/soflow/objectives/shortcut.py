@@ -4,7 +4,7 @@
     x' = x_t - d F(x_t, t, t - d)
 
 Source: One Step Diffusion via Shortcut Models (arXiv 2410.12557). The targets use the EMA weights,
-so `ema.rampup` changes them.
+so `ema.rampup` affects them.
 """
 
 from collections.abc import Sequence

@@ -68,9 +68,9 @@ class TrainState:
         step: The number of completed steps.
         seconds: The time spent in these steps.
         means: Running means of the logged values since the last line of the log.
-        best: The best figure of the evaluations during training; None if there is none.
-        best_of: The name of this figure, with its number of samples, such as "FID of 1000".
-        best_step: The step of this figure; 0 if there is none.
+        best: The best value of the first metric during training; None without evaluations.
+        best_of: The name of this metric, with its number of samples, such as "FID of 1000".
+        best_step: The step of this value; 0 without evaluations.
         skipped: The number of updates skipped because a value was not finite.
         due: Whether the periodic work after this step, such as its log line or evaluation, is
             still due.
@@ -130,7 +130,7 @@ def checksum_of(values: object) -> str:
 
 
 class Damaged(RunError):
-    """A file differs from what was written."""
+    """A file is damaged: its content differs from the written content."""
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class CheckpointManager:
         self.remember_best(TrainState())
 
     def remember_best(self, state: TrainState) -> None:
-        """Remembers the best figure recorded in the newest checkpoint."""
+        """Remembers the best value recorded in the newest checkpoint."""
         self.best = state.best, state.best_of, state.best_step
 
     def newest_good(self) -> Checkpoint | None:

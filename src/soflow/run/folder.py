@@ -88,7 +88,7 @@ class RunFolder:
             )
         if not self.config.is_file():
             raise InputError(
-                f"{self.path} is not a run folder, because it has no config.yaml: give a folder "
+                f"{self.path} is not a run folder, because it has no config.yaml: choose a folder "
                 "created by soflow train"
             )
         try:
@@ -110,7 +110,7 @@ class RunFolder:
             raise InputError(f"{self.config}: {error}") from None
 
     def read_metrics(self) -> list[dict[str, float]]:
-        """The lines of metrics.jsonl: "step" and figures by name. Skips damaged lines."""
+        """The lines of metrics.jsonl: "step" and values by name. Skips damaged lines."""
         return read_metrics(self.metrics)
 
 
@@ -160,7 +160,7 @@ def find_run(path: Path, weights: str = "ema") -> tuple[RunFolder, Checkpoint]:
     if best:
         step = checkpoint.train_state().best_step
         if not step:
-            why = "evaluate.every was 0, or no evaluation gave a finite figure"
+            why = "evaluate.every was 0, or no evaluation gave a finite value"
             raise InputError(f"{run.path} has no best checkpoint, because {why}")
         return run, require_good(Checkpoint(run.checkpoints / f"step-{step:08d}"), needed)
     for problem in problems:

@@ -11,7 +11,7 @@ from soflow.system.records import Count, Record
 
 
 class MetricsLine(Record):
-    """The figures of one logging step, by name."""
+    """The values of one logging step, by name."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, float]
@@ -20,7 +20,7 @@ class MetricsLine(Record):
 
 
 def read_metrics(file: Path) -> list[dict[str, float]]:
-    """Lines as "step" and figures by name. Skips damaged lines, such as an incomplete last line."""
+    """Lines as "step" and values by name. Skips damaged lines, such as an incomplete last line."""
     return [line.model_dump() for line in read_lines(file)]
 
 

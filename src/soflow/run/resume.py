@@ -17,7 +17,7 @@ FREE_KEYS = (
     "parallel", "train.accumulate", "train.checkpoint_activations", "train.log_every",
     "train.max_skipped", "train.on_nonfinite", "train.sample_every", "train.trackers",
 )  # fmt: skip
-#: Keys that may change if they are given explicitly. Weights, EMA weights and the state of the
+#: Keys that may change if they are set explicitly. Weights, EMA weights and the state of the
 #: optimizer stay valid.
 CHANGEABLE_KEYS = (
     "data.balance", "data.flip", "ema.", "optimizer.betas", "optimizer.clip", "optimizer.lr",
@@ -56,7 +56,7 @@ def changed_settings(
     """The settings to change. All of them are among the keys `given`.
 
     Raises:
-        InputError: For the first setting that differs and cannot be changed, or was not given.
+        InputError: For the first setting that differs and cannot be changed, or was not set.
     """
     found = list(differences(started, asked))
     for difference in found:
@@ -66,7 +66,7 @@ def changed_settings(
         if not is_given(key, given):
             raise InputError(
                 f"{folder.path} has {key}={plain(old)}, not {plain(new)}: to keep the setting, "
-                f"resume with soflow train {folder.path}; to change it, give {key}={plain(new)}"
+                f"resume with soflow train {folder.path}; to change it, set {key}={plain(new)}"
             )
     return found
 
@@ -94,7 +94,7 @@ def is_given(key: str, given: Sequence[str]) -> bool:
 def keep_older(asked: Config, started: Config | None, given: Sequence[str] = ()) -> Config:
     """The configuration with old defaults for keys that did not exist when the run started.
 
-    Keys that are given explicitly do not change.
+    Keys that are set explicitly do not change.
     """
     for key, before in BEFORE.items():
         section, name = key.split(".")

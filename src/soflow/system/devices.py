@@ -25,13 +25,13 @@ def named_device(name: str | torch.device) -> torch.device:
         if found.type == "cpu" and torch.backends.mps.is_available():
             found = torch.device("mps")
         if found.type == "cpu":
-            raise InputError("device is gpu, but torch finds no GPU: give cpu")
+            raise InputError("device is gpu, but torch finds no GPU: use cpu")
         return found
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"device is {name}: {first_line(error)}; give cpu, cuda or gpu") from None
+        raise InputError(f"device is {name}: {first_line(error)}; use cpu, cuda or gpu") from None
     return device
 
 

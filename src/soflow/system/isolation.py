@@ -40,7 +40,7 @@ def isolated(function: Callable[P, R]) -> Callable[P, R]:
             progress = args[place] if place < len(args) else default
             if not callable(progress):
                 raise InputError(
-                    f"progress is {in_short(progress)}: give soflow.track, soflow.silent, or a "
+                    f"progress is {in_short(progress)}: pass soflow.track, soflow.silent, or a "
                     "function with the same signature"
                 )
         shown = notes(progress is track) if progress in (track, silent) else nullcontext()

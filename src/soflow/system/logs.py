@@ -2,7 +2,7 @@
 
 Modules define `log = logging.getLogger(__name__)`. They call `log.info` for remarks and
 `log.warning` for problems. The command line shows both. Public functions also show both while they
-run, unless the caller gives a custom `progress` function.
+run, unless the caller passes a custom `progress` function.
 """
 
 import logging

@@ -157,7 +157,7 @@ def require_callbacks(callbacks: Sequence[object]) -> None:
     for one in callbacks:
         if not isinstance(one, Callback):
             raise InputError(
-                f"callbacks contains {in_short(one)}: give instances of subclasses of "
+                f"callbacks contains {in_short(one)}: pass instances of subclasses of "
                 "soflow.Callback"
             )
 

@@ -61,7 +61,7 @@ def make_accelerator(config: Config, folder: RunFolder) -> Accelerator:
     if train.batch_size % (accelerator.num_processes * train.accumulate):
         raise InputError(
             f"train.batch_size={train.batch_size} cannot be split equally over "
-            f"{accelerator.num_processes} processes with train.accumulate={train.accumulate}: give "
+            f"{accelerator.num_processes} processes with train.accumulate={train.accumulate}: use "
             f"a multiple of {accelerator.num_processes * train.accumulate}"
         )
     return accelerator

@@ -58,7 +58,7 @@ class Ema:
         rampup: float = 0.05,
     ) -> None:
         if not isinstance(network, nn.Module):
-            raise InputError(f"network is {in_short(network)}: give a module, such as model.net")
+            raise InputError(f"network is {in_short(network)}: pass a module, such as model.net")
         require_whole(1, every=every)
         if not 0 <= decay <= 1 or rampup < 0:
             given = f"decay is {decay} and rampup is {rampup}"

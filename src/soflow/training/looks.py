@@ -22,8 +22,8 @@ ROOM = "to leave memory for sampling, set a larger train.accumulate or a smaller
 #: Draws a sample grid. Takes the state, the EMA weights and the device. Returns the model with
 #: these weights and the file of the picture.
 Draw = Callable[[TrainState, dict[str, Tensor], torch.device], tuple[FlowModel, Path]]
-#: Evaluates the model. Takes the EMA weights and the device. Returns figures by name; lower values
-#: of the first figure are better.
+#: Evaluates the model. Takes the EMA weights and the device. Returns metrics by name; lower values
+#: of the first metric are better.
 Measure = Callable[[dict[str, Tensor], torch.device], dict[str, float]]
 
 
@@ -39,7 +39,7 @@ def may_fail(what: str, step: int) -> Iterator[None]:
 
 @dataclass
 class Looks:
-    """The figures of an evaluation, and a sample grid with the model that drew it."""
+    """The metrics of an evaluation, and a sample grid with the model that drew it."""
 
     figures: dict[str, float] = field(default_factory=dict)
     drawn: tuple[FlowModel, Path] | None = None
@@ -63,7 +63,7 @@ def look(
 
 
 def keep_best(state: TrainState, figures: Mapping[str, float], num: int) -> None:
-    """Updates the best figure in the state with the first finite figure, from `num` samples."""
+    """Updates the best value in the state with the first finite metric, from `num` samples."""
     name = next((name for name, figure in figures.items() if isfinite(figure)), None)
     if name is None:
         return

@@ -41,11 +41,11 @@ class LossModule(nn.Module):
         super().__init__()
         if not isinstance(model, FlowModel) or not isinstance(model.net, nn.Module):
             raise InputError(
-                f"model is {in_short(model)}: give a FlowModel whose net is an nn.Module"
+                f"model is {in_short(model)}: pass a FlowModel whose net is an nn.Module"
             )
         if isinstance(objective, type) or not isinstance(objective, Objective):
             raise InputError(
-                f"objective is {in_short(objective)}: give an objective, such as soflow.SoFlow()"
+                f"objective is {in_short(objective)}: pass an objective, such as soflow.SoFlow()"
             )
         self.network = model.net
         self.objective = objective

@@ -1,4 +1,4 @@
-"""One optimizer step, in the order of events."""
+"""One optimizer step."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Unread:
     numbers: Tensor  # a sum and a count per name; then the number of processes, finite gradients
     terms: list[dict[str, Term]]  # one dictionary per microbatch of this process
     parameters: list[str]  # parameters with a gradient
-    gradients: Tensor  # for each of these, whether its gradient is finite in this process
+    gradients: Tensor  # for each parameter, whether its gradient is finite here
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ def require_losses(losses: object, objective: Objective) -> None:
     for part, value in losses.parts.items():
         if not isinstance(value, Tensor) or value.ndim != 1:
             raise InputError(
-                f"{name} returns a part '{part}' that is not a tensor of shape (n,): give one "
+                f"{name} returns a part '{part}' that is not a tensor of shape (n,): return one "
                 "value per sample"
             )
 

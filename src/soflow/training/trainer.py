@@ -1,6 +1,6 @@
 """The trainer: one training loop for all objectives.
 
-It uses networks, batches and objectives only through their contracts.
+It uses networks, batches and objectives only through their interfaces.
 """
 
 import gc

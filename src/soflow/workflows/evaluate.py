@@ -43,13 +43,13 @@ def evaluate(
         settings: The samplers, numbers of samples, features and reference of the evaluation. By
             default, the settings of the run.
         progress: Shows the progress.
-        data: The training data, if it was given to `soflow.train` in Python.
+        data: The training data, if it was passed to `soflow.train` in Python.
 
     Returns:
-        The figures with their protocol. `write_evaluation` writes them to the run folder.
+        The results with their protocol. `write_evaluation` writes them to the run folder.
 
     Raises:
-        InputError: If the run does not exist, or a setting does not suit it.
+        InputError: If the run does not exist, or a setting does not fit it.
         RunError: If the checkpoint is damaged, or a sample contains NaN or infinity.
 
     Example:
@@ -91,7 +91,7 @@ def evaluate(
     nfe, num = settings.nfe or tuple(defaults.nfe), settings.num or defaults.num
     models = {name: one.model for name, one in loaded.items()}
     settings = replace(settings, nfe=nfe, num=num)
-    advice = f"reduce the samples drawn at once, --batch (now {settings.batch}), or --num"
+    advice = f"reduce the batch size, --batch (now {settings.batch}), or --num"
     with out_of_memory_explained(advice):
         found = evaluate_models(models, samplers, scoring, settings, first.device, progress)
     return found.model_copy(update={"checkpoint": first.checkpoint.path.name})
@@ -123,7 +123,7 @@ def evaluate_samples(
         labels: The classes of samples in memory, (N,).
 
     Returns:
-        The figures with their protocol.
+        The results with their protocol.
 
     Raises:
         InputError: If samples, features and reference do not fit together.
@@ -151,12 +151,12 @@ def evaluate_samples(
 
 
 def chosen_samplers(chosen: tuple[Sampler, ...], config: Config) -> tuple[Sampler, ...]:
-    """The chosen samplers; by default, all that suit the objective of the run."""
+    """The chosen samplers; by default, all that work with the objective of the run."""
     known = config.samplers
     for name in chosen:
         if name not in known:
             raise InputError(
-                f"the sampler '{name}' does not suit the objective {config.objective.name}: "
+                f"the sampler '{name}' does not work with the objective {config.objective.name}: "
                 f"choose {' or '.join(known)}"
             )
     return tuple(name for name in known if not chosen or name in chosen)

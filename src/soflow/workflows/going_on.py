@@ -56,7 +56,7 @@ def go_on(
     if changed and steps <= step:
         raise InputError(
             f"{folder.path} has already done {step} of {steps} steps, so {changed[0].key}="
-            f"{plain(changed[0].new)} has no effect: to train further, give train.steps=N above "
+            f"{plain(changed[0].new)} has no effect: to train further, set train.steps=N above "
             f"{step}"
         )
     if write:
@@ -72,7 +72,7 @@ def go_on(
 
 
 def schedules_at(objective: Objective, step: int, change: Difference) -> str:
-    """How a changed number of steps K moves the schedules of an objective, such as r(k, K)."""
+    """How a changed number of steps K shifts the schedules of an objective, such as r(k, K)."""
     scheduled = getattr(objective, "scheduled", None)
     if scheduled is None:
         return ""

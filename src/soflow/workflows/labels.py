@@ -19,8 +19,8 @@ Classes: TypeAlias = str | int | Sequence[str | int | None] | np.ndarray | Tenso
 def labels_in_turn(classes: Classes, num: int, names: Sequence[str]) -> Tensor:
     """Labels of `num` samples, (num,): repeats the given classes in turn.
 
-    A name matches exactly, or else without regard to case. A word that is not a name can be a
-    number. Names can contain commas: in a string, the longest name that matches is taken.
+    Names are matched exactly, then without regard to case. Text that matches no name is read as a
+    number. Names can contain commas: in a string, the longest matching name is used.
 
     Args:
         classes: Names or numbers of classes: a comma-separated string, or a list, an array or a
@@ -34,7 +34,8 @@ def labels_in_turn(classes: Classes, num: int, names: Sequence[str]) -> Tensor:
     if not names:
         given = classes if isinstance(classes, str) else in_short(classes)
         raise InputError(
-            f"the classes {given} were given, but this run was trained without classes: omit them"
+            f"the classes {given} were passed, but this run was trained without classes: "
+            "leave them out"
         )
     if isinstance(classes, str):
         numbers = class_numbers(classes, names)
@@ -50,7 +51,7 @@ def listed(classes: Any) -> list[Any]:
         classes = classes.tolist()
     members = list(classes) if isinstance(classes, list | tuple | range) else [classes]
     if not members:
-        raise InputError("labels is an empty list: give classes, or omit the labels")
+        raise InputError("labels is an empty list: pass classes, or leave out labels")
     return members
 
 
@@ -65,17 +66,17 @@ def class_number(one: Any, names: Sequence[str]) -> int:
     try:
         number = index(one)  # an integer of any library
     except TypeError:
-        raise InputError(f"{in_short(one)} is not a class: give names or numbers") from None
+        raise InputError(f"{in_short(one)} is not a class: use names or numbers") from None
     if not -1 <= number < len(names):
         raise InputError(f"class {in_short(number)} does not exist: {known(names)}; -1: no class")
     return len(names) if number == -1 else number
 
 
 def one_of(numbers: list[int], name: str) -> int:
-    """Returns the only number. Raises InputError if a name in a list matches several classes."""
+    """Returns the single number. Raises InputError if a name in a list matches several classes."""
     if len(numbers) > 1:
         raise InputError(
-            f"'{name}' names {len(numbers)} classes: give each as its own element of the list"
+            f"'{name}' names {len(numbers)} classes: pass each as its own element of the list"
         )
     return numbers[0]
 
@@ -94,7 +95,7 @@ def class_numbers(text: str, names: Sequence[str]) -> list[int]:
                 found = [int(head)]
             if len(found) > 1:
                 several = " and ".join(f"{names[number]} ({number})" for number in found)
-                raise InputError(f"the class '{head}' is ambiguous, {several}: give its number")
+                raise InputError(f"the class '{head}' is ambiguous, {several}: use its number")
             if found:
                 break
         else:

@@ -51,7 +51,7 @@ class Run:
         class_names: The names of the classes.
         encoder: The autoencoder, for runs on latents.
         scaling: The mean and standard deviation, for runs on standardized data.
-        own_network: The network that was given in Python. The model holds a copy of it.
+        own_network: The network passed from Python. The model holds a copy of it.
 
     Example:
         >>> import soflow
@@ -82,7 +82,7 @@ class Run:
 
     @property
     def samplers(self) -> tuple[Sampler, ...]:
-        """The samplers that suit the objective, the preferred one first."""
+        """The samplers that work with the objective. The first one is the default."""
         return self.config.samplers
 
     @property
@@ -118,8 +118,8 @@ class Run:
                 trained with random guidance scales (objective.guidance.max_scale). By default,
                 the run's setting objective.guidance.scale. A larger scale gives samples that match
                 their class better and are less diverse.
-            guidance_interval: The start and the end of the times at which guidance acts; time 0 is
-                data, 1 is noise. By default (0, 1).
+            guidance_interval: The interval (start, end) of t in which guidance acts; t = 0 is data,
+                t = 1 is noise. By default (0, 1).
             sampler: "renoise", "ode", "euler" or "heun". By default, the first of `samplers`.
             nfe: The number of network evaluations per sample. By default 1, or 2 for Heun's method.
                 If neither `sampler` nor `nfe` is given, runs trained by flow matching use Heun's
@@ -136,8 +136,8 @@ class Run:
 
         Raises:
             InputError: If a class or the sampler is unknown, the sampler does not support `nfe` or
-                `times`, conditions are missing or do not fit, or the run was not trained with such
-                a guidance scale.
+                `times`, conditions are missing or do not fit, or the run was not trained with
+                this guidance scale.
         """
         from soflow.workflows.sample import SampleRequest, sample
 
@@ -154,14 +154,14 @@ class Run:
 
         Args:
             progress: Shows the progress.
-            data: The training data, if it was given to `soflow.train` in Python.
+            data: The training data, if it was passed to `soflow.train` in Python.
             settings: Fields of `EvaluationSettings`, such as `features`, `reference` or `num`.
 
         Returns:
-            The figures with their protocol.
+            The results with their protocol.
 
         Raises:
-            InputError: If a setting does not suit the run.
+            InputError: If a setting does not fit the run.
         """
         from soflow.evaluation.evaluate import EvaluationSettings
         from soflow.workflows.evaluate import evaluate
@@ -241,7 +241,7 @@ def load(
     if network is not None and config.network.name != OWN:
         raise InputError(
             f"network= is for runs with a custom network, but {folder.path} has "
-            f"network.name={config.network.name}: omit network="
+            f"network.name={config.network.name}: leave out network="
         )
     own = own_network_of(config, folder.path, network)
     place = named_device(device) if device else default_device()
@@ -254,7 +254,7 @@ def load(
     except RuntimeError as error:  # names or shapes that load_state_dict cannot place
         if own is not None:
             raise InputError(
-                f"{checkpoint.path} does not fit the network {kind_of(own)}: give the network that "
+                f"{checkpoint.path} does not fit the network {kind_of(own)}: pass the network that "
                 f"the run was trained with ({placed_wrong(error)})"
             ) from None
         raise RunError(

@@ -76,7 +76,7 @@ def require_arguments(network: nn.Module, config: Config) -> None:
     third = [*inspect.signature(network.forward).parameters][2:3]
     if third and third[0] in LABEL_ARGUMENTS:
         raise InputError(
-            f"{name} takes one time, t, but must take t and s: give soflow.WithSecondTime(network)"
+            f"{name} takes one time, t, but must take t and s: use soflow.WithSecondTime(network)"
         )
 
 

@@ -1,8 +1,8 @@
-"""Networks and objectives that are given in Python instead of named in a recipe.
+"""Networks and objectives that are passed from Python, not named in a recipe.
 
 A registered class is recorded by its name and settings, as in a recipe. Any other object is
-recorded as "python", and must be given again to resume the run. A network must also be given again
-to load the run.
+recorded as "python", and must be passed again to resume the run. A network must also be passed
+again to load the run.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ _known: dict[Path, nn.Module] = {}
 
 
 def remember(folder: Path, network: nn.Module) -> None:
-    """Keeps a custom network, so that this process can load the run without giving it again."""
+    """Keeps a custom network, so that this process can load the run without passing it again."""
     _known[folder.resolve()] = network
 
 
@@ -43,18 +43,18 @@ def remembered(folder: Path) -> nn.Module | None:
 
 
 def own_network_of(config: Config, folder: Path, given: nn.Module | None) -> nn.Module | None:
-    """The custom network of a run, given or remembered; None if the settings define the network.
+    """The custom network of a run, passed or remembered; None if the settings define it.
 
     Raises:
-        InputError: If the run needs a network and none is given or remembered.
+        InputError: If the run needs a network and none is passed or remembered.
     """
     if config.network.name != OWN:
         return given
     network = remembered(folder) if given is None else given
     if network is None:
         raise InputError(
-            f"the network of {folder}, {config.network.kind}, was given in Python: give it again, "
-            "with soflow.load(run, network=...) or soflow.train(..., network=...)"
+            f"the network of {folder}, {config.network.kind}, was passed from Python: pass it "
+            "again, with soflow.load(run, network=...) or soflow.train(..., network=...)"
         )
     require_module(network)
     return network
@@ -63,7 +63,7 @@ def own_network_of(config: Config, folder: Path, given: nn.Module | None) -> nn.
 def require_module(network: object) -> None:
     """Raises InputError unless the network is a module with initialized weights."""
     if not isinstance(network, nn.Module):
-        raise InputError(f"network is {in_short(network)}: give an nn.Module, net(x, t, s, labels)")
+        raise InputError(f"network is {in_short(network)}: pass an nn.Module, net(x, t, s, labels)")
     if any(weight.is_meta for weight in network.parameters()):
         raise InputError(f"{kind_of(network)} has weights on the device meta: initialize them")
 
@@ -105,7 +105,7 @@ def with_objective(config: Config, objective: Objective) -> Config:
     """
     if isinstance(objective, type) or not isinstance(objective, Objective):
         raise InputError(
-            f"objective is {in_short(objective)}: give an object such as soflow.SoFlow(), with "
+            f"objective is {in_short(objective)}: pass an object such as soflow.SoFlow(), with "
             "samplers, whole_network, draw(shape, generator) and "
             "__call__(model, batch, draws, progress)"
         )
@@ -164,10 +164,10 @@ def plain(value: Any) -> Any:
 
 
 def require_unchanged(section: str, given: tuple[str, ...]) -> None:
-    """Raises InputError if settings are given in addition to an object."""
+    """Raises InputError if settings are set in addition to an object."""
     for key in given:
         if key.startswith(f"{section}."):
             raise InputError(
-                f"{key} changes the {section} of a recipe, but {section}= is given: omit one of "
-                "them"
+                f"{key} changes the {section} of a recipe, but {section}= is passed: leave "
+                "out one of them"
             )

@@ -56,7 +56,7 @@ def report(
     if isinstance(runs, str | PathLike):
         runs = [runs]
     if not runs:
-        raise InputError("runs is empty: give one or more run folders")
+        raise InputError("runs is empty: pass one or more run folders")
     subjects = []
     with progress("reporting", len(runs)) as task:
         for done, path in enumerate(runs):
@@ -109,11 +109,11 @@ def read_curve(folder: RunFolder) -> Curve:
 
 
 def read_evaluation(folder: RunFolder, checkpoint: str) -> Evaluation | None:
-    """The evaluation of a checkpoint; None if the file is about another checkpoint."""
+    """The evaluation of a checkpoint; None if the file belongs to another checkpoint."""
     evaluation = Evaluation.read(folder.evaluation)
     if evaluation is not None and evaluation.checkpoint != checkpoint:
         log.info(
-            f"{folder.evaluation} is about {evaluation.checkpoint}, not {checkpoint}, and is left "
+            f"{folder.evaluation} is for {evaluation.checkpoint}, not {checkpoint}, and is left "
             f"out: run soflow evaluate {folder.path} again"
         )
         return None

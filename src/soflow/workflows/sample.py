@@ -36,7 +36,7 @@ from soflow.workflows.labels import Classes, labels_in_turn
 from soflow.workflows.load import Run
 from soflow.workflows.sample_files import SampleProtocol, require_room, require_suitable, write
 
-#: Given instead of classes: draws samples without a label.
+#: The value of `labels` that draws samples without a label.
 NONE = "none"
 #: Number of samples per piece of a file.
 PIECE = 500
@@ -58,7 +58,7 @@ class SampleRequest:
         batch_size: The number of samples drawn at once.
         labels_from: How the labels were chosen, for the protocol.
         cond: The condition of each sample, (num, ...); None for a model without conditions.
-        guidance: The guidance scale, and the start and the end of its time interval: (3,) for all
+        guidance: The guidance scale, and the start and end of its interval of t: (3,) for all
             samples, or (num, 3) with one row per sample; None for the defaults of the model.
         times: The times of `renoise` and `ode`, from 1 to 0; None for evenly spaced times.
 
@@ -93,7 +93,7 @@ class SampleRequest:
             )
         if self.guidance is not None and self.guidance.shape not in ((3,), (self.num, 3)):
             held = f"guidance has {len(self.guidance)} scales for {self.num} samples"
-            raise InputError(f"{held}: give one number, or one per sample")
+            raise InputError(f"{held}: pass one number, or one per sample")
 
     @classmethod
     @isolated
@@ -132,8 +132,8 @@ class SampleRequest:
             guidance: The guidance scale, one number or one per sample, (num,). Requires a run
                 trained with random guidance scales. By default, the run's setting
                 objective.guidance.scale.
-            guidance_interval: The start and the end of the times at which guidance acts; time 0 is
-                data, 1 is noise. By default (0, 1).
+            guidance_interval: The interval (start, end) of t in which guidance acts; t = 0 is data,
+                t = 1 is noise. By default (0, 1).
             times: The times of `renoise` and `ode`, from 1 (noise) to 0 (data), such as
                 [1, 0.9, 0] for two evaluations. By default, evenly spaced.
 
@@ -143,7 +143,7 @@ class SampleRequest:
         Raises:
             InputError: If a class or the sampler is unknown, the sampler does not support `nfe` or
                 `times`, the null label was not trained, conditions are missing or do not fit, or
-                the run was not trained with such a guidance scale.
+                the run was not trained with this guidance scale.
         """
         if num is not None:
             require_whole(1, num=num)
@@ -159,7 +159,7 @@ class SampleRequest:
         checked = check_sampler(sampler or default, nfe, jumps)
         names = run.class_names
         if labels is not None and draw == "random":
-            raise InputError("--labels and --draw random exclude each other: give one of them")
+            raise InputError("--labels and --draw random cannot be combined: leave out one of them")
         chosen = draw_classes(draw, num, len(names), seed)
         if isinstance(labels, str) and labels == NONE and NONE not in names:
             run.model.require_null()
@@ -183,7 +183,7 @@ def conditions_in_turn(run: Run, cond: Any, num: int | None) -> Tensor | None:
     shape = run.model.cond_shape
     if cond is None and shape:
         raise InputError(
-            f"this run needs conditions of shape {list(shape)}: give them with cond= in Python, "
+            f"this run needs conditions of shape {list(shape)}: pass them with cond= in Python, "
             "or with --cond FILE"
         )
     if cond is None:

@@ -51,8 +51,8 @@ def save_model(
     Args:
         model: The model, with the weights of the last step.
         out: A new or empty folder.
-        objective: The objective that the model was trained with. It determines which samplers suit
-            the model.
+        objective: The objective that the model was trained with. It determines which samplers work
+            with the model.
         steps: The number of steps that the model was trained for.
         ema: The EMA weights. `soflow.load` loads them by default. Without them, load the model
             with `soflow.load(out, "raw")`.
@@ -76,13 +76,13 @@ def save_model(
         torch.Size([5, 2])
     """
     if not isinstance(model, FlowModel) or not isinstance(model.net, nn.Module):
-        raise InputError(f"model is {in_short(model)}: give a FlowModel whose net is an nn.Module")
+        raise InputError(f"model is {in_short(model)}: pass a FlowModel whose net is an nn.Module")
     if data is not None and not isinstance(data, Dataset):
-        raise InputError(f"data is {type(data).__name__}: give soflow.load_data(data)")
+        raise InputError(f"data is {type(data).__name__}: pass soflow.load_data(data)")
     if ema is not None and not isinstance(ema, Ema):
-        raise InputError(f"ema is {type(ema).__name__}: give a soflow.Ema")
+        raise InputError(f"ema is {type(ema).__name__}: pass a soflow.Ema")
     if ema is not None and shapes_of(ema.state_dict()) != shapes_of(model.net.state_dict()):
-        raise InputError("ema does not fit the weights of model.net: give the Ema of model.net")
+        raise InputError("ema does not fit the weights of model.net: pass the Ema of model.net")
     config = config_of(model, objective, steps, ema, data)
     kinds = {"raw": model.net.state_dict()} | ({} if ema is None else {"ema": ema.state_dict()})
     for weights in kinds.values():
@@ -114,7 +114,7 @@ def config_of(
 ) -> Config:
     """The configuration of a model. Unknown settings of its training get their default values."""
     if model.decode is not unchanged and data is None:
-        raise InputError("model.decode cannot be saved without the training data: also give data=")
+        raise InputError("model.decode cannot be saved without the training data: also pass data=")
     values: dict[str, Any] = {
         "description": f"trained in a custom loop, with soflow {__version__}",
         "data": {
@@ -146,7 +146,7 @@ def config_of(
 
 
 def source_named(data: Dataset | None) -> str:
-    """The name of bundled data; other data counts as given in Python."""
+    """The source name of bundled data. Other data are recorded as passed from Python."""
     if data is None or data.name not in SOURCES:
         return own.NAME
     return data.name if isinstance(source_of(data.name), Bundled) else own.NAME

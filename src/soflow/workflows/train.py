@@ -86,7 +86,7 @@ def train(
 ) -> RunFolder:
     """Trains a recipe in a run folder, or resumes the run in the folder.
 
-    A resumed run keeps its settings. Some settings can change, if they are given in `overrides`.
+    A resumed run keeps its settings. Some settings can change, if they are set in `overrides`.
     For example, train.steps=N trains a finished run further. history.jsonl records each change.
 
     Args:
@@ -104,13 +104,13 @@ def train(
             range, such as [0, 1] or [0, 255]. Other images are not scaled and should be in [-1, 1].
             Vectors and signals are standardized, unless they change at every access, as with random
             transforms. data.range=[low,high] sets the range that is scaled to [-1, 1].
-            To resume, give the same data again.
+            To resume, pass the same data again.
         network: A custom network instead of the recipe's: a module with the signature
             net(x, t, s, labels), where x is (B, ...), t, s and labels are (B,), and the result has
             the shape of x. Training starts from a copy of its weights and does not change the
-            network. To resume or load the run in another process, give the network again.
+            network. To resume or load the run in another process, pass the network again.
         objective: An objective instead of the recipe's: a custom one, or one of soflow's with its
-            settings. To resume, give the same objective again.
+            settings. To resume, pass the same objective again.
         callbacks: `Callback` objects, whose methods are called during training.
 
     Returns:
@@ -190,7 +190,7 @@ def train(
 
 @dataclass(frozen=True)
 class Parts:
-    """Objects that were given in Python."""
+    """Objects passed from Python."""
 
     network: nn.Module | None = None
     objective: Objective | None = None
@@ -198,14 +198,14 @@ class Parts:
 
 
 def require_own_data(config: Config, folder: RunFolder) -> None:
-    """Raises InputError if a run on data given in Python is resumed without the data."""
+    """Raises InputError if a run on data passed from Python is resumed without the data."""
     started = bool(checkpoints(folder.checkpoints)) and folder.config.is_file()
     if started and config.data.source != own.NAME == folder.read_config().data.source:
         raise InputError(own.MISSING)
 
 
 def training_data(config: Config, folder: RunFolder) -> Dataset:
-    """The training data. For a resumed run, an error says that the data must be the same."""
+    """The training data. For a resumed run, errors explain that it needs the same data."""
     try:
         return make_dataset(config.data)
     except InputError as error:
@@ -213,7 +213,7 @@ def training_data(config: Config, folder: RunFolder) -> Dataset:
             raise
         raise InputError(
             f"{folder.path} needs the same data to resume: run soflow train {folder.path}, "
-            "give data.path=PLACE if the data have moved, or start a new run with --out and "
+            "set data.path=PATH if the data have moved, or start a new run with --out and "
             f"init_from={folder.path} ({error})"
         ) from None
 
@@ -265,9 +265,9 @@ def make_trainer(
 def chosen_settings(
     config: Config, started: Config | None, given: Sequence[str]
 ) -> tuple[Config, str]:
-    """The configuration with a choice of `precision` and `compile`, and a note about the choice.
+    """The configuration with resolved `precision` and `compile`, and a note about the choice.
 
-    A resumed run keeps its choice. Otherwise, and if "auto" is given explicitly, the choice depends
+    A resumed run keeps its choice. Otherwise, and if "auto" is set explicitly, the choice depends
     on the machine.
     """
     config = keep_older(config, started, given)
