@@ -560,7 +560,7 @@ class TestCommands:
                 ["nowhere.npz", "--reference", "real", "--features", "means.pt"],
                 ["nowhere.npz does not exist"],
             ),
-            (["drawn.npz"], ["to compare them with real data, give"]),
+            (["drawn.npz"], ["to compare them with real data"]),
             (
                 ["one.npz", "--reference", "real", "--features", "means.pt"],
                 ["holds only one sample"],

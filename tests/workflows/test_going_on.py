@@ -222,7 +222,7 @@ def test_missing_or_changed_data_of_a_run_are_reported(tmp_path):
     run = soflow.train("vectors", tmp_path / "run", [*SETTINGS, f"data.path={file}"])
     moved = file.rename(tmp_path / "moved.npy")
     more, out = "train.steps=6", str(run.path)
-    with pytest.raises(InputError, match=r"run needs the same data to resume.*data\.path=PLACE"):
+    with pytest.raises(InputError, match=r"run needs the same data to resume.*data\.path=PATH"):
         soflow.train(out, out, [more])
     np.save(file, np.zeros((32, 4), dtype=np.float32))
     with pytest.raises(InputError, match=r"run needs the same data to resume.*\[4\]"):

@@ -115,9 +115,10 @@ def remarks(evaluation: Evaluation) -> str:
     if real is not None:
         said.append(about_real(real, reference))
         if first.distance_at_real_count is not None:
+            few = "vary more" if metric == "energy distance" else "are biased upwards"
             said.append(
-                "Distances computed from few samples are biased upwards. Compare the real row "
-                f"with the column '{equal_heading(real)}', which uses equally few samples."
+                f"Distances computed from few samples {few}. Compare the real row with the column "
+                f"'{equal_heading(real)}', which uses equally few samples."
             )
     if metric != "energy distance":
         how = "over seeds" if len(evaluation.seeds) > 1 else "from halves of the samples"
