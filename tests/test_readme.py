@@ -29,8 +29,11 @@ def test_the_python_lines_run(tiny_run, tmp_path, monkeypatch):
     "page", ["README.md", *(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md"))]
 )
 def test_relative_links_and_pictures_exist(page):
+    """`make docs` generates some pages of the navigation, and checks links to them."""
+    pages = re.findall(r"\S+\.md$", (ROOT / "mkdocs.yml").read_text(), re.M)
     links = re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / page).read_text())
-    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
+    missing = [link for link in links if not (ROOT / page).parent.joinpath(link).exists()]
+    assert [link for link in missing if link not in pages] == []
 
 
 def test_no_placeholder_is_left():
