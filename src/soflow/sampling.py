@@ -56,7 +56,7 @@ def jump_times(steps: int, times: Sequence[Any] | None) -> list[float]:
 
 def times_given(times: Sequence[Any]) -> tuple[float, ...]:
     """Checks the times of len(times) - 1 jumps, from 1 to 0, and returns them as floats."""
-    return tuple(jump_times(max(1, len(times) - 1), times))
+    return tuple(jump_times(len(times) - 1, times))
 
 
 def filled(time: float, like: Tensor) -> Tensor:

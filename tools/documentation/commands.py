@@ -85,7 +85,7 @@ def without_none(hint: Any) -> Any:
 
 
 def shown(default: Any) -> str:
-    """A default for the table; empty if there is none."""
+    """A default for the table; empty without a default."""
     nothing = default is inspect.Parameter.empty or default in (None, False, "")
     return "" if nothing else code(str(default))
 

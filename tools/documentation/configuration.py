@@ -90,7 +90,7 @@ def bounds(marks: Sequence[Any], hint: Any) -> Iterator[str]:
 
 
 def value(default: Any) -> str:
-    """A default as YAML writes it; 'required' if there is none."""
+    """A default as YAML writes it; 'required' without a default."""
     if default is PydanticUndefined:
         return "required"
     plain_value = list(default) if isinstance(default, tuple) else default

@@ -29,6 +29,6 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def summary(thing: object) -> str:
-    """The first paragraph of a docstring; empty if there is none."""
+    """The first paragraph of a docstring; empty without a docstring."""
     doc = inspect.cleandoc(getattr(thing, "__doc__", None) or "")
     return " ".join(doc.split("\n\n")[0].split())

@@ -191,7 +191,7 @@ def class_folders(part: Part, empty: Sequence[str], where: str) -> ClassFolders:
         where: The name of the part in messages.
 
     Returns:
-        The classes; without class folders, there are none.
+        The classes, empty without class folders.
 
     Raises:
         InputError: If too many images are outside of class folders.
