@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
+from soflow.config.checks import check_data, check_network, check_objective, check_training
 from soflow.config.optimizer import Decay, OptimizerConfig, Share
 from soflow.config.own import OwnNetwork, OwnObjective
 from soflow.config.sections import ChosenFrom, ComponentSection, Section, key
 from soflow.guidance import DrawnGuidance, draws_scales
 from soflow.networks import NETWORKS
-from soflow.networks.registry import fits, takes, what_fits
 from soflow.objectives import OBJECTIVES
 from soflow.sampling import HEUN_STEPS, Sampler
 
@@ -308,73 +308,8 @@ class Config(Section):
     @model_validator(mode="after")
     def parts_fit_together(self) -> "Config":
         """Rejects combinations that would fail only later, during a step."""
-        network = self.network.component
-        data, chosen = self.data, f"network.name={self.network.name}"
-        images = len(data.shape) == 3
-        if not fits(network, data.shape):
-            shape = f"data.shape={list(data.shape)}"
-            raise ValueError(f"{chosen} does not fit {shape}: use {what_fits()}")
-        if not getattr(network, "takes_labels", True) and data.num_classes:
-            raise ValueError(f"{chosen} does not take labels: set data.num_classes=0")
-        if data.cond_shape and not takes(network, "cond"):
-            raise ValueError(
-                f"{chosen} does not take conditions, which the data have: choose another network, "
-                "or set data.cond_column= (empty) to train without conditions"
-            )
-        if data.augment and not images:
-            raise ValueError(
-                f"data.augment needs images [C, H, W], but data.shape is {list(data.shape)}: set "
-                "data.augment=0"
-            )
-        if data.augment and not takes(network, "augment"):
-            raise ValueError(
-                f"data.augment does not work with {chosen}: set network.name=unet or data.augment=0"
-            )
-        if data.cond_shape and data.random_crop:
-            raise ValueError(
-                "data.random_crop does not crop the conditions of samples: set it to 0, or set "
-                "data.cond_column= (empty) to train without conditions"
-            )
-        if data.random_crop and not images:
-            raise ValueError("data.random_crop needs images [C, H, W]: set it to 0")
-        if data.balance and not data.num_classes:
-            raise ValueError(
-                "data.balance needs classes: set data.num_classes, or data.balance=false"
-            )
-        if data.flip and (not images or data.source == "latents" or data.augment):
-            raise ValueError(
-                "data.flip needs images without data.augment: set data.flip=false (data.augment "
-                "already flips images; for latents, use soflow encode --flip)"
-            )
-        if self.train.checkpoint_activations and self.of_objective("forward_derivative"):
-            raise ValueError(
-                f"train.checkpoint_activations does not work with the Jacobian-vector products of "
-                f"objective.name={self.objective.name}: set it to false"
-            )
-        if self.init_time == "reversed" and not self.init_from:
-            raise ValueError("init_time=reversed has no effect without init_from: set init_from")
-        needed = self.of_objective("parameterization", self.noising.parameterization)
-        if self.noising.parameterization != needed:
-            chosen = f"objective.name={self.objective.name}"
-            raise ValueError(f"{chosen} needs noising.parameterization={needed}: set it")
-        if self.guidance_scale > 1 and not data.num_classes:
-            raise ValueError(
-                "objective.guidance.scale above 1 needs labels: set data.num_classes, or "
-                "objective.guidance.scale=1"
-            )
-        if self.drawn_guidance and not data.num_classes:
-            raise ValueError(
-                "objective.guidance.max_scale needs labels: set data.num_classes, or "
-                "objective.guidance.max_scale=null"
-            )
-        if self.drawn_guidance and not takes(network, "guidance"):
-            raise ValueError(
-                f"{chosen} does not take a guidance scale: choose another network, or set "
-                "objective.guidance.max_scale=null to train with one fixed scale"
-            )
-        batch, count = self.train.batch_size, self.train.accumulate
-        if batch % count:
-            raise ValueError(
-                f"train.batch_size={batch} is not divisible by train.accumulate={count}: change one"
-            )
+        check_network(self)
+        check_data(self)
+        check_objective(self)
+        check_training(self)
         return self
