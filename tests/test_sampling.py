@@ -6,8 +6,9 @@ import torch
 from soflow.drawing import sample_many
 from soflow.errors import InputError
 from soflow.noising import LinearNoising, TrigNoising
+from soflow.parameterization import EulerParameterization, TrigParameterization
 from soflow.sampling import check_sampler, even_times, integrate_velocity, ode, one_step, renoise
-from soflow.solution import EulerParameterization, FlowModel, TrigParameterization
+from soflow.solution import FlowModel
 from support.exact import Exact, exact_model
 
 EVERY = [

@@ -12,7 +12,8 @@ import soflow
 from soflow.drawing import sample_many
 from soflow.errors import InputError
 from soflow.noising import LinearNoising
-from soflow.solution import EulerParameterization, FlowModel
+from soflow.parameterization import EulerParameterization
+from soflow.solution import FlowModel
 
 SHAPE, CLASSES = (1, 8, 8), 10
 

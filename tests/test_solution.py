@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from soflow.noising import LinearNoising, TrigNoising
-from soflow.solution import EulerParameterization, FlowModel, TrigParameterization
+from soflow.parameterization import EulerParameterization, TrigParameterization
+from soflow.solution import FlowModel
 from support.exact import exact_model
 
 EVERY = [

@@ -49,13 +49,13 @@ if TYPE_CHECKING:
     from soflow.objectives.shortcut import Shortcut as Shortcut
     from soflow.objectives.soflow import SoFlow as SoFlow
     from soflow.objectives.soflow import SoFlowTimes as SoFlowTimes
+    from soflow.parameterization import EulerParameterization as EulerParameterization
+    from soflow.parameterization import TrigParameterization as TrigParameterization
     from soflow.sampling import integrate_velocity as integrate_velocity
     from soflow.sampling import ode as ode
     from soflow.sampling import one_step as one_step
     from soflow.sampling import renoise as renoise
-    from soflow.solution import EulerParameterization as EulerParameterization
     from soflow.solution import FlowModel as FlowModel
-    from soflow.solution import TrigParameterization as TrigParameterization
     from soflow.symbols import Batch as Batch
     from soflow.system.progress import silent as silent
     from soflow.system.progress import track as track
@@ -71,9 +71,9 @@ if TYPE_CHECKING:
     from soflow.workflows.load import Run as Run
     from soflow.workflows.load import load as load
     from soflow.workflows.report import report as report
-    from soflow.workflows.sample import SampleRequest as SampleRequest
     from soflow.workflows.sample import sample as sample
     from soflow.workflows.sample import sample_to_file as sample_to_file
+    from soflow.workflows.sample_request import SampleRequest as SampleRequest
     from soflow.workflows.save import save_model as save_model
     from soflow.workflows.train import train as train
 
@@ -88,7 +88,7 @@ _HOME = {
     "Run": "workflows.load",
     "sample": "workflows.sample",
     "sample_to_file": "workflows.sample",
-    "SampleRequest": "workflows.sample",
+    "SampleRequest": "workflows.sample_request",
     "evaluate": "workflows.evaluate",
     "evaluate_samples": "workflows.evaluate",
     "EvaluationSettings": "evaluation.evaluate",
@@ -119,8 +119,8 @@ _HOME = {
     # the mathematics
     "LinearNoising": "noising",
     "TrigNoising": "noising",
-    "EulerParameterization": "solution",
-    "TrigParameterization": "solution",
+    "EulerParameterization": "parameterization",
+    "TrigParameterization": "parameterization",
     "FlowModel": "solution",
     "LogitNormal": "times",
     "MiddleTime": "times",

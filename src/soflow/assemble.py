@@ -14,13 +14,8 @@ from soflow.errors import InputError, first_line
 from soflow.guidance import Guidance
 from soflow.noising import LinearNoising, Noising, TrigNoising
 from soflow.objectives.base import Objective
-from soflow.solution import (
-    EulerParameterization,
-    FlowModel,
-    Parameterization,
-    TrigParameterization,
-    unchanged,
-)
+from soflow.parameterization import EulerParameterization, Parameterization, TrigParameterization
+from soflow.solution import FlowModel, unchanged
 
 NOISINGS: dict[str, type[Noising]] = {"linear": LinearNoising, "trig": TrigNoising}
 PARAMETERIZATIONS: dict[str, type[Parameterization]] = {

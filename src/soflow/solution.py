@@ -1,15 +1,10 @@
-"""From the network F to the solution function f(x_t, t, s) and the velocity field v(x_t, t).
+"""FlowModel: the network F as the solution function f(x_t, t, s) and the velocity field v(x_t, t).
 
-    f(x_t, t, s) = a(t, s) x_t + b(t, s) F(x_t, t, s),   a(t, t) = 1, b(t, t) = 0, so f(x, t, t) = x
-    v(x_t, t)    = (d/ds f)(x_t, t, s) at s = t
-
-Source: SoFlow (arXiv 2512.15657), parameterization of the solution function.
+x_s = f(x_t, t, s):   one call of the network takes a sample from time t to time s
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from math import pi
 from typing import Any
 
 import torch
@@ -18,71 +13,8 @@ from torch import Tensor, nn
 from soflow.errors import InputError
 from soflow.guidance import AnyInterval, AnyScale, DrawnGuidance, of_labelled
 from soflow.noising import LinearNoising, Noising
-from soflow.symbols import Labels, Net, Sample, Times, across
-
-
-class Parameterization(ABC):
-    """The coefficients a(t, s) and b(t, s) of the solution function, and (d/ds b)(t, t)."""
-
-    #: (d/ds b)(t, t), the same for every t. (d/ds a)(t, t) is 0 in both parameterizations.
-    d_s_b: float
-
-    @abstractmethod
-    def a(self, t: Tensor, s: Tensor) -> Tensor:
-        """The coefficient of x: (B,), (B,) -> (B,)."""
-
-    @abstractmethod
-    def b(self, t: Tensor, s: Tensor) -> Tensor:
-        """The coefficient of F: (B,), (B,) -> (B,)."""
-
-    def solution(self, x: Sample, t: Times, s: Times, F: Sample) -> Sample:
-        """f(x, t, s), (B, ...), from F = F(x, t, s)."""
-        return across(self.a(t, s), x) * x + across(self.b(t, s), x) * F
-
-    def velocity(self, F: Sample) -> Sample:
-        """v(x, t), (B, ...), from F = F(x, t, t)."""
-        return self.d_s_b * F
-
-
-class EulerParameterization(Parameterization):
-    """The parameterization a = 1, b = s - t: F is the mean velocity from t to s.
-
-    Example:
-        >>> import soflow, torch
-        >>> x, F = torch.ones(1, 2), torch.full((1, 2), 3.0)  # (B, ...)
-        >>> soflow.EulerParameterization().solution(x, torch.ones(1), torch.zeros(1), F)
-        tensor([[-2., -2.]])
-    """
-
-    d_s_b = 1.0
-
-    def a(self, t: Tensor, s: Tensor) -> Tensor:
-        return torch.ones_like(t)
-
-    def b(self, t: Tensor, s: Tensor) -> Tensor:
-        return s - t
-
-
-class TrigParameterization(Parameterization):
-    """The parameterization a = cos(pi (s - t) / 2), b = sin(pi (s - t) / 2).
-
-    A jump rotates x towards F.
-
-    Example:
-        >>> import soflow, torch
-        >>> parameterization = soflow.TrigParameterization()
-        >>> t, s = torch.tensor([1.0, 0.5]), torch.tensor([0.5, 0.5])
-        >>> parameterization.a(t, s), parameterization.b(t, s)
-        (tensor([0.7071, 1.0000]), tensor([-0.7071,  0.0000]))
-    """
-
-    d_s_b = pi / 2
-
-    def a(self, t: Tensor, s: Tensor) -> Tensor:
-        return torch.cos(pi / 2 * (s - t))
-
-    def b(self, t: Tensor, s: Tensor) -> Tensor:
-        return torch.sin(pi / 2 * (s - t))
+from soflow.parameterization import EulerParameterization, Parameterization
+from soflow.symbols import Labels, Net, Sample, Times
 
 
 def unchanged(samples: Tensor) -> Tensor:
@@ -210,6 +142,10 @@ class FlowModel:
         Raises:
             InputError: If the network takes no scale, or was not trained with this scale.
         """
+        if any(isinstance(net, Guided) for net in self.bound()):
+            raise InputError(
+                "this model's guidance scale was already chosen: call guided on the original model"
+            )
         if self.guidance is None:
             raise InputError(
                 "this model's guidance scale was fixed in training: leave out guidance, or train a "

@@ -15,7 +15,8 @@ from soflow.evaluation.diagnostics import (
 from soflow.evaluation.digits import load_digit_classifier, train_digit_classifier
 from soflow.evaluation.metrics import Moments, frechet_distance, recognized
 from soflow.noising import LinearNoising, TrigNoising
-from soflow.solution import EulerParameterization, FlowModel, TrigParameterization
+from soflow.parameterization import EulerParameterization, TrigParameterization
+from soflow.solution import FlowModel
 from support.exact import exact_model
 
 EVERY = [

@@ -12,7 +12,7 @@ from scipy.integrate import solve_ivp
 import soflow
 from soflow.data import bundled, sources
 from soflow.noising import LinearNoising
-from soflow.solution import EulerParameterization
+from soflow.parameterization import EulerParameterization
 from support.exact import Exact
 
 #: Standard deviation of each Gaussian per dimension. For 1, the map from t = 1 to 0 would be the

@@ -24,7 +24,8 @@ from soflow.objectives.guided import shown_labels
 from soflow.objectives.imf import ImprovedMeanFlow
 from soflow.objectives.mean_flow import MeanFlow, MeanFlowGuidance
 from soflow.objectives.shortcut import Shortcut
-from soflow.solution import EulerParameterization, FlowModel, TrigParameterization
+from soflow.parameterization import EulerParameterization, TrigParameterization
+from soflow.solution import FlowModel
 from soflow.symbols import Batch
 from soflow.times import LogitNormal, MiddleTime
 from soflow.training.ema import Ema

@@ -10,8 +10,9 @@ from soflow.networks.unet import UNet
 from soflow.noising import LinearNoising
 from soflow.objectives.mean_flow import MeanFlow, MeanFlowGuidance
 from soflow.objectives.soflow import SoFlow
+from soflow.parameterization import EulerParameterization
 from soflow.sampling import integrate_velocity, ode, renoise
-from soflow.solution import EulerParameterization, FlowModel
+from soflow.solution import FlowModel
 from soflow.symbols import Batch
 
 OBJECTIVES = {

@@ -10,7 +10,8 @@ from soflow.guidance import Guidance
 from soflow.noising import LinearNoising, TrigNoising
 from soflow.objectives.base import Draws
 from soflow.objectives.soflow import SoFlow
-from soflow.solution import EulerParameterization, FlowModel, TrigParameterization
+from soflow.parameterization import EulerParameterization, TrigParameterization
+from soflow.solution import FlowModel
 from soflow.symbols import Batch, across, mean_d
 from soflow.times import middle_time
 from support.exact import Exact

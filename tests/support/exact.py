@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from soflow.noising import Noising
-from soflow.solution import FlowModel, Parameterization
+from soflow.parameterization import Parameterization
+from soflow.solution import FlowModel
 from soflow.symbols import across
 
 

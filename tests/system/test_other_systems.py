@@ -25,7 +25,8 @@ from soflow.training.ema import Ema
 from soflow.training.trainer import Trainer
 from soflow.workflows import sample as sampling_workflow
 from soflow.workflows.load import load
-from soflow.workflows.sample import SampleRequest, sample_to_file
+from soflow.workflows.sample import sample_to_file
+from soflow.workflows.sample_request import SampleRequest
 from support.float64 import NoFloat64
 from support.settings import TINY_DIT
 

@@ -7,7 +7,7 @@ import soflow
 from soflow.data.dataset import Dataset
 from soflow.data.registry import SOURCES
 from soflow.workflows import train as training
-from soflow.workflows.sample import SampleRequest
+from soflow.workflows.sample_request import SampleRequest
 from support.resuming import train_and_resume
 
 UNET = ["network.name=unet", "network.model_channels=16", "network.channel_mult=[1,2]"]

@@ -56,6 +56,8 @@ def test_the_scale_reaches_the_network():
         assert guidance_inputs(one, [CLASSES, -1]).tolist() == near([[1, 0, 1]] * 2)
     with pytest.raises(InputError, match="guidance"):
         guidance_inputs(model.guided([2, 3]), [0, 1, 2])
+    with pytest.raises(InputError, match="already chosen"):
+        model.guided(2).guided(3)
 
 
 def test_every_sampler_uses_the_scale():

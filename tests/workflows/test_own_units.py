@@ -16,7 +16,8 @@ from soflow.evaluation.sample_set import open_samples
 from soflow.evaluation.tables import table
 from soflow.system.progress import silent
 from soflow.workflows.evaluate import evaluate, evaluate_samples
-from soflow.workflows.sample import SampleRequest, sample, sample_to_file
+from soflow.workflows.sample import sample, sample_to_file
+from soflow.workflows.sample_request import SampleRequest
 
 TINY = ["network.width=8", "network.depth=1", "train.steps=2", "train.batch_size=32"]
 COLUMNS = ("height", "weight, kg", "age")

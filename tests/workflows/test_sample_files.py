@@ -11,8 +11,9 @@ import soflow as runs
 from soflow.errors import InputError
 from soflow.system.progress import silent
 from soflow.workflows import sample as sample_files
-from soflow.workflows.sample import SampleProtocol, SampleRequest, sample, sample_to_file
+from soflow.workflows.sample import SampleProtocol, sample, sample_to_file
 from soflow.workflows.sample_files import write_npz
+from soflow.workflows.sample_request import SampleRequest
 
 
 @pytest.fixture

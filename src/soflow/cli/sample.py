@@ -62,7 +62,8 @@ def sample(
     """Draw samples from a trained run."""
     from soflow.data.arrays import conditions_in
     from soflow.workflows.load import load
-    from soflow.workflows.sample import SampleRequest, sample_to_file
+    from soflow.workflows.sample import sample_to_file
+    from soflow.workflows.sample_request import SampleRequest
 
     interval, jumps = interval_of(guidance_interval), times_of(times)
     loaded = load(run, weights, vae=vae)

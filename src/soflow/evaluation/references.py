@@ -1,7 +1,7 @@
 """Scorers: the reference, from real data or a statistics file, and held-out real data."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from os.path import expanduser
 from pathlib import Path
@@ -16,6 +16,7 @@ from soflow.data.dataset import Dataset, Encoder, Scaling
 from soflow.data.splits import HELD_OUT, split_of
 from soflow.data.training_data import make_dataset
 from soflow.errors import InputError, RunError
+from soflow.evaluation.decoded import Decode, as_images
 from soflow.evaluation.features import (
     Features,
     as_seen,
@@ -51,11 +52,6 @@ from soflow.solution import unchanged
 from soflow.system.progress import track
 
 log = logging.getLogger(__name__)
-
-#: Latents per decoding batch.
-DECODED = 64
-
-Decode = Callable[[Tensor], Tensor]
 
 
 def make_scoring(
@@ -278,33 +274,6 @@ def training_points(config: Config) -> Dataset | None:
     except (InputError, RunError) as error:
         log.info(f"{error}; skipping the diagnostics")
         return None
-
-
-def as_images(data: Dataset, decode: Decode, num: int) -> Dataset:
-    """Decodes `num` evenly spaced latents to images, lazily. Returns other data unchanged."""
-    if data.encoder is None:
-        return data
-    which = torch.linspace(0, len(data) - 1, min(num, len(data)), dtype=torch.float64).long()
-    some = data.part(which, data.split)
-    rows = DecodedRows(some, decode)
-    return Dataset(f"{data.name}, decoded", data.split, rows, some.labels, data.class_names)
-
-
-class DecodedRows:
-    """Images (n, C, H, W) that are decoded from latents each time they are read."""
-
-    dtype = torch.float32
-
-    def __init__(self, latents: Dataset, decode: Decode) -> None:
-        self.latents, self.decode = latents, decode
-        self.shape = (len(latents), *self[torch.tensor([0])].shape[1:])
-
-    def __len__(self) -> int:
-        return len(self.latents)
-
-    def __getitem__(self, which: Tensor, /) -> Tensor:
-        parts = which.split(DECODED)
-        return torch.cat([self.decode(self.latents.samples(part)) for part in parts])
 
 
 def require_real(reference: str, baseline: bool | None) -> None:

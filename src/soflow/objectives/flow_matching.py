@@ -14,7 +14,8 @@ from soflow.guidance import Guidance
 from soflow.objectives.base import OBJECTIVES, Draws, Losses, Term, adaptive_weight, losses
 from soflow.objectives.guided import draw_dropped, guiding_velocities, shown_labels
 from soflow.objectives.passes import Inputs
-from soflow.solution import FlowModel, Parameterization
+from soflow.parameterization import Parameterization
+from soflow.solution import FlowModel
 from soflow.symbols import Batch, Sample, Times, mean_d
 from soflow.system.registry import Setting
 from soflow.times import LogitNormal

@@ -24,7 +24,8 @@ from soflow.objectives.guided import (
     shown_labels,
 )
 from soflow.objectives.passes import Inputs, consistency_passes, without_gradient
-from soflow.solution import FlowModel, Parameterization
+from soflow.parameterization import Parameterization
+from soflow.solution import FlowModel
 from soflow.symbols import Batch, Sample, Times, across, mean_d
 from soflow.system.registry import Setting
 from soflow.times import LogitNormal, MiddleTime, draw_jumps

@@ -139,7 +139,8 @@ class Run:
                 `times`, conditions are missing or do not fit, or the run was not trained with
                 this guidance scale.
         """
-        from soflow.workflows.sample import SampleRequest, sample
+        from soflow.workflows.sample import sample
+        from soflow.workflows.sample_request import SampleRequest
 
         request = SampleRequest.of(
             self, num, labels, sampler=sampler, nfe=nfe, seed=seed, batch_size=batch_size,
