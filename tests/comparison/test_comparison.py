@@ -143,6 +143,31 @@ def test_a_comparison_on_data_that_give_the_shape(tmp_path, known_costs):
     assert results.objectives["soflow"].runs[0].rows
 
 
+def test_a_comparison_of_data_passed_from_python(tmp_path, known_costs):
+    images, labels = torch.rand(60, 1, 8, 8), torch.arange(60) % 3
+    settings = ["evaluate.features=coordinates"]
+
+    def compared(data, seeds):
+        return compare(tmp_path, ["soflow", "mean_flow"], seeds, overrides=settings, data=data)
+
+    results = compared((images, labels), 1)
+    assert results.reference.dataset == "python"
+    assert results.reference.count == 60
+    # More runs need the same data.
+    assert compared((images, labels), 2).seeds == [0, 1]
+    with pytest.raises(InputError, match="other data"):
+        compared((images.flip(0), labels), 3)
+    with pytest.raises(InputError, match=r"data\.source"):
+        compared(None, 3)
+
+
+def test_a_notebook_shows_the_table(whole):
+    _, results = whole
+    page = results._repr_html_()
+    assert "<th>NFE 1</th>" in page
+    assert f"<td>{results.objectives['mean_flow'].one_step[0]:.3g}</td>" in page
+
+
 def test_a_finished_comparison_is_only_read(whole, caplog):
     out, results = whole
     caplog.set_level(logging.INFO, "soflow")

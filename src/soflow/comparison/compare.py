@@ -9,8 +9,8 @@ SoFlow, the first variant.
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,8 @@ from soflow.comparison.tables import HEUN
 from soflow.config import Config
 from soflow.config.reading import BEFORE, keys_of
 from soflow.config.variants import Variants, folder_name, read_compared
+from soflow.data import own
+from soflow.data.dataset import Dataset
 from soflow.data.training_data import completed, make_dataset
 from soflow.drawing import draw
 from soflow.errors import InputError, in_short
@@ -83,6 +85,7 @@ def compare(
     progress: Progress = track,
     variants: Variants | None = None,
     only: Sequence[str] = (),
+    data: Any = None,
 ) -> Comparison:
     """Trains and evaluates objectives, or variants of a recipe, under equal conditions.
 
@@ -109,6 +112,8 @@ def compare(
             {"objective": {"p": 0}}, "Muon": {"optimizer.name": "muon"}}`. A variant with another
             objective keeps the guidance strength of the recipe's objective.
         only: Names of the variants to compare. By default, all.
+        data: Custom data instead of the recipe's, as in `soflow.train`. Pass the same data again to
+            resume the comparison.
 
     Returns:
         The content of results.json.
@@ -146,20 +151,55 @@ def compare(
     if budget == "time":
         every = read_compared(recipe, names, variants, (), overrides)
         require_base(settings, BASE if variants is None else base_of(every), out)
-    data = make_dataset(next(iter(read.values())).config.data)
-    configs = {name: completed(variant.config, data) for name, variant in read.items()}
-    shared = next(iter(configs.values()))
-    configs, note = chosen_settings(configs, settings, out, keys_of(overrides))
-    decode = make_decoder(data.encoder, data.scaling, default_device())
-    require_writable(out)
-    require_same_as_begun(configs, seeds, budget, out)
-    if note:
-        log.info(note)
-    scoring = make_scoring(shared, data.encoder, decode, baseline=True, scaling=data.scaling)
-    usual, seconds = MEASURING if shared.train.steps >= SHORT else MEASURING_IF_SHORT
-    costs = costs_of(configs, out / "cost.json", rounds or usual, progress, seconds)
-    planned = list(plan(configs, seeds, budget, out, costs))
+    configs = {name: variant.config for name, variant in read.items()}
+    with given_to_all(data, configs, overrides) as configs:
+        dataset = make_dataset(next(iter(configs.values())).data)
+        configs = {name: completed(config, dataset) for name, config in configs.items()}
+        shared = next(iter(configs.values()))
+        configs, note = chosen_settings(configs, settings, out, keys_of(overrides))
+        require_writable(out)
+        require_same_as_begun(configs, dataset, seeds, budget, out)
+        if note:
+            log.info(note)
+        scoring = scoring_of(shared, dataset)
+        usual, seconds = MEASURING if shared.train.steps >= SHORT else MEASURING_IF_SHORT
+        costs = costs_of(configs, out / "cost.json", rounds or usual, progress, seconds)
+        planned = list(plan(configs, seeds, budget, out, costs))
+        run_all(planned, costs, scoring, heun, progress)
+    results = gather(recipe, overrides, budget, planned, costs, settings)
+    results.write(out / "results.json")
+    return results
 
+
+@contextmanager
+def given_to_all(
+    data: Any, configs: dict[str, Config], overrides: Sequence[str]
+) -> Iterator[dict[str, Config]]:
+    """Yields the configurations with data passed from Python, if there are any."""
+    if data is None:
+        yield configs
+        return
+    own.require_unnamed(keys_of(overrides))
+    with own.given(data, next(iter(configs.values()))) as first:  # all have the same data
+        yield {
+            name: config.model_copy(update={"data": first.data}) for name, config in configs.items()
+        }
+
+
+def scoring_of(config: Config, dataset: Dataset) -> Scoring:
+    """The scorer for all runs, with held-out real data."""
+    decode = make_decoder(dataset.encoder, dataset.scaling, default_device())
+    return make_scoring(config, dataset.encoder, decode, baseline=True, scaling=dataset.scaling)
+
+
+def run_all(
+    planned: Sequence[Planned],
+    costs: Mapping[str, Cost],
+    scoring: Scoring,
+    heun: bool,
+    progress: Progress,
+) -> None:
+    """Trains and evaluates all runs that are not finished."""
     # The expected training seconds of the remaining runs.
     expected = {
         run.folder: 0.0
@@ -180,9 +220,6 @@ def compare(
         train_run(run, scoring, heun, title, progress)
         evaluate_run(run, scoring, heun, progress)
         done += expected.pop(run.folder)
-    results = gather(recipe, overrides, budget, planned, costs, settings)
-    results.write(out / "results.json")
-    return results
 
 
 def chosen_settings(

@@ -10,11 +10,12 @@ from soflow.comparison.cost import Cost, base_of
 from soflow.comparison.record import Budget, Comparison, Curves, RunEvaluation
 from soflow.config import Config
 from soflow.config.variants import folder_name
+from soflow.data.dataset import DataRecord, Dataset
 from soflow.errors import InputError, RunError
 from soflow.run.checkpoint import checkpoints
 from soflow.run.folder import RunFolder
 from soflow.run.history import read_history
-from soflow.run.resume import require_same_settings
+from soflow.run.resume import require_same_data, require_same_settings
 from soflow.sampling import Sampler
 
 #: Number of points of a curve.
@@ -125,13 +126,15 @@ def require_base(settings: dict[str, dict[str, Any]], base: str, out: Path) -> N
 
 
 def require_same_as_begun(
-    configs: dict[str, Config], seeds: int, budget: Budget, out: Path
+    configs: dict[str, Config], dataset: Dataset, seeds: int, budget: Budget, out: Path
 ) -> None:
-    """Raises InputError if an existing run in `out` has other settings."""
+    """Raises InputError if an existing run in `out` has other settings or other data."""
     for run in plan(configs, seeds, budget, out):
         if run.folder.config.is_file() and checkpoints(run.folder.checkpoints):
             started = run.folder.read_config()
             require_same_settings(started, run.config, run.folder)
+            if (data := DataRecord.read(run.folder.data)) is not None:
+                require_same_data(data, dataset.describe(), run.folder)
             if changes := read_history(run.folder.history):
                 raise InputError(
                     f"{run.folder.path}: {changes[-1].key} was changed after step "

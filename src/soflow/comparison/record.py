@@ -116,6 +116,12 @@ class Comparison(Record):
     machine: Machine
     objectives: dict[str, ObjectiveResults] = Field(min_length=1)  # objectives or variants by name
 
+    def _repr_html_(self) -> str:
+        """The table of distances, for notebooks."""
+        from soflow.comparison.tables import as_html
+
+        return as_html(self)
+
     @property
     def variants(self) -> bool:
         """Whether variants are compared, not just objectives with default settings."""

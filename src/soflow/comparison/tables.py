@@ -3,7 +3,10 @@
 import json
 from statistics import mean, stdev
 
+from markupsafe import Markup
+
 from soflow.comparison.record import Comparison
+from soflow.evaluation.html import html_table
 from soflow.objectives import OBJECTIVES
 from soflow.sampling import HEUN_STEPS, Sampler
 
@@ -207,6 +210,14 @@ def markdown(results: Comparison) -> str:
         parts += [table(overview_rows(results)), table(settings_rows(results)), "All samplers:"]
     parts += [table(quality_rows(results)), about_costs(results), table(cost_rows(results))]
     return "\n\n".join(parts) + "\n"
+
+
+def as_html(results: Comparison) -> str:
+    """The table of distances with its explanation as HTML, for notebooks."""
+    rows = overview_rows(results) if results.variants else quality_rows(results)
+    text = Markup('<p style="max-width: 60em">{}</p>')
+    parts = [text.format(about(results)), html_table(rows), text.format(about_distances(results))]
+    return str(Markup("").join(parts))
 
 
 def table(rows: list[list[str]]) -> str:

@@ -1,6 +1,7 @@
 """Self-contained HTML pages from Jinja2 templates. All values are escaped."""
 
 import base64
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -36,6 +37,18 @@ def image(picture: Figure | Image) -> Markup:
     """Encodes a plot or an image as a data URI for the `src` of an `img` element."""
     content = base64.b64encode(png(picture)).decode()
     return Markup("data:image/png;base64,{}").format(content)
+
+
+def html_table(rows: Sequence[Sequence[str]]) -> Markup:
+    """An HTML table of escaped cells. The first row is the header."""
+    head, *body = rows
+    lines = [table_row("th", head), *(table_row("td", row) for row in body)]
+    return Markup("<table>{}</table>").format(Markup("").join(lines))
+
+
+def table_row(tag: str, cells: Sequence[str]) -> Markup:
+    cell = Markup(f"<{tag}>{{}}</{tag}>")
+    return Markup("<tr>{}</tr>").format(Markup("").join(cell.format(text) for text in cells))
 
 
 def duration(seconds: float) -> str:

@@ -1,10 +1,11 @@
 """Text and HTML of an evaluation: the table, its title, and the remarks below it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from statistics import mean
 
 from markupsafe import Markup
 
+from soflow.evaluation.html import html_table
 from soflow.evaluation.record import Evaluation, Figures, GuidanceUsed, RealRow, Reference, Row
 
 #: Makes the cell of a row in one column.
@@ -164,8 +165,6 @@ def about_real(real: RealRow, reference: Reference) -> str:
 
 def as_html(evaluation: Evaluation) -> str:
     """The table with its title and remarks as HTML, for notebooks."""
-    head, *rows = table(evaluation)
-    lines = [row_of("th", head), *(row_of("td", row) for row in rows)]
     diagnostics = [
         f"{name.replace('_', ' ')}: {value:.4f}" for name, value in evaluation.diagnostics.items()
     ]
@@ -174,13 +173,7 @@ def as_html(evaluation: Evaluation) -> str:
         for line in (remarks(evaluation), ", ".join(diagnostics))
         if line
     ]
-    found = Markup("<p><b>{}</b></p><table>{}</table>{}").format(
-        title(evaluation), Markup("").join(lines), Markup("").join(below)
+    found = Markup("<p><b>{}</b></p>{}{}").format(
+        title(evaluation), html_table(table(evaluation)), Markup("").join(below)
     )
     return str(found)
-
-
-def row_of(tag: str, cells: Sequence[str]) -> Markup:
-    """An HTML row of escaped cells."""
-    cell = Markup(f"<{tag}>{{}}</{tag}>")
-    return Markup("<tr>{}</tr>").format(Markup("").join(cell.format(text) for text in cells))
