@@ -77,6 +77,8 @@ def main() -> None:
     parser.add_argument("--only", type=int, help="run only the first N measurements")
     parser.add_argument("overrides", nargs="*")
     asked = parser.parse_args()
+    if not torch.cuda.is_available() and not asked.on_cpu:
+        parser.error("no GPU found: use --on-cpu with small KEY=VALUE sizes to try the script")
     start = time.monotonic()
     rows: list[CostRow] = []
     missing: list[str] = []
@@ -139,6 +141,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if not torch.cuda.is_available() and "--on-cpu" not in sys.argv:
-        sys.exit("no GPU found: use --on-cpu with small KEY=VALUE sizes to try the script")
     main()

@@ -189,5 +189,8 @@ def about_quality(results: QualityResults) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     PAGE.write_text(text_of(RESULTS))
     print(f"written: {PAGE}")
