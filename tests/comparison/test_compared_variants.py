@@ -228,10 +228,10 @@ def overlaps(figure: Figure) -> bool:
 def test_many_variants_have_different_colors_and_no_overlapping_text(whole):
     _, results = whole
     many = with_many(results, 20)
-    looks = plots.looks(many)
-    assert len({(look.color, look.marker) for look in looks.values()}) == 24
-    assert looks["SoFlow"].color == plots.COLORS["soflow"]
-    assert looks["MeanFlow"].color == plots.COLORS["mean_flow"]
+    styles = plots.styles_of(many)
+    assert len({(style.color, style.marker) for style in styles.values()}) == 24
+    assert styles["SoFlow"].color == plots.COLORS["soflow"]
+    assert styles["MeanFlow"].color == plots.COLORS["mean_flow"]
     figure = plots.plots(many)
     (legend,) = figure.legends
     assert len(legend.get_texts()) == 24
@@ -256,7 +256,7 @@ def test_older_results_are_read(name):
     header, *rows = tables.quality_rows(results)
     assert header[0] == "objective"
     assert rows[0][:2] == ["SoFlow", "renoise"]
-    assert plots.looks(results)["mean_flow"].color == plots.COLORS["mean_flow"]
+    assert plots.styles_of(results)["mean_flow"].color == plots.COLORS["mean_flow"]
 
 
 def test_the_command_compares_variants(tmp_path, capfd):

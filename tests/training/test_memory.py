@@ -10,8 +10,8 @@ from soflow.errors import RunError
 from soflow.networks.dit import DiT
 from soflow.run.checkpoint import TrainState
 from soflow.system.memory import is_out_of_memory
-from soflow.training.looks import Looks, look
 from soflow.training.memory import memory_advice
+from soflow.training.periodic import PeriodicResults, evaluate_and_draw
 from soflow.workflows import train as workflow
 from support.settings import TINY_DIT
 
@@ -94,7 +94,7 @@ def test_training_continues_without_a_sample_grid(caplog):
     def watch(*arguments):
         raise FULL[0]
 
-    look(None, watch, TrainState(3), {}, torch.device("cpu"), Looks())
+    evaluate_and_draw(None, watch, TrainState(3), {}, torch.device("cpu"), PeriodicResults())
     assert "step 3: no sample grid: out of memory" in caplog.text
 
 

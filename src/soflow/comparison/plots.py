@@ -39,7 +39,7 @@ FEW = 6
 LEGEND_COLUMNS, COLUMNS = 4, 4
 
 
-class Look(NamedTuple):
+class Style(NamedTuple):
     """The style of a variant."""
 
     color: str
@@ -53,15 +53,15 @@ def plots(results: Comparison) -> Figure:
     Lines are means over seeds. With few variants, bands show minimum to maximum. With many
     variants, one legend is placed below the plots.
     """
-    styles = looks(results)
+    styles = styles_of(results)
     many = len(styles) > FEW
     legend = 0.22 * -(-len(styles) // LEGEND_COLUMNS) if many else 0.0
     figure = Figure(figsize=(13, 4.2 + legend), layout="constrained")
     against_nfe, against_time, against_samples = plain(figure, columns=3)
     for name, objective in results.objectives.items():
-        look, batch_size = styles[name], results.batch_size_of(name)
-        plot_evaluations(against_nfe, objective, look)
-        plot_curves([against_time, against_samples], objective, look, batch_size, bands=not many)
+        style, batch_size = styles[name], results.batch_size_of(name)
+        plot_evaluations(against_nfe, objective, style)
+        plot_curves([against_time, against_samples], objective, style, batch_size, bands=not many)
     against_nfe.set_xscale("log", base=2)
     rows = [row for one in results.objectives.values() for row in one.runs[0].rows]
     ticks = sorted({row.nfe for row in rows if row.nfe is not None})
@@ -82,8 +82,8 @@ def plots(results: Comparison) -> Figure:
         against_samples.set_title(f"during training (dashed: {how(*HEUN)})")
         figure.legend(
             handles=[
-                Line2D([], [], color=look.color, marker=look.marker, label=look.label)
-                for look in styles.values()
+                Line2D([], [], color=style.color, marker=style.marker, label=style.label)
+                for style in styles.values()
             ],
             loc="outside lower center",
             ncols=LEGEND_COLUMNS,
@@ -96,42 +96,42 @@ def plots(results: Comparison) -> Figure:
     return figure
 
 
-def looks(results: Comparison) -> dict[str, Look]:
+def styles_of(results: Comparison) -> dict[str, Style]:
     """Styles by name. Objectives with default settings have fixed colors."""
-    found: dict[str, Look] = {}
+    found: dict[str, Style] = {}
     own, others = dict(COLORS), cycle(product(MARKERS, PALETTE))
     for name, one in results.objectives.items():
         objective = str(one.settings.get("objective.name", name))
         color = own.pop(objective, None) if set(one.settings) <= {"objective.name"} else None
         marker, color = next(others) if color is None else ("o", color)
-        found[name] = Look(color, marker, as_text(name_of(name)))
+        found[name] = Style(color, marker, as_text(name_of(name)))
     return found
 
 
-def plot_evaluations(axes: Axes, objective: ObjectiveResults, look: Look) -> None:
+def plot_evaluations(axes: Axes, objective: ObjectiveResults, style: Style) -> None:
     """Plots distances after training, one line per sampler."""
     first, *_ = samplers = objective.few_step_samplers
-    color, marker, label = look
-    for style, sampler in zip(("-", ":"), samplers, strict=False):
+    color, marker, label = style
+    for line, sampler in zip(("-", ":"), samplers, strict=False):
         rows = [row for row in objective.runs[0].rows if row.sampler == sampler]
         counts = sorted({1, *(row.nfe for row in rows if row.nfe is not None)})
         # With one step all samplers are the same, so only the first one is evaluated.
         found = (objective.distances(sampler, n) or objective.distances(first, n) for n in counts)
         means = [mean(distances) for distances in found]
         text = f"{label}, {as_text(sampler)}"
-        axes.plot(counts, means, marker + style, color=color, markersize=5, label=text)
+        axes.plot(counts, means, marker + line, color=color, markersize=5, label=text)
     if heun := objective.distances(*HEUN):
         axes.plot([HEUN[1]], [mean(heun)], "s", color=color)
 
 
 def plot_curves(
-    both: Sequence[Axes], objective: ObjectiveResults, look: Look, batch_size: int, bands: bool
+    both: Sequence[Axes], objective: ObjectiveResults, style: Style, batch_size: int, bands: bool
 ) -> None:
     """Plots distances during training, over time and over samples.
 
     Lines are means over seeds. Bands show minimum to maximum.
     """
-    color, marker, label = look
+    color, marker, label = style
     for i, curve in enumerate(objective.runs[0].curves):
         every = [one for run in objective.runs for one in run.curves]
         same = [one.points for one in every if one.samples == curve.samples]
@@ -145,9 +145,9 @@ def plot_curves(
         title = label if curve.nfe == 1 else f"{label}, {how(curve.sampler, curve.nfe)}"
         least, most = distances.min(0), distances.max(0)
         for axes, x in zip(both, (seconds, samples), strict=True):
-            style = "--" if i else "-"
-            line = distances.mean(0)
-            axes.plot(x, line, style, marker=points, markersize=4, color=color, label=title)
+            line = "--" if i else "-"
+            means = distances.mean(0)
+            axes.plot(x, means, line, marker=points, markersize=4, color=color, label=title)
             if bands and len(distances) > 1:
                 axes.fill_between(x, least, most, color=color, alpha=0.12, linewidth=0)
 

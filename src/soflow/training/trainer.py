@@ -36,12 +36,12 @@ from soflow.training.distributed import (
     make_accelerator,
 )
 from soflow.training.ema import Ema
-from soflow.training.looks import Draw, Looks, Measure, keep_best, look
 from soflow.training.loss_module import LossModule, prepared
 from soflow.training.memory import TOO_LARGE, memory_advice
 from soflow.training.metrics import add_means, progress_text, summary, take_line
 from soflow.training.nonfinite import NonFinite
 from soflow.training.optimizers import kept_shapes, make_optimizer
+from soflow.training.periodic import Draw, Measure, PeriodicResults, evaluate_and_draw, keep_best
 from soflow.training.precision import float32_products
 from soflow.training.schedule import Schedule
 from soflow.training.signals import StopRequest, stop_request, stopped_by
@@ -123,7 +123,7 @@ class Trainer:
         self.state = checkpoint.train_state()
         self.manager.remember_best(self.state)
 
-    def go_on_in_data(self, batch_size: int) -> None:
+    def resume_data(self, batch_size: int) -> None:
         """Sets the position in the data after the samples seen so far.
 
         Args:
@@ -158,7 +158,7 @@ class Trainer:
                     task.update(state.step, self.shown)
                     callbacks.on_step(training)
                 if (stop := self.agreed(request)) is None:
-                    stop = self.follow_up(request, task)
+                    stop = self.periodic_work(request, task)
                 if stop is not None and (state.due or state.step < steps):
                     # Inside stop_request, so that another signal cannot interrupt the checkpoint.
                     self.save(last_chance=True)
@@ -237,7 +237,7 @@ class Trainer:
             f"{what}; skipping the update ({state.skipped} of at most {config.max_skipped})"
         )
 
-    def follow_up(self, request: StopRequest, task: Task) -> int | None:
+    def periodic_work(self, request: StopRequest, task: Task) -> int | None:
         """Does the work that is due after a step: evaluation, samples, log line, checkpoint.
 
         Returns:
@@ -246,28 +246,30 @@ class Trainer:
         """
         config, state = self.config, self.state
         draws, measures = self.schedule.draws(state.step), self.schedule.measures(state.step)
-        looks = Looks()
+        results = PeriodicResults()
         if draws or measures:
             main = self.accelerator.is_main_process
             weights = gather_state(self.ema.state_dict(), main)
             measure, draw = self.measure if measures else None, self.draw if draws else None
             if main:  # the other processes wait
-                request.cut_short(lambda: look(measure, draw, state, weights, self.device, looks))
+                request.cut_short(
+                    lambda: evaluate_and_draw(measure, draw, state, weights, self.device, results)
+                )
             self.accelerator.wait_for_everyone()
             if (stop := self.agreed(request)) is not None:
                 return stop
         if draws:
             self.trackers.log_samples(state.step)
         state.due = False
-        keep_best(state, looks.figures, config.evaluate.num_while_training)
+        keep_best(state, results.figures, config.evaluate.num_while_training)
         if self.schedule.logs(state.step):
-            self.log(looks.figures, task)
+            self.log(results.figures, task)
         if self.schedule.saves(state.step):
             self.save(last_chance=state.step == config.train.steps)
-        if looks.drawn is not None:
-            self.callbacks.on_sample(self.training, *looks.drawn)
+        if results.drawn is not None:
+            self.callbacks.on_sample(self.training, *results.drawn)
         if measures:
-            (figures,) = broadcast_object_list([looks.figures])
+            (figures,) = broadcast_object_list([results.figures])
             self.callbacks.on_evaluation(self.training, figures)
         return None
 

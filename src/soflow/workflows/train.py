@@ -49,13 +49,12 @@ from soflow.training.distributed import (
     require_plain_launch,
     same_everywhere,
 )
-from soflow.training.looks import Measure
 from soflow.training.memory import TOO_LARGE
 from soflow.training.optimizers import require_optimizer
+from soflow.training.periodic import Measure
 from soflow.training.signals import Stopped
 from soflow.training.trackers import require_trackers
 from soflow.training.trainer import Trainer
-from soflow.workflows.going_on import go_on, settings_of
 from soflow.workflows.load import Decode, load_model, make_decoder
 from soflow.workflows.network_contract import require_contract
 from soflow.workflows.own_parts import (
@@ -66,6 +65,7 @@ from soflow.workflows.own_parts import (
     with_network,
     with_objective,
 )
+from soflow.workflows.resume import resume_run, settings_of
 from soflow.workflows.sample_grid import draw_samples
 
 log = logging.getLogger(__name__)
@@ -171,7 +171,7 @@ def train(
             trainer = make_trainer(config, folder, dataset, progress, parts, started is not None)
         try:
             if started is not None:
-                go_on(trainer, started, changed, write=first)
+                resume_run(trainer, started, changed, write=first)
             if first:
                 write_head(config, folder, dataset)
             for line in summary(config.data, dataset):

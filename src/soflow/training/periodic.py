@@ -38,28 +38,28 @@ def may_fail(what: str, step: int) -> Iterator[None]:
 
 
 @dataclass
-class Looks:
+class PeriodicResults:
     """The metrics of an evaluation, and a sample grid with the model that drew it."""
 
     figures: dict[str, float] = field(default_factory=dict)
     drawn: tuple[FlowModel, Path] | None = None
 
 
-def look(
+def evaluate_and_draw(
     measure: Measure | None,
     draw: Draw | None,
     state: TrainState,
     weights: dict[str, Tensor],
     device: torch.device,
-    looks: Looks,
+    results: PeriodicResults,
 ) -> None:
     """Evaluates the model and draws samples. A signal may interrupt it; it is then repeated."""
     if measure is not None:
         with may_fail("evaluation", state.step):
-            looks.figures.update(measure(weights, device))
+            results.figures.update(measure(weights, device))
     if draw is not None:
         with may_fail("sample grid", state.step):
-            looks.drawn = draw(state, weights, device)
+            results.drawn = draw(state, weights, device)
 
 
 def keep_best(state: TrainState, figures: Mapping[str, float], num: int) -> None:

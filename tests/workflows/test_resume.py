@@ -19,7 +19,7 @@ from soflow.run.folder import RunFolder
 from soflow.run.history import Change, read_history, write_history
 from soflow.run.resume import Difference
 from soflow.training.signals import Stopped
-from soflow.workflows.going_on import schedules_at
+from soflow.workflows.resume import schedules_at
 from support.watching import stop_at
 from support.whole_runs import MLP, assert_same_run
 

@@ -32,7 +32,7 @@ def settings_of(folder: RunFolder) -> Config | None:
     return folder.read_config()
 
 
-def go_on(
+def resume_run(
     trainer: Trainer,
     started: Config,
     changed: Sequence[Difference],
@@ -52,7 +52,7 @@ def go_on(
     """
     folder, step, steps = trainer.folder, trainer.state.step, trainer.config.train.steps
     history = read_history(folder.history)
-    trainer.go_on_in_data(first_value(history, "train.batch_size", started.train.batch_size))
+    trainer.resume_data(first_value(history, "train.batch_size", started.train.batch_size))
     if changed and steps <= step:
         raise InputError(
             f"{folder.path} has already done {step} of {steps} steps, so {changed[0].key}="
