@@ -12,6 +12,7 @@ from soflow.comparison.plan import require_same_as_begun
 from soflow.config import read_recipe
 from soflow.data.batches import Batches
 from soflow.data.dataset import Dataset
+from soflow.data.training_data import make_dataset
 from soflow.errors import InputError, RunError
 from soflow.objectives.soflow import SoFlow
 from soflow.run.checkpoint import checkpoints
@@ -237,4 +238,4 @@ def test_a_continued_run_is_not_part_of_a_comparison(finished, tmp_path):
     soflow.train(folder, folder, ["train.steps=6"])
     config = RunFolder(folder).read_config()
     with pytest.raises(InputError, match=r"train\.steps was changed after step 4"):
-        require_same_as_begun({"soflow": config}, 1, "steps", tmp_path)
+        require_same_as_begun({"soflow": config}, make_dataset(config.data), 1, "steps", tmp_path)
