@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from soflow.objectives.base import OBJECTIVES, Draws, Losses, Term, adaptive_weight, losses
-from soflow.objectives.guided import draw_ordered_jumps, guiding_velocities, shown_labels
+from soflow.objectives.guided import draw_ordered_jumps, guided_jumps
 from soflow.objectives.mean_flow import MeanFlowGuidance
 from soflow.objectives.passes import Inputs, together, with_derivative, without_gradient
 from soflow.solution import FlowModel, require_mean_velocity
@@ -101,15 +101,8 @@ class AlphaFlow:
     def __call__(self, model: FlowModel, batch: Batch, draws: Draws, progress: float) -> Losses:
         """The loss of a batch at `progress` = k / K."""
         require_mean_velocity(model)
-        point = model.noising.sample(batch.data, draws.noise, draws.t)
-        x_t, t, v = point.x_t, draws.t, point.v_t
-        guidance, fm = self.guidance, slice(draws.n_flow_matching)
-        jumps = slice(draws.n_flow_matching, None)
-        if guidance.active:
-            v_null, v_label = guiding_velocities(model, x_t, t, batch, guidance, slice(None))
-            v = guidance.target(v, v_null, v_label, t, draws.dropped)
-        labels = shown_labels(model, batch, draws, guidance)
-        inputs = Inputs.of(batch, x_t, t, draws.s, labels)
+        inputs, v = guided_jumps(model, batch, draws, self.guidance)
+        fm, jumps = slice(draws.n_flow_matching), slice(draws.n_flow_matching, None)
         alpha = self.alpha(progress)
         F_t, target = self.prediction(model, inputs.rows(jumps), v[jumps], alpha)
         (F_fm,) = together(model.net, inputs.rows(fm))
@@ -117,7 +110,7 @@ class AlphaFlow:
         # loss = mean_d(delta^2) / sg(mean_d(delta^2) + eps)
         squared = mean_d((torch.cat([F_fm, F_t]) - torch.cat([v[fm], target])) ** 2)
         weight = adaptive_weight(squared, 1.0, self.eps)
-        term = Term(weight * squared, squared.detach(), weight, {"t": t, "s": draws.s})
+        term = Term(weight * squared, squared.detach(), weight, {"t": draws.t, "s": draws.s})
         return losses(alpha_flow=term)
 
     def prediction(

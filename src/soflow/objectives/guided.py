@@ -85,3 +85,16 @@ def guiding_velocities(
         F_null, F_own = without_gradient(model.net, null, own)
     velocity = model.parameterization.velocity
     return velocity(F_null), velocity(F_own)
+
+
+def guided_jumps(
+    model: FlowModel, batch: Batch, draws: Draws, guidance: Guidance
+) -> tuple[Inputs, Sample]:
+    """The network's inputs for jumps from x_t, and the (guided) velocity at x_t, (B, ...)."""
+    point = model.noising.sample(batch.data, draws.noise, draws.t)
+    x_t, t, v = point.x_t, draws.t, point.v_t
+    if guidance.active:
+        v_null, v_label = guiding_velocities(model, x_t, t, batch, guidance, slice(None))
+        v = guidance.target(v, v_null, v_label, t, draws.dropped)
+    labels = shown_labels(model, batch, draws, guidance)
+    return Inputs.of(batch, x_t, t, draws.s, labels), v

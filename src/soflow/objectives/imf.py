@@ -20,9 +20,9 @@ from torch import Tensor
 
 from soflow.objectives import passes
 from soflow.objectives.base import OBJECTIVES, Draws, Losses, Term, adaptive_weight, losses
-from soflow.objectives.guided import draw_ordered_jumps, guiding_velocities, shown_labels
+from soflow.objectives.guided import draw_ordered_jumps, guided_jumps
 from soflow.objectives.mean_flow import MeanFlowGuidance
-from soflow.objectives.passes import Inputs, together, without_gradient
+from soflow.objectives.passes import together, without_gradient
 from soflow.solution import FlowModel, require_mean_velocity
 from soflow.symbols import Batch, across
 from soflow.system.registry import Setting
@@ -89,18 +89,11 @@ class ImprovedMeanFlow:
     def __call__(self, model: FlowModel, batch: Batch, draws: Draws, progress: float) -> Losses:
         """The loss of a batch at `progress` = k / K."""
         require_mean_velocity(model)
-        point = model.noising.sample(batch.data, draws.noise, draws.t)
-        x_t, t, s, v = point.x_t, draws.t, draws.s, point.v_t
-        guidance, jumps = self.guidance, slice(draws.n_flow_matching, None)
-        if guidance.active:
-            v_null, v_label = guiding_velocities(model, x_t, t, batch, guidance, slice(None))
-            v = guidance.target(v, v_null, v_label, t, draws.dropped)
-        labels = shown_labels(model, batch, draws, guidance)
+        inputs, v = guided_jumps(model, batch, draws, self.guidance)
+        t, s, jumps = draws.t, draws.s, slice(draws.n_flow_matching, None)
 
         # The derivative is taken along the network's own velocity.
-        own = Inputs.of(batch, x_t, t, t, labels).rows(jumps)
-        (direction,) = without_gradient(model.net, own)
-        inputs = Inputs.of(batch, x_t, t, s, labels)
+        (direction,) = without_gradient(model.net, inputs._replace(s=t).rows(jumps))
         (F_plain,) = together(model.net, inputs.rows(slice(draws.n_flow_matching)))
         F_jumps, dF_dt = self.with_derivative(model.net, inputs.rows(jumps), direction)
         V = torch.cat([F_plain, F_jumps + across((t - s)[jumps], v) * dF_dt])
@@ -108,6 +101,6 @@ class ImprovedMeanFlow:
         # loss = sum_d(delta^2) / sg(sum_d(delta^2) + eps)^p
         squared = ((V - v) ** 2).flatten(1).sum(1)
         weight = adaptive_weight(squared, self.p, self.eps)
-        per_dimension = squared.detach() / x_t[0].numel()
+        per_dimension = squared.detach() / v[0].numel()
         term = Term(weight * squared, per_dimension, weight, {"t": t, "s": s})
         return losses(imf=term)

@@ -17,8 +17,8 @@ from torch import Tensor
 from soflow.guidance import Guidance
 from soflow.objectives import passes
 from soflow.objectives.base import OBJECTIVES, Draws, Losses, Term, adaptive_weight, losses
-from soflow.objectives.guided import draw_ordered_jumps, guiding_velocities, shown_labels
-from soflow.objectives.passes import Inputs, together
+from soflow.objectives.guided import draw_ordered_jumps, guided_jumps
+from soflow.objectives.passes import together
 from soflow.solution import FlowModel, require_mean_velocity
 from soflow.symbols import Batch, across
 from soflow.system.registry import Setting
@@ -117,14 +117,8 @@ class MeanFlow:
     def __call__(self, model: FlowModel, batch: Batch, draws: Draws, progress: float) -> Losses:
         """The loss of a batch at `progress` = k / K."""
         require_mean_velocity(model)
-        point = model.noising.sample(batch.data, draws.noise, draws.t)
-        x_t, t, s, v = point.x_t, draws.t, draws.s, point.v_t
-        guidance = self.guidance
-        if guidance.active:
-            v_null, v_label = guiding_velocities(model, x_t, t, batch, guidance, slice(None))
-            v = guidance.target(v, v_null, v_label, t, draws.dropped)
-        labels = shown_labels(model, batch, draws, guidance)
-        inputs = Inputs.of(batch, x_t, t, s, labels)
+        inputs, v = guided_jumps(model, batch, draws, self.guidance)
+        t, s = draws.t, draws.s
         plain = draws.n_flow_matching if self.derivative == "jumps" else 0
         (F_plain,) = together(model.net, inputs.rows(slice(plain)))
         F_jumps, dF_dt = self.with_derivative(model.net, inputs.rows(slice(plain, None)), v[plain:])
@@ -134,6 +128,6 @@ class MeanFlow:
         # loss = sum_d(delta^2) / sg(sum_d(delta^2) + eps)^p
         squared = ((F_t - target) ** 2).flatten(1).sum(1)
         weight = adaptive_weight(squared, self.p, self.eps)
-        per_dimension = squared.detach() / x_t[0].numel()
+        per_dimension = squared.detach() / v[0].numel()
         term = Term(weight * squared, per_dimension, weight, {"t": t, "s": s})
         return losses(mean_flow=term)
