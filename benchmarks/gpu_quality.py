@@ -54,7 +54,7 @@ def main() -> None:
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     costs = costs_of(read_objectives("images", OBJECTIVES, settings), out / "cost.json", 1)
-    steps = max(1, round(asked.seconds / costs["soflow"].figures.seconds_per_step))
+    steps = max(1, round(asked.seconds / costs["soflow"].summary.seconds_per_step))
     settings.append(f"train.steps={steps}")
     compared = compare("images", out, OBJECTIVES, 1, "time", settings, rounds=1)
     write_page(compared, out)

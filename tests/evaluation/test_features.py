@@ -299,7 +299,7 @@ def test_a_reference_in_adms_layout_written_by_hand(tmp_path):
     scorer = Scorer(features, statistics, about)
     samples = torch.randn(20_000, d, generator=torch.Generator().manual_seed(0))
     kept = type(statistics)(20_000, Moments.of(samples), None, samples, None)
-    figures = scorer.figures(kept, None)
+    figures = scorer.metrics(kept, None)
     assert figures.distance == pytest.approx(d * (2**2 + (2 - 1) ** 2), rel=0.02)
     assert figures.precision is None  # the file has no points
 
@@ -416,10 +416,10 @@ def test_features_must_have_the_classes_of_the_data_to_recognize(tmp_path):
     kept = gather([torch.from_numpy(pictures(30)).permute(0, 3, 1, 2)], features, 30)
     labels = torch.zeros(30, dtype=torch.long)
     assert (
-        Scorer(features, kept, DIGITS, num_classes=2).figures(kept, labels).recognized is not None
+        Scorer(features, kept, DIGITS, num_classes=2).metrics(kept, labels).recognized is not None
     )
-    assert Scorer(features, kept, DIGITS, num_classes=10).figures(kept, labels).recognized is None
-    assert Scorer(features, kept, DIGITS, num_classes=2).figures(kept, None).recognized is None
+    assert Scorer(features, kept, DIGITS, num_classes=10).metrics(kept, labels).recognized is None
+    assert Scorer(features, kept, DIGITS, num_classes=2).metrics(kept, None).recognized is None
 
 
 def test_published_moments_are_used_for_the_distance_and_images_for_the_rest(
@@ -434,7 +434,7 @@ def test_published_moments_are_used_for_the_distance_and_images_for_the_rest(
     )
     scorer = scorer_from_file(file, features, (3, 8, 8))
     drawn = gather([torch.from_numpy(images).permute(0, 3, 1, 2)], features, 20)
-    figures = scorer.figures(drawn, None)
+    figures = scorer.metrics(drawn, None)
     assert figures.distance > 1000  # the moments in the file are at 0, far from the images
     assert (figures.precision, figures.recall, figures.coverage) == (1, 1, 1)
     other = scorer_from_file(file, load_features(f"x={fixed}", None, (3, 8, 8)), (3, 8, 8))

@@ -27,7 +27,7 @@ def test_references_with_other_column_order_and_units_compare_like_the_training_
     samples = open_samples(str(tmp_path / "a.csv"))
     assert samples.shape == (2,)  # without the label column
     scorer = make_sample_scoring(samples, "coordinates", str(tmp_path / "b.csv")).scorer
-    found = scorer.figures(scorer.gather(samples.parts(), 60), None)
+    found = scorer.metrics(scorer.gather(samples.parts(), 60), None)
     assert max(found.marginals.values()) < 1e-6
     recipe = read_recipe("table", [f"data.path={tmp_path / 'a.csv'}"])
     config = recipe.model_copy(update={"data": recipe.data.model_copy(update={"shape": (2,)})})

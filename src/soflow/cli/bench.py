@@ -145,13 +145,13 @@ def count(
 
 def show(recipe: str, measured: dict[str, list[Measurement]], batch_size: int) -> None:
     """Prints medians, and ratios to the first objective's measurement of the same round."""
-    from soflow.comparison.cost import CostFigures
+    from soflow.comparison.cost import CostSummary
 
     first = next(iter(measured.values()))
-    base = CostFigures.of(first, first)
+    base = CostSummary.of(first, first)
     rows = [COLUMNS.split("|")]
     for name, ones in measured.items():
-        cost = CostFigures.of(ones, first)
+        cost = CostSummary.of(ones, first)
         least, middle, most = cost.step_ratio
         reached = [one.share_of_peak(batch_size) for one in ones]
         cells = [

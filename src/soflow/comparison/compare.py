@@ -204,7 +204,7 @@ def run_all(
     expected = {
         run.folder: 0.0
         if run.evaluation_file.is_file()
-        else run.config.train.steps * costs[run.name].figures.seconds_per_step
+        else run.config.train.steps * costs[run.name].summary.seconds_per_step
         for run in planned
         if not run.is_finished(heun)
     }
@@ -316,7 +316,7 @@ def gather(
     steps = {run.name: run.config.train.steps for run in planned}
     objectives = {
         name: ObjectiveResults(
-            steps=steps[name], cost=costs[name].figures, runs=runs, settings=settings[name]
+            steps=steps[name], cost=costs[name].summary, runs=runs, settings=settings[name]
         )
         for name, runs in by_objective.items()
     }

@@ -19,7 +19,7 @@ SECTIONS = {"data", "network", "noising", "objective", "optimizer", "ema", "prec
 BASE = "soflow"
 
 
-class CostFigures(Record):
+class CostSummary(Record):
     """The cost of an objective or variant. Ratios to the base are (minimum, median, maximum)."""
 
     seconds_per_step: float
@@ -71,8 +71,8 @@ class Cost(Record):
         return self
 
     @property
-    def figures(self) -> CostFigures:
-        return CostFigures.of(self.measured, self.base_measured)
+    def summary(self) -> CostSummary:
+        return CostSummary.of(self.measured, self.base_measured)
 
 
 class Costs(Record):

@@ -91,7 +91,7 @@ def plan(
                 if folder.config.is_file():
                     steps = folder.read_config().train.steps
                 elif costs is not None:
-                    steps = max(1, round(steps / costs[name].figures.step_ratio[1]))
+                    steps = max(1, round(steps / costs[name].summary.step_ratio[1]))
                 else:
                     continue
             train = {"steps": steps, "seed": seed_of_run, "sample_every": ceil(steps / POINTS)}

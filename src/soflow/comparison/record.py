@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, JsonValue
 
-from soflow.comparison.cost import CostFigures
+from soflow.comparison.cost import CostSummary
 from soflow.evaluation.record import Evaluation, Machine, RealRow, Reference, Row
 from soflow.sampling import Sampler
 from soflow.system.records import Count, Record
@@ -74,7 +74,7 @@ class ObjectiveResults(Record):
 
     settings: dict[str, JsonValue] = Field({})  # settings that differ from the recipe
     steps: Count
-    cost: CostFigures
+    cost: CostSummary
     runs: list[RunResults] = Field(min_length=1)
 
     @property

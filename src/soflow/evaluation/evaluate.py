@@ -16,7 +16,7 @@ from soflow.drawing import LabelDraw, asked_guidance, class_by_class, draw, nois
 from soflow.errors import InputError, in_short, require_whole
 from soflow.evaluation.diagnostics import diagnose
 from soflow.evaluation.protocol import protocol, this_machine, warnings_of
-from soflow.evaluation.record import Evaluation, Figures, GuidanceUsed, RealRow, Row, Samples
+from soflow.evaluation.record import Evaluation, GuidanceUsed, Metrics, RealRow, Row, Samples
 from soflow.evaluation.sample_set import SampleSet
 from soflow.evaluation.scorer import Scoring
 from soflow.evaluation.statistics import Counter, parts_of
@@ -177,7 +177,7 @@ def evaluate(
                 models[weights], num, labels, sampler, nfe, seed, settings.batch, device,
                 cond=cond, times=times,
             )  # fmt: skip
-            found.append(figures(scoring, parts, num, labels, count))
+            found.append(metrics(scoring, parts, num, labels, count))
         values = over_seeds(found) | {"milliseconds_per_sample": time_of(sampler, nfe)}
         return Row(weights=weights, sampler=sampler, nfe=nfe, **values)
 
@@ -206,7 +206,7 @@ def evaluate_sample_set(
     """Evaluates samples that were drawn elsewhere; `path` says where they come from."""
     with progress("evaluating", work(scoring, [samples.count])) as task:
         count = Counter(task)
-        found = figures(scoring, samples.parts(), samples.count, samples.labels, count)
+        found = metrics(scoring, samples.parts(), samples.count, samples.labels, count)
         real = real_row(scoring, samples.count, count)
     how = samples.protocol.model_extra or {}
     return Evaluation(
@@ -224,13 +224,13 @@ def work(scoring: Scoring, counts: list[int]) -> int:
     return sum(2 * count + len(scoring.scorer.reference.points) for count in counts + real)
 
 
-def figures(
+def metrics(
     scoring: Scoring, parts: Iterable[Tensor], num: int, labels: Tensor | None, count: Counter
-) -> Figures:
+) -> Metrics:
     """Computes the metrics of `num` samples, read in parts (B, ...)."""
     scorer, baseline = scoring.scorer, scoring.baseline
     statistics = scorer.gather(parts, num, count.add)
-    found = scorer.figures(statistics, labels, count.add, scoring.equal_count(num))
+    found = scorer.metrics(statistics, labels, count.add, scoring.equal_count(num))
     if baseline is None or len(baseline.data) >= num:
         return found
     # A random subset keeps the class frequencies, which matter for tables, vectors and signals.
@@ -251,11 +251,11 @@ def real_row(scoring: Scoring, num: int, count: Counter) -> RealRow | None:
         count=len(data),
         reference=scorer.about,
         warnings=warnings_of(scorer, len(data)),
-        **dict(scorer.figures(statistics, data.labels, count.add, scoring.equal_count(num))),
+        **dict(scorer.metrics(statistics, data.labels, count.add, scoring.equal_count(num))),
     )
 
 
-def over_seeds(found: Sequence[Figures]) -> dict[str, Any]:
+def over_seeds(found: Sequence[Metrics]) -> dict[str, Any]:
     """The fields of a row. For several seeds, these are means, with spreads over the seeds."""
     values = dict(found[0])
     if len(found) == 1:

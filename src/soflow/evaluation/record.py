@@ -34,7 +34,7 @@ class Reference(Record):
         return f"{self.dataset} {self.split}".strip()
 
 
-class Figures(Record):
+class Metrics(Record):
     """Metrics of a set of samples compared with a reference. Spreads are standard deviations.
 
     Attributes:
@@ -74,7 +74,7 @@ class Figures(Record):
     reliable: bool = True
 
 
-class Row(Figures):
+class Row(Metrics):
     """Metrics of samples from one sampler and one set of weights, with `nfe` evaluations."""
 
     weights: str
@@ -84,7 +84,7 @@ class Row(Figures):
     milliseconds_per_sample: float | None = None
 
 
-class RealRow(Figures):
+class RealRow(Metrics):
     """Metrics of held-out real data, scored like samples."""
 
     dataset: Name

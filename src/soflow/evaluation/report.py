@@ -16,7 +16,7 @@ from soflow.evaluation.html import duration, image, render
 from soflow.evaluation.pairs import PAIRS, ROWS, draw_pairs, paired
 from soflow.evaluation.pictures import about, picture
 from soflow.evaluation.plots import Curve
-from soflow.evaluation.record import Evaluation, Figures
+from soflow.evaluation.record import Evaluation, Metrics
 from soflow.evaluation.sample_plots import clouds, curves, journeys, vectors
 from soflow.evaluation.scorer import as_frequent
 from soflow.evaluation.tables import remarks, table, title
@@ -258,7 +258,7 @@ def side_by_side(evaluations: dict[str, Evaluation]) -> list[list[str]]:
     """Distances, with one row per sampler and one column per run."""
     runs = evaluations.values()
 
-    def distances(rows: Iterable[Figures | None]) -> list[str]:
+    def distances(rows: Iterable[Metrics | None]) -> list[str]:
         return ["" if row is None else f"{row.distance:.4g}" for row in rows]
 
     rows = [["sampler", "NFE", *evaluations]]

@@ -22,7 +22,7 @@ from soflow.evaluation.metrics import (
     recognized,
     spread_of_frechet,
 )
-from soflow.evaluation.record import Figures, Reference
+from soflow.evaluation.record import Metrics, Reference
 from soflow.evaluation.statistics import ENERGY_POINTS, OnRows, Statistics, gather, ignore
 from soflow.evaluation.wasserstein import marginals, sliced_wasserstein
 from soflow.solution import FlowModel
@@ -75,13 +75,13 @@ class Scorer:
         least = min(count, self.reference.count or count)
         return not self.gaussian or least > self.reference.dimensions
 
-    def figures(
+    def metrics(
         self,
         statistics: Statistics,
         labels: Tensor | None,
         on_rows: OnRows = ignore,
         equal: int | None = None,
-    ) -> Figures:
+    ) -> Metrics:
         """Computes all metrics of a set of samples.
 
         Args:
@@ -110,7 +110,7 @@ class Scorer:
             if labels is not None and logits.shape[1] == self.num_classes:
                 found["recognized"] = recognized(logits, labels)
         distance, reliable = self.distance(statistics), self.reliable(statistics.count)
-        values = Figures(distance=distance, reliable=reliable, **found)
+        values = Metrics(distance=distance, reliable=reliable, **found)
         if not self.features.columns or not len(other):
             return values
         count = min(len(own), len(other), equal or len(own))

@@ -6,7 +6,7 @@ from statistics import mean
 from markupsafe import Markup
 
 from soflow.evaluation.html import html_table
-from soflow.evaluation.record import Evaluation, Figures, GuidanceUsed, RealRow, Reference, Row
+from soflow.evaluation.record import Evaluation, GuidanceUsed, Metrics, RealRow, Reference, Row
 
 #: Makes the cell of a row in one column.
 Column = Callable[[Row | RealRow], str]
@@ -32,7 +32,7 @@ def columns(evaluation: Evaluation) -> dict[str, Column]:
     def drawn(cell: Callable[[Row], str]) -> Column:
         return lambda row: cell(row) if isinstance(row, Row) else ""
 
-    def figure(name: str, form: str) -> Column:
+    def metric(name: str, form: str) -> Column:
         return lambda row: shown(getattr(row, name), form)
 
     def alike(row: Row | RealRow) -> str:
@@ -57,13 +57,13 @@ def columns(evaluation: Evaluation) -> dict[str, Column]:
         "NFE": drawn(lambda row: shown(row.nfe, "d")),
         SHORT.get(evaluation.metric, "FD"): distance,
         few: alike,
-        "sFID" if fid else "sFD": figure("spatial_distance", ".4g"),
-        "KID" if fid else "KD": figure("kernel_distance", ".3g"),
-        "SW2": figure("sliced_wasserstein", ".3g"),
+        "sFID" if fid else "sFD": metric("spatial_distance", ".4g"),
+        "KID" if fid else "KD": metric("kernel_distance", ".3g"),
+        "SW2": metric("sliced_wasserstein", ".3g"),
         "marginals": average,
         "worst": worst,
-        "IS": figure("inception_score", ".4g"),
-        **{name: figure(name, ".3f") for name in fractions},
+        "IS": metric("inception_score", ".4g"),
+        **{name: metric(name, ".3f") for name in fractions},
         "ms": drawn(lambda row: shown(row.milliseconds_per_sample, ".3f")),
     }
 
@@ -82,7 +82,7 @@ def shorten(name: str, most: int = 24) -> str:
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
-def mark(row: Figures) -> str:
+def mark(row: Metrics) -> str:
     return "" if row.reliable else " *"
 
 
@@ -90,7 +90,7 @@ def shown(value: float | int | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def distance(row: Figures) -> str:
+def distance(row: Metrics) -> str:
     """The distance with its standard deviation, if known, such as 1.26 ± 0.02."""
     spread = "" if row.distance_spread is None else f" ± {row.distance_spread:.2g}"
     return f"{row.distance:.4g}{spread}{mark(row)}"

@@ -119,12 +119,12 @@ class Callback:
             training: The state of the run.
         """
 
-    def on_evaluation(self, training: Training, figures: dict[str, float]) -> None:
+    def on_evaluation(self, training: Training, metrics: dict[str, float]) -> None:
         """Called after an evaluation during training (evaluate.every).
 
         Args:
             training: The state of the run.
-            figures: The results of the evaluation by name, such as {"FID": 12.3}.
+            metrics: The results of the evaluation by name, such as {"FID": 12.3}.
         """
 
     def on_sample(self, training: Training, model: FlowModel, picture: Path) -> None:
@@ -176,9 +176,9 @@ class Callbacks(Callback):
         for one in self.each:
             one.on_step(training)
 
-    def on_evaluation(self, training: Training, figures: dict[str, float]) -> None:
+    def on_evaluation(self, training: Training, metrics: dict[str, float]) -> None:
         for one in self.each:
-            one.on_evaluation(training, figures)
+            one.on_evaluation(training, metrics)
 
     def on_sample(self, training: Training, model: FlowModel, picture: Path) -> None:
         for one in self.each:

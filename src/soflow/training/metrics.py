@@ -13,15 +13,15 @@ def add_means(state: TrainState, means: Mapping[str, RunningMean]) -> None:
 
 
 def take_line(
-    state: TrainState, figures: Mapping[str, float], lr: float, batch_size: int
+    state: TrainState, metrics: Mapping[str, float], lr: float, batch_size: int
 ) -> MetricsLine:
-    """The line of a logging step: means since the last line, and `figures`. Resets the means."""
+    """The line of a logging step: means since the last line, and `metrics`. Resets the means."""
     means = {name: mean.value for name, mean in state.means.items() if mean.count}
     state.means = {}
     seconds_per_step = means.pop("seconds")
     values = {
         **means,
-        **figures,
+        **metrics,
         "lr": lr,
         "seconds": state.seconds,
         "steps_per_second": 1 / seconds_per_step,
@@ -32,19 +32,19 @@ def take_line(
     return MetricsLine(step=state.step, **values)
 
 
-def figures_of(line: MetricsLine) -> dict[str, float]:
+def metrics_of(line: MetricsLine) -> dict[str, float]:
     """All values of a line, without the step."""
     return line.model_dump(exclude={"step"})
 
 
 def summary(line: MetricsLine, steps: int) -> str:
     """A readable line: the losses, the speed and the remaining time."""
-    figures = figures_of(line)
+    metrics = metrics_of(line)
     losses = [
-        f"{name} {value:.4f}" for name, value in figures.items() if name.endswith(("loss", "mse"))
+        f"{name} {value:.4f}" for name, value in metrics.items() if name.endswith(("loss", "mse"))
     ]
-    speed = f"{figures['samples_per_second']:,.0f} samples/s"
-    left = f"{(steps - line.step) / figures['steps_per_second']:.0f} s left"
+    speed = f"{metrics['samples_per_second']:,.0f} samples/s"
+    left = f"{(steps - line.step) / metrics['steps_per_second']:.0f} s left"
     return "  ".join([f"step {line.step}/{steps}", *losses, speed, left])
 
 

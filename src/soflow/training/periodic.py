@@ -41,7 +41,7 @@ def may_fail(what: str, step: int) -> Iterator[None]:
 class PeriodicResults:
     """The metrics of an evaluation, and a sample grid with the model that drew it."""
 
-    figures: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
     drawn: tuple[FlowModel, Path] | None = None
 
 
@@ -56,19 +56,19 @@ def evaluate_and_draw(
     """Evaluates the model and draws samples. A signal may interrupt it; it is then repeated."""
     if measure is not None:
         with may_fail("evaluation", state.step):
-            results.figures.update(measure(weights, device))
+            results.metrics.update(measure(weights, device))
     if draw is not None:
         with may_fail("sample grid", state.step):
             results.drawn = draw(state, weights, device)
 
 
-def keep_best(state: TrainState, figures: Mapping[str, float], num: int) -> None:
+def keep_best(state: TrainState, metrics: Mapping[str, float], num: int) -> None:
     """Updates the best value in the state with the first finite metric, from `num` samples."""
-    name = next((name for name, figure in figures.items() if isfinite(figure)), None)
+    name = next((name for name, value in metrics.items() if isfinite(value)), None)
     if name is None:
         return
-    figure, what = figures[name], f"{name} of {num}"
-    better = state.best is None or what != state.best_of or figure < state.best
+    value, what = metrics[name], f"{name} of {num}"
+    better = state.best is None or what != state.best_of or value < state.best
     if better:
-        state.best, state.best_of, state.best_step = figure, what, state.step
-    log.info(f"step {state.step}: {name} {figure:.4g}{', best so far' * better}")
+        state.best, state.best_of, state.best_step = value, what, state.step
+    log.info(f"step {state.step}: {name} {value:.4g}{', best so far' * better}")

@@ -24,7 +24,7 @@ from soflow.run.folder import RunFolder
 from soflow.run.metrics import MetricsLine
 from soflow.system.packages import install
 from soflow.system.records import Record
-from soflow.training.metrics import figures_of
+from soflow.training.metrics import metrics_of
 
 log = logging.getLogger(__name__)
 
@@ -211,7 +211,7 @@ class Trackers:
         tracker.store_init_configuration(dict(hyperparameters(self.config)))
 
     def log(self, line: MetricsLine) -> None:
-        self.each(lambda tracker: tracker.log(figures_of(line), step=line.step))
+        self.each(lambda tracker: tracker.log(metrics_of(line), step=line.step))
 
     def log_samples(self, step: int) -> None:
         """Logs the sample grid of a step, if it was drawn."""

@@ -261,22 +261,22 @@ class Trainer:
         if draws:
             self.trackers.log_samples(state.step)
         state.due = False
-        keep_best(state, results.figures, config.evaluate.num_while_training)
+        keep_best(state, results.metrics, config.evaluate.num_while_training)
         if self.schedule.logs(state.step):
-            self.log(results.figures, task)
+            self.log(results.metrics, task)
         if self.schedule.saves(state.step):
             self.save(last_chance=state.step == config.train.steps)
         if results.drawn is not None:
             self.callbacks.on_sample(self.training, *results.drawn)
         if measures:
-            (figures,) = broadcast_object_list([results.figures])
-            self.callbacks.on_evaluation(self.training, figures)
+            (metrics,) = broadcast_object_list([results.metrics])
+            self.callbacks.on_evaluation(self.training, metrics)
         return None
 
-    def log(self, figures: Mapping[str, float], task: Task) -> None:
+    def log(self, metrics: Mapping[str, float], task: Task) -> None:
         """Writes one line of metrics.jsonl and shows it."""
         lr = self.train_step.learning_rate(self.state.step - 1)
-        line = take_line(self.state, figures, lr, self.config.train.batch_size)
+        line = take_line(self.state, metrics, lr, self.config.train.batch_size)
         if self.accelerator.is_main_process:
             self.manager.log(line)
         self.trackers.log(line)
