@@ -163,6 +163,7 @@ def test_a_comparison_of_data_passed_from_python(tmp_path, known_costs):
 
 def test_a_notebook_shows_the_table(whole):
     _, results = whole
+    assert "| MeanFlow | ode |" in str(results)
     page = results._repr_html_()
     assert "<th>NFE 1</th>" in page
     assert f"<td>{results.objectives['mean_flow'].one_step[0]:.3g}</td>" in page

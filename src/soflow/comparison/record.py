@@ -116,6 +116,12 @@ class Comparison(Record):
     machine: Machine
     objectives: dict[str, ObjectiveResults] = Field(min_length=1)  # objectives or variants by name
 
+    def __str__(self) -> str:
+        """All tables in Markdown."""
+        from soflow.comparison.tables import markdown
+
+        return markdown(self)
+
     def _repr_html_(self) -> str:
         """The table of distances, for notebooks."""
         from soflow.comparison.tables import as_html
