@@ -143,6 +143,16 @@ def test_a_comparison_on_data_that_give_the_shape(tmp_path, known_costs):
     assert results.objectives["soflow"].runs[0].rows
 
 
+def test_unguided_objectives_are_named(tmp_path, known_costs, caplog):
+    caplog.set_level(logging.INFO)
+    compare(tmp_path / "guided", ["soflow", "consistency"])
+    (line,) = [text for text in caplog.messages if "without guidance" in text]
+    assert line.startswith("consistency:")
+    caplog.clear()
+    compare(tmp_path / "plain", ["soflow", "consistency"], overrides=["objective.guidance.scale=1"])
+    assert not [text for text in caplog.messages if "without guidance" in text]
+
+
 def test_a_comparison_of_data_passed_from_python(tmp_path, known_costs):
     images, labels = torch.rand(60, 1, 8, 8), torch.arange(60) % 3
     settings = ["evaluate.features=coordinates"]

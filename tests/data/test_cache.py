@@ -146,7 +146,7 @@ def test_notes_list_changes_to_images(tmp_path, caplog):
     cached(FolderImages(str(tmp_path / "set"), "train"), (12, 12), 3)
     assert caplog.messages == [
         "set: 2 of 5 images were enlarged to 12x12",
-        "set: 3 of 5 images were scaled down or cropped to 12x12",
+        "set: 3 of 5 images were resized or cropped to 12x12",
     ]
 
 

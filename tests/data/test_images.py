@@ -52,7 +52,7 @@ def test_the_center_is_cropped(shape):
     top, left = (shape[0] - 20) // 2, (shape[1] - 20) // 2
     found, done = decode(saved(Image.fromarray(array)), (20, 20), 3)
     assert np.array_equal(found, array[top : top + 20, left : left + 20])
-    assert done == {"were scaled down or cropped"}
+    assert done == {"were resized or cropped"}
 
 
 def test_small_images_are_enlarged_and_counted():

@@ -161,6 +161,8 @@ def compare(
         require_same_as_begun(configs, dataset, seeds, budget, out)
         if note:
             log.info(note)
+        if unguided := unlike_the_others(configs):
+            log.info(f"{', '.join(unguided)}: trained without guidance, unlike the others")
         scoring = scoring_of(shared, dataset)
         usual, seconds = MEASURING if shared.train.steps >= SHORT else MEASURING_IF_SHORT
         costs = costs_of(configs, out / "cost.json", rounds or usual, progress, seconds)
@@ -220,6 +222,15 @@ def run_all(
         train_run(run, scoring, heun, title, progress)
         evaluate_run(run, scoring, heun, progress)
         done += expected.pop(run.folder)
+
+
+def unlike_the_others(configs: Mapping[str, Config]) -> list[str]:
+    """The names of variants that train without guidance, if others are guided."""
+    guided = {
+        name: config.guidance_scale > 1 or config.drawn_guidance is not None
+        for name, config in configs.items()
+    }
+    return [name for name in configs if not guided[name]] if any(guided.values()) else []
 
 
 def chosen_settings(

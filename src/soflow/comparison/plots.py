@@ -67,7 +67,8 @@ def plots(results: Comparison) -> Figure:
     ticks = sorted({row.nfe for row in rows if row.nfe is not None})
     against_nfe.set_xticks(ticks, [str(n) for n in ticks])
     against_nfe.minorticks_off()
-    against_nfe.set_xlabel(f"network evaluations per sample (squares: {HEUN[1] // 2} Heun steps)")
+    squares = f" (squares: {HEUN[1] // 2} Heun steps)" if HEUN[1] in ticks else ""
+    against_nfe.set_xlabel(f"network evaluations per sample{squares}")
     against_nfe.set(ylabel="distance to real data", title="after training")
     against_time.set(xlabel="training time in seconds", title="during training")
     against_samples.set(xlabel="training samples in thousands", title="during training")

@@ -195,9 +195,10 @@ def about_costs(results: Comparison) -> str:
     machine = results.machine
     rounds = next(iter(results.objectives.values())).cost.rounds
     versions = ", ".join(f"{name} {number}" for name, number in results.versions.items())
+    measured = f"Costs are medians over {rounds} rounds" if rounds > 1 else "Costs: one round"
     return (
         f"Machine: {machine.device}, {machine.processor}, {machine.cores} cores, "
-        f"{machine.threads} threads; {versions}. Costs are medians over {rounds} rounds. Ratios "
+        f"{machine.threads} threads; {versions}. {measured}. Ratios "
         f"are relative to {name_of(results.base)}, with minimum to maximum in parentheses. MiB is "
         "the peak memory, ms/sample the time of one-step sampling in batches."
     )

@@ -231,7 +231,7 @@ def unknown_key(key: str, values: Values) -> str:
     chosen = choices[section]
     others = [x for x in chosen.registry if setting in chosen.section(x).model_fields]
     elsewhere = [x for x in known if x.split(".")[-1] == last and x not in own]
-    unlike = f", unlike {' and '.join(others)}" if others else ""
+    unlike = f" (but {', '.join(others)} have it)" if others else ""
     missing = f"{section}.name={names[section]} has no {shortened(setting)}{unlike}"
     question = f"; did you mean {' or '.join(elsewhere[:3])}?" if elsewhere else ""
     return f"unknown key {in_short(key)}: {missing}; its keys are {', '.join(own)}{question}"

@@ -216,7 +216,7 @@ def decode(
     height, width = size
     if image.size != (width, height):
         small = image.width < width or image.height < height
-        done.add("were enlarged" if small else "were scaled down or cropped")
+        done.add("were enlarged" if small else "were resized or cropped")
     return np.asarray(crop(image, height, width)).reshape(height, width, channels), done
 
 

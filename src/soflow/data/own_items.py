@@ -103,7 +103,9 @@ def layout_of(given: Tensor, config: DataConfig, numpy: bool, changing: bool = F
         return Layout(last, AS_THEY_ARE, f"{said} are {how}", scaling)
     if values == AS_THEY_ARE:
         return Layout(last, values, f"{said} are used without scaling")
-    return Layout(last, values, f"{said}: {in_words(values)} is scaled to -1 to 1")
+    if values == (low, high):
+        return Layout(last, values, f"{said} are scaled to -1 to 1")
+    return Layout(last, values, f"{said}: the range {in_words(values)} is scaled to -1 to 1")
 
 
 def scaling_of(given: Tensor, config: DataConfig) -> tuple[Scaling, str]:

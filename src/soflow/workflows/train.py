@@ -178,6 +178,9 @@ def train(
                 log.info(f"data: {line}")
             if note:
                 log.info(note)
+            if started is not None and trainer.state.step >= config.train.steps:
+                steps = f"{trainer.state.step:,} of {config.train.steps:,} steps"
+                log.info(f"already finished ({steps}): to train further, set train.steps=N")
             trainer.run()
         except BaseException as error:
             # After other errors, closing would wait forever for processes that have failed.
