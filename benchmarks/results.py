@@ -71,16 +71,10 @@ SECTIONS = [
         "--objectives soflow,mean_flow,shortcut,consistency",
     ),
     Section(
-        "fashion-mnist",
-        "Fashion-MNIST at guidance scale 1.5, SoFlow and MeanFlow",
-        "fashion_mnist objective.guidance.scale=1.5 --objectives soflow,mean_flow --seeds 1 --heun "
-        "--out runs/compare-fashion-15",
-        data="fashion_mnist",
-    ),
-    Section(
         "fashion-mnist-peers",
         "Fashion-MNIST, equal steps",
-        f"fashion_mnist {PEERS} checkpoint.keep_every=500 --heun --out runs/compare-fashion",
+        "fashion_mnist --objectives soflow,jump_flow,mean_flow --seeds 1 checkpoint.keep_every=500 "
+        "--out runs/compare-fashion",
         data="fashion_mnist",
     ),
     Section(
