@@ -231,8 +231,8 @@ def unknown_key(key: str, values: Values) -> str:
     chosen = choices[section]
     others = [x for x in chosen.registry if setting in chosen.section(x).model_fields]
     elsewhere = [x for x in known if x.split(".")[-1] == last and x not in own]
-    unlike = f" (but {', '.join(others)} have it)" if others else ""
-    missing = f"{section}.name={names[section]} has no {shortened(setting)}{unlike}"
+    where = f", an option of {', '.join(others)}" if others else ""
+    missing = f"{section}.name={names[section]} has no {shortened(setting)}{where}"
     question = f"; did you mean {' or '.join(elsewhere[:3])}?" if elsewhere else ""
     return f"unknown key {in_short(key)}: {missing}; its keys are {', '.join(own)}{question}"
 
