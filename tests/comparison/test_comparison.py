@@ -15,7 +15,7 @@ from soflow.cli import main
 from soflow.comparison import compare as comparison
 from soflow.comparison import cost as costs
 from soflow.comparison import page as pages
-from soflow.comparison import plots
+from soflow.comparison import plots, runs
 from soflow.comparison.record import Comparison, Curve, Point
 from soflow.comparison.tables import markdown, over_seeds
 from soflow.config import read_objectives
@@ -122,8 +122,8 @@ def test_curves_have_a_point_per_evaluation_and_end_at_the_last_one(whole):
 
 def test_curves_draw_few_samples_and_heun_if_asked(tmp_path, known_costs, monkeypatch):
     """NFE 1 is always evaluated, even if evaluate.nfe does not have it."""
-    monkeypatch.setattr(comparison, "CURVE_SAMPLES", 20)
-    monkeypatch.setattr(comparison, "HEUN", ("heun", 4))
+    monkeypatch.setattr(runs, "CURVE_SAMPLES", 20)
+    monkeypatch.setattr(runs, "HEUN", ("heun", 4))
     overrides = ["train.steps=1", "evaluate.nfe=[2]"]
     results = compare(tmp_path, ["soflow"], overrides=overrides, heun=True)
     (run,) = results.objectives["soflow"].runs
