@@ -246,7 +246,7 @@ def test_variants_do_not_reuse_colors_of_objectives():
     assert not set(plots.PALETTE) & set(plots.COLORS.values())
 
 
-@pytest.mark.parametrize("name", ["digits-steps", "digits-time", "fashion-mnist"])
+@pytest.mark.parametrize("name", ["digits-steps", "digits-time"])
 def test_older_results_are_read(name):
     """Results of comparisons from before variants existed can be read."""
     results = Comparison.read(KEPT / f"{name}.json")
