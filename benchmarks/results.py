@@ -2,6 +2,7 @@
 
     python benchmarks/results.py                      runs all comparisons (days on a CPU)
     python benchmarks/results.py --only ideas-digits  runs one comparison
+    python benchmarks/results.py --only cifar10 --seed 1  runs one seed of it, and adds its results
     python benchmarks/results.py --write              only writes, from benchmarks/results/*.json
 
 Fashion-MNIST and CIFAR-10 are downloaded from the Hub, or read from folders of their parquet files:
@@ -20,6 +21,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from textwrap import fill
 
+from soflow.comparison.plots import plots
 from soflow.comparison.record import Comparison
 from soflow.comparison.tables import markdown, name_of, table, what
 
@@ -95,18 +97,49 @@ SECTIONS = [
 ]
 
 
-def run(section: Section, extra: list[str]) -> None:
-    """Runs the comparison and stores its results and pictures."""
+def run(section: Section, extra: list[str], seed: int | None) -> None:
+    """Runs the comparison, or one seed of it, and stores its results and pictures."""
     arguments = shlex.split(section.arguments)
+    if seed is not None:
+        extra = [*extra, "--seeds", "1", f"train.seed={seed}"]
     subprocess.run([sys.executable, "-m", "soflow", "compare", *arguments, *extra], check=True)
     out = Path(arguments[arguments.index("--out") + 1])
     results = read(out / "results.json")
-    shown = [text for text in results.overrides if not text.startswith("data.path=")]
+    shown = [
+        text for text in results.overrides if not text.startswith(("data.path=", "train.seed="))
+    ]
+    results = results.model_copy(update={"overrides": shown})
+    if seed is not None and section.figures.is_file():
+        results = joined(read(section.figures), results)
     section.figures.parent.mkdir(exist_ok=True)
-    results.model_copy(update={"overrides": shown}).write(section.figures)
+    results.write(section.figures)
     PICTURES.mkdir(exist_ok=True)
-    for picture in ("plots", "samples"):
-        shutil.copyfile(out / f"{picture}.png", PICTURES / f"{section.name}-{picture}.png")
+    shutil.copyfile(out / "samples.png", PICTURES / f"{section.name}-samples.png")
+    plots(results).savefig(PICTURES / f"{section.name}-plots.png", dpi=110)
+
+
+def joined(kept: Comparison, new: Comparison) -> Comparison:
+    """The new results with the runs of the kept results that the new ones do not have."""
+    for key in (
+        "recipe",
+        "overrides",
+        "budget",
+        "base",
+        "batch_size",
+        "metric",
+        "num",
+        "reference",
+    ):
+        assert getattr(kept, key) == getattr(new, key), f"{key} differs from the kept results"
+    objectives = dict(new.objectives)
+    for name, theirs in kept.objectives.items():
+        ours = objectives.get(name, theirs)
+        assert ours.steps == theirs.steps, f"{name}: other numbers of steps"
+        assert ours.settings == theirs.settings, f"{name}: other settings"
+        runs = {run.seed: run for run in (*theirs.runs, *ours.runs)}
+        objectives[name] = ours.model_copy(update={"runs": [runs[seed] for seed in sorted(runs)]})
+    seeds = sorted({run.seed for one in objectives.values() for run in one.runs})
+    return new.model_copy(update={"objectives": objectives, "seeds": seeds})
 
 
 def read(file: Path) -> Comparison:
@@ -121,7 +154,7 @@ def verdict(results: Comparison) -> str:
     best = min(one, key=lambda name: mean(one[name]))
     ours = one.pop(results.base)
     base = name_of(results.base)
-    several = len(ours) > 1
+    several = min(map(len, (ours, *one.values()))) > 1
     header = [what(results), f"difference from {base}"]
     if several:
         header.append("in standard deviations")
@@ -147,6 +180,16 @@ def verdict(results: Comparison) -> str:
     return f"{first}{unit}\n\n{table(rows)}"
 
 
+def uneven(results: Comparison) -> list[str]:
+    """A sentence on objectives that were not trained with all seeds, if there are any."""
+    fewer = [
+        f"{name_of(name)} ({', '.join(str(run.seed) for run in one.runs)})"
+        for name, one in results.objectives.items()
+        if len(one.runs) < len(results.seeds)
+    ]
+    return [f"Not trained with all seeds: {'; '.join(fewer)}."] if fewer else []
+
+
 def text_of(section: Section) -> str:
     results = read(section.figures)
     note = HERE / "results" / f"{section.name}.md"
@@ -154,6 +197,7 @@ def text_of(section: Section) -> str:
         f"## {section.title}",
         f"    soflow compare {section.arguments}",
         verdict(results),
+        *uneven(results),
         *([note.read_text().strip()] if note.is_file() else []),
         f"![distances](results/{section.name}-plots.png)",
         markdown(results),
@@ -187,11 +231,18 @@ def main() -> None:
     parser.add_argument(
         "--only", choices=[section.name for section in SECTIONS], help="run only this section"
     )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        help="run only this seed of the section, and keep the results of other seeds",
+    )
     asked = parser.parse_args()
+    if asked.seed is not None and asked.only is None:
+        parser.error("--seed needs --only")
     for section in SECTIONS:
         if not asked.write and asked.only in (None, section.name):
             local = section.data and getattr(asked, section.data)
-            run(section, [f"data.path={local}"] if local else [])
+            run(section, [f"data.path={local}"] if local else [], asked.seed)
     for page in ("results", "ideas"):
         write(page)
 

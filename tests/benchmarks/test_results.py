@@ -1,0 +1,52 @@
+"""The script that runs the published comparisons seed by seed."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from soflow.comparison.record import Comparison
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("results", BENCHMARKS / "results.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def only_seed(results, seed, factor=1.0, names=None):
+    """Results of one run per objective, whose distances are multiplied by `factor`."""
+    objectives = {}
+    for name in names or results.objectives:
+        one = results.objectives[name]
+        run = one.runs[0]
+        rows = [row.model_copy(update={"distance": factor * row.distance}) for row in run.rows]
+        run = run.model_copy(update={"seed": seed, "rows": rows})
+        objectives[name] = one.model_copy(update={"runs": [run]})
+    return results.model_copy(update={"objectives": objectives, "seeds": [seed]})
+
+
+def test_seeds_run_one_by_one_are_joined(script):
+    kept = Comparison.read(BENCHMARKS / "results" / "fashion-mnist-peers.json")
+    first, second = only_seed(kept, 1), only_seed(kept, 0, 2.0, ["soflow", "mean_flow"])
+    joined = script.joined(first, second)
+    assert joined.seeds == [0, 1]
+    (one,) = first.objectives["soflow"].one_step
+    assert joined.objectives["soflow"].one_step == [2 * one, one]
+    assert [run.seed for run in joined.objectives["jump_flow"].runs] == [1]
+    assert script.uneven(joined) == ["Not trained with all seeds: JumpFlow (1)."]
+    assert script.uneven(first) == []
+    # A seed that was run again replaces the kept one.
+    again = script.joined(joined, only_seed(kept, 1, 3.0))
+    assert again.objectives["soflow"].one_step == [2 * one, 3 * one]
+
+
+def test_results_of_other_settings_are_not_joined(script):
+    kept = Comparison.read(BENCHMARKS / "results" / "fashion-mnist-peers.json")
+    new = only_seed(kept, 1).model_copy(update={"overrides": ["train.steps=5"]})
+    with pytest.raises(AssertionError, match="overrides"):
+        script.joined(kept, new)
