@@ -10,7 +10,7 @@ consistency loss divided by s - t. Source: alpha-Flow (arXiv 2510.20771).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp, floor
+from math import exp
 from pathlib import Path
 from typing import ClassVar
 
@@ -29,15 +29,12 @@ class AlphaFlow:
     flow_matching_share: float = 0.5
     least: float = 0.05  # smallest alpha
     eps: float = 0.01
+    guidance: soflow.Guidance = soflow.Guidance(scale=1.15)
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> soflow.Draws:
-        count, times = shape[0], soflow.LogitNormal(-0.4, 1.0)
-        noise = torch.randn(*shape, generator=generator, device=generator.device)
-        a, b = times.draw(count, generator), times.draw(count, generator)
-        t, s = torch.maximum(a, b), torch.minimum(a, b)
-        n_fm = floor(self.flow_matching_share * count)
-        s = torch.cat([t[:n_fm], s[n_fm:]])
-        return soflow.Draws(noise, t, s, torch.zeros_like(t, dtype=torch.bool), n_fm)
+        times = soflow.LogitNormal(-0.4, 1.0)
+        share = self.flow_matching_share  # these samples have s = t
+        return soflow.draw_ordered_jumps(shape, share, times, self.guidance, generator)
 
     def alpha(self, progress: float) -> float:
         """Falls from 1 to `least` along a sigmoid."""
@@ -46,16 +43,15 @@ class AlphaFlow:
     def __call__(
         self, model: soflow.FlowModel, batch: soflow.Batch, draws: soflow.Draws, progress: float
     ) -> soflow.Losses:
-        point = model.noising.sample(batch.data, draws.noise, draws.t)
-        x_t, t, s, v, y = point.x_t, draws.t, draws.s, point.v_t, batch.labels
-        alpha = self.alpha(progress)
+        jumps, v = soflow.guided_jumps(model, batch, draws, self.guidance)
+        x_t, t, s, alpha = jumps.x, jumps.t, jumps.s, self.alpha(progress)
         l = t + alpha * (s - t)  # l = t where s = t
         x_l = x_t + across(l - t, v) * v
         with torch.no_grad():
-            target = alpha * v + (1 - alpha) * model.net(x_l, l, s, y)
+            target = alpha * v + (1 - alpha) * jumps._replace(x=x_l, t=l).through(model.net)
         target[: draws.n_flow_matching] = v[: draws.n_flow_matching]
-        squared = ((model.net(x_t, t, s, y) - target) ** 2).flatten(1).mean(1)
-        weight = 1 / (squared.detach() + self.eps)
+        squared = ((jumps.through(model.net) - target) ** 2).flatten(1).mean(1)
+        weight = soflow.adaptive_weight(squared, p=1.0, eps=self.eps)
         term = soflow.Term(weight * squared, squared.detach(), weight, {"t": t, "s": s})
         return soflow.losses(alpha_flow=term)
 

@@ -5,8 +5,10 @@ import doctest
 import inspect
 import re
 import shutil
+import sys
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -257,3 +259,15 @@ def test_the_loop_of_the_page_runs(tmp_path, monkeypatch):
     names = {"soflow": soflow, "torch": torch, "steps": 2}
     exec(loop, names)
     assert names["images"].shape == (64, 1, 8, 8)
+
+
+def test_the_objective_of_the_page_trains(tmp_path, monkeypatch):
+    """The objective in docs/python.md, with guidance, trains for two steps."""
+    monkeypatch.chdir(tmp_path)
+    (program,) = [block for block in programs_in("docs/python.md") if "class TwoJumps" in block]
+    assert "train.steps=500" in program
+    fewer = program.replace("train.steps=500", "train.steps=2")
+    module = ModuleType("two_jumps")  # dataclasses look up the module of a class
+    monkeypatch.setitem(sys.modules, "two_jumps", module)
+    exec(fewer, module.__dict__)
+    assert soflow.load("runs/two-jumps").sample(2, nfe=1).shape == (2, 1, 8, 8)

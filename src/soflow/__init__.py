@@ -39,13 +39,17 @@ if TYPE_CHECKING:
     from soflow.objectives.base import Draws as Draws
     from soflow.objectives.base import Losses as Losses
     from soflow.objectives.base import Term as Term
+    from soflow.objectives.base import adaptive_weight as adaptive_weight
     from soflow.objectives.base import losses as losses
     from soflow.objectives.consistency import Consistency as Consistency
     from soflow.objectives.flow_matching import FlowMatching as FlowMatching
+    from soflow.objectives.guided import draw_ordered_jumps as draw_ordered_jumps
+    from soflow.objectives.guided import guided_jumps as guided_jumps
     from soflow.objectives.imf import ImprovedMeanFlow as ImprovedMeanFlow
     from soflow.objectives.jump_flow import JumpFlow as JumpFlow
     from soflow.objectives.mean_flow import MeanFlow as MeanFlow
     from soflow.objectives.mean_flow import MeanFlowGuidance as MeanFlowGuidance
+    from soflow.objectives.passes import Inputs as Inputs
     from soflow.objectives.shortcut import Shortcut as Shortcut
     from soflow.objectives.soflow import SoFlow as SoFlow
     from soflow.objectives.soflow import SoFlowTimes as SoFlowTimes
@@ -152,6 +156,10 @@ _HOME = {
     "Losses": "objectives.base",
     "Term": "objectives.base",
     "losses": "objectives.base",
+    "adaptive_weight": "objectives.base",
+    "draw_ordered_jumps": "objectives.guided",
+    "guided_jumps": "objectives.guided",
+    "Inputs": "objectives.passes",
 }
 __all__ = list(_HOME)
 

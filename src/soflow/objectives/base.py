@@ -192,8 +192,21 @@ def losses(**terms: Term) -> Losses:
 
 
 def adaptive_weight(squared: PerSample, p: float, eps: float) -> PerSample:
-    """w = 1 / (squared + eps)^p, (B,), without gradient.
+    """The adaptive weight of each sample, 1 / (squared + eps)^p.
 
     The weighted loss ranges from the squared error (p = 0) to nearly its logarithm (p = 1).
+
+    Args:
+        squared: The mean squared error per sample, (B,).
+        p: The power.
+        eps: A small constant, which limits the weight of samples with a small error.
+
+    Returns:
+        The weights (B,), without gradient.
+
+    Example:
+        >>> import soflow, torch
+        >>> soflow.adaptive_weight(torch.tensor([0.09, 0.99]), p=1.0, eps=0.01)
+        tensor([10.,  1.])
     """
     return (squared.detach() + eps) ** -p

@@ -28,7 +28,28 @@ def draw_ordered_jumps(
     guidance: Guidance,
     generator: torch.Generator,
 ) -> Draws:
-    """The draws of MeanFlow, iMF and alpha-Flow: s <= t, with s = t for the first samples."""
+    """Draws the random numbers of jumps from t to s <= t, with s = t for the first samples.
+
+    MeanFlow, iMF and alpha-Flow use these draws.
+
+    Args:
+        shape: The shape (B, ...) of the batch.
+        flow_matching_share: The share of samples with s = t. They come first.
+        times: The density of both times. The larger one is t, the smaller one is s.
+        guidance: Its `label_dropout` is the share of samples trained without their label. Without
+            guidance, no label is dropped.
+        generator: The source of all random numbers, and the device of the result.
+
+    Returns:
+        Noise (B, ...), times (B,) and the mask of dropped labels (B,).
+
+    Example:
+        >>> import soflow, torch
+        >>> times, guidance = soflow.LogitNormal(-0.4, 1.0), soflow.Guidance(scale=1.5)
+        >>> draws = soflow.draw_ordered_jumps((8, 2), 0.5, times, guidance, torch.Generator())
+        >>> (draws.s == draws.t).tolist()[:4], bool((draws.s[4:] < draws.t[4:]).all())
+        ([True, True, True, True], True)
+    """
     count = shape[0]
     noise = torch.randn(*shape, generator=generator, device=generator.device)
     t, s = draw_ordered(count, times, generator)
@@ -90,7 +111,33 @@ def guiding_velocities(
 def guided_jumps(
     model: FlowModel, batch: Batch, draws: Draws, guidance: Guidance
 ) -> tuple[Inputs, Sample]:
-    """The network's inputs for jumps from x_t, and the (guided) velocity at x_t, (B, ...)."""
+    """The network's inputs for jumps from x_t, and the (guided) velocity at x_t.
+
+    Without guidance or without classes, the velocity is the conditional velocity v_t.
+
+    Args:
+        model: The model in training.
+        batch: The batch, with labels if guidance is active.
+        draws: Noise, times and dropped labels.
+        guidance: Guidance with a fixed scale.
+
+    Returns:
+        The inputs `x_t, t, s, labels, ...`, in which dropped labels are the null label, and the
+        target of the velocity (B, ...), without gradient.
+
+    Raises:
+        InputError: If `guidance.max_scale` is set. Only JumpFlow draws guidance scales.
+
+    Example:
+        >>> import soflow, torch
+        >>> model = soflow.FlowModel(soflow.MLP(shape=(2,), num_classes=3), (2,), num_classes=3)
+        >>> batch = soflow.Batch(torch.randn(8, 2), labels=torch.arange(8) % 3)
+        >>> times, guidance = soflow.LogitNormal(-0.4, 1.0), soflow.Guidance(scale=1.5)
+        >>> draws = soflow.draw_ordered_jumps((8, 2), 0.5, times, guidance, torch.Generator())
+        >>> inputs, v = soflow.guided_jumps(model, batch, draws, guidance)
+        >>> inputs.through(model.net).shape, v.shape
+        (torch.Size([8, 2]), torch.Size([8, 2]))
+    """
     point = model.noising.sample(batch.data, draws.noise, draws.t)
     x_t, t, v = point.x_t, draws.t, point.v_t
     if guidance.active:

@@ -28,15 +28,34 @@ CASTS_KEEP_GRADIENT = casts_keep_gradient()
 
 
 class Inputs(NamedTuple):
-    """The arguments of the network, one row per sample."""
+    """The arguments of the network, one row per sample.
 
-    x: Tensor  # (B, ...)
-    t: Tensor  # (B,)
-    s: Tensor  # (B,)
-    labels: Tensor | None = None  # (B,)
-    augment: Tensor | None = None  # (B, A)
-    cond: Tensor | None = None  # (B, ...)
-    guidance: Tensor | None = None  # (B, 3)
+    `inputs._replace(x=x_l, t=l)` are the same inputs with another point and time.
+
+    Attributes:
+        x: The points, (B, ...).
+        t: Their times, (B,).
+        s: The end times of the jumps, (B,).
+        labels: The classes, (B,), or None.
+        augment: Augmentation labels, (B, A), or None.
+        cond: Conditions, (B, ...), or None.
+        guidance: Guidance (omega, start, end), (B, 3), or None.
+
+    Example:
+        >>> import soflow, torch
+        >>> net, x, t = soflow.MLP(shape=(2,)), torch.randn(8, 2), torch.rand(8)
+        >>> inputs = soflow.Inputs(x, t, s=0 * t)
+        >>> inputs.through(net).shape, inputs.rows(slice(3)).t.shape
+        (torch.Size([8, 2]), torch.Size([3]))
+    """
+
+    x: Tensor
+    t: Tensor
+    s: Tensor
+    labels: Tensor | None = None
+    augment: Tensor | None = None
+    cond: Tensor | None = None
+    guidance: Tensor | None = None
 
     @classmethod
     def of(
@@ -62,6 +81,7 @@ class Inputs(NamedTuple):
         return net(self.x, self.t, self.s, self.labels, **self.more)
 
     def rows(self, which: slice) -> "Inputs":
+        """The inputs of the samples selected by a slice."""
         return Inputs(*(None if column is None else column[which] for column in self))  # type: ignore[arg-type]
 
 
