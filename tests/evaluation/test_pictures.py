@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from soflow.errors import InputError
-from soflow.evaluation.pictures import about, grid, picture, shown_channels
+from soflow.evaluation.pictures import about, grid, grid_columns, picture, shown_channels
 from soflow.evaluation.sample_plots import CELLS, clouds, curves, journeys, limits, vectors
 
 
@@ -142,3 +142,15 @@ def test_other_shapes_are_rejected():
 def test_a_picture_has_at_most_as_many_columns_as_samples():
     assert picture(torch.zeros(3, 1, 32, 32)).size == (3 * 34 + 2, 36)
     assert picture(torch.zeros(3, 1, 32, 32))._repr_png_().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("num", "classes", "columns"),
+    [
+        (64, 0, 8), (60, 0, 10), (7, 0, 7), (13, 0, 10), (40, 3, 9), (36, 3, 9), (48, 3, 6),
+        (40, 4, 8), (64, 10, 10), (40, 7, 7), (8, 10, 8), (2, 3, 2), (90, 25, 10),
+    ],
+)  # fmt: skip
+def test_grids_have_a_class_per_column_and_few_empty_cells(num, classes, columns):
+    labels = torch.arange(num) % classes if classes else None
+    assert grid_columns(num, labels) == columns

@@ -46,6 +46,22 @@ def grid(images: Sample, columns: int) -> Image.Image:
     return to_pil(np.pad(sheet, ((0, gap), (0, gap), (0, 0)), constant_values=white))
 
 
+def grid_columns(num: int, labels: Tensor | None = None, most: int = 10) -> int:
+    """The number of columns for a grid of `num` samples, with few empty cells.
+
+    If the labels (num,) repeat, each column has one class.
+    """
+    period = next((p for p in range(1, most + 1) if repeats(labels, p)), 1)
+    wide = [n for n in range(most, most // 2, -1) if n % period == 0]
+    full = [n for n in wide if num % n == 0]
+    return min(num, (full or wide)[0])
+
+
+def repeats(labels: Tensor | None, period: int) -> bool:
+    """Whether labels repeat after `period` samples."""
+    return labels is None or bool((labels[period:] == labels[:-period]).all())
+
+
 def png(picture: "Image.Image | Figure", dpi: int = 160) -> bytes:
     """Encodes an image, or a plot with this resolution, as PNG."""
     stream = io.BytesIO()

@@ -13,7 +13,7 @@ from soflow.data.dataset import Dataset
 from soflow.data.shards import Shards
 from soflow.errors import InputError
 from soflow.evaluation.features import column_names
-from soflow.evaluation.pictures import save_picture, to_pil
+from soflow.evaluation.pictures import grid_columns, save_picture, to_pil
 from soflow.evaluation.record import GuidanceUsed
 from soflow.system.atomic import replaced, require_writable
 from soflow.system.records import Record
@@ -76,7 +76,7 @@ def write(
     names = column_names(run.model.shape, run.scaling)
     if file.suffix == ".png":
         samples = Dataset("samples", "", rows, None).samples()
-        save_picture(samples, file, min(10, len(samples)), names)
+        save_picture(samples, file, grid_columns(len(samples), labels), names)
     elif file.suffix == ".csv":
         names_of_classes = (*run.class_names, "")  # the null label has no name
         classes = None if labels is None else [names_of_classes[i] for i in labels.tolist()]

@@ -12,7 +12,7 @@ from soflow.data.dataset import Dataset
 from soflow.drawing import class_by_class, sample_many
 from soflow.evaluation.features import column_names
 from soflow.evaluation.pairs import PAIRS, ROWS, draw_pairs, paired
-from soflow.evaluation.pictures import picture, png
+from soflow.evaluation.pictures import grid_columns, picture, png
 from soflow.evaluation.scorer import as_frequent
 from soflow.run.folder import RunFolder
 from soflow.solution import FlowModel
@@ -44,8 +44,9 @@ def draw_samples(
     if len(config.data.shape) == 1:
         num, columns = POINTS, 1
     else:
-        columns = min(classes or 8, 10)
-        num, classes = columns * ceil(40 / columns), min(classes, columns)
+        classes = min(classes, 10)
+        columns = grid_columns(40, class_by_class(40, classes))
+        num = columns * ceil(40 / columns)
     labels = class_by_class(num, classes)
     if len(config.data.shape) == 1 and dataset is not None and dataset.labels is not None:
         labels = as_frequent(dataset.labels, num, classes)
