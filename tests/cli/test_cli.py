@@ -26,7 +26,7 @@ def test_every_command_from_training_to_report(tmp_path, inside):
     train = ["train", "digits", *TINY, "train.steps=20", "--out", run]
     trained = inside(*train)
     assert trained.returncode == 0, trained.stderr
-    assert "step 10/20" in trained.stderr
+    assert "step 10 of 20" in trained.stderr
     evaluated = inside("evaluate", run, "--num", "100", "--nfe", "1,2")
     assert evaluated.returncode == 0, evaluated.stderr
     assert "FD-digits of 100 samples" in evaluated.stdout
@@ -44,7 +44,7 @@ def test_every_command_from_training_to_report(tmp_path, inside):
     assert "http" not in page.replace("http-equiv", "")  # the page loads no other files
     again = inside(*train)
     assert again.returncode == 0
-    assert "step 10/20" not in again.stderr
+    assert "step 10 of 20" not in again.stderr
 
 
 def test_every_command_works_with_vectors(tmp_path, inside):

@@ -122,7 +122,7 @@ def test_lines_appear_every_20_seconds(capsys, clock):
         "reading: 69 of 100",
         "reading: 89 of 100",
     ]
-    assert lines[0].split("  ")[1:] == ["fast", "0:00:33"]
+    assert lines[0].split("  ")[1:] == ["fast", "0:00:33 left"]
 
 
 def test_milestones_are_lines_without_a_terminal(capsys):

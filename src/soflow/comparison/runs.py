@@ -15,11 +15,11 @@ from soflow.comparison.tables import HEUN
 from soflow.config import Config
 from soflow.drawing import draw
 from soflow.evaluation.evaluate import EvaluationSettings, evaluate
-from soflow.evaluation.html import duration
 from soflow.evaluation.scorer import Scoring
 from soflow.sampling import Sampler
 from soflow.solution import FlowModel
 from soflow.system.progress import Progress, Task
+from soflow.system.text import clock
 from soflow.training.callbacks import Callback, Training
 from soflow.workflows.evaluate import write_evaluation
 from soflow.workflows.load import load
@@ -56,7 +56,7 @@ def run_all(
             log.info(f"{title}: already done")
             continue
         pace = (time.perf_counter() - start) / done if done else 1.0
-        left = duration(pace * sum(expected.values()))
+        left = clock(pace * sum(expected.values()))
         log.info(f"{title}, {run.config.train.steps:,} steps; about {left} left in total")
         train_run(run, scoring, heun, title, progress)
         evaluate_run(run, scoring, heun, progress)

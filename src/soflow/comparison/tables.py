@@ -73,7 +73,9 @@ def quality_row(results: Comparison, name: str, sampler: str) -> list[str]:
     rows = one.rows(sampler, 1)
     recognized = [row.recognized for row in rows if row.recognized is not None]
     ratio = f"{mean(ratios):.3f}" if ratios else ""
-    if len(ratios) > 1:
+    if name == results.base and ratios:
+        ratio = "1"
+    elif len(ratios) > 1:
         ratio += f" ± {stdev(ratios):.3f}"
     return [
         *(name_of(name), sampler, over_seeds(first), ratio),

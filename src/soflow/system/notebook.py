@@ -7,12 +7,13 @@ import contextvars
 import io
 import threading
 from collections.abc import Iterable
-from datetime import timedelta
 from uuid import uuid4
 
 from rich.console import Console
 from rich.progress import Progress, ProgressColumn, TaskID
 from rich.text import Text
+
+from soflow.system.text import clock
 
 #: Seconds until bars appear, so that short tasks show none, and seconds between two updates.
 PATIENCE, PAUSE = 0.5, 0.2
@@ -46,7 +47,7 @@ class NotebookBars(Progress):
         """Removes a bar. The text of the last bar remains as a line."""
         if len(self.tasks) == 1:
             task = self.tasks[0]
-            time = str(timedelta(seconds=round(task.elapsed or 0)))
+            time = clock(task.elapsed or 0)
             shown = filter(None, (task.fields["text"], time))
             self.summary = f"{task.description}: {'  '.join(shown)}"
         super().remove_task(task_id)

@@ -14,11 +14,10 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from datetime import timedelta
 from typing import TYPE_CHECKING, Optional, Protocol, runtime_checkable
 
 from soflow.system import processes
-from soflow.system.text import printable
+from soflow.system.text import clock, printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -162,7 +161,7 @@ class Lines(Timed):
         now = time.monotonic()
         if now - self.shown >= PAUSE and self.begun < done < self.total:
             left = (now - self.started) * (self.total - done) / (done - self.begun)
-            self.log(f"{self.title}: {self.describe(done, text)}  {timedelta(seconds=round(left))}")
+            self.log(f"{self.title}: {self.describe(done, text)}  {clock(left)} left")
 
     def log(self, text: str) -> None:
         self.shown = time.monotonic()

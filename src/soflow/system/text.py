@@ -1,4 +1,6 @@
-"""Text that is safe to print."""
+"""Text for the screen."""
+
+from datetime import timedelta
 
 
 def printable(text: str) -> str:
@@ -7,3 +9,8 @@ def printable(text: str) -> str:
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()
         for letter in text
     )
+
+
+def clock(seconds: float) -> str:
+    """Formats seconds as h:mm:ss."""
+    return str(timedelta(seconds=round(seconds)))

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from soflow.run.checkpoint import RunningMean, TrainState
 from soflow.run.metrics import MetricsLine
+from soflow.system.text import clock
 
 
 def add_means(state: TrainState, means: Mapping[str, RunningMean]) -> None:
@@ -44,8 +45,8 @@ def summary(line: MetricsLine, steps: int) -> str:
         f"{name} {value:.4f}" for name, value in metrics.items() if name.endswith(("loss", "mse"))
     ]
     speed = f"{metrics['samples_per_second']:,.0f} samples/s"
-    left = f"{(steps - line.step) / metrics['steps_per_second']:.0f} s left"
-    return "  ".join([f"step {line.step}/{steps}", *losses, speed, left])
+    left = f"{clock((steps - line.step) / metrics['steps_per_second'])} left"
+    return "  ".join([f"step {line.step:,} of {steps:,}", *losses, speed, left])
 
 
 def progress_text(state: TrainState, batch_size: int) -> str:
