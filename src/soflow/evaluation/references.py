@@ -48,6 +48,7 @@ from soflow.evaluation.statistics import (
     gather,
     parts_of,
 )
+from soflow.evaluation.statistics_cache import cached_statistics
 from soflow.solution import unchanged
 from soflow.system.progress import track
 
@@ -195,14 +196,18 @@ def scorer_of(data: Dataset, features: Features, num_classes: int) -> Scorer:
 
 
 def statistics_of(data: Dataset, features: Features) -> Statistics:
-    """Computes the statistics of a dataset."""
-    return gather_all(parts_of(data), features, len(data), data.name)
+    """The statistics of a dataset, from the cache or computed."""
+
+    def compute() -> Statistics:
+        return gather_all(parts_of(data), features, len(data), data.name)
+
+    return cached_statistics(data, features, compute)
 
 
 def gather_all(parts: Iterable[Tensor], features: Features, count: int, name: str) -> Statistics:
     """Computes the statistics of a reference of `count` samples, read in parts (B, ...)."""
     keep = ENERGY_POINTS if features.name == "coordinates" else POINTS
-    with track(f"reading {name}", count) as task:
+    with track(f"features of {name}", count) as task:
         return gather(parts, features, count, keep, Counter(task).add)
 
 

@@ -98,7 +98,8 @@ def tiles(subject: Subject) -> list[tuple[str, str]]:
             text = "of one-step samples recognized as their class"
             found.append((f"{one.recognized:.1%}", text))
         if one is not None:
-            found.append((f"{one.distance:.3g}", f"{evaluation.metric}, one step"))
+            small = " (indistinguishable from 0)" if one.distance < 0 else ""
+            found.append((f"{one.distance:.3g}", f"{evaluation.metric}, one step{small}"))
         if heun is not None:
             text = f"the same model's ODE, {plots.heun_steps(heun)} Heun steps"
             found.append((f"{heun.distance:.3g}", text))
