@@ -45,7 +45,8 @@ class Section:
         return HERE / "results" / f"{self.name}.json"
 
 
-PEERS = "--objectives soflow,jump_flow,mean_flow,imf,alpha_flow"
+PEER_NAMES = ("soflow", "jump_flow", "mean_flow", "imf", "alpha_flow")
+PEERS = f"--objectives {','.join(PEER_NAMES)}"
 IDEAS = "--variants benchmarks/ideas.yaml"
 #: A DiT with the size of the recipe fashion_mnist, for color images with classes.
 CIFAR10 = (
@@ -58,25 +59,12 @@ SECTIONS = [
     Section(
         "digits-peers",
         "Digits, equal steps",
-        "digits --objectives soflow,jump_flow,mean_flow --seeds 1 --heun --out runs/compare-digits",
-    ),
-    Section(
-        "digits-steps",
-        "Digits at guidance scale 1.5, equal steps",
-        "digits objective.guidance.scale=1.5 --heun --out runs/compare-digits-15 "
-        "--objectives soflow,mean_flow,shortcut,consistency,flow_matching",
-    ),
-    Section(
-        "digits-time",
-        "Digits at guidance scale 1.5, equal time",
-        "digits objective.guidance.scale=1.5 --budget time --heun --out runs/compare-digits-time "
-        "--objectives soflow,mean_flow,shortcut,consistency",
+        f"digits {PEERS},shortcut,consistency,flow_matching --heun --out runs/compare-digits",
     ),
     Section(
         "fashion-mnist-peers",
         "Fashion-MNIST, equal steps",
-        "fashion_mnist --objectives soflow,jump_flow,mean_flow --seeds 1 checkpoint.keep_every=500 "
-        "--out runs/compare-fashion",
+        f"fashion_mnist {PEERS} checkpoint.keep_every=500 --out runs/compare-fashion",
         data="fashion_mnist",
     ),
     Section(
@@ -119,7 +107,11 @@ def run(section: Section, extra: list[str], seed: int | None) -> None:
 
 
 def joined(kept: Comparison, new: Comparison) -> Comparison:
-    """The new results with the runs of the kept results that the new ones do not have."""
+    """The new results with the seeds of the kept results that the new ones do not have.
+
+    A seed is kept or replaced as a whole. Its runs share one classifier, which other machines train
+    with a slightly different result.
+    """
     for key in (
         "recipe",
         "overrides",
@@ -131,13 +123,16 @@ def joined(kept: Comparison, new: Comparison) -> Comparison:
         "reference",
     ):
         assert getattr(kept, key) == getattr(new, key), f"{key} differs from the kept results"
-    objectives = dict(new.objectives)
-    for name, theirs in kept.objectives.items():
-        ours = objectives.get(name, theirs)
-        assert ours.steps == theirs.steps, f"{name}: other numbers of steps"
-        assert ours.settings == theirs.settings, f"{name}: other settings"
-        runs = {run.seed: run for run in (*theirs.runs, *ours.runs)}
-        objectives[name] = ours.model_copy(update={"runs": [runs[seed] for seed in sorted(runs)]})
+    objectives = {}
+    for name in dict.fromkeys((*new.objectives, *kept.objectives)):
+        ours, theirs = new.objectives.get(name), kept.objectives.get(name)
+        runs = [run for run in theirs.runs if run.seed not in new.seeds] if theirs else []
+        if ours is not None and theirs is not None:
+            assert ours.steps == theirs.steps, f"{name}: other numbers of steps"
+            assert ours.settings == theirs.settings, f"{name}: other settings"
+        runs = sorted([*runs, *(ours.runs if ours else [])], key=lambda run: run.seed)
+        if runs and (one := ours or theirs):
+            objectives[name] = one.model_copy(update={"runs": runs})
     seeds = sorted({run.seed for one in objectives.values() for run in one.runs})
     return new.model_copy(update={"objectives": objectives, "seeds": seeds})
 
@@ -190,12 +185,20 @@ def uneven(results: Comparison) -> list[str]:
     return [f"Not trained with all seeds: {'; '.join(fewer)}."] if fewer else []
 
 
+def command(section: Section, results: Comparison) -> str:
+    """The command for the results so far: the objectives and the number of seeds may be fewer."""
+    there = [name for name in PEER_NAMES if name in results.objectives]
+    arguments = section.arguments.replace(PEERS, f"--objectives {','.join(there)}")
+    count = len(results.seeds)
+    return f"soflow compare {arguments}" + ("" if count == 3 else f" --seeds {count}")
+
+
 def text_of(section: Section) -> str:
     results = read(section.figures)
     note = HERE / "results" / f"{section.name}.md"
     parts = [
         f"## {section.title}",
-        f"    soflow compare {section.arguments}",
+        f"    {command(section, results)}",
         verdict(results),
         *uneven(results),
         *([note.read_text().strip()] if note.is_file() else []),

@@ -40,9 +40,10 @@ def test_seeds_run_one_by_one_are_joined(script):
     assert [run.seed for run in joined.objectives["jump_flow"].runs] == [1]
     assert script.uneven(joined) == ["Not trained with all seeds: JumpFlow (1)."]
     assert script.uneven(first) == []
-    # A seed that was run again replaces the kept one.
-    again = script.joined(joined, only_seed(kept, 1, 3.0))
+    # A seed that is run again replaces the kept one as a whole.
+    again = script.joined(joined, only_seed(kept, 1, 3.0, ["soflow", "mean_flow"]))
     assert again.objectives["soflow"].one_step == [2 * one, 3 * one]
+    assert "jump_flow" not in again.objectives
 
 
 def test_results_of_other_settings_are_not_joined(script):

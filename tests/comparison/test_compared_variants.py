@@ -246,9 +246,9 @@ def test_variants_do_not_reuse_colors_of_objectives():
     assert not set(plots.PALETTE) & set(plots.COLORS.values())
 
 
-@pytest.mark.parametrize("name", ["digits-steps", "digits-time"])
-def test_older_results_are_read(name):
-    """Results of comparisons from before variants existed can be read."""
+@pytest.mark.parametrize("name", ["digits-peers", "fashion-mnist-peers"])
+def test_published_results_are_read(name):
+    """The kept results of comparisons of objectives can be read and tabulated."""
     results = Comparison.read(KEPT / f"{name}.json")
     assert not results.variants
     assert results.ratios("soflow") == [1] * len(results.seeds)
