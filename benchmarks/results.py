@@ -12,6 +12,7 @@ Each section is one `soflow compare` in runs/. Finished runs are not trained aga
 """
 
 import argparse
+import re
 import shlex
 import shutil
 import subprocess
@@ -45,8 +46,7 @@ class Section:
         return HERE / "results" / f"{self.name}.json"
 
 
-PEER_NAMES = ("soflow", "jump_flow", "mean_flow", "imf", "alpha_flow")
-PEERS = f"--objectives {','.join(PEER_NAMES)}"
+PEERS = "--objectives soflow,jump_flow,mean_flow,imf,alpha_flow"
 IDEAS = "--variants benchmarks/ideas.yaml"
 #: A DiT with the size of the recipe fashion_mnist, for color images with classes.
 CIFAR10 = (
@@ -144,8 +144,16 @@ def read(file: Path) -> Comparison:
 
 
 def verdict(results: Comparison) -> str:
-    """Names the lowest one-step distance, and tabulates differences from the base's."""
-    one = {name: objective.one_step for name, objective in results.objectives.items()}
+    """Names the lowest one-step distance, and tabulates differences from the base's.
+
+    Only seeds of all objectives count.
+    """
+    seeds = [{run.seed for run in own.runs} for own in results.objectives.values()]
+    both = set.intersection(*seeds)
+    one = {
+        name: [found for found, run in zip(own.one_step, own.runs, strict=True) if run.seed in both]
+        for name, own in results.objectives.items()
+    }
     best = min(one, key=lambda name: mean(one[name]))
     ours = one.pop(results.base)
     base = name_of(results.base)
@@ -185,12 +193,17 @@ def uneven(results: Comparison) -> list[str]:
     return [f"Not trained with all seeds: {'; '.join(fewer)}."] if fewer else []
 
 
-def command(section: Section, results: Comparison) -> str:
-    """The command for the results so far: the objectives and the number of seeds may be fewer."""
-    there = [name for name in PEER_NAMES if name in results.objectives]
-    arguments = section.arguments.replace(PEERS, f"--objectives {','.join(there)}")
-    count = len(results.seeds)
-    return f"soflow compare {arguments}" + ("" if count == 3 else f" --seeds {count}")
+def commands(section: Section, results: Comparison) -> list[str]:
+    """The commands for the results so far: objectives and seeds may be fewer than planned."""
+    arguments = re.sub(
+        r"--objectives \S+", f"--objectives {','.join(results.objectives)}", section.arguments
+    )
+    seeds, whole = results.seeds, f"soflow compare {arguments}"
+    if seeds == [0, 1, 2]:
+        return [whole]
+    if seeds == list(range(len(seeds))):
+        return [f"{whole} --seeds {len(seeds)}"]
+    return [f"{whole} --seeds 1 train.seed={seed}" for seed in seeds]
 
 
 def text_of(section: Section) -> str:
@@ -198,7 +211,7 @@ def text_of(section: Section) -> str:
     note = HERE / "results" / f"{section.name}.md"
     parts = [
         f"## {section.title}",
-        f"    {command(section, results)}",
+        "\n".join(f"    {line}" for line in commands(section, results)),
         verdict(results),
         *uneven(results),
         *([note.read_text().strip()] if note.is_file() else []),

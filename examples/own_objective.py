@@ -26,6 +26,7 @@ class AlphaFlow:
 
     samplers: ClassVar[tuple[str, ...]] = ("renoise", "ode", "heun")
     whole_network: ClassVar[bool] = False  # it only calls the network
+    parameterization: ClassVar[str] = "euler"  # x_l and the target are straight steps
     flow_matching_share: float = 0.5
     least: float = 0.05  # smallest alpha
     eps: float = 0.01

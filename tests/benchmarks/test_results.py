@@ -46,6 +46,25 @@ def test_seeds_run_one_by_one_are_joined(script):
     assert "jump_flow" not in again.objectives
 
 
+def test_the_verdict_compares_the_seeds_of_all_objectives(script):
+    """MeanFlow lacks the seed in which all distances are larger."""
+    kept = Comparison.read(BENCHMARKS / "results" / "fashion-mnist-peers.json")
+    names = ["soflow", "mean_flow"]
+    both = script.joined(only_seed(kept, 0, 1.0, names), only_seed(kept, 1, 9.0, names[:1]))
+    assert script.verdict(both) == script.verdict(only_seed(kept, 0, 1.0, names))
+
+
+def test_the_commands_name_what_was_run(script):
+    kept = Comparison.read(BENCHMARKS / "results" / "fashion-mnist-peers.json")
+    section = next(one for one in script.SECTIONS if one.name == "fashion-mnist-peers")
+    first, second = only_seed(kept, 0), only_seed(kept, 2, names=["soflow", "jump_flow"])
+    (line,) = script.commands(section, first)
+    assert "--objectives soflow,jump_flow,mean_flow " in line
+    assert line.endswith("--seeds 1")
+    ends = [line.partition("--seeds ")[2] for line in script.commands(section, second)]
+    assert ends == ["1 train.seed=2"]
+
+
 def test_results_of_other_settings_are_not_joined(script):
     kept = Comparison.read(BENCHMARKS / "results" / "fashion-mnist-peers.json")
     new = only_seed(kept, 1).model_copy(update={"overrides": ["train.steps=5"]})

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from soflow.data.dataset import Dataset
-from soflow.evaluation.features import Features
+from soflow.data.dataset import Dataset, Encoder
+from soflow.evaluation.features import Features, coordinates
+from soflow.evaluation.record import Reference
+from soflow.evaluation.reference_files import write_reference
 from soflow.evaluation.references import statistics_of
 from soflow.evaluation.statistics_cache import cache_file
 
@@ -101,3 +103,23 @@ def test_without_a_writable_cache_statistics_are_computed(network, tmp_path, mon
     for _ in range(2):
         assert statistics_of(images(), features(network)).count == 40
     assert network.calls >= 80
+
+
+def test_only_features_of_images_are_cached(network):
+    data = images()
+    floats = replace(data, rows=torch.rand(40, 1, 4, 4))
+    encoder = Encoder("an autoencoder", scale=0.5, channels=3, size=8)
+    assert cache_file(floats, features(network)) is not None
+    assert cache_file(floats, coordinates((1, 4, 4), None)) is None
+    for rows in (floats.rows.bfloat16(), floats.rows.clone().requires_grad_()):
+        assert cache_file(replace(data, rows=rows), features(network)) is None
+    assert cache_file(replace(floats, encoder=encoder), features(network)) is None
+
+
+def test_incomplete_statistics_are_computed_again(network):
+    first = statistics_of(images(), features(network))
+    file = cache_file(images(), features(network))
+    about = Reference(dataset="images", split="train", count=40)
+    damaged = replace(first, points=first.points[:3])
+    write_reference(file, damaged, features(network), about, (1, 4, 4))
+    assert_equal(first, statistics_of(images(), features(network)))

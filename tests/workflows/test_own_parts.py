@@ -3,7 +3,8 @@
 import copy
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -275,3 +276,45 @@ def test_tied_weights_are_averaged_under_all_their_names(data, tmp_path):
     averaged = weights(folder, "ema")
     assert torch.equal(averaged["out.weight"], averaged["second.weight"])
     assert not torch.equal(averaged["out.weight"], weights(folder)["out.weight"])
+
+
+@dataclass(frozen=True)
+class Guided(OwnObjective):
+    """A custom objective with guidance and straight jumps."""
+
+    parameterization: ClassVar[str] = "euler"
+    guidance: soflow.Guidance = field(default_factory=lambda: soflow.Guidance(scale=1.5))
+
+    def draw(self, shape, generator):
+        times = soflow.LogitNormal(-0.4, 1.0)
+        return soflow.draw_ordered_jumps(shape, 0.5, times, self.guidance, generator)
+
+    def __call__(self, model, batch, draws, progress):
+        jumps, v = soflow.guided_jumps(model, batch, draws, self.guidance)
+        squared = ((jumps.through(model.net) - v) ** 2).flatten(1).mean(1)
+        term = soflow.Term(squared, squared.detach(), torch.ones_like(squared), {"t": jumps.t})
+        return soflow.losses(own=term)
+
+
+def test_guidance_of_a_custom_objective_needs_labels(data, tmp_path):
+    with pytest.raises(InputError, match=r"guidance=soflow\.Guidance\(\)"):
+        run(tmp_path / "run", data, objective=Guided())
+    run(tmp_path / "run", data, objective=Guided(guidance=soflow.Guidance()))
+    model = soflow.FlowModel(soflow.MLP(shape=(2,)), (2,))
+    batch, guidance = soflow.Batch(data[:8]), soflow.Guidance(scale=1.5)
+    draws = Guided().draw((8, 2), torch.Generator())
+    with pytest.raises(InputError, match="labels"):
+        soflow.guided_jumps(model, batch, draws, guidance)
+
+
+def test_the_objective_of_the_recipe_does_not_restrict_a_custom_one(tmp_path):
+    """The recipe digits is guided, which needs classes."""
+    settings = [*QUICK[:3], "network.width=16", "network.depth=1", "network.heads=1"]
+    folder = soflow.train("digits", tmp_path / "run", settings, silent, objective=OwnObjective())
+    assert folder.read_config().data.num_classes == 0
+
+
+def test_a_custom_objective_can_require_a_parameterization(data, tmp_path):
+    objective = Guided(guidance=soflow.Guidance())
+    with pytest.raises(InputError, match=r"noising\.parameterization=euler"):
+        run(tmp_path / "run", data, ["noising.parameterization=trig"], objective=objective)

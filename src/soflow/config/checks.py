@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from soflow.config.own import OWN
 from soflow.networks.registry import fits, takes, what_fits
 
 if TYPE_CHECKING:
@@ -63,15 +64,16 @@ def check_data(config: Config) -> None:
 def check_objective(config: Config) -> None:
     """Checks the parameterization that the objective needs, and labels for guidance."""
     chosen = f"objective.name={config.objective.name}"
-    needed = config.of_objective("parameterization", config.noising.parameterization)
-    if config.noising.parameterization != needed:
+    needed = config.of_objective("parameterization")
+    if needed is not None and config.noising.parameterization != needed:
         raise ValueError(f"{chosen} needs noising.parameterization={needed}: set it")
     if config.data.num_classes:
         return
     if config.guidance_scale > 1:
+        own = config.objective.name == OWN
+        without = "guidance=soflow.Guidance()" if own else "objective.guidance.scale=1"
         raise ValueError(
-            "objective.guidance.scale above 1 needs labels: set data.num_classes, or "
-            "objective.guidance.scale=1"
+            f"objective.guidance.scale above 1 needs labels: set data.num_classes, or {without}"
         )
     if config.drawn_guidance:
         raise ValueError(

@@ -39,6 +39,9 @@ class OwnObjective:
     forward_derivative: Annotated[
         bool, Setting("whether the objective takes Jacobian-vector products of the network")
     ] = False
+    parameterization: Annotated[
+        str | None, Setting("the only parameterization that the objective works with; null: any")
+    ] = None
     trains_null: Annotated[bool, Setting("whether the objective trains the null label")] = True
     guidance_scale: Annotated[float, Setting("scale of classifier-free guidance in training")] = 1.0
     guidance: Annotated[

@@ -53,8 +53,7 @@ def grid_columns(num: int, labels: Tensor | None = None, most: int = 10) -> int:
     """
     period = next((p for p in range(1, most + 1) if repeats(labels, p)), 1)
     wide = [n for n in range(most, most // 2, -1) if n % period == 0]
-    full = [n for n in wide if num % n == 0]
-    return min(num, (full or wide)[0])
+    return min(num, min(wide, key=lambda n: -num % n))
 
 
 def repeats(labels: Tensor | None, period: int) -> bool:

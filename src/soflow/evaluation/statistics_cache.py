@@ -3,7 +3,7 @@
     $XDG_CACHE_HOME/soflow/statistics-VERSION-KEY.npz     a statistics file, named by its content
 
 The key covers the samples, the feature network and what decides the last digits of features. Only
-data whose content is known are cached.
+features of images whose content is known are cached.
 """
 
 from collections.abc import Callable
@@ -18,12 +18,14 @@ from soflow.errors import InputError, RunError
 from soflow.evaluation.features import DEVICE, Features, dimensions
 from soflow.evaluation.record import Reference
 from soflow.evaluation.reference_files import describe_features, read_reference, write_reference
-from soflow.evaluation.statistics import Statistics
+from soflow.evaluation.statistics import POINTS, Statistics
 from soflow.system.cache import cache_folder
-from soflow.system.fingerprints import fingerprint_of
+from soflow.system.fingerprints import checksum_of, fingerprint_of
 
 #: Increase it when statistics of the same data change.
 VERSION = 1
+#: Rows per part of a checksum.
+CHUNK = 4096
 
 
 def cached_statistics(
@@ -36,7 +38,7 @@ def cached_statistics(
     if file.is_file():
         with suppress(InputError):  # damaged
             found = read_reference(file, features, dimensions(features, data.shape), data.shape)
-            if found is not None:
+            if found is not None and fits(found[0], len(data)):
                 return found[0]
     statistics = compute()
     about = Reference(dataset=data.name, split=data.split, count=len(data))
@@ -46,10 +48,16 @@ def cached_statistics(
     return statistics
 
 
+def fits(statistics: Statistics, count: int) -> bool:
+    """Whether statistics are complete for a dataset of `count` samples."""
+    return statistics.count == count and len(statistics.points) == min(POINTS, count)
+
+
 def cache_file(data: Dataset, features: Features) -> Path | None:
     """The cache file of these statistics. None if they are not cached."""
-    content = content_of(data.rows)
-    if features.columns or content is None:
+    images = data.encoder is None and data.scaling is None and features.name != "coordinates"
+    content = content_of(data.rows) if images else None
+    if content is None:
         return None
     where = f"{DEVICE.type} torch {torch.__version__}"
     used = describe_features(features).model_dump_json()
@@ -63,7 +71,11 @@ def content_of(rows: Rows) -> str | None:
         content = content_of(rows.rows)
         return None if content is None else f"{content} {checksum(rows.indices)}"
     if isinstance(rows, Tensor):
-        return f"{list(rows.shape)} {rows.dtype} {checksum(rows)}"
+        plain = rows.device.type == "cpu" and rows.dtype in (torch.uint8, torch.float32)
+        if not plain or rows.requires_grad:
+            return None
+        parts = (part.contiguous().numpy().tobytes() for part in rows.split(CHUNK))
+        return f"{list(rows.shape)} {rows.dtype} {checksum_of(parts)}"
     recorded = getattr(rows, "checksums", None)
     if recorded is None or getattr(rows, "changing", False):
         return None

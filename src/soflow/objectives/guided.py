@@ -89,7 +89,8 @@ def guiding_velocities(
     y is the label before dropping. v(x_t, t, y) uses the guidance `drawn`, v(x_t, t, null) uses
     none. At mix m = 1, v(x_t, t, y) has no weight and v(x_t, t, null) is returned instead.
     """
-    assert batch.labels is not None, "guidance needs labels"
+    if batch.labels is None:
+        raise InputError("guidance needs classes, but the batch has no labels: use Guidance()")
     if draws_scales(guidance) and drawn is None:
         raise InputError(
             "guidance.max_scale is set, but this objective draws no scales: use JumpFlow, or leave "
@@ -113,7 +114,7 @@ def guided_jumps(
 ) -> tuple[Inputs, Sample]:
     """The network's inputs for jumps from x_t, and the (guided) velocity at x_t.
 
-    Without guidance or without classes, the velocity is the conditional velocity v_t.
+    Without guidance, the velocity is the conditional velocity v_t.
 
     Args:
         model: The model in training.
@@ -126,7 +127,8 @@ def guided_jumps(
         target of the velocity (B, ...), without gradient.
 
     Raises:
-        InputError: If `guidance.max_scale` is set. Only JumpFlow draws guidance scales.
+        InputError: If guidance is active and the batch has no labels, or if `guidance.max_scale` is
+            set. Only JumpFlow draws guidance scales.
 
     Example:
         >>> import soflow, torch

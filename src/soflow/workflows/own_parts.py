@@ -97,6 +97,11 @@ def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(weight.shape) for name, weight in state.items()}
 
 
+def without_objective(config: Config) -> Config:
+    """The configuration with default settings of the objective, which restrict no other section."""
+    return validate({**config.model_dump(), "objective": {"name": "soflow"}})
+
+
 def with_objective(config: Config, objective: Objective) -> Config:
     """The configuration with a custom objective.
 
@@ -119,6 +124,7 @@ def with_objective(config: Config, objective: Objective) -> Config:
         "whole_network": objective.whole_network,
         "forward_derivative": getattr(objective, "forward_derivative", False),
         "trains_null": trains_null(objective),
+        "parameterization": getattr(objective, "parameterization", None),
         "guidance_scale": getattr(guidance, "scale", 1.0),
         "guidance": plain(guidance) if draws_scales(guidance) else None,
     }

@@ -32,9 +32,9 @@ def draw_samples(
 ) -> Path:
     """Writes a picture of samples: images or signals, one column per class, or points.
 
-    Vectors and signals are plotted with their column names. Except
-    for 2D points, plots also show the first samples of the data. Runs with conditions use the
-    conditions of the data. Their images are shown next to the conditions and the real images.
+    Vectors and signals are plotted with their column names. Except for 2D points, plots also show
+    the first samples of the data. Runs with conditions use the conditions of the data. Their images
+    are shown next to the conditions and the real images.
     """
     file = folder.sample_grid(step)
     if dataset is not None and dataset.cond is not None:

@@ -64,6 +64,7 @@ from soflow.workflows.own_parts import (
     with_its_name,
     with_network,
     with_objective,
+    without_objective,
 )
 from soflow.workflows.resume import resume_run, settings_of
 from soflow.workflows.sample_grid import draw_samples
@@ -136,6 +137,9 @@ def train(
     if network is not None:
         require_unchanged("network", given)
         config = with_network(config, network)
+    if objective is not None:
+        require_unchanged("objective", given)
+        config = without_objective(config)
     config = with_overrides(config, overrides)
     if data is not None:
         own.require_unnamed(given)
@@ -146,7 +150,6 @@ def train(
             )  # fmt: skip
     folder = RunFolder(Path(out).expanduser())
     if objective is not None:
-        require_unchanged("objective", given)
         config = with_objective(config, objective)
     parts = Parts(network, objective, callbacks)
     require_own_data(config, folder)
