@@ -112,16 +112,8 @@ def joined(kept: Comparison, new: Comparison) -> Comparison:
     A seed is kept or replaced as a whole. Its runs share one classifier, which other machines train
     with a slightly different result.
     """
-    for key in (
-        "recipe",
-        "overrides",
-        "budget",
-        "base",
-        "batch_size",
-        "metric",
-        "num",
-        "reference",
-    ):
+    protocol = "recipe overrides budget base batch_size metric num reference"
+    for key in protocol.split():
         assert getattr(kept, key) == getattr(new, key), f"{key} differs from the kept results"
     objectives = {}
     for name in dict.fromkeys((*new.objectives, *kept.objectives)):
@@ -157,7 +149,7 @@ def verdict(results: Comparison) -> str:
     best = min(one, key=lambda name: mean(one[name]))
     ours = one.pop(results.base)
     base = name_of(results.base)
-    several = min(map(len, (ours, *one.values()))) > 1
+    several = len(ours) > 1
     header = [what(results), f"difference from {base}"]
     if several:
         header.append("in standard deviations")
