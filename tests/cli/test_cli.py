@@ -165,7 +165,7 @@ def test_ctrl_c_saves_and_the_same_command_resumes(tmp_path, inside):
         start_new_session=True,
     )
     for line in process.stderr:
-        if line.startswith("step 10/"):
+        if line.startswith("step 10 of "):
             break
     os.kill(process.pid, signal.SIGINT)
     started = time.monotonic()
