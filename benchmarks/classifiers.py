@@ -3,9 +3,9 @@
     python benchmarks/classifiers.py                            writes digits-classifier.pt
     python benchmarks/classifiers.py fashion_mnist [FOLDER]     FOLDER: a local copy of the data
 
-Each machine trains a slightly different classifier, so distances of different machines differ by a
-few percent. With these files, they can be compared: evaluate.features=FILE. Writing them again
-makes new results incomparable with the published ones.
+Each machine trains a slightly different classifier. With these files, distances of different
+machines can be compared: evaluate.features=FILE. Writing them again makes new results incomparable
+with the published ones.
 """
 
 import sys

@@ -170,6 +170,7 @@ def test_two_processes_train_like_one_and_one_process_resumes_their_run(
     [
         ["optimizer.name=SGD", "optimizer.options.momentum=0.9", "parallel=fsdp"],
         ["optimizer.name=NAdam", "parallel=fsdp"],
+        [*IN_CONTEXT, "parallel=ddp"],
         [*IN_CONTEXT, "parallel=fsdp"],
         pytest.param(
             ["optimizer.name=muon", "parallel=ddp"],

@@ -56,8 +56,10 @@ def run_all(
             log.info(f"{title}: already done")
             continue
         pace = (time.perf_counter() - start) / done if done else 1.0
-        left = clock(pace * sum(expected.values()))
-        log.info(f"{title}, {run.config.train.steps:,} steps; about {left} left in total")
+        left = f"{clock(pace * sum(expected.values()))} left in total"
+        if not done:  # the pace of later runs includes evaluation
+            left += ", plus evaluation"
+        log.info(f"{title}, {run.config.train.steps:,} steps; about {left}")
         train_run(run, scoring, heun, title, progress)
         evaluate_run(run, scoring, heun, progress)
         done += expected.pop(run.folder)

@@ -162,7 +162,7 @@ def named_settings(variants: Variants) -> Iterator[tuple[str, dict[str, Any]]]:
         require_unique_keys(text, what)
     if not isinstance(content, Mapping) or not content:
         raise InputError(
-            f"{what} must contain variants by name, such as 'weight 4: {{objective: {{p: 0.5}}}}'"
+            f"{what} must contain variants by name, such as 'half: {{objective: {{p: 0.5}}}}'"
         )
     folders: dict[str, str] = {}
     for name, settings in content.items():
@@ -174,7 +174,10 @@ def named_settings(variants: Variants) -> Iterator[tuple[str, dict[str, Any]]]:
             )
         folders[folder] = name
         if not isinstance(settings, Mapping | None):
-            raise InputError(f"{what}: {name} is {in_short(settings)}: it must contain settings")
+            raise InputError(
+                f"{what}: {name} is {in_short(settings)}: write settings, such as "
+                f"'{name}: {{objective: {{p: 0.5}}}}'"
+            )
         pairs = list(dotted(settings or {}, name))
         if repeated := [key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i])]:
             raise InputError(f"{name} sets {repeated[0]} twice: remove one of them")

@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 #: Increase this whenever the classifier or its training changes. Old cache files are then ignored.
 VERSION = 1
 STEPS, BATCH = 800, 128
+#: A classifier trained on fewer images overfits, and its features depend much on the single image.
+FEW = 2000
 #: Images per forward pass.
 CHUNK = 1000
 
@@ -88,7 +90,13 @@ def load_classifier(dataset: Dataset) -> ImageClassifier:
     file = cache_file(dataset, cache_folder())
 
     def train() -> ImageClassifier:
-        log.info(f"training a classifier for {dataset.name}: a minute or two, cached as {file}")
+        log.info(f"training a classifier for {dataset.name}: {STEPS} steps, cached as {file}")
+        if len(dataset) < FEW:
+            log.warning(
+                f"the features 'classifier' are trained on {len(dataset):,} images only: a small "
+                "change of the data changes the distances; use evaluate.features=coordinates or a "
+                "TorchScript file"
+            )
         with track("training the classifier", STEPS) as task:
             return fit(make, dataset, STEPS, max_lr=3e-3, on_step=task.update)
 
