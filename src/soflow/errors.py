@@ -30,12 +30,11 @@ class RunError(RuntimeError):
     Example:
         >>> import pathlib, soflow
         >>> run = soflow.load("runs/digits")
-        >>> size = (run.checkpoint.path / "ema.safetensors").write_bytes(b"damaged")
         >>> try:
-        ...     soflow.load("runs/digits")
+        ...     soflow.save_model(run.model, "/dev/null/model", soflow.SoFlow(), steps=1)
         ... except soflow.RunError:
-        ...     print("the checkpoint is damaged")
-        the checkpoint is damaged
+        ...     print("the folder cannot be written")
+        the folder cannot be written
     """
 
 

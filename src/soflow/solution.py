@@ -96,7 +96,7 @@ class FlowModel:
         if not self.cond_shape or tuple(cond.shape[1:]) != tuple(self.cond_shape):
             takes = f"[B, {', '.join(map(str, self.cond_shape))}]" if self.cond_shape else "none"
             raise InputError(f"cond has shape {list(cond.shape)}: the model takes {takes}")
-        return replace(self, net=Conditioned(self.net, cond), cond_shape=())
+        return replace(self, net=Conditioned(self.net, cond.to(self.device)), cond_shape=())
 
     def guided(
         self, scale: AnyScale | None = None, interval: AnyInterval | None = None

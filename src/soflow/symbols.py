@@ -5,7 +5,7 @@
 | x_0    | `data`     | a clean sample                                                 | (B, ...) |
 | x_1    | `noise`    | standard normal noise                                          | (B, ...) |
 | t, s   | `t`, `s`   | times in [0, 1], s <= t; data at t = 0, noise at t = 1         | (B,)     |
-| l      | `l`        | a middle time, s < l < t                                       | (B,)     |
+| l      | `l`        | a middle time, s <= l < t                                      | (B,)     |
 | x_t    | `x_t`      | alpha(t) data + beta(t) noise                                  | (B, ...) |
 | v_t    | `v_t`      | alpha'(t) data + beta'(t) noise, the conditional velocity      | (B, ...) |
 | F      | `net`      | the network F(x_t, t, s, y)                                    | (B, ...) |

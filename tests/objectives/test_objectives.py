@@ -275,6 +275,19 @@ def test_improved_mean_flow_takes_the_derivative_along_the_networks_own_velocity
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-8)
 
 
+def test_alpha_falls_from_one_to_zero_in_its_interval():
+    steep = AlphaFlow(begin=0.0, end=0.03)
+    assert [steep.alpha(progress) for progress in (0.0, 0.03, 1.0)] == [1.0, 0.0, 0.0]
+    with pytest.raises(InputError, match=r"objective\.begin"):
+        AlphaFlow(begin=0.5, end=0.5)
+
+
+@pytest.mark.parametrize(("share", "jumps"), [(0.9, 1), (0.75, 3), (1.0, 0)])
+def test_the_share_of_shortcuts_steps_is_not_lost_to_rounding(share, jumps):
+    draws = Shortcut(share).draw((10, 2), torch.Generator().manual_seed(0))
+    assert int((draws.t > draws.s).sum()) == 10 - draws.n_flow_matching == jumps
+
+
 @pytest.mark.parametrize(("progress", "alpha"), [(0.0, 1.0), (0.55, None), (1.0, 0.0)])
 def test_alpha_flow_goes_from_flow_matching_to_mean_flow(progress, alpha):
     network, objective = random_dit(), AlphaFlow(0.0, times=TIMES)

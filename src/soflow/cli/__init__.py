@@ -1,1 +1,1 @@
-"""The command line: one thin file per command. Only commands that compute import torch."""
+"""The command line: one thin file per command. `--help` and `--version` do not import torch."""

@@ -91,7 +91,6 @@ def measure(recipe: str, overrides: list[str], objectives: str, rounds: int) -> 
     """Measures the objectives and prints a table."""
     from soflow.config import read_objectives
 
-    # Mistakes are reported before torch is loaded.
     configs = read_objectives(recipe, objectives.split(","), overrides)
 
     import torch

@@ -70,7 +70,6 @@ def compare(
     names = names_in(objectives or ALL)
     chosen = [] if only is None else names_in(only)
     changes = overrides or []
-    # Mistakes are reported before torch is loaded.
     read = read_compared(recipe, names, variants, chosen, changes)
     require_asked_for(next(iter(read.values())).config, changes)
 

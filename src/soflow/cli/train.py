@@ -28,7 +28,7 @@ def train(
     """
     from soflow.config import read_recipe
 
-    config = read_recipe(recipe, overrides or [])  # reports mistakes before torch is loaded
+    config = read_recipe(recipe, overrides or [])
     folder = out or default_folder(Path(recipe))
 
     from soflow.training.signals import Stopped

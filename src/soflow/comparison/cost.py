@@ -83,7 +83,10 @@ class Costs(Record):
 
 def settings_of(config: Config) -> dict[str, JsonValue]:
     """The settings that affect the cost of a training step."""
-    batch = {"batch_size": config.train.batch_size, "accumulate": config.train.accumulate}
+    names = ["batch_size", "accumulate"]
+    if config.train.checkpoint_activations:
+        names.append("checkpoint_activations")
+    batch = {name: getattr(config.train, name) for name in names}
     return {**config.model_dump(mode="json", include=SECTIONS), **batch}
 
 

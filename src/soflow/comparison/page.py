@@ -44,7 +44,7 @@ def draw_samples(results: Comparison, out: Path) -> dict[str, Image.Image]:
         vectors = len(model.shape) == 1
         columns = min(model.num_classes or 10, 10)
         num = 2000 if vectors else 6 * columns
-        labels = class_by_class(num, model.num_classes)
+        labels = class_by_class(num, columns if model.num_classes else 0)
         if vectors and data.labels is not None:
             labels = as_frequent(data.labels, num, model.num_classes)
         cond = None

@@ -93,7 +93,10 @@ def train_run(run: Planned, scoring: Scoring, heun: bool, title: str, progress: 
 
 
 def curve_samplers(config: Config, heun: bool) -> list[tuple[Sampler, int]]:
-    """The samplers for curves: one step, or 4 Heun steps if the objective does not learn jumps."""
+    """The samplers for curves: one step, or 4 Heun steps if the objective does not learn jumps.
+
+    With `heun`, also the 32 Heun steps that serve as a reference.
+    """
     first = config.samplers[0]
     cheap = COARSE_HEUN if first == "euler" else (first, 1)
     return [cheap, HEUN] if heun and "heun" in config.samplers else [cheap]

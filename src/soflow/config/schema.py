@@ -6,7 +6,7 @@
 import os
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
 from soflow.config.checks import check_data, check_network, check_objective, check_training
 from soflow.config.optimizer import Decay, OptimizerConfig, Share
@@ -19,6 +19,8 @@ from soflow.sampling import HEUN_STEPS, Sampler
 
 #: The data values that are scaled to -1 and 1.
 Range = tuple[float, float]
+#: A path in which ~ is the home folder.
+HomePath = Annotated[str, AfterValidator(os.path.expanduser)]
 #: The type of `data.range`.
 AskedRange = Literal["auto", "standardize"] | Range
 
@@ -29,7 +31,7 @@ class DataConfig(Section):
         "data source: auto (chosen by data.path), folder, huggingface, arrays, table, latents, "
         "digits, moons, checkerboard, eight_gaussians, or a registered source",
     )
-    path: str = key(
+    path: HomePath = key(
         "",
         "path of the data: an image folder or .zip, a .npz, .npy, .csv or parquet file, a latents "
         "folder, or the name of a dataset on the Hugging Face Hub",
@@ -93,12 +95,6 @@ class DataConfig(Section):
         shape = section.get("shape", (3,))
         channels = shape[0] if isinstance(shape, list | tuple) and shape else 3
         return {**section, "shape": [channels, size, size], "size": None}
-
-    @field_validator("path")
-    @classmethod
-    def home_is_expanded(cls, path: str) -> str:
-        """Replaces ~ with the home folder."""
-        return os.path.expanduser(path)
 
     @model_validator(mode="after")
     def values_make_sense(self) -> "DataConfig":
@@ -230,7 +226,7 @@ class Config(Section):
     """
 
     description: str = key("", "short description of the recipe")
-    init_from: str = key(
+    init_from: HomePath = key(
         "", "initial weights: a weights file of a DiT or SiT, or a run with the same network"
     )
     init_time: Literal["same", "reversed"] = key(
@@ -265,12 +261,6 @@ class Config(Section):
         "data-parallel training with several processes: ddp (each process holds all weights) or "
         "fsdp (each process holds a shard, for networks that do not fit in memory)",
     )
-
-    @field_validator("init_from")
-    @classmethod
-    def home_is_expanded(cls, path: str) -> str:
-        """Replaces ~ with the home folder."""
-        return os.path.expanduser(path)
 
     @property
     def guidance_scale(self) -> float:

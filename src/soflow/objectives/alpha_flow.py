@@ -4,8 +4,8 @@
     l = t + alpha (s - t),   x_l = x_t + v (l - t)
 
 alpha falls from 1 to 0 during training. At alpha = 1, the target is v. At alpha = 0, it is the
-target of MeanFlow, which needs a Jacobian-vector product. SoFlow's consistency target, divided by
-s - t, has the same form with alpha = r > 0.
+target of MeanFlow, which needs a Jacobian-vector product. With alpha = r, it is
+also SoFlow's consistency target as a mean velocity, (f(x_l, l, s) - x_t) / (s - t).
 
 Source: alpha-Flow (arXiv 2510.20771).
 """
@@ -18,7 +18,17 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from soflow.objectives.base import OBJECTIVES, Draws, Losses, Term, adaptive_weight, losses
+from soflow.errors import InputError
+from soflow.objectives.base import (
+    OBJECTIVES,
+    Draws,
+    Eps,
+    Losses,
+    OrderedTimes,
+    Term,
+    adaptive_weight,
+    losses,
+)
 from soflow.objectives.guided import draw_ordered_jumps, guided_jumps
 from soflow.objectives.mean_flow import MeanFlowGuidance
 from soflow.objectives.passes import Inputs, together, with_derivative, without_gradient
@@ -71,20 +81,22 @@ class AlphaFlow:
             lt=0.5,
         ),
     ] = 0.005
-    eps: Annotated[
-        float, Setting("constant added to the squared error in the adaptive weight", gt=0)
-    ] = 0.01
-    times: Annotated[
-        LogitNormal, Setting("density of two independent times: the larger is t, the smaller is s")
-    ] = LogitNormal(-0.4, 1.0)
+    eps: Eps = 0.01
+    times: OrderedTimes = LogitNormal(-0.4, 1.0)
     guidance: Annotated[MeanFlowGuidance, Setting("classifier-free guidance inside training")] = (
         MeanFlowGuidance()
     )
 
+    def __post_init__(self) -> None:
+        if self.begin >= self.end:
+            raise InputError(
+                f"objective.begin={self.begin:g} must be smaller than objective.end={self.end:g}"
+            )
+
     def alpha(self, progress: float) -> float:
         """alpha at `progress` = k / K: a sigmoid that falls from 1 to 0."""
         u = (progress - (self.begin + self.end) / 2) / (self.end - self.begin)
-        alpha = 1 / (1 + exp(self.steepness * u))
+        alpha = 1 / (1 + exp(min(self.steepness * u, 700.0)))  # e^709 is the largest float
         if alpha < self.clamp:
             return 0.0
         return 1.0 if alpha > 1 - self.clamp else alpha

@@ -7,7 +7,7 @@ progress of training.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Annotated, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -15,7 +15,18 @@ from torch import Tensor
 from soflow.errors import InputError
 from soflow.solution import FlowModel
 from soflow.symbols import Batch, PerSample
-from soflow.system.registry import Registry
+from soflow.system.registry import Registry, Setting
+from soflow.times import LogitNormal
+
+#: Settings that several objectives have.
+Power = Annotated[
+    float,
+    Setting("power of the adaptive weight 1 / (squared error + eps)^p; 0: no weighting", ge=0),
+]
+Eps = Annotated[float, Setting("constant added to the squared error in the adaptive weight", gt=0)]
+OrderedTimes = Annotated[
+    LogitNormal, Setting("density of two independent times: the larger is t, the smaller is s")
+]
 
 
 @dataclass(frozen=True)

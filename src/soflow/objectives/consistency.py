@@ -12,8 +12,14 @@ from typing import Annotated, ClassVar
 
 import torch
 
-from soflow.objectives.base import OBJECTIVES, Draws, Losses, losses
-from soflow.objectives.guided import draw_dropped
+from soflow.objectives.base import (
+    OBJECTIVES,
+    Draws,
+    Eps,
+    Losses,
+    Power,
+    losses,
+)
 from soflow.objectives.passes import Inputs, consistency_passes
 from soflow.objectives.soflow import consistency_loss
 from soflow.solution import FlowModel
@@ -44,13 +50,8 @@ class Consistency:
     whole_network: ClassVar[bool] = False
     trains_null: ClassVar[bool] = False
 
-    p: Annotated[
-        float,
-        Setting("power of the adaptive weight 1 / (squared error + eps)^p; 0: no weighting", ge=0),
-    ] = 1.0
-    eps: Annotated[
-        float, Setting("constant added to the squared error in the adaptive weight", gt=0)
-    ] = 0.01
+    p: Power = 1.0
+    eps: Eps = 0.01
     times: Annotated[LogitNormal, Setting("density of t")] = LogitNormal(0.2, 0.8)
     middle: Annotated[MiddleTime, Setting("middle time l = (1 - r) t")] = MiddleTime()
 
@@ -58,8 +59,8 @@ class Consistency:
         """Draws the noise and times for a batch of shape `shape`."""
         noise = torch.randn(*shape, generator=generator, device=generator.device)
         t = self.times.draw(shape[0], generator).clamp(min=FLOOR)
-        dropped = draw_dropped(shape[0], None, generator)
-        return Draws(noise, t, torch.zeros_like(t), dropped, n_flow_matching=0)
+        no = torch.zeros_like(t, dtype=torch.bool)
+        return Draws(noise, t, torch.zeros_like(t), dropped=no, n_flow_matching=0)
 
     def scheduled(self, progress: float) -> dict[str, float]:
         """The ratio r of the middle time at `progress` = k / K."""

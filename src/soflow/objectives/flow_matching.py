@@ -11,7 +11,16 @@ from typing import Annotated, ClassVar
 import torch
 
 from soflow.guidance import Guidance
-from soflow.objectives.base import OBJECTIVES, Draws, Losses, Term, adaptive_weight, losses
+from soflow.objectives.base import (
+    OBJECTIVES,
+    Draws,
+    Eps,
+    Losses,
+    Power,
+    Term,
+    adaptive_weight,
+    losses,
+)
 from soflow.objectives.guided import draw_dropped, guiding_velocities, shown_labels
 from soflow.objectives.passes import Inputs
 from soflow.parameterization import Parameterization
@@ -40,13 +49,8 @@ class FlowMatching:
     samplers: ClassVar[tuple[str, ...]] = ("euler", "heun")  # learns no jumps
     whole_network: ClassVar[bool] = False
 
-    p: Annotated[
-        float,
-        Setting("power of the adaptive weight 1 / (squared error + eps)^p; 0: no weighting", ge=0),
-    ] = 0.0
-    eps: Annotated[
-        float, Setting("constant added to the squared error in the adaptive weight", gt=0)
-    ] = 0.01
+    p: Power = 0.0
+    eps: Eps = 0.01
     times: Annotated[LogitNormal, Setting("density of t")] = LogitNormal(-0.2, 1.0)
     guidance: Annotated[Guidance, Setting("classifier-free guidance inside training")] = Guidance()
 
@@ -65,7 +69,7 @@ class FlowMatching:
         F = Inputs.of(batch, x_t, t, t, labels).through(model.net)
         v = model.parameterization.velocity(F)
         target = point.v_t
-        if self.guidance.active:  # v of this pass is also the network's own velocity in the target
+        if self.guidance.active:  # the target mixes in v of this pass, detached
             v_null, _ = guiding_velocities(model, x_t, t, batch, self.guidance, slice(0))
             target = self.guidance.target(point.v_t, v_null, v.detach(), t, draws.dropped)
         term = velocity_loss(model.parameterization, v, target, t, self.p, self.eps)

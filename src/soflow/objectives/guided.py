@@ -15,9 +15,9 @@ from soflow.symbols import Batch, GuidanceRows, Labels, Mask, Sample, Times
 from soflow.times import LogitNormal, draw_ordered
 
 
-def draw_dropped(count: int, guidance: Guidance | None, generator: torch.Generator) -> Mask:
+def draw_dropped(count: int, guidance: Guidance, generator: torch.Generator) -> Mask:
     """Draws the mask (count,) of samples trained without their label; all False if not guided."""
-    share = guidance.label_dropout if guidance and guidance.active else 0.0
+    share = guidance.label_dropout if guidance.active else 0.0
     return torch.rand(count, generator=generator, device=generator.device) < share
 
 
@@ -68,7 +68,7 @@ def shown_labels(model: FlowModel, batch: Batch, draws: Draws, guidance: Guidanc
 def shown_guidance(model: FlowModel, labels: Labels | None, draws: Draws) -> GuidanceRows | None:
     """The guidance passed to the network with these labels, (B, 3); None if it is not drawn.
 
-    Samples without a class get (1, 0, 1), no guidance. Their velocity guides the other samples.
+    Samples without a class get (1, 0, 1), no guidance: guidance is relative to their velocity.
     """
     if draws.guidance is None:
         return None

@@ -19,7 +19,17 @@ import torch
 from torch import Tensor
 
 from soflow.objectives import passes
-from soflow.objectives.base import OBJECTIVES, Draws, Losses, Term, adaptive_weight, losses
+from soflow.objectives.base import (
+    OBJECTIVES,
+    Draws,
+    Eps,
+    Losses,
+    OrderedTimes,
+    Power,
+    Term,
+    adaptive_weight,
+    losses,
+)
 from soflow.objectives.guided import draw_ordered_jumps, guided_jumps
 from soflow.objectives.mean_flow import MeanFlowGuidance
 from soflow.objectives.passes import together, without_gradient
@@ -57,16 +67,9 @@ class ImprovedMeanFlow:
         float,
         Setting("share of the batch with s = t (flow matching); the rest trains jumps", ge=0, le=1),
     ] = 0.75
-    p: Annotated[
-        float,
-        Setting("power of the adaptive weight 1 / (squared error + eps)^p; 0: no weighting", ge=0),
-    ] = 1.0
-    eps: Annotated[
-        float, Setting("constant added to the squared error in the adaptive weight", gt=0)
-    ] = 0.01
-    times: Annotated[
-        LogitNormal, Setting("density of two independent times: the larger is t, the smaller is s")
-    ] = LogitNormal(-0.4, 1.0)
+    p: Power = 1.0
+    eps: Eps = 0.01
+    times: OrderedTimes = LogitNormal(-0.4, 1.0)
     guidance: Annotated[MeanFlowGuidance, Setting("classifier-free guidance inside training")] = (
         MeanFlowGuidance()
     )

@@ -15,13 +15,13 @@ settings:
 
   If the second jump is a step along the velocity and l is close to s, L_C is a finite-difference
   form of the condition d_s f = v(f, s).
-* The step from x_t to x_l in L_SCM can follow the network's own velocity.
+* The x_l at which L_SCM evaluates the network can follow the network's own velocity.
 * The adaptive weight 1 / (squared + eps)^p can use the mean error of the batch instead of the error
   of each sample. The weight per sample favors typical samples and biases the result away from the
   mean.
 * The floor eps of the adaptive weight is low. Mixing guidance with the network's own prediction
-  makes errors small, mostly near noise. A floor above these errors gives these samples little
-  weight.
+  makes errors small, mostly near noise. If eps is larger than these errors, the weight saturates at
+  1 / eps^p and these samples contribute little.
 * Guidance does not fade near noise.
 
 JumpFlow equals SoFlow with w = 1, no direct jumps, no composed jumps, and the paper's eps and
@@ -37,7 +37,15 @@ import torch
 
 from soflow.errors import InputError
 from soflow.guidance import DrawnGuidance, Guidance
-from soflow.objectives.base import OBJECTIVES, Draws, Losses, Term, losses
+from soflow.objectives.base import (
+    OBJECTIVES,
+    Draws,
+    Eps,
+    Losses,
+    Power,
+    Term,
+    losses,
+)
 from soflow.objectives.guided import shown_guidance, shown_labels
 from soflow.objectives.passes import (
     Inputs,
@@ -105,8 +113,8 @@ class JumpFlow:
     own_step: Annotated[
         bool,
         Setting(
-            "whether the step from x_t to x_l in the consistency loss follows the network's own "
-            "velocity instead of the conditional velocity"
+            "whether the consistency loss evaluates the network at an x_l that follows the "
+            "network's own velocity instead of the conditional velocity"
         ),
     ] = False
     flow_matching_share: Annotated[
@@ -115,10 +123,7 @@ class JumpFlow:
     uniform_share: Annotated[
         float, Setting("share of flow-matching times uniform on [0, 1]", ge=0, le=1)
     ] = 0.0
-    p: Annotated[
-        float,
-        Setting("power of the adaptive weight 1 / (squared error + eps)^p; 0: no weighting", ge=0),
-    ] = 1.0
+    p: Power = 1.0
     velocity_per_sample: Annotated[
         float,
         Setting(
@@ -137,9 +142,7 @@ class JumpFlow:
             le=1,
         ),
     ] = 1.0
-    eps: Annotated[
-        float, Setting("constant added to the squared error in the adaptive weight", gt=0)
-    ] = 1e-4
+    eps: Eps = 1e-4
     times: Annotated[SoFlowTimes, Setting("densities of the times")] = SoFlowTimes()
     middle: Annotated[MiddleTime, Setting("middle time l = t + (s - t) r")] = MiddleTime()
     guidance: Annotated[DrawnGuidance, Setting("classifier-free guidance inside training")] = (

@@ -15,7 +15,16 @@ from typing import Annotated, ClassVar
 import torch
 
 from soflow.guidance import Guidance
-from soflow.objectives.base import OBJECTIVES, Draws, Losses, Term, adaptive_weight, losses
+from soflow.objectives.base import (
+    OBJECTIVES,
+    Draws,
+    Eps,
+    Losses,
+    Power,
+    Term,
+    adaptive_weight,
+    losses,
+)
 from soflow.objectives.flow_matching import velocity_loss
 from soflow.objectives.guided import draw_dropped, guiding_velocities, shown_labels
 from soflow.objectives.passes import Inputs, together, without_gradient
@@ -57,13 +66,8 @@ class Shortcut:
         Setting("share of the batch for flow matching; the rest learns steps from half steps",
                 ge=0, le=1),
     ] = 0.75  # fmt: skip
-    p: Annotated[
-        float,
-        Setting("power of the adaptive weight 1 / (squared error + eps)^p; 0: no weighting", ge=0),
-    ] = 0.0
-    eps: Annotated[
-        float, Setting("constant added to the squared error in the adaptive weight", gt=0)
-    ] = 0.01
+    p: Power = 0.0
+    eps: Eps = 0.01
     times: Annotated[LogitNormal, Setting("density of t for flow matching")] = LogitNormal(
         -0.2, 1.0
     )
@@ -73,8 +77,8 @@ class Shortcut:
         """Draws the noise, times and dropped labels for a batch of shape `shape`."""
         count, device = shape[0], generator.device
         noise = torch.randn(*shape, generator=generator, device=device)
-        n_steps = floor((1 - self.flow_matching_share) * count)
-        n_fm = count - n_steps
+        n_fm = floor(self.flow_matching_share * count)
+        n_steps = count - n_fm
         t_fm = self.times.draw(n_fm, generator)
         halvings = torch.randint(0, HALVINGS + 1, (n_steps,), generator=generator, device=device)
         length = 0.5**halvings

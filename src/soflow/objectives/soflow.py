@@ -15,7 +15,16 @@ from typing import Annotated, ClassVar
 import torch
 
 from soflow.guidance import Guidance
-from soflow.objectives.base import OBJECTIVES, Draws, Losses, Term, adaptive_weight, losses
+from soflow.objectives.base import (
+    OBJECTIVES,
+    Draws,
+    Eps,
+    Losses,
+    Power,
+    Term,
+    adaptive_weight,
+    losses,
+)
 from soflow.objectives.flow_matching import velocity_loss
 from soflow.objectives.guided import (
     draw_dropped,
@@ -77,13 +86,8 @@ class SoFlow:
         Setting("lambda, share of the batch for flow matching; the rest trains consistency",
                 ge=0, le=1),
     ] = 0.75  # fmt: skip
-    p: Annotated[
-        float,
-        Setting("power of the adaptive weight 1 / (squared error + eps)^p; 0: no weighting", ge=0),
-    ] = 1.0
-    eps: Annotated[
-        float, Setting("constant added to the squared error in the adaptive weight", gt=0)
-    ] = 0.01
+    p: Power = 1.0
+    eps: Eps = 0.01
     times: Annotated[SoFlowTimes, Setting("densities of the times")] = SoFlowTimes()
     middle: Annotated[MiddleTime, Setting("middle time l = t + (s - t) r")] = MiddleTime()
     guidance: Annotated[Guidance, Setting("classifier-free guidance inside training")] = Guidance()
@@ -119,8 +123,9 @@ class SoFlow:
             batch: The batch.
             draws: The random numbers of the step.
             l: The middle times of the jumps, (n_scm,).
-            own_step: Whether the step to x_l follows the network's velocity. This option is part of
-                JumpFlow, not of the paper.
+            own_step: Whether F(x_l, l, s) is evaluated at an x_l that follows the network's own
+                velocity. The linear part of the target keeps the x_l of the guided velocity. This
+                option is part of JumpFlow, not of the paper.
         """
         fm, scm = slice(draws.n_flow_matching), slice(draws.n_flow_matching, None)
         point = model.noising.sample(batch.data, draws.noise, draws.t)
@@ -147,7 +152,7 @@ class SoFlow:
         F_fm, F_t, F_l = consistency_passes(model.net, velocities, jumps, nearer)
 
         v = model.parameterization.velocity(F_fm)
-        if guidance.active:  # v of this pass is also the network's own velocity in the target
+        if guidance.active:  # the target mixes in v of this pass, detached
             target_fm = guidance.target(
                 v_t[fm], v_null[fm], v.detach(), t[fm], dropped[fm], velocities.guidance
             )

@@ -19,7 +19,8 @@ def memory_advice(config: Config, network: nn.Module) -> str:
     ways = [f"a larger train.accumulate (now {train.accumulate}), which changes only rounding"]
     if repeated_blocks(network) and not jacobian and not train.checkpoint_activations:
         ways.append("train.checkpoint_activations=true")
-    ways.append("precision=bf16" if not precision.startswith("bf16") else "another precision")
+    if not precision.startswith("bf16"):
+        ways.append("precision=bf16")
     return (
         f"set {', '.join(ways)} (now {precision}), or a smaller train.batch_size "
         f"(now {train.batch_size})"

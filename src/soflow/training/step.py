@@ -28,7 +28,7 @@ class Unread:
 
     step: int
     names: list[str]  # "loss" and the names of its parts
-    numbers: Tensor  # a sum and a count per name; then the number of processes, finite gradients
+    numbers: Tensor  # a sum and a count per name; then the processes with finite gradients
     terms: list[dict[str, Term]]  # one dictionary per microbatch of this process
     parameters: list[str]  # parameters with a gradient
     gradients: Tensor  # for each parameter, whether its gradient is finite here

@@ -172,7 +172,7 @@ class Trackers:
         self.open: dict[str, Tracker] = {}
 
     def start(self, step: int) -> None:
-        """Opens the trackers after `step`. After step 0, they continue their earlier runs."""
+        """Opens the trackers. If the run resumes (`step` > 0), they continue their earlier runs."""
         names = self.config.train.trackers
         if not names or not self.accelerator.is_main_process:
             return

@@ -72,8 +72,10 @@ class SampleRequest:
                 "per sample"
             )
         if self.guidance is not None and self.guidance.shape not in ((3,), (self.num, 3)):
-            held = f"guidance has {len(self.guidance)} scales for {self.num} samples"
-            raise InputError(f"{held}: pass one number, or one per sample")
+            raise InputError(
+                f"guidance has shape {list(self.guidance.shape)}: it must be [3] or [{self.num}, "
+                "3]; SampleRequest.of accepts scales"
+            )
 
     @classmethod
     @isolated
@@ -139,7 +141,7 @@ class SampleRequest:
         checked = check_sampler(sampler or default, nfe, jumps)
         names = run.class_names
         if labels is not None and draw == "random":
-            raise InputError("--labels and --draw random cannot be combined: leave out one of them")
+            raise InputError("labels and draw=random cannot be combined: leave out one of them")
         chosen = draw_classes(draw, num, len(names), seed)
         if isinstance(labels, str) and labels == NONE and NONE not in names:
             run.model.require_null()

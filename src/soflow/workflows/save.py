@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from soflow import __version__
@@ -132,6 +133,7 @@ def config_of(
     }
     if ema is not None:
         values["ema"] = {name: getattr(ema, name) for name in ("decay", "every", "rampup")}
+        values["ema"]["float64"] = ema.dtype == torch.float64
     assert isinstance(model.net, nn.Module)
     # The network comes first, because validation checks that the other settings fit it.
     config = with_network(Config(), model.net)
