@@ -48,7 +48,7 @@ def run(latents, tmp_path_factory):
 
 
 def test_samples_are_decoded_by_the_autoencoder_of_the_latents(run, vae):
-    assert Image.open(run / "samples" / "step-00000002.png").size == (2 + 2 * 34, 2 + 20 * 34)
+    assert Image.open(run / "samples" / "step-00000002.png").size == (2 + 10 * 34, 2 + 4 * 34)
     loaded = runs.load(run)
     labels = torch.arange(5) % 2
     images = sample_many(loaded.model, 5, labels, "renoise", 1, seed=1, batch_size=2)

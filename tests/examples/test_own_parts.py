@@ -62,7 +62,8 @@ def test_alpha_flow_is_soflow_divided_by_the_jump_length(tmp_path):
     torch.nn.init.normal_(network.final_layer.weight)
     model = soflow.FlowModel(network, (3,))
     r = 0.25
-    alpha = module.AlphaFlow(flow_matching_share=0.0, least=r, eps=1e12)
+    settings = {"least": r, "eps": 1e12, "guidance": soflow.Guidance()}
+    alpha = module.AlphaFlow(flow_matching_share=0.0, **settings)
     middle = soflow.MiddleTime("constant", r, r)
     ours = soflow.SoFlow(flow_matching_share=0.0, p=0.0, middle=middle)
     batch = soflow.Batch(torch.randn(16, 3, dtype=torch.float64))

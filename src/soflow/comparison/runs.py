@@ -66,7 +66,7 @@ def run_all(
 
 
 @dataclass(frozen=True)
-class Curves(Callback):
+class RecordCurves(Callback):
     """Callback that adds a point to the curves of a run whenever sample pictures are drawn."""
 
     run: Planned
@@ -89,7 +89,9 @@ class Curves(Callback):
 def train_run(run: Planned, scoring: Scoring, heun: bool, title: str, progress: Progress) -> None:
     """Trains one run. Its curves record the distance of a few samples over training."""
     titled = partial(titled_progress, progress, title)
-    train(run.config, run.folder.path, progress=titled, callbacks=[Curves(run, scoring, heun)])
+    train(
+        run.config, run.folder.path, progress=titled, callbacks=[RecordCurves(run, scoring, heun)]
+    )
 
 
 def curve_samplers(config: Config, heun: bool) -> list[tuple[Sampler, int]]:

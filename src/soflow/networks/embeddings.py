@@ -12,10 +12,12 @@ from soflow.symbols import GuidanceRows, Times
 MAX_PERIOD = 10_000
 
 
-def frequencies(size: int, device: torch.device | None = None) -> Tensor:
+def frequencies(
+    size: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """w_i = 10000^(-i / (size / 2)), i = 0 .. size / 2 - 1: (size / 2,)."""
     half = size // 2
-    exponent = torch.arange(half, device=device, dtype=torch.float32) / half
+    exponent = torch.arange(half, device=device, dtype=dtype) / half
     return torch.exp(-math.log(MAX_PERIOD) * exponent)
 
 
@@ -34,13 +36,11 @@ def grid_positions(grid: Sequence[int], size: int) -> Tensor:
             column and the second half the row, each as [sin, cos] of `size / 4` frequencies. In a
             sequence, all channels encode the position, as [sin, cos] of `size / 2` frequencies.
     """
-    count = size // (2 * len(grid))
-    exponent = torch.arange(count, dtype=torch.float64) / count
-    frequencies = torch.exp(-math.log(MAX_PERIOD) * exponent)
+    w = frequencies(size // len(grid), dtype=torch.float64)
     places = torch.meshgrid(*map(torch.arange, grid), indexing="ij")
     parts = []
     for place in reversed(places):
-        angles = place.reshape(-1, 1) * frequencies
+        angles = place.reshape(-1, 1) * w
         parts += [torch.sin(angles), torch.cos(angles)]
     return torch.cat(parts, dim=1).float()[None]
 

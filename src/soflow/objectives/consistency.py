@@ -12,14 +12,7 @@ from typing import Annotated, ClassVar
 
 import torch
 
-from soflow.objectives.base import (
-    OBJECTIVES,
-    Draws,
-    Eps,
-    Losses,
-    Power,
-    losses,
-)
+from soflow.objectives.base import OBJECTIVES, Draws, Eps, Losses, Power, losses
 from soflow.objectives.passes import Inputs, consistency_passes
 from soflow.objectives.soflow import consistency_loss
 from soflow.solution import FlowModel

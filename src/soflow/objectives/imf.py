@@ -19,19 +19,9 @@ import torch
 from torch import Tensor
 
 from soflow.objectives import passes
-from soflow.objectives.base import (
-    OBJECTIVES,
-    Draws,
-    Eps,
-    Losses,
-    OrderedTimes,
-    Power,
-    Term,
-    adaptive_weight,
-    losses,
-)
+from soflow.objectives.base import OBJECTIVES, Draws, Eps, Losses, OrderedTimes, Power, losses
 from soflow.objectives.guided import draw_ordered_jumps, guided_jumps
-from soflow.objectives.mean_flow import MeanFlowGuidance
+from soflow.objectives.mean_flow import MeanFlowGuidance, summed_error
 from soflow.objectives.passes import together, without_gradient
 from soflow.solution import FlowModel, require_mean_velocity
 from soflow.symbols import Batch, across
@@ -100,10 +90,4 @@ class ImprovedMeanFlow:
         (F_plain,) = together(model.net, inputs.rows(slice(draws.n_flow_matching)))
         F_jumps, dF_dt = self.with_derivative(model.net, inputs.rows(jumps), direction)
         V = torch.cat([F_plain, F_jumps + across((t - s)[jumps], v) * dF_dt])
-
-        # loss = sum_d(delta^2) / sg(sum_d(delta^2) + eps)^p
-        squared = ((V - v) ** 2).flatten(1).sum(1)
-        weight = adaptive_weight(squared, self.p, self.eps)
-        per_dimension = squared.detach() / v[0].numel()
-        term = Term(weight * squared, per_dimension, weight, {"t": t, "s": s})
-        return losses(imf=term)
+        return losses(imf=summed_error(V - v, self.p, self.eps, {"t": t, "s": s}))

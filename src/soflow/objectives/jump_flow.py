@@ -37,15 +37,7 @@ import torch
 
 from soflow.errors import InputError
 from soflow.guidance import DrawnGuidance, Guidance
-from soflow.objectives.base import (
-    OBJECTIVES,
-    Draws,
-    Eps,
-    Losses,
-    Power,
-    Term,
-    losses,
-)
+from soflow.objectives.base import OBJECTIVES, Draws, Eps, Losses, Power, Term, losses
 from soflow.objectives.guided import shown_guidance, shown_labels
 from soflow.objectives.passes import (
     Inputs,

@@ -30,7 +30,7 @@ from soflow.objectives.base import (
 from soflow.objectives.guided import draw_ordered_jumps, guided_jumps
 from soflow.objectives.passes import together
 from soflow.solution import FlowModel, require_mean_velocity
-from soflow.symbols import Batch, across
+from soflow.symbols import Batch, Sample, Times, across
 from soflow.system.registry import Setting
 from soflow.times import LogitNormal
 
@@ -128,9 +128,12 @@ class MeanFlow:
         F_t, dF_dt = torch.cat([F_plain, F_jumps]), torch.cat([torch.zeros_like(F_plain), dF_dt])
         target = v - across(t - s, v) * dF_dt
 
-        # loss = sum_d(delta^2) / sg(sum_d(delta^2) + eps)^p
-        squared = ((F_t - target) ** 2).flatten(1).sum(1)
-        weight = adaptive_weight(squared, self.p, self.eps)
-        per_dimension = squared.detach() / v[0].numel()
-        term = Term(weight * squared, per_dimension, weight, {"t": t, "s": s})
-        return losses(mean_flow=term)
+        return losses(mean_flow=summed_error(F_t - target, self.p, self.eps, {"t": t, "s": s}))
+
+
+def summed_error(delta: Sample, p: float, eps: float, times: dict[str, Times]) -> Term:
+    """The term of an error (B, ...) that is summed over dimensions. `squared` is its mean."""
+    # loss = sum_d(delta^2) / sg(sum_d(delta^2) + eps)^p
+    summed = (delta**2).flatten(1).sum(1)
+    weight = adaptive_weight(summed, p, eps)
+    return Term(weight * summed, summed.detach() / delta[0].numel(), weight, times)
