@@ -28,13 +28,13 @@ class RunError(RuntimeError):
     The message is one line: what went wrong, and what to do. The command line exits with status 1.
 
     Example:
-        >>> import pathlib, soflow
-        >>> run = soflow.load("runs/digits")
+        >>> import soflow, torch
+        >>> samples, real = torch.full((100, 2), torch.nan), torch.randn(100, 2)
         >>> try:
-        ...     soflow.save_model(run.model, "/dev/null/model", soflow.SoFlow(), steps=1)
+        ...     soflow.evaluate_samples(samples, "coordinates", real)
         ... except soflow.RunError:
-        ...     print("the folder cannot be written")
-        the folder cannot be written
+        ...     print("a sample is not finite")
+        a sample is not finite
     """
 
 
