@@ -208,6 +208,8 @@ class Config(Section):
     `soflow recipes NAME` prints every key with its meaning.
 
     Attributes:
+        description: A short description of the recipe.
+        init_from: A weights file or a run to start from; `init_time` is its direction of time.
         data: The data source, and the shape and classes of the data.
         network: The name of the network and its settings.
         noising: The noising process and the parameterization.
@@ -217,6 +219,9 @@ class Config(Section):
         train: Steps, batch size and logging.
         checkpoint: When checkpoints are written and which ones are kept.
         evaluate: Evaluations at the end of and during training.
+        precision: The number formats of the network passes in training.
+        compile: Whether the blocks of the network are compiled.
+        parallel: How several processes share the training: `ddp` or `fsdp`.
 
     Example:
         >>> import soflow

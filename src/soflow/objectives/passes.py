@@ -101,7 +101,8 @@ def together(net: Net, *groups: Inputs) -> list[Tensor]:
 def without_gradient(net: Net, *groups: Inputs) -> list[Tensor]:
     """Like `together`, without gradients.
 
-    Under bfloat16 autocast, weights are cast once for this pass and the passes that follow.
+    Under bfloat16 autocast, the next passes reuse the bfloat16 copies of the weights, unless the
+    copies have no gradient or the weights are sharded.
     """
     outputs = together(net, *groups)
     if not CASTS_KEEP_GRADIENT or is_sharded(net):

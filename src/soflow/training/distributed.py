@@ -1,6 +1,6 @@
 """Distributed training: launch checks, errors when a rank is lost, and sharded networks.
 
-A shard is a DTensor. Every function also accepts ordinary tensors, and does not change them.
+A shard is a DTensor. Functions that gather or shard return ordinary tensors unchanged.
 Networks are sharded with torch's fully_shard. Accelerate's FSDP2 does nothing on CPUs and rounds
 the weights to bfloat16, but the consistency pair needs weights in float32.
 """
