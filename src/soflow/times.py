@@ -60,9 +60,15 @@ class MiddleTime:
     init: Annotated[
         float, Setting("middle-time ratio r at the first training step", gt=0, le=1)
     ] = 0.1
-    end: Annotated[float, Setting("middle-time ratio r at the last training step", gt=0, le=1)] = (
-        0.002
-    )
+    end: Annotated[
+        float,
+        Setting(
+            "middle-time ratio r at the last training step; below 0.001, rounding errors can cost "
+            "quality",
+            gt=0,
+            le=1,
+        ),
+    ] = 0.002
 
     def r(self, progress: float) -> float:
         """The ratio r at progress = k / K, after k of K training steps."""
