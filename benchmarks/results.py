@@ -76,7 +76,12 @@ SECTIONS = [
         f"{CIFAR10} {PEERS} --heun --out runs/compare-cifar10",
         data="cifar10",
     ),
-    Section("ideas-digits", "On digits", f"{DIGITS} {IDEAS} --out runs/ideas-digits", page="ideas"),
+    Section(
+        "ideas-digits",
+        "On digits",
+        f"{DIGITS} train.steps=1000 {IDEAS} --out runs/ideas-digits",
+        page="ideas",
+    ),
     Section(
         "ideas-fashion-mnist",
         "On Fashion-MNIST",
