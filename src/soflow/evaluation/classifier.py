@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 VERSION = 1
 STEPS, BATCH = 800, 128
 #: A classifier trained on fewer images overfits, and its features depend much on the single image.
-FEW = 2000
+FEW = 1000
 #: Images per forward pass.
 CHUNK = 1000
 
