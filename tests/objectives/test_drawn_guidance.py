@@ -58,7 +58,10 @@ def test_a_fixed_scale_draws_nothing_and_equals_the_paper():
     )
     drawn, paper = (
         objective.draw((16, 2), torch.Generator().manual_seed(3))
-        for objective in (soflow.JumpFlow(direct_share=0.0, guidance=fixed), soflow.SoFlow())
+        for objective in (
+            soflow.JumpFlow(direct_share=0.0, flow_matching_share=0.75, guidance=fixed),
+            soflow.SoFlow(),
+        )
     )
     assert drawn.guidance is None
     assert all(

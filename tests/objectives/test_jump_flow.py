@@ -33,7 +33,7 @@ def gradient(loss, network):
 
 def test_soflow_is_jump_flow_with_weight_one_and_no_direct_jumps():
     network = random_dit()
-    plain = soflow.JumpFlow(1.0, direct_share=0.0, **GUIDED)
+    plain = soflow.JumpFlow(1.0, direct_share=0.0, flow_matching_share=0.75, **GUIDED)
     ours, theirs = losses_of(plain, network), losses_of(soflow.SoFlow(**GUIDED), network)
     assert torch.equal(ours.total, theirs.total)
     assert torch.equal(gradient(ours.total, network), gradient(theirs.total, network))
@@ -212,7 +212,7 @@ def test_the_shortest_jumps_are_finite():
 
 
 def test_every_microbatch_has_the_same_terms_or_is_rejected():
-    objective = soflow.JumpFlow(composed_share=0.5)
+    objective = soflow.JumpFlow(flow_matching_share=0.75, composed_share=0.5)
     draws = objective.draw((16, *SHAPE), torch.Generator())
     assert draws.n_composed == 2
     model, data = soflow.FlowModel(random_dit().float(), SHAPE, 10), torch.randn(16, *SHAPE)

@@ -5,7 +5,8 @@
 L_FM and L_SCM are SoFlow's losses (objectives/soflow.py). Each difference from SoFlow has its own
 settings:
 
-* The consistency term has a weight w. In short training runs, long jumps lag behind the velocity.
+* A larger share of the batch trains jumps, and their loss has a weight w. In short training runs,
+  long jumps lag behind the velocity.
 * A share of the jumps goes from noise to data, t = 1 and s = 0. One-step sampling evaluates the
   network at these times, and logit-normal times rarely come close to them.
 * L_C trains a jump towards two successive jumps. Its targets come from the network alone, without
@@ -24,8 +25,8 @@ settings:
   1 / eps^p and these samples contribute little.
 * Guidance does not fade near noise.
 
-JumpFlow equals SoFlow with w = 1, no direct jumps, no composed jumps, and the paper's eps and
-guidance.
+JumpFlow equals SoFlow with w = 1, SoFlow's share of flow matching, eps and guidance, and without
+direct and composed jumps.
 """
 
 from collections.abc import Sequence
@@ -75,7 +76,7 @@ class JumpFlow:
     samplers: ClassVar[tuple[str, ...]] = ("ode", "renoise", "heun")
     whole_network: ClassVar[bool] = False
 
-    consistency_weight: Annotated[float, Setting("weight w of the consistency term", gt=0)] = 4.0
+    consistency_weight: Annotated[float, Setting("weight w of the consistency term", gt=0)] = 2.5
     weight_at_start: Annotated[
         float | None,
         Setting(
@@ -111,7 +112,7 @@ class JumpFlow:
     ] = False
     flow_matching_share: Annotated[
         float, Setting("share of the batch for flow matching; the rest trains jumps", ge=0, le=1)
-    ] = 0.75
+    ] = 0.6
     uniform_share: Annotated[
         float, Setting("share of flow-matching times uniform on [0, 1]", ge=0, le=1)
     ] = 0.0
