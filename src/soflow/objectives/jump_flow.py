@@ -59,8 +59,8 @@ from soflow.times import FLOOR, MiddleTime
 class JumpFlow:
     """JumpFlow: SoFlow with more weight on the jumps of few-step sampling.
 
-    The consistency loss has a weight, some jumps go directly from noise to data, and some jumps can
-    be composed of two.
+    More of the batch trains jumps, their loss has a weight, some jumps go directly from noise to
+    data, and some jumps can be composed of two.
 
     Example:
         >>> import soflow, torch

@@ -2,7 +2,7 @@
 
 A network marks the classes of its blocks with `repeated = True`. The names of parameters stay the
 same, and equal blocks share compiled code. Shapes are static (dynamic=False): a training step has
-a few passes, each with a fixed number of rows, so the first step compiles all of them. Nothing
+a few passes, each with one or two numbers of rows, so the first step compiles all of them. Nothing
 falls back to uncompiled code (fullgraph=True).
 """
 
