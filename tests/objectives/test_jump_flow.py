@@ -235,3 +235,19 @@ def test_scales_are_drawn_only_by_an_objective_that_draws_them():
     objective = soflow.SoFlow(guidance=soflow.DrawnGuidance(max_scale=4.0))
     with pytest.raises(InputError, match="max_scale"):
         losses_of(objective, random_dit())
+
+
+def test_microbatches_with_other_numbers_of_jumps_add_up_to_the_batch():
+    """40 % of 16 samples are 7 jumps: microbatches of 4 have one or two of them."""
+    network, objective = random_dit(), soflow.JumpFlow(**GUIDED)
+    draws = objective.draw((16, *SHAPE), torch.Generator().manual_seed(0))
+    noise, t, s = (x.double() for x in (draws.noise, draws.t, draws.s))
+    draws = soflow.Draws(noise, t, s, draws.dropped, draws.n_flow_matching)
+    model = soflow.FlowModel(network, SHAPE, 10)
+    data = torch.randn(16, *SHAPE, dtype=torch.float64)
+    batch = soflow.Batch(data, torch.arange(16) % 10)
+    whole = gradient(objective(model, batch, draws, 0.5).total, network)
+    rows = [slice(i, None, 4) for i in range(4)]
+    assert {4 - draws.rows(part).n_flow_matching for part in rows} == {1, 2}
+    parts = [objective(model, batch.rows(part), draws.rows(part), 0.5).total for part in rows]
+    torch.testing.assert_close(gradient(sum(parts) / 4, network), whole)
