@@ -70,6 +70,7 @@ def test_each_pass_has_its_precision_and_process_settings_are_restored(
         "train.steps=2",
         "train.batch_size=16",
         "train.log_every=1",
+        "objective.flow_matching_share=0.75",
         f"precision={precision}",
     ]
     dtypes, tf32 = set(), []
