@@ -1,10 +1,11 @@
 """Compares SoFlow, JumpFlow and MeanFlow on CIFAR-10 with equal network, data and training time.
 
-    sh benchmarks/gpu_quality.sh --data PATH --features FILE [--seconds 35] [--on-cpu]
+    sh benchmarks/gpu_quality.sh --data PATH [--features FILE] [--seconds 35] [--on-cpu]
                                  [--out FOLDER] [KEY=VALUE ...]
 
 PATH is a folder of CIFAR-10's parquet files, or one of the files. FILE is a TorchScript file with
-the features for the Frechet distance (which is not FID). The script first measures the time of a
+the features for the Frechet distance (which is not FID), by default the ResNet-56 in
+benchmarks/classifiers. The script first measures the time of a
 step. All objectives then train with class labels for the number of steps that fit into the given
 seconds. On a GPU, blocks are compiled.
 """
@@ -12,6 +13,7 @@ seconds. On a GPU, blocks are compiled.
 import argparse
 import shutil
 import time
+from pathlib import Path
 
 from gpu_page import QualityResults, add_options, finish, machine
 from soflow.comparison.compare import compare
@@ -20,6 +22,7 @@ from soflow.comparison.page import write_page
 from soflow.config import read_objectives
 
 OBJECTIVES = ("soflow", "mean_flow", "jump_flow")
+FEATURES = Path(__file__).parent / "classifiers" / "cifar10-resnet56.pt"
 #: A DiT with 22 million parameters. The EMA decay fits the short training.
 SETTINGS = [
     "data.source=huggingface", "data.shape=[3,32,32]", "data.num_classes=10", "data.flip=true",
@@ -37,7 +40,7 @@ def main() -> None:
     )
     add_options(parser)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--features", required=True)
+    parser.add_argument("--features", default=FEATURES)
     parser.add_argument("--seconds", type=float, default=35.0)
     parser.add_argument("overrides", nargs="*")
     asked = parser.parse_args()

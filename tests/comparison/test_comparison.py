@@ -18,7 +18,7 @@ from soflow.comparison import page as pages
 from soflow.comparison import plots, runs
 from soflow.comparison.record import Comparison, Curve, Point
 from soflow.comparison.tables import markdown, over_seeds
-from soflow.config import read_objectives
+from soflow.config import read_objectives, read_recipe
 from soflow.errors import InputError
 from soflow.system.progress import Task
 from support.costs import SECONDS, costs_without_measuring, measured
@@ -379,3 +379,13 @@ def test_damaged_files_and_different_settings_are_named(one_run, capfd):
             assert f"{file} is damaged" in line
         file.write_text(before)
     assert command(out) == 0
+
+
+def test_costs_are_measured_again_if_a_step_costs_something_else():
+    """Checkpointed activations change the time and memory of a step, but not its result."""
+    plain, other = (
+        costs.settings_of(read_recipe("digits", overrides))
+        for overrides in ([], ["train.checkpoint_activations=true"])
+    )
+    assert plain != other
+    assert plain == costs.settings_of(read_recipe("digits", ["train.steps=7"]))

@@ -95,3 +95,5 @@ def test_a_request_accepts_lists(tiny_run):
     assert request.labels_from == "given"
     direct = soflow.SampleRequest(4, [3, 4, 10, 3], "renoise", 1)
     torch.testing.assert_close(soflow.sample(run, direct), soflow.sample(run, request))
+    with pytest.raises(InputError, match=r"guidance has shape \[4\]"):
+        soflow.SampleRequest(4, None, "renoise", 1, guidance=torch.ones(4))

@@ -95,13 +95,14 @@ def test_parts_that_cannot_be_saved_are_named(tmp_path):
 def test_standardized_data_are_returned_in_their_units(tmp_path):
     data = soflow.load_data(torch.randn(50, *SHAPE) * 100 + 1000)
     model = make()
-    ema = soflow.Ema(model.net, decay=0.5)
+    ema = soflow.Ema(model.net, decay=0.5, float64=True)
     folder = soflow.save_model(
         model, tmp_path / "model", soflow.SoFlow(), steps=1, ema=ema, data=data
     )
     drawn = soflow.load(folder, device="cpu").sample(20)
     assert torch.allclose(drawn, data.scaling.restore(soflow.sample_many(model, 20)))
     assert drawn.mean() > 500
+    assert soflow.read_recipe(str(folder)).ema.float64
 
 
 def test_an_averaged_network_has_the_ema_weights_and_is_a_copy():

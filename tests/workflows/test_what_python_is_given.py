@@ -184,3 +184,4 @@ def test_conditions_are_cast_to_the_precision_of_the_network():
     model = soflow.FlowModel(Shifted().half(), (2,), cond_shape=(2,))
     given = model.conditioned(np.ones((3, 2), dtype=np.float32))
     assert soflow.one_step(given, torch.randn(3, 2)).dtype == torch.float16
+    assert model.to("meta").conditioned(np.ones((3, 2))).net.cond.device.type == "meta"

@@ -84,7 +84,7 @@ class Costs(Record):
 def settings_of(config: Config) -> dict[str, JsonValue]:
     """The settings that affect the cost of a training step."""
     names = ["batch_size", "accumulate"]
-    if config.train.checkpoint_activations:
+    if config.train.checkpoint_activations:  # only then, so that older cost.json stay valid
         names.append("checkpoint_activations")
     batch = {name: getattr(config.train, name) for name in names}
     return {**config.model_dump(mode="json", include=SECTIONS), **batch}

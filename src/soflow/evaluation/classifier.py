@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 #: Increase this whenever the classifier or its training changes. Old cache files are then ignored.
 VERSION = 1
 STEPS, BATCH = 800, 128
-#: A classifier trained on fewer images overfits, and its features depend much on the single image.
+#: A classifier trained on fewer images overfits.
 FEW = 1000
 #: Images per forward pass.
 CHUNK = 1000
@@ -93,9 +93,8 @@ def load_classifier(dataset: Dataset) -> ImageClassifier:
         log.info(f"training a classifier for {dataset.name}: {STEPS} steps, cached as {file}")
         if len(dataset) < FEW:
             log.warning(
-                f"the features 'classifier' are trained on {len(dataset):,} images only: a small "
-                "change of the data changes the distances; use evaluate.features=coordinates or a "
-                "TorchScript file"
+                f"the features 'classifier' overfit {len(dataset):,} training images: "
+                "use evaluate.features=coordinates or a TorchScript file"
             )
         with track("training the classifier", STEPS) as task:
             return fit(make, dataset, STEPS, max_lr=3e-3, on_step=task.update)

@@ -4,8 +4,8 @@
     l = t + alpha (s - t),   x_l = x_t + v (l - t)
 
 alpha falls from 1 to 0 during training. At alpha = 1, the target is v. At alpha = 0, it is the
-target of MeanFlow, which needs a Jacobian-vector product. With alpha = r, it is
-also SoFlow's consistency target as a mean velocity, (f(x_l, l, s) - x_t) / (s - t).
+target of MeanFlow, which needs a Jacobian-vector product. With alpha = r, it is also SoFlow's
+consistency target as a mean velocity, (f(x_l, l, s) - x_t) / (s - t).
 
 Source: alpha-Flow (arXiv 2510.20771).
 """

@@ -127,7 +127,6 @@ class MeanFlow:
         F_jumps, dF_dt = self.with_derivative(model.net, inputs.rows(slice(plain, None)), v[plain:])
         F_t, dF_dt = torch.cat([F_plain, F_jumps]), torch.cat([torch.zeros_like(F_plain), dF_dt])
         target = v - across(t - s, v) * dF_dt
-
         return losses(mean_flow=summed_error(F_t - target, self.p, self.eps, {"t": t, "s": s}))
 
 

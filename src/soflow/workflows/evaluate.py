@@ -46,7 +46,7 @@ def evaluate(
         data: The training data, if it was passed to `soflow.train` in Python.
 
     Returns:
-        The results with their protocol. `results.write(FILE)` saves them.
+        The results with their protocol. Their method `write(file)` saves them as JSON.
 
     Raises:
         InputError: If the run does not exist, or a setting does not fit it.
