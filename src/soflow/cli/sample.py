@@ -14,6 +14,7 @@ from soflow.cli.options import (
     interval_of,
     times_of,
 )
+from soflow.errors import InputError
 
 NFE = (
     "Number of network evaluations (NFE) per sample (default: 1; 2 with --sampler heun; without "
@@ -65,6 +66,8 @@ def sample(
     from soflow.workflows.sample import sample_to_file
     from soflow.workflows.sample_request import SampleRequest
 
+    if labels is not None and draw == "random":
+        raise InputError("--labels and --draw random cannot be combined: leave out one of them")
     interval, jumps = interval_of(guidance_interval), times_of(times)
     loaded = load(run, weights, vae=vae)
     given = None if cond is None else conditions_in(cond, loaded.config.data.cond_column)

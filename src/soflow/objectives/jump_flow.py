@@ -20,13 +20,10 @@ settings:
 * The adaptive weight 1 / (squared + eps)^p can use the mean error of the batch instead of the error
   of each sample. The weight per sample favors typical samples and biases the result away from the
   mean.
-* The floor eps of the adaptive weight is low. Mixing guidance with the network's own prediction
-  makes errors small, mostly near noise. If eps is larger than these errors, the weight saturates at
-  1 / eps^p and these samples contribute little.
 * Guidance does not fade near noise.
 
-JumpFlow equals SoFlow with w = 1, SoFlow's share of flow matching, eps and guidance, and without
-direct and composed jumps.
+JumpFlow equals SoFlow with w = 1, SoFlow's share of flow matching and guidance, and without direct
+and composed jumps.
 """
 
 from collections.abc import Sequence
@@ -135,7 +132,7 @@ class JumpFlow:
             le=1,
         ),
     ] = 1.0
-    eps: Eps = 1e-4
+    eps: Eps = 0.01
     times: Annotated[SoFlowTimes, Setting("densities of the times")] = SoFlowTimes()
     middle: Annotated[MiddleTime, Setting("middle time l = t + (s - t) r")] = MiddleTime()
     guidance: Annotated[DrawnGuidance, Setting("classifier-free guidance inside training")] = (
