@@ -11,7 +11,8 @@ from soflow.comparison import tables
 from soflow.comparison.plots import FEW, plots, sheets
 from soflow.comparison.record import Comparison
 from soflow.comparison.tables import how, name_of
-from soflow.data.conditions import rows_for
+from soflow.data.conditions import RowsOfData, rows_for
+from soflow.data.dataset import Dataset
 from soflow.data.training_data import make_dataset
 from soflow.drawing import class_by_class, sample_many
 from soflow.evaluation.features import column_names
@@ -19,7 +20,7 @@ from soflow.evaluation.html import duration, image, render
 from soflow.evaluation.pictures import picture
 from soflow.evaluation.report import real_by_class
 from soflow.evaluation.scorer import as_frequent
-from soflow.run.folder import RunFolder
+from soflow.solution import FlowModel
 from soflow.system.atomic import write_text
 from soflow.workflows.load import load
 
@@ -35,36 +36,46 @@ def write_page(results: Comparison, out: Path) -> None:
 
 def draw_samples(results: Comparison, out: Path) -> dict[str, Image.Image]:
     """Draws samples from the first run of each objective. Returns pictures with titles as keys."""
+    folders = {name: out / one.runs[0].folder for name, one in results.objectives.items()}
+    first = load(next(iter(folders.values())))
+    data, shape = make_dataset(first.config.data), first.model.shape
+    columns = min(first.model.num_classes or 10, 10)
+    num = 2000 if len(shape) == 1 else 6 * columns
+
     drawn: dict[str, Tensor] = {}
-    first = next(iter(results.objectives.values())).runs[0]
-    data = make_dataset(RunFolder(out / first.folder).read_config().data)
-    for name, objective in results.objectives.items():
-        run = load(out / objective.runs[0].folder)
-        model, (sampler, nfe) = run.model, run.config.default_sampler
-        vectors = len(model.shape) == 1
-        columns = min(model.num_classes or 10, 10)
-        num = 2000 if vectors else 6 * columns
-        labels = class_by_class(num, columns if model.num_classes else 0)
-        if vectors and data.labels is not None:
-            labels = as_frequent(data.labels, num, model.num_classes)
-        cond = None
-        if model.cond_shape:
-            labels, cond = rows_for(data, num, model.num_classes, model.null_trained)
-        samples = sample_many(
-            model, num, labels, sampler, nfe, seed=0, device=run.device, cond=cond
+    for name, folder in folders.items():
+        run = load(folder)
+        sampler, nfe = run.config.default_sampler
+        labels, cond = inputs(run.model, data, num, columns)
+        drawn[f"{name_of(name)}, {how(sampler, nfe)}"] = sample_many(
+            run.model, num, labels, sampler, nfe, seed=0, device=run.device, cond=cond
         )
-        drawn[f"{name_of(name)}, {how(sampler, nfe)}"] = samples
-    if data.cond is not None:  # the real samples with the same conditions
-        chosen = data.samples(torch.arange(num) * len(data) // num)
-    elif vectors:
-        chosen = data.samples(slice(num))
-    else:
-        chosen = real_by_class(data, columns, num // columns)
-    real = model.decode(chosen.to(run.device)).cpu()
-    names = column_names(model.shape, run.scaling)
-    behind = None if real.shape[1:] == (2,) else real
+
+    real = first.model.decode(real_samples(data, num, columns).to(first.device)).cpu()
+    names = column_names(shape, first.scaling)
+    behind = None if shape == (2,) else real
     pictures = {title: picture(samples, columns, names, behind) for title, samples in drawn.items()}
     return pictures | {"real data": picture(real, columns, names)}
+
+
+def inputs(
+    model: FlowModel, data: Dataset, num: int, columns: int
+) -> tuple[Tensor | None, RowsOfData | None]:
+    """The labels and conditions of `num` samples: images are drawn class by class."""
+    if model.cond_shape:
+        return rows_for(data, num, model.num_classes, model.null_trained)
+    if len(model.shape) == 1 and data.labels is not None:
+        return as_frequent(data.labels, num, model.num_classes), None
+    return class_by_class(num, columns if model.num_classes else 0), None
+
+
+def real_samples(data: Dataset, num: int, columns: int) -> Tensor:
+    """Real samples in the order of the drawn ones."""
+    if data.cond is not None:
+        return data.samples(torch.arange(num) * len(data) // num)
+    if len(data.shape) == 1:
+        return data.samples(slice(num))
+    return real_by_class(data, columns, num // columns)
 
 
 def page(results: Comparison, drawn: dict[str, Image.Image]) -> str:
