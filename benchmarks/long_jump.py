@@ -18,10 +18,11 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from soflow.comparison.record import Comparison
-from soflow.comparison.tables import name_of, table
+from soflow.comparison.tables import name_of
 from soflow.drawing import class_by_class, noise_of_samples
 from soflow.evaluation.diagnostics import STEPS, JumpError, jump_errors
 from soflow.evaluation.plots import as_text
+from soflow.evaluation.tables import markdown_table
 from soflow.run.checkpoint import Checkpoint, checkpoints
 from soflow.system.atomic import write_text
 from soflow.system.progress import track
@@ -117,8 +118,11 @@ def markdown(found: LongJump) -> str:
             errors = [point.of(t, s) for s in ends]
             cells = ["" if x is None else f"{x.relative:.3f} ({x.error:.3f})" for x in errors]
             grid.append([f"{t:g}", *cells])
-        last += [f"{run.name}, step {point.step:,}: relative (absolute) errors.", table(grid)]
-    return "\n\n".join([about, table(rows), *last]) + "\n"
+        last += [
+            f"{run.name}, step {point.step:,}: relative (absolute) errors.",
+            markdown_table(grid),
+        ]
+    return "\n\n".join([about, markdown_table(rows), *last]) + "\n"
 
 
 def times(found: LongJump) -> tuple[list[float], list[float]]:

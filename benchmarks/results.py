@@ -19,13 +19,15 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from math import floor, log10
 from pathlib import Path
 from statistics import mean, stdev
 from textwrap import fill
 
 from soflow.comparison.plots import plots
 from soflow.comparison.record import Comparison
-from soflow.comparison.tables import markdown, name_of, table, what
+from soflow.comparison.tables import markdown, name_of, what
+from soflow.evaluation.tables import markdown_table
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
@@ -163,10 +165,14 @@ def verdict(results: Comparison) -> str:
     header = [what(results), f"difference from {base}"]
     if several:
         header.append("in standard deviations")
-    rows = [header]
+    rows, digits = (
+        [header],
+        max(0, 1 - floor(log10(mean(ours)))),
+    )  # two digits of the base's distance
     for name, theirs in one.items():
         gap = mean(theirs) - mean(ours)
-        cells = [name_of(name), f"{gap:+.2g}"]
+        text = f"{gap:+.{digits}f}"
+        cells = [name_of(name), text if float(text) else "0"]
         if several:
             cells.append(f"{abs(gap) / max(stdev(ours), stdev(theirs)):.1f}")
         rows.append(cells)
@@ -182,7 +188,7 @@ def verdict(results: Comparison) -> str:
         if several
         else ""
     )
-    return f"{first}{unit}\n\n{table(rows)}"
+    return f"{first}{unit}\n\n{markdown_table(rows)}"
 
 
 def uneven(results: Comparison) -> list[str]:

@@ -14,6 +14,7 @@ from soflow.evaluation.diagnostics import (
 )
 from soflow.evaluation.digits import load_digit_classifier, train_digit_classifier
 from soflow.evaluation.metrics import Moments, frechet_distance, recognized
+from soflow.evaluation.record import Evaluation, FeaturesUsed, Machine, Reference, Row
 from soflow.noising import LinearNoising, TrigNoising
 from soflow.parameterization import EulerParameterization, TrigParameterization
 from soflow.solution import FlowModel
@@ -149,3 +150,23 @@ def test_jumps_of_length_zero_are_rejected(starts, ends):
     model = FlowModel(lambda x, t, s, labels=None: x, shape=(3,))
     with pytest.raises(InputError, match="jump"):
         jump_errors(model, torch.randn(2, 3), None, starts, ends)
+
+
+@pytest.mark.parametrize(("lowest", "remarked"), [(-0.1, True), (0.1, False)])
+def test_an_evaluation_prints_its_table_and_explains_negative_distances(lowest, remarked):
+    rows = [
+        Row(distance=value, weights="ema", sampler="ode", nfe=nfe)
+        for nfe, value in ((1, 0.25), (2, lowest))
+    ]
+    evaluation = Evaluation(
+        metric="energy distance",
+        num=100,
+        features=FeaturesUsed(name="coordinates"),
+        reference=Reference(dataset="moons", count=50),
+        rows=rows,
+        machine=Machine(processor="x", threads=1),
+    )
+    text = str(evaluation)
+    assert "| sampler | NFE | energy |" in text
+    assert "| ode | 1 | 0.25 |" in text
+    assert ("negative" in text) == remarked

@@ -200,7 +200,7 @@ def test_a_run_is_compared_with_a_file_of_statistics(run, tmp_path, inside):
         (["--seeds is 0"], ["--seeds is 0"]),
         (["--batch is 0"], ["--batch is 0"]),
         (["--reference", "moons"], ["moons"]),
-        (["--features", "inception.pt"], ["unknown features 'inception.pt'"]),
+        (["--features", "inception.pt"], ["features", "inception.pt"]),
         (["--out", "nowhere/x.json"], ["the folder nowhere does not exist"]),
         (["--reference", "stats.npz", "--baseline"], ["--baseline", "stats.npz"]),
     ],

@@ -85,6 +85,22 @@ def test_a_resumed_run_equals_the_uninterrupted_one(objective, data, tmp_path):
         run(tmp_path / "half", data, network=OwnNet(), objective=other)
 
 
+def test_a_class_of_a_script_is_the_same_class_in_a_module(data, tmp_path, monkeypatch):
+    parts = {"network": OwnNet(), "objective": OwnObjective()}
+    for kind in (OwnNet, OwnObjective):
+        monkeypatch.setattr(kind, "__module__", "__main__")
+    run(tmp_path / "run", data, **parts)
+    monkeypatch.undo()
+    resumed = run(tmp_path / "run", data, ["train.steps=8"], **parts)
+    assert newest_good(resumed.checkpoints)[0].step == 8
+
+    class Other(OwnNet):
+        pass
+
+    with pytest.raises(InputError, match="Other"):
+        run(tmp_path / "run", data, network=Other(), objective=OwnObjective())
+
+
 def test_a_registered_objective_is_recorded_by_its_name(data, tmp_path):
     guided = soflow.MeanFlow(p=0.75, guidance=soflow.objectives.mean_flow.MeanFlowGuidance())
     folder = run(tmp_path, data, objective=guided)

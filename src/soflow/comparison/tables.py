@@ -7,6 +7,7 @@ from markupsafe import Markup
 
 from soflow.comparison.record import Comparison
 from soflow.evaluation.html import html_table
+from soflow.evaluation.tables import markdown_table
 from soflow.objectives import OBJECTIVES
 from soflow.sampling import HEUN_STEPS, Sampler
 
@@ -210,8 +211,16 @@ def markdown(results: Comparison) -> str:
     """Markdown with all tables, each below its explanation."""
     parts = [about(results), about_distances(results)]
     if results.variants:
-        parts += [table(overview_rows(results)), table(settings_rows(results)), "All samplers:"]
-    parts += [table(quality_rows(results)), about_costs(results), table(cost_rows(results))]
+        parts += [
+            markdown_table(overview_rows(results)),
+            markdown_table(settings_rows(results)),
+            "All samplers:",
+        ]
+    parts += [
+        markdown_table(quality_rows(results)),
+        about_costs(results),
+        markdown_table(cost_rows(results)),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -221,10 +230,3 @@ def as_html(results: Comparison) -> str:
     text = Markup('<p style="max-width: 60em">{}</p>')
     parts = [text.format(about(results)), html_table(rows), text.format(about_distances(results))]
     return str(Markup("").join(parts))
-
-
-def table(rows: list[list[str]]) -> str:
-    """Formats a table in Markdown."""
-    cells = [[cell.replace("|", r"\|") for cell in row] for row in rows]
-    header, *body = ["| " + " | ".join(row) + " |" for row in cells]
-    return "\n".join([header, "|" + "---|" * len(rows[0]), *body])

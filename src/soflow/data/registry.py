@@ -96,7 +96,9 @@ def source_of(name: str) -> Source | None:
     """
     if name not in SOURCES:
         hint = "encode ImageNet to latents first (soflow encode), or " if "imagenet" in name else ""
-        hint += "import the module that registers your own source (--import MODULE)"
+        hint += (
+            "import the module that registers your source (on the command line, --import MODULE)"
+        )
         known = ", ".join(SOURCES)
         raise InputError(f"data.source is '{name}': choose one of {known}; {hint}")
     entry = SOURCES[name]

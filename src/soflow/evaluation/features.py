@@ -213,13 +213,12 @@ def check_name(name: str) -> None:
     """Raises InputError if the features are unknown. Loads nothing."""
     if name in NAMES or file_of(name)[1].is_file():
         return
+    choices = f"choose one of {', '.join(NAMES)}, or a TorchScript file"
+    if "." in name or "/" in name:
+        raise InputError(f"features {file_of(name)[1].absolute()} does not exist: {choices}")
     close = get_close_matches(name, NAMES, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
-    if "." in name or "/" in name:
-        hint = f"; {file_of(name)[1]} does not exist"
-    raise InputError(
-        f"unknown features '{name}': choose one of {', '.join(NAMES)}, or a TorchScript file{hint}"
-    )
+    raise InputError(f"unknown features '{name}': {choices}{hint}")
 
 
 def classifier_features(name: str, classifier: Classifier) -> Features:

@@ -180,6 +180,12 @@ class Evaluation(Record):
             raise ValueError("a row has no nfe")
         return self
 
+    def __str__(self) -> str:
+        """The table of metrics with remarks, in Markdown."""
+        from soflow.evaluation.tables import markdown
+
+        return markdown(self)
+
     def _repr_html_(self) -> str:
         """The table of metrics with remarks, for notebooks."""
         from soflow.evaluation.tables import as_html

@@ -121,7 +121,11 @@ def remarks(evaluation: Evaluation) -> str:
                 f"Distances computed from few samples {few}. Compare the real row with the column "
                 f"'{equal_heading(real)}', which uses equally few samples."
             )
-    if metric != "energy distance":
+    if metric == "energy distance":
+        distances = [row.distance for row in (*evaluation.rows, *([real] if real else []))]
+        if min(distances) < 0:
+            said.append("A negative energy distance means: not distinguishable from 0.")
+    else:
         how = "over seeds" if len(evaluation.seeds) > 1 else "from halves of the samples"
         said.append(f"±: one standard deviation, {how}.")
         if metric != "FID":
@@ -161,6 +165,18 @@ def about_real(real: RealRow, reference: Reference) -> str:
     other = real.reference
     same = (other.name, other.count) == (reference.name, reference.count)
     return f"{text}." if same else f"{text}, compared with the other {other.count:,} samples."
+
+
+def markdown_table(rows: list[list[str]]) -> str:
+    """Formats a table in Markdown. The first row is the header."""
+    cells = [[cell.replace("|", r"\|") for cell in row] for row in rows]
+    header, *body = ["| " + " | ".join(row) + " |" for row in cells]
+    return "\n".join([header, "|" + "---|" * len(rows[0]), *body])
+
+
+def markdown(evaluation: Evaluation) -> str:
+    """The title, the table and the remarks in Markdown."""
+    return f"{title(evaluation)}\n\n{markdown_table(table(evaluation))}\n\n{remarks(evaluation)}"
 
 
 def as_html(evaluation: Evaluation) -> str:

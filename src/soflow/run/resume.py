@@ -40,8 +40,15 @@ def differences(started: Config, asked: Config) -> Iterator[Difference]:
     for key in dict.fromkeys(key for key, _ in chain(fields(), own)):
         old, new = lookup(started, key), lookup(asked, key)
         imported = old == "auto"  # an imported run has not chosen a value yet
-        if old != new and not imported and not key.startswith(FREE_KEYS):
+        same = old == new or (key.endswith(".kind") and same_class(old, new))
+        if not same and not imported and not key.startswith(FREE_KEYS):
             yield Difference(key, old, new)
+
+
+def same_class(old: str, new: str) -> bool:
+    """Whether two class names differ at most in that one comes from a script, `__main__`."""
+    (module, _, name), (other, _, name_now) = (x.rpartition(".") for x in (old, new))
+    return name == name_now and "__main__" in (module, other)
 
 
 def require_same_settings(started: Config, asked: Config, folder: RunFolder) -> None:

@@ -99,7 +99,7 @@ class Registry(Generic[T]):
         if name not in self:
             raise InputError(
                 f"unknown {self.kind} {in_short(name)}: choose one of {', '.join(self)}, or import "
-                "the module that registers it (--import MODULE)"
+                "the module that registers it (on the command line, --import MODULE)"
             )
         return self.entries[str(name)]
 

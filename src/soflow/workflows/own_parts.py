@@ -54,7 +54,8 @@ def own_network_of(config: Config, folder: Path, given: nn.Module | None) -> nn.
     if network is None:
         raise InputError(
             f"the network of {folder}, {config.network.kind}, was passed from Python: pass it "
-            "again, with soflow.load(run, network=...) or soflow.train(..., network=...)"
+            "again, with soflow.load(run, network=...) or soflow.train(..., network=...); the "
+            "command line needs a registered network"
         )
     require_module(network)
     return network
