@@ -165,10 +165,8 @@ def verdict(results: Comparison) -> str:
     header = [what(results), f"difference from {base}"]
     if several:
         header.append("in standard deviations")
-    rows, digits = (
-        [header],
-        max(0, 1 - floor(log10(mean(ours)))),
-    )  # two digits of the base's distance
+    rows = [header]
+    digits = max(0, 1 - floor(log10(mean(ours))))  # two digits of the base's distance
     for name, theirs in one.items():
         gap = mean(theirs) - mean(ours)
         text = f"{gap:+.{digits}f}"

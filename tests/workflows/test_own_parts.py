@@ -101,6 +101,16 @@ def test_a_class_of_a_script_is_the_same_class_in_a_module(data, tmp_path, monke
         run(tmp_path / "run", data, network=Other(), objective=OwnObjective())
 
 
+@pytest.mark.parametrize("part", ["network", "objective"])
+def test_a_run_of_the_recipe_does_not_resume_with_a_custom_part(part, data, tmp_path):
+    own = {"network": OwnNet(), "objective": OwnObjective()}[part]
+    for first, second in (({}, {part: own}), ({part: own}, {})):
+        folder = tmp_path / f"from-{len(first)}"
+        run(folder, data, **first)
+        with pytest.raises(InputError, match=rf"{part}\.name"):
+            run(folder, data, **second)
+
+
 def test_a_registered_objective_is_recorded_by_its_name(data, tmp_path):
     guided = soflow.MeanFlow(p=0.75, guidance=soflow.objectives.mean_flow.MeanFlowGuidance())
     folder = run(tmp_path, data, objective=guided)

@@ -215,7 +215,9 @@ def check_name(name: str) -> None:
         return
     choices = f"choose one of {', '.join(NAMES)}, or a TorchScript file"
     if "." in name or "/" in name:
-        raise InputError(f"features {file_of(name)[1].absolute()} does not exist: {choices}")
+        raise InputError(
+            f"the features file {file_of(name)[1].absolute()} does not exist: {choices}"
+        )
     close = get_close_matches(name, NAMES, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
     raise InputError(f"unknown features '{name}': {choices}{hint}")

@@ -124,7 +124,7 @@ def remarks(evaluation: Evaluation) -> str:
     if metric == "energy distance":
         distances = [row.distance for row in (*evaluation.rows, *([real] if real else []))]
         if min(distances) < 0:
-            said.append("A negative energy distance means: not distinguishable from 0.")
+            said.append("A negative energy distance cannot be distinguished from 0.")
     else:
         how = "over seeds" if len(evaluation.seeds) > 1 else "from halves of the samples"
         said.append(f"±: one standard deviation, {how}.")

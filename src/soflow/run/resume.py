@@ -24,6 +24,8 @@ CHANGEABLE_KEYS = (
     "optimizer.lr_end", "optimizer.lr_schedule", "optimizer.warmup", "optimizer.weight_decay",
     "precision", "train.batch_size", "train.steps",
 )  # fmt: skip
+#: Keys with the class of a part that is passed from Python.
+CLASS_KEYS = ("network.kind", "objective.kind")
 
 
 class Difference(NamedTuple):
@@ -40,13 +42,15 @@ def differences(started: Config, asked: Config) -> Iterator[Difference]:
     for key in dict.fromkeys(key for key, _ in chain(fields(), own)):
         old, new = lookup(started, key), lookup(asked, key)
         imported = old == "auto"  # an imported run has not chosen a value yet
-        same = old == new or (key.endswith(".kind") and same_class(old, new))
+        same = old == new or (key in CLASS_KEYS and same_class(old, new))
         if not same and not imported and not key.startswith(FREE_KEYS):
             yield Difference(key, old, new)
 
 
-def same_class(old: str, new: str) -> bool:
-    """Whether two class names differ at most in that one comes from a script, `__main__`."""
+def same_class(old: str | None, new: str | None) -> bool:
+    """Whether two class names are equal, if one is of a script, whose module is `__main__`."""
+    if old is None or new is None:  # one of the parts is not passed from Python
+        return False
     (module, _, name), (other, _, name_now) = (x.rpartition(".") for x in (old, new))
     return name == name_now and "__main__" in (module, other)
 
