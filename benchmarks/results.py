@@ -56,8 +56,8 @@ DIGITS = f"digits {FEATURES}/digits-classifier.pt"
 FASHION_MNIST = f"fashion_mnist {FEATURES}/fashion_mnist-classifier.pt"
 SMALL = "network.width=128 network.depth=4 network.heads=4 train.steps=1500"
 CIFAR10 = (
-    "images data.source=huggingface data.path=uoft-cs/cifar10 data.shape=[3,32,32] "
-    "data.num_classes=10 network.patch=8 "
+    "images data.source=huggingface data.path=uoft-cs/cifar10 data.shape=[3,16,16] "
+    "data.num_classes=10 network.patch=4 "
     "objective.guidance.scale=1.5 optimizer.lr=1e-3 optimizer.warmup=100 ema.decay=0.995 "
     f"train.batch_size=128 {FEATURES}/cifar10-resnet56.pt {SMALL}"
 )
@@ -75,7 +75,7 @@ SECTIONS = [
     ),
     Section(
         "cifar10",
-        "CIFAR-10, equal steps",
+        "CIFAR-10 at 16x16 pixels, equal steps",
         f"{CIFAR10} {PEERS} --heun --out runs/compare-cifar10",
         data="cifar10",
     ),

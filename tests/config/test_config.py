@@ -5,6 +5,7 @@ from torch import nn
 
 from soflow.cli.main import with_home
 from soflow.config import Config, dump, read_recipe, recipe_names
+from soflow.config.checks import narrow_tokens
 from soflow.config.reading import fields, put, validate
 from soflow.config.sections import section_of
 from soflow.errors import InputError
@@ -252,3 +253,23 @@ def test_the_home_folder_is_expanded_in_every_path(monkeypatch):
         "--labels",
         "a=b~c",
     ]
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_the_tokens_of_recipes_are_wide_enough(name):
+    assert not narrow_tokens(read_recipe(name))
+
+
+@pytest.mark.parametrize(
+    ("shape", "width", "warned"),
+    [
+        ("[3,32,32]", 191, True),
+        ("[3,32,32]", 192, False),
+        ("[3,32]", 23, True),
+        ("[3,32]", 24, False),
+    ],
+)
+def test_tokens_narrower_than_a_patch_are_warned_of(shape, width, warned):
+    settings = [f"data.shape={shape}", "network.patch=8", "network.heads=1"]
+    settings += [f"network.width={width}", "data.flip=false", "data.source=arrays"]
+    assert bool(narrow_tokens(read_recipe("images", settings))) == warned

@@ -96,3 +96,20 @@ def check_training(config: Config) -> None:
         )
     if config.init_time == "reversed" and not config.init_from:
         raise ValueError("init_time=reversed has no effect without init_from: set init_from")
+
+
+def narrow_tokens(config: Config) -> str:
+    """A warning if tokens have fewer dimensions than the patches they represent; '' if not.
+
+    The network predicts a velocity, noise minus data, and noise fills all dimensions of a patch. A
+    token with fewer dimensions cannot represent it, so samples keep noise.
+    """
+    network, shape = config.network, config.data.shape
+    patch, width = getattr(network, "patch", 0), getattr(network, "width", 0)
+    values = shape[0] * patch ** (len(shape) - 1)
+    if not patch or width >= values:
+        return ""
+    return (
+        f"network.width={width} is smaller than a patch, which has {values} values: samples will "
+        f"be noisy; set a smaller network.patch, or network.width={values} or more"
+    )
