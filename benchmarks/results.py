@@ -65,7 +65,7 @@ SECTIONS = [
     Section(
         "digits-peers",
         "Digits, equal steps",
-        f"{DIGITS} {PEERS},shortcut,consistency,flow_matching --heun --out runs/compare-digits",
+        f"{DIGITS} {PEERS},shortcut,consistency,flow_matching --heun --out runs/published-digits",
     ),
     Section(
         "fashion-mnist-peers",
