@@ -160,7 +160,9 @@ def test_samples_store_their_protocol_and_can_be_evaluated(run, tmp_path, inside
     )
     for name in ("distance", "precision", "coverage", "recognized"):
         assert of_file["rows"][0][name] == of_run["rows"][0][name]
-    assert_fails(inside("sample", run, "--draw", "random", "--labels", "1"), 2, "--labels", "--draw")
+    assert_fails(
+        inside("sample", run, "--draw", "random", "--labels", "1"), 2, "--labels", "--draw"
+    )
 
 
 def test_an_older_checkpoint_has_its_own_file(run, inside):
