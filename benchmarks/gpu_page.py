@@ -13,6 +13,7 @@ import torch
 from soflow.comparison.measure import Measurement
 from soflow.comparison.record import Comparison
 from soflow.comparison.tables import markdown
+from soflow.evaluation.tables import markdown_table
 from soflow.system.records import Count, Record
 
 HERE = Path(__file__).parent
@@ -97,11 +98,6 @@ def text_of(out: Path) -> str:
     return template
 
 
-def table(rows: list[list[str]]) -> str:
-    header, *body = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([header, "|" + "---|" * len(rows[0]), *body])
-
-
 def about_tests(results: TestResults) -> str:
     """Counts of outcomes, failed tests, and measured values."""
     failed = {name: said for name, said in results.outcomes.items() if said[:4] in ("fail", "erro")}
@@ -114,7 +110,7 @@ def about_tests(results: TestResults) -> str:
     if failed:
         lines.append("\n".join(f"* `{name}` {said}" for name, said in failed.items()))
     seen = [["figure", "value"], *([name, shown(value)] for name, value in results.figures.items())]
-    return "\n\n".join([*lines, table(seen)])
+    return "\n\n".join([*lines, markdown_table(seen)])
 
 
 def shown(value: float | str) -> str:
@@ -150,7 +146,7 @@ def goals(results: CostResults | None) -> str:
             ours and f"{ours.bare_forward_ratio:.3f}"
         ),
     }
-    return table(
+    return markdown_table(
         [["goal", "measured"], *([goal, text or "not measured"] for goal, text in seen.items())]
     )
 
@@ -175,7 +171,7 @@ def about_cost(results: CostResults) -> str:
     ]
     missing = f"\n\nNot measured: {'; '.join(results.missing)}." if results.missing else ""
     where = f"{results.machine}; {results.seconds:.0f} seconds in total, one round."
-    return f"{where}\n\n{table(rows)}{missing}"
+    return f"{where}\n\n{markdown_table(rows)}{missing}"
 
 
 def about_quality(results: QualityResults) -> str:
