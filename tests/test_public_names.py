@@ -265,8 +265,8 @@ def test_the_objective_of_the_page_trains(tmp_path, monkeypatch):
     """The objective in docs/python.md, with guidance, trains for two steps."""
     monkeypatch.chdir(tmp_path)
     (program,) = [block for block in programs_in("docs/python.md") if "class TwoJumps" in block]
-    assert "train.steps=500" in program
-    fewer = program.replace("train.steps=500", "train.steps=2")
+    assert "train.steps=1000" in program
+    fewer = program.replace("train.steps=1000", "train.steps=2")
     module = ModuleType("two_jumps")  # dataclasses look up the module of a class
     monkeypatch.setitem(sys.modules, "two_jumps", module)
     exec(fewer, module.__dict__)
