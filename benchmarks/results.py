@@ -50,7 +50,7 @@ class Section:
 
 
 PEERS = "--objectives soflow,jump_flow,mean_flow,imf,alpha_flow"
-IDEAS = "--variants benchmarks/ideas.yaml"
+IDEAS = "--variants benchmarks/ideas.yaml --rounds 1"
 FEATURES = "evaluate.features=benchmarks/classifiers"
 DIGITS = f"digits {FEATURES}/digits-classifier.pt"
 FASHION_MNIST = f"fashion_mnist {FEATURES}/fashion_mnist-classifier.pt"

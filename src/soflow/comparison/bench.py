@@ -74,7 +74,8 @@ def bench(
                 workers = {
                     name: stack.enter_context(worker(programs.get(name, PROGRAM))) for name in group
                 }
-                counts = counts or {name: count(config) for name, config in configs.items()}
+                for name in group:
+                    counts[name] = counts.get(name) or count(configs[name])
                 for process in workers.values():
                     assert process.stdout is not None
                     process.stdout.readline()  # "ready": the libraries are loaded
