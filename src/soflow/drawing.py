@@ -161,7 +161,7 @@ def sample_many(
         nfe: Network evaluations per sample.
         seed: The seed of the noise.
         batch_size: Samples per batch.
-        device: The device to create the noise on. Samplers move it to the network's device.
+        device: The device that noise, labels and conditions are moved to.
         on_batch: Called after each batch with the number of samples drawn so far.
         start: The index of the first sample.
         cond: Conditions (num, ...), for a model with conditions.
@@ -175,8 +175,8 @@ def sample_many(
         Samples (num, ...) on the CPU, decoded by `model.decode`.
 
     Raises:
-        InputError: If labels, conditions or scales do not fit, or the sampler does not support
-            `nfe` or `times`.
+        InputError: If labels, conditions or scales do not fit the model or `num`, or the sampler
+            does not support `nfe` or `times`.
 
     Example:
         >>> import soflow
@@ -184,6 +184,7 @@ def sample_many(
         >>> soflow.sample_many(model, 1000, nfe=2, batch_size=400).shape
         torch.Size([1000, 2])
     """
+    require_whole(1, num=num)
     parts: list[Tensor] = []
     rows = asked_guidance(model, guidance, guidance_interval)
     for part in draw(

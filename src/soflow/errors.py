@@ -43,8 +43,8 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:MESSAGE_LENGTH]
 
 
-def placed_wrong(error: RuntimeError) -> str:
-    """The first weight that torch's load_state_dict rejected, taken from its message."""
+def first_problem(error: RuntimeError) -> str:
+    """The first problem in the message of torch's load_state_dict, such as a missing weight."""
     _, *lines = str(error).strip().splitlines() or [""]
     return lines[0].strip()[:MESSAGE_LENGTH] if lines else first_line(error)
 

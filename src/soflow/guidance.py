@@ -260,7 +260,9 @@ def numbers(values: object, name: str) -> Tensor:
     return found
 
 
-def of_labelled(guidance: GuidanceRows, labels: Labels | None, null: int) -> GuidanceRows:
+def unguided_without_label(
+    guidance: GuidanceRows, labels: Labels | None, null: int
+) -> GuidanceRows:
     """Guidance (B, 3) in which samples without a class get (1, 0, 1), no guidance."""
     scale, start, end = guidance.unbind(1)
     without = torch.ones_like(scale, dtype=torch.bool) if labels is None else labels == null

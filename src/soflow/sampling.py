@@ -97,7 +97,8 @@ def one_step(model: FlowModel, noise: AnyNoise, labels: AnyLabels = None) -> Sam
     Args:
         model: The model.
         noise: Standard normal noise (B, ...).
-        labels: Class labels (B,); None draws samples without a label.
+        labels: Class labels (B,), -1 or `num_classes` for no class; None draws all samples without
+            a label.
 
     Returns:
         Samples (B, ...).
@@ -131,14 +132,15 @@ def renoise(
         model: The model.
         noise: Standard normal noise (B, ...).
         fresh: K - 1 further noise tensors, each (B, ...). If empty, the result is `one_step`.
-        labels: Class labels (B,); None draws samples without a label.
+        labels: Class labels (B,), -1 or `num_classes` for no class; None draws all samples without
+            a label.
         times: K + 1 times 1 = t_0 > t_1 > ... > t_K = 0. Default: evenly spaced, as in the paper.
 
     Returns:
         Samples (B, ...).
 
     Raises:
-        InputError: If noise, labels or times do not fit.
+        InputError: If noise, fresh noise or labels do not fit the model, or times are invalid.
 
     Example:
         >>> import soflow, torch
@@ -178,14 +180,15 @@ def ode(
         model: The model.
         noise: Standard normal noise (B, ...).
         steps: The number of jumps K, one network evaluation each. K = 1 is `one_step`.
-        labels: Class labels (B,); None draws samples without a label.
+        labels: Class labels (B,), -1 or `num_classes` for no class; None draws all samples without
+            a label.
         times: K + 1 times 1 = t_0 > t_1 > ... > t_K = 0. Default: evenly spaced.
 
     Returns:
         Samples (B, ...).
 
     Raises:
-        InputError: If noise, labels or times do not fit.
+        InputError: If noise or labels do not fit the model, or `steps` or `times` is invalid.
 
     Example:
         >>> import soflow, torch
@@ -217,7 +220,8 @@ def integrate_velocity(
         model: The model.
         x: Samples (B, ...) at time `start`. At the default start t = 1, these are noise.
         steps: The number of steps.
-        labels: Class labels (B,); None integrates without a label.
+        labels: Class labels (B,), -1 or `num_classes` for no class; None integrates without a
+            label.
         scheme: "euler" (order 1, one network evaluation per step) or "heun" (order 2, two
             evaluations per step).
         start: The time to start at.
@@ -227,7 +231,8 @@ def integrate_velocity(
         Samples (B, ...) at time `end`.
 
     Raises:
-        InputError: If x or labels do not fit the model, or the scheme is unknown.
+        InputError: If x or labels do not fit the model, `steps` is not positive, or the scheme is
+            unknown.
 
     Example:
         >>> import soflow, torch
@@ -286,7 +291,8 @@ def sample(
     Args:
         model: The model.
         noises: Standard normal noise (noise_count(sampler, nfe), B, ...).
-        labels: Class labels (B,); None draws samples without a label.
+        labels: Class labels (B,), -1 or `num_classes` for no class; None draws all samples without
+            a label.
         sampler: The sampler's name.
         nfe: Network evaluations per sample.
         times: 1 = t_0 > t_1 > ... > t_nfe = 0, the times of `renoise` and `ode`. Default: evenly

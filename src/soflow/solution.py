@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from soflow.errors import InputError
-from soflow.guidance import AnyInterval, AnyScale, DrawnGuidance, of_labelled
+from soflow.guidance import AnyInterval, AnyScale, DrawnGuidance, unguided_without_label
 from soflow.noising import LinearNoising, Noising
 from soflow.parameterization import EulerParameterization, Parameterization
 from soflow.symbols import Labels, Net, Sample, Times
@@ -71,8 +71,13 @@ class FlowModel:
         return next((weight.device for weight in weights), torch.device("cpu"))
 
     def to(self, *args: Any, **options: Any) -> "FlowModel":
-        """Moves or casts the network in place, as `nn.Module.to` does. Returns the model."""
-        assert isinstance(self.net, nn.Module)
+        """Moves or casts the network in place, as `nn.Module.to` does. Returns the model.
+
+        Raises:
+            InputError: If the network is not an `nn.Module`.
+        """
+        if not isinstance(self.net, nn.Module):
+            raise InputError("the network is not an nn.Module: move or cast it without the model")
         self.net.to(*args, **options)
         return self
 
@@ -94,8 +99,10 @@ class FlowModel:
         """
         cond = cond if isinstance(cond, Tensor) else torch.as_tensor(cond, device="cpu")
         if not self.cond_shape or tuple(cond.shape[1:]) != tuple(self.cond_shape):
-            takes = f"[B, {', '.join(map(str, self.cond_shape))}]" if self.cond_shape else "none"
-            raise InputError(f"cond has shape {list(cond.shape)}: the model takes {takes}")
+            if not self.cond_shape:
+                raise InputError("the model takes no conditions: leave out cond")
+            takes = ", ".join(["B", *map(str, self.cond_shape)])
+            raise InputError(f"cond has shape {list(cond.shape)}: pass conditions [{takes}]")
         return replace(self, net=Conditioned(self.net, cond.to(self.device)), cond_shape=())
 
     def guided(
@@ -148,8 +155,8 @@ class FlowModel:
             )
         if self.guidance is None:
             raise InputError(
-                "this model's guidance scale was fixed in training: leave out guidance, or train a "
-                "model with objective.name=jump_flow and objective.guidance.max_scale=8"
+                "this model takes no guidance scale: leave out guidance, or train a model with "
+                "objective.name=jump_flow and objective.guidance.max_scale=8"
             )
         return self.guidance.chosen(scale, interval)
 
@@ -214,7 +221,7 @@ class FlowModel:
         if self.guidance is None:
             return self.net(x, t, s, labels)
         columns = [torch.full_like(t, value) for value in (self.guidance.scale, 0.0, 1.0)]
-        guidance = of_labelled(torch.stack(columns, dim=1), labels, self.num_classes)
+        guidance = unguided_without_label(torch.stack(columns, dim=1), labels, self.num_classes)
         return self.net(x, t, s, labels, guidance=guidance)
 
     def bound(self) -> Iterator[nn.Module]:
@@ -257,7 +264,7 @@ class Guided(nn.Module):
         self, x: Sample, t: Times, s: Times, labels: Labels | None = None, **inputs: Any
     ) -> Sample:
         rows = self.rows.expand(x.shape[0], 3)
-        guidance = of_labelled(rows.to(x.dtype), labels, self.null)
+        guidance = unguided_without_label(rows.to(x.dtype), labels, self.null)
         return self.net(x, t, s, labels, guidance=guidance, **inputs)
 
 

@@ -134,7 +134,7 @@ def test_many_unreadable_images_stop_training_unless_allowed(tmp_path):
     assert str(folder / "skipped.txt") in str(caught.value)
     assert "0002.png" in (folder / "skipped.txt").read_text()
     before = sorted(file.stat().st_mtime_ns for file in folder.glob("shard-*.npy"))
-    assert len(cached(source, (12, 12), 3, may_be_bad=0.02)) == 98
+    assert len(cached(source, (12, 12), 3, max_unreadable=0.02)) == 98
     assert before == sorted(file.stat().st_mtime_ns for file in folder.glob("shard-*.npy"))
     with pytest.raises(InputError, match="100 images"):
         cached(source, (12, 12), 3)

@@ -23,7 +23,7 @@ from soflow.data.huggingface import HuggingFaceImages
 from soflow.data.training_data import make_dataset
 from soflow.errors import InputError
 from soflow.evaluation.classifier import ImageClassifier, cache_file
-from soflow.evaluation.features import as_seen, load_features
+from soflow.evaluation.features import as_uint8, load_features
 from soflow.evaluation.pictures import to_uint8
 from support.settings import TINY_DIT
 from support.small_data import pixels, write_parquet
@@ -256,14 +256,14 @@ def test_a_classifier_is_trained_once_and_stored(tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO", "soflow")
     classifier = load_features("classifier", dataset, dataset.shape)
     assert classifier.metric == "FD-striped-classifier"
-    found = classifier(as_seen(dataset.samples()))
+    found = classifier(as_uint8(dataset.samples()))
     assert found.features.shape == (60, 64)
     assert float((found.logits.argmax(1) == dataset.labels).float().mean()) > 0.95
     levels = [record.levelname for record in caplog.records]
     assert levels == ["INFO", "WARNING"]  # 60 images are few
     again = load_features("classifier", dataset, dataset.shape)
     assert len(caplog.records) == 2
-    assert torch.equal(again(as_seen(dataset.samples())).features, found.features)
+    assert torch.equal(again(as_uint8(dataset.samples())).features, found.features)
     other = type(dataset)(
         dataset.name,
         "train",

@@ -12,7 +12,7 @@ from torch import nn
 
 from soflow.data import sources
 from soflow.errors import InputError, RunError
-from soflow.evaluation.features import Features, as_seen, load_features
+from soflow.evaluation.features import Features, as_uint8, load_features
 from soflow.evaluation.metrics import Moments
 from soflow.evaluation.record import Reference
 from soflow.evaluation.reference_files import read_reference, write_reference
@@ -146,11 +146,11 @@ def test_nonfinite_features_are_an_error():
 
 def test_images_are_rounded_to_8_bits():
     every = torch.arange(256, dtype=torch.float32).reshape(1, 1, 16, 16) / 127.5 - 1
-    assert as_seen(every).flatten().tolist() == list(range(256))
+    assert as_uint8(every).flatten().tolist() == list(range(256))
     spoilt = every.clone()
     spoilt[0, 0, 3, 3] = torch.nan
     with pytest.raises(RunError, match="1 of 1"):
-        as_seen(spoilt)
+        as_uint8(spoilt)
 
 
 class FakeInception(nn.Module):
@@ -505,7 +505,7 @@ class TestCommands:
         digits = sources.digits("test")
         np.savez(
             files / "d.npz",
-            arr_0=as_seen(digits.samples()).permute(0, 2, 3, 1).numpy(),
+            arr_0=as_uint8(digits.samples()).permute(0, 2, 3, 1).numpy(),
             arr_1=digits.labels.numpy(),
         )
         done = inside(

@@ -16,7 +16,7 @@ from soflow.evaluation.metrics import (
     energy_distance,
     frechet_distance,
     inception_score,
-    neighbourhood,
+    neighborhood,
     recognized,
     spread_of_frechet,
 )
@@ -249,7 +249,7 @@ def test_neighborhood_metrics_equal_brute_force(shift, monkeypatch):
     for rows in (1000, 10):
         monkeypatch.setattr("soflow.evaluation.metrics.ROWS", rows)
         heard = []
-        found = neighbourhood(features, reference, on_rows=heard.append)
+        found = neighborhood(features, reference, on_rows=heard.append)
         assert (found.precision, found.recall, found.density, found.coverage) == pytest.approx(
             expected
         )
@@ -262,15 +262,15 @@ def test_sets_reordered_duplicated_and_of_one_class():
     Reordering changes nothing. Repeating a few samples keeps precision but lowers coverage. One
     class alone keeps precision but halves recall.
     """
-    centres = torch.tensor([[0.0, 0.0], [50.0, 0.0]])
-    reference = centres.repeat(300, 1) + normal(0, 600, 2)
-    samples = centres.repeat(300, 1) + normal(1, 600, 2)
-    whole = neighbourhood(samples, reference)
-    assert neighbourhood(samples[torch.randperm(600)], reference) == whole
-    few = neighbourhood(samples[:30].repeat(20, 1), reference)
+    centers = torch.tensor([[0.0, 0.0], [50.0, 0.0]])
+    reference = centers.repeat(300, 1) + normal(0, 600, 2)
+    samples = centers.repeat(300, 1) + normal(1, 600, 2)
+    whole = neighborhood(samples, reference)
+    assert neighborhood(samples[torch.randperm(600)], reference) == whole
+    few = neighborhood(samples[:30].repeat(20, 1), reference)
     assert few.precision == pytest.approx(whole.precision, abs=0.05)
     assert few.coverage < 0.5 * whole.coverage
-    one_class = neighbourhood(samples[::2], reference)
+    one_class = neighborhood(samples[::2], reference)
     assert one_class.precision == pytest.approx(whole.precision, abs=0.05)
     assert one_class.recall < 0.55
     assert whole.recall > 0.9

@@ -20,7 +20,7 @@ from soflow.noising import LinearNoising, TrigNoising
 from soflow.objectives.alpha_flow import AlphaFlow
 from soflow.objectives.consistency import Consistency
 from soflow.objectives.flow_matching import FlowMatching
-from soflow.objectives.guided import shown_labels
+from soflow.objectives.guided import network_labels
 from soflow.objectives.imf import ImprovedMeanFlow
 from soflow.objectives.mean_flow import MeanFlow, MeanFlowGuidance
 from soflow.objectives.shortcut import Shortcut
@@ -535,5 +535,5 @@ def test_dropped_labels_become_the_null_label_if_guidance_is_active():
     labels, dropped = torch.tensor([3, 0, 9]), torch.tensor([False, True, True])
     draws = dataclasses.replace(drawn(peer("flow_matching"), count=3), dropped=dropped)
     flow_model, batch = model(lambda x, *rest: x, num_classes=10), Batch(torch.zeros(3, 3), labels)
-    assert shown_labels(flow_model, batch, draws, Guidance(scale=2.0)).tolist() == [3, 10, 10]
-    assert shown_labels(flow_model, batch, draws, Guidance(scale=1.0)).tolist() == [3, 0, 9]
+    assert network_labels(flow_model, batch, draws, Guidance(scale=2.0)).tolist() == [3, 10, 10]
+    assert network_labels(flow_model, batch, draws, Guidance(scale=1.0)).tolist() == [3, 0, 9]

@@ -119,7 +119,7 @@ def test_an_evaluation_uses_the_conditions_of_the_data():
     scorer = scorer_of(data, coordinates((1, 8, 8), None), 0)
     scoring = Scoring(scorer, points=data, conditions=data)
     model = FlowModel(Echo(), (1, 8, 8), cond_shape=(1, 8, 8))
-    settings = EvaluationSettings(nfe=(1,), num=COUNT, batch=5)
+    settings = EvaluationSettings(nfe=(1,), num=COUNT, batch_size=5)
     samplers, device = ("renoise", "ode", "heun"), torch.device("cpu")
     found = evaluate({"ema": model}, samplers, scoring, settings, device)
     same = scorer.distance(scorer.gather([IMAGES], COUNT))

@@ -26,9 +26,10 @@ which processes exchange gradients. activations: stored for the backward pass. N
 temporary tensors, memory that the allocator reserves, data."""
 #: Printed below a table of measurements.
 MEASURED = """\
-MiB: peak memory of the process. of peak: operations per second, compared with large matrix
-products of the same precision in the same process."""
-COLUMNS = "objective|s/step|ratio|spread|samples/s|MiB|ratio|MFLOP/sample|of peak"
+min-max: of the time ratio over rounds. MiB: peak memory of the GPU allocator, or of the process on
+a CPU. of peak: operations per second, compared with large matrix products of the same precision in
+the same process."""
+COLUMNS = "objective|s/step|time ratio|min-max|samples/s|MiB|memory ratio|MFLOP/sample|of peak"
 
 CHANGES = (
     "Changes to the recipe, such as train.batch_size=64; OBJECTIVE:KEY=VALUE changes a key for one "
@@ -125,14 +126,14 @@ def count(
             by_objective = read_objectives(one, objectives.split(","), overrides)
             configs |= {f"{one}, {name}": config for name, config in by_objective.items()}
 
-    from soflow.comparison.counting import without_data
+    from soflow.comparison.counting import with_default_sizes
     from soflow.comparison.estimate import COLUMNS, Estimates, assumption, cells, estimate
     from soflow.system.progress import track
 
     estimates = {}
     with track("counting", len(configs)) as task:
         for name, config in configs.items():
-            estimates[name] = estimate(without_data(config), gpus, flops_per_second)
+            estimates[name] = estimate(with_default_sizes(config), gpus, flops_per_second)
             task.update(len(estimates), name)
     found = Estimates(assumption=assumption(flops_per_second), estimates=estimates)
     title = f"estimates, not measured: {gpus} {'GPU' if gpus == 1 else 'GPUs'}"

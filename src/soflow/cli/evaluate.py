@@ -131,7 +131,7 @@ def evaluate(
             num=num or 0,
             seeds=tuple(range(first, first + (seeds or 1))),
             labels=labels,
-            batch=batch or 500,
+            batch_size=batch or 500,
             weights=which,
             features=features,
             reference=reference,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from soflow.config import Config
 
-RECIPE = "The name of a shipped recipe, a YAML file, or a run folder."
+RECIPE = "The name of an included recipe, a YAML file, or a run folder."
 VAE = (
     "Autoencoder that decodes latents, in diffusers format: a name on the Hugging Face Hub, or a "
     "folder (default: the autoencoder that encoded the training data)."

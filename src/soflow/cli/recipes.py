@@ -1,4 +1,4 @@
-"""`soflow recipes`: lists the shipped recipes, or prints one with an explanation of every key."""
+"""`soflow recipes`: lists the included recipes, or prints one with an explanation of every key."""
 
 from collections.abc import Iterator
 from typing import Annotated
@@ -13,7 +13,7 @@ def recipes(
     name: Annotated[str | None, Argument(help=NAME)] = None,
     overrides: Annotated[list[str] | None, Argument(metavar="KEY=VALUE", help=CHANGES)] = None,
 ) -> None:
-    """List the shipped recipes, or print one with all its keys."""
+    """List the included recipes, or print one with all its keys."""
     from soflow.config.reading import read_recipe, read_yaml, recipe_names
 
     if name is None:

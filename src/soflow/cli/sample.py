@@ -28,7 +28,7 @@ LABELS = (
 )
 DRAW = "balanced: all classes in turn; random: the class of sample i is drawn from (seed, i)."
 BATCH = "Number of samples drawn at once; does not change the samples."
-SEED = "Seed. Sample i depends only on the seed, i and its label."
+SEED = "Seed. With the same sampler and NFE, sample i depends only on the seed, i and its label."
 OUT = (
     "FILE.png for a picture; FILE.npz for arrays (arr_0: uint8 images, or vectors and signals in "
     "the units of the data; arr_1: labels); FILE.csv for vectors; or a folder for one PNG per "

@@ -11,7 +11,7 @@ from soflow.cli.options import require_asked_for
 
 log = logging.getLogger(__name__)
 
-RECIPE = "The name of a shipped recipe, a YAML file, or a run folder to resume."
+RECIPE = "The name of an included recipe, a YAML file, or a run folder to resume."
 CHANGES = "Changes to the recipe, such as train.steps=2000."
 OUT = "The run folder (default: runs/RECIPE)."
 

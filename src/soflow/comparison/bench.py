@@ -10,7 +10,7 @@ from types import MappingProxyType
 import torch
 
 from soflow.assemble import make_network
-from soflow.comparison.counting import Counts, count, without_data
+from soflow.comparison.counting import Counts, count, with_default_sizes
 from soflow.comparison.measure import SECONDS, Measurement, Request, Times
 from soflow.config import Config
 from soflow.errors import RunError
@@ -61,7 +61,7 @@ def bench(
         RunError: If a measurement fails.
     """
     device = default_device()
-    configs = {name: resolve(without_data(x), device)[0] for name, x in configs.items()}
+    configs = {name: resolve(with_default_sizes(x), device)[0] for name, x in configs.items()}
     with torch.device("meta"):
         for config in configs.values():
             make_network(config)  # reports wrong sizes before any process starts

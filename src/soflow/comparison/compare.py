@@ -34,7 +34,7 @@ from soflow.config.variants import Variants, folder_name, read_compared
 from soflow.data import own
 from soflow.data.dataset import Dataset
 from soflow.data.training_data import completed, make_dataset
-from soflow.errors import InputError, in_short
+from soflow.errors import InputError, in_short, require_whole
 from soflow.evaluation.references import make_scoring
 from soflow.evaluation.scorer import Scoring
 from soflow.run.folder import RunFolder
@@ -75,7 +75,7 @@ def compare(
     comparison, or to add objectives, variants or seeds.
 
     Args:
-        recipe: Name of a shipped recipe, a YAML file or a run folder.
+        recipe: Name of an included recipe, a YAML file or a run folder.
         out: Folder to write to.
         objectives: Names of objectives. By default, SoFlow, JumpFlow, MeanFlow, shortcut,
             consistency and flow matching.
@@ -84,7 +84,7 @@ def compare(
             time of SoFlow, or of the first variant if SoFlow is not compared.
         overrides: `key=value` for all runs, or `name:key=value` for one objective or variant.
         rounds: Number of cost measurements of each objective or variant. By default, 3, or 1 for
-            short trainings.
+            short runs.
         heun: Whether to also evaluate 32 Heun steps of each model's own ODE, and how well its jumps
             agree with them. New runs also evaluate it during training. This is slow. Flow matching
             is always evaluated with Heun steps.
@@ -92,17 +92,20 @@ def compare(
         variants: Variants to compare instead of `objectives`, or a YAML file with them: settings of
             the recipe to change, by name. Keys are nested or dotted, such as `{"p = 0":
             {"objective": {"p": 0}}, "Muon": {"optimizer.name": "muon"}}`. A variant with another
-            objective keeps the guidance strength of the recipe's objective.
+            objective keeps the guidance scale and label dropout of the recipe's objective.
         only: Names of the variants to compare. By default, all.
         data: Custom data instead of the recipe's, as in `soflow.train`. Pass the same data again to
             resume the comparison.
 
     Returns:
-        The content of results.json.
+        The results, as written to results.json.
 
     Raises:
-        InputError: If settings are invalid, or differ from those of existing runs in `out`.
+        InputError: If settings are invalid or differ from those of existing runs in `out`, or
+            several processes are used.
         RunError: If a run fails or a file is damaged.
+        KeyboardInterrupt: After Ctrl-C, once a checkpoint is written.
+        SystemExit: After SIGTERM, once a checkpoint is written.
 
     Example:
         >>> import soflow
@@ -121,11 +124,12 @@ def compare(
         raise InputError("objectives and variants cannot be combined: pass only one of them")
     names = OBJECTIVES if objectives is None else objectives
     if isinstance(names, str):
-        raise InputError(f"objectives is '{names}': pass a list of names")
+        raise InputError(f"objectives={in_short(names)}: pass a list of names")
     if isinstance(only, str):
-        raise InputError(f"only is '{only}': pass a list of names")
-    if min(seeds, len(names), 1 if rounds is None else rounds) < 1:
-        raise InputError("objectives, seeds and rounds must each be at least one")
+        raise InputError(f"only={in_short(only)}: pass a list of names")
+    if not names:
+        raise InputError("objectives is empty: pass at least one name")
+    require_whole(1, seeds=seeds, rounds=1 if rounds is None else rounds)
     if budget not in get_args(Budget):
         raise InputError(f"budget is {in_short(budget)}: choose steps or time")
     read = read_compared(recipe, names, variants, only, overrides)

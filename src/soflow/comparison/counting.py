@@ -39,7 +39,7 @@ class Counts(Record):
     parameters: Count
 
 
-def without_data(config: Config) -> Config:
+def with_default_sizes(config: Config) -> Config:
     """Fills in sizes that the data would decide: 3 channels and no classes.
 
     Raises:
@@ -66,7 +66,7 @@ def random_dataset(config: Config, count: int) -> Dataset:
 
 
 @contextmanager
-def without_content(
+def fake_training_step(
     config: Config, count: int
 ) -> Iterator[tuple[nn.Module, Batch, Draws, Callable[[], Losses]]]:
     """The network, batch, draws and loss of a training step, with fake tensors.
@@ -105,7 +105,7 @@ def count(config: Config) -> Counts:
     """
     by_kind = count_by_kind(config)
     with (
-        without_content(config, COUNTED) as (network, batch, draws, _),
+        fake_training_step(config, COUNTED) as (network, batch, draws, _),
         sdpa_kernel(SDPBackend.MATH),
         torch.no_grad(),
         FlopCounterMode(display=False) as forward,
@@ -123,7 +123,7 @@ def count(config: Config) -> Counts:
 def count_by_kind(config: Config) -> dict[str, float]:
     """Operations per sample of the loss and its gradient, by precision of the matrix products."""
     with (
-        without_content(config, COUNTED) as (*_, loss),
+        fake_training_step(config, COUNTED) as (*_, loss),
         attention_as_products(),
         Products() as products,
     ):

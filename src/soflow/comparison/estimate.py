@@ -11,7 +11,7 @@ from pydantic import computed_field
 from torch import Tensor, nn
 
 from soflow.assemble import make_network
-from soflow.comparison.counting import count_by_kind, trained, without_content
+from soflow.comparison.counting import count_by_kind, fake_training_step, trained
 from soflow.config import Config
 from soflow.errors import InputError
 from soflow.system.records import Count, Record
@@ -48,13 +48,13 @@ class Memory(Record):
 
 
 class Estimate(Record):
-    """The estimated cost of a training."""
+    """The estimated cost of a training run."""
 
     precision: str
     gpus: Count
     parameters: Count  # trainable parameters
     flops_per_sample: float  # FLOPs of a training step, forward and backward
-    flops: dict[str, float]  # FLOPs of the whole training, by precision of matrix products
+    flops: dict[str, float]  # FLOPs of the training run, by precision of matrix products
     gpu_seconds: float  # for the counted operations only
     samples: Count  # microbatch on one GPU
     memory: Memory
@@ -102,7 +102,7 @@ def assumption(flops_per_second: float | None = None) -> str:
 
 
 def estimate(config: Config, gpus: int = 1, flops_per_second: float | None = None) -> Estimate:
-    """Estimates the cost of a training.
+    """Estimates the cost of a training run.
 
     Args:
         config: Configuration of the training.
@@ -173,7 +173,7 @@ def size(tensors: list[Tensor]) -> int:
 
 def kept_for_backward(config: Config, count: int) -> int:
     """Bytes that autograd saves in the forward pass of `count` samples, without weights."""
-    with without_content(config, count) as (network, *_, loss):
+    with fake_training_step(config, count) as (network, *_, loss):
         own = {key(tensor) for tensor in (*network.parameters(), *network.buffers())}
         # Holding the tensors keeps their memory from being reused under the same key.
         kept: dict[int, Tensor] = {}

@@ -114,6 +114,6 @@ def about_curves(results: Comparison) -> str:
         f"Curves show distances of {samples} samples, drawn with the EMA weights in one step "
         "unless the legend says otherwise. "
         + ("With fewer samples, distances are higher than in the table. " if fewer else "")
-        + "An early point differs from the end of a shorter run, because schedules span the whole "
-        "run."
+        + "A point during training is not the result of a shorter run, because schedules depend on "
+        "the total number of steps."
     )

@@ -116,7 +116,7 @@ def plot_evaluations(axes: Axes, objective: ObjectiveResults, style: Style) -> N
     for line, sampler in zip(("-", ":"), samplers, strict=False):
         rows = [row for row in objective.runs[0].rows if row.sampler == sampler]
         counts = sorted({1, *(row.nfe for row in rows if row.nfe is not None)})
-        # With one step all samplers are the same, so only the first one is evaluated.
+        # With one step, renoise and ode are the same, so only the first sampler is evaluated.
         found = (objective.distances(sampler, n) or objective.distances(first, n) for n in counts)
         means = [mean(distances) for distances in found]
         text = f"{label}, {as_text(sampler)}"

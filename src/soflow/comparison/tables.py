@@ -187,7 +187,7 @@ def about_distances(results: Comparison) -> str:
     recognized = "" if real.recognized is None else f", recognized {real.recognized:.3f}"
     warnings = "".join(f" Unreliable: {warning}." for warning in results.warnings)
     return (
-        f"{results.metric} of {results.num:,} samples to {reference.count:,} real ones "
+        f"{results.metric} between {results.num:,} samples and {reference.count:,} real ones "
         f"({reference.dataset}, {reference.split} split). Lower is better. "
         f"{real.count:,} held-out real samples: {real.distance:.3g}{recognized}.{warnings}"
     )

@@ -51,7 +51,10 @@ def read_compared(
     """
     if variants is None:
         if only:
-            raise InputError("only selects variants: pass variants, or list the objectives")
+            raise InputError(
+                "only= selects among variants, but variants= is missing: pass it, or list the "
+                "names in objectives="
+            )
         return objective_variants(recipe, objectives, overrides)
     named = dict(named_settings(variants))
     if unknown := [name for name in only if name not in named]:
@@ -189,7 +192,10 @@ def require_name(name: object, what: str) -> None:
     if not isinstance(name, str):
         raise InputError(f"{what}: the name {in_short(name)} is not text: write it in quotes")
     if not folder_name(name) or not name.isprintable() or name != name.strip():
-        raise InputError(f"{what}: a variant cannot be named {in_short(name)}: use letters")
+        raise InputError(
+            f"{what}: a variant cannot be named {in_short(name)}: use ASCII letters and digits, "
+            "without leading or trailing spaces"
+        )
     if len(name) > LONGEST_NAME or "," in name or ":" in name:
         raise InputError(
             f"{what}: the name '{shortened(name)}' is not valid: use at most {LONGEST_NAME} "

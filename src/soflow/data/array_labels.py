@@ -68,7 +68,8 @@ def label_array(
         named = of_split(named, arrays) or named
         if named not in fitting:
             raise InputError(
-                f"data.label_column is '{named}', but {path} has no such array of {count:,} labels"
+                f"data.label_column is '{named}', but {path} has no such array of {count:,} "
+                f"labels: it has {', '.join(arrays)}"
             )
         return named, True
     usual = [key for key in fitting if bare(key) in USUAL_NAMES]

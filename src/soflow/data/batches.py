@@ -112,7 +112,9 @@ class Batches:
         self.device = named_device(device)
         self.flip = flip
         self.classes = dataset.labels.numpy() if balance and dataset.labels is not None else None
-        self.offset = 0  # samples seen so far, minus steps so far times this batch size
+        self.offset = (
+            0  # corrects the position if an earlier part of the run had another batch size
+        )
         self.labels = None if dataset.labels is None else dataset.labels.to(self.device)
         self._epoch_order = lru_cache(maxsize=2)(self._make_epoch_order)
         rows: Rows = dataset.rows

@@ -96,5 +96,5 @@ class EightGaussians(Toy):
 
     def draw(self, count: int, random: np.random.Generator) -> np.ndarray:
         angle = 2 * math.pi / 8 * random.integers(0, 8, count)
-        centres = 2 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-        return centres + 0.1 * random.standard_normal((count, 2))
+        centers = 2 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+        return centers + 0.1 * random.standard_normal((count, 2))

@@ -22,7 +22,7 @@ from soflow.data.dataset import Dataset, as_labels
 from soflow.data.images import USUAL_SCALE, Images, Opener, Scale, decode, find_scale
 from soflow.data.shards import Index, open_store
 from soflow.data.store import (
-    MAY_BE_BAD,
+    MAX_UNREADABLE,
     OtherWork,
     Piece,
     Plan,
@@ -59,7 +59,7 @@ def cached(
     size: tuple[int, int],
     channels: int,
     asked: AskedRange = "auto",
-    may_be_bad: float = MAY_BE_BAD,
+    max_unreadable: float = MAX_UNREADABLE,
     progress: Progress = track,
 ) -> Dataset:
     """Decodes images, or reads them from the cache if they were decoded before.
@@ -71,7 +71,7 @@ def cached(
         size: The height H and width W that images are resized and cropped to.
         channels: The number of channels C: 1 (grayscale) or 3 (RGB).
         asked: The range of values, `data.range`.
-        may_be_bad: The maximum fraction of unreadable images.
+        max_unreadable: The maximum fraction of unreadable images.
         progress: Shows the number of decoded images.
 
     Returns:
@@ -90,13 +90,13 @@ def cached(
         with acquired(folder.with_suffix(".lock")):
             try:
                 rows, index = open_store(folder)
-                require_few_bad(folder, index.skipped, len(images), may_be_bad)
+                require_few_bad(folder, index.skipped, len(images), max_unreadable)
             except RunError as error:
                 if (folder / "index.json").is_file():
                     log.info(f"{error}; reading the images again now")
                     (folder / "index.json").unlink()
                 scale = find_scale(images, asked)
-                decode_all(images, size, channels, scale, folder, may_be_bad, progress)
+                decode_all(images, size, channels, scale, folder, max_unreadable, progress)
                 rows, index = open_store(folder)
         plan = ImagesPlan.read(folder / "plan.json")
     except OSError as error:
@@ -131,7 +131,7 @@ def decode_all(
     channels: int,
     scale: Scale,
     folder: Path,
-    may_be_bad: float,
+    max_unreadable: float,
     progress: Progress,
 ) -> None:
     name, count = printable(images.name), len(images)
@@ -146,10 +146,10 @@ def decode_all(
             return decode_rows(images, rows, size, channels, pool, scale)
 
         try:
-            make_store(folder, plan, make, task=task, may_be_bad=may_be_bad)
+            make_store(folder, plan, make, task=task, max_unreadable=max_unreadable)
         except OtherWork:  # the plan is damaged or has another version
             shutil.rmtree(folder)
-            make_store(folder, plan, make, task=task, may_be_bad=may_be_bad)
+            make_store(folder, plan, make, task=task, max_unreadable=max_unreadable)
 
 
 def decode_rows(
@@ -165,11 +165,11 @@ def decode_rows(
     skipped: list[str] = []
     done: Counter[str] = Counter()
 
-    def attempt(opener: Opener) -> tuple[np.ndarray, set[str]] | str:
+    def attempt(row: int, opener: Opener) -> tuple[np.ndarray, set[str]] | str:
         try:
             return decode(opener, size, channels, scale)
-        except InputError:  # the range of values, which the user can set
-            raise
+        except InputError as error:  # the range of values, which the user can set
+            raise InputError(f"{printable(images.where(row))}: {error}") from None
         except UnidentifiedImageError:
             return "not an image"
         except Exception as error:  # decoders raise any exception
@@ -177,7 +177,7 @@ def decode_rows(
 
     for first in range(0, len(rows), CHUNK):
         chunk = rows[first : first + CHUNK]
-        for row, result in zip(chunk, pool.map(attempt, images.openers(chunk)), strict=True):
+        for row, result in zip(chunk, pool.map(attempt, chunk, images.openers(chunk)), strict=True):
             if isinstance(result, str):
                 skipped.append(printable(f"{images.where(row)}: {result}"))
             else:

@@ -256,7 +256,10 @@ class Dataset:
         return stored
 
     def samples(self, which: slice | Tensor = slice(None)) -> Tensor:
-        """Reads samples (n, ...) on the CPU, by a slice or by indices (n,). Latents are means."""
+        """Reads samples (n, ...) on the CPU, by a slice or by indices (n,).
+
+        Samples of stored latents are the means of their posteriors.
+        """
         indices = torch.arange(len(self))[which] if isinstance(which, slice) else which
         return self.read(self.rows[indices])
 

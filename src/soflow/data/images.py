@@ -44,8 +44,8 @@ MODES = {1: "L", 3: "RGB"}
 #: Pillow's names of raw modes with 16 bits per channel.
 SIXTEEN = (";16B", ";16L", ";16N")
 TOO_FEW_BITS = (
-    "color images with 16 bits per channel use only part of their range, and only the upper 8 bits "
-    "can be read: convert them to 8 bits"
+    "16-bit color images must use the full range of 16 bits, because only the upper 8 bits can be "
+    "read: convert them to 8 bits"
 )
 REDUCED = "were reduced from 16 to 8 bits"
 #: Images that are read to find the range of values.
@@ -133,7 +133,7 @@ def find_scale(images: Images, asked: AskedRange) -> Scale:
     low, high = joined([(0.0, 0.0), *ends[False]])
     usual = high == 0 or high >= DARK * BYTES[1]
     if sixteen and not usual:
-        raise InputError(TOO_FEW_BITS)
+        raise InputError(f"{images.name}: {TOO_FEW_BITS}")
     eight = BYTES if usual else usual_range(low, high, True, images.name)
     if ends[True]:
         deeper = usual_range(*joined(ends[True]), whole, images.name)
@@ -260,7 +260,7 @@ def require_within(values: np.ndarray, found: Range, scale: Scale) -> None:
     least, most = extremes([values])
     if scale.found and not low <= least <= most <= high:
         raise InputError(
-            f"an image has values from {least:g} to {most:g}, but {LOOKED_AT} other images suggest "
+            f"values are from {least:g} to {most:g}, but {LOOKED_AT} other images suggest "
             f"{in_words(found)}: set data.range=[{min(low, least):g},{max(high, most):g}]"
         )
 

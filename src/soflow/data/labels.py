@@ -88,8 +88,8 @@ def without_gaps(found: Classes, used: Sequence[int], stated: int, where: str) -
         where: The name of the column in messages.
     """
     numbers = sorted(set(used) - {UNLABELLED})
-    whole = numbers == list(range(len(numbers)))
-    if found.labels is None or found.names or whole or stated > numbers[-1]:
+    complete = numbers == list(range(len(numbers)))
+    if found.labels is None or found.names or complete or stated > numbers[-1]:
         return found
     if numbers == [1] and UNLABELLED in used:
         why = "has only the labels -1, which means unlabelled, and 1: store 0 and 1 instead"

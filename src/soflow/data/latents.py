@@ -145,8 +145,8 @@ def hdf5_dataset(opened: Any, file: Path) -> Dataset:
     if latents is None or latents.ndim != 4 or latents.shape[1] % 2:
         held = ", ".join(opened) or "nothing"
         raise InputError(
-            f"{file} has no array 'latents' (N, 2 C, h, w) of means and standard deviations, but "
-            f"{held}"
+            f"{file} has no array 'latents' (N, 2 C, h, w) of means and standard deviations: it "
+            f"has {held}"
         )
     shape = list(latents.shape)
     if latents.dtype.kind != "f" or min(shape) < 1:

@@ -196,7 +196,8 @@ def dataset_of_items(data: Any, config: DataConfig, progress: Progress) -> Datas
         return dataset if cond is None else with_conditions(dataset, cond, items.cond_numpy, "cond")
     if changing:
         log.info(
-            "data: items have random transforms, so a resumed run repeats only the order of samples"
+            "data: items are transformed at random, so a resumed run repeats the order of samples, "
+            "but not their transforms"
         )
     layout = layout_of(looked, config, items.numpy, changing)
     rows = ItemRows(items, layout, layout.store(looked), changing)

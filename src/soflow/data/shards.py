@@ -105,7 +105,9 @@ def open_store(folder: Path) -> tuple[Shards, Index]:
         raise RunError(f"{folder} is incomplete: run the same command again")
     verify(folder, index.checksums)
     if not any(index.rows):
-        raise RunError(f"{folder} has no rows")
+        raise RunError(
+            f"{folder} has no rows: delete it, and run the command that created it again"
+        )
     return Shards(folder, index), index
 
 

@@ -57,6 +57,6 @@ def named_split(asked: str, splits: Sequence[str], where: str) -> str:
     meant = split_of(asked)
     same = [one for one in splits if meant is not None and split_of(one) == meant]
     if len(same) != 1:
-        known = " and ".join(splits)
-        raise InputError(f"{where} has no split '{asked}', only {known}: set data.split")
+        known = " or ".join(splits)
+        raise InputError(f"{where} has no split '{asked}': choose {known}")
     return same[0]

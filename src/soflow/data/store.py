@@ -40,7 +40,7 @@ from soflow.system.records import Count, Label, Record
 #: The maximum bytes of a shard, and the minimum number of shards, so that processes can share them.
 SHARD_BYTES, LEAST_SHARDS = 2**26, 16
 #: The default maximum fraction of unreadable items.
-MAY_BE_BAD = 0.01
+MAX_UNREADABLE = 0.01
 
 
 class OtherWork(InputError):
@@ -100,7 +100,7 @@ def make_store(
     process: int = 0,
     processes: int = 1,
     task: Task | None = None,
-    may_be_bad: float = MAY_BE_BAD,
+    max_unreadable: float = MAX_UNREADABLE,
 ) -> bool:
     """Writes the shards of this process.
 
@@ -111,7 +111,7 @@ def make_store(
         process: The index of this process.
         processes: The number of processes.
         task: Updated with the number of items done by this process.
-        may_be_bad: The maximum fraction of unreadable items.
+        max_unreadable: The maximum fraction of unreadable items.
 
     Returns:
         Whether the store is complete. If not, other processes are still writing.
@@ -140,7 +140,7 @@ def make_store(
             done += len(ranges[number])
             if task is not None:
                 task.update(done)
-        return finish(folder, plan, mine, may_be_bad)
+        return finish(folder, plan, mine, max_unreadable)
     except OSError as error:
         if not folder.is_dir():
             return False  # another process found the store complete and moved it
@@ -230,18 +230,22 @@ def write_shard(folder: Path, number: int, piece: Piece) -> ShardRecord:
     return shard
 
 
-def require_few_bad(folder: Path, bad: int, count: int, may_be_bad: float, such: str = "") -> None:
+def require_few_bad(
+    folder: Path, bad: int, count: int, max_unreadable: float, such: str = ""
+) -> None:
     """Raises InputError if too many items are unreadable. `such` is an example for the message."""
-    if bad > may_be_bad * count:
+    if bad > max_unreadable * count:
         what = f"{bad:,} of {count:,} images cannot be read, more than data.max_unreadable="
-        what += f"{may_be_bad:.3g} allows" + (f", such as {such}" if such else "")
+        what += f"{max_unreadable:.3g} allows" + (f", such as {such}" if such else "")
         raise InputError(
             f"{what}: repair or remove the images listed in {folder / 'skipped.txt'}, or set "
             f"data.max_unreadable={min(1, round(bad / count + 0.01, 2))} to leave them out"
         )
 
 
-def finish(folder: Path, plan: Plan, mine: Mapping[int, ShardRecord], may_be_bad: float) -> bool:
+def finish(
+    folder: Path, plan: Plan, mine: Mapping[int, ShardRecord], max_unreadable: float
+) -> bool:
     """Writes the index if all shards are complete. Returns whether they are.
 
     Every process calls this at the end, so the last process finds all shards. If two processes do,
@@ -261,7 +265,7 @@ def finish(folder: Path, plan: Plan, mine: Mapping[int, ShardRecord], may_be_bad
     labels, skipped, done = combined(shards)
     if skipped:
         write_text(folder / "skipped.txt", "".join(f"{reason}\n" for reason in skipped))
-    require_few_bad(folder, len(skipped), plan.count, may_be_bad, "".join(skipped[:1]))
+    require_few_bad(folder, len(skipped), plan.count, max_unreadable, "".join(skipped[:1]))
     rows, checksums = [shard.rows for shard in shards], [shard.checksum for shard in shards]
     index = Index(rows=rows, checksums=checksums, labels=labels, skipped=len(skipped), done=done)
     index.write(folder / "index.json")

@@ -229,7 +229,11 @@ def is_empty(numbers: np.ndarray) -> bool:
 
 
 def read_text(file: Path) -> tuple[Columns, list[str]]:
-    """Reads the columns of a .csv or .tsv file, with notes for messages. Raises InputError."""
+    """Reads the columns of a .csv or .tsv file, with notes for messages.
+
+    Raises:
+        InputError: If the file cannot be read.
+    """
     try:
         with open(file, encoding="utf-8-sig", newline="") as stream:
             head = stream.read(2**16)
@@ -267,7 +271,7 @@ def read_text(file: Path) -> tuple[Columns, list[str]]:
 
 
 def read_parquet(file: Path) -> Columns:
-    """Reads the columns of a .parquet file. Raises InputError."""
+    """Reads the columns of a .parquet file. Raises InputError if it cannot be read."""
     parquet = optional_package("pyarrow.parquet", "a .parquet file needs", "data")
     try:
         table = parquet.read_table(file)

@@ -42,7 +42,7 @@ def make_dataset(config: DataConfig) -> Dataset:
     if stated > 0 and not fits:
         why = f" ({dataset.unlabelled})" if dataset.unlabelled and dataset.labels is None else ""
         wrong = f"data.num_classes is {stated}, but {name} has {found} classes{why}"
-        raise InputError(f"{wrong}: change it, or set it to 0 to train without labels")
+        raise InputError(f"{wrong}: set data.num_classes={found}, or 0 to train without labels")
     return with_null_labels(dataset, max(found, stated))
 
 
@@ -67,7 +67,10 @@ def require_conditions(dataset: Dataset, config: DataConfig, name: str) -> Datas
     if not asked:
         dataset, found = replace(dataset, cond=None), ()
     elif not found and asked != DataConfig().cond_column:
-        raise InputError(f"data.cond_column is '{asked}', but {name} has no such conditions")
+        raise InputError(
+            f"data.cond_column is '{asked}', but {name} has no such conditions: correct the name, "
+            "or set data.cond_column= (empty)"
+        )
     if stated and stated != found:
         has = f"conditions of {list(found)}" if found else "no conditions"
         raise InputError(f"data.cond_shape is {list(stated)}, but {name} has {has}: leave it out")

@@ -51,7 +51,7 @@ class EvaluationSettings:
         guidance_interval: Interval (start, end) of t in which guidance acts. By default, (0, 1).
         labels: How labels are chosen, "balanced" or "random". By default, images have balanced
             labels; vectors and signals have labels as frequent as in the reference.
-        batch: Samples drawn per batch. It does not change the results.
+        batch_size: Samples drawn per batch. It does not change the results.
         weights: Weights to evaluate: "ema", "raw" or both.
         features: Name of the features. By default, the recipe's `evaluate.features`.
         reference: Real data to compare with: SOURCE[:SPLIT], a statistics file, or data in Python
@@ -75,7 +75,7 @@ class EvaluationSettings:
     num: int = 0
     seeds: tuple[int, ...] = (0,)
     labels: LabelDraw | None = None
-    batch: int = 500
+    batch_size: int = 500
     weights: tuple[Literal["ema", "raw"], ...] = ("ema", "raw")
     features: str = ""
     reference: Any = ""
@@ -101,7 +101,7 @@ class EvaluationSettings:
         if self.guidance is not None and numbers(self.guidance, "guidance").ndim:
             raise InputError("guidance must be one number: all samples use the same scale")
         require_whole(0, num=self.num)
-        require_whole(1, batch=self.batch)
+        require_whole(1, batch_size=self.batch_size)
         for count in self.nfe:
             require_whole(1, nfe=count)
         for seed in self.seeds:
@@ -121,8 +121,9 @@ def rows_of(
 ) -> list[tuple[str, Sampler, int]]:
     """The weights, the sampler and the NFE of each row.
 
-    Each set of weights gets one row per few-step sampler and NFE. At NFE 1 all samplers are the
-    same, so there is one row. With `heun`, the first weights get a row for the model's own ODE.
+    Each set of weights gets one row per few-step sampler and NFE. At NFE 1, `renoise` and `ode`
+    give the same samples, so only the first sampler gets a row. With `heun`, the first weights get
+    a row for the model's own ODE.
     """
     few = [sampler for sampler in samplers if sampler != "heun"]
     rows = [
@@ -148,7 +149,7 @@ def evaluate(
         models: The model with each set of weights, by name: "ema" or "raw".
         samplers: Samplers to evaluate.
         scoring: The scorer and the real data.
-        settings: How samples are drawn: `nfe`, `num`, `seeds`, `labels`, `guidance`, `batch`.
+        settings: How samples are drawn: `nfe`, `num`, `seeds`, `labels`, `guidance`, `batch_size`.
         device: Device of the models.
         progress: Displays the progress.
 
@@ -174,7 +175,7 @@ def evaluate(
             labels, cond, _ = scoring.draw_inputs(settings.labels, num, first, seed)
             times = settings.times if sampler in ("renoise", "ode") else None
             parts = draw(
-                models[weights], num, labels, sampler, nfe, seed, settings.batch, device,
+                models[weights], num, labels, sampler, nfe, seed, settings.batch_size, device,
                 cond=cond, times=times,
             )  # fmt: skip
             found.append(metrics(scoring, parts, num, labels, count))
@@ -280,7 +281,7 @@ def milliseconds_per_sample(
     model: FlowModel, settings: EvaluationSettings, device: torch.device, sampler: Sampler, nfe: int
 ) -> float:
     """Times one batch, extrapolated from at most TIMED_STEPS evaluations, without drawing noise."""
-    batch, timed = min(settings.num, settings.batch, TIMED_BATCH), min(nfe, TIMED_STEPS)
+    batch, timed = min(settings.num, settings.batch_size, TIMED_BATCH), min(nfe, TIMED_STEPS)
     shape = (noise_count(sampler, timed), batch, *model.shape)
     generator = seeded_generator(0, "timing", 0, device)
     noises = torch.randn(*shape, generator=generator, device=device)
@@ -319,4 +320,4 @@ def diagnostics(
     t = torch.rand(len(data), generator=generator)
     point = model.noising.sample(*(x.to(device) for x in (data, noise, t)))
     cond = None if cond is None else cond.to(device)
-    return asdict(diagnose(model, point, labels, generator, settings.batch, cond))
+    return asdict(diagnose(model, point, labels, generator, settings.batch_size, cond))

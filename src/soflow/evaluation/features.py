@@ -57,7 +57,7 @@ class Features:
 
     @torch.no_grad()
     def __call__(self, seen: Tensor) -> Activations:
-        """Computes features of images as bytes (B, C, H, W) or samples (B, ...). Returns on CPU.
+        """Computes features of images as bytes (B, C, H, W) or samples (B, ...), on the CPU.
 
         Raises:
             InputError: If the network fails on the samples, or returns wrong shapes.
@@ -104,7 +104,7 @@ def shape_of(part: Any) -> str:
     return str(list(part.shape)) if isinstance(part, Tensor) else type(part).__name__
 
 
-def as_seen(samples: Tensor, pixels: bool = True) -> Tensor:
+def as_uint8(samples: Tensor, pixels: bool = True) -> Tensor:
     """Converts images to bytes (B, C, H, W). Returns other samples unchanged.
 
     Args:

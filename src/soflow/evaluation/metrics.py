@@ -217,7 +217,7 @@ def radii(points: Tensor, on_rows: Callable[[int], None] = lambda n: None) -> tu
 
 
 @dataclass(frozen=True)
-class Neighbourhood:
+class Neighborhood:
     """Precision, recall (arXiv 1904.06991), density and coverage (arXiv 2002.09797).
 
     The radius of a point is the distance to its k-th nearest neighbor in its own set. k is
@@ -236,12 +236,12 @@ class Neighbourhood:
     coverage: float
 
 
-def neighbourhood(
+def neighborhood(
     features: Tensor,
     reference: Tensor,
     reference_radii: tuple[Tensor, Tensor] | None = None,
     on_rows: Callable[[int], None] = lambda n: None,
-) -> Neighbourhood:
+) -> Neighborhood:
     """Computes precision, recall, density and coverage.
 
     Args:
@@ -263,7 +263,7 @@ def neighbourhood(
         covered += float(in_reach.any(1).sum())
         within += float(in_reach.sum())
         on_rows(len(rows))
-    return Neighbourhood(
+    return Neighborhood(
         precision=float(precise.double().mean()),
         recall=recalled / len(reference),
         density=within / (DENSITY_NEIGHBOURS * len(features)),

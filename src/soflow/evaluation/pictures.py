@@ -109,8 +109,9 @@ def picture(
         samples: Vectors (B, D), signals (B, C, L), or images (B, C, H, W). Images with one or three
             channels have values in [-1, 1].
         columns: Number of images or signals per row.
-        names: Names of the columns or channels. An image with channel names is a field in the
-            data's own units: each channel is scaled to its 1st to 99th percentile.
+        names: Names of the columns or channels. Pass names for images only if their values are not
+            in [-1, 1], such as physical fields: each channel is then shown on its own color scale,
+            from its 1st to its 99th percentile.
         real: Real data with the shape of the samples. Vectors are drawn on top of them. For signals
             and fields they set the value ranges.
 

@@ -1,5 +1,6 @@
 """The report's plots, as matplotlib figures."""
 
+from itertools import cycle
 from math import nan
 
 from matplotlib.axes import Axes
@@ -10,7 +11,7 @@ from soflow.evaluation.record import Evaluation, Row
 #: The lines of metrics.jsonl.
 Curve = list[dict[str, float]]
 
-BLUE, ORANGE, GREEN, GREY = "#3056d3", "#e07b39", "#2f9e6e", "#98a2b3"
+BLUE, ORANGE, GREEN, GRAY = "#3056d3", "#e07b39", "#2f9e6e", "#98a2b3"
 COLORS = {"renoise": BLUE, "ode": ORANGE, "euler": "#8250c4"}
 
 
@@ -49,12 +50,12 @@ def losses(metrics: Curve) -> Figure:
     steps = [line["step"] for line in metrics]
     names = list(dict.fromkeys(name for line in metrics for name in line if name.endswith("_mse")))
     values = {name: [line.get(name, nan) for line in metrics] for name in (*names, "loss")}
-    for name, color in zip(names, (BLUE, ORANGE), strict=False):
+    for name, color in zip(names, cycle((BLUE, ORANGE, GREEN)), strict=False):
         label = name.removesuffix("_mse").replace("_", " ")
         errors.plot(steps, values[name], color=color, label=as_text(label))
     errors.set(xlabel="step", ylabel="mean squared error", yscale="log")
     errors.legend(frameon=False)
-    total.plot(steps, values["loss"], color=GREY)
+    total.plot(steps, values["loss"], color=GRAY)
     total.set(xlabel="step", ylabel="total loss (including surrogate)")
     return figure
 
@@ -91,7 +92,7 @@ def distance_against_nfe(evaluation: Evaluation) -> Figure:
             label = f"own ODE, {heun_steps(row)} Heun steps"
             axes.axhline(row.distance, color=GREEN, linestyle="--", label=label)
     if real is not None:
-        axes.axhline(real.distance, color=GREY, linestyle=":", label="held-out real data")
+        axes.axhline(real.distance, color=GRAY, linestyle=":", label="held-out real data")
     counts = sorted({row.nfe or 0 for row in rows if row.sampler != "heun"})
     axes.set_xscale("log", base=2)
     axes.set_xticks(counts, [str(n) for n in counts])

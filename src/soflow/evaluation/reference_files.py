@@ -112,7 +112,7 @@ def read_reference(
     if protocol.shape is not None and list(shape) != protocol.shape:
         raise InputError(
             f"{file} was computed from samples of shape {in_short(protocol.shape)}, "
-            f"not {list(shape)}"
+            f"not {list(shape)}: choose another reference"
         )
     count = count_of(arrays, file)
     whole = moments(arrays["mu"], arrays["sigma"], count, dimensions, file)

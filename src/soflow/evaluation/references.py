@@ -1,4 +1,4 @@
-"""Scorers: the reference, from real data or a statistics file, and held-out real data."""
+"""Makes scorers: reads the reference (real data or a statistics file) and held-out real data."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -19,7 +19,7 @@ from soflow.errors import InputError, RunError
 from soflow.evaluation.decoded import Decode, as_images
 from soflow.evaluation.features import (
     Features,
-    as_seen,
+    as_uint8,
     coordinates,
     dimensions,
     load_features,
@@ -163,7 +163,7 @@ def make_sample_scoring(
     if network is not None:
         # Try the features first: unusable samples are reported before the reference is read.
         first_part = next(samples.parts())[:2]
-        network(as_seen(first_part, pixels=features != "coordinates"))
+        network(as_uint8(first_part, pixels=features != "coordinates"))
     if isinstance(reference, Dataset):
         require_shape(reference.shape, shape, f"the reference, {reference.name},")
         if network is None or features == "coordinates":
@@ -284,10 +284,11 @@ def training_points(config: Config) -> Dataset | None:
 def require_real(reference: str, baseline: bool | None) -> None:
     """Raises InputError if the reference is a run, or statistics that have no baseline."""
     if reference and (Path(reference) / "config.yaml").is_file():
-        raise InputError(f"--reference {reference} is a run folder: choose real data")
+        raise InputError(f"reference {reference} is a run folder: choose real data")
     if baseline and holds_statistics(Path(reference)):
         raise InputError(
-            f"--baseline needs real data as --reference, but {reference} has only statistics"
+            f"the baseline needs real data, but the reference {reference} has only statistics: "
+            "choose another reference, or leave out the baseline"
         )
 
 
@@ -295,7 +296,7 @@ def require_shape(real: tuple[int, ...], shape: tuple[int, ...], named: str) -> 
     if real != shape:
         raise InputError(
             f"{named} has samples of shape {list(real)}, but the samples to evaluate have shape "
-            f"{list(shape)}"
+            f"{list(shape)}: choose data of this shape"
         )
 
 

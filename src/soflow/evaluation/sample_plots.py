@@ -1,6 +1,6 @@
 """Plots of samples that are not images: vectors as points, signals as curves.
 
-Real data, if given, are drawn in grey behind vectors. Axis ranges are those of the real data, or of
+Real data, if given, are drawn in gray behind vectors. Axis ranges are those of the real data, or of
 the samples if there are no real data. They ignore the most extreme values.
 """
 
@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from soflow.evaluation.plots import BLUE, GREEN, GREY, ORANGE, as_text, plain
+from soflow.evaluation.plots import BLUE, GRAY, GREEN, ORANGE, as_text, plain
 
 DARK = "#667085"
 CHANNELS = (BLUE, ORANGE, GREEN, "#8250c4", "#b8469b", DARK)
@@ -63,7 +63,7 @@ def vectors(samples: Tensor, names: Sequence[str], real: Tensor | None = None) -
     else:
         figure = pair_plot(drawn, behind, names)
     if behind is not None:
-        handles = [Patch(color=color) for color in (BLUE, GREY)]
+        handles = [Patch(color=color) for color in (BLUE, GRAY)]
         figure.legend(handles, ["samples", "real data"], loc="upper right", frameon=False)
     return figure
 
@@ -95,14 +95,14 @@ def pair_plot(drawn: np.ndarray, behind: np.ndarray | None, names: Sequence[str]
 
 
 def histogram(axes: Axes, drawn: np.ndarray, behind: np.ndarray | None, column: int) -> None:
-    """Plots a histogram of one column: samples as a line, real data as a grey area."""
+    """Plots a histogram of one column: samples as a line, real data as a gray area."""
     bare(axes)
     values = drawn[:, column]
     low, high = limits(values if behind is None else behind[:, column])
     fewest = min(len(values), len(values) if behind is None else len(behind))
     bins = np.linspace(low, high, 1 + min(max(round(fewest**0.5), 10), 40)).tolist()
     if behind is not None:
-        axes.hist(behind[:, column], bins, density=True, color=GREY, alpha=0.6)
+        axes.hist(behind[:, column], bins, density=True, color=GRAY, alpha=0.6)
     axes.hist(values, bins, density=True, histtype="step", color=BLUE, linewidth=1.3)
     axes.set_xlim(low, high)
 
@@ -113,7 +113,7 @@ def cloud(axes: Axes, drawn: np.ndarray, behind: np.ndarray | None, x: int, y: i
     ranged = drawn if behind is None else behind
     if behind is not None:
         drawn = drawn[: len(behind)]  # more samples would hide the real data
-        axes.scatter(behind[:, x], behind[:, y], s=5, alpha=0.5, linewidths=0, color=GREY)
+        axes.scatter(behind[:, x], behind[:, y], s=5, alpha=0.5, linewidths=0, color=GRAY)
     axes.scatter(drawn[:, x], drawn[:, y], s=4, alpha=0.5, linewidths=0, color=BLUE)
     axes.set(xlim=limits(ranged[:, x]), ylim=limits(ranged[:, y]))
 
@@ -197,8 +197,8 @@ def journeys(steps: Tensor, times: Sequence[float], names: Sequence[str]) -> Fig
     else:
         axes.set(xlabel=short(names[0]), ylabel=short(names[1]))
     for path in steps:
-        axes.plot(path[:, 0], path[:, 1], color=GREY, linewidth=0.5, alpha=0.6)
-    axes.scatter(steps[:, 0, 0], steps[:, 0, 1], s=5, color=GREY, label="noise", zorder=3)
+        axes.plot(path[:, 0], path[:, 1], color=GRAY, linewidth=0.5, alpha=0.6)
+    axes.scatter(steps[:, 0, 0], steps[:, 0, 1], s=5, color=GRAY, label="noise", zorder=3)
     data = steps[:, -1]
     axes.scatter(data[:, 0], data[:, 1], s=7, color=BLUE, label="f(noise, 1, 0)", zorder=3)
     equal_units(axes)

@@ -93,7 +93,10 @@ def samples_in_memory(samples: Tensor | np.ndarray, labels: Tensor | None) -> Sa
         raise InputError(f"samples is {in_short(samples)}: pass a tensor or an array (N, ...)")
     rows = torch.as_tensor(samples)
     if rows.ndim < 2 or not (rows.is_floating_point() or rows.dtype == torch.uint8):
-        raise InputError(f"samples are {rows.dtype}{list(rows.shape)}: pass floats (N, ...)")
+        raise InputError(
+            f"samples are {rows.dtype}{list(rows.shape)}: pass floats (N, ...), or bytes "
+            "(N, C, H, W)"
+        )
     if labels is not None and labels.shape != rows.shape[:1]:
         raise InputError(
             f"labels have shape {list(labels.shape)}: pass one label per sample, [{len(rows)}]"
@@ -169,7 +172,7 @@ def kind_of(image: Image) -> tuple[int, int, int]:
 
 
 def in_words(shape: tuple[int, ...]) -> str:
-    return f"{shape[2]}x{shape[1]} {'grey' if shape[0] == 1 else 'RGB'}"
+    return f"{shape[2]}x{shape[1]} {'gray' if shape[0] == 1 else 'RGB'}"
 
 
 def kind(file: Path) -> tuple[int, int, int]:

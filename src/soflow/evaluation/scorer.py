@@ -17,7 +17,7 @@ from soflow.evaluation.metrics import (
     energy_distance,
     frechet_distance,
     inception_score,
-    neighbourhood,
+    neighborhood,
     radii,
     recognized,
     spread_of_frechet,
@@ -95,7 +95,7 @@ class Scorer:
         logits, spatial = statistics.logits, statistics.spatial
         found: dict[str, float] = {}
         if len(other) > 1:
-            near = neighbourhood(own.to(DEVICE), other.to(DEVICE), self.radii, on_rows)
+            near = neighborhood(own.to(DEVICE), other.to(DEVICE), self.radii, on_rows)
             found |= asdict(near)
             if self.gaussian:
                 kernel, kernel_spread = self.kernel_distance(own)

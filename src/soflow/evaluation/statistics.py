@@ -8,7 +8,7 @@ from torch import Tensor
 
 from soflow.data.dataset import Dataset
 from soflow.errors import InputError
-from soflow.evaluation.features import BATCH, Features, as_seen
+from soflow.evaluation.features import BATCH, Features, as_uint8
 from soflow.evaluation.metrics import ROWS, Moments
 from soflow.system.progress import Task
 
@@ -83,7 +83,7 @@ def gather(
     moments: Moments | None = None
     spatial: Moments | None = None
     points, logits, done = [], [], 0
-    seen = (as_seen(part, pixels=not features.columns) for part in parts)
+    seen = (as_uint8(part, pixels=not features.columns) for part in parts)
     for block in rebatched(seen, ROWS):
         found = []
         for part in block.split(BATCH):

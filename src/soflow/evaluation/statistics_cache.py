@@ -2,8 +2,8 @@
 
     $XDG_CACHE_HOME/soflow/statistics-VERSION-KEY.npz     a statistics file, named by its content
 
-The key covers the samples, the feature network and what decides the last digits of features. Only
-features of images whose content is known are cached.
+The key covers the samples, the feature network, and the device type and the version of torch, which
+change rounding. Only features of images whose content is known are cached.
 """
 
 from collections.abc import Callable

@@ -100,7 +100,7 @@ def title(evaluation: Evaluation) -> str:
     """A title with the metric, the number of samples and the reference."""
     metric, reference = evaluation.metric, evaluation.reference
     count = f"{reference.count:,}" if reference.count else "an unknown number of"
-    return f"{metric} of {evaluation.num:,} samples to {count} real ones ({reference.name})"
+    return f"{metric} between {evaluation.num:,} samples and {count} real ones ({reference.name})"
 
 
 def remarks(evaluation: Evaluation) -> str:

@@ -91,7 +91,7 @@ def import_checkpoint(
         The run folder with its configuration, and how each setting was translated.
 
     Raises:
-        InputError: If a file is invalid, or `out` already exists.
+        InputError: If a file or a setting is invalid, or `out` already exists or cannot be created.
 
     Example:
         >>> import soflow
@@ -122,9 +122,12 @@ def import_checkpoint(
         require_fit(tensors, network.state_dict(), f"'{name}' in {checkpoint}")
     weights = {name: tensor.float() for name, tensor in parts.weights.items()}
     network.load_state_dict(weights, assign=True)
-    optimizer, changes = our_optimizer_state(
-        parts.optimizer, list(weights), network, config.optimizer
-    )
+    try:
+        optimizer, changes = our_optimizer_state(
+            parts.optimizer, list(weights), network, config.optimizer
+        )
+    except InputError as error:
+        raise InputError(f"{checkpoint}: {error}") from None
     with stage(f"writing {out}"):
         write_run(out, config, network, parts, optimizer, settings)
     notes = [*parts.notes, *contradictions(flat, sizes, heads), *changes, *data_notes(config)]
@@ -137,10 +140,10 @@ def require_new(out: Path) -> None:
         taken = out.exists() and not (out.is_dir() and not any(out.iterdir()) and out != Path.cwd())
     except OSError as error:
         raise InputError(
-            f"cannot write {out}: {error.strerror}; choose another run folder with --out"
+            f"cannot write {out}: {error.strerror}; choose another run folder, out (--out)"
         ) from None
     if taken:
-        raise InputError(f"{out} already exists: choose another run folder with --out")
+        raise InputError(f"{out} already exists: choose another run folder, out (--out)")
 
 
 def read_parts(checkpoint: Path) -> Parts:
@@ -165,7 +168,10 @@ def read_parts(checkpoint: Path) -> Parts:
         notes.append(f"{checkpoint} has no 'optimizer': {FRESH}")
     others = [in_short(name) for name in content if name not in KNOWN]
     notes += [f"{checkpoint} also has {other}, which is ignored" for other in others]
-    optimizer = read_optimizer(content["optimizer"]) if "optimizer" in content else None
+    try:
+        optimizer = read_optimizer(content["optimizer"]) if "optimizer" in content else None
+    except InputError as error:
+        raise InputError(f"{checkpoint}: {error}") from None
     step: Any = plain(content["finished_steps"])  # also 3.0 or tensor(3)
     if type(step) not in (int, float) or not 0 <= step < 10**9 or step != int(step):
         what = f"'finished_steps' in {checkpoint} is {in_short(step)}"
@@ -234,7 +240,7 @@ def write_run(
         os.replace(partial.path, out)
     except OSError as error:
         raise InputError(
-            f"cannot write {out}: {error.strerror}; choose another run folder with --out"
+            f"cannot write {out}: {error.strerror}; choose another run folder, out (--out)"
         ) from None
     finally:
         shutil.rmtree(partial.path, ignore_errors=True)

@@ -67,7 +67,7 @@ class Translation:
 
     Attributes:
         config: The configuration.
-        recipe: The shipped recipe that provides the missing settings.
+        recipe: The included recipe that provides the missing settings.
         used: How each known setting was translated.
         unused: Settings with unknown names.
         assumed: Settings that the file lacks, with their values from the recipe.
@@ -83,7 +83,7 @@ class Translation:
 def read_settings(file: Path) -> dict[str, Any]:
     """Reads the YAML file. Raises InputError if it has no settings of the reference."""
     if not file.is_file():
-        raise InputError(f"{file} does not exist")
+        raise InputError(f"{file} does not exist: check the path")
     try:
         text = read_text(file)
     except InputError as error:
@@ -127,7 +127,9 @@ def translate(settings: Mapping[str, Any], sizes: Sizes, heads: int | None = Non
     if sizes.network["name"] == "dit":
         values["network"]["heads"] = heads_of(settings, sizes) if heads is None else heads
     elif heads is not None:
-        raise InputError("--heads is for a DiT, but the weights are of a UNet: remove --heads")
+        raise InputError(
+            "heads is for a DiT, but the weights are of a UNet: leave out heads (--heads)"
+        )
     else:
         free.append("network.dropout")
     if sizes.augment_labels:
@@ -202,7 +204,8 @@ def require_kind(settings: Mapping[str, Any], sizes: Sizes) -> None:
     if kind.startswith(("dit", "unet")) and not kind.startswith(sizes.network["name"]):
         found = sizes.network["name"]
         raise InputError(
-            f"model_type is {settings['model_type']}, but the weights are of a {found}"
+            f"model_type is {settings['model_type']}, but the weights are of a {found}: pass the "
+            "settings of this checkpoint"
         )
 
 
@@ -212,19 +215,19 @@ def heads_of(settings: Mapping[str, Any], sizes: Sizes) -> int:
     if not size:
         raise InputError(
             f"the number of attention heads is unknown, because model_type {given} is not "
-            f"DiT-{{{','.join(SIZES)}}}-PATCH: give --heads N"
+            f"DiT-{{{','.join(SIZES)}}}-PATCH: pass heads (--heads N)"
         )
     heads, width = SIZES[size][2], sizes.network["width"]
     if width % heads:
         raise InputError(
             f"the width {width} of the weights is not a multiple of the {heads} attention heads of "
-            f"model_type {given}: give --heads N"
+            f"model_type {given}: pass heads (--heads N)"
         )
     return heads
 
 
 def recipe_for(settings: Mapping[str, Any], sizes: Sizes) -> str:
-    """The name of the shipped recipe that is most similar to this run."""
+    """The name of the included recipe that is most similar to this run."""
     network = sizes.network
     if network["name"] == "unet":
         return "cifar10"

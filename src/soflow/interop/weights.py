@@ -38,7 +38,7 @@ def read_file(file: Path) -> Any:
             raise InputError(f"{file} cannot be read as safetensors: {first_line(error)}") from None
     try:
         if zipped := is_zip(file):
-            require_whole(file)
+            require_intact(file)
         # Checkpoints of DiT and SiT store their options in a Namespace, which only has attributes.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about old pickle protocols
@@ -61,7 +61,7 @@ def read_file(file: Path) -> Any:
         raise InputError(f"{file} is damaged, or is not a torch.save file ({kind})") from None
 
 
-def require_whole(file: Path) -> None:
+def require_intact(file: Path) -> None:
     """Raises InputError if a zip file is compressed or does not match its checksums."""
     if is_compressed(file):
         raise InputError(f"{file} is compressed, unlike torch.save files: save it with torch.save")

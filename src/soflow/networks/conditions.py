@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from soflow.errors import InputError
+
 
 class ConditionInput(nn.Module):
     """The input of a network for a condition `cond` (B, ...), next to its samples (B, C, ...).
@@ -45,18 +47,24 @@ class ConditionInput(nn.Module):
         """x (B, C, ...) with the channels of a map concatenated."""
         if not self.channels:
             return x
-        assert cond is not None, "the network needs cond"
-        return torch.cat([x, cond.to(x.dtype)], dim=1)
+        return torch.cat([x, given(cond).to(x.dtype)], dim=1)
 
     def embedded(self, cond: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         """The embedding of a vector (B, width); None if the network takes no vector."""
         if self.embedder is None:
-            assert self.channels or cond is None, "the network takes no cond"
+            if cond is not None and not self.channels:
+                raise InputError("this network takes no conditions: leave out cond")
             return None
-        assert cond is not None, "the network needs cond"
-        return self.embedder(cond.to(dtype))
+        return self.embedder(given(cond).to(dtype))
 
     def added(self, embedding: Tensor, cond: Tensor | None) -> Tensor:
         """The time embedding plus the embedding of a vector, if any: (B, width)."""
         vector = self.embedded(cond, embedding.dtype)
         return embedding if vector is None else embedding + vector
+
+
+def given(cond: Tensor | None) -> Tensor:
+    """The conditions. Raises InputError without them."""
+    if cond is None:
+        raise InputError("this network needs conditions: pass cond")
+    return cond

@@ -97,13 +97,13 @@ class DiT(nn.Module):
             `patch`.
         num_classes: The number of classes; 0 for a network without labels. The label
             `num_classes`, or labels=None, means "no class".
-        cond_shape: The shape of one condition: a vector (D,) or a map (C, H, W); () without
-            conditions.
+        cond_shape: The shape of one condition: a vector (D,), or a map of the samples' size, (C, H,
+            W) or (C, L); () without conditions.
         takes_guidance: Whether the network takes `guidance` (B, 3): a scale and its interval of t.
 
     Raises:
-        ValueError: If `shape` has another number of dimensions, or the sizes are not divisible as
-            needed.
+        ValueError: If `shape` has another number of dimensions, the sizes are not divisible as
+            needed, or `cond_shape` does not fit `shape`.
 
     Example:
         >>> import soflow, torch
@@ -194,7 +194,7 @@ class DiT(nn.Module):
         cond: Tensor | None = None,
         guidance: GuidanceRows | None = None,
     ) -> Tensor:
-        """F(x, t, s, labels): (B, ...), (B,), (B,), (B,) or None -> (B, ...)."""
+        """F(x, t, s, labels): (B, C, H, W) or (B, C, L) -> the same; t, s and labels are (B,)."""
         with torch.autocast(x.device.type, enabled=False):
             times = self.t_embedder(t) + self.s_embedder(t - s)
             times = added_guidance(self.guidance_embedder, times, guidance)

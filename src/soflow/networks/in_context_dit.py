@@ -2,7 +2,7 @@
 
     tokens:  class  |  t  |  t - s  |  guidance  |  vector condition  |  patches of x
 
-The embedding of a condition is added to learned vectors, one per token of this condition. All
+Each condition has one or more tokens: learned vectors, to which its embedding is added. All
 tokens pass through the same blocks. The output is computed from the patch tokens. adaLN,
 which has a third of the parameters of a DiT, is not used. A network of the same width can therefore
 have 1.5 times the depth of a DiT with the same number of parameters.
@@ -79,13 +79,13 @@ class InContextDiT(nn.Module):
             `patch`.
         num_classes: The number of classes; 0 for a network without labels. The label
             `num_classes`, or labels=None, means "no class".
-        cond_shape: The shape of one condition: a vector (D,), which becomes tokens, or a map
-            (C, H, W), which becomes input channels; () without conditions.
+        cond_shape: The shape of one condition: a vector (D,), which becomes tokens, or a map of the
+            samples' size, (C, H, W) or (C, L), which becomes input channels; () without conditions.
         takes_guidance: Whether the network takes `guidance` (B, 3): a scale and its interval of t.
 
     Raises:
-        ValueError: If `shape` has another number of dimensions, or the sizes are not divisible as
-            needed.
+        ValueError: If `shape` has another number of dimensions, the sizes are not divisible as
+            needed, or `cond_shape` does not fit `shape`.
 
     Example:
         >>> import soflow, torch
@@ -182,7 +182,7 @@ class InContextDiT(nn.Module):
         cond: Tensor | None = None,
         guidance: GuidanceRows | None = None,
     ) -> Tensor:
-        """F(x, t, s, labels): (B, ...), (B,), (B,), (B,) or None -> (B, ...)."""
+        """F(x, t, s, labels): (B, C, H, W) or (B, C, L) -> the same; t, s and labels are (B,)."""
         with torch.autocast(x.device.type, enabled=False):
             conditions = [
                 self.y_embedder(labels, like=x),

@@ -103,7 +103,7 @@ class MLP(nn.Module):
         cond: Tensor | None = None,
         guidance: GuidanceRows | None = None,
     ) -> Tensor:
-        """F(x, t, s, labels): (B, ...), (B,), (B,), (B,) or None -> (B, ...)."""
+        """F(x, t, s, labels): (B, D) -> (B, D); t, s and labels are (B,)."""
         with torch.autocast(x.device.type, enabled=False):
             times = self.t_embedder(t) + self.s_embedder(t - s)
             embedding = times + self.y_embedder(labels, like=x)

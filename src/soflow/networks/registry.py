@@ -10,7 +10,8 @@ Class attributes, all optional:
                            [C, L], 3 for images [C, H, W]; or a tuple of several (default: any)
     takes_labels: bool     whether the network takes class labels (default True)
 
-`soflow.save_model` needs an attribute `settings`: a dict with the values of all settings.
+With an attribute `settings` (a dict with the values of all settings), a saved model can be loaded
+without passing the network again.
 
 `forward` has a parameter `augment` if the network takes augmentation labels, `cond` if it takes
 conditions, and `guidance` (B, 3) if it takes guidance scales. They are passed by keyword, and only

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from soflow.errors import InputError
 from soflow.networks.conditions import ConditionInput
 from soflow.networks.embeddings import MAX_PERIOD, GuidanceEmbedder, added_guidance
 from soflow.networks.registry import NETWORKS, require_fit
@@ -329,7 +330,8 @@ class UNet(nn.Module):
         guidance: GuidanceRows | None = None,
     ) -> Tensor:
         """F(x, t, s, labels): (B, C, H, W), (B,), (B,), (B,) or None -> (B, C, H, W)."""
-        assert labels is None or self.map_label is not None, "this UNet has no classes"
+        if labels is not None and self.map_label is None:
+            raise InputError("this UNet has no classes: leave out labels")
         with torch.autocast(x.device.type, enabled=False):
             embedding = self.embed(t, s, labels, augment, cond, guidance)
 

@@ -3,8 +3,9 @@
     F(x_t, t, s) -> sg( alpha v + (1 - alpha) F(x_l, l, s) ),
     l = t + alpha (s - t),   x_l = x_t + v (l - t)
 
-alpha falls from 1 to 0 during training. At alpha = 1, the target is v. At alpha = 0, it is the
-target of MeanFlow, which needs a Jacobian-vector product. With alpha = r, it is also SoFlow's
+alpha falls from 1 to 0 during training. At alpha = 1, the target is v. As alpha approaches 0, the
+error (F - target) / alpha approaches MeanFlow's error. At alpha = 0, the objective uses MeanFlow's
+target, which needs a Jacobian-vector product. With alpha = r, the target is also SoFlow's
 consistency target as a mean velocity, (f(x_l, l, s) - x_t) / (s - t).
 
 Source: alpha-Flow (arXiv 2510.20771).
@@ -44,6 +45,9 @@ class AlphaFlow:
     """The alpha-Flow objective: a transition from flow matching to MeanFlow.
 
     A share of the batch matches the (guided) flow. The rest learns mean velocities.
+
+    Raises:
+        InputError: If `begin` is not smaller than `end`.
 
     Example:
         >>> import soflow, torch
@@ -96,7 +100,7 @@ class AlphaFlow:
     def alpha(self, progress: float) -> float:
         """alpha at `progress` = k / K: a sigmoid that falls from 1 to 0."""
         u = (progress - (self.begin + self.end) / 2) / (self.end - self.begin)
-        alpha = 1 / (1 + exp(min(self.steepness * u, 700.0)))  # e^709 is the largest float
+        alpha = 1 / (1 + exp(min(self.steepness * u, 700.0)))  # exp overflows above 709
         if alpha < self.clamp:
             return 0.0
         return 1.0 if alpha > 1 - self.clamp else alpha
@@ -111,7 +115,7 @@ class AlphaFlow:
         return draw_ordered_jumps(shape, share, self.times, guidance, generator)
 
     def __call__(self, model: FlowModel, batch: Batch, draws: Draws, progress: float) -> Losses:
-        """The loss of a batch at `progress` = k / K."""
+        """The loss of a batch after the fraction `progress` of training, in [0, 1)."""
         require_mean_velocity(model)
         inputs, v = guided_jumps(model, batch, draws, self.guidance)
         fm, jumps = slice(draws.n_flow_matching), slice(draws.n_flow_matching, None)

@@ -150,7 +150,12 @@ class Objective(Protocol):
         ...
 
     def __call__(self, model: FlowModel, batch: Batch, draws: Draws, progress: float) -> Losses:
-        """The loss of a batch at `progress` = k / K."""
+        """The loss of a batch after the fraction `progress` of training, in [0, 1).
+
+        Raises:
+            InputError: If the batch has no labels although guidance is active, or the model has
+                another parameterization than the objective needs.
+        """
         ...
 
 
@@ -205,7 +210,8 @@ def losses(**terms: Term) -> Losses:
 def adaptive_weight(squared: PerSample, p: float, eps: float) -> PerSample:
     """The adaptive weight of each sample, 1 / (squared + eps)^p.
 
-    The weighted loss ranges from the squared error (p = 0) to nearly its logarithm (p = 1).
+    The gradient of the weighted loss is that of the squared error for p = 0, and that of
+    log(squared + eps) for p = 1.
 
     Args:
         squared: The mean squared error per sample, (B,).

@@ -60,7 +60,7 @@ class Consistency:
         return {"r": self.middle.r(progress)}
 
     def __call__(self, model: FlowModel, batch: Batch, draws: Draws, progress: float) -> Losses:
-        """The loss of a batch at `progress` = k / K."""
+        """The loss of a batch after the fraction `progress` of training, in [0, 1)."""
         l = self.middle(draws.t, draws.s, progress)
         x_t, x_l = (model.noising.add_noise(batch.data, draws.noise, time) for time in (draws.t, l))
         jumps = Inputs.of(batch, x_t, draws.t, draws.s, batch.labels)

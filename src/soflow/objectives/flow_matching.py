@@ -21,7 +21,7 @@ from soflow.objectives.base import (
     adaptive_weight,
     losses,
 )
-from soflow.objectives.guided import draw_dropped, guiding_velocities, shown_labels
+from soflow.objectives.guided import draw_dropped, guiding_velocities, network_labels
 from soflow.objectives.passes import Inputs
 from soflow.parameterization import Parameterization
 from soflow.solution import FlowModel
@@ -62,10 +62,10 @@ class FlowMatching:
         return Draws(noise, t, t, dropped, n_flow_matching=shape[0])
 
     def __call__(self, model: FlowModel, batch: Batch, draws: Draws, progress: float) -> Losses:
-        """The loss of a batch at `progress` = k / K."""
+        """The loss of a batch after the fraction `progress` of training, in [0, 1)."""
         point = model.noising.sample(batch.data, draws.noise, draws.t)
         x_t, t = point.x_t, point.t
-        labels = shown_labels(model, batch, draws, self.guidance)
+        labels = network_labels(model, batch, draws, self.guidance)
         F = Inputs.of(batch, x_t, t, t, labels).through(model.net)
         v = model.parameterization.velocity(F)
         target = point.v_t

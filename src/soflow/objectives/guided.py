@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from soflow.errors import InputError
-from soflow.guidance import Guidance, draws_scales, of_labelled
+from soflow.guidance import Guidance, draws_scales, unguided_without_label
 from soflow.objectives.base import Draws
 from soflow.objectives.passes import Inputs, without_gradient
 from soflow.solution import FlowModel
@@ -58,21 +58,23 @@ def draw_ordered_jumps(
     return Draws(noise, t, s, draw_dropped(count, guidance, generator), n_fm)
 
 
-def shown_labels(model: FlowModel, batch: Batch, draws: Draws, guidance: Guidance) -> Labels | None:
+def network_labels(
+    model: FlowModel, batch: Batch, draws: Draws, guidance: Guidance
+) -> Labels | None:
     """The labels passed to the network (B,): dropped labels become the null label."""
     if batch.labels is None or not guidance.active:
         return batch.labels
     return torch.where(draws.dropped, model.num_classes, batch.labels)
 
 
-def shown_guidance(model: FlowModel, labels: Labels | None, draws: Draws) -> GuidanceRows | None:
+def network_guidance(model: FlowModel, labels: Labels | None, draws: Draws) -> GuidanceRows | None:
     """The guidance passed to the network with these labels, (B, 3); None if it is not drawn.
 
     Samples without a class get (1, 0, 1), no guidance: guidance is relative to their velocity.
     """
     if draws.guidance is None:
         return None
-    return of_labelled(draws.guidance, labels, model.num_classes)
+    return unguided_without_label(draws.guidance, labels, model.num_classes)
 
 
 def guiding_velocities(
@@ -97,7 +99,7 @@ def guiding_velocities(
             "out max_scale"
         )
     null_labels = torch.full_like(batch.labels, model.num_classes)
-    none = None if drawn is None else of_labelled(drawn, None, model.num_classes)
+    none = None if drawn is None else unguided_without_label(drawn, None, model.num_classes)
     null = Inputs.of(batch, x_t, t, t, null_labels, none)
     own = Inputs.of(batch, x_t, t, t, batch.labels, drawn).rows(labelled)
     if guidance.mix == 1:
@@ -145,5 +147,5 @@ def guided_jumps(
     if guidance.active:
         v_null, v_label = guiding_velocities(model, x_t, t, batch, guidance, slice(None))
         v = guidance.target(v, v_null, v_label, t, draws.dropped)
-    labels = shown_labels(model, batch, draws, guidance)
+    labels = network_labels(model, batch, draws, guidance)
     return Inputs.of(batch, x_t, t, draws.s, labels), v

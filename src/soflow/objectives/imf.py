@@ -80,12 +80,11 @@ class ImprovedMeanFlow:
         return draw_ordered_jumps(shape, share, self.times, guidance, generator)
 
     def __call__(self, model: FlowModel, batch: Batch, draws: Draws, progress: float) -> Losses:
-        """The loss of a batch at `progress` = k / K."""
+        """The loss of a batch after the fraction `progress` of training, in [0, 1)."""
         require_mean_velocity(model)
         inputs, v = guided_jumps(model, batch, draws, self.guidance)
         t, s, jumps = draws.t, draws.s, slice(draws.n_flow_matching, None)
 
-        # The derivative is taken along the network's own velocity.
         (direction,) = without_gradient(model.net, inputs._replace(s=t).rows(jumps))
         (F_plain,) = together(model.net, inputs.rows(slice(draws.n_flow_matching)))
         F_jumps, dF_dt = self.with_derivative(model.net, inputs.rows(jumps), direction)

@@ -22,8 +22,8 @@ settings:
   mean.
 * Guidance does not fade near noise.
 
-JumpFlow equals SoFlow with w = 1, SoFlow's share of flow matching and guidance, and without direct
-and composed jumps.
+With w = 1, SoFlow's share of flow matching, SoFlow's guidance, and no direct or composed jumps,
+JumpFlow is identical to SoFlow.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ import torch
 from soflow.errors import InputError
 from soflow.guidance import DrawnGuidance, Guidance
 from soflow.objectives.base import OBJECTIVES, Draws, Eps, Losses, Power, Term, losses
-from soflow.objectives.guided import shown_guidance, shown_labels
+from soflow.objectives.guided import network_guidance, network_labels
 from soflow.objectives.passes import (
     Inputs,
     float32,
@@ -58,6 +58,9 @@ class JumpFlow:
 
     More of the batch trains jumps, their loss has a weight, some jumps go directly from noise to
     data, and some jumps can be composed of two.
+
+    Raises:
+        InputError: If `mix_at_end` is set without guidance.
 
     Example:
         >>> import soflow, torch
@@ -104,7 +107,7 @@ class JumpFlow:
         bool,
         Setting(
             "whether the consistency loss evaluates the network at an x_l that follows the "
-            "network's own velocity instead of the conditional velocity"
+            "network's own velocity instead of the (guided) conditional velocity"
         ),
     ] = False
     flow_matching_share: Annotated[
@@ -197,7 +200,7 @@ class JumpFlow:
         return replace(draws, guidance=self.guidance.draw(count, generator))
 
     def __call__(self, model: FlowModel, batch: Batch, draws: Draws, progress: float) -> Losses:
-        """The loss of a batch at `progress` = k / K."""
+        """The loss of a batch after the fraction `progress` of training, in [0, 1)."""
         soflow, first = self.soflow(progress), len(draws.t) - draws.n_composed
         single, composed = slice(first), slice(first, None)
         jumps = slice(draws.n_flow_matching, first)
@@ -224,8 +227,8 @@ class JumpFlow:
         """Trains f(x_t, t, s, y) towards sg f(f(x_t, t, l, y), l, s, y)."""
         param, t, s = model.parameterization, draws.t, draws.s
         x_t = model.noising.sample(batch.data, draws.noise, t).x_t
-        labels = shown_labels(model, batch, draws, guidance)
-        jumps = Inputs.of(batch, x_t, t, s, labels, shown_guidance(model, labels, draws))
+        labels = network_labels(model, batch, draws, guidance)
+        jumps = Inputs.of(batch, x_t, t, s, labels, network_guidance(model, labels, draws))
         by_velocity = self.second == "velocity"
         l = draws.l
         assert l is not None

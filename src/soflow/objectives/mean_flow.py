@@ -118,7 +118,7 @@ class MeanFlow:
         return draw_ordered_jumps(shape, share, self.times, guidance, generator)
 
     def __call__(self, model: FlowModel, batch: Batch, draws: Draws, progress: float) -> Losses:
-        """The loss of a batch at `progress` = k / K."""
+        """The loss of a batch after the fraction `progress` of training, in [0, 1)."""
         require_mean_velocity(model)
         inputs, v = guided_jumps(model, batch, draws, self.guidance)
         t, s = draws.t, draws.s

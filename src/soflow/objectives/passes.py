@@ -111,7 +111,7 @@ def without_gradient(net: Net, *groups: Inputs) -> list[Tensor]:
 
 
 def is_sharded(net: Net) -> bool:
-    """Whether fully_shard gathers the weights again for each pass."""
+    """Whether the network is sharded by fully_shard, which gathers its weights for each pass."""
     return isinstance(net, nn.Module) and any(hasattr(p, "device_mesh") for p in net.parameters())
 
 

@@ -26,7 +26,7 @@ from soflow.objectives.base import (
     losses,
 )
 from soflow.objectives.flow_matching import velocity_loss
-from soflow.objectives.guided import draw_dropped, guiding_velocities, shown_labels
+from soflow.objectives.guided import draw_dropped, guiding_velocities, network_labels
 from soflow.objectives.passes import Inputs, together, without_gradient
 from soflow.solution import FlowModel, require_mean_velocity
 from soflow.symbols import Batch, Net, Sample, across, mean_d
@@ -88,12 +88,12 @@ class Shortcut:
         return Draws(noise, t, s, draw_dropped(count, self.guidance, generator), n_fm)
 
     def __call__(self, model: FlowModel, batch: Batch, draws: Draws, progress: float) -> Losses:
-        """The loss of a batch at `progress` = k / K."""
+        """The loss of a batch after the fraction `progress` of training, in [0, 1)."""
         require_mean_velocity(model)
         fm, steps = slice(draws.n_flow_matching), slice(draws.n_flow_matching, None)
         point = model.noising.sample(batch.data, draws.noise, draws.t)
         x_t, t, v_t = point.x_t, point.t, point.v_t
-        labels = shown_labels(model, batch, draws, self.guidance)
+        labels = network_labels(model, batch, draws, self.guidance)
         velocities = Inputs.of(batch, x_t, t, t, labels).rows(fm)
         jumps = Inputs.of(batch, x_t, t, draws.s, labels).rows(steps)
         F_fm, F_steps = together(model.net, velocities, jumps)

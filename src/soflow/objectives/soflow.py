@@ -29,8 +29,8 @@ from soflow.objectives.flow_matching import velocity_loss
 from soflow.objectives.guided import (
     draw_dropped,
     guiding_velocities,
-    shown_guidance,
-    shown_labels,
+    network_guidance,
+    network_labels,
 )
 from soflow.objectives.passes import Inputs, consistency_passes, without_gradient
 from soflow.parameterization import Parameterization
@@ -108,7 +108,7 @@ class SoFlow:
         return {"r": self.middle.r(progress)}
 
     def __call__(self, model: FlowModel, batch: Batch, draws: Draws, progress: float) -> Losses:
-        """The loss of a batch at `progress` = k / K."""
+        """The loss of a batch after the fraction `progress` of training, in [0, 1)."""
         scm = slice(draws.n_flow_matching, None)
         l = self.middle(draws.t[scm], draws.s[scm], progress)
         return losses(**self.terms(model, batch, draws, l))
@@ -132,8 +132,8 @@ class SoFlow:
         x_t, t, v_t, dropped = point.x_t, point.t, point.v_t, draws.dropped
         target_fm, target_scm = v_t[fm], v_t[scm]
         guidance = self.guidance
-        labels = shown_labels(model, batch, draws, guidance)
-        drawn = shown_guidance(model, labels, draws)
+        labels = network_labels(model, batch, draws, guidance)
+        drawn = network_guidance(model, labels, draws)
         velocities = Inputs.of(batch, x_t, t, t, labels, drawn).rows(fm)
         jumps = Inputs.of(batch, x_t, t, draws.s, labels, drawn).rows(scm)
         if guidance.active:

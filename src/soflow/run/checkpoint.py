@@ -230,7 +230,11 @@ def newest_good(folder: Path, needed: Sequence[str] = ALL) -> tuple[Checkpoint |
 
 
 def require_good(checkpoint: Checkpoint, needed: Sequence[str] = ALL) -> Checkpoint:
-    """Returns the checkpoint. If it is damaged, raises RunError with the last good checkpoint."""
+    """Returns the checkpoint.
+
+    Raises:
+        RunError: If it is damaged. The message names the last good checkpoint.
+    """
     problem = checkpoint.problem(needed)
     if problem is None:
         return checkpoint
@@ -289,8 +293,8 @@ def remove_old(folder: Path, state: TrainState, keep_last: int, keep_every: int 
     """Removes old checkpoints. The checkpoint of `state.step` must be good.
 
     Keeps the last `keep_last` checkpoints, every checkpoint whose step is a multiple of
-    `keep_every` (0: none), and the best one. Removes checkpoints of later steps, because they are
-    damaged.
+    `keep_every` (0: none), and the best one. Also removes checkpoints of later steps: the run was
+    resumed from an earlier one because they are damaged.
     """
     steps = [checkpoint.step for checkpoint in checkpoints(folder) if checkpoint.step <= state.step]
     kept = {*steps[-keep_last:], state.best_step}

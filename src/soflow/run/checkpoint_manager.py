@@ -17,6 +17,7 @@ from soflow.run.checkpoint import (
 )
 from soflow.run.folder import RunFolder
 from soflow.run.metrics import MetricsLine, add_metrics, flush_metrics
+from soflow.system.atomic import remedy
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +115,7 @@ class CheckpointManager:
             what += "; earlier checkpoints are unchanged"
             if last_chance or self.config.on_failure == "stop":
                 raise RunError(
-                    f"{what}; free disk space, then run the same command again"
+                    f"{what}; {remedy(error)}, then run the same command again"
                 ) from None
             log.warning(f"{what}; continuing without this checkpoint")
             state.best, state.best_of, state.best_step = self.best

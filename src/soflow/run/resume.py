@@ -11,7 +11,8 @@ from soflow.data.dataset import DataRecord
 from soflow.errors import InputError, shortened
 from soflow.run.folder import RunFolder
 
-#: Keys that may differ. They affect only rounding and dropout masks.
+#: Keys that may differ without being set explicitly. They change the weights at most through
+#: rounding, dropout masks and the handling of non-finite updates. `require_same_data` checks data.
 FREE_KEYS = (
     "description", "data.max_unreadable", "data.path", "checkpoint.", "compile", "evaluate.",
     "parallel", "train.accumulate", "train.checkpoint_activations", "train.log_every",

@@ -154,6 +154,12 @@ def remove_old_partials(folder: Path) -> None:
 
 def cannot_write(place: Path, error: OSError) -> RunError:
     return RunError(
-        f"cannot write {place}: {error.strerror or error}; "
-        "free disk space, then run the same command again"
+        f"cannot write {place}: {error.strerror or error}; {remedy(error)}, then run the same "
+        "command again"
     )
+
+
+def remedy(error: OSError) -> str:
+    """What to do after a failed write."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return "free disk space" if full else "check the folder and its permissions"

@@ -22,10 +22,12 @@ T = TypeVar("T", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Setting:
-    """The meaning and the range of a setting, in the annotation of a constructor parameter.
+    """A description and bounds of a setting, in the annotation of a constructor parameter.
+
+    The configuration checks the bounds. The constructor itself does not.
 
     Attributes:
-        about: The meaning, for `soflow recipes NAME` and the documentation.
+        about: The description, shown by `soflow recipes NAME` and in the documentation.
         ge: Lower bound: the setting must be at least this number.
         gt: Lower bound: the setting must be greater than this number.
         le: Upper bound: the setting must be at most this number.

@@ -13,7 +13,7 @@ from soflow.errors import InputError
 
 
 def checkpoint_blocks(network: nn.Module) -> None:
-    """Enables activation checkpointing for every repeated block. Compile blocks before.
+    """Enables activation checkpointing for every repeated block. Compile blocks first.
 
     Raises:
         InputError: If the network marks no module as repeated.

@@ -72,7 +72,10 @@ class Training:
 
     @property
     def loss(self) -> float:
-        """The loss of the last step. On a GPU, reading it waits until the step is complete."""
+        """The loss of the last step. On a GPU, reading it waits until the step is complete.
+
+        With several processes, all processes must read it at the same step.
+        """
         return self.read_loss()
 
     def stop(self, why: str = "requested by a callback") -> None:

@@ -48,7 +48,7 @@ def make_accelerator(config: Config, folder: RunFolder) -> Accelerator:
     Raises:
         InputError: If the batch cannot be split into equal microbatches.
     """
-    # Accelerate keeps the precision of the first run in a process. This may be a later run.
+    # The state is shared by the whole process and keeps the precision of the first run.
     AcceleratorState._reset_state()
     train = config.train
     accelerator = Accelerator(

@@ -26,7 +26,7 @@ class LossModule(nn.Module):
         average: The network with EMA weights, such as `ema.net`, for objectives that use it.
 
     Raises:
-        InputError: If the network is not a module, or the objective is not an objective.
+        InputError: If the network is not a module, or `objective` does not implement `Objective`.
 
     Example:
         >>> import soflow, torch

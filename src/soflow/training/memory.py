@@ -20,8 +20,5 @@ def memory_advice(config: Config, network: nn.Module) -> str:
     if repeated_blocks(network) and not jacobian and not train.checkpoint_activations:
         ways.append("train.checkpoint_activations=true")
     if not precision.startswith("bf16"):
-        ways.append("precision=bf16")
-    return (
-        f"set {', '.join(ways)} (now {precision}), or a smaller train.batch_size "
-        f"(now {train.batch_size})"
-    )
+        ways.append(f"precision=bf16 (now {precision})")
+    return f"set {', '.join(ways)}, or a smaller train.batch_size (now {train.batch_size})"

@@ -12,8 +12,8 @@ class Stopped(BaseException):
     """A signal stopped the run, after a checkpoint was written.
 
     The subclasses also derive from Python's own exception for the signal, so that a program ends
-    as it would without soflow. This is not an `Exception`: a sweep that catches every `Exception`
-    also ends.
+    as it would without soflow. They are not `Exception`s, so a hyperparameter sweep that catches
+    every `Exception` still stops.
     """
 
     signum: int
@@ -42,7 +42,9 @@ def stopped_by(signum: int, where: str) -> Stopped:
     """The exception to raise after a signal. `where` is the run folder, for the message."""
     kind = Interrupted if signum == signal.SIGINT else Terminated
     name = signal.Signals(signum).name
-    return kind(f"{name}: checkpoint written in {where}; to resume, make the same call again")
+    return kind(
+        f"{name}: checkpoint written in {where}; to resume, call it again with the same arguments"
+    )
 
 
 class CutShort(BaseException):

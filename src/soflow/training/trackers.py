@@ -183,13 +183,13 @@ class Trackers:
             try:
                 ids.model_copy(update=found).write(self.folder.trackers)
             except RunError as error:
-                log.warning(f"train.trackers will start new runs after a resume: {error}")
+                log.warning(f"train.trackers: a resume will start new tracker runs: {error}")
 
     def read_ids(self) -> TrackerIds:
         try:
             return TrackerIds.read(self.folder.trackers) or TrackerIds()
         except RunError as error:
-            log.warning(f"train.trackers start new runs: {error}")
+            log.warning(f"train.trackers: starting new tracker runs: {error}")
             return TrackerIds()
 
     def start_one(self, name: str, step: int, ids: TrackerIds) -> None:

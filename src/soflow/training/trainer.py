@@ -16,7 +16,7 @@ from soflow.config import Config
 from soflow.data.augment import AugmentPipe
 from soflow.data.batches import Batches
 from soflow.data.dataset import Dataset
-from soflow.errors import RunError, first_line, placed_wrong
+from soflow.errors import RunError, first_line, first_problem
 from soflow.objectives.base import Objective
 from soflow.run.checkpoint import RunningMean, TrainState
 from soflow.run.checkpoint_manager import CheckpointManager
@@ -118,7 +118,7 @@ class Trainer:
             raise
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
             what = f"{checkpoint.path} does not fit the network of the run"
-            why = placed_wrong(error) if isinstance(error, RuntimeError) else first_line(error)
+            why = first_problem(error) if isinstance(error, RuntimeError) else first_line(error)
             raise RunError(f"{what}: {why}") from None
         self.state = checkpoint.train_state()
         self.manager.remember_best(self.state)

@@ -83,7 +83,7 @@ def evaluate(
     if not features and (program := defaults.features) not in NAMES:
         raise InputError(
             f"the run has evaluate.features={program}, which is a program: if you trust it, also "
-            f"give --features {program}"
+            f"pass it as features (--features {program})"
         )
     scoring = make_scoring(
         config, first.encoder, decode, features, reference, settings.baseline, first.scaling
@@ -91,7 +91,7 @@ def evaluate(
     nfe, num = settings.nfe or tuple(defaults.nfe), settings.num or defaults.num
     models = {name: one.model for name, one in loaded.items()}
     settings = replace(settings, nfe=nfe, num=num)
-    advice = f"reduce the batch size, --batch (now {settings.batch}), or --num"
+    advice = f"reduce the batch size, --batch (now {settings.batch_size}), or --num"
     with out_of_memory_explained(advice):
         found = evaluate_models(models, samplers, scoring, settings, first.device, progress)
     return found.model_copy(update={"checkpoint": first.checkpoint.path.name})

@@ -13,7 +13,7 @@ from soflow.config import Config
 from soflow.config.own import OWN
 from soflow.data.autoencoder import Decoder
 from soflow.data.dataset import DataRecord, Encoder, Scaling
-from soflow.errors import InputError, RunError, in_short, placed_wrong
+from soflow.errors import InputError, RunError, first_problem, in_short
 from soflow.guidance import AnyInterval, AnyScale
 from soflow.run.checkpoint import Checkpoint
 from soflow.run.folder import RunFolder, find_run
@@ -138,6 +138,7 @@ class Run:
             InputError: If a class or the sampler is unknown, the sampler does not support `nfe` or
                 `times`, conditions are missing or do not fit, or the run was not trained with
                 this guidance scale.
+            RunError: If memory runs out.
         """
         from soflow.workflows.sample import sample
         from soflow.workflows.sample_request import SampleRequest
@@ -163,6 +164,7 @@ class Run:
 
         Raises:
             InputError: If a setting does not fit the run.
+            RunError: If a sample contains NaN or infinity, or memory runs out.
         """
         from soflow.evaluation.evaluate import EvaluationSettings
         from soflow.workflows.evaluate import evaluate
@@ -183,6 +185,7 @@ class Run:
 
         Raises:
             InputError: If the folder is not empty or not writable.
+            RunError: If a file cannot be written.
         """
         folder = RunFolder(Path(out).expanduser())
         if folder.path.exists() and any(folder.path.iterdir()):
@@ -256,7 +259,7 @@ def load(
         if own is not None:
             raise InputError(
                 f"{checkpoint.path} does not fit the network {kind_of(own)}: pass the network that "
-                f"the run was trained with ({placed_wrong(error)})"
+                f"the run was trained with ({first_problem(error)})"
             ) from None
         raise RunError(
             f"{checkpoint.path} does not fit the network in {folder.config}: if you have edited "

@@ -107,7 +107,7 @@ def with_objective(config: Config, objective: Objective) -> Config:
     """The configuration with a custom objective.
 
     Raises:
-        InputError: If the object is not an objective.
+        InputError: If `objective` is a class, or does not implement `Objective`.
     """
     if isinstance(objective, type) or not isinstance(objective, Objective):
         raise InputError(

@@ -46,6 +46,10 @@ def sample(run: Run, request: SampleRequest, progress: Progress = track) -> Tens
         Samples (num, ...) on the CPU: images (num, C, H, W) in [-1, 1]; vectors (num, D), signals
         (num, C, L) and other data in the units of the training data.
 
+    Raises:
+        InputError: If labels, conditions or guidance do not fit the model.
+        RunError: If memory runs out.
+
     Example:
         >>> import soflow
         >>> run = soflow.load("runs/digits")
@@ -97,6 +101,7 @@ def sample_to_file(
 
     Raises:
         InputError: If the file cannot be written, or the folder contains other numbered images.
+        RunError: If memory or disk space runs out.
 
     Example:
         >>> import soflow

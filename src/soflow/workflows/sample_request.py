@@ -26,7 +26,8 @@ NONE = "none"
 class SampleRequest:
     """The settings for drawing samples.
 
-    Sample i depends only on the seed, i, its label, its condition and its guidance.
+    For a given model, sampler, `nfe` and `times`, sample i depends only on the seed, i, its label,
+    its condition and its guidance.
 
     Attributes:
         num: The number of samples.
@@ -41,6 +42,9 @@ class SampleRequest:
         guidance: The guidance scale, and the start and end of its interval of t: (3,) for all
             samples, or (num, 3) with one row per sample; None for the defaults of the model.
         times: The times of `renoise` and `ode`, from 1 to 0; None for evenly spaced times.
+
+    Raises:
+        InputError: If a value is invalid, or `labels` or `guidance` has the wrong shape.
 
     Example:
         >>> import soflow

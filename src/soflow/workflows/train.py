@@ -92,7 +92,7 @@ def train(
     For example, train.steps=N trains a finished run further. history.jsonl records each change.
 
     Args:
-        recipe: The name of a shipped recipe, a YAML file, a run folder, or a configuration.
+        recipe: The name of an included recipe, a YAML file, a run folder, or a configuration.
         out: The run folder.
         overrides: Changes to the recipe or configuration, such as "train.steps=2000".
         progress: Shows the progress: `soflow.track` shows a bar or lines on stderr, `soflow.silent`
@@ -324,6 +324,6 @@ def picture_decoder(dataset: Dataset) -> Decode:
         if isinstance(decode, Decoder):
             _ = decode.loaded  # reading the property loads the autoencoder
     except InputError as error:
-        log.warning(f"{error}; until then, samples/ shows the first three channels of the latents")
+        log.warning(f"{error}; until it is available, pictures show three channels of the latents")
         return unchanged
     return decode
