@@ -488,7 +488,7 @@ class TestCommands:
             for reference in ("real", "r.npz"):
                 done = inside("evaluate", files / samples, "--reference", files / reference, *asked)
                 assert done.returncode == 0, done.stderr
-                assert "FD-means of 12 samples to 12 real ones" in done.stdout
+                assert "FD-means between 12 samples and 12 real ones" in done.stdout
                 assert "is not FID" in done.stdout
                 rows.append(
                     json.loads((files / f"{samples}.evaluation.json").read_text())["rows"][0]
@@ -571,7 +571,7 @@ class TestCommands:
                 ["digits"],
             ),
             (["drawn.npz", "--reference", "small", "--features", "means.pt"], ["4x4", "8x8"]),
-            (["drawn.npz", "--reference", "grey.npz", "--features", "means.pt"], ["grey", "RGB"]),
+            (["drawn.npz", "--reference", "grey.npz", "--features", "means.pt"], ["gray", "RGB"]),
             (["drawn.npz", "--reference", "large.npz", "--features", "means.pt"], ["16x16", "8x8"]),
             (
                 ["drawn.npz", "--reference", "real", "--features", "nothing"],

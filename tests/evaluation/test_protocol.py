@@ -202,7 +202,7 @@ def test_a_run_is_compared_with_a_file_of_statistics(run, tmp_path, inside):
         (["--reference", "moons"], ["moons"]),
         (["--features", "inception.pt"], ["features", "inception.pt"]),
         (["--out", "nowhere/x.json"], ["the folder nowhere does not exist"]),
-        (["--reference", "stats.npz", "--baseline"], ["--baseline", "stats.npz"]),
+        (["--reference", "stats.npz", "--baseline"], ["baseline", "stats.npz"]),
     ],
 )
 def test_wrong_options_are_one_line(options, words, run, inside):

@@ -29,7 +29,7 @@ from support.settings import TINY_DIT
 
 def test_heads_that_do_not_divide_the_width():
     sizes = read_sizes(DiT((1, 8, 8), 10, 4, 40, 1, 4).state_dict(), "it")
-    with pytest.raises(InputError, match=r"40 .*12 .*DiT-B-4: give --heads"):
+    with pytest.raises(InputError, match=r"40 .*12 .*DiT-B-4: pass heads"):
         translate(DIT_YAML, sizes)
     assert translate(DIT_YAML, sizes, heads=4).config.network.heads == 4
     unet = read_sizes(UNet((3, 8, 8), 16, (1, 2), 1, (4,)).state_dict(), "it")
@@ -152,7 +152,7 @@ BAD_SETTINGS = {
     "l_schedule is Square: .* Const, Linear, Cosine, Exponent": {"l_schedule": "Square"},
     "time_mean .* three": {"time_mean": [1.0]},
     "objective.flow_matching_share is 3": {"velocity_loss_ratio": 3},
-    "give --heads N": {"model_type": "SiT-B-4"},
+    "pass heads": {"model_type": "SiT-B-4"},
     "optimizer.betas": {"betas": "fast"},
 }
 
