@@ -29,7 +29,7 @@ def test_every_command_from_training_to_report(tmp_path, inside):
     assert "step 10 of 20" in trained.stderr
     evaluated = inside("evaluate", run, "--num", "100", "--nfe", "1,2")
     assert evaluated.returncode == 0, evaluated.stderr
-    assert "FD-digits of 100 samples" in evaluated.stdout
+    assert "FD-digits between 100 samples" in evaluated.stdout
     results = json.loads((run / "evaluation.json").read_text())
     few = [("ode", 1), ("ode", 2), ("renoise", 2)]
     assert [(row["weights"], row["sampler"], row["nfe"]) for row in results["rows"]] == [
@@ -53,7 +53,7 @@ def test_every_command_works_with_vectors(tmp_path, inside):
     assert inside("train", "moons", *small, "--out", run).returncode == 0
     evaluated = inside("evaluate", run, "--num", "100", "--nfe", "1")
     assert evaluated.returncode == 0, evaluated.stderr
-    assert "energy distance of" in evaluated.stdout
+    assert "energy distance between" in evaluated.stdout
     assert inside("report", run).returncode == 0
     assert inside("sample", run, "--num", "10", "--out", tmp_path / "points.npz").returncode == 0
     assert np.load(tmp_path / "points.npz")["arr_0"].shape == (10, 2)

@@ -63,7 +63,7 @@ def test_the_checkerboard_covers_every_other_square():
 
 
 def test_unknown_splits_are_named():
-    with pytest.raises(InputError, match="train and test"):
+    with pytest.raises(InputError, match="train or test"):
         load("digits", "validation")
 
 

@@ -45,7 +45,7 @@ def test_a_split_is_found_by_any_usual_name():
     assert named_split("val", ("train", "validation"), "x") == "validation"
     assert named_split("Testing", ("train", "test"), "x") == "test"
     assert named_split("extra", ("train", "extra"), "x") == "extra"
-    with pytest.raises(InputError, match="'dev', only train"):
+    with pytest.raises(InputError, match="'dev': choose train"):
         named_split("dev", ("train",), "x")
 
 

@@ -15,7 +15,7 @@ from support import notebooks
 #: Small values of the parameters of each tutorial.
 SHORT = {
     "method": {"STEPS": 20, "BATCH": 64, "POINTS": 100},
-    "your_images": {"STEPS": 4, "MORE_STEPS": 6, "SAMPLES": 100},
+    "your_images": {"STEPS": 4, "TOTAL_STEPS": 6, "SAMPLES": 100},
     "compare": {"STEPS": 8, "SEEDS": 2, "SAMPLES": 50},
     "own_parts": {"STEPS": 100, "POINTS": 100},
 }

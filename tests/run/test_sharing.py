@@ -56,8 +56,7 @@ def test_it_can_initialize_another_run(gift, tmp_path, caplog):
 
 def test_other_uses_name_the_missing_file(gift, inside):
     resumed = inside("train", gift)
-    assert resumed.returncode == 1
-    assert "model.safetensors is missing; no checkpoint" in resumed.stderr
+    assert_fails(resumed, 2, str(gift), "init_from")
     assert_fails(inside("sample", gift, "--weights", "raw"), 1, "model.safetensors is missing")
     with pytest.raises(RunError, match=r"model\.safetensors is missing"):
         evaluate(gift, EvaluationSettings(weights=("ema", "raw")))

@@ -43,10 +43,10 @@ def test_a_nonfinite_loss_is_named_with_its_term_row_and_times(name, row, tmp_pa
     said, draws = str(raised.value), draws_of(settings)
     t, s = float(draws.t[row]), float(draws.s[row])
     term = {
-        "soflow": "flow matching" if row == 1 else "consistency",
-        "shortcut": "flow matching" if row == 1 else "shortcut",
+        "soflow": "flow_matching" if row == 1 else "consistency",
+        "shortcut": "flow_matching" if row == 1 else "shortcut",
     }
-    assert f"the {term.get(name, name.replace('_', ' '))} loss is nan at step 5" in said
+    assert f"the loss of the term '{term.get(name, name)}' is nan at step 5" in said
     assert f"row {row} of the batch (sample {number} of the dataset; t={t:.4g}" in said
     assert (f"s={s:.4g}" in said) == (t != s or name == "mean_flow")
     assert f"{tmp_path / 'checkpoints' / 'step-00000003'}" in said
@@ -71,7 +71,9 @@ def test_an_overflowing_square_is_found_even_if_the_loss_is_finite(tmp_path, mon
     """Its weight is 1 / infinity, so the loss of this sample is 0."""
     poison(monkeypatch, step=4, rows=14, value=3e18)
     settings = [*SETTINGS, "objective.flow_matching_share=0.75"]
-    with pytest.raises(RunError, match=r"squared error is inf at step 5, in row 14 of the batch"):
+    with pytest.raises(
+        RunError, match=r"squared error of the term '.*' is inf at step 5, in row 14 of the batch"
+    ):
         soflow.train("digits", tmp_path, settings, progress=silent)
 
 
@@ -95,13 +97,18 @@ def test_a_nonfinite_gradient_is_named_by_its_parameter(tmp_path, monkeypatch):
 
 def test_a_diverging_loss_stops_the_run(tmp_path):
     wild = ["optimizer.lr=1e30", "optimizer.clip=0", "optimizer.warmup=0"]
-    with pytest.raises(RunError, match=r"(loss|error) is (nan|inf) at step \d+, in rows 0, "):
+    with pytest.raises(
+        RunError, match=r"(loss|error) of the term '.*' is (nan|inf) at step \d+, in rows 0, "
+    ):
         soflow.train("digits", tmp_path, [*SETTINGS, *wild], progress=silent)
     assert checkpoints(RunFolder(tmp_path).checkpoints) == []
 
 
 def test_a_message_names_some_of_many_rows_and_handles_missing_rows():
-    rows = [BadRow(row, 100 + row, "consistency loss is inf", "t=1, s=0") for row in range(20)]
+    rows = [
+        BadRow(row, 100 + row, "loss of the term 'consistency' is inf", "t=1, s=0")
+        for row in range(20)
+    ]
     said = str(NonFinite(step=3, rows=rows, parameters=["a"], means=["loss"]))
     assert "rows 0, 1, 2, 3, 4, 5, 6, 7 and 12 more" in said
     assert "loss" in str(NonFinite(step=3, rows=[], parameters=[], means=["loss"]))

@@ -477,7 +477,9 @@ def test_a_nonfinite_loss_in_one_process_stops_all_at_the_same_step(tmp_path):
     said = {line.partition("soflow: ")[2].removeprefix("process 1: ") for line in lines}
     assert len(lines) == 2
     (said,) = said  # each knows what went wrong in the other
-    assert said.startswith("the flow matching loss is nan at step 5, in row 5 of the batch (sample")
+    assert said.startswith(
+        "the loss of the term 'flow_matching' is nan at step 5, in row 5 of the batch (sample"
+    )
     assert last(tmp_path / "run").step == 4
 
 

@@ -134,7 +134,7 @@ def test_numbers_of_samples_are_checked(wrong, trained):
         trained.sample(**{"num": 2, "progress": silent, **wrong})
 
 
-@pytest.mark.parametrize("wrong", [{"num": -1}, {"nfe": (0,)}, {"seeds": (-1,)}, {"batch": 0}])
+@pytest.mark.parametrize("wrong", [{"num": -1}, {"nfe": (0,)}, {"seeds": (-1,)}, {"batch_size": 0}])
 def test_settings_of_evaluations_are_checked(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
         soflow.EvaluationSettings(**wrong)
@@ -185,3 +185,65 @@ def test_conditions_are_cast_to_the_precision_of_the_network():
     given = model.conditioned(np.ones((3, 2), dtype=np.float32))
     assert soflow.one_step(given, torch.randn(3, 2)).dtype == torch.float16
     assert model.to("meta").conditioned(np.ones((3, 2))).net.cond.device.type == "meta"
+
+
+def test_a_wrong_setting_of_a_built_in_objective_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"objective\.p is -1"):
+        run(tmp_path, objective=soflow.SoFlow(p=-1.0))
+
+
+@pytest.mark.parametrize("shape", [(), (8, 2)])
+def test_a_term_needs_one_loss_per_sample(shape):
+    ones = torch.ones(8)
+    with pytest.raises(InputError, match="loss of the term 'mine'"):
+        soflow.losses(mine=soflow.Term(torch.ones(shape), ones, ones, {}))
+
+
+def test_a_path_that_does_not_exist_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(InputError, match="phots does not exist"):
+        soflow.load_data("phots")
+    monkeypatch.setattr("soflow.data.hub.answers", lambda address: False)
+    with pytest.raises(InputError, match="did you mean photos"):
+        soflow.load_data("phots", shape=(3, 8, 8))
+
+
+def test_a_saved_model_is_not_resumed(tmp_path):
+    run(tmp_path / "run")
+    soflow.load(tmp_path / "run").save(tmp_path / "model")
+    with pytest.raises(InputError, match="init_from"):
+        run(tmp_path / "model", ["train.steps=4"])
+
+
+def test_runs_and_comparisons_do_not_share_a_folder(tmp_path):
+    run(tmp_path / "run")
+    with pytest.raises(InputError, match="is a run folder"):
+        soflow.compare("moons", tmp_path / "run", ["soflow"])
+    (tmp_path / "compared").mkdir()
+    (tmp_path / "compared" / "cost.json").write_text("{}")
+    for use in (run, soflow.load):
+        with pytest.raises(InputError, match="is a comparison"):
+            use(tmp_path / "compared")
+
+
+def test_a_changed_field_of_an_objective_is_named_alone(tmp_path):
+    @dataclass(frozen=True)
+    class Smooth(OwnObjective):
+        smooth: float = 0.1
+        other: float = 7.0
+
+    run(tmp_path, objective=Smooth())
+    with pytest.raises(InputError, match=r"settings\.smooth=0\.1, not 0\.5") as raised:
+        run(tmp_path, objective=Smooth(smooth=0.5))
+    assert "other" not in str(raised.value).partition("resume")[0]
+
+
+def test_sizes_that_do_not_fit_are_reported_before_data_is_read(tmp_path, monkeypatch):
+    def read(config):
+        raise AssertionError("the data is read")
+
+    monkeypatch.setattr("soflow.workflows.train.make_dataset", read)
+    wrong = ["network.width=65", "network.heads=4"]
+    with pytest.raises(InputError, match="65"):
+        soflow.train("digits", tmp_path, wrong, silent)

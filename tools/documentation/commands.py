@@ -18,8 +18,8 @@ INTRODUCTION = """\
 # Commands
 
 `soflow --help` lists the commands, `soflow COMMAND --help` explains one. A command exits with 0 if
-it succeeds, 1 if it fails, 2 after wrong usage, and 130 after Ctrl-C. The argument `KEY=VALUE`
-changes any key of the [configuration](configuration.md).
+it succeeds, 1 if it fails, 2 after wrong usage, 130 after Ctrl-C, and 143 after SIGTERM. The
+argument `KEY=VALUE` changes any key of the [configuration](configuration.md).
 """
 #: A default that the help text gives in words.
 IN_WORDS = re.compile(r"\s*\(default: (.+)\)\.$")

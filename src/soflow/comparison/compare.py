@@ -37,7 +37,7 @@ from soflow.data.training_data import completed, make_dataset
 from soflow.errors import InputError, in_short, require_whole
 from soflow.evaluation.references import make_scoring
 from soflow.evaluation.scorer import Scoring
-from soflow.run.folder import RunFolder
+from soflow.run.folder import COMPARISON, RunFolder
 from soflow.run.resume import keep_older
 from soflow.system import processes
 from soflow.system.atomic import require_writable
@@ -118,6 +118,8 @@ def compare(
         ['soflow', 'flow_matching']
     """
     out = Path(out).expanduser()
+    if RunFolder(out).config.is_file():
+        raise InputError(f"{out} is a run folder: choose another folder for the comparison")
     if processes.count() > 1:
         raise InputError("a comparison runs in one process: start soflow compare without torchrun")
     if variants is not None and objectives is not None:
@@ -151,7 +153,7 @@ def compare(
             log.info(f"{', '.join(unguided)}: trained without guidance, unlike the others")
         scoring = scoring_of(shared, dataset)
         usual, seconds = MEASURING if shared.train.steps >= SHORT else MEASURING_IF_SHORT
-        costs = costs_of(configs, out / "cost.json", rounds or usual, progress, seconds)
+        costs = costs_of(configs, out / COMPARISON, rounds or usual, progress, seconds)
         planned = list(plan(configs, seeds, budget, out, costs))
         run_all(planned, costs, scoring, heun, progress)
     results = gather(recipe, overrides, budget, planned, costs, settings)

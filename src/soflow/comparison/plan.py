@@ -9,13 +9,14 @@ from typing import Any
 from soflow.comparison.cost import Cost, base_of
 from soflow.comparison.record import Budget, Comparison, Curves, RunEvaluation
 from soflow.config import Config
+from soflow.config.schema import EvaluateConfig
 from soflow.config.variants import folder_name
 from soflow.data.dataset import DataRecord, Dataset
 from soflow.errors import InputError, RunError
 from soflow.run.checkpoint import checkpoints
 from soflow.run.folder import RunFolder
 from soflow.run.history import read_history
-from soflow.run.resume import require_same_data, require_same_settings
+from soflow.run.resume import plain, require_same_data, require_same_settings
 from soflow.sampling import Sampler
 
 #: Number of points of a curve.
@@ -141,8 +142,10 @@ def require_same_as_begun(
                     f"{changes[-1].step} of this run: move the run away to train it again, or "
                     "choose another folder with --out"
                 )
-            if started.evaluate != run.config.evaluate:
-                raise InputError(
-                    f"{run.folder.path} has different settings in the section evaluate: use the "
-                    "same settings, or choose another folder with --out"
-                )
+            for key in EvaluateConfig.model_fields:
+                old, new = (getattr(one.evaluate, key) for one in (started, run.config))
+                if old != new:
+                    raise InputError(
+                        f"{run.folder.path} has evaluate.{key}={plain(old)}, not {plain(new)}: use "
+                        "the same settings, or choose another folder with --out"
+                    )

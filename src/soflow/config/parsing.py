@@ -46,6 +46,10 @@ def parse_yaml(text: str, what: str) -> Any:
         return None if node is None else loader.construct_document(node)
     except InputError:
         raise
+    except yaml.MarkedYAMLError as error:
+        place = error.problem_mark
+        where = f" in line {place.line + 1}, column {place.column + 1}" if place else ""
+        raise InputError(f"{what} is not valid YAML: {error.problem}{where}") from None
     except yaml.YAMLError as error:
         raise InputError(f"{what} is not valid YAML: {' '.join(str(error).split())}") from None
     except Exception as error:  # PyYAML raises many types for invalid dates, numbers and nesting

@@ -147,6 +147,11 @@ def read_yaml(recipe: str) -> Values:
     if recipe in known:
         text = (RECIPES / f"{recipe}.yaml").read_text(encoding="utf-8")
     elif path.suffix not in (".yaml", ".yml"):
+        if path.exists():
+            raise InputError(
+                f"{recipe} is neither a recipe nor a run folder: to train on its data, use the "
+                f"recipe images with data.path={recipe}"
+            )
         raise InputError(f"no recipe or run folder is named '{recipe}'{nearest(recipe, known)}")
     elif not path.is_file():
         raise InputError(f"{recipe} does not exist: check the path")
@@ -205,7 +210,7 @@ def explain(error: ValidationError, values: Values, within: tuple[str, ...] = ()
         return f"{key}.name: {text}" if text.startswith("unknown ") else text
     if first["type"] == "missing":
         return f"{key} is missing: set it"
-    message = first["msg"].replace("Input should be", "it must be")
+    message = first["msg"].replace("Input should be", "it must be").partition(", unable to")[0]
     return f"{shortened(key)} is {in_short(first['input'])}: {message}"
 
 
@@ -218,7 +223,10 @@ def unknown_key(key: str, values: Values) -> str:
     for old, new in RENAMED.items():
         if key == old or key.startswith(f"{old}."):
             return f"unknown key {in_short(key)}: it is now {new}{key.removeprefix(old)}"
-    section, _, setting = key.partition(".")
+    section, dot, setting = key.partition(".")
+    sections = list(Config.model_fields)
+    if section not in sections and (meant := get_close_matches(section, sections, 1, 0.75)):
+        return f"unknown key {in_short(key)}: did you mean {meant[0]}{dot}{setting}?"
     found = {name: chosen_from(field.metadata) for name, field in Config.model_fields.items()}
     choices = {name: chosen for name, chosen in found.items() if chosen is not None}
     names = {name: chosen.name(values.get(name)) for name, chosen in choices.items()}

@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from difflib import get_close_matches
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -133,15 +134,26 @@ def require_hub_name(path: str) -> None:
         "huggingface_hub.constants", "data.source=huggingface needs", "data"
     )
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or "\\" in path
+    similar = similar_paths(path)
+    question = f"did you mean {similar[0]}?" if similar else ""
     if looks_local or Path(path).suffix.lower() in BUILDERS:
-        raise InputError(f"data.path={path} does not exist: check the path")
+        raise InputError(f"data.path={path} does not exist: {question or 'check the path'}")
     if constants.HF_HUB_OFFLINE:
         return
     if not answers(constants.ENDPOINT):
         raise InputError(
-            f"data.path={path} is not a local path, and {constants.ENDPOINT} cannot be reached: "
-            "use local data, or set HF_HUB_OFFLINE=1 to use data downloaded before"
+            f"data.path={path} does not exist here, and {constants.ENDPOINT} cannot be reached: "
+            + (question or "check the path, or set HF_HUB_OFFLINE=1 to use data downloaded before")
         )
+
+
+def similar_paths(path: str) -> list[str]:
+    """Paths in the same folder with a similar name."""
+    folder, name = os.path.split(path)
+    with suppress(OSError):
+        there = os.listdir(folder or ".")
+        return [os.path.join(folder, one) for one in get_close_matches(name, there, 1, 0.7)]
+    return []
 
 
 def answers(address: str) -> bool:

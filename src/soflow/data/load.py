@@ -47,6 +47,11 @@ def load_data(data: Any, **settings: Any) -> Dataset:
         data = str(data)
         config, split = sources.find(data, config)
         if config.source in sources.IMAGES and "shape" not in settings and "size" not in settings:
+            if not Path(data).expanduser().exists():
+                raise InputError(
+                    f"{data} does not exist: check the path, or pass shape=(3, H, W) for images of "
+                    "this name on the Hugging Face Hub"
+                )
             raise InputError(f"{data} contains images: pass the shape to crop to, shape=(3, H, W)")
         dataset = sources.load(config, split or config.split)
     else:

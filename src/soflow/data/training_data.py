@@ -14,7 +14,7 @@ from soflow.errors import InputError
 #: The dtypes of stored rows: float samples, and images in bytes.
 STORED = (torch.float32, torch.uint8)
 #: The number of classes that a summary lists.
-FEW = 6
+FEW = 20
 
 
 def make_dataset(config: DataConfig) -> Dataset:

@@ -93,7 +93,7 @@ def load_classifier(dataset: Dataset) -> ImageClassifier:
         log.info(f"training a classifier for {dataset.name}: {STEPS} steps, cached as {file}")
         if len(dataset) < FEW:
             log.warning(
-                f"the features 'classifier' overfit on only {len(dataset):,} training images: "
+                f"the features 'classifier' will overfit on only {len(dataset):,} training images: "
                 "use evaluate.features=coordinates or a TorchScript file"
             )
         with track("training the classifier", STEPS) as task:

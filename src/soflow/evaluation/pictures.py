@@ -124,8 +124,8 @@ def picture(
 
     Example:
         >>> import soflow
-        >>> model = soflow.load("runs/digits")
-        >>> soflow.picture(model.sample(20, progress=soflow.silent), columns=10).size
+        >>> run = soflow.load("runs/digits")
+        >>> soflow.picture(run.sample(20, progress=soflow.silent), columns=10).size
         (342, 70)
     """
     if not isinstance(samples, Tensor):

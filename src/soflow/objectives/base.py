@@ -186,11 +186,12 @@ def losses(**terms: Term) -> Losses:
         terms: The terms by name, each with one loss per sample, (n,).
 
     Returns:
-        The losses. `total` is the mean over all samples of all terms. `parts` holds the squared
-        errors and the weights of each term.
+        The losses. `total` is the sum of all losses per sample, divided by their number: of two
+        terms over the whole batch, each counts half. Multiply the loss of a term to weight it.
+        `parts` holds the squared errors and the weights of each term.
 
     Raises:
-        InputError: If there are no terms.
+        InputError: If there are no terms, or a term does not have one value per sample.
 
     Example:
         >>> import soflow, torch
@@ -201,6 +202,13 @@ def losses(**terms: Term) -> Losses:
     """
     if not terms:
         raise InputError("a loss needs at least one term: soflow.losses(name=soflow.Term(...))")
+    for name, term in terms.items():
+        for part in ("loss", "squared", "weight"):
+            if (value := getattr(term, part)).ndim != 1:
+                raise InputError(
+                    f"{part} of the term '{name}' has shape {list(value.shape)}: return one value "
+                    "per sample, (n,)"
+                )
     total = torch.cat([term.loss for term in terms.values()]).mean()
     mse = {f"{name}_mse": term.squared for name, term in terms.items()}
     weight = {f"{name}_weight": term.weight for name, term in terms.items()}

@@ -17,6 +17,8 @@ from soflow.system.atomic import require_writable, write_text
 
 log = logging.getLogger(__name__)
 
+#: The file that only the folder of a comparison has.
+COMPARISON = "cost.json"
 #: Unfinished files that only a trainer leaves. Other unfinished files may be in use.
 LEFT_BY_TRAINERS = (
     ".config.yaml.*.partial",
@@ -86,6 +88,9 @@ class RunFolder:
                 f"{self.path} is a file, not a run folder: soflow import turns checkpoints of the "
                 "reference implementation into run folders"
             )
+        if not self.path.exists():
+            raise InputError(f"{self.path} does not exist: choose a folder created by soflow train")
+        self.require_no_comparison()
         if not self.config.is_file():
             raise InputError(
                 f"{self.path} is not a run folder, because it has no config.yaml: choose a folder "
@@ -108,6 +113,14 @@ class RunFolder:
             return validate(values)
         except InputError as error:
             raise InputError(f"{self.config}: {error}") from None
+
+    def require_no_comparison(self) -> None:
+        """Raises InputError if the folder holds a comparison."""
+        if (self.path / COMPARISON).is_file() and not self.config.is_file():
+            raise InputError(
+                f"{self.path} is a comparison: choose one of the runs in it, or another folder "
+                f"(its page is {self.report})"
+            )
 
     def read_metrics(self) -> list[dict[str, float]]:
         """The lines of metrics.jsonl: "step" and values by name. Skips damaged lines."""

@@ -78,17 +78,27 @@ def changed_settings(
         if not is_given(key, given):
             raise InputError(
                 f"{folder.path} has {key}={plain(old)}, not {plain(new)}: to keep the setting, "
-                f"resume with soflow train {folder.path}; to change it, set {key}={plain(new)}"
+                f"resume with soflow train {folder.path}; to change it, set {key}={plain(new)}; "
+                "for a new run, choose another folder"
             )
     return found
 
 
 def other_settings(difference: Difference, folder: RunFolder) -> InputError:
-    key, old, new = difference
+    key, old, new = narrowed(difference)
     return InputError(
         f"{folder.path} was started with {key}={plain(old)}, not {plain(new)}: resume it with the "
-        "same settings, or start a new run in another folder with --out"
+        "same settings, or start a new run in another folder"
     )
+
+
+def narrowed(difference: Difference) -> Difference:
+    """The first difference inside two mappings, such as the fields of a custom objective."""
+    key, old, new = difference
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return difference
+    name = next(name for name in {**old, **new} if old.get(name) != new.get(name))
+    return narrowed(Difference(f"{key}.{name}", old.get(name), new.get(name)))
 
 
 def plain(value: Any) -> Any:

@@ -25,11 +25,11 @@ def require_writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        reason = str(error.strerror)
+        reason = "it is a file" if folder.is_file() else str(error.strerror)
     else:
         if os.access(folder, os.W_OK):
             return
-    raise InputError(f"cannot write to {folder}: {reason}; choose another folder with --out")
+    raise InputError(f"cannot write to {folder}: {reason}; choose another folder (--out)")
 
 
 def write_text(file: Path, text: str) -> None:

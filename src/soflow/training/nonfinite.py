@@ -17,7 +17,7 @@ class BadRow:
 
     row: int
     number: int  # index of the sample in the dataset
-    what: str  # such as "consistency loss is nan"
+    what: str  # such as "loss of the term 'consistency' is nan"
     times: str  # such as "t=0.7, l=0.6, s=0.2"
 
 
@@ -36,9 +36,10 @@ class NonFinite:
             rows = enumeration([row.row for row in self.rows])
             numbers = enumeration([row.number for row in self.rows])
             s, at = ("s", "the first at ") if several else ("", "")
+            times = f"; {at}{first.times}" if first.times else ""
             return (
                 f"the {first.what} at step {self.step}, in row{s} {rows} of the batch "
-                f"(sample{s} {numbers} of the dataset; {at}{first.times})"
+                f"(sample{s} {numbers} of the dataset{times})"
             )
         what, names = ("gradient", self.parameters) if self.parameters else ("mean", self.means)
         return f"the {what} of {enumeration(names)} is not finite at step {self.step}"
@@ -57,7 +58,7 @@ def bad_rows(terms: dict[str, Term], size: int) -> Iterator[tuple[int, str, str]
             what = next(key for key, value in values.items() if not value[i].isfinite())
             times = ", ".join(f"{time}={float(at[i]):.4g}" for time, at in term.times.items())
             value = float(values[what][i])
-            yield first + i, f"{name.replace('_', ' ')} {what} is {value}", times
+            yield first + i, f"{what} of the term '{name}' is {value}", times
         first = (first + len(term.loss)) % size
 
 

@@ -55,11 +55,11 @@ class Run:
 
     Example:
         >>> import soflow
-        >>> model = soflow.load("runs/digits")
-        >>> images = model.sample(8, labels=[3, 7], nfe=1, seed=0, progress=soflow.silent)
-        >>> images.shape, model.samplers
+        >>> run = soflow.load("runs/digits")
+        >>> images = run.sample(8, labels=[3, 7], nfe=1, seed=0, progress=soflow.silent)
+        >>> images.shape, run.samplers
         (torch.Size([8, 1, 8, 8]), ('ode', 'renoise', 'heun'))
-        >>> folder = model.save("models/digits")
+        >>> folder = run.save("models/digits")
     """
 
     folder: RunFolder
@@ -232,8 +232,8 @@ def load(
 
     Example:
         >>> import soflow
-        >>> model = soflow.load("runs/digits", weights="raw", device="cpu")
-        >>> model.sample(10, labels=[3, 7], progress=soflow.silent).shape
+        >>> run = soflow.load("runs/digits", weights="raw", device="cpu")
+        >>> run.sample(10, labels=[3, 7], progress=soflow.silent).shape
         torch.Size([10, 1, 8, 8])
     """
     if weights not in ("ema", "raw", "best"):

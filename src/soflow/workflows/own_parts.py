@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from soflow.assemble import make_network, trains_null
 from soflow.config import Config
 from soflow.config.own import OWN
-from soflow.config.reading import validate
+from soflow.config.reading import explain, validate
 from soflow.config.sections import section_of
 from soflow.data.dataset import checksum
 from soflow.errors import InputError, in_short
@@ -147,7 +148,10 @@ def by_name(registry: Registry[Any], part: Any) -> dict[str, Any] | None:
     section, settings = section_of(registry[name], name), asdict(part)
     record = {key: settings[key] for key in section.model_fields if key != "name"}
     record["name"] = name
-    return record if section.model_validate(record).build() == part else None
+    try:
+        return record if section.model_validate(record).build() == part else None
+    except ValidationError as error:
+        raise InputError(explain(error, {registry.kind: record}, (registry.kind,))) from None
 
 
 def kind_of(part: object) -> str:

@@ -67,7 +67,9 @@ def report(
     try:
         replace_file(file, page(subjects).encode())
     except OSError as error:
-        raise InputError(f"cannot write {file}: {error.strerror}; choose another --out") from None
+        raise InputError(
+            f"cannot write {file}: {error.strerror}; choose another file (--out)"
+        ) from None
     return file
 
 

@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from soflow.config import Config
 from soflow.errors import InputError
 from soflow.objectives.base import Objective
-from soflow.run.checkpoint import checkpoints
+from soflow.run.checkpoint import OPTIMIZER, checkpoints
 from soflow.run.folder import RunFolder
 from soflow.run.history import Change, first_value, read_history, write_history
 from soflow.run.resume import Difference, plain
@@ -20,14 +20,20 @@ def settings_of(folder: RunFolder) -> Config | None:
     """The settings of the run in a folder; None if there is no checkpoint to resume from.
 
     Raises:
-        InputError: If the folder has checkpoints, but no config.yaml.
+        InputError: If the folder has a model without the state of its training, or no config.yaml.
     """
-    if not checkpoints(folder.checkpoints):
+    found = checkpoints(folder.checkpoints)
+    if not found:
         return None
+    if not any((one.path / OPTIMIZER).is_file() for one in found):
+        raise InputError(
+            f"{folder.path} has a model without the state of its training: start a new run in "
+            f"another folder with init_from={folder.path}"
+        )
     if not folder.config.is_file():
         raise InputError(
             f"{folder.path} has checkpoints but no config.yaml: restore config.yaml or choose "
-            "another --out"
+            "another folder"
         )
     return folder.read_config()
 

@@ -44,15 +44,14 @@ def require_suitable(run: Run, file: Path) -> None:
     vectors = len(run.model.shape) == 1
     endings = (".png", ".npz", *([".csv"] if vectors else []), *([""] if pictures else []))
     if file.suffix not in endings:
-        fitting = ", ".join(f"FILE{ending}" if ending else "a folder" for ending in endings)
-        what = f"a {file.suffix} file" if file.suffix else "a folder"
+        *most, last = [f"FILE{ending}" if ending else "a folder" for ending in endings]
         raise InputError(
-            f"{file} is {what}, which cannot hold samples of shape {list(run.model.shape)}: "
-            f"give --out as {fitting}"
+            f"samples of shape {list(run.model.shape)} cannot be written to {file}: set out "
+            f"(--out) to {', '.join(most)} or {last}"
         )
     require_writable(file.parent if file.suffix else file)
     if file.suffix and file.is_dir():
-        raise InputError(f"cannot write {file}: it is a folder; choose another --out")
+        raise InputError(f"cannot write {file}: it is a folder; choose another name")
 
 
 def require_room(folder: Path, num: int) -> None:
@@ -66,7 +65,7 @@ def require_room(folder: Path, num: int) -> None:
         why = "from an earlier call, which would mix with the new images"
     if numbered:
         image = numbered[0].name
-        raise InputError(f"{folder} contains {image}, {why}: delete it or choose another --out")
+        raise InputError(f"{folder} contains {image}, {why}: delete it or choose another folder")
 
 
 def write(

@@ -31,6 +31,7 @@ from soflow.errors import InputError
 from soflow.evaluation.features import check_name
 from soflow.evaluation.references import make_scoring
 from soflow.interop.pretrained import load_pretrained
+from soflow.networks import NETWORKS
 from soflow.objectives.base import Objective
 from soflow.run.checkpoint import TrainState, checkpoints
 from soflow.run.folder import RunFolder
@@ -153,12 +154,15 @@ def train(
     if objective is not None:
         config = with_objective(config, objective)
     parts = Parts(network, objective, callbacks)
+    folder.require_no_comparison()
     require_own_data(config, folder)
     require_plain_launch()
     require_trackers(config.train.trackers)
     require_optimizer(config)
     if "data.path" in given:
         require_path_is_read(config.data)
+    if network is None:
+        require_sizes(config)
     dataset = training_data(config, folder)
     config = completed(config, dataset)
     if network is not None:
@@ -204,6 +208,22 @@ class Parts:
     network: nn.Module | None = None
     objective: Objective | None = None
     callbacks: Sequence[Callback] = ()
+
+
+def require_sizes(config: Config) -> None:
+    """Checks the sizes of a built-in network before the data is read, which can take long.
+
+    Raises:
+        InputError: If sizes do not fit together.
+    """
+    channels, *sizes = config.data.shape
+    built_in = NETWORKS[config.network.name].__module__.startswith("soflow.networks.")
+    if built_in and -1 not in sizes and (sizes or channels != -1):
+        shape = (3 if channels == -1 else channels, *sizes)
+        known = {"shape": shape, "num_classes": max(0, config.data.num_classes)}
+        data = config.data.model_copy(update=known)
+        with torch.device("meta"):
+            make_network(config.model_copy(update={"data": data}))
 
 
 def require_own_data(config: Config, folder: RunFolder) -> None:
