@@ -10,7 +10,7 @@ interpolation so that it covers the target, and crop the center.
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -115,30 +115,51 @@ def find_scale(images: Images, asked: AskedRange) -> Scale:
         raise InputError("data.range=standardize does not apply to images: set data.range=auto")
     if not isinstance(asked, str):
         return Scale(asked if asked[1] <= BYTES[1] else BYTES, asked)  # 8 bits are at most 255
+    seen = look_at(images)
+    low, high = joined([(0.0, 0.0), *seen.plain])
+    usual = high == 0 or high >= DARK * BYTES[1]
+    if seen.sixteen and not usual:
+        raise InputError(f"{images.name}: {TOO_FEW_BITS}")
+    eight = BYTES if usual else usual_range(low, high, True, images.name)
+    if seen.deep:
+        deeper = usual_range(*joined(seen.deep), seen.integers, images.name)
+        return Scale(eight, deeper, (eight, deeper) if seen.plain else (deeper,))
+    return Scale(eight, found=(eight,))
+
+
+@dataclass
+class Seen:
+    """The values of the images that were looked at."""
+
+    plain: list[Range] = field(default_factory=list)  # the range of each 8-bit image
+    deep: list[Range] = field(default_factory=list)  # the range of each deeper image
+    integers: bool = True  # whether all values are integers
+    sixteen: bool = False  # whether a color image has 16 bits, of which Pillow reads only 8
+
+
+def look_at(images: Images) -> Seen:
+    """Looks at LOOKED_AT images, evenly spaced, and at more of them while all are black.
+
+    After a bright 8-bit image, other 8-bit images are not decoded: their range is known.
+    """
+    seen = Seen()
     some = np.linspace(0, len(images) - 1, min(LOOKED_AT, len(images))).round().astype(int)
-    ends: dict[bool, list[Range]] = {False: [], True: []}  # ranges of 8-bit and of deeper images
-    whole, sixteen = True, False
     for number, row in enumerate(dict.fromkeys([*some.tolist(), *range(len(images))])):
-        if number >= LOOKED_AT and any(high > 0 for _, high in ends[False] + ends[True]):
-            break  # continue if all images so far are black
-        bright = any(high >= DARK * BYTES[1] for _, high in ends[False])
+        if number >= LOOKED_AT and any(high > 0 for _, high in seen.plain + seen.deep):
+            break
+        bright = any(high >= DARK * BYTES[1] for _, high in seen.plain)
         with suppress(Exception), warnings.catch_warnings():  # decoding reports damaged images
             warnings.simplefilter("ignore")
             image = images.openers(range(row, row + 1))[0]()
-            if (deep := is_deep(image)) or not bright:
-                sixteen = sixteen or (not deep and has_sixteen_bits(image))
-                values = np.asarray(image if deep else image.convert("RGB"))
-                ends[deep] += [extremes([values])] if np.isfinite(values).all() else []
-                whole = whole and values.dtype.kind in "iu"
-    low, high = joined([(0.0, 0.0), *ends[False]])
-    usual = high == 0 or high >= DARK * BYTES[1]
-    if sixteen and not usual:
-        raise InputError(f"{images.name}: {TOO_FEW_BITS}")
-    eight = BYTES if usual else usual_range(low, high, True, images.name)
-    if ends[True]:
-        deeper = usual_range(*joined(ends[True]), whole, images.name)
-        return Scale(eight, deeper, (eight, deeper) if ends[False] else (deeper,))
-    return Scale(eight, found=(eight,))
+            deep = is_deep(image)
+            if bright and not deep:
+                continue
+            seen.sixteen |= not deep and has_sixteen_bits(image)
+            values = np.asarray(image if deep else image.convert("RGB"))
+            if np.isfinite(values).all():
+                (seen.deep if deep else seen.plain).append(extremes([values]))
+            seen.integers &= values.dtype.kind in "iu"
+    return seen
 
 
 def joined(ends: Sequence[Range]) -> Range:

@@ -53,48 +53,70 @@ def adapt_classes(
     Returns:
         Notes on the changes.
     """
-    if TABLE in expected and TABLE in weights and weights[TABLE].ndim == 2 and len(weights[TABLE]):
-        *rows, null = weights[TABLE]
+    if TABLE in expected:
+        has_rows = TABLE in weights and weights[TABLE].ndim == 2 and len(weights[TABLE])
         count = len(expected[TABLE]) - 1
-        chosen, notes = matched(len(rows), count, theirs, ours)
-        mean = torch.stack(rows).mean(0) if rows else null
-        if rows and not null_trained:
-            null = mean
-            notes.append(UNTRAINED)
-        if notes:
-            classes = [mean if number is None else rows[number] for number in chosen]
-            weights[TABLE] = torch.stack([*classes, null])
-        return notes
+        return adapt_table(weights, count, theirs, ours, null_trained) if has_rows else []
     if MAP in expected and MAP not in weights:
         weights[MAP], weights[MAP_BIAS] = (torch.zeros_like(expected[x]) for x in (MAP, MAP_BIAS))
         return ["it has no classes: all classes start as its unconditional model"]
-    if MAP in expected and weights[MAP].ndim == 2 and weights[MAP].shape[1]:
-        added = weights[MAP] * sqrt(weights[MAP].shape[1])  # the contribution of each class
+    if MAP in expected:
+        has_columns = weights[MAP].ndim == 2 and weights[MAP].shape[1]
         count = expected[MAP].shape[1]
-        chosen, notes = matched(added.shape[1], count, theirs, ours)
-        mean = added.mean(1)
-        if not null_trained and MAP_BIAS in weights:
-            # The bias alone is the embedding without a label. Move it to the mean of the classes.
-            weights[MAP_BIAS] = weights[MAP_BIAS] + mean
-            added, mean = added - mean[:, None], torch.zeros_like(mean)
-            notes.append(UNTRAINED)
-        columns = added.unbind(1)
-        if notes:
-            classes = [mean if number is None else columns[number] for number in chosen]
-            weights[MAP] = torch.stack(classes, dim=1) / sqrt(count)
-        return notes
+        return adapt_map(weights, count, theirs, ours, null_trained) if has_columns else []
     if MAP in weights and MAP_BIAS in weights and "map_layer0.weight" in weights:
-        first = weights["map_layer0.weight"]
-        if first.ndim == 2 and first.shape[1:] == weights[MAP_BIAS].shape:
-            # Without a label, the map only adds its bias to the input of the next layer.
-            none, begins = weights[MAP_BIAS], "as its unconditional model"
-            if not null_trained and weights[MAP].ndim == 2 and weights[MAP].shape[1]:
-                none = none + weights[MAP].mean(1) * sqrt(weights[MAP].shape[1])
-                begins = "at the mean of its classes: its null label was never trained"
-            weights["map_layer0.bias"] = weights["map_layer0.bias"] + first @ none
-            del weights[MAP], weights[MAP_BIAS]
-            return [f"its classes are dropped: the network starts {begins}"]
+        return drop_map(weights, null_trained)
     return []
+
+
+def adapt_table(
+    weights: Weights, count: int, theirs: Sequence[str], ours: Sequence[str], null_trained: bool
+) -> list[str]:
+    """Adapts a label table (classes + 1, width) to `count` classes. Returns notes."""
+    *rows, null = weights[TABLE]
+    chosen, notes = matched(len(rows), count, theirs, ours)
+    mean = torch.stack(rows).mean(0) if rows else null
+    if rows and not null_trained:
+        null = mean
+        notes.append(UNTRAINED)
+    if notes:
+        classes = [mean if number is None else rows[number] for number in chosen]
+        weights[TABLE] = torch.stack([*classes, null])
+    return notes
+
+
+def adapt_map(
+    weights: Weights, count: int, theirs: Sequence[str], ours: Sequence[str], null_trained: bool
+) -> list[str]:
+    """Adapts the label map (width, classes) of a UNet to `count` classes. Returns notes."""
+    added = weights[MAP] * sqrt(weights[MAP].shape[1])  # the contribution of each class
+    chosen, notes = matched(added.shape[1], count, theirs, ours)
+    mean = added.mean(1)
+    if not null_trained and MAP_BIAS in weights:
+        # The bias alone is the embedding without a label. Move it to the mean of the classes.
+        weights[MAP_BIAS] = weights[MAP_BIAS] + mean
+        added, mean = added - mean[:, None], torch.zeros_like(mean)
+        notes.append(UNTRAINED)
+    columns = added.unbind(1)
+    if notes:
+        classes = [mean if number is None else columns[number] for number in chosen]
+        weights[MAP] = torch.stack(classes, dim=1) / sqrt(count)
+    return notes
+
+
+def drop_map(weights: Weights, null_trained: bool) -> list[str]:
+    """Removes the label map of a UNet and keeps its unconditional model. Returns notes."""
+    first = weights["map_layer0.weight"]
+    if first.ndim != 2 or first.shape[1:] != weights[MAP_BIAS].shape:
+        return []
+    # Without a label, the map only adds its bias to the input of the next layer.
+    none, begins = weights[MAP_BIAS], "as its unconditional model"
+    if not null_trained and weights[MAP].ndim == 2 and weights[MAP].shape[1]:
+        none = none + weights[MAP].mean(1) * sqrt(weights[MAP].shape[1])
+        begins = "at the mean of its classes: its null label was never trained"
+    weights["map_layer0.bias"] = weights["map_layer0.bias"] + first @ none
+    del weights[MAP], weights[MAP_BIAS]
+    return [f"its classes are dropped: the network starts {begins}"]
 
 
 def matched(
