@@ -25,7 +25,7 @@ SETTINGS = (
 
 
 def left_half(images: Tensor) -> Tensor:
-    """Images (N, 1, 8, 8) with a grey right half."""
+    """Images (N, 1, 8, 8) with a gray right half."""
     halves = images.clone()
     halves[..., 4:] = 0
     return halves

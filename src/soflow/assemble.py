@@ -74,7 +74,7 @@ def make_objective(config: Config, compile: Callable[[Any], Any] | None = None) 
 
 
 def null_trained(config: Config, data: DataRecord | None) -> bool:
-    """Whether unlabelled samples or dropped labels train the null label."""
+    """Whether unlabeled samples or dropped labels train the null label."""
     if not config.data.num_classes or getattr(data, "unlabelled", False):
         return True
     return trains_null(config.objective.build())

@@ -199,7 +199,7 @@ class FlowModel:
     def require_null(self) -> None:
         """Raises InputError if the model cannot draw samples without a label.
 
-        Dropped labels and unlabelled data train the null label.
+        Dropped labels and unlabeled data train the null label.
         """
         if self.num_classes and not self.null_trained:
             raise InputError(

@@ -18,7 +18,7 @@ from support.exact import Exact
 #: Standard deviation of each Gaussian per dimension. For 1, the map from t = 1 to 0 would be the
 #: identity.
 SPREAD = 0.5
-CENTRES = np.array([[-1.0, 0.0], [1.0, 0.0]])  # means of the mixture
+CENTERS = np.array([[-1.0, 0.0], [1.0, 0.0]])  # means of the mixture
 
 # p = 0, because in two dimensions the adaptive weight pulls the velocity from the mean to the mode.
 # Times reach both ends.
@@ -50,7 +50,7 @@ def gaussian(count, random):
 
 
 def two_gaussians(count, random):
-    return CENTRES[random.integers(2, size=count)] + SPREAD * random.standard_normal((count, 2))
+    return CENTERS[random.integers(2, size=count)] + SPREAD * random.standard_normal((count, 2))
 
 
 def learned(draw, steps, folder, monkeypatch, more=()):
@@ -78,10 +78,10 @@ def mixture_velocity(x, t):
     """Returns E[noise - data | x_t = x] from the closed form and likelihood of each Gaussian."""
     alpha, beta = 1 - t, t
     variance = (alpha * SPREAD) ** 2 + beta**2
-    away = x[:, None] - alpha * CENTRES  # (points, centers, 2)
+    away = x[:, None] - alpha * CENTERS  # (points, centers, 2)
     log_likelihood = -(away**2).sum(-1) / (2 * variance)
     likelihood = np.exp(log_likelihood - log_likelihood.max(1, keepdims=True))
-    data = CENTRES + alpha * SPREAD**2 / variance * away
+    data = CENTERS + alpha * SPREAD**2 / variance * away
     noise = beta / variance * away
     return ((likelihood / likelihood.sum(1, keepdims=True))[..., None] * (noise - data)).sum(1)
 
@@ -100,7 +100,7 @@ def integrated(x, t, s):
 
 def test_the_integrated_map_of_one_gaussian_equals_the_closed_form(monkeypatch):
     """The two true maps below agree where both apply."""
-    monkeypatch.setitem(globals(), "CENTRES", np.zeros((2, 2)))
+    monkeypatch.setitem(globals(), "CENTERS", np.zeros((2, 2)))
     exact = Exact(LinearNoising(), EulerParameterization(), c=SPREAD)
     closed = exact.solution(
         GRID.double(),
@@ -135,8 +135,8 @@ def test_the_map_of_two_gaussians_is_learned_to_three_percent(tmp_path, monkeypa
         spread = float(np.sqrt(((1 - t) * SPREAD) ** 2 + t**2))
         return torch.cat(
             [
-                (1 - t) * torch.tensor(centre, dtype=torch.float32) + spread * GRID
-                for centre in CENTRES
+                (1 - t) * torch.tensor(center, dtype=torch.float32) + spread * GRID
+                for center in CENTERS
             ]
         )
 

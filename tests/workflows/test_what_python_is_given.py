@@ -197,6 +197,9 @@ def test_a_term_needs_one_loss_per_sample(shape):
     ones = torch.ones(8)
     with pytest.raises(InputError, match="loss of the term 'mine'"):
         soflow.losses(mine=soflow.Term(torch.ones(shape), ones, ones, {}))
+    for weight in (1.0, torch.ones(3)):
+        with pytest.raises(InputError, match="weight of the term 'mine'"):
+            soflow.losses(mine=soflow.Term(ones, ones, weight, {}))
 
 
 def test_a_path_that_does_not_exist_is_named(tmp_path, monkeypatch):
@@ -212,8 +215,19 @@ def test_a_path_that_does_not_exist_is_named(tmp_path, monkeypatch):
 def test_a_saved_model_is_not_resumed(tmp_path):
     run(tmp_path / "run")
     soflow.load(tmp_path / "run").save(tmp_path / "model")
-    with pytest.raises(InputError, match="init_from"):
-        run(tmp_path / "model", ["train.steps=4"])
+    with pytest.raises(InputError, match=rf"init_from={tmp_path / 'model'}$"):
+        soflow.train(tmp_path / "model", tmp_path / "model", ["train.steps=4"], silent)
+    soflow.load(tmp_path / "run", "raw").save(tmp_path / "raw")
+    with pytest.raises(InputError, match="init_from=") as raised:
+        soflow.train(tmp_path / "raw", tmp_path / "raw", ["train.steps=4"], silent)
+    source = str(raised.value).partition("init_from=")[2]
+    assert run(tmp_path / "next", [f"init_from={source}"]).path.is_dir()
+
+
+def test_a_run_with_its_own_network_resumes_in_the_same_process(tmp_path):
+    run(tmp_path, network=OwnNet())
+    run(tmp_path, ["train.steps=3"], recipe=tmp_path)
+    assert soflow.load(tmp_path).checkpoint.step == 3
 
 
 def test_runs_and_comparisons_do_not_share_a_folder(tmp_path):
@@ -237,6 +251,13 @@ def test_a_changed_field_of_an_objective_is_named_alone(tmp_path):
     with pytest.raises(InputError, match=r"settings\.smooth=0\.1, not 0\.5") as raised:
         run(tmp_path, objective=Smooth(smooth=0.5))
     assert "other" not in str(raised.value).partition("resume")[0]
+
+
+def test_a_setting_that_is_missing_on_one_side_is_named(tmp_path):
+    options = ["optimizer.name=adamw", "optimizer.options={foreach: null}"]
+    run(tmp_path, options)
+    with pytest.raises(InputError, match=r"options\.foreach=None, not \(unset\)"):
+        run(tmp_path, options[:1])
 
 
 def test_sizes_that_do_not_fit_are_reported_before_data_is_read(tmp_path, monkeypatch):

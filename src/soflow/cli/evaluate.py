@@ -154,7 +154,8 @@ def is_run(path: Path) -> bool:
     named = path.name == "best" or path.name.startswith("step-")
     if named and path.absolute().parent.name == "checkpoints":
         return True
-    return (path / "config.yaml").exists() or (path / "checkpoints").exists()
+    files = ("config.yaml", "checkpoints", "cost.json")  # cost.json: a comparison, refused later
+    return any((path / name).exists() for name in files)
 
 
 def evaluate_files(

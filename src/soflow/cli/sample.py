@@ -23,7 +23,7 @@ NFE = (
 SAMPLER = "Sampler: renoise, ode, euler or heun (default: the default sampler of the objective)."
 LABELS = (
     "Classes of the samples, in turn, by number or name, such as 0,1,2 (default: all classes). "
-    "The word none draws samples without labels, for runs trained with guidance or unlabelled data."
+    "The word none draws samples without labels, for runs trained with guidance or unlabeled data."
 )
 DRAW = "balanced: all classes in turn; random: the class of sample i is drawn from (seed, i)."
 BATCH = "Number of samples drawn at once; does not change the samples."

@@ -29,7 +29,7 @@ from soflow.comparison.record import (
 )
 from soflow.comparison.runs import run_all
 from soflow.config import Config
-from soflow.config.reading import BEFORE, keys_of
+from soflow.config.reading import BEFORE, COMPARISON, keys_of
 from soflow.config.variants import Variants, folder_name, read_compared
 from soflow.data import own
 from soflow.data.dataset import Dataset
@@ -37,7 +37,7 @@ from soflow.data.training_data import completed, make_dataset
 from soflow.errors import InputError, in_short, require_whole
 from soflow.evaluation.references import make_scoring
 from soflow.evaluation.scorer import Scoring
-from soflow.run.folder import COMPARISON, RunFolder
+from soflow.run.folder import RunFolder
 from soflow.run.resume import keep_older
 from soflow.system import processes
 from soflow.system.atomic import require_writable
@@ -125,9 +125,9 @@ def compare(
     if variants is not None and objectives is not None:
         raise InputError("objectives and variants cannot be combined: pass only one of them")
     names = OBJECTIVES if objectives is None else objectives
-    if isinstance(names, str):
+    if not isinstance(names, Sequence) or isinstance(names, str):
         raise InputError(f"objectives={in_short(names)}: pass a list of names")
-    if isinstance(only, str):
+    if not isinstance(only, Sequence) or isinstance(only, str):
         raise InputError(f"only={in_short(only)}: pass a list of names")
     if not names:
         raise InputError("objectives is empty: pass at least one name")

@@ -23,6 +23,8 @@ from soflow.errors import MESSAGE_LENGTH, InputError, in_short, shortened
 from soflow.objectives import OBJECTIVES
 
 RECIPES = files("soflow") / "recipes"
+#: The file that only the folder of a comparison has.
+COMPARISON = "cost.json"
 #: Guidance settings that are kept when the objective changes.
 COMMON = ("scale", "label_dropout")
 COMMON_KEYS = tuple(f"objective.guidance.{key}=" for key in COMMON)
@@ -147,12 +149,7 @@ def read_yaml(recipe: str) -> Values:
     if recipe in known:
         text = (RECIPES / f"{recipe}.yaml").read_text(encoding="utf-8")
     elif path.suffix not in (".yaml", ".yml"):
-        if path.exists():
-            raise InputError(
-                f"{recipe} is neither a recipe nor a run folder: to train on its data, use the "
-                f"recipe images with data.path={recipe}"
-            )
-        raise InputError(f"no recipe or run folder is named '{recipe}'{nearest(recipe, known)}")
+        raise InputError(unknown_recipe(recipe, path, known))
     elif not path.is_file():
         raise InputError(f"{recipe} does not exist: check the path")
     else:
@@ -164,6 +161,22 @@ def read_yaml(recipe: str) -> Values:
     if values.pop("version", None) is not None:  # the config.yaml of a run
         complete(values)
     return values
+
+
+def unknown_recipe(recipe: str, path: Path, known: list[str]) -> str:
+    """The message for a recipe that does not exist. Data in its place may be what was meant."""
+    if (path / COMPARISON).is_file():
+        return f"{recipe} is a comparison: choose one of the runs in it"
+    if (path / "checkpoints").is_dir():
+        return f"{recipe} has checkpoints but no config.yaml: restore config.yaml"
+    wrong = f"no recipe or run folder is named '{recipe}'"
+    images = recipe and (path.is_dir() or path.suffix == ".zip")
+    meant = "images" if images else "table" if path.suffix in (".csv", ".tsv") else ""
+    if not meant or not path.exists():
+        return wrong + nearest(recipe, known)
+    close = get_close_matches(recipe, known, n=1)
+    choice = f"choose {close[0]}, or " if close else ""
+    return f"{wrong}: {choice}train on {recipe} with the recipe {meant} and data.path={recipe}"
 
 
 def complete(values: Values) -> None:

@@ -145,11 +145,11 @@ class DataRecord(Record):
     class_names: tuple[str, ...] = ()
     encoder: Encoder | None = None
     scaling: Scaling | None = None
-    unlabelled: Count = 0  # samples without a label in labelled data
+    unlabelled: Count = 0  # samples without a label in labeled data
 
 
 def as_labels(values: Sequence[int] | None, class_names: Sequence[str], name: str) -> Tensor | None:
-    """Labels as a tensor (N,), with -1 for unlabelled samples; None without labels.
+    """Labels as a tensor (N,), with -1 for unlabeled samples; None without labels.
 
     Raises InputError if a label is out of range.
     """
@@ -173,7 +173,7 @@ class Dataset:
         rows: The stored samples: float32 (N, ...); images as uint8 (N, H, W, C), which are read as
             floats in [-1, 1]; or, with an encoder, the mean and standard deviation of latents
             (N, 2 C, h, w), from which training draws new samples each time.
-        labels: The class of each sample, (N,), with -1 for unlabelled samples; None without labels.
+        labels: The class of each sample, (N,), with -1 for unlabeled samples; None without labels.
         class_names: The names of the classes. Without names, the number of classes is the largest
             label + 1.
         encoder: The autoencoder of latents; None for other data.

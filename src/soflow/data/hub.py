@@ -115,7 +115,9 @@ def opened(path: str, subset: str, revision: str, content: str) -> Any:
             wrong = f"has no subset '{subset}', only" if subset else "has several subsets,"
             known = f"data.path={path} {wrong} {', '.join(subsets)}"
             raise InputError(f"{known}: set data.subset={subsets[0]}") from None
-        raise InputError(f"data.path={path} cannot be read: {first_line(error)}") from None
+        question = "" if os.path.exists(path) else ask_similar(path)
+        wrong = f"data.path={path} cannot be read: {first_line(error)}"
+        raise InputError(f"{wrong}; {question}" if question else wrong) from None
 
 
 def subsets_of(path: str, revision: str) -> list[str]:
@@ -134,8 +136,7 @@ def require_hub_name(path: str) -> None:
         "huggingface_hub.constants", "data.source=huggingface needs", "data"
     )
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or "\\" in path
-    similar = similar_paths(path)
-    question = f"did you mean {similar[0]}?" if similar else ""
+    question = ask_similar(path)
     if looks_local or Path(path).suffix.lower() in BUILDERS:
         raise InputError(f"data.path={path} does not exist: {question or 'check the path'}")
     if constants.HF_HUB_OFFLINE:
@@ -147,13 +148,13 @@ def require_hub_name(path: str) -> None:
         )
 
 
-def similar_paths(path: str) -> list[str]:
-    """Paths in the same folder with a similar name."""
-    folder, name = os.path.split(path)
+def ask_similar(path: str) -> str:
+    """'did you mean PATH?' with a similar name in the same folder; '' if there is none."""
+    folder, name = os.path.split(path.rstrip("/\\"))
     with suppress(OSError):
-        there = os.listdir(folder or ".")
-        return [os.path.join(folder, one) for one in get_close_matches(name, there, 1, 0.7)]
-    return []
+        for one in get_close_matches(name, os.listdir(folder or "."), 1, 0.7):
+            return f"did you mean {os.path.join(folder, one)}?"
+    return ""
 
 
 def answers(address: str) -> bool:

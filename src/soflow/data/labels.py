@@ -26,7 +26,7 @@ MOST_CLASSES = 2**16
 
 @dataclass(frozen=True)
 class Classes:
-    """The class of each sample, with -1 for unlabelled samples.
+    """The class of each sample, with -1 for unlabeled samples.
 
     Without classes, `labels` is None and `reason` says why. If classes were renumbered, `stored`
     has the stored label of each class.
@@ -62,7 +62,7 @@ def classes_of(values: Sequence[Any], names: Sequence[str], where: str) -> Class
             why = f"has a label {strange}, but labels must be 0 to {most - 1}, or -1 for unlabelled"
             return Classes(None, (), f"{where} {why}")
         if high == UNLABELLED:
-            return Classes(None, (), f"{where} has only labels -1, which means unlabelled")
+            return Classes(None, (), f"{where} has only labels -1, which means unlabeled")
         labels = [UNLABELLED if x is None else whole(x) for x in values]
         return Classes(cast(list[int], labels), tuple(names))
     if not all(isinstance(value, str) for value in given):
@@ -92,7 +92,7 @@ def without_gaps(found: Classes, used: Sequence[int], stated: int, where: str) -
     if found.labels is None or found.names or complete or stated > numbers[-1]:
         return found
     if numbers == [1] and UNLABELLED in used:
-        why = "has only the labels -1, which means unlabelled, and 1: store 0 and 1 instead"
+        why = "has only the labels -1, which means unlabeled, and 1: store 0 and 1 instead"
         return Classes(None, (), f"{where} {why}")
     if unknown := sorted(set(found.labels) - {UNLABELLED, *numbers}):
         return Classes(

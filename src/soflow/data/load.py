@@ -10,6 +10,7 @@ from soflow.config.reading import explain
 from soflow.config.schema import DataConfig
 from soflow.data import sources
 from soflow.data.dataset import Dataset
+from soflow.data.hub import ask_similar
 from soflow.data.own import own_dataset
 from soflow.data.training_data import with_null_labels
 from soflow.errors import InputError
@@ -28,7 +29,7 @@ def load_data(data: Any, **settings: Any) -> Dataset:
 
     Returns:
         The dataset. `data.samples()` is a tensor (N, ...), and `data.labels` is a tensor (N,) or
-        None. Unlabelled samples have the label `num_classes`.
+        None. Unlabeled samples have the label `num_classes`.
 
     Raises:
         InputError: If the data do not exist or cannot be used.
@@ -47,10 +48,11 @@ def load_data(data: Any, **settings: Any) -> Dataset:
         data = str(data)
         config, split = sources.find(data, config)
         if config.source in sources.IMAGES and "shape" not in settings and "size" not in settings:
-            if not Path(data).expanduser().exists():
+            if not Path(config.path).exists():
+                advice = ask_similar(config.path) or "check the path"
                 raise InputError(
-                    f"{data} does not exist: check the path, or pass shape=(3, H, W) for images of "
-                    "this name on the Hugging Face Hub"
+                    f"{config.path} does not exist: {advice}, or pass shape=(3, H, W) for "
+                    "images of this name on the Hugging Face Hub"
                 )
             raise InputError(f"{data} contains images: pass the shape to crop to, shape=(3, H, W)")
         dataset = sources.load(config, split or config.split)

@@ -20,7 +20,7 @@ FEW = 20
 def make_dataset(config: DataConfig) -> Dataset:
     """Loads the data to train on.
 
-    In labelled data, unlabelled samples get the null label, which is the number of classes.
+    In labeled data, unlabeled samples get the null label, which is the number of classes.
 
     Raises:
         InputError: If the shape or the classes of the data differ from the configuration.
@@ -42,7 +42,8 @@ def make_dataset(config: DataConfig) -> Dataset:
     if stated > 0 and not fits:
         why = f" ({dataset.unlabelled})" if dataset.unlabelled and dataset.labels is None else ""
         wrong = f"data.num_classes is {stated}, but {name} has {found} classes{why}"
-        raise InputError(f"{wrong}: set data.num_classes={found}, or 0 to train without labels")
+        without = ", or 0 to train without labels" if found else ""
+        raise InputError(f"{wrong}: set data.num_classes={found}{without}")
     return with_null_labels(dataset, max(found, stated))
 
 

@@ -1,4 +1,4 @@
-"""Small image classifiers trained on labelled data. Their last hidden layer gives the features."""
+"""Small image classifiers trained on labeled data. Their last hidden layer gives the features."""
 
 import hashlib
 import logging
@@ -80,7 +80,7 @@ def load_classifier(dataset: Dataset) -> ImageClassifier:
     """
     if dataset.labels is None or len(dataset.shape) != 3 or min(dataset.shape[1:]) < 8:
         raise InputError(
-            "the features 'classifier' need labelled images of at least 8 x 8 pixels: "
+            "the features 'classifier' need labeled images of at least 8 x 8 pixels: "
             "use evaluate.features=coordinates"
         )
     if int(dataset.labels.min()) < 0:

@@ -310,7 +310,7 @@ def diagnostics(
         known = (labels >= 0) & (labels < null)
         if model.null_trained:
             labels = labels.where(known, null)
-        else:  # skips unlabelled data
+        else:  # skips unlabeled data
             data, labels = data[known], labels[known]
             cond = None if cond is None else cond[known]
     if null and not model.null_trained and (labels is None or not len(labels)):

@@ -167,7 +167,7 @@ def find_features(name: str, dataset: Dataset | None, shape: tuple[int, ...]) ->
     if name == "classifier":
         if dataset is None:
             raise InputError(
-                "the features 'classifier' need labelled data to train on: choose other features"
+                "the features 'classifier' need labeled data to train on: choose other features"
             )
         return classifier_features(f"{dataset.name}-classifier", load_classifier(dataset))
     check_name(name)

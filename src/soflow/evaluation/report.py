@@ -174,7 +174,7 @@ def named(subject: Subject, count: int) -> str:
 
 
 def real_by_class(dataset: Dataset, columns: int, rows: int) -> Tensor:
-    """At most `rows` rows of real images, with one column per class for labelled data."""
+    """At most `rows` rows of real images, with one column per class for labeled data."""
     labels = dataset.labels
     if labels is None:
         return dataset.samples(slice(rows * columns))

@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from soflow.errors import InputError
+from soflow.errors import InputError, in_short
 from soflow.solution import FlowModel
 from soflow.symbols import Batch, PerSample
 from soflow.system.registry import Registry, Setting
@@ -204,15 +204,21 @@ def losses(**terms: Term) -> Losses:
         raise InputError("a loss needs at least one term: soflow.losses(name=soflow.Term(...))")
     for name, term in terms.items():
         for part in ("loss", "squared", "weight"):
-            if (value := getattr(term, part)).ndim != 1:
+            value = getattr(term, part)
+            if not isinstance(value, Tensor) or value.ndim != 1 or len(value) != len(term.loss):
                 raise InputError(
-                    f"{part} of the term '{name}' has shape {list(value.shape)}: return one value "
-                    "per sample, (n,)"
+                    f"{part} of the term '{name}' is {shown(value)}: return one value per "
+                    "sample, a tensor (n,)"
                 )
     total = torch.cat([term.loss for term in terms.values()]).mean()
     mse = {f"{name}_mse": term.squared for name, term in terms.items()}
     weight = {f"{name}_weight": term.weight for name, term in terms.items()}
     return Losses(total, mse | weight, terms)
+
+
+def shown(value: object) -> str:
+    """A value in an error message: the shape of a tensor, or the value itself."""
+    return f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else in_short(value)
 
 
 def adaptive_weight(squared: PerSample, p: float, eps: float) -> PerSample:

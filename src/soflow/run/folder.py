@@ -9,7 +9,7 @@ import logging
 from pathlib import Path
 
 from soflow.config import Config, dump
-from soflow.config.reading import complete, parse_yaml, read_text, validate
+from soflow.config.reading import COMPARISON, complete, parse_yaml, read_text, validate
 from soflow.errors import InputError, RunError
 from soflow.run.checkpoint import VERSION, WEIGHTS, Checkpoint, newest_good, require_good
 from soflow.run.metrics import read_metrics
@@ -17,8 +17,6 @@ from soflow.system.atomic import require_writable, write_text
 
 log = logging.getLogger(__name__)
 
-#: The file that only the folder of a comparison has.
-COMPARISON = "cost.json"
 #: Unfinished files that only a trainer leaves. Other unfinished files may be in use.
 LEFT_BY_TRAINERS = (
     ".config.yaml.*.partial",
@@ -117,9 +115,9 @@ class RunFolder:
     def require_no_comparison(self) -> None:
         """Raises InputError if the folder holds a comparison."""
         if (self.path / COMPARISON).is_file() and not self.config.is_file():
+            page = f"; its page is {self.report}" if self.report.is_file() else ""
             raise InputError(
-                f"{self.path} is a comparison: choose one of the runs in it, or another folder "
-                f"(its page is {self.report})"
+                f"{self.path} is a comparison: choose one of its runs, or another folder{page}"
             )
 
     def read_metrics(self) -> list[dict[str, float]]:

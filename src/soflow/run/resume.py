@@ -29,6 +29,10 @@ CHANGEABLE_KEYS = (
 CLASS_KEYS = ("network.kind", "objective.kind")
 
 
+#: Stands for a missing value in messages.
+UNSET = "(unset)"
+
+
 class Difference(NamedTuple):
     """A setting that differs from the setting of the run."""
 
@@ -97,8 +101,9 @@ def narrowed(difference: Difference) -> Difference:
     key, old, new = difference
     if not isinstance(old, dict) or not isinstance(new, dict):
         return difference
-    name = next(name for name in {**old, **new} if old.get(name) != new.get(name))
-    return narrowed(Difference(f"{key}.{name}", old.get(name), new.get(name)))
+    pairs = ((name, old.get(name, UNSET), new.get(name, UNSET)) for name in {**old, **new})
+    name, before, now = next(pair for pair in pairs if pair[1] != pair[2])
+    return narrowed(Difference(f"{key}.{name}", before, now))
 
 
 def plain(value: Any) -> Any:

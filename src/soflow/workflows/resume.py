@@ -1,13 +1,14 @@
 """Resuming a run: which settings change, the effect of each change, and the record of changes."""
 
 import logging
+import os
 from collections.abc import Sequence
 from datetime import datetime, timezone
 
 from soflow.config import Config
 from soflow.errors import InputError
 from soflow.objectives.base import Objective
-from soflow.run.checkpoint import OPTIMIZER, checkpoints
+from soflow.run.checkpoint import ALL, OPTIMIZER, WEIGHTS, checkpoints
 from soflow.run.folder import RunFolder
 from soflow.run.history import Change, first_value, read_history, write_history
 from soflow.run.resume import Difference, plain
@@ -16,20 +17,31 @@ from soflow.training.trainer import Trainer
 log = logging.getLogger(__name__)
 
 
+def require_resumable(folder: RunFolder) -> None:
+    """Raises InputError for a model that was saved for sampling, which cannot be trained further.
+
+    A saved model has neither a log nor the state of the optimizer.
+    """
+    for checkpoint in reversed(checkpoints(folder.checkpoints)):
+        there = [name for name in ALL if os.path.isfile(checkpoint.path / name)]
+        if folder.metrics.is_file() or not there or OPTIMIZER in there:
+            return
+        ema = WEIGHTS["ema"] in there
+        source = folder.path if ema else checkpoint.path / WEIGHTS["raw"]
+        raise InputError(
+            f"{folder.path} is a saved model, without {OPTIMIZER}: start a new run in another "
+            f"folder with init_from={source}"
+        )
+
+
 def settings_of(folder: RunFolder) -> Config | None:
     """The settings of the run in a folder; None if there is no checkpoint to resume from.
 
     Raises:
-        InputError: If the folder has a model without the state of its training, or no config.yaml.
+        InputError: If the folder has checkpoints, but no config.yaml.
     """
-    found = checkpoints(folder.checkpoints)
-    if not found:
+    if not checkpoints(folder.checkpoints):
         return None
-    if not any((one.path / OPTIMIZER).is_file() for one in found):
-        raise InputError(
-            f"{folder.path} has a model without the state of its training: start a new run in "
-            f"another folder with init_from={folder.path}"
-        )
     if not folder.config.is_file():
         raise InputError(
             f"{folder.path} has checkpoints but no config.yaml: restore config.yaml or choose "

@@ -68,7 +68,7 @@ from soflow.workflows.own_parts import (
     with_objective,
     without_objective,
 )
-from soflow.workflows.resume import resume_run, settings_of
+from soflow.workflows.resume import require_resumable, resume_run, settings_of
 from soflow.workflows.sample_grid import draw_samples
 
 log = logging.getLogger(__name__)
@@ -155,6 +155,7 @@ def train(
         config = with_objective(config, objective)
     parts = Parts(network, objective, callbacks)
     folder.require_no_comparison()
+    require_resumable(folder)
     require_own_data(config, folder)
     require_plain_launch()
     require_trackers(config.train.trackers)
@@ -216,6 +217,8 @@ def require_sizes(config: Config) -> None:
     Raises:
         InputError: If sizes do not fit together.
     """
+    if config.network.name == OWN:
+        return
     channels, *sizes = config.data.shape
     built_in = NETWORKS[config.network.name].__module__.startswith("soflow.networks.")
     if built_in and -1 not in sizes and (sizes or channels != -1):
