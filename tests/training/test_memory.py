@@ -81,7 +81,7 @@ def test_out_of_memory_is_not_reported_as_damage(tiny_run, tmp_path, monkeypatch
     def full(*arguments, **more):
         raise FULL[0]
 
-    monkeypatch.setattr(workflow, "make_network", full)
+    monkeypatch.setattr(workflow, "make_trainer", full)
     with pytest.raises(RunError, match=r"out of memory.*network"):
         soflow.train("digits", tmp_path, SHORT)
     monkeypatch.undo()

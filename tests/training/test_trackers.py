@@ -229,7 +229,7 @@ def test_unreadable_or_unwritable_ids_do_not_stop_training(content, fakes, tmp_p
     run = soflow.train("moons", tmp_path, FAKED, progress=silent)
     assert fakes.made[2].continued == ""
     assert list(logged(run)) == STEPS
-    assert any("start new runs" in note and file.name in note for note in caplog.messages)
+    assert any("new tracker runs" in note and file.name in note for note in caplog.messages)
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
