@@ -6,6 +6,7 @@ import inspect
 import re
 import shutil
 import sys
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -272,3 +273,15 @@ def test_the_objective_of_the_page_trains(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "two_jumps", module)
     exec(fewer, module.__dict__)
     assert soflow.load("runs/two-jumps").sample(2, nfe=1).shape == (2, 1, 8, 8)
+
+
+def test_the_added_term_of_the_page_trains(tmp_path, monkeypatch):
+    """The objective in docs/python.md that adds a term leaves the other terms as they are."""
+    (program,) = [block for block in programs_in("docs/python.md") if "class Penalized" in block]
+    module = ModuleType("penalized")
+    module.__dict__.update(soflow=soflow, dataclass=dataclass)
+    monkeypatch.setitem(sys.modules, "penalized", module)
+    exec(program, module.__dict__)
+    settings = [*TINY_DIT, "train.steps=2", "train.batch_size=16", "train.log_every=1"]
+    run = soflow.train("digits", tmp_path, settings, objective=module.Penalized())
+    assert {"penalty", "flow_matching_mse", "consistency_mse"} <= set(run.read_metrics()[-1])

@@ -76,6 +76,8 @@ def test_costs_and_distances_are_relative_to_soflow_by_seed(whole):
     assert results.ratios("Muon") == ratios
     assert results.ratios("SoFlow") == [1, 1]
     header, *rows = tables.overview_rows(results)
+    *rows, real = rows
+    assert real[0] == "real data"
     assert [row[0] for row in rows] == list(VARIANTS)
     found = dict(zip(header, rows[-1], strict=True))
     assert found["ratio to SoFlow"] == f"{mean(ratios):.3f} ± {stdev(ratios):.3f}"

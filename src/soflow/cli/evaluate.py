@@ -144,8 +144,8 @@ def evaluate(
         folder, _ = find_run(samples, which[0])
         evaluation = evaluate(samples, settings)
         file = out or evaluation_file(folder, evaluation.checkpoint)
+    evaluation.write(file)  # first, since printing can fail, as with `| head`
     show(evaluation)
-    evaluation.write(file)
     print(f"written: {file}")
 
 

@@ -84,22 +84,31 @@ def quality_row(results: Comparison, name: str, sampler: str) -> list[str]:
     ]
 
 
+def real_row(results: Comparison) -> list[str]:
+    """The row of held-out real samples: the distance that perfect samples would have."""
+    real = results.real
+    recognized = "" if real.recognized is None else f"{real.recognized:.3g}"
+    empty = [""] * (len(quality_header(results)) - 4)
+    return ["real data", "", f"{real.distance:.3g}", *empty, recognized]
+
+
 def quality_rows(results: Comparison) -> list[list[str]]:
-    """The table of distances: a header, then one row per variant and sampler."""
+    """The table of distances: a header, one row per variant and sampler, and one of real data."""
     rows = [
         quality_row(results, name, sampler)
         for name, one in results.objectives.items()
         for sampler in one.few_step_samplers
     ]
-    return filled_columns([quality_header(results), *rows])
+    return filled_columns([quality_header(results), *rows, real_row(results)])
 
 
 def overview_rows(results: Comparison) -> list[list[str]]:
-    """The overview table: a header, then one row per variant with its first sampler and cost."""
+    """The overview: a header, one row per variant with its first sampler, and one of real data."""
     rows = [[*quality_header(results), "step time ratio"]]
     for name, one in results.objectives.items():
         time = f"{one.cost.step_ratio[1]:.2f}"
         rows.append([*quality_row(results, name, one.few_step_samplers[0]), time])
+    rows.append([*real_row(results), ""])
     return filled_columns(rows)
 
 
@@ -135,7 +144,7 @@ def cost_rows(results: Comparison) -> list[list[str]]:
                 f"{objective.steps:,}",
                 over_seeds([run.seconds for run in objective.runs]) + " s",
                 f"{1000 * cost.seconds_per_step:.3g}",
-                f"{middle:.2f} ({least:.2f} to {most:.2f})",
+                f"{middle:.2f}" + (f" ({least:.2f} to {most:.2f})" if cost.rounds > 1 else ""),
                 f"{cost.peak_bytes / 2**20:,.0f}",
                 f"{cost.memory_ratio[1]:.2f}",
                 f"{cost.flops_per_sample / 1e6:,.3g}",
