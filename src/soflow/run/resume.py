@@ -29,7 +29,7 @@ CHANGEABLE_KEYS = (
 CLASS_KEYS = ("network.kind", "objective.kind")
 
 
-#: Stands for a missing value in messages.
+#: A missing value in messages.
 UNSET = "(unset)"
 
 
