@@ -149,7 +149,7 @@ def require_hub_name(path: str) -> None:
 
 
 def ask_similar(path: str) -> str:
-    """'did you mean PATH?' with a similar name in the same folder; '' if there is none."""
+    """A question that suggests a similar path in the same folder, or an empty string."""
     folder, name = os.path.split(path.rstrip("/\\"))
     with suppress(OSError):
         for one in get_close_matches(name, os.listdir(folder or "."), 1, 0.7):
