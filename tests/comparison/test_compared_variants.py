@@ -229,19 +229,34 @@ def overlaps(figure: Figure) -> bool:
 
 def test_many_variants_have_different_colors_and_no_overlapping_text(whole):
     _, results = whole
-    many = with_many(results, 20)
+    many = with_many(results, plots.MOST - 4)
     styles = plots.styles_of(many)
-    assert len({(style.color, style.marker) for style in styles.values()}) == 24
+    assert len({(style.color, style.marker) for style in styles.values()}) == plots.MOST
     assert styles["SoFlow"].color == plots.COLORS["soflow"]
     assert styles["MeanFlow"].color == plots.COLORS["mean_flow"]
     figure = plots.plots(many)
     (legend,) = figure.legends
-    assert len(legend.get_texts()) == 24
+    assert len(legend.get_texts()) == plots.MOST
     assert not overlaps(figure)
     heights = [axes.get_window_extent().height for axes in figure.axes]
     assert min(heights) > figure.bbox.height / 2  # the legend leaves room for the plots
     pictures = {name: Image.new("RGB", (80, 50)) for name in many.objectives}
     assert not overlaps(plots.sheets(pictures))
+
+
+def test_more_variants_have_a_row_of_dots_each(whole):
+    _, results = whole
+    many = with_many(results, plots.MOST - 3)
+    figure = plots.plots(many)
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(many.objectives)
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    for label, count in (("one step", 1), ("2 steps", 2)):
+        for x, row in zip(*lines[label].get_data(), strict=True):
+            one = list(many.objectives.values())[row]
+            assert x == mean(one.distances(one.few_step_samplers[0], count))
+        assert len(lines[label].get_xdata()) == len(many.objectives)
+    assert not overlaps(figure)
 
 
 def test_variants_do_not_reuse_colors_of_objectives():

@@ -33,8 +33,12 @@ PALETTE = (
     "#13315c", "#4caf50",
 )  # fmt: skip
 MARKERS = ("o", "^", "D", "v", "P", "X")
+#: Colors and markers of one, two and four steps, if each variant has a row of dots.
+DOTS = (("#c0343a", "o"), ("#f0a500", "^"), ("#1c7c7d", "D"))
 #: Maximum number of variants with a legend inside the plots and bands around the lines.
 FEW = 6
+#: Maximum number of variants whose curves are drawn. More variants have one row of dots each.
+MOST = 12
 #: Columns of the legend and of the sample grids when there are many variants.
 LEGEND_COLUMNS, COLUMNS = 4, 4
 
@@ -51,8 +55,10 @@ def plots(results: Comparison) -> Figure:
     """Plots distance over NFE, training time and training samples.
 
     Lines are means over seeds. With few variants, bands show minimum to maximum. With many
-    variants, one legend is placed below the plots.
+    variants, one legend is placed below the plots, or only the distances after training are drawn.
     """
+    if len(results.objectives) > MOST:
+        return dots(results)
     styles = styles_of(results)
     many = len(styles) > FEW
     legend = 0.22 * -(-len(styles) // LEGEND_COLUMNS) if many else 0.0
@@ -95,6 +101,45 @@ def plots(results: Comparison) -> Figure:
         for axes in (against_nfe, against_samples):
             axes.legend(frameon=False, fontsize=7.5)
     return figure
+
+
+def dots(results: Comparison) -> Figure:
+    """Plots the distances of the first sampler after training, one row per variant.
+
+    Dots are means over seeds. Lines show minimum to maximum of one step.
+    """
+    variants = list(results.objectives.values())
+    figure = Figure(figsize=(10, 1.1 + 0.25 * len(variants)), layout="constrained")
+    (axes,) = plain(figure)
+    base = results.objectives[results.base]
+    axes.axvline(mean(base.one_step), color="#98a2b3", linewidth=0.8, linestyle="--")
+    rows = [row for one in variants for row in one.runs[0].rows]
+    counts = sorted({row.nfe for row in rows if row.nfe is not None} - {HEUN[1]})
+    for i, one in enumerate(variants):
+        axes.plot([min(one.one_step), max(one.one_step)], [i, i], color=DOTS[0][0], linewidth=1.5)
+    for count, (color, marker) in zip(counts, DOTS, strict=False):
+        found = [one.distances(one.few_step_samplers[0], count) for one in variants]
+        plot_dots(axes, found, color, marker, how("ode", count))
+    plot_dots(axes, [one.distances(*HEUN) for one in variants], "#667085", "s", how(*HEUN))
+    axes.set_yticks(range(len(variants)), [as_text(name_of(name)) for name in results.objectives])
+    base_name = as_text(name_of(results.base))
+    axes.set(xscale="log", xlabel=f"distance to real data (dashed: {base_name}, one step)")
+    axes.set_ylim(len(variants) - 0.5, -0.5)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def plot_dots(
+    axes: Axes, distances: list[list[float]], color: str, marker: str, label: str
+) -> None:
+    """Plots the mean distance of each variant in its row, if it has any."""
+    rows = [i for i, found in enumerate(distances) if found]
+    if rows:
+        means = [mean(distances[i]) for i in rows]
+        axes.plot(means, rows, marker, color=color, markersize=5, label=label)
 
 
 def styles_of(results: Comparison) -> dict[str, Style]:
