@@ -56,6 +56,14 @@ def test_the_verdict_compares_the_seeds_of_all_objectives(script):
     assert script.verdict(both) == script.verdict(only_seed(kept, 0, 1.0, names))
 
 
+def test_the_verdict_of_variants_has_no_second_table_of_distances(script):
+    results = Comparison.read(BENCHMARKS / "results" / "ideas-digits.json")
+    sentence = script.verdict(results)
+    assert "|" not in sentence
+    lowest = min(one.one_step[0] for one in results.objectives.values())
+    assert f"{lowest:.3g}" in sentence
+
+
 def test_the_commands_name_what_was_run(script):
     kept = Comparison.read(BENCHMARKS / "results" / "fashion-mnist-peers.json")
     section = next(one for one in script.SECTIONS if one.name == "fashion-mnist-peers")
