@@ -33,8 +33,6 @@ PALETTE = (
     "#13315c", "#4caf50",
 )  # fmt: skip
 MARKERS = ("o", "^", "D", "v", "P", "X")
-#: Colors and markers of one, two and four steps, if each variant has a row of dots.
-DOTS = (("#c0343a", "o"), ("#f0a500", "^"), ("#1c7c7d", "D"))
 #: Maximum number of variants with a legend inside the plots and bands around the lines.
 FEW = 6
 #: Maximum number of variants whose curves are drawn. More variants have one row of dots each.
@@ -114,10 +112,10 @@ def dots(results: Comparison) -> Figure:
     base = results.objectives[results.base]
     axes.axvline(mean(base.one_step), color="#98a2b3", linewidth=0.8, linestyle="--")
     rows = [row for one in variants for row in one.runs[0].rows]
-    counts = sorted({row.nfe for row in rows if row.nfe is not None} - {HEUN[1]})
+    few = {row.nfe for row in rows if row.nfe is not None and row.sampler != HEUN[0]}
     for i, one in enumerate(variants):
-        axes.plot([min(one.one_step), max(one.one_step)], [i, i], color=DOTS[0][0], linewidth=1.5)
-    for count, (color, marker) in zip(counts, DOTS, strict=False):
+        axes.plot([min(one.one_step), max(one.one_step)], [i, i], color=PALETTE[0], linewidth=1.5)
+    for count, color, marker in zip(sorted(few), cycle(PALETTE), cycle(MARKERS), strict=False):
         found = [one.distances(one.few_step_samplers[0], count) for one in variants]
         plot_dots(axes, found, color, marker, how("ode", count))
     plot_dots(axes, [one.distances(*HEUN) for one in variants], "#667085", "s", how(*HEUN))
