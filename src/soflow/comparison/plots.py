@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -78,9 +79,7 @@ def plots(results: Comparison) -> Figure:
     against_samples.set(xlabel="training samples in thousands", title="during training")
     for axes in (against_nfe, against_time, against_samples):
         axes.set(yscale="log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        label_distances(axes.yaxis)
         axes.grid(axis="y", which="both", color="#eceef2", linewidth=0.6)
     if many:
         against_nfe.set_title("after training (dotted: the second sampler)")
@@ -99,6 +98,13 @@ def plots(results: Comparison) -> Figure:
         for axes in (against_nfe, against_samples):
             axes.legend(frameon=False, fontsize=7.5)
     return figure
+
+
+def label_distances(axis: Axis) -> None:
+    """Labels a logarithmic axis of distances at 1, 2 and 5 times powers of ten."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda distance, _: f"{distance:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def dots(results: Comparison) -> Figure:
@@ -123,9 +129,7 @@ def dots(results: Comparison) -> Figure:
     base_name = as_text(name_of(results.base))
     axes.set(xscale="log", xlabel=f"distance to real data (dashed: {base_name}, one step)")
     axes.set_ylim(len(variants) - 0.5, -0.5)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    label_distances(axes.xaxis)
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
