@@ -3,7 +3,7 @@
     python benchmarks/results.py                      runs all comparisons (days on a CPU)
     python benchmarks/results.py --only ideas-digits  runs one comparison
     python benchmarks/results.py --only cifar10 --seed 1  runs one seed of it, and adds its results
-    python benchmarks/results.py --only cifar10 --objectives soflow,jump_flow  runs these objectives
+    python benchmarks/results.py --only cifar10 --names soflow,jump_flow  runs these objectives
     python benchmarks/results.py --write              only writes, from benchmarks/results/*.json
 
 Fashion-MNIST and CIFAR-10 are downloaded from the Hub, or read from folders of their parquet files:
@@ -99,14 +99,13 @@ SECTIONS = [
 ]
 
 
-def run(section: Section, extra: list[str], seed: int | None = None, objectives: str = "") -> None:
+def run(section: Section, extra: list[str], seed: int | None = None, names: str = "") -> None:
     """Runs the comparison, or one seed of it, and stores its results and pictures."""
     arguments = shlex.split(section.arguments)
     if seed is not None:
         extra = [*extra, "--seeds", "1", f"train.seed={seed}"]
-    if objectives:
-        assert "--objectives" in arguments, f"{section.name} compares variants"
-        arguments[arguments.index("--objectives") + 1] = objectives
+    if names:
+        extra = [*extra, "--objectives" if "--objectives" in arguments else "--only", names]
     subprocess.run([sys.executable, "-m", "soflow", "compare", *arguments, *extra], check=True)
     out = Path(arguments[arguments.index("--out") + 1])
     results = read(out / "results.json")
@@ -264,15 +263,17 @@ def main() -> None:
         type=int,
         help="run only this seed of the section, and keep the results of other seeds",
     )
-    parser.add_argument("--objectives", default="", help="run only these objectives of the section")
+    parser.add_argument(
+        "--names", default="", help="run only these objectives or variants of the section"
+    )
     asked = parser.parse_args()
-    if (asked.seed is not None or asked.objectives) and asked.only is None:
-        parser.error("--seed and --objectives need --only")
+    if (asked.seed is not None or asked.names) and asked.only is None:
+        parser.error("--seed and --names need --only")
     for section in SECTIONS:
         if not asked.write and asked.only in (None, section.name):
             local = section.data and getattr(asked, section.data)
             own = [f"data.path={local}"] if local else []
-            run(section, own, asked.seed, asked.objectives)
+            run(section, own, asked.seed, asked.names)
     for page in ("results", "ideas"):
         write(page)
 
