@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from soflow.objectives.guided import draw_ordered_jumps as draw_ordered_jumps
     from soflow.objectives.guided import guided_jumps as guided_jumps
     from soflow.objectives.imf import ImprovedMeanFlow as ImprovedMeanFlow
+    from soflow.objectives.imf import ImprovedMeanFlowGuidance as ImprovedMeanFlowGuidance
     from soflow.objectives.jump_flow import JumpFlow as JumpFlow
     from soflow.objectives.mean_flow import MeanFlow as MeanFlow
     from soflow.objectives.mean_flow import MeanFlowGuidance as MeanFlowGuidance
@@ -136,6 +137,7 @@ _HOME = {
     "MeanFlow": "objectives.mean_flow",
     "MeanFlowGuidance": "objectives.mean_flow",
     "ImprovedMeanFlow": "objectives.imf",
+    "ImprovedMeanFlowGuidance": "objectives.imf",
     "AlphaFlow": "objectives.alpha_flow",
     "Shortcut": "objectives.shortcut",
     "Consistency": "objectives.consistency",

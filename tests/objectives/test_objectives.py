@@ -5,6 +5,7 @@ Each has zero error at the true map of a point and of a Gaussian, and larger err
 
 import copy
 import dataclasses
+from math import exp
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from soflow.objectives.alpha_flow import AlphaFlow
 from soflow.objectives.consistency import Consistency
 from soflow.objectives.flow_matching import FlowMatching
 from soflow.objectives.guided import network_labels
-from soflow.objectives.imf import ImprovedMeanFlow
+from soflow.objectives.imf import ImprovedMeanFlow, ImprovedMeanFlowGuidance
 from soflow.objectives.mean_flow import MeanFlow, MeanFlowGuidance
 from soflow.objectives.shortcut import Shortcut
 from soflow.parameterization import EulerParameterization, TrigParameterization
@@ -230,31 +231,57 @@ def test_mean_flow_trains_a_network_whose_attention_is_fused():
     )
 
 
-@pytest.mark.parametrize("mix", [1.0, 0.25])
-def test_mean_flow_is_guided_as_in_its_paper(mix):
-    """v = omega v_t + (1 - omega - kappa) F(null) + kappa F(y), kappa = 1 - mix, omega = mix scale.
-
-    The network is F(x, t, s, y) = k_y x. Its derivative along the trajectory is k_y v.
-    """
-    scale, k = 2.5, torch.tensor([0.3, -0.8, 0.1], dtype=torch.float64)  # 2 is the null label
+def linear_in_x(k):
+    """A network F(x, t, s, y) = k_y x. Its derivative along the trajectory is k_y dx/dt."""
 
     def net(x, t, s, labels):
         return k[labels][:, None] * x
 
-    objective = peer("mean_flow", guidance=MeanFlowGuidance(scale, mix, 0.5))
-    labels, dropped = torch.tensor([0, 1, 0, 1]), torch.tensor([False, False, True, False])
-    data = torch.randn(4, 3, dtype=torch.float64)
-    draws = float64(objective.draw((4, 3), torch.Generator()))
-    draws = dataclasses.replace(draws, dropped=dropped)
+    return net
+
+
+K = torch.tensor([0.3, -0.8, 0.1], dtype=torch.float64)  # 2 is the null label
+LABELS, DROPPED = torch.tensor([0, 1, 0, 1]), torch.tensor([False, False, True, False])
+
+
+def guided_case(objective):
+    """Data and draws, x_t, v_t, and the k of the labels after dropping."""
+    data = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    draws = float64(objective.draw((4, 3), torch.Generator().manual_seed(1)))
+    draws = dataclasses.replace(draws, dropped=DROPPED)
     x_t, v_t = LinearNoising().add_noise(data, draws.noise, draws.t), draws.noise - data
+    return Batch(data, LABELS), draws, x_t, v_t, K[torch.where(DROPPED, 2, LABELS)][:, None]
+
+
+@pytest.mark.parametrize("mix", [1.0, 0.25])
+def test_mean_flow_is_guided_as_in_its_paper(mix):
+    """v = omega v_t + (1 - omega - kappa) F(null) + kappa F(y).
+
+    In the paper's symbols, kappa = 1 - mix and omega = mix scale.
+    """
+    scale = 2.5
+    objective = peer("mean_flow", guidance=MeanFlowGuidance(scale, mix, 0.5))
+    batch, draws, x_t, v_t, k = guided_case(objective)
     kappa, omega = 1 - mix, mix * scale
-    paper = omega * v_t + (1 - omega - kappa) * k[2] * x_t + kappa * k[labels][:, None] * x_t
-    v = torch.where(dropped[:, None], v_t, paper)
-    shown = k[torch.where(dropped, 2, labels)][:, None]
-    target = v - (draws.t - draws.s)[:, None] * shown * v
-    batch = Batch(data, labels)
-    found = objective(model(net, num_classes=2), batch, draws, 0.0).parts["mean_flow_mse"]
-    torch.testing.assert_close(found, ((shown * x_t - target) ** 2).mean(1))
+    paper = omega * v_t + (1 - omega - kappa) * K[2] * x_t + kappa * K[LABELS][:, None] * x_t
+    v = torch.where(DROPPED[:, None], v_t, paper)
+    target = v - (draws.t - draws.s)[:, None] * k * v
+    flow = model(linear_in_x(K), num_classes=2)
+    found = objective(flow, batch, draws, 0.0).parts["mean_flow_mse"]
+    torch.testing.assert_close(found, ((k * x_t - target) ** 2).mean(1))
+
+
+def test_improved_mean_flow_is_guided_as_in_its_paper():
+    """v = v_t + (1 - 1 / omega) (F(y) - F(null)), and the derivative is along F(x_t, t, t, y)."""
+    scale = 2.5
+    objective = peer("imf", guidance=ImprovedMeanFlowGuidance(scale, label_dropout=0.5))
+    batch, draws, x_t, v_t, k = guided_case(objective)
+    paper = v_t + (1 - 1 / scale) * (K[LABELS][:, None] - K[2]) * x_t
+    v = torch.where(DROPPED[:, None], v_t, paper)
+    V = k * x_t + (draws.t - draws.s)[:, None] * k * (k * x_t)
+    flow = model(linear_in_x(K), num_classes=2)
+    found = objective(flow, batch, draws, 0.0).parts["imf_mse"]
+    torch.testing.assert_close(found, ((V - v) ** 2).mean(1))
 
 
 def test_improved_mean_flow_takes_the_derivative_along_the_networks_own_velocity():
@@ -276,8 +303,14 @@ def test_improved_mean_flow_takes_the_derivative_along_the_networks_own_velocity
 
 
 def test_alpha_falls_from_one_to_zero_in_its_interval():
+    """A sigmoid of steepness 25 over the interval, as published; clamped near 0 and 1."""
     steep = AlphaFlow(begin=0.0, end=0.03)
     assert [steep.alpha(progress) for progress in (0.0, 0.03, 1.0)] == [1.0, 0.0, 0.0]
+    objective = AlphaFlow(begin=0.2, end=0.8)
+    assert objective.alpha(0.5) == 0.5
+    assert objective.alpha(0.55) == pytest.approx(1 - 1 / (1 + exp(-25 * 0.05 / 0.6)))
+    unclamped = AlphaFlow(clamp=0.0, steepness=10.0)
+    assert unclamped.alpha(1.0) == pytest.approx(1 / (1 + exp(5)))
     with pytest.raises(InputError, match=r"objective\.begin"):
         AlphaFlow(begin=0.5, end=0.5)
 
@@ -308,6 +341,21 @@ def test_alpha_flow_goes_from_flow_matching_to_mean_flow(progress, alpha):
         target = alpha * point.v_t + (1 - alpha) * network(x_l, l, s)
         expected = ((network(point.x_t, point.t, s) - target) ** 2).flatten(1).mean(1)
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(("progress", "factor"), [(0.0, 1.0), (0.55, None), (1.0, 1.0)])
+def test_alpha_flow_weights_jumps_by_alpha(progress, factor):
+    """Jumps have the weight alpha / (squared + 0.001), and 1 / (squared + 0.001) at alpha = 0."""
+    network, objective = random_dit(), AlphaFlow(0.5, times=TIMES)
+    factor = factor or objective.alpha(progress)
+    generator = torch.Generator().manual_seed(0)
+    data = torch.randn(8, 1, 8, 8, generator=generator, dtype=torch.float64)
+    draws = float64(objective.draw(data.shape, generator))
+    losses = objective(dit_model(network), Batch(data), draws, progress)
+    squared = losses.parts["alpha_flow_mse"]
+    loss = squared / (squared + 0.001)
+    factors = torch.tensor([1.0] * 4 + [factor] * 4, dtype=torch.float64)
+    torch.testing.assert_close(losses.total, (factors * loss).mean())
 
 
 def test_shortcut_steps_start_at_multiples_of_their_length_and_use_ema_weights():

@@ -33,7 +33,16 @@ from soflow.training.signals import Stopped
 from support.settings import TINY_DIT
 from support.watching import at_each_step, stop_at
 
-OBJECTIVES = ["soflow", "mean_flow", "shortcut", "consistency", "flow_matching"]
+OBJECTIVES = [
+    "soflow",
+    "jump_flow",
+    "mean_flow",
+    "imf",
+    "alpha_flow",
+    "shortcut",
+    "consistency",
+    "flow_matching",
+]
 DIT = ("digits", TINY_DIT)
 OPTIONS = [*TINY_DIT, "network.rotary=true", "network.qk_norm=true", "network.swiglu=true"]
 IN_CONTEXT = ("digits", ["network.name=in_context_dit", *TINY_DIT])
@@ -96,7 +105,9 @@ def passes(config, steps):
         network.zero_grad()
         torch.manual_seed(1)  # for dropout
         with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
-            loss = objective(model, batch, draws, 0.5)
+            # alpha-Flow takes derivatives at the end of training only
+            progress = 0.9 if config.objective.name == "alpha_flow" else 0.5
+            loss = objective(model, batch, draws, progress)
         loss.total.backward()
         counted.append(graphs())
     gradients = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}

@@ -214,7 +214,7 @@ import os, sys
 from accelerate import Accelerator
 import soflow
 
-out, settings = sys.argv[1], sys.argv[2:]
+out, names, settings = sys.argv[1], sys.argv[2].split(","), sys.argv[3:]
 Accelerator.end_training = lambda self: None
 
 def watch(event, arguments):
@@ -227,7 +227,7 @@ def watch(event, arguments):
 if os.environ["RANK"] == "1":
     sys.addaudithook(watch)
 for parallel in ("ddp", "fsdp"):
-    for name in "soflow", "flow_matching", "mean_flow", "shortcut", "consistency":
+    for name in names:
         more = [f"objective.name={name}", f"parallel={parallel}"]
         soflow.train("digits", f"{out}/{parallel} {name}", [*settings, *more])
 """
@@ -238,9 +238,10 @@ def test_every_objective_trains_equally_when_sharded_and_only_rank_0_writes(tmp_
     file = tmp_path / "many.py"
     file.write_text(MANY)
     settings = [*DIT, "optimizer.lr=1e-2"]
-    process = launch(TORCHRUN, str(file), str(tmp_path / "two"), *settings)
+    names = "soflow,jump_flow,mean_flow,imf,alpha_flow,shortcut,consistency,flow_matching"
+    process = launch(TORCHRUN, str(file), str(tmp_path / "two"), names, *settings)
     assert process.returncode == 0, process.stderr
-    for name in ("soflow", "flow_matching", "mean_flow", "shortcut", "consistency"):
+    for name in names.split(","):
         soflow.train("digits", tmp_path / name, [*settings, f"objective.name={name}"])
         for parallel in ("ddp", "fsdp"):
             assert_same_training(tmp_path / name, tmp_path / "two" / f"{parallel} {name}")

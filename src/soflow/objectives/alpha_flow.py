@@ -8,7 +8,11 @@ error (F - target) / alpha approaches MeanFlow's error. At alpha = 0, the object
 target, which needs a Jacobian-vector product. With alpha = r, the target is also SoFlow's
 consistency target as a mean velocity, (f(x_l, l, s) - x_t) / (s - t).
 
-Source: alpha-Flow (arXiv 2510.20771).
+The error of a jump is proportional to alpha. Its weight has the factor alpha, too, until alpha = 0,
+where the error is MeanFlow's.
+
+Source: alpha-Flow (arXiv 2510.20771) and its published code, from which the share of flow matching,
+eps and the schedule of alpha are.
 """
 
 from collections.abc import Sequence
@@ -32,7 +36,7 @@ from soflow.objectives.base import (
 )
 from soflow.objectives.guided import draw_ordered_jumps, guided_jumps
 from soflow.objectives.mean_flow import MeanFlowGuidance
-from soflow.objectives.passes import Inputs, together, with_derivative, without_gradient
+from soflow.objectives.passes import Inputs, TakesDerivative, together, without_gradient
 from soflow.solution import FlowModel, require_mean_velocity
 from soflow.symbols import Batch, Sample, across, mean_d
 from soflow.system.registry import Setting
@@ -41,10 +45,13 @@ from soflow.times import LogitNormal
 
 @OBJECTIVES.register("alpha_flow")
 @dataclass(frozen=True)
-class AlphaFlow:
+class AlphaFlow(TakesDerivative):
     """The alpha-Flow objective: a transition from flow matching to MeanFlow.
 
     A share of the batch matches the (guided) flow. The rest learns mean velocities.
+
+    Args:
+        compile: Compiles the function that takes the derivative. Set by `soflow.train`.
 
     Raises:
         InputError: If `begin` is not smaller than `end`.
@@ -85,7 +92,7 @@ class AlphaFlow:
             lt=0.5,
         ),
     ] = 0.005
-    eps: Eps = 0.01
+    eps: Eps = 0.001
     times: OrderedTimes = LogitNormal(-0.4, 1.0)
     guidance: Annotated[MeanFlowGuidance, Setting("classifier-free guidance inside training")] = (
         MeanFlowGuidance()
@@ -123,9 +130,11 @@ class AlphaFlow:
         F_t, target = self.prediction(model, inputs.rows(jumps), v[jumps], alpha)
         (F_fm,) = together(model.net, inputs.rows(fm))
 
-        # loss = mean_d(delta^2) / sg(mean_d(delta^2) + eps)
+        # loss = c mean_d(delta^2) / sg(mean_d(delta^2) + eps),   c = alpha for jumps at alpha > 0
         squared = mean_d((torch.cat([F_fm, F_t]) - torch.cat([v[fm], target])) ** 2)
         weight = adaptive_weight(squared, 1.0, self.eps)
+        if alpha > 0:
+            weight = torch.cat([weight[fm], alpha * weight[jumps]])
         term = Term(weight * squared, squared.detach(), weight, {"t": draws.t, "s": draws.s})
         return losses(alpha_flow=term)
 
@@ -135,7 +144,7 @@ class AlphaFlow:
         """F(x_t, t, s), and its target without gradient, each (B, ...)."""
         x_t, t, s = jumps.x, jumps.t, jumps.s
         if alpha == 0:
-            F_t, dF_dt = with_derivative(model.net, jumps, v)
+            F_t, dF_dt = self.with_derivative(model.net, jumps, v)
             return F_t, v - across(t - s, v) * dF_dt
         (F_t,) = together(model.net, jumps)
         if alpha == 1:

@@ -5,33 +5,49 @@
 
 MeanFlow takes the derivative along the conditional velocity v, which the network cannot know.
 Improved MeanFlow takes it along the network's own velocity, so that the prediction depends only on
-x_t.
+x_t. With guidance,
 
-Source: loss of Improved Mean Flows (arXiv 2512.02012). Times and weight as in MeanFlow.
+    v = v_t + (1 - 1 / omega) (v(x_t, t, y) - v(x_t, t, null))
+
+Source: loss, guidance and share of flow matching of Improved Mean Flows (arXiv 2512.02012). Times
+and weight as in MeanFlow.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Annotated, Any, ClassVar
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar
 
 import torch
-from torch import Tensor
 
-from soflow.objectives import passes
 from soflow.objectives.base import OBJECTIVES, Draws, Eps, Losses, OrderedTimes, Power, losses
 from soflow.objectives.guided import draw_ordered_jumps, guided_jumps
 from soflow.objectives.mean_flow import MeanFlowGuidance, summed_error
-from soflow.objectives.passes import together, without_gradient
+from soflow.objectives.passes import TakesDerivative, together, without_gradient
 from soflow.solution import FlowModel, require_mean_velocity
 from soflow.symbols import Batch, across
 from soflow.system.registry import Setting
 from soflow.times import LogitNormal
 
 
+@dataclass(frozen=True)
+class ImprovedMeanFlowGuidance(MeanFlowGuidance):
+    """The guidance of improved MeanFlow with a fixed scale omega. Its `mix` is 1 / omega.
+
+    Example:
+        >>> import soflow
+        >>> soflow.ImprovedMeanFlow().guidance.mix
+        1.0
+    """
+
+    mix: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mix", 1 / self.scale)
+
+
 @OBJECTIVES.register("imf")
 @dataclass(frozen=True)
-class ImprovedMeanFlow:
+class ImprovedMeanFlow(TakesDerivative):
     """Improved MeanFlow: trains F(x_t, t, s, y) + (t - s) sg(dF/dt) towards the (guided) velocity.
 
     Args:
@@ -56,23 +72,13 @@ class ImprovedMeanFlow:
     flow_matching_share: Annotated[
         float,
         Setting("share of the batch with s = t (flow matching); the rest trains jumps", ge=0, le=1),
-    ] = 0.75
+    ] = 0.5
     p: Power = 1.0
     eps: Eps = 0.01
     times: OrderedTimes = LogitNormal(-0.4, 1.0)
-    guidance: Annotated[MeanFlowGuidance, Setting("classifier-free guidance inside training")] = (
-        MeanFlowGuidance()
-    )
-
-    compile: Callable[[Any], Any] = lambda function: function  # not a setting
-
-    @cached_property
-    def with_derivative(self) -> Callable[..., tuple[Tensor, Tensor]]:
-        """The network and its derivative as one function, compiled as a whole.
-
-        Blocks that are compiled one by one have no forward-mode derivative.
-        """
-        return self.compile(passes.with_derivative)
+    guidance: Annotated[
+        ImprovedMeanFlowGuidance, Setting("classifier-free guidance inside training")
+    ] = ImprovedMeanFlowGuidance()
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> Draws:
         """Draws the noise, times and dropped labels for a batch of shape `shape`."""

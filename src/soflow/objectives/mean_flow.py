@@ -6,16 +6,13 @@
 Source: Mean Flows for One-step Generative Modeling (arXiv 2505.13447).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
-from torch import Tensor
 
 from soflow.guidance import Guidance
-from soflow.objectives import passes
 from soflow.objectives.base import (
     OBJECTIVES,
     Draws,
@@ -28,7 +25,7 @@ from soflow.objectives.base import (
     losses,
 )
 from soflow.objectives.guided import draw_ordered_jumps, guided_jumps
-from soflow.objectives.passes import together
+from soflow.objectives.passes import TakesDerivative, together
 from soflow.solution import FlowModel, require_mean_velocity
 from soflow.symbols import Batch, Sample, Times, across
 from soflow.system.registry import Setting
@@ -62,7 +59,7 @@ class MeanFlowGuidance(Guidance):
 
 @OBJECTIVES.register("mean_flow")
 @dataclass(frozen=True)
-class MeanFlow:
+class MeanFlow(TakesDerivative):
     """MeanFlow: trains F(x_t, t, s, y) towards the mean of the (guided) velocity from t to s.
 
     Args:
@@ -101,16 +98,6 @@ class MeanFlow:
     guidance: Annotated[MeanFlowGuidance, Setting("classifier-free guidance inside training")] = (
         MeanFlowGuidance()
     )
-
-    compile: Callable[[Any], Any] = lambda function: function  # not a setting
-
-    @cached_property
-    def with_derivative(self) -> Callable[..., tuple[Tensor, Tensor]]:
-        """The network and its derivative as one function, compiled as a whole.
-
-        Blocks that are compiled one by one have no forward-mode derivative.
-        """
-        return self.compile(passes.with_derivative)
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> Draws:
         """Draws the noise, times and dropped labels for a batch of shape `shape`."""

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -153,6 +155,25 @@ def with_derivative(net: Net, inputs: Inputs, v: Tensor) -> tuple[Tensor, Tensor
             lambda x, t, s: net(x, t, s, labels, **more), at, along
         )
     return value, derivative.detach()
+
+
+@dataclass(frozen=True)
+class TakesDerivative:
+    """Base of the objectives that take Jacobian-vector products of the network.
+
+    Args:
+        compile: Compiles the function that takes the derivative. Set by `soflow.train`.
+    """
+
+    compile: Callable[[Any], Any] = field(default=lambda function: function, kw_only=True)
+
+    @cached_property
+    def with_derivative(self) -> Callable[..., tuple[Tensor, Tensor]]:
+        """`with_derivative`, compiled as a whole.
+
+        Blocks that are compiled one by one have no forward-mode derivative.
+        """
+        return self.compile(with_derivative)
 
 
 def may_share_a_pass(net: Net, device: torch.device) -> bool:
