@@ -113,33 +113,40 @@ def run(section: Section, extra: list[str], seed: int | None = None, names: str 
         text for text in results.overrides if not text.startswith(("data.path=", "train.seed="))
     ]
     results = results.model_copy(update={"overrides": shown})
-    if seed is not None and section.figures.is_file():
-        results = joined(read(section.figures), results)
+    pictures = out / "samples.png", PICTURES / f"{section.name}-samples.png"
+    if (seed is not None or names) and section.figures.is_file():
+        kept = read(section.figures)
+        complete = results.objectives.keys() >= kept.objectives.keys()
+        results = joined(kept, results)
+    else:
+        complete = True
     section.figures.parent.mkdir(exist_ok=True)
     results.write(section.figures)
     PICTURES.mkdir(exist_ok=True)
-    shutil.copyfile(out / "samples.png", PICTURES / f"{section.name}-samples.png")
+    if complete:
+        shutil.copyfile(*pictures)
     plots(results).savefig(PICTURES / f"{section.name}-plots.png", dpi=110)
 
 
 def joined(kept: Comparison, new: Comparison) -> Comparison:
-    """The new results with the seeds of the kept results that the new ones do not have.
+    """The new results with the kept runs that they do not replace.
 
-    A seed is kept or replaced as a whole, so that its objectives were trained on one machine.
+    A new run replaces the kept run of the same objective and seed. If the settings of an objective
+    have changed, all of its kept runs are dropped.
     """
     protocol = "recipe overrides budget base batch_size metric num reference"
     for key in protocol.split():
         assert getattr(kept, key) == getattr(new, key), f"{key} differs from the kept results"
-    objectives = {}
-    for name in dict.fromkeys((*new.objectives, *kept.objectives)):
-        ours, theirs = new.objectives.get(name), kept.objectives.get(name)
-        runs = [run for run in theirs.runs if run.seed not in new.seeds] if theirs else []
-        if ours is not None and theirs is not None:
-            assert ours.steps == theirs.steps, f"{name}: other numbers of steps"
-            assert ours.settings == theirs.settings, f"{name}: other settings"
-        runs = sorted([*runs, *(ours.runs if ours else [])], key=lambda run: run.seed)
-        if runs and (one := ours or theirs):
-            objectives[name] = one.model_copy(update={"runs": runs})
+    objectives = dict(kept.objectives)
+    for name, ours in new.objectives.items():
+        theirs, runs = kept.objectives.get(name), ours.runs
+        if theirs and (theirs.steps, theirs.settings) != (ours.steps, ours.settings):
+            print(f"{name}: other settings than those of the kept runs, which are dropped")
+        elif theirs:
+            again = {run.seed for run in ours.runs}
+            runs = [*[run for run in theirs.runs if run.seed not in again], *ours.runs]
+        runs = sorted(runs, key=lambda run: run.seed)
+        objectives[name] = ours.model_copy(update={"runs": runs})
     seeds = sorted({run.seed for one in objectives.values() for run in one.runs})
     return new.model_copy(update={"objectives": objectives, "seeds": seeds})
 

@@ -42,10 +42,17 @@ def test_seeds_run_one_by_one_are_joined(script):
     assert [run.seed for run in joined.objectives["jump_flow"].runs] == [1]
     assert script.uneven(joined) == ["Not trained with all seeds: JumpFlow (1)."]
     assert script.uneven(first) == []
-    # A seed that is run again replaces the kept one as a whole.
+    # A run replaces the kept one of its seed. The other objectives keep theirs.
     again = script.joined(joined, only_seed(kept, 1, 3.0, ["soflow", "mean_flow"]))
     assert again.objectives["soflow"].one_step == [2 * one, 3 * one]
-    assert "jump_flow" not in again.objectives
+    assert again.objectives["jump_flow"] == joined.objectives["jump_flow"]
+    # Runs with other settings are not mixed.
+    changed = only_seed(kept, 2, 5.0, ["soflow"])
+    settings = {"settings": {**changed.objectives["soflow"].settings, "p": 0.5}}
+    changed.objectives["soflow"] = changed.objectives["soflow"].model_copy(update=settings)
+    other = script.joined(again, changed)
+    assert other.objectives["soflow"].one_step == [5 * one]
+    assert len(other.objectives["mean_flow"].runs) == 2
 
 
 def test_the_verdict_compares_the_seeds_of_all_objectives(script):

@@ -300,6 +300,7 @@ def test_means_and_standard_deviations():
     values = [1.0, 2.0, 4.5]
     assert over_seeds(values) == f"{np.mean(values):.3g} ± {np.std(values, ddof=1):.2g}"
     assert over_seeds([1.25]) == "1.25"
+    assert over_seeds([2790.0, 4750.0]) == "3,770 ± 1,400"
     assert over_seeds([]) == ""
 
 

@@ -5,7 +5,7 @@ from torch import nn
 
 from soflow.cli.main import with_home
 from soflow.config import Config, dump, read_recipe, recipe_names
-from soflow.config.checks import narrow_tokens
+from soflow.config.checks import narrow_tokens, small_ratio
 from soflow.config.reading import fields, put, validate
 from soflow.config.sections import section_of
 from soflow.errors import InputError
@@ -258,6 +258,7 @@ def test_the_home_folder_is_expanded_in_every_path(monkeypatch):
 @pytest.mark.parametrize("name", recipe_names())
 def test_the_tokens_of_recipes_are_wide_enough(name):
     assert not narrow_tokens(read_recipe(name))
+    assert not small_ratio(read_recipe(name))
 
 
 @pytest.mark.parametrize(
@@ -273,3 +274,12 @@ def test_tokens_narrower_than_a_patch_are_warned_of(shape, width, warned):
     settings = [f"data.shape={shape}", "network.patch=8", "network.heads=1"]
     settings += [f"network.width={width}", "data.flip=false", "data.source=arrays"]
     assert bool(narrow_tokens(read_recipe("images", settings))) == warned
+
+
+@pytest.mark.parametrize(
+    ("name", "end", "warned"),
+    [("jump_flow", "0.0009", True), ("jump_flow", "0.001", False), ("soflow", "0.0009", False)],
+)
+def test_a_middle_time_of_jump_flow_close_to_t_is_warned_about(name, end, warned):
+    settings = [f"objective.name={name}", f"objective.middle.end={end}"]
+    assert ("objective.middle.end" in small_ratio(read_recipe("moons", settings))) == warned

@@ -51,22 +51,19 @@ def test_the_weight_only_affects_the_consistency_term():
     assert float((one - matching).abs().max()) > 1e-6
 
 
-@pytest.mark.parametrize("share", [0.0, 0.4])
-@pytest.mark.parametrize(
-    ("term", "setting"),
-    [("flow_matching", "velocity_per_sample"), ("consistency", "jump_per_sample")],
-)
-def test_a_fraction_of_the_power_uses_the_mean_error(term, setting, share):
-    network, p, eps = random_dit(), 0.5, 0.01
-    plain = losses_of(soflow.JumpFlow(**GUIDED), network)
-    found = losses_of(soflow.JumpFlow(**GUIDED, **{setting: share}), network)
-    squared = plain.terms[term].squared
-    expected = (squared + eps) ** (-p * share) * (squared.mean() + eps) ** (-p * (1 - share))
-    torch.testing.assert_close(found.terms[term].weight, expected)
-    ratio = expected / plain.terms[term].weight
-    torch.testing.assert_close(found.terms[term].loss, ratio * plain.terms[term].loss)
-    (other,) = set(plain.terms) - {term}
-    assert torch.equal(found.terms[other].loss, plain.terms[other].loss)
+@pytest.mark.parametrize("power", [0.0, 1.0])
+def test_flow_matching_has_its_own_power(power):
+    """Compares with SoFlow, which has one power for both terms."""
+    network = random_dit()
+    settings = {**GUIDED, "flow_matching_share": 0.75}
+    ours = losses_of(soflow.JumpFlow(direct_share=0.0, flow_matching_p=power, **settings), network)
+    same, other = (
+        losses_of(soflow.SoFlow(**{**settings, "p": p}), network) for p in (power, GUIDED["p"])
+    )
+    for field in ("loss", "weight", "squared"):
+        found, expected = (getattr(one.terms["flow_matching"], field) for one in (ours, same))
+        torch.testing.assert_close(found, expected)
+    assert torch.equal(ours.terms["consistency"].weight, other.terms["consistency"].weight)
 
 
 @pytest.mark.parametrize(("share", "count"), [(0.0, 0), (0.2, 10), (1.0, 50)])

@@ -41,8 +41,14 @@ def over_seeds(values: list[float], digits: int = 3) -> str:
     """Formats mean and standard deviation, such as '1.29 ± 0.16'. Returns '' without values."""
     if not values:
         return ""
-    spread = f" ± {stdev(values):.2g}" if len(values) > 1 else ""
-    return f"{mean(values):.{digits}g}{spread}"
+    spread = f" ± {rounded(stdev(values), 2)}" if len(values) > 1 else ""
+    return f"{rounded(mean(values), digits)}{spread}"
+
+
+def rounded(value: float, digits: int) -> str:
+    """Formats a number with so many significant digits, such as '0.0123' or '3,770'."""
+    text = f"{value:.{digits}g}"
+    return f"{float(text):,.0f}" if "e+" in text else text
 
 
 def what(results: Comparison) -> str:
@@ -143,7 +149,7 @@ def cost_rows(results: Comparison) -> list[list[str]]:
                 name_of(name),
                 f"{objective.steps:,}",
                 over_seeds([run.seconds for run in objective.runs]) + " s",
-                f"{1000 * cost.seconds_per_step:.3g}",
+                rounded(1000 * cost.seconds_per_step, 3),
                 f"{middle:.2f}" + (f" ({least:.2f} to {most:.2f})" if cost.rounds > 1 else ""),
                 f"{cost.peak_bytes / 2**20:,.0f}",
                 f"{cost.memory_ratio[1]:.2f}",

@@ -113,3 +113,18 @@ def narrow_tokens(config: Config) -> str:
         f"network.width={width} is smaller than a patch, which has {values} values: samples will "
         f"be noisy; set a smaller network.patch, or network.width={values} or more"
     )
+
+
+def small_ratio(config: Config) -> str:
+    """A warning if JumpFlow's middle time l comes so close to t that rounding matters; '' if not.
+
+    The consistency loss divides differences of F by t - l, so rounding errors grow by 1 / r. The
+    paper's CIFAR-10 recipe, which uses SoFlow, has a smaller r.
+    """
+    end = getattr(getattr(config.objective, "middle", None), "end", 1.0)
+    if end >= 0.001 or config.objective.name != "jump_flow":
+        return ""
+    return (
+        f"objective.middle.end={end:g} is below 0.001: rounding errors can cost quality; set "
+        "objective.middle.end=0.001 or more"
+    )

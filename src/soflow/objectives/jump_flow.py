@@ -17,9 +17,8 @@ settings:
   If the second jump is a step along the velocity and l is close to s, L_C is a finite-difference
   form of the condition d_s f = v(f, s).
 * The x_l at which L_SCM evaluates the network can follow the network's own velocity.
-* The adaptive weight 1 / (squared + eps)^p can use the mean error of the batch instead of the error
-  of each sample. The weight per sample favors typical samples and biases the result away from the
-  mean.
+* The adaptive weight 1 / (squared + eps)^p can have another power p in flow matching. p = 1 favors
+  typical samples and moves the velocity away from the mean.
 * Guidance does not fade near noise.
 
 With w = 1, SoFlow's share of flow matching, SoFlow's guidance, and no direct or composed jumps,
@@ -117,24 +116,10 @@ class JumpFlow:
         float, Setting("share of flow-matching times uniform on [0, 1]", ge=0, le=1)
     ] = 0.0
     p: Power = 1.0
-    velocity_per_sample: Annotated[
-        float,
-        Setting(
-            "share of the power p in flow matching that uses the error of each sample; the rest "
-            "uses the mean error of the microbatch",
-            ge=0,
-            le=1,
-        ),
-    ] = 1.0
-    jump_per_sample: Annotated[
-        float,
-        Setting(
-            "share of the power p in jumps that uses the error of each sample; the rest uses the "
-            "mean error of the microbatch",
-            ge=0,
-            le=1,
-        ),
-    ] = 1.0
+    flow_matching_p: Annotated[
+        float | None,
+        Setting("power of the adaptive weight in flow matching; 0: no weighting; null: p", ge=0),
+    ] = None
     eps: Eps = 0.01
     times: Annotated[SoFlowTimes, Setting("densities of the times")] = SoFlowTimes()
     middle: Annotated[MiddleTime, Setting("middle time l = t + (s - t) r")] = MiddleTime()
@@ -206,10 +191,12 @@ class JumpFlow:
         jumps = slice(draws.n_flow_matching, first)
         l = self.middle(draws.t[jumps], draws.s[jumps], progress)
         terms = soflow.terms(model, batch.rows(single), draws.rows(single), l, self.own_step)
-        velocity = by_batch(
-            terms["flow_matching"], self.p * (1 - self.velocity_per_sample), self.eps
-        )
-        jump = by_batch(terms["consistency"], self.p * (1 - self.jump_per_sample), self.eps)
+        velocity, jump = terms["flow_matching"], terms["consistency"]
+        if self.flow_matching_p is not None:
+            # 1 / (squared + eps)^flow_matching_p in place of 1 / (squared + eps)^p
+            scale = (velocity.squared + self.eps) ** (self.p - self.flow_matching_p)
+            loss, weight = scale * velocity.loss, scale * velocity.weight
+            velocity = velocity._replace(loss=loss, weight=weight)
         w = self.weight(progress) * (draws.t - draws.s)[jumps] ** self.length_power
         found = {"flow_matching": velocity, "consistency": jump._replace(loss=w * jump.loss)}
         if draws.l is not None:
@@ -250,14 +237,7 @@ class JumpFlow:
         else:
             target, span = param.solution(x_l, l, s, F_l), t - s
         term = jump_loss(param, jumps, F_ts, target, span, l, self.p, self.eps)
-        term = by_batch(term, self.p * (1 - self.jump_per_sample), self.eps)
         return term._replace(loss=self.composed_weight * term.loss)
-
-
-def by_batch(term: Term, power: float, eps: float) -> Term:
-    """Uses the mean error of the batch for a share of the power p of the adaptive weight."""
-    scale = ((term.squared + eps) / (term.squared.mean() + eps)) ** power
-    return term._replace(loss=scale * term.loss, weight=scale * term.weight)
 
 
 def too_few(share: float, count: int) -> InputError:

@@ -18,7 +18,7 @@ from soflow.assemble import (
     null_trained,
 )
 from soflow.config import Config, read_recipe
-from soflow.config.checks import narrow_tokens
+from soflow.config.checks import narrow_tokens, small_ratio
 from soflow.config.own import OWN
 from soflow.config.reading import keys_of, with_overrides
 from soflow.data import own
@@ -187,8 +187,8 @@ def train(
                 log.info(f"data: {line}")
             if note:
                 log.info(note)
-            if narrow := narrow_tokens(config):
-                log.warning(narrow)
+            for warning in filter(None, (narrow_tokens(config), small_ratio(config))):
+                log.warning(warning)
             if started is not None and trainer.state.step >= config.train.steps:
                 steps = f"{trainer.state.step:,} of {config.train.steps:,} steps"
                 log.info(f"already finished ({steps}): to train further, set train.steps=N")
