@@ -109,6 +109,17 @@ def test_a_composed_jump_is_trained_towards_two_jumps():
     torch.testing.assert_close(found, expected)
 
 
+def test_both_parts_of_a_composed_jump_have_the_null_label_if_it_was_dropped():
+    guidance = soflow.DrawnGuidance(2.0, label_dropout=0.5)
+    guided = soflow.JumpFlow(**ALL_COMPOSED, guidance=guidance)
+    model, batch, draws, _, term = jumps_of(guided, random_dit(), 8)
+    assert 0 < int(draws.dropped.sum()) < 8
+    shown = dataclasses.replace(batch, labels=torch.where(draws.dropped, 10, batch.labels))
+    plain = soflow.JumpFlow(**ALL_COMPOSED)(model, shown, draws, 0.5).terms["composed"]
+    torch.testing.assert_close(term.squared, plain.squared)
+    torch.testing.assert_close(term.loss, plain.loss)
+
+
 def test_second_velocity_is_the_derivative_in_s():
     # d_s f(x_t, t, s) = v(f(x_t, t, s), s) is the residual of the solution function in s as r -> 0.
     middle = soflow.MiddleTime("constant", end=1e-6)

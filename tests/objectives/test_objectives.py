@@ -284,6 +284,19 @@ def test_improved_mean_flow_is_guided_as_in_its_paper():
     torch.testing.assert_close(found, ((V - v) ** 2).mean(1))
 
 
+@pytest.mark.parametrize("p", [0.0, 0.75, 1.0])
+@pytest.mark.parametrize(("name", "kind"), [("mean_flow", MeanFlow), ("imf", ImprovedMeanFlow)])
+def test_mean_flow_is_weighted_by_the_error_summed_over_dimensions(name, kind, p):
+    """loss = sum_d(delta^2) / sg(sum_d(delta^2) + 0.01)^p"""
+    network, objective = random_dit(), kind(0.5, p=p, times=TIMES)
+    generator = torch.Generator().manual_seed(0)
+    data = torch.randn(4, 1, 8, 8, generator=generator, dtype=torch.float64)
+    draws = float64(objective.draw(data.shape, generator))
+    losses = objective(dit_model(network), Batch(data), draws, 0.0)
+    summed = 64 * losses.parts[f"{name}_mse"]
+    torch.testing.assert_close(losses.total, (summed / (summed + 0.01) ** p).mean())
+
+
 def test_improved_mean_flow_takes_the_derivative_along_the_networks_own_velocity():
     """Compares with a central difference along (x + h F(x, t, t), t + h, s)."""
     network = random_dit()
