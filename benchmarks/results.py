@@ -213,9 +213,9 @@ def uneven(results: Comparison) -> list[str]:
 
 def commands(section: Section, results: Comparison) -> list[str]:
     """The commands for the results so far: objectives and seeds may be fewer than planned."""
-    arguments = re.sub(
-        r"--objectives \S+", f"--objectives {','.join(results.objectives)}", section.arguments
-    )
+    names = list(results.objectives)
+    arguments = re.sub(r"--objectives \S+", f"--objectives {','.join(names)}", section.arguments)
+    arguments = re.sub(r"--only '[^']*'", f"--only '{', '.join(names)}'", arguments)
     seeds, whole = results.seeds, f"soflow compare {arguments}"
     if seeds == [0, 1, 2]:
         return [whole]

@@ -79,6 +79,9 @@ def test_the_commands_name_what_was_run(script):
     (line,) = script.commands(section, first)
     assert "--objectives soflow,jump_flow,mean_flow " in line
     assert line.endswith("--seeds 1")
+    variants = next(one for one in script.SECTIONS if one.name == "ideas-fashion-mnist")
+    (line,) = script.commands(variants, first)
+    assert "--only 'soflow, jump_flow, mean_flow' " in line
     ends = [line.partition("--seeds ")[2] for line in script.commands(section, second)]
     assert ends == ["1 train.seed=2"]
 
