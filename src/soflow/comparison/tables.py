@@ -46,7 +46,7 @@ def over_seeds(values: list[float], digits: int = 3) -> str:
 
 
 def rounded(value: float, digits: int) -> str:
-    """Formats a number with so many significant digits, such as '0.0123' or '3,770'."""
+    """Formats a number with `digits` significant digits, such as '0.0123' or '3,770'."""
     text = f"{value:.{digits}g}"
     return f"{float(text):,.0f}" if "e+" in text else text
 

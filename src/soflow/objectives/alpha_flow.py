@@ -8,11 +8,11 @@ error (F - target) / alpha approaches MeanFlow's error. At alpha = 0, the object
 target, which needs a Jacobian-vector product. With alpha = r, the target is also SoFlow's
 consistency target as a mean velocity, (f(x_l, l, s) - x_t) / (s - t).
 
-The error of a jump is proportional to alpha. Its weight has the factor alpha, too, until alpha = 0,
+The error of a jump is proportional to alpha. Its weight also has the factor alpha until alpha = 0,
 where the error is MeanFlow's.
 
-Source: alpha-Flow (arXiv 2510.20771) and its published code, from which the share of flow matching,
-eps and the schedule of alpha are.
+Source: alpha-Flow (arXiv 2510.20771). The weight, the share of flow matching and the schedule of
+alpha are those of its published code.
 """
 
 from collections.abc import Sequence

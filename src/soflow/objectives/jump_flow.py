@@ -193,7 +193,7 @@ class JumpFlow:
         terms = soflow.terms(model, batch.rows(single), draws.rows(single), l, self.own_step)
         velocity, jump = terms["flow_matching"], terms["consistency"]
         if self.flow_matching_p is not None:
-            # 1 / (squared + eps)^flow_matching_p in place of 1 / (squared + eps)^p
+            # 1 / (squared + eps)^flow_matching_p instead of 1 / (squared + eps)^p
             scale = (velocity.squared + self.eps) ** (self.p - self.flow_matching_p)
             loss, weight = scale * velocity.loss, scale * velocity.weight
             velocity = velocity._replace(loss=loss, weight=weight)
