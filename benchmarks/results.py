@@ -105,6 +105,8 @@ def run(section: Section, extra: list[str], seed: int | None = None, names: str 
     if seed is not None:
         extra = [*extra, "--seeds", "1", f"train.seed={seed}"]
     if names:
+        base = read(section.figures).base if section.figures.is_file() else None
+        assert base is None or base in re.split(r",\s*", names), f"--names lacks the base, {base}"
         extra = [*extra, "--objectives" if "--objectives" in arguments else "--only", names]
     subprocess.run([sys.executable, "-m", "soflow", "compare", *arguments, *extra], check=True)
     out = Path(arguments[arguments.index("--out") + 1])
@@ -132,7 +134,8 @@ def joined(kept: Comparison, new: Comparison) -> Comparison:
     """The new results with the kept runs that they do not replace.
 
     A new run replaces the kept run of the same objective and seed. If the settings of an objective
-    have changed, all of its kept runs are dropped.
+    have changed, all of its kept runs are dropped. The results do not contain the defaults of the
+    library: if they have changed, run all seeds again.
     """
     protocol = "recipe overrides budget base batch_size metric num reference"
     for key in protocol.split():

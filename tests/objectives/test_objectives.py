@@ -5,8 +5,10 @@ Each has zero error at the true map of a point and of a Gaussian, and larger err
 
 import copy
 import dataclasses
+import pickle
 from math import exp
 
+import jaxtyping
 import pytest
 import torch
 from torch import nn
@@ -18,6 +20,7 @@ from soflow.data.batches import seeded_generator
 from soflow.errors import InputError
 from soflow.guidance import Guidance
 from soflow.noising import LinearNoising, TrigNoising
+from soflow.objectives import OBJECTIVES
 from soflow.objectives.alpha_flow import AlphaFlow
 from soflow.objectives.consistency import Consistency
 from soflow.objectives.flow_matching import FlowMatching
@@ -269,6 +272,20 @@ def test_mean_flow_is_guided_as_in_its_paper(mix):
     flow = model(linear_in_x(K), num_classes=2)
     found = objective(flow, batch, draws, 0.0).parts["mean_flow_mse"]
     torch.testing.assert_close(found, ((k * x_t - target) ** 2).mean(1))
+
+
+def test_improved_mean_flow_rejects_other_guidance(monkeypatch):
+    monkeypatch.setattr(
+        jaxtyping.config, "jaxtyping_disable", True
+    )  # it checks types in tests only
+    with pytest.raises(InputError, match="ImprovedMeanFlowGuidance"):
+        ImprovedMeanFlow(guidance=MeanFlowGuidance(2.0))
+
+
+@pytest.mark.parametrize("name", ["mean_flow", "imf", "alpha_flow"])
+def test_objectives_that_take_derivatives_can_be_pickled(name):
+    objective = OBJECTIVES[name]()
+    assert pickle.loads(pickle.dumps(objective)) == objective
 
 
 def test_improved_mean_flow_is_guided_as_in_its_paper():

@@ -8,10 +8,14 @@ from typing import ClassVar
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 import soflow
+from soflow.config import read_recipe
+from soflow.config.reading import dump, validate
 from soflow.errors import InputError
+from soflow.objectives import OBJECTIVES
 from soflow.run.checkpoint import newest_good
 from soflow.system.progress import silent
 from soflow.workflows import own_parts
@@ -120,6 +124,26 @@ def test_a_registered_objective_is_recorded_by_its_name(data, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2  # the data were passed from Python
     assert "data.source=python" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        soflow.SoFlow(guidance=soflow.Guidance(2.0)),
+        soflow.JumpFlow(flow_matching_p=0.0, guidance=soflow.DrawnGuidance(2.0, max_scale=4.0)),
+        soflow.MeanFlow(),
+        soflow.ImprovedMeanFlow(),
+        soflow.ImprovedMeanFlow(guidance=soflow.ImprovedMeanFlowGuidance(2.0)),
+        soflow.AlphaFlow(clamp=0.0),
+        soflow.Shortcut(),
+        soflow.Consistency(),
+        soflow.FlowMatching(),
+    ],
+)
+def test_every_objective_is_recorded_by_its_name_and_settings(objective):
+    config = own_parts.with_objective(read_recipe("digits"), objective)
+    assert config.objective.name in OBJECTIVES
+    assert validate(yaml.safe_load(dump(config))).objective.build() == objective
 
 
 def test_a_network_of_soflow_is_recorded_by_its_name(data, tmp_path, forgotten):

@@ -12,7 +12,7 @@ The error of a jump is proportional to alpha. Its weight also has the factor alp
 where the error is MeanFlow's.
 
 Source: alpha-Flow (arXiv 2510.20771). The weight, the share of flow matching and the schedule of
-alpha are those of its published code.
+alpha are those of its published code for the guided B/2 model.
 """
 
 from collections.abc import Sequence

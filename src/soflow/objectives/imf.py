@@ -19,6 +19,7 @@ from typing import Annotated, ClassVar
 
 import torch
 
+from soflow.errors import InputError
 from soflow.objectives.base import OBJECTIVES, Draws, Eps, Losses, OrderedTimes, Power, losses
 from soflow.objectives.guided import draw_ordered_jumps, guided_jumps
 from soflow.objectives.mean_flow import MeanFlowGuidance, summed_error
@@ -42,7 +43,7 @@ class ImprovedMeanFlowGuidance(MeanFlowGuidance):
     mix: float = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "mix", 1 / self.scale)
+        object.__setattr__(self, "mix", 1 / max(self.scale, 1.0))
 
 
 @OBJECTIVES.register("imf")
@@ -52,6 +53,9 @@ class ImprovedMeanFlow(TakesDerivative):
 
     Args:
         compile: Compiles the function that takes the derivative. Set by `soflow.train`.
+
+    Raises:
+        InputError: If `guidance` is the guidance of another objective.
 
     Example:
         >>> import soflow, torch
@@ -79,6 +83,13 @@ class ImprovedMeanFlow(TakesDerivative):
     guidance: Annotated[
         ImprovedMeanFlowGuidance, Setting("classifier-free guidance inside training")
     ] = ImprovedMeanFlowGuidance()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.guidance, ImprovedMeanFlowGuidance):
+            raise InputError(
+                f"guidance is a {type(self.guidance).__name__}: pass "
+                "soflow.ImprovedMeanFlowGuidance, which has the target of improved MeanFlow"
+            )
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> Draws:
         """Draws the noise, times and dropped labels for a batch of shape `shape`."""

@@ -157,6 +157,11 @@ def with_derivative(net: Net, inputs: Inputs, v: Tensor) -> tuple[Tensor, Tensor
     return value, derivative.detach()
 
 
+def uncompiled(function: Any) -> Any:
+    """The function itself."""
+    return function
+
+
 @dataclass(frozen=True)
 class TakesDerivative:
     """Base of the objectives that take Jacobian-vector products of the network.
@@ -165,7 +170,7 @@ class TakesDerivative:
         compile: Compiles the function that takes the derivative. Set by `soflow.train`.
     """
 
-    compile: Callable[[Any], Any] = field(default=lambda function: function, kw_only=True)
+    compile: Callable[[Any], Any] = field(default=uncompiled, kw_only=True, repr=False)
 
     @cached_property
     def with_derivative(self) -> Callable[..., tuple[Tensor, Tensor]]:

@@ -6,7 +6,7 @@ again to load the run.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from soflow.assemble import make_network, trains_null
 from soflow.config import Config
 from soflow.config.own import OWN
 from soflow.config.reading import explain, validate
-from soflow.config.sections import section_of
+from soflow.config.sections import SUPPLIED, section_of
 from soflow.data.dataset import checksum
 from soflow.errors import InputError, in_short
 from soflow.guidance import draws_scales
@@ -121,7 +121,7 @@ def with_objective(config: Config, objective: Objective) -> Config:
     record = by_name(OBJECTIVES, objective) or {
         "name": OWN,
         "kind": kind_of(objective),
-        "settings": plain(objective) if is_dataclass(objective) else {},
+        "settings": settings_of(objective) if is_dataclass(objective) else {},
         "samplers": objective.samplers,
         "whole_network": objective.whole_network,
         "forward_derivative": getattr(objective, "forward_derivative", False),
@@ -145,7 +145,7 @@ def by_name(registry: Registry[Any], part: Any) -> dict[str, Any] | None:
     name = next((name for name in registry if registry[name] is type(part)), None)
     if name is None or not is_dataclass(part) or isinstance(part, type):
         return None
-    section, settings = section_of(registry[name], name), asdict(part)
+    section, settings = section_of(registry[name], name), arguments_of(part)
     record = {key: settings[key] for key in section.model_fields if key != "name"}
     record["name"] = name
     try:
@@ -154,9 +154,20 @@ def by_name(registry: Registry[Any], part: Any) -> dict[str, Any] | None:
         raise InputError(explain(error, {registry.kind: record}, (registry.kind,))) from None
 
 
+def arguments_of(part: Any) -> dict[str, Any]:
+    """The arguments of a dataclass's constructor, with nested dataclasses as dictionaries."""
+    values = {field.name: getattr(part, field.name) for field in fields(part) if field.init}
+    return {name: arguments_of(x) if is_dataclass(x) else x for name, x in values.items()}
+
+
 def kind_of(part: object) -> str:
     """The full name of an object's class, with its module."""
     return f"{type(part).__module__}.{type(part).__qualname__}"
+
+
+def settings_of(objective: Any) -> dict[str, Any]:
+    """The settings of a dataclass as plain values for a file."""
+    return {name: x for name, x in plain(objective).items() if name not in SUPPLIED}
 
 
 def plain(value: Any) -> Any:
