@@ -104,9 +104,11 @@ def run(section: Section, extra: list[str], seed: int | None = None, names: str 
     arguments = shlex.split(section.arguments)
     if seed is not None:
         extra = [*extra, "--seeds", "1", f"train.seed={seed}"]
+    partial = (seed is not None or names) and section.figures.is_file()
+    kept = read(section.figures) if partial else None
     if names:
-        base = read(section.figures).base if section.figures.is_file() else None
-        assert base is None or base in re.split(r",\s*", names), f"--names lacks the base, {base}"
+        chosen = re.split(r",\s*", names)
+        assert kept is None or kept.base in chosen, f"--names lacks the base, {kept.base}"
         extra = [*extra, "--objectives" if "--objectives" in arguments else "--only", names]
     subprocess.run([sys.executable, "-m", "soflow", "compare", *arguments, *extra], check=True)
     out = Path(arguments[arguments.index("--out") + 1])
@@ -115,18 +117,13 @@ def run(section: Section, extra: list[str], seed: int | None = None, names: str 
         text for text in results.overrides if not text.startswith(("data.path=", "train.seed="))
     ]
     results = results.model_copy(update={"overrides": shown})
-    pictures = out / "samples.png", PICTURES / f"{section.name}-samples.png"
-    if (seed is not None or names) and section.figures.is_file():
-        kept = read(section.figures)
-        complete = results.objectives.keys() >= kept.objectives.keys()
+    PICTURES.mkdir(exist_ok=True)
+    if kept is None or results.objectives.keys() >= kept.objectives.keys():
+        shutil.copyfile(out / "samples.png", PICTURES / f"{section.name}-samples.png")
+    if kept is not None:
         results = joined(kept, results)
-    else:
-        complete = True
     section.figures.parent.mkdir(exist_ok=True)
     results.write(section.figures)
-    PICTURES.mkdir(exist_ok=True)
-    if complete:
-        shutil.copyfile(*pictures)
     plots(results).savefig(PICTURES / f"{section.name}-plots.png", dpi=110)
 
 
