@@ -160,10 +160,12 @@ def read(file: Path) -> Comparison:
 def verdict(results: Comparison) -> str:
     """Names the lowest one-step distance, and tabulates differences of objectives from the base's.
 
-    Only seeds of all objectives count.
+    Only seeds of all objectives count. If there are others, the sentence names those that count.
     """
     seeds = [{run.seed for run in own.runs} for own in results.objectives.values()]
     both = set.intersection(*seeds)
+    common = f"For the seeds that all have ({', '.join(map(str, sorted(both)))}): "
+    scope = "" if both == set(results.seeds) else common
     one = {
         name: [found for found, run in zip(own.one_step, own.runs, strict=True) if run.seed in both]
         for name, own in results.objectives.items()
@@ -185,10 +187,10 @@ def verdict(results: Comparison) -> str:
             cells.append(f"{abs(gap) / max(stdev(ours), stdev(theirs)):.1f}")
         rows.append(cells)
     if best == results.base:
-        first = f"**{base} has the lowest one-step distance, {mean(ours):.3g}.**"
+        first = f"{scope}**{base} has the lowest one-step distance, {mean(ours):.3g}.**"
     else:
         first = (
-            f"**{name_of(best)} has the lowest one-step distance, {mean(one[best]):.3g}. "
+            f"{scope}**{name_of(best)} has the lowest one-step distance, {mean(one[best]):.3g}. "
             f"The distance of {base} is {mean(ours):.3g}.**"
         )
     if results.variants:  # the table of distances follows, and differences of many rows are noise
@@ -202,13 +204,14 @@ def verdict(results: Comparison) -> str:
 
 
 def uneven(results: Comparison) -> list[str]:
-    """A sentence on objectives that were not trained with all seeds, if there are any."""
-    fewer = [
-        f"{name_of(name)} ({', '.join(str(run.seed) for run in one.runs)})"
-        for name, one in results.objectives.items()
-        if len(one.runs) < len(results.seeds)
-    ]
-    return [f"Not trained with all seeds: {'; '.join(fewer)}."] if fewer else []
+    """A sentence on the seeds of each objective, if not all have the same seeds."""
+    groups: dict[str, list[str]] = {}
+    for name, one in results.objectives.items():
+        seeds = ", ".join(str(run.seed) for run in one.runs)
+        groups.setdefault(seeds, []).append(name_of(name))
+    *small, largest = sorted(groups, key=lambda seeds: len(groups[seeds]))
+    parts = [f"{', '.join(groups[seeds])} ({seeds})" for seeds in small]
+    return [f"Seeds: {'; '.join(parts)}; all others ({largest})."] if small else []
 
 
 def commands(section: Section, results: Comparison) -> list[str]:

@@ -40,7 +40,7 @@ def test_seeds_run_one_by_one_are_joined(script):
     (one,) = first.objectives["soflow"].one_step
     assert joined.objectives["soflow"].one_step == [2 * one, one]
     assert [run.seed for run in joined.objectives["jump_flow"].runs] == [1]
-    assert script.uneven(joined) == ["Not trained with all seeds: JumpFlow (1)."]
+    assert script.uneven(joined) == ["Seeds: JumpFlow (1); all others (0, 1)."]
     assert script.uneven(first) == []
     # A run replaces the kept one of its seed. The other objectives keep theirs.
     again = script.joined(joined, only_seed(kept, 1, 3.0, ["soflow", "mean_flow"]))
@@ -60,7 +60,8 @@ def test_the_verdict_compares_the_seeds_of_all_objectives(script):
     kept = Comparison.read(BENCHMARKS / "results" / "fashion-mnist-peers.json")
     names = ["soflow", "mean_flow"]
     both = script.joined(only_seed(kept, 0, 1.0, names), only_seed(kept, 1, 9.0, names[:1]))
-    assert script.verdict(both) == script.verdict(only_seed(kept, 0, 1.0, names))
+    first = script.verdict(only_seed(kept, 0, 1.0, names))
+    assert script.verdict(both) == f"For the seeds that all have (0): {first}"
 
 
 def test_the_verdict_of_variants_has_no_second_table_of_distances(script):
