@@ -3,7 +3,8 @@
     python benchmarks/results.py                      runs all comparisons (days on a CPU)
     python benchmarks/results.py --only ideas-digits  runs one comparison
     python benchmarks/results.py --only cifar10 --seed 1  runs one seed of it, and adds its results
-    python benchmarks/results.py --only cifar10 --names soflow,jump_flow  runs these objectives
+    python benchmarks/results.py --only cifar10 --names soflow,jump_flow  runs these objectives,
+                                                      and adds their results
     python benchmarks/results.py --write              only writes, from benchmarks/results/*.json
 
 Fashion-MNIST and CIFAR-10 are downloaded from the Hub, or read from folders of their parquet files:
@@ -24,9 +25,12 @@ from pathlib import Path
 from statistics import mean, stdev
 from textwrap import fill
 
+from soflow.comparison.bench import bench
+from soflow.comparison.cost import CostSummary
 from soflow.comparison.plots import plots
 from soflow.comparison.record import Comparison
 from soflow.comparison.tables import markdown, name_of, what
+from soflow.config.variants import read_compared
 from soflow.evaluation.tables import markdown_table
 
 HERE = Path(__file__).parent
@@ -107,8 +111,6 @@ def run(section: Section, extra: list[str], seed: int | None = None, names: str 
     partial = (seed is not None or names) and section.figures.is_file()
     kept = read(section.figures) if partial else None
     if names:
-        chosen = re.split(r",\s*", names)
-        assert kept is None or kept.base in chosen, f"--names lacks the base, {kept.base}"
         extra = [*extra, "--objectives" if "--objectives" in arguments else "--only", names]
     subprocess.run([sys.executable, "-m", "soflow", "compare", *arguments, *extra], check=True)
     out = Path(arguments[arguments.index("--out") + 1])
@@ -121,20 +123,35 @@ def run(section: Section, extra: list[str], seed: int | None = None, names: str 
     if kept is None or results.objectives.keys() >= kept.objectives.keys():
         shutil.copyfile(out / "samples.png", PICTURES / f"{section.name}-samples.png")
     if kept is not None:
+        if kept.base not in results.objectives:
+            results = with_costs(results, kept.base, "--variants" in arguments)
         results = joined(kept, results)
     section.figures.parent.mkdir(exist_ok=True)
     results.write(section.figures)
     plots(results).savefig(PICTURES / f"{section.name}-plots.png", dpi=110)
 
 
+def with_costs(results: Comparison, base: str, variants: bool) -> Comparison:
+    """Measures the costs of results without the base again, in turn with the base."""
+    names = [base, *results.objectives]
+    file, only = (HERE / "ideas.yaml", names) if variants else (None, [])
+    read = read_compared(results.recipe, names, file, only, results.overrides)
+    measured = bench({name: read[name].config for name in names}, rounds=1 if variants else 3)
+    objectives = {}
+    for name, one in results.objectives.items():
+        cost = CostSummary.of(measured[name], measured[base])
+        objectives[name] = one.model_copy(update={"cost": cost})
+    return results.model_copy(update={"objectives": objectives})
+
+
 def joined(kept: Comparison, new: Comparison) -> Comparison:
     """The new results with the kept runs that they do not replace.
 
-    A new run replaces the kept run of the same objective and seed. If the settings of an objective
-    have changed, all of its kept runs are dropped. The results do not contain the defaults of the
-    library: if they have changed, run all seeds again.
+    The base remains the kept one. A new run replaces the kept run of the same objective and seed.
+    If the settings of an objective have changed, all of its kept runs are dropped. The results do
+    not contain the defaults of the library: if they have changed, run all seeds again.
     """
-    protocol = "recipe overrides budget base batch_size metric num reference"
+    protocol = "recipe overrides budget batch_size metric num reference"
     for key in protocol.split():
         assert getattr(kept, key) == getattr(new, key), f"{key} differs from the kept results"
     objectives = dict(kept.objectives)
@@ -148,7 +165,7 @@ def joined(kept: Comparison, new: Comparison) -> Comparison:
         runs = sorted(runs, key=lambda run: run.seed)
         objectives[name] = ours.model_copy(update={"runs": runs})
     seeds = sorted({run.seed for one in objectives.values() for run in one.runs})
-    return new.model_copy(update={"objectives": objectives, "seeds": seeds})
+    return new.model_copy(update={"base": kept.base, "objectives": objectives, "seeds": seeds})
 
 
 def read(file: Path) -> Comparison:

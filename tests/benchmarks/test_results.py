@@ -46,6 +46,12 @@ def test_seeds_run_one_by_one_are_joined(script):
     again = script.joined(joined, only_seed(kept, 1, 3.0, ["soflow", "mean_flow"]))
     assert again.objectives["soflow"].one_step == [2 * one, 3 * one]
     assert again.objectives["jump_flow"] == joined.objectives["jump_flow"]
+    # Runs without the base keep the ratios to it.
+    other = only_seed(kept, 0, 6.0, ["mean_flow"]).model_copy(update={"base": "mean_flow"})
+    without = script.joined(joined, other)
+    assert without.base == "soflow"
+    ratios = joined.ratios("mean_flow")
+    assert without.ratios("mean_flow") == pytest.approx([3 * ratios[0], ratios[1]])
     # Runs with other settings are not mixed.
     changed = only_seed(kept, 2, 5.0, ["soflow"])
     settings = {"settings": {**changed.objectives["soflow"].settings, "p": 0.5}}
