@@ -9,10 +9,13 @@ import torch
 
 from soflow.cli import main
 from soflow.comparison.bench import PROCESSES, Measurements, bench, groups
-from soflow.comparison.counting import count
+from soflow.comparison.counting import count, with_default_sizes
+from soflow.comparison.measure import measure
 from soflow.config import read_recipe
 from soflow.errors import RunError
 from soflow.objectives import OBJECTIVES
+from soflow.objectives.flow_matching import FlowMatching
+from soflow.training.automatic import resolve
 from support.settings import TINY_DIT
 
 SMALL = [*TINY_DIT, "train.batch_size=16"]
@@ -92,6 +95,21 @@ def test_the_command_measures_and_prints_costs(tmp_path, capfd, monkeypatch, my_
     assert one.parameters > 1000
     assert one.peaks.keys() == one.flops_by_kind.keys() == {"float32"}
     assert 0 < one.share_of_peak(16) < 1
+
+
+def test_steps_in_the_middle_of_training_are_measured(monkeypatch):
+    """The cost of alpha-Flow changes during training."""
+    seen, loss = set(), FlowMatching.__call__
+
+    def recording(self, model, batch, draws, progress):
+        seen.add(progress)
+        return loss(self, model, batch, draws, progress)
+
+    monkeypatch.setattr(FlowMatching, "__call__", recording)
+    options = [*SMALL, "objective.name=flow_matching", "optimizer.warmup=1", "train.steps=2"]
+    config = resolve(read_recipe("digits", options), torch.device("cpu"))[0]
+    measure(with_default_sizes(config), least_seconds=0.01)
+    assert seen == {0.5}
 
 
 def test_few_processes_start_at_once():

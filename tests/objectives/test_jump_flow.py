@@ -237,6 +237,10 @@ def test_settings_without_effect_are_rejected():
     with pytest.raises(InputError, match="mix_at_end"):
         soflow.JumpFlow(mix_at_end=0.1)
     assert soflow.JumpFlow(**GUIDED, mix_at_end=0.1).scheduled(0.5)["m"] == pytest.approx(0.3)
+    for name, value in (("second", "velocity"), ("composed_weight", 0.5)):
+        with pytest.raises(InputError, match=name):
+            soflow.JumpFlow(**{name: value})
+        soflow.JumpFlow(**{name: value}, composed_share=0.5)
 
 
 def test_scales_are_drawn_only_by_an_objective_that_draws_them():

@@ -86,8 +86,7 @@ class AlphaFlow(TakesDerivative):
     clamp: Annotated[
         float,
         Setting(
-            "alpha within this distance of 0 or 1 is set to 0 or 1; 0: alpha stays above 0, so no "
-            "Jacobian-vector product is needed",
+            "alpha within this distance of 0 or 1 is set to 0 or 1; 0: alpha stays above 0",
             ge=0,
             lt=0.5,
         ),

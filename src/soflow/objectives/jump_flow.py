@@ -59,7 +59,8 @@ class JumpFlow:
     data, and some jumps can be composed of two.
 
     Raises:
-        InputError: If `mix_at_end` is set without guidance.
+        InputError: If `mix_at_end` is set without guidance, or `composed_weight` or `second`
+            without `composed_share`.
 
     Example:
         >>> import soflow, torch
@@ -142,6 +143,14 @@ class JumpFlow:
                 "objective.mix_at_end has no effect without guidance: set objective.guidance.scale "
                 "or objective.guidance.max_scale above 1, or leave out mix_at_end"
             )
+
+        if not self.composed_share:
+            for name, off in (("composed_weight", 1.0), ("second", "jump")):
+                if getattr(self, name) != off:
+                    raise InputError(
+                        f"objective.{name} has no effect without composed jumps: set "
+                        f"objective.composed_share above 0, or leave out {name}"
+                    )
 
     def soflow(self, progress: float) -> SoFlow:
         """SoFlow with the settings of this objective at `progress` = k / K."""
