@@ -57,7 +57,7 @@ PEERS = "--objectives soflow,jump_flow,mean_flow,imf,alpha_flow"
 IDEAS = "--variants benchmarks/ideas.yaml --rounds 1"
 BEST = (
     "--only 'SoFlow, MeanFlow, JumpFlow, weight 1, no direct jumps, fewer jumps with weight 4, "
-    "guidance as an input'"
+    "guidance as an input, fewer jumps, QK-norm'"
 )
 FEATURES = "evaluate.features=benchmarks/classifiers"
 DIGITS = f"digits {FEATURES}/digits-classifier.pt"
