@@ -143,7 +143,6 @@ class JumpFlow:
                 "objective.mix_at_end has no effect without guidance: set objective.guidance.scale "
                 "or objective.guidance.max_scale above 1, or leave out mix_at_end"
             )
-
         if not self.composed_share:
             for name, off in (("composed_weight", 1.0), ("second", "jump")):
                 if getattr(self, name) != off:
