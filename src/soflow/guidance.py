@@ -7,7 +7,7 @@ Guided sampling then needs no additional network evaluations.
                                                          u = clamp((1 - t) / (1 - t_d), 0, 1 - 1e-6)
     guided   = v_t + decay(t) (omega - 1) (v_t - v(x_t, t, null))
     target   = m guided + (1 - m) v(x_t, t, y)           for samples that keep their label
-               v_t                                       for samples whose label was dropped
+               v_t                                       for samples without a label
 
 `DrawnGuidance` draws omega and an interval [a, b] of t for each sample. Outside the interval, omega
 is 1. The network takes (omega, a, b) as the input `guidance` (B, 3), so that users can choose them
@@ -105,7 +105,7 @@ class Guidance:
         v_null: Sample,
         v_label: Sample,
         t: Times,
-        dropped: Mask,
+        unlabeled: Mask,
         drawn: GuidanceRows | None = None,
     ) -> Sample:
         """The training target of the velocity, (B, ...).
@@ -115,12 +115,13 @@ class Guidance:
             v_null: v(x_t, t, null), (B, ...).
             v_label: v(x_t, t, y), (B, ...).
             t: The times, (B,).
-            dropped: The samples whose label was dropped, (B,) bool.
+            unlabeled: The samples trained without a label, (B,) bool: it was dropped, or the data
+                have none.
             drawn: Guidance (omega, start, end) per sample, (B, 3); None for the fixed scale.
         """
         guided = v_t + across(self.strength(t, drawn), v_t) * (v_t - v_null)
         mixed = self.mix * guided + (1 - self.mix) * v_label
-        return torch.where(across(dropped, v_t), v_t, mixed)
+        return torch.where(across(unlabeled, v_t), v_t, mixed)
 
 
 @dataclass(frozen=True)

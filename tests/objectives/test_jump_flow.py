@@ -13,7 +13,13 @@ from support.objectives import random_dit
 SHAPE = (1, 8, 8)
 
 
-GUIDED = {"guidance": soflow.DrawnGuidance(2.0, 0.5, 0.3), "p": 0.5, "eps": 0.01}
+GUIDED = {
+    "guidance": soflow.DrawnGuidance(2.0, 0.5, 0.3),
+    "p": 0.5,
+    "eps": 0.003,
+    "times": soflow.SoFlowTimes(soflow.LogitNormal(0.3, 0.7), s=soflow.LogitNormal(-2.0, 0.5)),
+    "middle": soflow.MiddleTime("linear", 0.2, 0.05),
+}
 
 
 def losses_of(objective, network):

@@ -27,10 +27,10 @@ from soflow.objectives.flow_matching import FlowMatching
 from soflow.objectives.guided import network_labels
 from soflow.objectives.imf import ImprovedMeanFlow, ImprovedMeanFlowGuidance
 from soflow.objectives.mean_flow import MeanFlow, MeanFlowGuidance
-from soflow.objectives.shortcut import Shortcut
+from soflow.objectives.shortcut import HALVINGS, Shortcut
 from soflow.parameterization import EulerParameterization, TrigParameterization
 from soflow.solution import FlowModel
-from soflow.symbols import Batch
+from soflow.symbols import Batch, mean_d
 from soflow.times import LogitNormal, MiddleTime
 from soflow.training.ema import Ema
 from support.exact import Exact
@@ -39,6 +39,11 @@ from support.resuming import train_and_resume
 from support.settings import TINY_DIT
 
 PEERS = ["flow_matching", "mean_flow", "imf", "alpha_flow", "shortcut", "consistency"]
+GUIDANCE = {
+    "mean_flow": MeanFlowGuidance,
+    "imf": ImprovedMeanFlowGuidance,
+    "alpha_flow": MeanFlowGuidance,
+}
 TIMES = LogitNormal(0.0, 1.0)
 EULER = EulerParameterization()
 
@@ -109,8 +114,18 @@ def test_two_half_steps_of_a_shortcut_are_exact_for_a_gaussian(noising, c):
     objective = peer("shortcut")
     draws = drawn(objective)
     data = c * torch.randn(64, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    exact = model(Exact(noising, EULER, c=c), noising)
-    assert float(errors(objective, exact, data, draws)["shortcut_mse"].max()) < 1e-20
+    exact = Exact(noising, EULER, c=c)
+    squared = errors(objective, model(exact, noising), data, draws)["shortcut_mse"]
+    x_t, t, s = noising.sample(data, draws.noise, draws.t).x_t[32:], draws.t[32:], draws.s[32:]
+    shortest = t - s == 2.0**-HALVINGS
+    assert 0 < int(shortest.sum()) < 32
+    assert float(squared[~shortest].max()) < 1e-20
+    # The shortest steps are trained towards two Euler steps of the velocity.
+    d = 0.5 ** (HALVINGS + 1)
+    first = exact.velocity(x_t, t)
+    second = exact.velocity(x_t - d * first, t - d)
+    expected = mean_d(((first + second) / 2 - exact(x_t, t, s)) ** 2)
+    torch.testing.assert_close(squared[shortest], expected[shortest])
 
 
 class Moved(nn.Module):
@@ -301,17 +316,59 @@ def test_improved_mean_flow_is_guided_as_in_its_paper():
     torch.testing.assert_close(found, ((V - v) ** 2).mean(1))
 
 
+@pytest.mark.parametrize(("progress", "alpha"), [(0.0, 1.0), (0.55, None), (1.0, 0.0)])
+@pytest.mark.parametrize("mix", [1.0, 0.25])
+def test_alpha_flow_is_guided_like_mean_flow(mix, progress, alpha):
+    """The target and x_l use v = m (v_t + (omega - 1) (v_t - F(null))) + (1 - m) F(y)."""
+    scale = 2.5
+    objective = peer("alpha_flow", guidance=MeanFlowGuidance(scale, mix, 0.5))
+    batch, draws, x_t, v_t, k = guided_case(objective)
+    guided = v_t + (scale - 1) * (v_t - K[2] * x_t)
+    mixed = mix * guided + (1 - mix) * K[LABELS][:, None] * x_t
+    v = torch.where(DROPPED[:, None], v_t, mixed)
+    alpha = objective.alpha(progress) if alpha is None else alpha
+    length = (draws.s - draws.t)[:, None]
+    target = alpha * v + (1 - alpha) * k * (x_t + alpha * length * v)
+    if alpha == 0:
+        target = v + length * k * v
+    target = torch.where(length == 0, v, target)
+    flow = model(linear_in_x(K), num_classes=2)
+    found = objective(flow, batch, draws, progress).parts["alpha_flow_mse"]
+    torch.testing.assert_close(found, ((k * x_t - target) ** 2).mean(1))
+
+
+@pytest.mark.parametrize("name", ["flow_matching", "mean_flow", "imf", "alpha_flow", "shortcut"])
+def test_samples_without_a_label_in_the_data_are_trained_like_those_whose_label_was_dropped(name):
+    objective = peer(name, guidance=GUIDANCE.get(name, Guidance)(3.0, label_dropout=0.5))
+    network = random_dit()
+    generator = torch.Generator().manual_seed(0)
+    data = torch.randn(8, 1, 8, 8, generator=generator, dtype=torch.float64)
+    draws = float64(objective.draw(data.shape, generator))
+    labels = torch.arange(8)
+    missing = Batch(data, torch.where(labels % 2 == 0, 10, labels))
+    flow = model(network, num_classes=10, shape=(1, 8, 8), average=network)
+    none = dataclasses.replace(draws, dropped=torch.zeros(8, dtype=torch.bool))
+    dropped = dataclasses.replace(draws, dropped=labels % 2 == 0)
+    found, expected = (
+        objective(flow, *pair, 0.5) for pair in ((missing, none), (Batch(data, labels), dropped))
+    )
+    torch.testing.assert_close(found.total, expected.total)
+    for part, value in expected.parts.items():
+        torch.testing.assert_close(found.parts[part], value)
+
+
 @pytest.mark.parametrize("p", [0.0, 0.75, 1.0])
+@pytest.mark.parametrize("eps", [0.01, 0.3])
 @pytest.mark.parametrize(("name", "kind"), [("mean_flow", MeanFlow), ("imf", ImprovedMeanFlow)])
-def test_mean_flow_is_weighted_by_the_error_summed_over_dimensions(name, kind, p):
-    """loss = sum_d(delta^2) / sg(sum_d(delta^2) + 0.01)^p"""
-    network, objective = random_dit(), kind(0.5, p=p, times=TIMES)
+def test_mean_flow_is_weighted_by_the_error_summed_over_dimensions(name, kind, p, eps):
+    """loss = sum_d(delta^2) / sg(sum_d(delta^2) + eps)^p"""
+    network, objective = random_dit(), kind(0.5, p=p, eps=eps, times=TIMES)
     generator = torch.Generator().manual_seed(0)
     data = torch.randn(4, 1, 8, 8, generator=generator, dtype=torch.float64)
     draws = float64(objective.draw(data.shape, generator))
     losses = objective(dit_model(network), Batch(data), draws, 0.0)
     summed = 64 * losses.parts[f"{name}_mse"]
-    torch.testing.assert_close(losses.total, (summed / (summed + 0.01) ** p).mean())
+    torch.testing.assert_close(losses.total, (summed / (summed + eps) ** p).mean())
 
 
 def test_improved_mean_flow_takes_the_derivative_along_the_networks_own_velocity():
@@ -374,16 +431,17 @@ def test_alpha_flow_goes_from_flow_matching_to_mean_flow(progress, alpha):
 
 
 @pytest.mark.parametrize(("progress", "factor"), [(0.0, 1.0), (0.55, None), (1.0, 1.0)])
-def test_alpha_flow_weights_jumps_by_alpha(progress, factor):
-    """Jumps have the weight alpha / (squared + 0.001), and 1 / (squared + 0.001) at alpha = 0."""
-    network, objective = random_dit(), AlphaFlow(0.5, times=TIMES)
+@pytest.mark.parametrize("eps", [0.001, 0.3])
+def test_alpha_flow_weights_jumps_by_alpha(progress, factor, eps):
+    """Jumps have the weight alpha / (squared + eps), and 1 / (squared + eps) at alpha = 0."""
+    network, objective = random_dit(), AlphaFlow(0.5, eps=eps, times=TIMES)
     factor = factor or objective.alpha(progress)
     generator = torch.Generator().manual_seed(0)
     data = torch.randn(8, 1, 8, 8, generator=generator, dtype=torch.float64)
     draws = float64(objective.draw(data.shape, generator))
     losses = objective(dit_model(network), Batch(data), draws, progress)
     squared = losses.parts["alpha_flow_mse"]
-    loss = squared / (squared + 0.001)
+    loss = squared / (squared + eps)
     factors = torch.tensor([1.0] * 4 + [factor] * 4, dtype=torch.float64)
     torch.testing.assert_close(losses.total, (factors * loss).mean())
 
@@ -556,7 +614,7 @@ def test_the_gradient_of_guided_flow_matching_flows_only_through_the_prediction(
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize("name", ["shortcut", "mean_flow", "consistency", "flow_matching"])
+@pytest.mark.parametrize("name", PEERS)
 def test_one_pass_has_a_gradient_and_the_others_have_none(name):
     """Checks the rows of each pass and whether it has a gradient. 8 of 16 samples are jumps."""
     seen = []
@@ -571,16 +629,19 @@ def test_one_pass_has_a_gradient_and_the_others_have_none(name):
             return self.scale * x
 
     net = Recording()
-    kind = MeanFlowGuidance if name == "mean_flow" else Guidance
-    guidance = {} if name == "consistency" else {"guidance": kind(2.0, 0.5, 0.1, 1.0)}
+    mix = {} if name == "imf" else {"mix": 0.5}
+    guidance = {"guidance": GUIDANCE.get(name, Guidance)(2.0, **mix)}
+    guidance = {} if name == "consistency" else guidance
     objective = peer(name, **guidance)
     draws = objective.draw((16, 3), torch.Generator().manual_seed(0))
     batch = Batch(torch.randn(16, 3), torch.arange(16) % 4)
-    objective(model(net, num_classes=4, average=net), batch, draws, 0.5)
+    objective(model(net, num_classes=4, average=net), batch, draws, 0.55)
     expected = {
         "flow_matching": [(16, True), (16, False)],
         "shortcut": [(16, True), (8, False), (8, False), (8, False)],
         "mean_flow": [(32, False), (16, True)],
+        "imf": [(32, False), (8, False), (8, True), (8, True)],
+        "alpha_flow": [(32, False), (8, True), (8, False), (8, True)],
         "consistency": [(16, False), (16, True)],
     }
     assert seen == expected[name]

@@ -346,20 +346,31 @@ def test_one_pass_for_both_terms_equals_two_passes(scale):
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize(("dropout", "rows"), [(0.0, [20, 4, 16]), (0.3, [20, 4, 4, 12])])
-def test_passes_are_shared_unless_dropout_masks_would_differ(dropout, rows):
+@pytest.mark.parametrize(
+    ("layer", "rows"),
+    [
+        (nn.Dropout(0.0), [20, 4, 16]),
+        (nn.Dropout(0.3), [20, 4, 4, 12]),
+        (nn.Dropout2d(0.3), [20, 4, 4, 12]),
+        (nn.AlphaDropout(0.3), [20, 4, 4, 12]),
+        (nn.MultiheadAttention(4, 1, dropout=0.3), [20, 4, 4, 12]),
+        (nn.MultiheadAttention(4, 1, dropout=0.3).eval(), [20, 4, 16]),
+        (nn.LSTM(4, 4, num_layers=2, dropout=0.3), [20, 4, 4, 12]),
+    ],
+)
+def test_passes_are_shared_unless_dropout_masks_would_differ(layer, rows):
     """Guiding velocities (16 null, 4 with label), targets of 4 jumps, then passes with gradient."""
     seen, learning = [], []
 
     class Dropping(Small):
         def __init__(self):
             super().__init__()
-            self.dropout = nn.Dropout(dropout)
+            self.layer = layer
 
         def forward(self, x, t, s, labels=None):
             seen.append(len(x))
             learning.append(torch.is_grad_enabled())
-            return self.dropout(super().forward(x, t, s, labels))
+            return super().forward(x, t, s, labels)
 
     batch, draws = labelled(*hand_made(16), n_flow_matching=12)
     SoFlow(guidance=Guidance(2.5))(model(Dropping()), batch, draws, 0.3)

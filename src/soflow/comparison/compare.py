@@ -77,8 +77,7 @@ def compare(
     Args:
         recipe: Name of an included recipe, a YAML file or a run folder.
         out: Folder to write to.
-        objectives: Names of objectives. By default, SoFlow, JumpFlow, MeanFlow, shortcut,
-            consistency and flow matching.
+        objectives: Names of objectives. By default, all of soflow's.
         seeds: Number of runs of each objective or variant, with different seeds.
         budget: "steps" trains all runs for the recipe's steps. "time" gives all runs the training
             time of SoFlow, or of the first variant if SoFlow is not compared.

@@ -125,7 +125,7 @@ class Losses(NamedTuple):
 
 @runtime_checkable
 class Objective(Protocol):
-    """The interface of training objectives. Objectives do not inherit from one another.
+    """The interface of training objectives. A class with these members needs no base class.
 
     The fields of an objective are its settings. An optional field `compile` is a function that
     compiles the objective's derivatives. Class attributes:

@@ -21,7 +21,12 @@ from soflow.objectives.base import (
     adaptive_weight,
     losses,
 )
-from soflow.objectives.guided import draw_dropped, guiding_velocities, network_labels
+from soflow.objectives.guided import (
+    draw_dropped,
+    guiding_velocities,
+    network_labels,
+    without_label,
+)
 from soflow.objectives.passes import Inputs
 from soflow.parameterization import Parameterization
 from soflow.solution import FlowModel
@@ -71,7 +76,8 @@ class FlowMatching:
         target = point.v_t
         if self.guidance.active:  # the target mixes in v of this pass, detached
             v_null, _ = guiding_velocities(model, x_t, t, batch, self.guidance, slice(0))
-            target = self.guidance.target(point.v_t, v_null, v.detach(), t, draws.dropped)
+            unlabeled = without_label(model, labels)
+            target = self.guidance.target(point.v_t, v_null, v.detach(), t, unlabeled)
         term = velocity_loss(model.parameterization, v, target, t, self.p, self.eps)
         return losses(flow_matching=term)
 

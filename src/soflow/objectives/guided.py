@@ -67,6 +67,12 @@ def network_labels(
     return torch.where(draws.dropped, model.num_classes, batch.labels)
 
 
+def without_label(model: FlowModel, labels: Labels | None) -> Mask:
+    """The samples (B,) that the network sees without a class: dropped, or unlabeled in the data."""
+    assert labels is not None, "guidance needs labels, as guiding_velocities checks"
+    return labels == model.num_classes
+
+
 def network_guidance(model: FlowModel, labels: Labels | None, draws: Draws) -> GuidanceRows | None:
     """The guidance passed to the network with these labels, (B, 3); None if it is not drawn.
 
@@ -144,8 +150,8 @@ def guided_jumps(
     """
     point = model.noising.sample(batch.data, draws.noise, draws.t)
     x_t, t, v = point.x_t, draws.t, point.v_t
+    labels = network_labels(model, batch, draws, guidance)
     if guidance.active:
         v_null, v_label = guiding_velocities(model, x_t, t, batch, guidance, slice(None))
-        v = guidance.target(v, v_null, v_label, t, draws.dropped)
-    labels = network_labels(model, batch, draws, guidance)
+        v = guidance.target(v, v_null, v_label, t, without_label(model, labels))
     return Inputs.of(batch, x_t, t, draws.s, labels), v

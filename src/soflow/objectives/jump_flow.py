@@ -157,8 +157,14 @@ class JumpFlow:
         if self.mix_at_end is not None:
             mix = guidance.mix + (self.mix_at_end - guidance.mix) * progress
             guidance = replace(guidance, mix=mix)
-        share, p, eps = self.flow_matching_share, self.p, self.eps
-        return SoFlow(share, p, eps, self.times, self.middle, guidance)
+        return SoFlow(
+            flow_matching_share=self.flow_matching_share,
+            p=self.p,
+            eps=self.eps,
+            times=self.times,
+            middle=self.middle,
+            guidance=guidance,
+        )
 
     def weight(self, progress: float) -> float:
         """The weight w of the consistency term at `progress` = k / K."""

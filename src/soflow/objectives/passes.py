@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.dropout import _DropoutNd
 
 from soflow.symbols import Batch, Net
 
@@ -189,10 +190,14 @@ def may_share_a_pass(net: Net, device: torch.device) -> bool:
     """
     if torch.is_autocast_enabled(device.type) or not isinstance(net, nn.Module):
         return False
-    return not any(
-        isinstance(module, nn.Dropout) and module.training and module.p > 0
-        for module in net.modules()
-    )
+    return not any(module.training and dropout_of(module) > 0 for module in net.modules())
+
+
+def dropout_of(module: nn.Module) -> float:
+    """The probability of dropout in a layer; 0 for layers without dropout."""
+    if isinstance(module, _DropoutNd):  # the base of nn.Dropout, nn.Dropout2d, ...
+        return module.p
+    return module.dropout if isinstance(module, nn.MultiheadAttention | nn.RNNBase) else 0.0
 
 
 @contextmanager

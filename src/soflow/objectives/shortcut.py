@@ -3,6 +3,8 @@
     F(x_t, t, t - 2d) -> sg of the mean of F(x_t, t, t - d) and F(x', t - d, t - 2d),
     x' = x_t - d F(x_t, t, t - d)
 
+For the shortest 2d, the target is the mean of the velocities F(x_t, t, t) and F(x', t - d, t - d).
+
 Source: One Step Diffusion via Shortcut Models (arXiv 2410.12557). The targets use the EMA weights,
 so `ema.rampup` affects them.
 """
@@ -26,7 +28,12 @@ from soflow.objectives.base import (
     losses,
 )
 from soflow.objectives.flow_matching import velocity_loss
-from soflow.objectives.guided import draw_dropped, guiding_velocities, network_labels
+from soflow.objectives.guided import (
+    draw_dropped,
+    guiding_velocities,
+    network_labels,
+    without_label,
+)
 from soflow.objectives.passes import Inputs, together, without_gradient
 from soflow.solution import FlowModel, require_mean_velocity
 from soflow.symbols import Batch, Net, Sample, across, mean_d
@@ -102,7 +109,8 @@ class Shortcut:
         if self.guidance.active:
             rows = batch.rows(fm)
             v_null, _ = guiding_velocities(model, x_t[fm], t[fm], rows, self.guidance, slice(0))
-            target = self.guidance.target(target, v_null, v.detach(), t[fm], draws.dropped[fm])
+            unlabeled = without_label(model, velocities.labels)
+            target = self.guidance.target(target, v_null, v.detach(), t[fm], unlabeled)
         squared = mean_d((F_steps - two_half_steps(model.average or model.net, jumps)) ** 2)
         weight = adaptive_weight(squared, self.p, self.eps)
         return losses(
@@ -112,9 +120,16 @@ class Shortcut:
 
 
 def two_half_steps(average: Net, jumps: Inputs) -> Sample:
-    """The mean velocity (B, ...) of two steps of half the length, with the EMA weights."""
+    """The mean velocity (B, ...) of two steps of half the length, with the EMA weights.
+
+    Half of the shortest step is no length that is trained. There, the half steps use the velocity
+    F(x, t, t), which flow matching trains.
+    """
     d = (jumps.t - jumps.s) / 2
-    (first,) = without_gradient(average, jumps._replace(s=jumps.t - d))
+    shortest = d < 0.5**HALVINGS
+    middle = jumps.t - d
+    (first,) = without_gradient(average, jumps._replace(s=torch.where(shortest, jumps.t, middle)))
     x = jumps.x - across(d, jumps.x) * first
-    (second,) = without_gradient(average, jumps._replace(x=x, t=jumps.t - d))
+    end = torch.where(shortest, middle, jumps.s)
+    (second,) = without_gradient(average, jumps._replace(x=x, t=middle, s=end))
     return (first + second) / 2

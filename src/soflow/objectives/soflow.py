@@ -31,6 +31,7 @@ from soflow.objectives.guided import (
     guiding_velocities,
     network_guidance,
     network_labels,
+    without_label,
 )
 from soflow.objectives.passes import Inputs, consistency_passes, without_gradient
 from soflow.parameterization import Parameterization
@@ -129,7 +130,7 @@ class SoFlow:
         """
         fm, scm = slice(draws.n_flow_matching), slice(draws.n_flow_matching, None)
         point = model.noising.sample(batch.data, draws.noise, draws.t)
-        x_t, t, v_t, dropped = point.x_t, point.t, point.v_t, draws.dropped
+        x_t, t, v_t = point.x_t, point.t, point.v_t
         target_fm, target_scm = v_t[fm], v_t[scm]
         guidance = self.guidance
         labels = network_labels(model, batch, draws, guidance)
@@ -138,8 +139,9 @@ class SoFlow:
         jumps = Inputs.of(batch, x_t, t, draws.s, labels, drawn).rows(scm)
         if guidance.active:
             v_null, v_label = guiding_velocities(model, x_t, t, batch, guidance, scm, drawn)
+            unlabeled = without_label(model, labels)
             target_scm = guidance.target(
-                v_t[scm], v_null[scm], v_label, t[scm], dropped[scm], jumps.guidance
+                v_t[scm], v_null[scm], v_label, t[scm], unlabeled[scm], jumps.guidance
             )
 
         # One Euler step along the (guided) velocity leads to x_l = x_t + target (l - t)
@@ -154,7 +156,7 @@ class SoFlow:
         v = model.parameterization.velocity(F_fm)
         if guidance.active:  # the target mixes in v of this pass, detached
             target_fm = guidance.target(
-                v_t[fm], v_null[fm], v.detach(), t[fm], dropped[fm], velocities.guidance
+                v_t[fm], v_null[fm], v.detach(), t[fm], unlabeled[fm], velocities.guidance
             )
         param, p, eps = model.parameterization, self.p, self.eps
         return {
