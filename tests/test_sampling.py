@@ -7,7 +7,15 @@ from soflow.drawing import sample_many
 from soflow.errors import InputError
 from soflow.noising import LinearNoising, TrigNoising
 from soflow.parameterization import EulerParameterization, TrigParameterization
-from soflow.sampling import check_sampler, even_times, integrate_velocity, ode, one_step, renoise
+from soflow.sampling import (
+    check_sampler,
+    even_times,
+    integrate_velocity,
+    ode,
+    one_step,
+    renoise,
+    sample,
+)
 from soflow.solution import FlowModel
 from support.exact import Exact, exact_model
 
@@ -170,3 +178,10 @@ def test_impossible_requests_are_rejected():
     ):
         with pytest.raises(InputError, match=word):
             check_sampler(sampler, nfe)
+
+
+@pytest.mark.parametrize(("sampler", "noises"), [("renoise", 2), ("ode", 2), ("renoise", 9)])
+def test_the_number_of_noises_must_fit_the_sampler(sampler, noises):
+    model = exact_model(LinearNoising(), EulerParameterization(), (2,), c=1.0)
+    with pytest.raises(InputError, match="noises"):
+        sample(model, torch.randn(noises, 3, 2), None, sampler, 8)

@@ -12,6 +12,7 @@ from soflow.data.augment import AugmentPipe
 from soflow.data.dataset import DataRecord
 from soflow.errors import InputError, first_line
 from soflow.guidance import Guidance
+from soflow.networks import NETWORKS
 from soflow.noising import LinearNoising, Noising, TrigNoising
 from soflow.objectives.base import Objective
 from soflow.parameterization import EulerParameterization, Parameterization, TrigParameterization
@@ -57,6 +58,12 @@ def make_network(config: Config, own: nn.Module | None = None) -> nn.Module:
         )
     except ValueError as error:
         raise InputError(str(error)) from None
+
+
+def is_built_in(config: Config) -> bool:
+    """Whether the network is one of soflow's, not registered or passed by the user."""
+    name = config.network.name
+    return name != OWN and NETWORKS[name].__module__.startswith("soflow.networks.")
 
 
 def make_objective(config: Config, compile: Callable[[Any], Any] | None = None) -> Objective:

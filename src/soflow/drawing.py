@@ -13,7 +13,7 @@ from torch import Tensor
 
 from soflow.errors import InputError, require_whole
 from soflow.guidance import AnyInterval, AnyScale
-from soflow.sampling import Sampler, check_sampler, sample
+from soflow.sampling import Sampler, check_sampler, noise_count, sample
 from soflow.solution import FlowModel
 from soflow.symbols import AnyLabels, Sample, as_labels
 from soflow.system.devices import named_device
@@ -51,11 +51,6 @@ def draw_classes(how: LabelDraw, num: int, num_classes: int, seed: int) -> Tenso
     if how == "random":
         return random_classes(num, num_classes, seed)
     return class_by_class(num, num_classes)
-
-
-def noise_count(sampler: Sampler, nfe: int) -> int:
-    """Noise tensors that one sample needs: `renoise` adds fresh noise between its steps."""
-    return nfe if sampler == "renoise" else 1
 
 
 def noise_of_samples(

@@ -278,6 +278,11 @@ def check_sampler(sampler: str, nfe: int, times: Sequence[Any] | None = None) ->
     return known
 
 
+def noise_count(sampler: Sampler, nfe: int) -> int:
+    """Noise tensors that one sample needs: `renoise` adds fresh noise between its steps."""
+    return nfe if sampler == "renoise" else 1
+
+
 def sample(
     model: FlowModel,
     noises: AnyNoise,
@@ -306,6 +311,11 @@ def sample(
             fit the model.
     """
     check_sampler(sampler, nfe, times)
+    if len(noises) != noise_count(sampler, nfe):
+        raise InputError(
+            f"noises holds {len(noises)} samples of noise: {sampler} with nfe={nfe} takes "
+            f"{noise_count(sampler, nfe)}"
+        )
     noise, *fresh = noises
     if sampler == "renoise":
         return renoise(model, noise, fresh, labels, times)

@@ -9,13 +9,15 @@ import torch
 
 from soflow.cli import main
 from soflow.comparison.bench import PROCESSES, Measurements, bench, groups
+from soflow.comparison.cost import costs_of
 from soflow.comparison.counting import count, with_default_sizes
 from soflow.comparison.measure import measure
-from soflow.config import read_recipe
+from soflow.config import read_objectives, read_recipe
 from soflow.errors import RunError
 from soflow.objectives import OBJECTIVES
 from soflow.objectives.flow_matching import FlowMatching
 from soflow.training.automatic import resolve
+from support.costs import costs_without_measuring
 from support.settings import TINY_DIT
 
 SMALL = [*TINY_DIT, "train.batch_size=16"]
@@ -167,3 +169,12 @@ def test_wrong_use_is_one_line(arguments, word, capfd):
     assert main.run(["bench", "digits", *arguments]) == 2
     (line,) = capfd.readouterr().err.strip().splitlines()
     assert word in line
+
+
+def test_costs_are_measured_again_for_more_rounds_only(tmp_path):
+    configs = read_objectives("digits", ["soflow", "imf"], SMALL)
+    with costs_without_measuring() as asked:
+        for rounds in (1, 3, 3, 1):
+            found = costs_of(configs, tmp_path / "cost.json", rounds)
+    assert len(asked) == 2
+    assert found["imf"].summary.rounds == 3

@@ -221,3 +221,9 @@ def test_the_page_shows_what_is_counted_today():
 @pytest.mark.slow
 def test_the_page_is_what_its_generator_writes():
     assert the_generator().page() == (ROOT / "docs" / "cluster.md").read_text()
+
+
+def test_settings_that_train_a_large_batch_can_be_counted():
+    """A batch of 128 has one composed jump, 3 % of 52 jumps."""
+    few = ["objective.composed_share=0.03", "train.batch_size=128"]
+    assert count(read_recipe("digits", [*TINY_DIT, *few])).flops_per_sample > 0

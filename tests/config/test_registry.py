@@ -109,6 +109,26 @@ def test_toys_train_resume_and_sample_from_python(toys, tmp_path):
     assert run.class_names == ("low", "high")
 
 
+def test_a_registered_network_may_have_tensors_that_are_not_saved(monkeypatch, tmp_path):
+    class Buffered(soflow.MLP):
+        def __init__(self, shape, num_classes):
+            super().__init__(shape, num_classes=num_classes)
+            self.register_buffer("scale", torch.full((2,), 2.0), persistent=False)
+            self.plain = torch.ones(2)
+
+        def forward(self, x, t, s, labels=None):
+            return super().forward(x, t, s, labels) * self.scale * self.plain
+
+    monkeypatch.setitem(NETWORKS.entries, "buffered", Buffered)
+    few = ["network.name=buffered", "train.steps=2", "train.sample_every=1"]
+    run = soflow.train("moons", tmp_path / "run", few, progress=soflow.silent)
+    state = torch.get_rng_state()
+    loaded = soflow.load(run.path, device="cpu")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert loaded.model.net.scale.tolist() == [2.0, 2.0]
+    assert loaded.sample(3, progress=soflow.silent).isfinite().all()
+
+
 def test_toys_train_resume_and_sample_from_the_command_line(toys, tmp_path, inside):
     folder = tmp_path / "run"
 

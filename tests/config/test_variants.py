@@ -152,5 +152,7 @@ def test_a_missing_file_an_unknown_name_and_an_unknown_owner(file, tmp_path):
         read_compared("digits", (), file, overrides=["muon:optimizer.lr=1"])
     with pytest.raises(InputError, match=r"SoFlow:objective\.p=1"):
         read_compared("digits", (), file, overrides=["objective.p=1"])
+    with pytest.raises(InputError, match=r"train\.sample_every"):
+        read_compared("digits", (), file, overrides=["train.sample_every=5"])
     with pytest.raises(InputError, match="only"):
         read_compared("digits", ["soflow"], None, ["soflow"])

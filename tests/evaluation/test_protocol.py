@@ -9,12 +9,15 @@ import torch
 from scipy.stats import chisquare
 
 import soflow as runs
+from soflow.config import read_recipe
 from soflow.drawing import class_by_class, random_classes
+from soflow.errors import InputError
 from soflow.evaluation.evaluate import rows_of
 from soflow.evaluation.record import Evaluation
 from soflow.evaluation.tables import table
 from soflow.run.checkpoint import checkpoints
 from soflow.run.folder import RunFolder
+from soflow.system.progress import silent
 from support.commands import assert_fails
 from support.settings import TINY_DIT
 
@@ -93,6 +96,30 @@ def test_raw_weights_differ_and_real_data_are_one_row(run, inside):
 def test_samplers_can_be_chosen(run, inside):
     results, _ = evaluated(inside, run, "--nfe", "1,2", "--samplers", "ode", "--weights", "ema")
     assert [(row["sampler"], row["nfe"]) for row in results["rows"]] == [("ode", 1), ("ode", 2)]
+
+
+def test_euler_can_be_evaluated_wherever_heun_can(run, inside):
+    results, _ = evaluated(
+        inside, run, "--nfe", "1,2", "--samplers", "euler,ode", "--weights", "ema"
+    )
+    rows = [(row["sampler"], row["nfe"]) for row in results["rows"]]
+    assert rows == [("ode", 1), ("euler", 1), ("ode", 2), ("euler", 2)]
+
+
+def test_samplers_that_do_not_work_with_the_objective_are_rejected():
+    config = read_recipe("digits", ["objective.name=flow_matching"])
+    for name in ("euler", "heun"):
+        config.require_sampler(name)
+    for name in ("ode", "renoise"):
+        with pytest.raises(InputError, match=f"'{name}'.*flow_matching"):
+            config.require_sampler(name)
+
+
+def test_a_loaded_run_has_its_weights_and_autoencoder(run):
+    loaded = runs.load(run, "ema")
+    for settings in ({"weights": ("raw",)}, {"vae": "vae"}):
+        with pytest.raises(InputError, match=r"soflow\.load"):
+            loaded.evaluate(num=20, progress=silent, **settings)
 
 
 def test_the_protocol_is_stored_with_the_figures(run, inside):
@@ -194,7 +221,7 @@ def test_a_run_is_compared_with_a_file_of_statistics(run, tmp_path, inside):
     ("options", "words"),
     [
         (["--weights", "mean"], ["--weights is 'mean'", "ema or raw"]),
-        (["--samplers", "renoise,euler"], ["'euler'", "ode or renoise or heun"]),
+        (["--samplers", "heun", "--nfe", "3"], ["nfe", "heun"]),
         (["--samplers", "renoise,x"], ["--samplers", "'x'"]),
         (["--draw", "even"], ["--draw", "even", "balanced", "random"]),
         (["--seeds is 0"], ["--seeds is 0"]),

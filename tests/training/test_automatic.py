@@ -11,8 +11,10 @@ from soflow.config import read_recipe
 from soflow.errors import InputError
 from soflow.networks.dit import Block
 from soflow.run.folder import RunFolder
+from soflow.system.devices import default_device
 from soflow.training import automatic
 from soflow.training.automatic import COMPILE_STEPS, resolve
+from soflow.training.distributed import make_accelerator
 from soflow.workflows.train import train
 from support.settings import TINY_DIT
 
@@ -107,3 +109,9 @@ def test_estimates_assume_a_gpu():
         for p in ("auto", "bf16-tf32")
     )
     assert one == other
+
+
+def test_training_without_cuda_runs_on_the_cpu(monkeypatch, tmp_path):
+    monkeypatch.setattr("accelerate.state.is_mps_available", lambda *args, **kwargs: True)
+    accelerator = make_accelerator(read_recipe("moons"), RunFolder(tmp_path))
+    assert accelerator.device == default_device()

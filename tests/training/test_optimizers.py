@@ -16,7 +16,12 @@ from soflow.config.reading import with_overrides
 from soflow.errors import InputError
 from soflow.system.progress import silent
 from soflow.training.muon import hidden_matrices
-from soflow.training.optimizers import kept_shapes, make_optimizer, require_optimizer
+from soflow.training.optimizers import (
+    kept_shapes,
+    make_optimizer,
+    require_optimizer,
+    small_muon_share,
+)
 from soflow.training.signals import Stopped
 from support.poison import poison
 from support.watching import stop_at
@@ -186,6 +191,18 @@ def test_hidden_matrices_of_a_network_with_marked_blocks():
         network = make_network(read_recipe("digits", [f"network.name={name}", "network.depth=1"]))
         expected = {f"blocks.0.{layer}.weight" for layer in own}
         assert named(network, hidden_matrices(network)) == expected
+
+
+def test_muon_on_a_network_of_convolutions_is_a_warning():
+    muon = ["optimizer.name=muon"]
+    dit, unet = (
+        read_recipe("digits", [*muon, *network])
+        for network in (DIT, ["network.name=unet", "network.model_channels=16"])
+    )
+    assert small_muon_share(dit.optimizer, make_network(dit)) == ""
+    assert "UNet" in small_muon_share(unet.optimizer, make_network(unet))
+    plain = read_recipe("digits", ["network.name=unet", "network.model_channels=16"])
+    assert small_muon_share(plain.optimizer, make_network(plain)) == ""
 
 
 def test_hidden_matrices_of_a_network_without_marked_blocks():

@@ -175,6 +175,14 @@ def test_the_command_line_accepts_a_scale(run, inside):
     assert_fails(inside("evaluate", run, "--guidance", "0.5"), 2, "guidance")
 
 
+def test_a_request_has_one_interval_of_guidance():
+    rows = torch.tensor([[2.0, 0.0, 1.0], [1.5, 0.0, 1.0]])
+    soflow.SampleRequest(2, torch.tensor([0, 1]), "ode", 1, guidance=rows)
+    rows[1, 1] = 0.25
+    with pytest.raises(InputError, match="guidance"):
+        soflow.SampleRequest(2, torch.tensor([0, 1]), "ode", 1, guidance=rows)
+
+
 def test_a_fixed_scale_cannot_be_chosen(tmp_path):
     settings = [*TINY_DIT, "train.steps=1", "train.batch_size=8", "train.sample_every=0"]
     run = soflow.load(soflow.train("digits", tmp_path / "run", settings))

@@ -103,7 +103,10 @@ def costs_of(
     progress: Progress = track,
     seconds: float = SECONDS,
 ) -> dict[str, Cost]:
-    """The cost of each variant. Reads the file, measures missing variants and adds them to it."""
+    """The cost of each variant. Reads the file, measures missing variants and adds them to it.
+
+    Variants that were measured in fewer rounds, or with other settings, are measured again.
+    """
     base = base_of(configs)
     kept = dict((Costs.read(file) or Costs()).objectives)
     settings = {name: settings_of(config) for name, config in configs.items()}
@@ -113,6 +116,7 @@ def costs_of(
         if name not in kept
         or kept[name].measured_with != settings[name]
         or kept[name].base_measured_with != settings[base]
+        or len(kept[name].measured) < rounds
     ]
     if missing:
         chosen = {name: configs[name] for name in (base, *missing)}

@@ -26,7 +26,7 @@ from soflow.symbols import Batch
 from soflow.system.records import Count, Record
 from soflow.training.activations import checkpoint_blocks
 
-#: Batch size of the counted step.
+#: Samples of the counted step. In a larger batch, these are every n-th sample.
 COUNTED = 64
 
 
@@ -67,15 +67,22 @@ def random_dataset(config: Config, count: int) -> Dataset:
 
 @contextmanager
 def fake_training_step(
-    config: Config, count: int
+    config: Config, count: int, every: int = 1
 ) -> Iterator[tuple[nn.Module, Batch, Draws, Callable[[], Losses]]]:
     """The network, batch, draws and loss of a training step, with fake tensors.
 
     Even large networks take no memory. Call the loss inside the block.
+
+    Args:
+        config: The settings.
+        count: The number of samples.
+        every: The samples are every n-th sample of a batch, the last one included.
     """
     objective, dataset = make_objective(config), random_dataset(config, count)
     data = dataset.samples()
-    draws = objective.draw(data.shape, seeded_generator(0, "draws", 0, torch.device("cpu")))
+    generator = seeded_generator(0, "draws", 0, torch.device("cpu"))
+    draws = objective.draw((every * count, *data.shape[1:]), generator)
+    draws = draws.rows(slice(every - 1, None, every))
     augment = torch.zeros(count, AugmentPipe.num_labels) if config.data.augment else None
     batch = Batch(data, dataset.labels, augment, dataset.conditions())
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -105,7 +112,7 @@ def count(config: Config) -> Counts:
     """
     by_kind = count_by_kind(config)
     with (
-        fake_training_step(config, COUNTED) as (network, batch, draws, _),
+        fake_training_step(config, COUNTED, every(config)) as (network, batch, draws, _),
         sdpa_kernel(SDPBackend.MATH),
         torch.no_grad(),
         FlopCounterMode(display=False) as forward,
@@ -120,10 +127,15 @@ def count(config: Config) -> Counts:
     )
 
 
+def every(config: Config) -> int:
+    """n, if every n-th sample of a batch is counted."""
+    return max(1, config.train.batch_size // COUNTED)
+
+
 def count_by_kind(config: Config) -> dict[str, float]:
     """Operations per sample of the loss and its gradient, by precision of the matrix products."""
     with (
-        fake_training_step(config, COUNTED) as (*_, loss),
+        fake_training_step(config, COUNTED, every(config)) as (*_, loss),
         attention_as_products(),
         Products() as products,
     ):

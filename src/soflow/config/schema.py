@@ -12,6 +12,7 @@ from soflow.config.checks import check_data, check_network, check_objective, che
 from soflow.config.optimizer import Decay, OptimizerConfig, Share
 from soflow.config.own import OwnNetwork, OwnObjective
 from soflow.config.sections import ChosenFrom, ComponentSection, Section, key
+from soflow.errors import InputError
 from soflow.guidance import DrawnGuidance, draws_scales
 from soflow.networks import NETWORKS
 from soflow.objectives import OBJECTIVES
@@ -290,6 +291,20 @@ class Config(Section):
     def samplers(self) -> tuple[Sampler, ...]:
         """The samplers that work with the objective. The first one is the default."""
         return cast(tuple[Sampler, ...], self.of_objective("samplers"))
+
+    def require_sampler(self, name: str) -> None:
+        """Raises InputError unless a sampler works with the objective.
+
+        `euler` and `heun` integrate the same velocity, so both work if one of them does.
+        """
+        known = [*self.samplers]
+        if "heun" in known and "euler" not in known:
+            known.append("euler")
+        if name not in known:
+            raise InputError(
+                f"the sampler '{name}' does not work with the objective {self.objective.name}: "
+                f"choose {' or '.join(known)}"
+            )
 
     @property
     def default_sampler(self) -> tuple[Sampler, int]:

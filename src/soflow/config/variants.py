@@ -136,6 +136,8 @@ def assigned(
         elif text.startswith("objective.") and not text.startswith(COMMON_KEYS):
             example = f"write NAME:{text}, such as {names[0]}:{text}"
             raise InputError(f"'{text}' does not say which objective it is for: {example}")
+        elif text.partition("=")[0] == "train.sample_every":
+            raise InputError(f"'{text}': the comparison sets train.sample_every: leave it out")
         else:
             shared.append(text)
     return shared, own

@@ -93,7 +93,7 @@ def diagnose(
     """
     count = len(point.t)
     below = torch.rand(2, count, generator=generator).sort(dim=0).values.to(point.t.device)
-    s, l = 0.98 * point.t * below  # 0.98 leaves room for the forward difference
+    s, l = 0.98 * point.t * below  # leaves room for the forward difference in s, if t > 0.05
     sums = []
     for rows in torch.arange(count, device=point.t.device).split(batch):
         chosen = None if labels is None else labels[rows]

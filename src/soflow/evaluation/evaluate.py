@@ -12,7 +12,7 @@ from torch import Tensor
 
 from soflow.data.batches import seeded_generator
 from soflow.data.dataset import Dataset
-from soflow.drawing import LabelDraw, asked_guidance, class_by_class, draw, noise_count
+from soflow.drawing import LabelDraw, asked_guidance, class_by_class, draw
 from soflow.errors import InputError, in_short, require_whole
 from soflow.evaluation.diagnostics import diagnose
 from soflow.evaluation.protocol import protocol, this_machine, warnings_of
@@ -21,7 +21,7 @@ from soflow.evaluation.sample_set import SampleSet
 from soflow.evaluation.scorer import Scoring
 from soflow.evaluation.statistics import Counter, parts_of
 from soflow.guidance import numbers
-from soflow.sampling import HEUN_STEPS, Sampler, sample, times_given
+from soflow.sampling import HEUN_STEPS, Sampler, noise_count, sample, times_given
 from soflow.solution import FlowModel
 from soflow.system.progress import Progress, track
 
@@ -122,15 +122,17 @@ def rows_of(
     """The weights, the sampler and the NFE of each row.
 
     Each set of weights gets one row per few-step sampler and NFE. At NFE 1, `renoise` and `ode`
-    give the same samples, so only the first sampler gets a row. With `heun`, the first weights get
+    give the same samples, so only the first of them gets a row. With `heun`, the first weights get
     a row for the model's own ODE.
     """
     few = [sampler for sampler in samplers if sampler != "heun"]
+    same_jump = [sampler for sampler in few if sampler in ("renoise", "ode")][1:]
     rows = [
         (which, sampler, n)
         for which in weights
         for n in nfe
-        for sampler in (few[:1] if n == 1 else few)
+        for sampler in few
+        if n > 1 or sampler not in same_jump
     ]
     return rows + ([(weights[0], "heun", 2 * HEUN_STEPS)] if "heun" in samplers else [])
 

@@ -52,8 +52,8 @@ def make_accelerator(config: Config, folder: RunFolder) -> Accelerator:
     AcceleratorState._reset_state()
     train = config.train
     accelerator = Accelerator(
-        # Without cpu=True there is no process group on machines without a GPU.
-        cpu=processes.count() > 1 and not torch.cuda.is_available(),
+        # Training supports CUDA and the CPU, but accelerate would also choose Apple's GPUs.
+        cpu=not torch.cuda.is_available(),
         mixed_precision="bf16" if config.precision.startswith("bf16") else "no",
         gradient_accumulation_steps=train.accumulate,
         project_dir=str(folder.path),

@@ -66,6 +66,20 @@ def parts_of(
     return [(partial(make_part, config), matrices), (partial(make_part, adamw), others)]
 
 
+def small_muon_share(config: OptimizerConfig, network: nn.Module) -> str:
+    """A warning if Muon updates less than a quarter of the trained parameters; '' if not."""
+    if config.name != "muon":
+        return ""
+    trained = sum(one.numel() for one in network.parameters() if one.requires_grad)
+    share = sum(one.numel() for one in hidden_matrices(network)) / trained
+    if share >= 0.25:
+        return ""
+    return (
+        f"optimizer.name=muon updates only {share:.0%} of the parameters of "
+        f"{type(network).__name__}, AdamW all others: Muon is for networks of linear layers"
+    )
+
+
 def make_part(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> Optimizer:
     """An optimizer of torch.optim, with the configured settings that its class accepts."""
     own = {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay}

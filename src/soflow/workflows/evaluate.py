@@ -19,7 +19,7 @@ from soflow.evaluation.record import Evaluation
 from soflow.evaluation.references import make_sample_scoring, make_scoring
 from soflow.evaluation.sample_set import open_samples, samples_in_memory
 from soflow.run.folder import RunFolder, evaluation_file, find_run
-from soflow.sampling import Sampler
+from soflow.sampling import HEUN_STEPS, SAMPLERS, Sampler
 from soflow.symbols import AnyLabels, as_labels
 from soflow.system.isolation import isolated, random_state_kept
 from soflow.system.memory import out_of_memory_explained
@@ -65,6 +65,11 @@ def evaluate(
         with own.given(data, config):
             return evaluate(run, settings, progress)
     if isinstance(run, Run):
+        if settings.vae or run.weights not in settings.weights:
+            raise InputError(
+                f"the run is loaded with {run.weights} weights: choose weights and vae in "
+                "soflow.load, or pass the folder of the run"
+            )
         loaded: dict[str, Run] = {run.weights: run}
     else:
         one, *others = settings.weights
@@ -74,6 +79,11 @@ def evaluate(
     first = next(iter(loaded.values()))
     config, decode, defaults = first.config, first.model.decode, first.config.evaluate
     samplers = chosen_samplers(settings.samplers, config)
+    if (settings.nfe or settings.times) and set(samplers) == {"heun"}:
+        raise InputError(
+            f"nfe and times have no effect with heun, which takes {2 * HEUN_STEPS} evaluations: "
+            "leave them out"
+        )
     asked_guidance(first.model, settings.guidance, settings.guidance_interval)  # before any work
     features, reference = settings.features, settings.reference
     if isinstance(reference, Path):
@@ -152,14 +162,10 @@ def evaluate_samples(
 
 def chosen_samplers(chosen: tuple[Sampler, ...], config: Config) -> tuple[Sampler, ...]:
     """The chosen samplers; by default, all that work with the objective of the run."""
-    known = config.samplers
     for name in chosen:
-        if name not in known:
-            raise InputError(
-                f"the sampler '{name}' does not work with the objective {config.objective.name}: "
-                f"choose {' or '.join(known)}"
-            )
-    return tuple(name for name in known if not chosen or name in chosen)
+        config.require_sampler(name)
+    order = dict.fromkeys((*config.samplers, *SAMPLERS))
+    return tuple(name for name in order if name in (chosen or config.samplers))
 
 
 def write_evaluation(folder: RunFolder, evaluation: Evaluation) -> Path:

@@ -1,6 +1,7 @@
 """Loads a run: its configuration, its weights, and the decoder of its samples."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from soflow.assemble import make_model, make_network
+from soflow.assemble import is_built_in, make_model, make_network
 from soflow.config import Config
 from soflow.config.own import OWN
 from soflow.data.autoencoder import Decoder
@@ -135,9 +136,9 @@ class Run:
             units of the training data.
 
         Raises:
-            InputError: If a class or the sampler is unknown, the sampler does not support `nfe` or
-                `times`, conditions are missing or do not fit, or the run was not trained with
-                this guidance scale.
+            InputError: If a class or the sampler is unknown, the sampler does not work with the
+                objective or does not support `nfe` or `times`, conditions are missing or do not
+                fit, or the run was not trained with this guidance scale.
             RunError: If memory runs out.
         """
         from soflow.workflows.sample import sample
@@ -282,12 +283,21 @@ def load_model(
     own: nn.Module | None = None,
 ) -> FlowModel:
     """A model with these weights on `device`, in evaluation mode, without gradients."""
-    with torch.device("meta"):
+    with without_weights(config):
         network = make_network(config, own)
     network.load_state_dict(weights, assign=True)
     with out_of_memory_explained("the network does not fit: choose another device, such as cpu"):
         network = network.to(device, torch.float32).requires_grad_(False).eval()
     return make_model(config, network, decode, data)
+
+
+def without_weights(config: Config) -> AbstractContextManager[Any]:
+    """Builds a built-in network without memory for its weights, inside the block.
+
+    Other networks are built as usual, without changing the random state: they may have tensors that
+    are not part of their weights.
+    """
+    return torch.device("meta") if is_built_in(config) else torch.random.fork_rng(devices=[])
 
 
 def make_decoder(

@@ -40,11 +40,13 @@ class SampleRequest:
         labels_from: How the labels were chosen, for the protocol.
         cond: The condition of each sample, (num, ...); None for a model without conditions.
         guidance: The guidance scale, and the start and end of its interval of t: (3,) for all
-            samples, or (num, 3) with one row per sample; None for the defaults of the model.
+            samples, or (num, 3) with one scale per sample and the same interval for all; None for
+            the defaults of the model.
         times: The times of `renoise` and `ode`, from 1 to 0; None for evenly spaced times.
 
     Raises:
-        InputError: If a value is invalid, or `labels` or `guidance` has the wrong shape.
+        InputError: If a value is invalid, `labels` or `guidance` has the wrong shape, or the
+            intervals of guidance differ.
 
     Example:
         >>> import soflow
@@ -79,6 +81,10 @@ class SampleRequest:
             raise InputError(
                 f"guidance has shape {list(self.guidance.shape)}: it must be [3] or [{self.num}, "
                 "3]; SampleRequest.of accepts scales"
+            )
+        if self.guidance is not None and len(self.guidance.reshape(-1, 3)[:, 1:].unique(dim=0)) > 1:
+            raise InputError(
+                "guidance has several intervals: use the same start and end for all samples"
             )
 
     @classmethod
@@ -127,9 +133,10 @@ class SampleRequest:
             The request, for `soflow.sample` and `soflow.sample_to_file`.
 
         Raises:
-            InputError: If a class or the sampler is unknown, the sampler does not support `nfe` or
-                `times`, the null label was not trained, conditions are missing or do not fit, or
-                the run was not trained with this guidance scale.
+            InputError: If a class or the sampler is unknown, the sampler does not work with the
+                objective or does not support `nfe` or `times`, the null label was not trained,
+                conditions are missing or do not fit, or the run was not trained with this guidance
+                scale.
         """
         if num is not None:
             require_whole(1, num=num)
@@ -143,6 +150,7 @@ class SampleRequest:
         jumps = None if times is None else times_given(times)
         nfe = (len(jumps) - 1 if jumps else default_nfe) if nfe is None else nfe
         checked = check_sampler(sampler or default, nfe, jumps)
+        run.config.require_sampler(checked)
         names = run.class_names
         if labels is not None and draw == "random":
             raise InputError("labels and draw=random cannot be combined: leave out one of them")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from soflow.assemble import (
+    is_built_in,
     make_augment,
     make_model,
     make_network,
@@ -31,7 +32,6 @@ from soflow.errors import InputError
 from soflow.evaluation.features import check_name
 from soflow.evaluation.references import make_scoring
 from soflow.interop.pretrained import load_pretrained
-from soflow.networks import NETWORKS
 from soflow.objectives.base import Objective
 from soflow.run.checkpoint import TrainState, checkpoints
 from soflow.run.folder import RunFolder
@@ -52,7 +52,7 @@ from soflow.training.distributed import (
     same_everywhere,
 )
 from soflow.training.memory import TOO_LARGE
-from soflow.training.optimizers import require_optimizer
+from soflow.training.optimizers import require_optimizer, small_muon_share
 from soflow.training.periodic import Measure
 from soflow.training.signals import Stopped
 from soflow.training.trackers import require_trackers
@@ -187,7 +187,8 @@ def train(
                 log.info(f"data: {line}")
             if note:
                 log.info(note)
-            for warning in filter(None, (narrow_tokens(config), small_ratio(config))):
+            muon = small_muon_share(config.optimizer, trainer.network)
+            for warning in filter(None, (narrow_tokens(config), small_ratio(config), muon)):
                 log.warning(warning)
             if started is not None and trainer.state.step >= config.train.steps:
                 steps = f"{trainer.state.step:,} of {config.train.steps:,} steps"
@@ -217,11 +218,8 @@ def require_sizes(config: Config) -> None:
     Raises:
         InputError: If sizes do not fit together.
     """
-    if config.network.name == OWN:
-        return
     channels, *sizes = config.data.shape
-    built_in = NETWORKS[config.network.name].__module__.startswith("soflow.networks.")
-    if built_in and -1 not in sizes and (sizes or channels != -1):
+    if is_built_in(config) and -1 not in sizes and (sizes or channels != -1):
         shape = (3 if channels == -1 else channels, *sizes)
         known = {"shape": shape, "num_classes": max(0, config.data.num_classes)}
         data = config.data.model_copy(update=known)
