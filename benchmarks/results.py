@@ -16,7 +16,6 @@ Each section is one `soflow compare` in runs/. Finished runs are not trained aga
 import argparse
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -25,12 +24,15 @@ from pathlib import Path
 from statistics import mean, stdev
 from textwrap import fill
 
+from PIL import Image
+
 from soflow.comparison.bench import bench
 from soflow.comparison.cost import CostSummary
-from soflow.comparison.plots import plots
+from soflow.comparison.page import draw_samples
+from soflow.comparison.plots import plots, sheets
 from soflow.comparison.record import Comparison
-from soflow.comparison.tables import markdown, name_of, what
-from soflow.config.variants import read_compared
+from soflow.comparison.tables import HEUN, how, markdown, name_of, what
+from soflow.config.variants import folder_name, read_compared
 from soflow.evaluation.tables import markdown_table
 
 HERE = Path(__file__).parent
@@ -53,6 +55,8 @@ class Section:
         return HERE / "results" / f"{self.name}.json"
 
 
+#: The title of the grid of real data.
+REAL = "real data"
 PEERS = "--objectives soflow,jump_flow,mean_flow,imf,alpha_flow"
 IDEAS = "--variants benchmarks/ideas.yaml --rounds 1"
 BEST = (
@@ -119,16 +123,35 @@ def run(section: Section, extra: list[str], seed: int | None = None, names: str 
         text for text in results.overrides if not text.startswith(("data.path=", "train.seed="))
     ]
     results = results.model_copy(update={"overrides": shown})
-    PICTURES.mkdir(exist_ok=True)
-    if kept is None or results.objectives.keys() >= kept.objectives.keys():
-        shutil.copyfile(out / "samples.png", PICTURES / f"{section.name}-samples.png")
+    drawn = draw_samples(results, out)
+    new = dict(zip([*results.objectives, REAL], drawn.values(), strict=True))
     if kept is not None:
         if kept.base not in results.objectives:
             results = with_costs(results, kept.base, "--variants" in arguments)
         results = joined(kept, results)
     section.figures.parent.mkdir(exist_ok=True)
     results.write(section.figures)
+    PICTURES.mkdir(exist_ok=True)
     plots(results).savefig(PICTURES / f"{section.name}-plots.png", dpi=110)
+    first = {name for name, one in results.objectives.items() if seed in (None, one.runs[0].seed)}
+    sheet(section, results, {name: new[name] for name in new if name in {*first, REAL}})
+
+
+def sheet(section: Section, results: Comparison, new: dict[str, Image.Image]) -> None:
+    """Keeps the new sample grids, and draws one picture of the kept grids of all objectives."""
+    grids = HERE / "results" / "grids" / section.name
+    grids.mkdir(parents=True, exist_ok=True)
+    for name, grid in new.items():
+        grid.save(grids / f"{folder_name(name)}.png")
+    titles = {REAL: REAL}
+    for name, one in results.objectives.items():
+        steps = how(*HEUN) if one.few_step_samplers[0] == "euler" else how("ode", 1)
+        titles[name] = f"{name_of(name)}, {steps}"
+    shown = {
+        titles[name]: Image.open(grids / f"{folder_name(name)}.png")
+        for name in [*results.objectives, REAL]
+    }
+    sheets(shown).savefig(PICTURES / f"{section.name}-samples.png", dpi=110)
 
 
 def with_costs(results: Comparison, base: str, variants: bool) -> Comparison:
