@@ -251,10 +251,10 @@ def test_more_variants_have_a_row_of_dots_each(whole):
     (axes,) = figure.axes
     assert [label.get_text() for label in axes.get_yticklabels()] == list(many.objectives)
     lines = {line.get_label(): line for line in axes.get_lines()}
-    for label, count in (("one step", 1), ("2 steps", 2)):
+    for label, count in (("one step", 1), ("2 steps, ode", 2)):
         for x, row in zip(*lines[label].get_data(), strict=True):
             one = list(many.objectives.values())[row]
-            assert x == mean(one.distances(one.few_step_samplers[0], count))
+            assert x == mean(one.one_step if count == 1 else one.distances("ode", count))
         assert len(lines[label].get_xdata()) == len(many.objectives)
     assert not overlaps(figure)
 
@@ -274,6 +274,19 @@ def test_published_results_are_read(name):
     assert header[0] == "objective"
     assert rows[0][:2] == ["SoFlow", "renoise"]
     assert plots.styles_of(results)["mean_flow"].color == plots.COLORS["mean_flow"]
+
+
+def test_an_overview_compares_several_steps_of_one_sampler():
+    """The first sampler of SoFlow is renoise, that of JumpFlow is ode. Both were evaluated."""
+    results = Comparison.read(KEPT / "ideas-digits.json")
+    header, *rows, _ = tables.overview_rows(results)
+    for row in rows:
+        found = dict(zip(header, row, strict=True))
+        one = next(o for name, o in results.objectives.items() if tables.name_of(name) == row[0])
+        assert found["sampler"] == "ode"
+        assert found["NFE 1"] == tables.over_seeds(one.one_step)
+        assert found["NFE 4"] == tables.over_seeds(one.distances("ode", 4))
+    assert tables.few_step_sampler(results, "SoFlow") == "ode"
 
 
 def test_the_command_compares_variants(tmp_path, capfd):

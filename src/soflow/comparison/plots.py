@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image
 
 from soflow.comparison.record import Comparison, ObjectiveResults, Point
-from soflow.comparison.tables import HEUN, how, name_of
+from soflow.comparison.tables import HEUN, few_step_sampler, how, name_of
 from soflow.evaluation.plots import as_text, plain
 
 COLORS = {
@@ -82,8 +82,10 @@ def plots(results: Comparison) -> Figure:
         label_distances(axes.yaxis)
         axes.grid(axis="y", which="both", color="#eceef2", linewidth=0.6)
     if many:
-        against_nfe.set_title("after training (dotted: the second sampler)")
-        against_samples.set_title(f"during training (dashed: {how(*HEUN)})")
+        against_nfe.set_title("after training (dotted: renoise)")
+        runs = [run for one in results.objectives.values() for run in one.runs]
+        if any(curve.sampler == HEUN[0] for run in runs for curve in run.curves):
+            against_samples.set_title(f"during training (dashed: {how(*HEUN)})")
         figure.legend(
             handles=[
                 Line2D([], [], color=style.color, marker=style.marker, label=style.label)
@@ -108,9 +110,10 @@ def label_distances(axis: Axis) -> None:
 
 
 def dots(results: Comparison) -> Figure:
-    """Plots the distances of the first sampler after training, one row per variant.
+    """Plots the distances of one sampler after training, one row per variant.
 
-    Dots are means over seeds. Lines show minimum to maximum of one step.
+    All variants have the same sampler, if there is one that all have. Dots are means over seeds.
+    Lines show minimum to maximum of one step.
     """
     variants = list(results.objectives.values())
     figure = Figure(figsize=(10, 1.1 + 0.25 * len(variants)), layout="constrained")
@@ -122,8 +125,11 @@ def dots(results: Comparison) -> Figure:
     for i, one in enumerate(variants):
         axes.plot([min(one.one_step), max(one.one_step)], [i, i], color=PALETTE[0], linewidth=1.5)
     for count, color, marker in zip(sorted(few), cycle(PALETTE), cycle(MARKERS), strict=False):
-        found = [one.distances(one.few_step_samplers[0], count) for one in variants]
-        plot_dots(axes, found, color, marker, how("ode", count))
+        found = [
+            one.distances(few_step_sampler(results, name), count) if count > 1 else one.one_step
+            for name, one in results.objectives.items()
+        ]
+        plot_dots(axes, found, color, marker, label_of(results, count))
     plot_dots(axes, [one.distances(*HEUN) for one in variants], "#667085", "s", how(*HEUN))
     axes.set_yticks(range(len(variants)), [as_text(name_of(name)) for name in results.objectives])
     base_name = as_text(name_of(results.base))
@@ -132,6 +138,16 @@ def dots(results: Comparison) -> Figure:
     label_distances(axes.xaxis)
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
+
+
+def label_of(results: Comparison, count: int) -> str:
+    """The label of the distances with `count` network evaluations, with the sampler if it is one.
+
+    One step does not depend on the sampler.
+    """
+    samplers = {few_step_sampler(results, name) for name in results.objectives}
+    only = f", {min(samplers)}" if len(samplers) == 1 and count > 1 else ""
+    return how("ode", count) + only
 
 
 def plot_dots(
@@ -160,7 +176,8 @@ def plot_evaluations(axes: Axes, objective: ObjectiveResults, style: Style) -> N
     """Plots distances after training, one line per sampler."""
     first, *_ = samplers = objective.few_step_samplers
     color, marker, label = style
-    for line, sampler in zip(("-", ":"), samplers, strict=False):
+    for sampler in samplers:
+        line = ":" if sampler == "renoise" else "-"
         rows = [row for row in objective.runs[0].rows if row.sampler == sampler]
         counts = sorted({1, *(row.nfe for row in rows if row.nfe is not None)})
         # With one step, renoise and ode are the same, so only the first sampler is evaluated.

@@ -70,14 +70,18 @@ def quality_header(results: Comparison) -> list[str]:
     return [what(results), "sampler", first, ratio, *more, heun, "recognized, NFE 1"]
 
 
-def quality_row(results: Comparison, name: str, sampler: str) -> list[str]:
-    """Distances of one sampler of a variant. Only its first sampler has ratio and Heun steps."""
+def quality_row(results: Comparison, name: str, sampler: str, whole: bool) -> list[str]:
+    """Distances of one sampler of a variant.
+
+    A whole row also has the distances that do not depend on the sampler: one step, its ratio to the
+    base, and Heun steps.
+    """
     one = results.objectives[name]
-    is_first = sampler == one.few_step_samplers[0]
     first, *more = (one.distances(sampler, n) for n in few_steps(results))
-    ratios = results.ratios(name) if is_first and len(results.objectives) > 1 else []
-    heun = one.distances(*HEUN) if is_first else []
-    rows = one.rows(sampler, 1)
+    ratios = results.ratios(name) if whole and len(results.objectives) > 1 else []
+    heun = one.distances(*HEUN) if whole else []
+    first = one.one_step if whole else first
+    rows = one.rows(one.few_step_samplers[0], 1) if whole else []
     recognized = [row.recognized for row in rows if row.recognized is not None]
     ratio = f"{mean(ratios):.3f}" if ratios else ""
     if name == results.base and ratios:
@@ -101,7 +105,7 @@ def real_row(results: Comparison) -> list[str]:
 def quality_rows(results: Comparison) -> list[list[str]]:
     """The table of distances: a header, one row per variant and sampler, and one of real data."""
     rows = [
-        quality_row(results, name, sampler)
+        quality_row(results, name, sampler, whole=sampler == one.few_step_samplers[0])
         for name, one in results.objectives.items()
         for sampler in one.few_step_samplers
     ]
@@ -109,13 +113,22 @@ def quality_rows(results: Comparison) -> list[list[str]]:
 
 
 def overview_rows(results: Comparison) -> list[list[str]]:
-    """The overview: a header, one row per variant with its first sampler, and one of real data."""
+    """The overview: a header, one row per variant with one sampler, and one of real data."""
     rows = [[*quality_header(results), "step time ratio"]]
     for name, one in results.objectives.items():
         time = f"{one.cost.step_ratio[1]:.2f}"
-        rows.append([*quality_row(results, name, one.few_step_samplers[0]), time])
+        rows.append([*quality_row(results, name, few_step_sampler(results, name), True), time])
     rows.append([*real_row(results), ""])
     return filled_columns(rows)
+
+
+def few_step_sampler(results: Comparison, name: str) -> str:
+    """The sampler that represents a variant: one that all have, `ode` if possible, or its first."""
+    every = [one.few_step_samplers for one in results.objectives.values()]
+    shared = [sampler for sampler in every[0] if all(sampler in samplers for samplers in every)]
+    if "ode" in shared:
+        return "ode"
+    return shared[0] if shared else results.objectives[name].few_step_samplers[0]
 
 
 def filled_columns(rows: list[list[str]]) -> list[list[str]]:
