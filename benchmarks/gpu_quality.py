@@ -53,24 +53,24 @@ def main() -> None:
         *SETTINGS, *exact, f"data.path={asked.data}", f"evaluate.features={asked.features}",
         *asked.overrides,
     ]  # fmt: skip
-    out = asked.out / "gpu_quality-runs"  # kept if the script is interrupted
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
+    out = asked.out / "gpu_quality-runs"  # kept if interrupted: the next start continues
+    out.mkdir(parents=True, exist_ok=True)
     costs = costs_of(read_objectives("images", OBJECTIVES, settings), out / "cost.json", 1)
     steps = max(1, round(asked.seconds / costs["soflow"].summary.seconds_per_step))
     settings.append(f"train.steps={steps}")
-    compared = compare("images", out, OBJECTIVES, 1, "time", settings, rounds=1)
-    write_page(compared, out)
-    for picture in ("plots", "samples"):
-        shutil.copyfile(out / f"{picture}.png", asked.out / f"gpu_quality-{picture}.png")
-    paths = ("data.path=", "evaluate.features=")
-    shown = [text for text in compared.overrides if not text.startswith(paths)]
-    results = QualityResults(
-        machine=machine(),
-        seconds=time.monotonic() - start,
-        compared=compared.model_copy(update={"overrides": shown}),
-    )
-    finish(results, asked.out, "gpu_quality")
+    for count in range(1, len(OBJECTIVES) + 1):  # results are written after each objective
+        compared = compare("images", out, OBJECTIVES[:count], 1, "time", settings, rounds=1)
+        write_page(compared, out)
+        for picture in ("plots", "samples"):
+            shutil.copyfile(out / f"{picture}.png", asked.out / f"gpu_quality-{picture}.png")
+        paths = ("data.path=", "evaluate.features=")
+        shown = [text for text in compared.overrides if not text.startswith(paths)]
+        results = QualityResults(
+            machine=machine(),
+            seconds=time.monotonic() - start,
+            compared=compared.model_copy(update={"overrides": shown}),
+        )
+        finish(results, asked.out, "gpu_quality")
     shutil.rmtree(out)
 
 

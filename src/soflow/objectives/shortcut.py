@@ -122,8 +122,8 @@ class Shortcut:
 def two_half_steps(average: Net, jumps: Inputs) -> Sample:
     """The mean velocity (B, ...) of two steps of half the length, with the EMA weights.
 
-    Half of the shortest step is no length that is trained. There, the half steps use the velocity
-    F(x, t, t), which flow matching trains.
+    Half of the shortest length is not trained. There, the half steps use the velocity F(x, t, t),
+    which flow matching trains.
     """
     d = (jumps.t - jumps.s) / 2
     shortest = d < 0.5**HALVINGS
