@@ -12,7 +12,7 @@ from torch import nn
 
 from soflow.data import sources
 from soflow.errors import InputError, RunError
-from soflow.evaluation.features import Features, as_uint8, load_features
+from soflow.evaluation.features import Features, as_uint8, features_device, load_features
 from soflow.evaluation.metrics import Moments
 from soflow.evaluation.record import Reference
 from soflow.evaluation.reference_files import read_reference, write_reference
@@ -20,6 +20,7 @@ from soflow.evaluation.references import scorer_from_file
 from soflow.evaluation.sample_set import sample_arrays, sample_folder
 from soflow.evaluation.scorer import Scorer, by_turns, random_subset
 from soflow.evaluation.statistics import gather, rebatched
+from soflow.system.devices import default_device
 from support.commands import assert_fails
 
 DIGITS = Reference(dataset="digits", count=30)
@@ -626,3 +627,12 @@ class TestCommands:
         status = 1 if "NaN or infinite values" in words else 2
         assert_fails(inside("evaluate", *arguments, cwd=files), status, *words)
         assert sorted(files.rglob("*")) == before
+
+
+def test_features_use_the_cuda_device_of_a_run_or_the_cpu():
+    assert features_device(torch.device("cuda:1")) == torch.device("cuda:1")
+    for other in ("cpu", "mps"):
+        assert features_device(torch.device(other)) == torch.device("cpu")
+    assert features_device(None) == default_device()
+    one = load_features("coordinates", None, (2,), torch.device("cuda:1"))
+    assert one.device == torch.device("cuda:1")

@@ -21,11 +21,11 @@ from soflow.evaluation.classifier import Classifier, load_classifier
 from soflow.evaluation.digits import load_digit_classifier
 from soflow.evaluation.inception import load_inception
 from soflow.evaluation.pictures import is_image, to_uint8
+from soflow.system.devices import default_device
 from soflow.system.fingerprints import checksum, checksum_of
 from soflow.system.memory import out_of_memory_explained
 
-#: Device for feature networks from files and for distances between points.
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+CPU = torch.device("cpu")
 #: Images per forward pass of a feature network.
 BATCH = 100
 NAMES = ("inception", "digits", "classifier", "coordinates")
@@ -48,12 +48,15 @@ class Features:
         network: Maps images as bytes (B, C, H, W), or other samples (B, ...), to activations.
         origin: Properties that distinguish networks with the same name, such as a checksum.
         columns: Names of the columns or channels, if samples are not images.
+        device: Device for the network, if it is loaded from a file, and for distances between
+            points.
     """
 
     name: str
     network: Callable[[Tensor], Activations | Tensor | tuple[Tensor, ...]]
     origin: dict[str, Any] = field(default_factory=dict)
     columns: tuple[str, ...] = ()
+    device: torch.device = CPU
 
     @torch.no_grad()
     def __call__(self, seen: Tensor) -> Activations:
@@ -125,19 +128,26 @@ def as_uint8(samples: Tensor, pixels: bool = True) -> Tensor:
     return torch.from_numpy(to_uint8(samples)).permute(0, 3, 1, 2)
 
 
-def load_features(name: str, dataset: Dataset | None, shape: tuple[int, ...]) -> Features:
+def load_features(
+    name: str,
+    dataset: Dataset | None,
+    shape: tuple[int, ...],
+    device: torch.device | None = None,
+) -> Features:
     """Loads a feature network and tests it on samples of the given shape.
 
     Args:
         name: Name of the features, or a TorchScript file as FILE or NAME=FILE.
         dataset: Training split, on which `classifier` is trained.
         shape: Shape of a sample.
+        device: Device for the features. By default, a GPU if there is one. Devices other than CUDA
+            are replaced by the CPU.
 
     Raises:
         InputError: If the name is unknown, or if the network cannot be loaded or fails on samples
             of this shape.
     """
-    features = find_features(name, dataset, shape)
+    features = find_features(name, dataset, shape, features_device(device))
     widths = {dimensions(features, shape, count) for count in (2, 1, BATCH)}
     if len(widths) > 1:
         raise InputError(
@@ -153,28 +163,39 @@ def dimensions(features: Features, shape: tuple[int, ...], count: int = 2) -> in
     return features(torch.zeros(count, *shape, dtype=dtype)).features.shape[1]
 
 
-def find_features(name: str, dataset: Dataset | None, shape: tuple[int, ...]) -> Features:
+def features_device(device: torch.device | None) -> torch.device:
+    """The device for features: a CUDA device, by default that of this process, or the CPU."""
+    chosen = default_device() if device is None else device
+    return chosen if chosen.type == "cuda" else CPU
+
+
+def find_features(
+    name: str, dataset: Dataset | None, shape: tuple[int, ...], device: torch.device
+) -> Features:
     if name == "coordinates":
-        return coordinates(shape, None if dataset is None else dataset.scaling)
+        return coordinates(shape, None if dataset is None else dataset.scaling, device)
     if not is_image(shape):
         raise InputError(f"the features '{name}' need images, not {list(shape)}: use coordinates")
     if name == "inception":
-        return Features(name, load_inception(DEVICE), {"network": "InceptionV3 of torch-fidelity"})
+        origin = {"network": "InceptionV3 of torch-fidelity"}
+        return Features(name, load_inception(device), origin, device=device)
     if name == "digits":
         if shape != (1, 8, 8):
             raise InputError(f"the features 'digits' need images [1, 8, 8], not {list(shape)}")
-        return classifier_features(name, load_digit_classifier())
+        return classifier_features(name, load_digit_classifier(), device)
     if name == "classifier":
         if dataset is None:
             raise InputError(
                 "the features 'classifier' need labeled data to train on: choose other features"
             )
-        return classifier_features(f"{dataset.name}-classifier", load_classifier(dataset))
+        return classifier_features(f"{dataset.name}-classifier", load_classifier(dataset), device)
     check_name(name)
-    return scripted(*file_of(name))
+    return scripted(*file_of(name), device)
 
 
-def coordinates(shape: Sequence[int], scaling: Scaling | None) -> Features:
+def coordinates(
+    shape: Sequence[int], scaling: Scaling | None, device: torch.device = CPU
+) -> Features:
     """The samples themselves as features, standardized like the real data."""
 
     def network(samples: Tensor) -> Tensor:
@@ -187,7 +208,7 @@ def coordinates(shape: Sequence[int], scaling: Scaling | None) -> Features:
         return ((columns - mean) / std).flatten(1)
 
     origin = {} if scaling is None else {"scaling": scaling}
-    return Features("coordinates", network, origin, column_names(shape, scaling))
+    return Features("coordinates", network, origin, column_names(shape, scaling), device)
 
 
 def column_names(shape: Sequence[int], scaling: Scaling | None) -> tuple[str, ...]:
@@ -223,7 +244,7 @@ def check_name(name: str) -> None:
     raise InputError(f"unknown features '{name}': {choices}{hint}")
 
 
-def classifier_features(name: str, classifier: Classifier) -> Features:
+def classifier_features(name: str, classifier: Classifier, device: torch.device) -> Features:
     """Features and logits of a classifier trained here."""
 
     def network(seen: Tensor) -> Activations:
@@ -231,18 +252,20 @@ def classifier_features(name: str, classifier: Classifier) -> Features:
         return Activations(features, classifier.logits(features))
 
     weights = torch.cat([parameter.detach().flatten() for parameter in classifier.parameters()])
-    return Features(name, network, {"checksum": checksum_of([weights.numpy().tobytes()])})
+    origin = {"checksum": checksum_of([weights.numpy().tobytes()])}
+    return Features(name, network, origin, device=device)
 
 
-def scripted(name: str, file: Path) -> Features:
+def scripted(name: str, file: Path, device: torch.device) -> Features:
     """Features from a TorchScript file, which maps bytes to features or to (features, logits)."""
     if name in NAMES:
         raise InputError(f"'{name}' is a built-in name: choose another, --features NAME={file}")
     try:
-        module = torch.jit.load(str(file), map_location=DEVICE).eval()
+        module = torch.jit.load(str(file), map_location=device).eval()
     except (RuntimeError, ValueError, OSError) as error:
         raise InputError(
             f"{file} cannot be read as TorchScript, as torch.jit.save writes it: "
             f"{first_line(error)}"
         ) from None
-    return Features(name, lambda seen: module(seen.to(DEVICE)), {"checksum": checksum(file)})
+    origin = {"checksum": checksum(file)}
+    return Features(name, lambda seen: module(seen.to(device)), origin, device=device)

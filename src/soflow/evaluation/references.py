@@ -22,6 +22,7 @@ from soflow.evaluation.features import (
     as_uint8,
     coordinates,
     dimensions,
+    features_device,
     load_features,
 )
 from soflow.evaluation.record import Reference
@@ -63,6 +64,7 @@ def make_scoring(
     reference: str | Dataset = "",
     baseline: bool | None = None,
     scaling: Scaling | None = None,
+    device: torch.device | None = None,
 ) -> Scoring:
     """Makes the scorer for the samples of a run, and collects the real data it needs.
 
@@ -75,6 +77,7 @@ def make_scoring(
         baseline: Whether to score held-out real data. By default, True unless this requires
             decoding more latents of the same split.
         scaling: Scaling of the training data. Coordinates of all sets are standardized with it.
+        device: Device for the features, as in `load_features`.
 
     Raises:
         InputError: If data or features do not fit the samples.
@@ -86,15 +89,15 @@ def make_scoring(
     num, num_classes = config.evaluate.num, config.data.num_classes
     name = features or config.evaluate.features
     # Load the features first, so that a wrong name is reported before any long work.
-    network = None if name == "classifier" else load_features(name, None, shape)
+    network = None if name == "classifier" else load_features(name, None, shape, device)
 
     def loaded(real: Dataset | None = None) -> Features:
         if name == "coordinates" and real is not None:
-            return coordinates(shape, scaling or real.scaling)
+            return coordinates(shape, scaling or real.scaling, features_device(device))
         if network is not None:
             return network
         training = sources.load(config.data, config.data.split)
-        return load_features(name, as_images(training, decode, num), shape)
+        return load_features(name, as_images(training, decode, num), shape, device)
 
     if isinstance(reference, Dataset):
         require_shape(reference.shape, shape, f"the reference, {reference.name},")
@@ -220,7 +223,7 @@ def scorer_from_file(
 ) -> Scorer:
     """Makes a scorer from a statistics file. Computes missing parts from the images in the file."""
     if features.name == "coordinates":
-        features = coordinates(shape, scaling_in(file, shape))
+        features = coordinates(shape, scaling_in(file, shape), features.device)
     found = read_reference(file, features, dimensions(features, shape), shape)
     if found is not None and (len(found[0].points) or "arr_0" not in arrays_in(file)):
         return Scorer(features, *found, num_classes)

@@ -11,7 +11,7 @@ from soflow.data.conditions import rows_for
 from soflow.data.dataset import Dataset
 from soflow.drawing import Conditions, LabelDraw, draw_classes
 from soflow.errors import InputError
-from soflow.evaluation.features import DEVICE, Features
+from soflow.evaluation.features import Features
 from soflow.evaluation.metrics import (
     KernelDistance,
     energy_distance,
@@ -45,7 +45,7 @@ class Scorer:
     @cached_property
     def radii(self) -> tuple[Tensor, Tensor]:
         """Nearest-neighbor distances of the reference's points, (M,) each."""
-        return radii(self.reference.points.to(DEVICE))
+        return radii(self.reference.points.to(self.features.device))
 
     @cached_property
     def kernel_distance(self) -> KernelDistance:
@@ -95,7 +95,8 @@ class Scorer:
         logits, spatial = statistics.logits, statistics.spatial
         found: dict[str, float] = {}
         if len(other) > 1:
-            near = neighborhood(own.to(DEVICE), other.to(DEVICE), self.radii, on_rows)
+            device = self.features.device
+            near = neighborhood(own.to(device), other.to(device), self.radii, on_rows)
             found |= asdict(near)
             if self.gaussian:
                 kernel, kernel_spread = self.kernel_distance(own)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from soflow.data.dataset import Dataset, Rows, Subset, checksum
 from soflow.errors import InputError, RunError
-from soflow.evaluation.features import DEVICE, Features, dimensions
+from soflow.evaluation.features import Features, dimensions
 from soflow.evaluation.record import Reference
 from soflow.evaluation.reference_files import describe_features, read_reference, write_reference
 from soflow.evaluation.statistics import POINTS, Statistics
@@ -59,7 +59,7 @@ def cache_file(data: Dataset, features: Features) -> Path | None:
     content = content_of(data.rows) if images else None
     if content is None:
         return None
-    where = f"{DEVICE.type} torch {torch.__version__}"
+    where = f"{features.device.type} torch {torch.__version__}"
     used = describe_features(features).model_dump_json()
     key = fingerprint_of(f"{content} {list(data.shape)} {used} {where}")
     return cache_folder() / f"statistics-{VERSION}-{key}.npz"

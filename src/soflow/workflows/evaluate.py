@@ -96,8 +96,9 @@ def evaluate(
             f"pass it as features (--features {program})"
         )
     scoring = make_scoring(
-        config, first.encoder, decode, features, reference, settings.baseline, first.scaling
-    )
+        config, first.encoder, decode, features, reference, settings.baseline, first.scaling,
+        first.device,
+    )  # fmt: skip
     nfe, num = settings.nfe or tuple(defaults.nfe), settings.num or defaults.num
     models = {name: one.model for name, one in loaded.items()}
     settings = replace(settings, nfe=nfe, num=num)
