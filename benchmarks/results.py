@@ -63,6 +63,7 @@ BEST = (
     "--only 'SoFlow, MeanFlow, JumpFlow, weight 1, no direct jumps, fewer jumps with weight 4, "
     "guidance as an input, fewer jumps, QK-norm'"
 )
+CONFIRMED = "JumpFlow, fewer jumps, QK-norm, guidance as an input"
 FEATURES = "evaluate.features=benchmarks/classifiers"
 DIGITS = f"digits {FEATURES}/digits-classifier.pt"
 FASHION_MNIST = f"fashion_mnist {FEATURES}/fashion_mnist-classifier.pt"
@@ -98,8 +99,16 @@ SECTIONS = [
         page="ideas",
     ),
     Section(
+        "ideas-fashion-mnist-recipe",
+        "On Fashion-MNIST, with the network of the recipe",
+        f"{FASHION_MNIST} {IDEAS} --only '{CONFIRMED}' checkpoint.keep_every=500 "
+        "--out runs/ideas-fashion-recipe",
+        page="ideas",
+        data="fashion_mnist",
+    ),
+    Section(
         "ideas-fashion-mnist",
-        "On Fashion-MNIST",
+        "On Fashion-MNIST, with a small network",
         f"{FASHION_MNIST} {SMALL} {IDEAS} {BEST} --out runs/ideas-fashion",
         page="ideas",
         data="fashion_mnist",
@@ -147,7 +156,7 @@ def sheet(section: Section, results: Comparison, new: dict[str, Image.Image]) ->
     for name, one in results.objectives.items():
         steps = how(*HEUN) if one.few_step_samplers[0] == "euler" else how("ode", 1)
         titles[name] = f"{name_of(name)}, {steps}"
-    shown = {
+    shown: dict[str, Image.Image] = {
         titles[name]: Image.open(grids / f"{folder_name(name)}.png")
         for name in [*results.objectives, REAL]
     }
