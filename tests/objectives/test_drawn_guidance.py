@@ -129,6 +129,22 @@ def test_the_target_of_each_sample_equals_the_formula():
     torch.testing.assert_close(losses.terms["flow_matching"].squared, squared)
 
 
+def test_the_consistency_error_of_each_sample_equals_the_formula():
+    """q = target - F_t + (s - l)/(t - l) (F_t - F(x_l)), with x_l = x_t + (l - t) target."""
+    draws, batch, losses, _ = a_step(flow_matching_share=0.0, direct_share=0.2)
+    t, s = draws.t, draws.s
+    l = soflow.JumpFlow().middle(t, s, 0.5)
+    shown = draws.guidance.where(~draws.dropped[:, None], torch.tensor([1.0, 0.0, 1.0]))
+    labels = batch.labels.where(~draws.dropped, CLASSES)
+    x_t = (1 - t)[:, None] * batch.data + t[:, None] * draws.noise
+    target = torch.stack([expected_target(draws, batch, row) for row in range(COUNT)])
+    x_l = x_t + (l - t)[:, None] * target
+    F_t, F_l = velocity(x_t, t, labels, shown), velocity(x_l, l, labels, shown)
+    q = target - F_t + ((s - l) / (t - l))[:, None] * (F_t - F_l)
+    found = losses.terms["consistency"].squared
+    torch.testing.assert_close(found, (q**2).mean(1), rtol=1e-3, atol=1e-4)
+
+
 def test_every_pass_of_a_sample_uses_its_own_guidance():
     draws, batch, _, net = a_step(flow_matching_share=0.5)
     own = {
