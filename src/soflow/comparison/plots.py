@@ -34,7 +34,9 @@ PALETTE = (
     "#13315c", "#4caf50",
 )  # fmt: skip
 MARKERS = ("o", "^", "D", "v", "P", "X")
-#: Maximum number of variants with a legend inside the plots and bands around the lines.
+#: Maximum number of variants with a legend inside the plots. More have one legend below the plots.
+INSIDE = 3
+#: Maximum number of variants with bands around the lines.
 FEW = 6
 #: Maximum number of variants whose curves are drawn. More variants have one row of dots each.
 MOST = 12
@@ -53,20 +55,20 @@ class Style(NamedTuple):
 def plots(results: Comparison) -> Figure:
     """Plots distance over NFE, training time and training samples.
 
-    Lines are means over seeds. With few variants, bands show minimum to maximum. With many
-    variants, one legend is placed below the plots, or only the distances after training are drawn.
+    Lines are means over seeds. With few variants, bands show minimum to maximum. With very many
+    variants, only the distances after training are drawn.
     """
     if len(results.objectives) > MOST:
         return dots(results)
     styles = styles_of(results)
-    many = len(styles) > FEW
-    legend = 0.22 * -(-len(styles) // LEGEND_COLUMNS) if many else 0.0
+    below, bands = len(styles) > INSIDE, len(styles) <= FEW
+    legend = 0.22 * -(-len(styles) // LEGEND_COLUMNS) if below else 0.0
     figure = Figure(figsize=(13, 4.2 + legend), layout="constrained")
     against_nfe, against_time, against_samples = plain(figure, columns=3)
     for name, objective in results.objectives.items():
         style, batch_size = styles[name], results.batch_size_of(name)
         plot_evaluations(against_nfe, objective, style)
-        plot_curves([against_time, against_samples], objective, style, batch_size, bands=not many)
+        plot_curves([against_time, against_samples], objective, style, batch_size, bands)
     against_nfe.set_xscale("log", base=2)
     rows = [row for one in results.objectives.values() for row in one.runs[0].rows]
     ticks = sorted({row.nfe for row in rows if row.nfe is not None})
@@ -81,7 +83,7 @@ def plots(results: Comparison) -> Figure:
         axes.set(yscale="log")
         label_distances(axes.yaxis)
         axes.grid(axis="y", which="both", color="#eceef2", linewidth=0.6)
-    if many:
+    if below:
         against_nfe.set_title("after training (dotted: renoise)")
         runs = [run for one in results.objectives.values() for run in one.runs]
         if any(curve.sampler == HEUN[0] for run in runs for curve in run.curves):
