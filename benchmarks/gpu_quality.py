@@ -53,13 +53,15 @@ def main() -> None:
         *SETTINGS, *exact, f"data.path={asked.data}", f"evaluate.features={asked.features}",
         *asked.overrides,
     ]  # fmt: skip
-    out = asked.out / "gpu_quality-runs"  # kept if interrupted: the next start continues
+    out = asked.out / "gpu_quality-runs"  # kept if interrupted: delete it to start over
     out.mkdir(parents=True, exist_ok=True)
     costs = costs_of(read_objectives("images", OBJECTIVES, settings), out / "cost.json", 1)
     steps = max(1, round(asked.seconds / costs["soflow"].summary.seconds_per_step))
     settings.append(f"train.steps={steps}")
     for count in range(1, len(OBJECTIVES) + 1):  # results are written after each objective
-        compared = compare("images", out, OBJECTIVES[:count], 1, "time", settings, rounds=1)
+        later = tuple(f"{name}:" for name in OBJECTIVES[count:])
+        own = [text for text in settings if not text.startswith(later)] if later else settings
+        compared = compare("images", out, OBJECTIVES[:count], 1, "time", own, rounds=1)
         write_page(compared, out)
         for picture in ("plots", "samples"):
             shutil.copyfile(out / f"{picture}.png", asked.out / f"gpu_quality-{picture}.png")

@@ -313,7 +313,7 @@ def sample(
     check_sampler(sampler, nfe, times)
     if len(noises) != noise_count(sampler, nfe):
         raise InputError(
-            f"noises holds {len(noises)} samples of noise: {sampler} with nfe={nfe} takes "
+            f"noises has {len(noises)} tensors of noise: {sampler} with nfe={nfe} takes "
             f"{noise_count(sampler, nfe)}"
         )
     noise, *fresh = noises

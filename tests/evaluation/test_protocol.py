@@ -110,6 +110,7 @@ def test_samplers_that_do_not_work_with_the_objective_are_rejected():
     config = read_recipe("digits", ["objective.name=flow_matching"])
     for name in ("euler", "heun"):
         config.require_sampler(name)
+        read_recipe("digits").require_sampler(name)
     for name in ("ode", "renoise"):
         with pytest.raises(InputError, match=f"'{name}'.*flow_matching"):
             config.require_sampler(name)

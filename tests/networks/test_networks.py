@@ -207,11 +207,3 @@ def test_embeddings_equal_hand_calculations():
 
 def test_the_digits_recipe_builds():
     assert parameters(make_network(read_recipe("digits", TINY_DIT))) < 100_000
-
-
-def test_attention_of_a_unet_needs_a_level_of_its_size():
-    small = {"shape": (3, 28, 28), "model_channels": 8, "blocks": 1, "channel_mult": (1, 1)}
-    UNet(**small)  # the default, 16, needs no such level
-    UNet(**small, attention=(14,))
-    with pytest.raises(ValueError, match=r"network\.attention.* 15.* 28, 14"):
-        UNet(**small, attention=(15,))

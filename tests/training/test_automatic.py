@@ -113,5 +113,6 @@ def test_estimates_assume_a_gpu():
 
 def test_training_without_cuda_runs_on_the_cpu(monkeypatch, tmp_path):
     monkeypatch.setattr("accelerate.state.is_mps_available", lambda *args, **kwargs: True)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
     accelerator = make_accelerator(read_recipe("moons"), RunFolder(tmp_path))
     assert accelerator.device == default_device()

@@ -71,7 +71,8 @@ def fake_training_step(
 ) -> Iterator[tuple[nn.Module, Batch, Draws, Callable[[], Losses]]]:
     """The network, batch, draws and loss of a training step, with fake tensors.
 
-    Even large networks take no memory. Call the loss inside the block.
+    Even large networks take no memory, only the data and the random numbers do. Call the loss
+    inside the block.
 
     Args:
         config: The settings.
@@ -128,7 +129,7 @@ def count(config: Config) -> Counts:
 
 
 def every(config: Config) -> int:
-    """n, if every n-th sample of a batch is counted."""
+    """The spacing of the counted samples in a batch."""
     return max(1, config.train.batch_size // COUNTED)
 
 

@@ -298,11 +298,12 @@ class Config(Section):
         `euler` and `heun` integrate the same velocity, so both work if one of them does.
         """
         known = [*self.samplers]
-        if "heun" in known and "euler" not in known:
-            known.append("euler")
+        if {"euler", "heun"} & set(known):
+            known += [one for one in ("heun", "euler") if one not in known]
         if name not in known:
+            objective = getattr(self.objective, "kind", self.objective.name)
             raise InputError(
-                f"the sampler '{name}' does not work with the objective {self.objective.name}: "
+                f"the sampler '{name}' does not work with the objective {objective}: "
                 f"choose {' or '.join(known)}"
             )
 

@@ -84,7 +84,12 @@ def distance_against_nfe(evaluation: Evaluation) -> Figure:
     rows = [row for row in evaluation.rows if row.weights == weights and row.nfe is not None]
     for sampler, color in COLORS.items():
         if any(row.sampler == sampler for row in rows):
-            alike = [row for row in rows if row.sampler == sampler or row.nfe == 1]
+            same_jump = {"renoise", "ode"} if sampler in ("renoise", "ode") else {sampler}
+            alike = [
+                row
+                for row in rows
+                if row.sampler == sampler or (row.nfe == 1 and row.sampler in same_jump)
+            ]
             points = sorted((row.nfe or 0, row.distance) for row in alike)
             axes.plot(*zip(*points, strict=True), "o-", color=color, label=sampler)
     for row in rows:

@@ -251,12 +251,6 @@ class UNet(nn.Module):
         for i, mult in enumerate(channel_mult):
             size = [side >> i for side in sides]
             levels.append(("x".join(map(str, size)), model_channels * mult, min(size) in attention))
-        sizes = [min(sides) >> i for i in range(len(channel_mult))]
-        if attention != (16,) and (unused := sorted({*attention} - {*sizes})):  # not the default
-            raise ValueError(
-                f"UNet: network.attention has {unused[0]}, but the resolution levels have "
-                f"{', '.join(map(str, sizes))} pixels: choose some of these"
-            )
         top = "x".join(map(str, sides))
         self.enc = nn.ModuleDict(
             {f"{top}_conv": Conv(channels + self.cond.channels, model_channels, 3)}

@@ -52,8 +52,10 @@ def make_accelerator(config: Config, folder: RunFolder) -> Accelerator:
     AcceleratorState._reset_state()
     train = config.train
     accelerator = Accelerator(
-        # Training supports CUDA and the CPU, but accelerate would also choose Apple's GPUs.
-        cpu=not torch.cuda.is_available(),
+        # Without cpu=True there is no process group on machines without a GPU. Apple's GPUs, which
+        # accelerate would choose, are not supported.
+        cpu=not torch.cuda.is_available()
+        and (processes.count() > 1 or torch.backends.mps.is_available()),
         mixed_precision="bf16" if config.precision.startswith("bf16") else "no",
         gradient_accumulation_steps=train.accumulate,
         project_dir=str(folder.path),

@@ -65,11 +65,11 @@ def evaluate(
         with own.given(data, config):
             return evaluate(run, settings, progress)
     if isinstance(run, Run):
-        if settings.vae or run.weights not in settings.weights:
-            raise InputError(
-                f"the run is loaded with {run.weights} weights: choose weights and vae in "
-                "soflow.load, or pass the folder of the run"
-            )
+        for name, fits in (("vae", not settings.vae), ("weights", run.weights in settings.weights)):
+            if not fits:
+                raise InputError(
+                    f"{name} cannot be changed on a loaded run: pass {name} to soflow.load instead"
+                )
         loaded: dict[str, Run] = {run.weights: run}
     else:
         one, *others = settings.weights

@@ -47,7 +47,8 @@ def sample(run: Run, request: SampleRequest, progress: Progress = track) -> Tens
         (num, C, L) and other data in the units of the training data.
 
     Raises:
-        InputError: If labels, conditions or guidance do not fit the model.
+        InputError: If labels, conditions or guidance do not fit the model, or the sampler does not
+            work with the objective.
         RunError: If memory runs out.
 
     Example:
@@ -57,6 +58,7 @@ def sample(run: Run, request: SampleRequest, progress: Progress = track) -> Tens
         >>> soflow.sample(run, request, progress=soflow.silent).shape
         torch.Size([10, 1, 8, 8])
     """
+    run.config.require_sampler(request.sampler)
     with progress("sampling", request.num) as task:
         return draw_rows(run, request, range(request.num), task.update)
 
@@ -100,7 +102,8 @@ def sample_to_file(
         True if the file is complete, False if other processes are still drawing samples.
 
     Raises:
-        InputError: If the file cannot be written, or the folder contains other numbered images.
+        InputError: If the file cannot be written, the folder contains other numbered images, or
+            the sampler does not work with the objective.
         RunError: If memory or disk space runs out.
 
     Example:
@@ -110,6 +113,7 @@ def sample_to_file(
         >>> soflow.sample_to_file(run, request, "digits.npz", progress=soflow.silent)
         True
     """
+    run.config.require_sampler(request.sampler)
     file, num = Path(file).expanduser(), request.num
     if request.labels is None:
         run.model.require_null()
