@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -114,6 +115,19 @@ def test_samplers_that_do_not_work_with_the_objective_are_rejected():
     for name in ("ode", "renoise"):
         with pytest.raises(InputError, match=f"'{name}'.*flow_matching"):
             config.require_sampler(name)
+
+
+def test_a_request_for_another_sampler_is_rejected(run, tmp_path):
+    loaded = runs.load(run)
+    config = loaded.config.model_copy(
+        update={"objective": read_recipe("digits", ["objective.name=consistency"]).objective}
+    )
+    other = replace(loaded, config=config)
+    request = runs.SampleRequest(2, torch.tensor([0, 1]), "ode", 1)
+    with pytest.raises(InputError, match=r"'ode'.*consistency"):
+        runs.sample(other, request, silent)
+    with pytest.raises(InputError, match=r"'ode'.*consistency"):
+        runs.sample_to_file(other, request, tmp_path / "x.npz", silent)
 
 
 def test_a_loaded_run_has_its_weights_and_autoencoder(run):

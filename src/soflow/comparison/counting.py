@@ -113,7 +113,7 @@ def count(config: Config) -> Counts:
     """
     by_kind = count_by_kind(config)
     with (
-        fake_training_step(config, COUNTED, every(config)) as (network, batch, draws, _),
+        fake_training_step(config, COUNTED, spacing(config)) as (network, batch, draws, _),
         sdpa_kernel(SDPBackend.MATH),
         torch.no_grad(),
         FlopCounterMode(display=False) as forward,
@@ -128,7 +128,7 @@ def count(config: Config) -> Counts:
     )
 
 
-def every(config: Config) -> int:
+def spacing(config: Config) -> int:
     """The spacing of the counted samples in a batch."""
     return max(1, config.train.batch_size // COUNTED)
 
@@ -136,7 +136,7 @@ def every(config: Config) -> int:
 def count_by_kind(config: Config) -> dict[str, float]:
     """Operations per sample of the loss and its gradient, by precision of the matrix products."""
     with (
-        fake_training_step(config, COUNTED, every(config)) as (*_, loss),
+        fake_training_step(config, COUNTED, spacing(config)) as (*_, loss),
         attention_as_products(),
         Products() as products,
     ):

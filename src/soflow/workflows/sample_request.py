@@ -133,10 +133,9 @@ class SampleRequest:
             The request, for `soflow.sample` and `soflow.sample_to_file`.
 
         Raises:
-            InputError: If a class or the sampler is unknown, the sampler does not work with the
-                objective or does not support `nfe` or `times`, the null label was not trained,
-                conditions are missing or do not fit, or the run was not trained with this guidance
-                scale.
+            InputError: If a class or the sampler is unknown, the sampler does not support `nfe` or
+                `times`, the null label was not trained, conditions are missing or do not fit, or
+                the run was not trained with this guidance scale.
         """
         if num is not None:
             require_whole(1, num=num)
@@ -150,7 +149,6 @@ class SampleRequest:
         jumps = None if times is None else times_given(times)
         nfe = (len(jumps) - 1 if jumps else default_nfe) if nfe is None else nfe
         checked = check_sampler(sampler or default, nfe, jumps)
-        run.config.require_sampler(checked)
         names = run.class_names
         if labels is not None and draw == "random":
             raise InputError("labels and draw=random cannot be combined: leave out one of them")
